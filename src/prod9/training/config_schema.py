@@ -1,0 +1,395 @@
+"""What a configuration may hold: strict, frozen pydantic models, one root per ``stage``.
+
+Field names are the keyword arguments of the class that a section builds; defaults live here only. This
+module imports neither torch nor Lightning, so a config is checked in well under a second.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Triple = Annotated[tuple[int, int, int], Field(strict=False)]
+Spacing = Annotated[tuple[float, float, float], Field(strict=False)]
+Range = Annotated[tuple[float, float], Field(strict=False)]
+Ints = Annotated[tuple[int, ...], Field(strict=False, min_length=1)]
+Bools = Annotated[tuple[bool, ...], Field(strict=False)]
+Names = Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+NonNegative = Annotated[float, Field(ge=0.0)]
+Positive = Annotated[float, Field(gt=0.0)]
+Count = Annotated[int, Field(ge=0)]
+PositiveInt = Annotated[int, Field(ge=1)]
+
+SchedulerType = Literal["log", "log2", "linear", "sqrt", "cosine", "arccos"]
+
+
+class Section(BaseModel):
+    """Base of every section: unknown keys are refused, types are exact, values don't change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    def kwargs(self, *exclude: str) -> dict[str, Any]:
+        """Return the fields as constructor keywords, without ``kind`` and the names in ``exclude``."""
+        return {k: getattr(self, k) for k in type(self).model_fields if k not in {"kind", *exclude}}
+
+
+# -- data -----------------------------------------------------------------------------------------
+
+
+class SplitConfig(Section):
+    """How patients are divided; all time points of a patient stay on one side."""
+
+    train: Fraction = Field(0.8, description="Share of patients to train on.")
+    val: Fraction = Field(0.2, description="Share of patients for model selection.")
+    test: Fraction = Field(0.0, description="Share of patients that only `test` and `evaluate` see.")
+    seed: Count = Field(0, description="Seed of the shuffle.")
+    file: str | None = Field(None, description="A split file to read instead of shuffling.")
+
+    @model_validator(mode="after")
+    def _shares_sum_to_one(self) -> "SplitConfig":
+        total = self.train + self.val + self.test
+        if abs(total - 1.0) > 1e-6:
+            raise ValueError(f"train + val + test must be 1, got {total:g}; adjust one of the three")
+        return self
+
+
+class IntensityConfig(Section):
+    """How raw intensities become [0, 1]."""
+
+    mode: Literal["percentile", "range"] = Field(
+        "percentile", description="`percentile`: robust, per volume, over the foreground; `range`: fixed bounds."
+    )
+    lower: float = Field(0.0, description="Lower percentile, or lower raw intensity.")
+    upper: float = Field(99.5, description="Upper percentile, or upper raw intensity.")
+
+
+class AugmentConfig(Section):
+    """Training-time augmentation; every probability is per sample."""
+
+    flip_prob: Fraction = Field(0.5, description="Left-right flip.")
+    bias_field_prob: Fraction = Field(0.0, description="Smooth multiplicative bias field.")
+    gamma_prob: Fraction = Field(0.0, description="Random gamma between 0.7 and 1.5.")
+    scale_prob: Fraction = Field(0.0, description="Random intensity gain between 0.9 and 1.1.")
+    affine_prob: Fraction = Field(0.0, description="Small random rotation (0.1 rad) and zoom (10%).")
+
+
+class DataConfig(Section):
+    """Where the volumes are and how they become tensors."""
+
+    kind: Literal["brats"] = Field("brats", description="Dataset family.")
+    root: str = Field(description="Folder with the cases.")
+    layout: Literal["auto", "brats2018", "brats2020", "brats2021", "brats2023"] = Field(
+        "auto", description="Folder layout; `auto` detects it from the names."
+    )
+    modalities: Names = Field(("T1", "T1ce", "T2", "FLAIR"), description="Modalities to use.")
+    label_map: dict[str, int] = Field(
+        default={"T1": 0, "T1ce": 1, "T2": 2, "FLAIR": 3}, description="Class label of each modality."
+    )
+    split: SplitConfig = Field(default=SplitConfig(), description="Division of the patients.")
+    spacing: Spacing | None = Field(None, description="Resample to this spacing in mm; null keeps the file's.")
+    grid: Triple = Field((144, 192, 144), description="Voxels of a whole brain: pad or centre-crop to this.")
+    crop_size: Triple | None = Field(None, description="Stage 1: random training crops; null for whole volumes.")
+    whole_volume_fraction: Fraction = Field(
+        0.4, description="Stage 1: last share of the steps that trains on whole volumes at batch 1."
+    )
+    intensity: IntensityConfig = Field(default=IntensityConfig(), description="Intensity scaling.")
+    augment: AugmentConfig = Field(default=AugmentConfig(), description="Augmentation.")
+    batch_size: PositiveInt = Field(1, description="Samples per step and device.")
+    num_workers: Count = Field(0, description="Loader processes.")
+    cache: Literal["none", "memory", "disk"] = Field("memory", description="Where preprocessed volumes are kept.")
+    cache_dir: str | None = Field(None, description="Folder of the disk cache; never inside `root`.")
+    store_dir: str | None = Field(None, description="Folder of the token store; default `<output_dir>/store`.")
+    store_flips: bool = Field(True, description="Stage 2: also encode the left-right mirror of each training volume.")
+
+    @model_validator(mode="after")
+    def _labels_cover_modalities(self) -> "DataConfig":
+        missing = [m for m in self.modalities if m not in self.label_map]
+        if missing:
+            raise ValueError(f"label_map has no label for {', '.join(missing)}; add one each")
+        return self
+
+
+# -- networks -------------------------------------------------------------------------------------
+
+
+class FSQModelConfig(Section):
+    """AutoencoderFSQ."""
+
+    kind: Literal["fsq"] = Field("fsq", description="Autoencoder family.")
+    levels: Ints = Field((8, 8, 8, 6, 5), description="Quantisation levels, one per latent channel.")
+    symmetric: bool = Field(False, description="Codes over all of [-1, 1] for even levels too.")
+    in_channels: PositiveInt = Field(1, description="Image channels in.")
+    out_channels: PositiveInt = Field(1, description="Image channels out.")
+    num_channels: Ints = Field((32, 64, 128), description="Width of each resolution.")
+    num_res_blocks: Ints = Field((2, 2, 2), description="Residual blocks of each resolution.")
+    norm_num_groups: PositiveInt = Field(16, description="Groups of the group normalisation.")
+    attention_levels: Bools | None = Field(None, description="Self-attention per resolution; null for none.")
+    space_to_depth: PositiveInt = Field(
+        1, description="Fold n³ voxels into channels first: n times coarser at almost no cost."
+    )
+    use_checkpointing: bool = Field(False, description="Recompute activations in the backward pass.")
+    use_convtranspose: bool = Field(False, description="Transposed convolutions in the decoder.")
+    norm_float16: bool = Field(False, description="MAISI's half-precision norm; refused on CPU.")
+    num_splits: PositiveInt = Field(1, description="Slabs a convolution is split into, to save memory.")
+    dim_split: Literal[0, 1, 2] = Field(0, description="Axis of the slabs.")
+    save_mem: bool = Field(False, description="Free cached device memory after each block; slow.")
+    native_ops: bool = Field(True, description="Fast operators with the same weights and results.")
+
+
+class DiscriminatorConfig(Section):
+    """Patch discriminator."""
+
+    channels: PositiveInt = Field(32, description="Width of the first layer.")
+    num_layers_d: PositiveInt = Field(3, description="Strided layers.")
+    in_channels: PositiveInt = Field(1, description="Image channels.")
+    norm: Literal["group", "instance", "batch", "none"] = Field("instance", description="Normalisation.")
+
+
+class _DecoderConfig(Section):
+    embed_dim: PositiveInt = Field(512, description="Width E.")
+    num_blocks: PositiveInt = Field(12, description="AdaLN-Zero blocks.")
+    num_heads: PositiveInt = Field(8, description="Attention heads.")
+    mlp_ratio: Positive = Field(4.0, description="Hidden width of the MLP over E.")
+    patch_size: PositiveInt = Field(1, description="Fold p³ tokens into one position.")
+    groups: Literal["balanced", "dense", "per_level"] | list[list[int]] = Field(
+        "balanced", description="How the vocabulary factorises over the FSQ levels."
+    )
+    dropout: Fraction = Field(0.1, description="Dropout in attention output and MLP.")
+    num_bands: PositiveInt | None = Field(None, description="Frequency bands per axis; null: as many as fit.")
+    num_classes: PositiveInt = Field(4, description="Class labels.")
+    use_checkpointing: bool = Field(False, description="Recompute activations in the backward pass.")
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> "_DecoderConfig":
+        if self.embed_dim % self.num_heads:
+            raise ValueError(
+                f"embed_dim ({self.embed_dim}) must be a multiple of num_heads ({self.num_heads}); "
+                f"use {max(self.num_heads, self.embed_dim // self.num_heads * self.num_heads)}"
+            )
+        return self
+
+
+class LabelConditionalModelConfig(_DecoderConfig):
+    """TransformerDecoder conditioned on the class label alone."""
+
+    kind: Literal["label_conditional"] = Field("label_conditional", description="Picks the adapter.")
+
+
+class DecoderModelConfig(_DecoderConfig):
+    """TransformerDecoder conditioned on the target label and the latent of a co-registered source."""
+
+    kind: Literal["decoder"] = Field("decoder", description="Picks the adapter.")
+
+
+TransformerModelConfig = Annotated[
+    LabelConditionalModelConfig | DecoderModelConfig, Field(discriminator="kind")
+]
+
+
+# -- losses ---------------------------------------------------------------------------------------
+
+
+class PerceptualConfig(Section):
+    """Perceptual term; networks with weights are resolved from local files when the config is checked."""
+
+    network: Literal[
+        "none", "focal_frequency", "discriminator_features", "alex", "vgg", "squeeze",
+        "medicalnet_resnet10_23datasets", "medicalnet_resnet50_23datasets", "radimagenet_resnet50",
+    ] = Field("none", description="Feature space of the perceptual loss.")  # fmt: skip
+    weight: NonNegative = Field(0.0, description="Weight of the term.")
+
+
+class AdversarialConfig(Section):
+    """Adversarial term."""
+
+    weight: NonNegative = Field(0.1, description="Weight of the term; 0 builds no discriminator.")
+    criterion: Literal["hinge", "least_squares", "bce"] = Field("least_squares", description="GAN objective.")
+    start_step: Count = Field(0, description="First training step with a discriminator.")
+    adaptive: bool = Field(True, description="Scale by the ratio of gradient norms at the last layer.")
+    adaptive_max: Positive = Field(1e4, description="Upper clamp of that ratio.")
+    gradient_penalty: NonNegative = Field(0.0, description="R1 penalty weight.")
+    learning_rate: Positive = Field(1e-4, description="Discriminator learning rate.")
+    discriminator: DiscriminatorConfig = Field(default=DiscriminatorConfig(), description="Network.")
+
+
+class AutoencoderLossConfig(Section):
+    """VAEGANLoss."""
+
+    reconstruction: Literal["l1", "l2"] = Field("l1", description="Reconstruction distance.")
+    reconstruction_weight: Positive = Field(1.0, description="Its weight.")
+    perceptual: PerceptualConfig = Field(default=PerceptualConfig(), description="Perceptual term.")
+    adversarial: AdversarialConfig = Field(default=AdversarialConfig(), description="Adversarial term.")
+    commitment_weight: NonNegative = Field(0.0, description="Distance of z to its code; FSQ needs none.")
+    range_weight: NonNegative = Field(0.1, description="Penalty on |z| beyond 2, where tanh saturates.")
+
+
+class TransformerLossConfig(Section):
+    """Masked-token loss."""
+
+    label_smoothing: Fraction = Field(0.1, description="Label smoothing.")
+    condition_dropout: Fraction = Field(0.1, description="Share of samples trained without condition (guidance).")
+    background_weight: Fraction = Field(
+        0.25, description="Loss weight of tokens whose volume patch is pure background; 1 weighs all alike."
+    )
+    ordinal_weight: NonNegative = Field(0.0, description="Weight of the ordinal per-level distance loss.")
+
+
+# -- training -------------------------------------------------------------------------------------
+
+
+class LrScheduleConfig(Section):
+    """Learning rate over training steps."""
+
+    kind: Literal["constant", "linear", "cosine"] = Field("cosine", description="Decay after warm-up and plateau.")
+    warmup_steps: Count = Field(100, description="Linear warm-up from zero.")
+    flat_fraction: Fraction = Field(0.0, description="Share of the steps at full rate before the decay.")
+    final_fraction: Fraction = Field(0.02, description="Last rate over the full rate.")
+
+
+class EMAConfig(Section):
+    """Exponential moving average of the weights."""
+
+    decay: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(0.9999, description="Decay per training batch.")
+    start_step: Count = Field(0, description="First step that is averaged.")
+
+
+class TrainingConfig(Section):
+    """Optimisation. A step is one training batch, whatever the number of optimizers."""
+
+    max_steps: PositiveInt = Field(100_000, description="Training batches.")
+    learning_rate: Positive = Field(1e-4, description="Peak learning rate.")
+    betas: Range = Field((0.9, 0.95), description="AdamW betas.")
+    weight_decay: NonNegative = Field(0.01, description="AdamW weight decay.")
+    lr_schedule: LrScheduleConfig = Field(default=LrScheduleConfig(), description="Learning-rate schedule.")
+    gradient_clip_norm: NonNegative = Field(1.0, description="Clip the gradient norm; 0 never clips.")
+    ema: EMAConfig | None = Field(None, description="Weight averaging; null for none.")
+    validate_every_steps: PositiveInt = Field(1000, description="Steps between validations.")
+    log_every_steps: PositiveInt = Field(20, description="Steps between logged values.")
+    max_skipped_steps: PositiveInt = Field(10, description="Stop after so many steps with non-finite loss.")
+    channels_last: bool = Field(True, description="channels_last_3d memory format for convolutions.")
+    compile: bool = Field(False, description="torch.compile the network.")
+
+
+class TrainerConfig(Section):
+    """Where and how it runs."""
+
+    accelerator: Literal["auto", "cpu", "gpu", "mps"] = Field("auto", description="Device type.")
+    devices: PositiveInt | list[int] | Literal["auto"] = Field(1, description="Number of devices, or their ids.")
+    num_nodes: PositiveInt = Field(1, description="Machines.")
+    strategy: Literal["auto", "ddp", "fsdp2"] = Field("auto", description="Parallel strategy.")
+    precision: Literal["auto", "32-true", "bf16-mixed"] = Field(
+        "auto", description="`auto`: bf16-mixed on CUDA, 32-true elsewhere."
+    )
+    loggers: list[Literal["csv", "tensorboard", "wandb", "mlflow"]] = Field(
+        default=["csv", "tensorboard"], description="Where values are logged."
+    )
+    progress: bool = Field(True, description="Progress bar.")
+
+
+class CheckpointConfig(Section):
+    """Which states are kept."""
+
+    monitor: str | None = Field(None, description="Metric that picks the best; null: the stage's default.")
+    mode: Literal["min", "max"] | None = Field(None, description="Direction; null: the stage's default.")
+    save_top_k: PositiveInt = Field(1, description="Best checkpoints kept.")
+    every_steps: PositiveInt | None = Field(None, description="Save `last` so often; null: after validation.")
+
+
+class EarlyStoppingConfig(Section):
+    """Stop when the monitored metric no longer improves."""
+
+    patience: PositiveInt = Field(10, description="Validations without improvement.")
+    min_delta: NonNegative = Field(0.0, description="Smallest change that counts.")
+
+
+class CombinedMetricConfig(Section):
+    """Weights of ``val/combined_metric`` (higher is better)."""
+
+    psnr: NonNegative = Field(1.0, description="Weight of PSNR / 40 dB.")
+    ssim: NonNegative = Field(1.0, description="Weight of SSIM.")
+    lpips: NonNegative = Field(0.0, description="Weight of 1 - LPIPS; needs local weights.")
+
+
+class CallbacksConfig(Section):
+    """Callbacks."""
+
+    checkpoint: CheckpointConfig = Field(default=CheckpointConfig(), description="Checkpoints.")
+    early_stopping: EarlyStoppingConfig | None = Field(None, description="Early stopping; null for none.")
+    combined_metric: CombinedMetricConfig = Field(default=CombinedMetricConfig(), description="Stage 1 selection.")
+    lr_monitor: bool = Field(True, description="Log the learning rate.")
+    num_samples: Count = Field(4, description="Volumes in the picture written at each validation; 0 for none.")
+
+
+class SlidingWindowSection(Section):
+    """SlidingWindowConfig: memory-safe encoding and decoding."""
+
+    roi_size: Triple = Field((64, 64, 64), description="Window in voxels.")
+    overlap: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(0.5, description="Overlap of windows.")
+    sw_batch_size: PositiveInt = Field(1, description="Windows at a time.")
+    mode: Literal["gaussian", "constant", "mean"] = Field("gaussian", description="Blending.")
+    strategy: Literal["whole", "sliding_window"] = Field(
+        "whole", description="`whole` in one pass, or `sliding_window` for bounded memory."
+    )
+
+
+class MaskingConfig(Section):
+    """MaskGiTScheduler, for training and sampling alike."""
+
+    scheduler_type: SchedulerType = Field("log", description="Share of hidden tokens over time.")
+
+
+class SamplerConfig(Section):
+    """MaskGiTSampler."""
+
+    steps: PositiveInt = Field(12, description="Decoding steps.")
+    order: Literal["confidence", "halton", "random"] = Field("confidence", description="Which tokens first.")
+    temperature: Positive = Field(1.0, description="Softmax temperature of the drawn tokens.")
+    gumbel_temperature: NonNegative = Field(4.5, description="`confidence`: annealed Gumbel noise on the ranking.")
+    top_p: Annotated[float, Field(gt=0.0, le=1.0)] = Field(1.0, description="Nucleus; 1 keeps every token.")
+    guidance_scale: NonNegative = Field(0.0, description="Classifier-free guidance; 0 runs no second branch.")
+    guidance_interval: Range = Field((0.0, 1.0), description="Share of the steps [from, to) that is guided.")
+
+
+class InputsConfig(Section):
+    """Checkpoints of earlier stages."""
+
+    autoencoder: str | None = Field(None, description="Stage-1 run folder or checkpoint.")
+
+
+# -- roots ----------------------------------------------------------------------------------------
+
+
+class _RunConfig(Section):
+    output_dir: str = Field(description="Everything this run writes goes here.")
+    seed: Count = Field(0, description="Seed of all randomness in training.")
+    data: DataConfig = Field(description="Data.")
+    training: TrainingConfig = Field(default=TrainingConfig(), description="Optimisation.")
+    trainer: TrainerConfig = Field(default=TrainerConfig(), description="Hardware and logging.")
+    callbacks: CallbacksConfig = Field(default=CallbacksConfig(), description="Callbacks.")
+    sliding_window: SlidingWindowSection = Field(default=SlidingWindowSection(), description="Inference windows.")
+
+
+class AutoencoderConfig(_RunConfig):
+    """Stage 1, MaskGiT."""
+
+    stage: Literal["autoencoder"] = Field("autoencoder", description="Stage.")
+    model: FSQModelConfig = Field(default=FSQModelConfig(), description="Autoencoder.")
+    loss: AutoencoderLossConfig = Field(default=AutoencoderLossConfig(), description="Loss.")
+
+
+class TransformerConfig(_RunConfig):
+    """Stage 2, MaskGiT."""
+
+    stage: Literal["transformer"] = Field("transformer", description="Stage.")
+    inputs: InputsConfig = Field(default=InputsConfig(), description="Earlier stages.")
+    model: TransformerModelConfig = Field(description="Decoder.")
+    loss: TransformerLossConfig = Field(default=TransformerLossConfig(), description="Loss.")
+    masking: MaskingConfig = Field(default=MaskingConfig(), description="Masking schedule.")
+    sampler: SamplerConfig = Field(default=SamplerConfig(), description="Sampler.")
+
+
+RunConfig = AutoencoderConfig | TransformerConfig
+STAGES: dict[str, type[AutoencoderConfig] | type[TransformerConfig]] = {
+    "autoencoder": AutoencoderConfig,
+    "transformer": TransformerConfig,
+}
