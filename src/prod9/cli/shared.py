@@ -1,0 +1,221 @@
+"""What every command shares: option types, loading the config, printing, and errors as messages.
+
+A command module looks like this, with everything heavy imported inside the functions::
+
+    app = new_app("Train the autoencoder.")
+
+    @app.command()
+    def train(config: ConfigOption, overrides: SetOption = None, debug: DebugOption = False) -> None:
+        run_config = load(config, stage="autoencoder", overrides=overrides)
+        from prod9.training.run import train as run_training
+        ...
+
+    def main() -> None:
+        run_app(app)
+
+Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 130 interrupted. Results go to stdout;
+messages and progress go to stderr, so that ``--json`` and ``--print-config`` can be piped.
+"""
+
+import json
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+
+from prod9.errors import Prod9Error
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+    from prod9.training.config_schema import RunConfig
+
+DONE, FAILED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
+DEBUG_FLAG = "--debug"
+_DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
+
+console = Console(soft_wrap=True, highlight=False)
+"""Standard output: results."""
+messages = Console(stderr=True, soft_wrap=True, highlight=False)
+"""Standard error: messages, warnings, progress."""
+
+
+def _checked_device(value: str) -> str:
+    if not _DEVICE.fullmatch(value):
+        raise typer.BadParameter(f"expected auto, cpu, mps, cuda or cuda:N, got {value!r}")
+    return value
+
+
+ConfigOption = Annotated[
+    str,
+    typer.Option(
+        "--config",
+        "-c",
+        metavar="NAME_OR_PATH",
+        help="A YAML file, or the name of a shipped config (`prod9 configs list`).",
+    ),
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Change one value, e.g. training.max_steps=10; repeatable."
+    ),
+]
+OutputDirOption = Annotated[
+    str | None,
+    typer.Option("--output-dir", metavar="DIR", help="Write here instead of the config's output_dir."),
+]
+DeviceOption = Annotated[
+    str,
+    typer.Option(
+        "--device", metavar="auto|cpu|cuda:N|mps", callback=_checked_device, help="Where to compute."
+    ),
+]
+SeedOption = Annotated[
+    int | None, typer.Option("--seed", min=0, help="Seed of all randomness, instead of the config's.")
+]
+CheckOption = Annotated[
+    bool,
+    typer.Option("--check", help="Check everything, build the model, estimate memory and disk, then stop."),
+]
+PrintConfigOption = Annotated[
+    bool, typer.Option("--print-config", help="Print the config with every default filled in, then stop.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+DebugOption = Annotated[bool, typer.Option(DEBUG_FLAG, help="On an error, print the full traceback.")]
+
+
+class Interrupted(Prod9Error):
+    """The user pressed Ctrl-C; the message says what was kept and how to go on."""
+
+    exit_code = INTERRUPTED
+
+
+def new_app(text: str) -> typer.Typer:
+    """Return an empty command group with prod9's settings; ``text`` is its help.
+
+    The empty callback keeps it a group when it holds a single command.
+    """
+    app = typer.Typer(
+        help=text,
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode="markdown",
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback(help=text)(lambda: None)
+    return app
+
+
+def load(
+    config: str,
+    *,
+    stage: str | None = None,
+    overrides: Sequence[str] | None = None,
+    output_dir: str | None = None,
+    seed: int | None = None,
+) -> "RunConfig":
+    """Load a config for a command: ``--output-dir`` and ``--seed`` win over ``--set``, that over the file."""
+    from prod9.training.config import load_config
+
+    changes: list[str | tuple[str, Any]] = list(overrides or [])
+    if output_dir is not None:
+        changes.append(("output_dir", output_dir))
+    if seed is not None:
+        changes.append(("seed", seed))
+    return load_config(config, overrides=changes, stage=stage)
+
+
+def print_config(config: "RunConfig") -> None:
+    """Print ``config`` to stdout as YAML that ``--config`` accepts again."""
+    from prod9.training.config import dump_config
+
+    sys.stdout.write(dump_config(config))
+
+
+def print_json(value: Any) -> None:
+    """Print ``value`` to stdout as JSON, NaN refused (JSON has none)."""
+    sys.stdout.write(json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def print_error(message: str) -> None:
+    """Print one message to stderr, never as markup: file names may hold brackets."""
+    messages.print("Error:", style="bold red", end=" ")
+    messages.print(message, markup=False)
+
+
+def progress() -> "Progress":
+    """Return a progress display on stderr with counts, rate and time left, to be used as a context."""
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TaskProgressColumn,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=30),
+        MofNCompleteColumn(),
+        TaskProgressColumn(show_speed=True),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=messages,
+    )
+
+
+@contextmanager
+def resumable(hint: str) -> Iterator[None]:
+    """Turn Ctrl-C inside the block into one message that ends with ``hint``: how to go on from here."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        raise Interrupted(hint) from error
+
+
+def run(app: typer.Typer, args: Sequence[str] | None = None) -> int:
+    """Run ``app`` on ``args`` (default: the command line) and return the exit code.
+
+    A :class:`Prod9Error` becomes one message and its exit code, any other exception one line and 1. With
+    ``--debug`` anywhere on the line the traceback is printed first.
+    """
+    arguments = list(sys.argv[1:] if args is None else args)
+    try:
+        typer.main.get_command(app)(args=arguments)
+    except SystemExit as stop:
+        code = stop.code if isinstance(stop.code, int) else DONE if stop.code is None else FAILED
+        if code == INTERRUPTED:
+            print_error("Interrupted.")
+        return code
+    except KeyboardInterrupt:
+        print_error("Interrupted.")
+        return INTERRUPTED
+    except Exception as error:
+        return _report(error, debug=DEBUG_FLAG in arguments)
+    return DONE
+
+
+def run_app(app: typer.Typer) -> NoReturn:
+    """Run ``app`` on the command line and exit; the body of every ``main``."""
+    sys.exit(run(app))
+
+
+def _report(error: Exception, *, debug: bool) -> int:
+    if debug:
+        messages.print_exception()
+    if isinstance(error, Prod9Error):
+        print_error(str(error))
+        return error.exit_code
+    text = " ".join(str(error).split())
+    hint = "" if debug else f"\nRun again with {DEBUG_FLAG} for the traceback."
+    print_error(f"{type(error).__name__}: {text}{hint}" if text else f"{type(error).__name__}.{hint}")
+    return FAILED
