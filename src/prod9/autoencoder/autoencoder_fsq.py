@@ -1,0 +1,312 @@
+"""Stage 1, MaskGiT: an autoencoder whose latent is a grid of discrete tokens.
+
+Finite scalar quantisation (Mentzer et al., arXiv 2309.15505) rounds each latent channel to a few levels;
+the product of the levels is the vocabulary, and there is no codebook to learn. The network is MONAI's
+AutoencoderKlMaisi with its parameter names.
+"""
+
+import warnings
+from collections.abc import Sequence
+from math import prod
+
+import torch
+from jaxtyping import Int64
+from monai.apps.generation.maisi.networks.autoencoderkl_maisi import AutoencoderKlMaisi
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from prod9.autoencoder.fsq_function import FSQConstants, StraightThrough
+from prod9.autoencoder.native_ops import use_native_ops
+from prod9.types import AutoencoderOutput, Latent, TokenGrid, Volume, VolumeOut
+
+EPSILON = 1e-3
+MAX_LEVELS = 1000  # beyond, the margin ε of the half-range is wider than half a level
+
+
+class FiniteScalarQuantizer(nn.Module):
+    """Round each latent channel to ``levels[i]`` values; channel-first, float32 inside, exact indices.
+
+    Per channel with L levels: half-range h = (L−1)(1+ε)/2, offset o = ½ for even L, else 0,
+    bounded = tanh(z + artanh(o/h))·h − o, level = round(bounded), code = level/⌊L/2⌋. Codes of even L lie
+    in [−1, 1−2/L]. ``symmetric`` uses ⌊(L−1)(tanh z + 1)/2 + ½⌋ instead, with codes over all of [−1, 1].
+    An index packs the digits (levels counted from 0) in mixed radix, first channel fastest.
+
+    Raises ValueError for levels outside 2..1000 and vocabularies beyond int64; levels below 5 lose
+    quality and warn.
+    """
+
+    levels: Tensor
+    basis: Tensor
+
+    def __init__(self, levels: Sequence[int], *, symmetric: bool = False) -> None:
+        super().__init__()
+        _check_levels(levels)
+        self.symmetric = symmetric
+        self.num_levels = tuple(levels)
+        self.vocab_size = prod(levels)
+        self.strides = tuple(prod(levels[:i]) for i in range(len(levels)))
+        self.register_buffer("levels", torch.tensor(self.num_levels))
+        self.register_buffer("basis", torch.tensor(self.strides))
+        for name, value in _constants(self.num_levels, symmetric)._asdict().items():
+            self.register_buffer(f"_{name}", value, persistent=False)
+        # The digit of a code of 0: half-integer for even symmetric levels.
+        self._zeros = tuple((n - 1) / 2 if symmetric else float(n // 2) for n in levels)
+
+    def forward(self, z: Latent) -> tuple[Latent, TokenGrid]:
+        """Return codes with straight-through gradient, in the dtype of ``z``, and their indices."""
+        codes, level = self._quantize(z)
+        return codes.to(z.dtype), self._pack(level)
+
+    def quantize(self, z: Latent) -> Latent:
+        """Return the code nearest to each bounded value, with the gradient of the bounded value."""
+        return self._quantize(z)[0].to(z.dtype)
+
+    def codes_to_indices(self, codes: Latent) -> TokenGrid:
+        """Return the indices of ``codes``, each level rounded first: exact from half-precision codes too.
+
+        Exact for float16 and, up to 256 levels, for bfloat16 codes.
+        """
+        level = codes.detach().float() * self._width
+        if self.symmetric:
+            return self._pack(level.add_(self._centre).round_().sub_(self._centre))
+        return self._pack(level.round_())
+
+    def indices_to_codes(self, indices: TokenGrid) -> Latent:
+        """Return the float32 codes ``[B Z h w d]`` of ``indices``: the exact inverse of codes_to_indices."""
+        digits = self.indices_to_digits(indices).movedim(-1, 1).to(self._width.dtype)
+        zero = self._centre if self.symmetric else self._width
+        return (digits - zero) / self._width
+
+    def indices_to_digits(self, indices: Int64[Tensor, "*grid"]) -> Int64[Tensor, "*grid Z"]:
+        """Unpack indices into one digit a channel, 0 ≤ digit < level, on a new last axis."""
+        return (indices.unsqueeze(-1) // self.basis) % self.levels
+
+    def digits_to_indices(self, digits: Int64[Tensor, "*grid Z"]) -> Int64[Tensor, "*grid"]:
+        """Pack digits into indices; the inverse of indices_to_digits."""
+        return (digits * self.basis).sum(-1)
+
+    def _quantize(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        if z.shape[1] != len(self.num_levels):
+            raise ValueError(f"z must have {len(self.num_levels)} channels, one per level, got {z.shape[1]}.")
+        with torch.autocast(z.device.type, enabled=False):
+            z = z if z.dtype == torch.float64 else z.float()
+            constants = (self._shift, self._scale, self._offset, self._centre, self._width)
+            return StraightThrough.apply(z, self.symmetric, *constants)
+
+    def _pack(self, level: Tensor) -> Tensor:
+        """Return Σ stride · digit: in float32 where that is exact (three times faster), else in int64."""
+        if self.vocab_size > 2**22:
+            digits = [
+                level[:, i].add(zero).long() * s
+                for i, (zero, s) in enumerate(zip(self._zeros, self.strides, strict=True))
+            ]
+            return torch.stack(digits).sum(0)
+        index = level[:, 0] + sum(
+            zero * stride for zero, stride in zip(self._zeros, self.strides, strict=True)
+        )
+        for i in range(1, len(self.strides)):
+            index.add_(level[:, i], alpha=self.strides[i])
+        return index.long()
+
+
+def _check_levels(levels: Sequence[int]) -> None:
+    if not levels or min(levels) < 2 or max(levels) > MAX_LEVELS:
+        raise ValueError(
+            f"levels must be a non-empty list of integers from 2 to {MAX_LEVELS}, got {list(levels)}."
+        )
+    if prod(levels) >= 2**63:
+        raise ValueError(
+            f"the product of levels must fit int64, got {prod(levels)}; use fewer or lower levels."
+        )
+    if min(levels) < 5:
+        warnings.warn(
+            f"levels below 5 lose quality (FSQ paper, section 4), got {list(levels)}.", stacklevel=3
+        )
+
+
+def _constants(levels: Sequence[int], symmetric: bool) -> FSQConstants:
+    count = torch.tensor(levels, dtype=torch.float64)
+    half = (count - 1) / 2
+    if symmetric:
+        values = FSQConstants(torch.zeros_like(half), half, half, half, half)
+    else:
+        reach = half * (1 + EPSILON)
+        shift = torch.where(count % 2 == 0, 0.5, 0.0)
+        values = FSQConstants(torch.atanh(shift / reach), reach, -shift, torch.zeros_like(half), count // 2)
+    return FSQConstants(*(v.float().view(-1, 1, 1, 1) for v in values))
+
+
+class AutoencoderFSQ(AutoencoderKlMaisi):
+    """Encoder, finite scalar quantiser and decoder over whole volumes or crops.
+
+    Sides must be multiples of ``downsampling_factor`` (``check_sides``). ``space_to_depth`` folds n³ voxels
+    into channels before the network and unfolds them after it, without parameters. The keywords are those
+    of the ``model`` section of a stage-1 configuration and mean what they say there.
+    """
+
+    def __init__(
+        self,
+        *,
+        levels: Sequence[int],
+        num_channels: Sequence[int],
+        num_res_blocks: Sequence[int],
+        norm_num_groups: int,
+        symmetric: bool = False,
+        in_channels: int = 1,
+        out_channels: int = 1,
+        attention_levels: Sequence[bool] | None = None,
+        space_to_depth: int = 1,
+        use_checkpointing: bool = False,
+        use_convtranspose: bool = False,
+        norm_float16: bool = False,
+        num_splits: int = 1,
+        dim_split: int = 0,
+        save_mem: bool = False,
+        native_ops: bool = True,
+    ) -> None:
+        super().__init__(
+            spatial_dims=3,
+            in_channels=in_channels * space_to_depth**3,
+            out_channels=out_channels * space_to_depth**3,
+            num_res_blocks=num_res_blocks,
+            num_channels=num_channels,
+            attention_levels=attention_levels or (False,) * len(num_channels),
+            latent_channels=len(levels),
+            norm_num_groups=norm_num_groups,
+            use_checkpointing=use_checkpointing,
+            use_convtranspose=use_convtranspose,
+            num_splits=num_splits,
+            dim_split=dim_split,
+            norm_float16=norm_float16,
+            save_mem=save_mem,
+        )
+        # FSQ has no variance; parameters without a gradient would hang distributed training.
+        del self.quant_conv_log_sigma
+        self.quantizer = FiniteScalarQuantizer(levels, symmetric=symmetric)
+        self.levels = tuple(levels)
+        self.vocab_size = self.quantizer.vocab_size
+        self.space_to_depth = space_to_depth
+        self.downsampling_factor = space_to_depth * 2 ** (len(num_channels) - 1)
+        self.norm_float16 = norm_float16
+        self.save_mem = save_mem
+        if native_ops:
+            use_native_ops(self)
+
+    @property
+    def last_layer(self) -> nn.Parameter:
+        """The weight of the decoder's last convolution, for the adaptive adversarial weight."""
+        return self.decoder.blocks[-1].conv.conv.weight
+
+    def check_sides(self, shape: Sequence[int]) -> None:
+        """Raise ValueError unless the last three entries of ``shape`` are multiples of the factor."""
+        sides, factor = tuple(shape[-3:]), self.downsampling_factor
+        if any(side % factor or side < factor for side in sides):
+            fit = tuple(max(factor, -(-side // factor) * factor) for side in sides)
+            raise ValueError(f"sides must be multiples of {factor}, got {sides}; pad to {fit}.")
+
+    def encode(self, x: Volume) -> Latent:
+        """Return z before quantisation, float32: the last two convolutions never run in half precision."""
+        self._check_input(x)
+        *body, last = self.encoder.blocks
+        h = self._run(body, _fold(x, self.space_to_depth))
+        with torch.autocast(x.device.type, enabled=False):
+            h = h.to(self.quant_conv_mu.conv.weight.dtype)
+            return self.quant_conv_mu(last(h)).float()
+
+    def quantize(self, z: Latent) -> Latent:
+        """Return codes in [−1, 1] with straight-through gradient."""
+        return self.quantizer.quantize(z)
+
+    def embed(self, codes: Latent) -> TokenGrid:
+        """Return the token of each code vector. Raises on NaN or infinity instead of inventing a token."""
+        _refuse_non_finite(codes)
+        return self.quantizer.codes_to_indices(codes)
+
+    def indices_to_codes(self, tokens: TokenGrid) -> Latent:
+        """Return the codes of ``tokens``; the exact inverse of ``embed``."""
+        return self.quantizer.indices_to_codes(tokens)
+
+    def decode(self, codes: Latent) -> VolumeOut:
+        """Return the volume of ``codes``, in the dtype of ``codes`` whatever autocast does inside."""
+        h = self._run(self.decoder.blocks, self.post_quant_conv(codes))
+        return _unfold(h, self.space_to_depth).to(codes.dtype)
+
+    def decode_tokens(self, tokens: TokenGrid) -> VolumeOut:
+        """Return the volume of ``tokens``."""
+        return self.decode(self.indices_to_codes(tokens))
+
+    def forward(self, x: Volume) -> AutoencoderOutput:
+        """Encode, quantise, decode; deterministic in training and evaluation."""
+        z = self.encode(x)
+        _refuse_non_finite(z)
+        codes, tokens = self.quantizer(z)
+        return AutoencoderOutput(self.decode(codes), codes, z, None, tokens)
+
+    def reconstruct(self, x: Volume) -> VolumeOut:
+        """Return the volume after a pass through the tokens."""
+        return self.forward(x).reconstruction
+
+    def encode_stage_2_inputs(self, x: Volume) -> Latent:
+        """Return the codes of ``x``."""
+        return self.quantize(self.encode(x))
+
+    def decode_stage_2_outputs(self, z: Latent) -> VolumeOut:
+        """Return the volume of codes."""
+        return self.decode(z)
+
+    def sampling(self, z_mu: Tensor, z_sigma: Tensor) -> Tensor:
+        """Refuse: a quantised latent has no variance to sample from."""
+        raise TypeError("AutoencoderFSQ does not sample its latent; use quantize(encode(x)).")
+
+    @torch.no_grad()
+    def calibrate(self, x: Volume) -> None:
+        """Rescale ``quant_conv_mu`` in place so that z of ``x`` has mean 0 and std 1 in each channel.
+
+        Outside the quantiser's range tanh saturates and nothing is learnt; call once, before training.
+        """
+        z = self.encode(x)
+        mean = z.mean((0, 2, 3, 4))
+        std = z.std((0, 2, 3, 4), correction=0).clamp_min(1e-6)
+        conv = self.quant_conv_mu.conv
+        conv.bias.sub_(mean).div_(std)
+        conv.weight.div_(std.view(-1, 1, 1, 1, 1))
+
+    def _check_input(self, x: Tensor) -> None:
+        self.check_sides(x.shape)
+        if self.norm_float16 and x.device.type == "cpu":
+            raise ValueError(
+                "norm_float16 does not run on CPU; set norm_float16 to false, the weights are the same."
+            )
+
+    def _run(self, blocks: Sequence[nn.Module], h: Tensor) -> Tensor:
+        for block in blocks:
+            h = checkpoint(block, h, use_reentrant=False) if self.use_checkpoint else block(h)
+            if self.save_mem and h.is_cuda:
+                torch.cuda.empty_cache()
+        return h
+
+
+def _refuse_non_finite(values: Tensor) -> None:
+    if values.device.type == "cuda":
+        # Asynchronous: a check on the host would wait for the device in every step.
+        torch._assert_async(torch.isfinite(values).all())
+    elif not torch.isfinite(values).all():
+        raise ValueError("the latent holds NaN or infinity; lower the learning rate or check the input.")
+
+
+def _fold(x: Tensor, n: int) -> Tensor:
+    """Move n³ neighbouring voxels into channels: ``[B C H W D]`` → ``[B C·n³ H/n W/n D/n]``."""
+    if n == 1:
+        return x
+    B, C, H, W, D = x.shape
+    x = x.reshape(B, C, H // n, n, W // n, n, D // n, n).permute(0, 1, 3, 5, 7, 2, 4, 6)
+    return x.reshape(B, C * n**3, H // n, W // n, D // n)
+
+
+def _unfold(x: Tensor, n: int) -> Tensor:
+    """Undo `_fold`."""
+    if n == 1:
+        return x
+    B, C, h, w, d = x.shape
+    x = x.reshape(B, C // n**3, n, n, n, h, w, d).permute(0, 1, 5, 2, 6, 3, 7, 4)
+    return x.reshape(B, C // n**3, h * n, w * n, d * n)
