@@ -62,12 +62,12 @@ ConfigOption = Annotated[
 SetOption = Annotated[
     list[str] | None,
     typer.Option(
-        "--set", metavar="KEY=VALUE", help="Change one value, e.g. training.max_steps=10; repeatable."
+        "--set", metavar="KEY=VALUE", help="Change a value, e.g. training.max_steps=10; repeatable."
     ),
 ]
 OutputDirOption = Annotated[
     str | None,
-    typer.Option("--output-dir", metavar="DIR", help="Write here instead of the config's output_dir."),
+    typer.Option("--output-dir", metavar="DIR", help="Write here, not to the config's output_dir."),
 ]
 DeviceOption = Annotated[
     str,
@@ -89,7 +89,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object 
 DebugOption = Annotated[bool, typer.Option(DEBUG_FLAG, help="On an error, print the full traceback.")]
 
 
-class Interrupted(Prod9Error):
+class Interrupted(Prod9Error):  # noqa: N818 (an interrupt is no error)
     """The user pressed Ctrl-C; the message says what was kept and how to go on."""
 
     exit_code = INTERRUPTED

@@ -57,7 +57,8 @@ class IntensityConfig(Section):
     """How raw intensities become [0, 1]."""
 
     mode: Literal["percentile", "range"] = Field(
-        "percentile", description="`percentile`: robust, per volume, over the foreground; `range`: fixed bounds."
+        "percentile",
+        description="`percentile`: robust, per volume, over the foreground; `range`: fixed bounds.",
     )
     lower: float = Field(0.0, description="Lower percentile, or lower raw intensity.")
     upper: float = Field(99.5, description="Upper percentile, or upper raw intensity.")
@@ -86,9 +87,13 @@ class DataConfig(Section):
         default={"T1": 0, "T1ce": 1, "T2": 2, "FLAIR": 3}, description="Class label of each modality."
     )
     split: SplitConfig = Field(default=SplitConfig(), description="Division of the patients.")
-    spacing: Spacing | None = Field(None, description="Resample to this spacing in mm; null keeps the file's.")
+    spacing: Spacing | None = Field(
+        None, description="Resample to this spacing in mm; null keeps the file's."
+    )
     grid: Triple = Field((144, 192, 144), description="Voxels of a whole brain: pad or centre-crop to this.")
-    crop_size: Triple | None = Field(None, description="Stage 1: random training crops; null for whole volumes.")
+    crop_size: Triple | None = Field(
+        None, description="Stage 1: random training crops; null for whole volumes."
+    )
     whole_volume_fraction: Fraction = Field(
         0.4, description="Stage 1: last share of the steps that trains on whole volumes at batch 1."
     )
@@ -96,10 +101,16 @@ class DataConfig(Section):
     augment: AugmentConfig = Field(default=AugmentConfig(), description="Augmentation.")
     batch_size: PositiveInt = Field(1, description="Samples per step and device.")
     num_workers: Count = Field(0, description="Loader processes.")
-    cache: Literal["none", "memory", "disk"] = Field("memory", description="Where preprocessed volumes are kept.")
+    cache: Literal["none", "memory", "disk"] = Field(
+        "memory", description="Where preprocessed volumes are kept."
+    )
     cache_dir: str | None = Field(None, description="Folder of the disk cache; never inside `root`.")
-    store_dir: str | None = Field(None, description="Folder of the token store; default `<output_dir>/store`.")
-    store_flips: bool = Field(True, description="Stage 2: also encode the left-right mirror of each training volume.")
+    store_dir: str | None = Field(
+        None, description="Folder of the token store; default `<output_dir>/store`."
+    )
+    store_flips: bool = Field(
+        True, description="Stage 2: also encode the left-right mirror of each training volume."
+    )
 
     @model_validator(mode="after")
     def _labels_cover_modalities(self) -> "DataConfig":
@@ -227,7 +238,9 @@ class TransformerLossConfig(Section):
     """Masked-token loss."""
 
     label_smoothing: Fraction = Field(0.1, description="Label smoothing.")
-    condition_dropout: Fraction = Field(0.1, description="Share of samples trained without condition (guidance).")
+    condition_dropout: Fraction = Field(
+        0.1, description="Share of samples trained without condition (guidance)."
+    )
     background_weight: Fraction = Field(
         0.25, description="Loss weight of tokens whose volume patch is pure background; 1 weighs all alike."
     )
@@ -240,7 +253,9 @@ class TransformerLossConfig(Section):
 class LrScheduleConfig(Section):
     """Learning rate over training steps."""
 
-    kind: Literal["constant", "linear", "cosine"] = Field("cosine", description="Decay after warm-up and plateau.")
+    kind: Literal["constant", "linear", "cosine"] = Field(
+        "cosine", description="Decay after warm-up and plateau."
+    )
     warmup_steps: Count = Field(100, description="Linear warm-up from zero.")
     flat_fraction: Fraction = Field(0.0, description="Share of the steps at full rate before the decay.")
     final_fraction: Fraction = Field(0.02, description="Last rate over the full rate.")
@@ -274,7 +289,9 @@ class TrainerConfig(Section):
     """Where and how it runs."""
 
     accelerator: Literal["auto", "cpu", "gpu", "mps"] = Field("auto", description="Device type.")
-    devices: PositiveInt | list[int] | Literal["auto"] = Field(1, description="Number of devices, or their ids.")
+    devices: PositiveInt | list[int] | Literal["auto"] = Field(
+        1, description="Number of devices, or their ids."
+    )
     num_nodes: PositiveInt = Field(1, description="Machines.")
     strategy: Literal["auto", "ddp", "fsdp2"] = Field("auto", description="Parallel strategy.")
     precision: Literal["auto", "32-true", "bf16-mixed"] = Field(
@@ -315,9 +332,13 @@ class CallbacksConfig(Section):
 
     checkpoint: CheckpointConfig = Field(default=CheckpointConfig(), description="Checkpoints.")
     early_stopping: EarlyStoppingConfig | None = Field(None, description="Early stopping; null for none.")
-    combined_metric: CombinedMetricConfig = Field(default=CombinedMetricConfig(), description="Stage 1 selection.")
+    combined_metric: CombinedMetricConfig = Field(
+        default=CombinedMetricConfig(), description="Stage 1 selection."
+    )
     lr_monitor: bool = Field(True, description="Log the learning rate.")
-    num_samples: Count = Field(4, description="Volumes in the picture written at each validation; 0 for none.")
+    num_samples: Count = Field(
+        4, description="Volumes in the picture written at each validation; 0 for none."
+    )
 
 
 class SlidingWindowSection(Section):
@@ -344,7 +365,9 @@ class SamplerConfig(Section):
     steps: PositiveInt = Field(12, description="Decoding steps.")
     order: Literal["confidence", "halton", "random"] = Field("confidence", description="Which tokens first.")
     temperature: Positive = Field(1.0, description="Softmax temperature of the drawn tokens.")
-    gumbel_temperature: NonNegative = Field(4.5, description="`confidence`: annealed Gumbel noise on the ranking.")
+    gumbel_temperature: NonNegative = Field(
+        4.5, description="`confidence`: annealed Gumbel noise on the ranking."
+    )
     top_p: Annotated[float, Field(gt=0.0, le=1.0)] = Field(1.0, description="Nucleus; 1 keeps every token.")
     guidance_scale: NonNegative = Field(0.0, description="Classifier-free guidance; 0 runs no second branch.")
     guidance_interval: Range = Field((0.0, 1.0), description="Share of the steps [from, to) that is guided.")
@@ -366,7 +389,9 @@ class _RunConfig(Section):
     training: TrainingConfig = Field(default=TrainingConfig(), description="Optimisation.")
     trainer: TrainerConfig = Field(default=TrainerConfig(), description="Hardware and logging.")
     callbacks: CallbacksConfig = Field(default=CallbacksConfig(), description="Callbacks.")
-    sliding_window: SlidingWindowSection = Field(default=SlidingWindowSection(), description="Inference windows.")
+    sliding_window: SlidingWindowSection = Field(
+        default=SlidingWindowSection(), description="Inference windows."
+    )
 
 
 class AutoencoderConfig(_RunConfig):
