@@ -133,7 +133,7 @@ def _constants(levels: Sequence[int], symmetric: bool) -> FSQConstants:
         reach = half * (1 + EPSILON)
         shift = torch.where(count % 2 == 0, 0.5, 0.0)
         values = FSQConstants(torch.atanh(shift / reach), reach, -shift, torch.zeros_like(half), count // 2)
-    return FSQConstants(*(v.float().view(-1, 1, 1, 1) for v in values))
+    return FSQConstants(*(v.float().view(1, -1, 1, 1, 1) for v in values))
 
 
 class AutoencoderFSQ(AutoencoderKlMaisi):

@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 class FSQConstants(NamedTuple):
-    """Per-channel constants, shape ``[Z 1 1 1]``: level = round(tanh(z + shift) · scale + offset) − centre.
+    """Per-channel constants, shape ``[1 Z 1 1 1]``: level = round(tanh(z + shift) · scale + offset) − centre.
 
     ``width`` is the number of levels from zero to a code of −1; code = level / width.
     """
