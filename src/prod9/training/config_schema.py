@@ -39,11 +39,11 @@ class Section(BaseModel):
 class SplitConfig(Section):
     """How patients are divided; all time points of a patient stay on one side."""
 
-    train: Fraction = Field(0.8, description="Share of patients to train on.")
-    val: Fraction = Field(0.2, description="Share of patients for model selection.")
-    test: Fraction = Field(0.0, description="Share of patients that only `test` and `evaluate` see.")
-    seed: Count = Field(0, description="Seed of the shuffle.")
-    file: str | None = Field(None, description="A split file to read instead of shuffling.")
+    train: Fraction = Field(default=0.8, description="Share of patients to train on.")
+    val: Fraction = Field(default=0.2, description="Share of patients for model selection.")
+    test: Fraction = Field(default=0.0, description="Share of patients that only `test` and `evaluate` see.")
+    seed: Count = Field(default=0, description="Seed of the shuffle.")
+    file: str | None = Field(default=None, description="A split file to read instead of shuffling.")
 
     @model_validator(mode="after")
     def _shares_sum_to_one(self) -> "SplitConfig":
@@ -57,59 +57,61 @@ class IntensityConfig(Section):
     """How raw intensities become [0, 1]."""
 
     mode: Literal["percentile", "range"] = Field(
-        "percentile",
+        default="percentile",
         description="`percentile`: robust, per volume, over the foreground; `range`: fixed bounds.",
     )
-    lower: float = Field(0.0, description="Lower percentile, or lower raw intensity.")
-    upper: float = Field(99.5, description="Upper percentile, or upper raw intensity.")
+    lower: float = Field(default=0.0, description="Lower percentile, or lower raw intensity.")
+    upper: float = Field(default=99.5, description="Upper percentile, or upper raw intensity.")
 
 
 class AugmentConfig(Section):
     """Training-time augmentation; every probability is per sample."""
 
-    flip_prob: Fraction = Field(0.5, description="Left-right flip.")
-    bias_field_prob: Fraction = Field(0.0, description="Smooth multiplicative bias field.")
-    gamma_prob: Fraction = Field(0.0, description="Random gamma between 0.7 and 1.5.")
-    scale_prob: Fraction = Field(0.0, description="Random intensity gain between 0.9 and 1.1.")
-    affine_prob: Fraction = Field(0.0, description="Small random rotation (0.1 rad) and zoom (10%).")
+    flip_prob: Fraction = Field(default=0.5, description="Left-right flip.")
+    bias_field_prob: Fraction = Field(default=0.0, description="Smooth multiplicative bias field.")
+    gamma_prob: Fraction = Field(default=0.0, description="Random gamma between 0.7 and 1.5.")
+    scale_prob: Fraction = Field(default=0.0, description="Random intensity gain between 0.9 and 1.1.")
+    affine_prob: Fraction = Field(default=0.0, description="Small random rotation (0.1 rad) and zoom (10%).")
 
 
 class DataConfig(Section):
     """Where the volumes are and how they become tensors."""
 
-    kind: Literal["brats"] = Field("brats", description="Dataset family.")
+    kind: Literal["brats"] = Field(default="brats", description="Dataset family.")
     root: str = Field(description="Folder with the cases.")
     layout: Literal["auto", "brats2018", "brats2020", "brats2021", "brats2023"] = Field(
-        "auto", description="Folder layout; `auto` detects it from the names."
+        default="auto", description="Folder layout; `auto` detects it from the names."
     )
-    modalities: Names = Field(("T1", "T1ce", "T2", "FLAIR"), description="Modalities to use.")
+    modalities: Names = Field(default=("T1", "T1ce", "T2", "FLAIR"), description="Modalities to use.")
     label_map: dict[str, int] = Field(
         default={"T1": 0, "T1ce": 1, "T2": 2, "FLAIR": 3}, description="Class label of each modality."
     )
     split: SplitConfig = Field(default=SplitConfig(), description="Division of the patients.")
     spacing: Spacing | None = Field(
-        None, description="Resample to this spacing in mm; null keeps the file's."
+        default=None, description="Resample to this spacing in mm; null keeps the file's."
     )
-    grid: Triple = Field((144, 192, 144), description="Voxels of a whole brain: pad or centre-crop to this.")
+    grid: Triple = Field(
+        default=(144, 192, 144), description="Voxels of a whole brain: pad or centre-crop to this."
+    )
     crop_size: Triple | None = Field(
-        None, description="Stage 1: random training crops; null for whole volumes."
+        default=None, description="Stage 1: random training crops; null for whole volumes."
     )
     whole_volume_fraction: Fraction = Field(
-        0.4, description="Stage 1: last share of the steps that trains on whole volumes at batch 1."
+        default=0.4, description="Stage 1: last share of the steps that trains on whole volumes at batch 1."
     )
     intensity: IntensityConfig = Field(default=IntensityConfig(), description="Intensity scaling.")
     augment: AugmentConfig = Field(default=AugmentConfig(), description="Augmentation.")
-    batch_size: PositiveInt = Field(1, description="Samples per step and device.")
-    num_workers: Count = Field(0, description="Loader processes.")
+    batch_size: PositiveInt = Field(default=1, description="Samples per step and device.")
+    num_workers: Count = Field(default=0, description="Loader processes.")
     cache: Literal["none", "memory", "disk"] = Field(
-        "memory", description="Where preprocessed volumes are kept."
+        default="memory", description="Where preprocessed volumes are kept."
     )
-    cache_dir: str | None = Field(None, description="Folder of the disk cache; never inside `root`.")
+    cache_dir: str | None = Field(default=None, description="Folder of the disk cache; never inside `root`.")
     store_dir: str | None = Field(
-        None, description="Folder of the token store; default `<output_dir>/store`."
+        default=None, description="Folder of the token store; default `<output_dir>/store`."
     )
     store_flips: bool = Field(
-        True, description="Stage 2: also encode the left-right mirror of each training volume."
+        default=True, description="Stage 2: also encode the left-right mirror of each training volume."
     )
 
     @model_validator(mode="after")
@@ -126,49 +128,57 @@ class DataConfig(Section):
 class FSQModelConfig(Section):
     """AutoencoderFSQ."""
 
-    kind: Literal["fsq"] = Field("fsq", description="Autoencoder family.")
-    levels: Ints = Field((8, 8, 8, 6, 5), description="Quantisation levels, one per latent channel.")
-    symmetric: bool = Field(False, description="Codes over all of [-1, 1] for even levels too.")
-    in_channels: PositiveInt = Field(1, description="Image channels in.")
-    out_channels: PositiveInt = Field(1, description="Image channels out.")
-    num_channels: Ints = Field((32, 64, 128), description="Width of each resolution.")
-    num_res_blocks: Ints = Field((2, 2, 2), description="Residual blocks of each resolution.")
-    norm_num_groups: PositiveInt = Field(16, description="Groups of the group normalisation.")
-    attention_levels: Bools | None = Field(None, description="Self-attention per resolution; null for none.")
-    space_to_depth: PositiveInt = Field(
-        1, description="Fold n³ voxels into channels first: n times coarser at almost no cost."
+    kind: Literal["fsq"] = Field(default="fsq", description="Autoencoder family.")
+    levels: Ints = Field(default=(8, 8, 8, 6, 5), description="Quantisation levels, one per latent channel.")
+    symmetric: bool = Field(default=False, description="Codes over all of [-1, 1] for even levels too.")
+    in_channels: PositiveInt = Field(default=1, description="Image channels in.")
+    out_channels: PositiveInt = Field(default=1, description="Image channels out.")
+    num_channels: Ints = Field(default=(32, 64, 128), description="Width of each resolution.")
+    num_res_blocks: Ints = Field(default=(2, 2, 2), description="Residual blocks of each resolution.")
+    norm_num_groups: PositiveInt = Field(default=16, description="Groups of the group normalisation.")
+    attention_levels: Bools | None = Field(
+        default=None, description="Self-attention per resolution; null for none."
     )
-    use_checkpointing: bool = Field(False, description="Recompute activations in the backward pass.")
-    use_convtranspose: bool = Field(False, description="Transposed convolutions in the decoder.")
-    norm_float16: bool = Field(False, description="MAISI's half-precision norm; refused on CPU.")
-    num_splits: PositiveInt = Field(1, description="Slabs a convolution is split into, to save memory.")
-    dim_split: Literal[0, 1, 2] = Field(0, description="Axis of the slabs.")
-    save_mem: bool = Field(False, description="Free cached device memory after each block; slow.")
-    native_ops: bool = Field(True, description="Fast operators with the same weights and results.")
+    space_to_depth: PositiveInt = Field(
+        default=1, description="Fold n³ voxels into channels first: n times coarser at almost no cost."
+    )
+    use_checkpointing: bool = Field(default=False, description="Recompute activations in the backward pass.")
+    use_convtranspose: bool = Field(default=False, description="Transposed convolutions in the decoder.")
+    norm_float16: bool = Field(default=False, description="MAISI's half-precision norm; refused on CPU.")
+    num_splits: PositiveInt = Field(
+        default=1, description="Slabs a convolution is split into, to save memory."
+    )
+    dim_split: Literal[0, 1, 2] = Field(default=0, description="Axis of the slabs.")
+    save_mem: bool = Field(default=False, description="Free cached device memory after each block; slow.")
+    native_ops: bool = Field(default=True, description="Fast operators with the same weights and results.")
 
 
 class DiscriminatorConfig(Section):
     """Patch discriminator."""
 
-    channels: PositiveInt = Field(32, description="Width of the first layer.")
-    num_layers_d: PositiveInt = Field(3, description="Strided layers.")
-    in_channels: PositiveInt = Field(1, description="Image channels.")
-    norm: Literal["group", "instance", "batch", "none"] = Field("instance", description="Normalisation.")
+    channels: PositiveInt = Field(default=32, description="Width of the first layer.")
+    num_layers_d: PositiveInt = Field(default=3, description="Strided layers.")
+    in_channels: PositiveInt = Field(default=1, description="Image channels.")
+    norm: Literal["group", "instance", "batch", "none"] = Field(
+        default="instance", description="Normalisation."
+    )
 
 
 class _DecoderConfig(Section):
-    embed_dim: PositiveInt = Field(512, description="Width E.")
-    num_blocks: PositiveInt = Field(12, description="AdaLN-Zero blocks.")
-    num_heads: PositiveInt = Field(8, description="Attention heads.")
-    mlp_ratio: Positive = Field(4.0, description="Hidden width of the MLP over E.")
-    patch_size: PositiveInt = Field(1, description="Fold p³ tokens into one position.")
+    embed_dim: PositiveInt = Field(default=512, description="Width E.")
+    num_blocks: PositiveInt = Field(default=12, description="AdaLN-Zero blocks.")
+    num_heads: PositiveInt = Field(default=8, description="Attention heads.")
+    mlp_ratio: Positive = Field(default=4.0, description="Hidden width of the MLP over E.")
+    patch_size: PositiveInt = Field(default=1, description="Fold p³ tokens into one position.")
     groups: Literal["balanced", "dense", "per_level"] | list[list[int]] = Field(
-        "balanced", description="How the vocabulary factorises over the FSQ levels."
+        default="balanced", description="How the vocabulary factorises over the FSQ levels."
     )
-    dropout: Fraction = Field(0.1, description="Dropout in attention output and MLP.")
-    num_bands: PositiveInt | None = Field(None, description="Frequency bands per axis; null: as many as fit.")
-    num_classes: PositiveInt = Field(4, description="Class labels.")
-    use_checkpointing: bool = Field(False, description="Recompute activations in the backward pass.")
+    dropout: Fraction = Field(default=0.1, description="Dropout in attention output and MLP.")
+    num_bands: PositiveInt | None = Field(
+        default=None, description="Frequency bands per axis; null: as many as fit."
+    )
+    num_classes: PositiveInt = Field(default=4, description="Class labels.")
+    use_checkpointing: bool = Field(default=False, description="Recompute activations in the backward pass.")
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> "_DecoderConfig":
@@ -183,13 +193,13 @@ class _DecoderConfig(Section):
 class LabelConditionalModelConfig(_DecoderConfig):
     """TransformerDecoder conditioned on the class label alone."""
 
-    kind: Literal["label_conditional"] = Field("label_conditional", description="Picks the adapter.")
+    kind: Literal["label_conditional"] = Field(default="label_conditional", description="Picks the adapter.")
 
 
 class DecoderModelConfig(_DecoderConfig):
     """TransformerDecoder conditioned on the target label and the latent of a co-registered source."""
 
-    kind: Literal["decoder"] = Field("decoder", description="Picks the adapter.")
+    kind: Literal["decoder"] = Field(default="decoder", description="Picks the adapter.")
 
 
 TransformerModelConfig = Annotated[
@@ -206,45 +216,56 @@ class PerceptualConfig(Section):
     network: Literal[
         "none", "focal_frequency", "discriminator_features", "alex", "vgg", "squeeze",
         "medicalnet_resnet10_23datasets", "medicalnet_resnet50_23datasets", "radimagenet_resnet50",
-    ] = Field("none", description="Feature space of the perceptual loss.")  # fmt: skip
-    weight: NonNegative = Field(0.0, description="Weight of the term.")
+    ] = Field(default="none", description="Feature space of the perceptual loss.")  # fmt: skip
+    weight: NonNegative = Field(default=0.0, description="Weight of the term.")
 
 
 class AdversarialConfig(Section):
     """Adversarial term."""
 
-    weight: NonNegative = Field(0.1, description="Weight of the term; 0 builds no discriminator.")
-    criterion: Literal["hinge", "least_squares", "bce"] = Field("least_squares", description="GAN objective.")
-    start_step: Count = Field(0, description="First training step with a discriminator.")
-    adaptive: bool = Field(True, description="Scale by the ratio of gradient norms at the last layer.")
-    adaptive_max: Positive = Field(1e4, description="Upper clamp of that ratio.")
-    gradient_penalty: NonNegative = Field(0.0, description="R1 penalty weight.")
-    learning_rate: Positive = Field(1e-4, description="Discriminator learning rate.")
+    weight: NonNegative = Field(default=0.1, description="Weight of the term; 0 builds no discriminator.")
+    criterion: Literal["hinge", "least_squares", "bce"] = Field(
+        default="least_squares", description="GAN objective."
+    )
+    start_step: Count = Field(default=0, description="First training step with a discriminator.")
+    adaptive: bool = Field(
+        default=True, description="Scale by the ratio of gradient norms at the last layer."
+    )
+    adaptive_max: Positive = Field(default=1e4, description="Upper clamp of that ratio.")
+    gradient_penalty: NonNegative = Field(default=0.0, description="R1 penalty weight.")
+    learning_rate: Positive = Field(default=1e-4, description="Discriminator learning rate.")
     discriminator: DiscriminatorConfig = Field(default=DiscriminatorConfig(), description="Network.")
 
 
 class AutoencoderLossConfig(Section):
     """VAEGANLoss."""
 
-    reconstruction: Literal["l1", "l2"] = Field("l1", description="Reconstruction distance.")
-    reconstruction_weight: Positive = Field(1.0, description="Its weight.")
+    reconstruction: Literal["l1", "l2"] = Field(default="l1", description="Reconstruction distance.")
+    reconstruction_weight: Positive = Field(default=1.0, description="Its weight.")
     perceptual: PerceptualConfig = Field(default=PerceptualConfig(), description="Perceptual term.")
     adversarial: AdversarialConfig = Field(default=AdversarialConfig(), description="Adversarial term.")
-    commitment_weight: NonNegative = Field(0.0, description="Distance of z to its code; FSQ needs none.")
-    range_weight: NonNegative = Field(0.1, description="Penalty on |z| beyond 2, where tanh saturates.")
+    commitment_weight: NonNegative = Field(
+        default=0.0, description="Distance of z to its code; FSQ needs none."
+    )
+    range_weight: NonNegative = Field(
+        default=0.1, description="Penalty on |z| beyond 2, where tanh saturates."
+    )
 
 
 class TransformerLossConfig(Section):
     """Masked-token loss."""
 
-    label_smoothing: Fraction = Field(0.1, description="Label smoothing.")
+    label_smoothing: Fraction = Field(default=0.1, description="Label smoothing.")
     condition_dropout: Fraction = Field(
-        0.1, description="Share of samples trained without condition (guidance)."
+        default=0.1, description="Share of samples trained without condition (guidance)."
     )
     background_weight: Fraction = Field(
-        0.25, description="Loss weight of tokens whose volume patch is pure background; 1 weighs all alike."
+        default=0.25,
+        description="Loss weight of tokens whose volume patch is pure background; 1 weighs all alike.",
     )
-    ordinal_weight: NonNegative = Field(0.0, description="Weight of the ordinal per-level distance loss.")
+    ordinal_weight: NonNegative = Field(
+        default=0.0, description="Weight of the ordinal per-level distance loss."
+    )
 
 
 # -- training -------------------------------------------------------------------------------------
@@ -254,129 +275,151 @@ class LrScheduleConfig(Section):
     """Learning rate over training steps."""
 
     kind: Literal["constant", "linear", "cosine"] = Field(
-        "cosine", description="Decay after warm-up and plateau."
+        default="cosine", description="Decay after warm-up and plateau."
     )
-    warmup_steps: Count = Field(100, description="Linear warm-up from zero.")
-    flat_fraction: Fraction = Field(0.0, description="Share of the steps at full rate before the decay.")
-    final_fraction: Fraction = Field(0.02, description="Last rate over the full rate.")
+    warmup_steps: Count = Field(default=100, description="Linear warm-up from zero.")
+    flat_fraction: Fraction = Field(
+        default=0.0, description="Share of the steps at full rate before the decay."
+    )
+    final_fraction: Fraction = Field(default=0.02, description="Last rate over the full rate.")
 
 
 class EMAConfig(Section):
     """Exponential moving average of the weights."""
 
-    decay: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(0.9999, description="Decay per training batch.")
-    start_step: Count = Field(0, description="First step that is averaged.")
+    decay: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(
+        default=0.9999, description="Decay per training batch."
+    )
+    start_step: Count = Field(default=0, description="First step that is averaged.")
 
 
 class TrainingConfig(Section):
     """Optimisation. A step is one training batch, whatever the number of optimizers."""
 
-    max_steps: PositiveInt = Field(100_000, description="Training batches.")
-    learning_rate: Positive = Field(1e-4, description="Peak learning rate.")
-    betas: Range = Field((0.9, 0.95), description="AdamW betas.")
-    weight_decay: NonNegative = Field(0.01, description="AdamW weight decay.")
+    max_steps: PositiveInt = Field(default=100_000, description="Training batches.")
+    learning_rate: Positive = Field(default=1e-4, description="Peak learning rate.")
+    betas: Range = Field(default=(0.9, 0.95), description="AdamW betas.")
+    weight_decay: NonNegative = Field(default=0.01, description="AdamW weight decay.")
     lr_schedule: LrScheduleConfig = Field(default=LrScheduleConfig(), description="Learning-rate schedule.")
-    gradient_clip_norm: NonNegative = Field(1.0, description="Clip the gradient norm; 0 never clips.")
-    ema: EMAConfig | None = Field(None, description="Weight averaging; null for none.")
-    validate_every_steps: PositiveInt = Field(1000, description="Steps between validations.")
-    log_every_steps: PositiveInt = Field(20, description="Steps between logged values.")
-    max_skipped_steps: PositiveInt = Field(10, description="Stop after so many steps with non-finite loss.")
-    channels_last: bool = Field(True, description="channels_last_3d memory format for convolutions.")
-    compile: bool = Field(False, description="torch.compile the network.")
+    gradient_clip_norm: NonNegative = Field(default=1.0, description="Clip the gradient norm; 0 never clips.")
+    ema: EMAConfig | None = Field(default=None, description="Weight averaging; null for none.")
+    validate_every_steps: PositiveInt = Field(default=1000, description="Steps between validations.")
+    log_every_steps: PositiveInt = Field(default=20, description="Steps between logged values.")
+    max_skipped_steps: PositiveInt = Field(
+        default=10, description="Stop after so many steps with non-finite loss."
+    )
+    channels_last: bool = Field(default=True, description="channels_last_3d memory format for convolutions.")
+    compile: bool = Field(default=False, description="torch.compile the network.")
 
 
 class TrainerConfig(Section):
     """Where and how it runs."""
 
-    accelerator: Literal["auto", "cpu", "gpu", "mps"] = Field("auto", description="Device type.")
+    accelerator: Literal["auto", "cpu", "gpu", "mps"] = Field(default="auto", description="Device type.")
     devices: PositiveInt | list[int] | Literal["auto"] = Field(
-        1, description="Number of devices, or their ids."
+        default=1, description="Number of devices, or their ids."
     )
-    num_nodes: PositiveInt = Field(1, description="Machines.")
-    strategy: Literal["auto", "ddp", "fsdp2"] = Field("auto", description="Parallel strategy.")
+    num_nodes: PositiveInt = Field(default=1, description="Machines.")
+    strategy: Literal["auto", "ddp", "fsdp2"] = Field(default="auto", description="Parallel strategy.")
     precision: Literal["auto", "32-true", "bf16-mixed"] = Field(
-        "auto", description="`auto`: bf16-mixed on CUDA, 32-true elsewhere."
+        default="auto", description="`auto`: bf16-mixed on CUDA, 32-true elsewhere."
     )
     loggers: list[Literal["csv", "tensorboard", "wandb", "mlflow"]] = Field(
         default=["csv", "tensorboard"], description="Where values are logged."
     )
-    progress: bool = Field(True, description="Progress bar.")
+    progress: bool = Field(default=True, description="Progress bar.")
 
 
 class CheckpointConfig(Section):
     """Which states are kept."""
 
-    monitor: str | None = Field(None, description="Metric that picks the best; null: the stage's default.")
-    mode: Literal["min", "max"] | None = Field(None, description="Direction; null: the stage's default.")
-    save_top_k: PositiveInt = Field(1, description="Best checkpoints kept.")
-    every_steps: PositiveInt | None = Field(None, description="Save `last` so often; null: after validation.")
+    monitor: str | None = Field(
+        default=None, description="Metric that picks the best; null: the stage's default."
+    )
+    mode: Literal["min", "max"] | None = Field(
+        default=None, description="Direction; null: the stage's default."
+    )
+    save_top_k: PositiveInt = Field(default=1, description="Best checkpoints kept.")
+    every_steps: PositiveInt | None = Field(
+        default=None, description="Save `last` so often; null: after validation."
+    )
 
 
 class EarlyStoppingConfig(Section):
     """Stop when the monitored metric no longer improves."""
 
-    patience: PositiveInt = Field(10, description="Validations without improvement.")
-    min_delta: NonNegative = Field(0.0, description="Smallest change that counts.")
+    patience: PositiveInt = Field(default=10, description="Validations without improvement.")
+    min_delta: NonNegative = Field(default=0.0, description="Smallest change that counts.")
 
 
 class CombinedMetricConfig(Section):
     """Weights of ``val/combined_metric`` (higher is better)."""
 
-    psnr: NonNegative = Field(1.0, description="Weight of PSNR / 40 dB.")
-    ssim: NonNegative = Field(1.0, description="Weight of SSIM.")
-    lpips: NonNegative = Field(0.0, description="Weight of 1 - LPIPS; needs local weights.")
+    psnr: NonNegative = Field(default=1.0, description="Weight of PSNR / 40 dB.")
+    ssim: NonNegative = Field(default=1.0, description="Weight of SSIM.")
+    lpips: NonNegative = Field(default=0.0, description="Weight of 1 - LPIPS; needs local weights.")
 
 
 class CallbacksConfig(Section):
     """Callbacks."""
 
     checkpoint: CheckpointConfig = Field(default=CheckpointConfig(), description="Checkpoints.")
-    early_stopping: EarlyStoppingConfig | None = Field(None, description="Early stopping; null for none.")
+    early_stopping: EarlyStoppingConfig | None = Field(
+        default=None, description="Early stopping; null for none."
+    )
     combined_metric: CombinedMetricConfig = Field(
         default=CombinedMetricConfig(), description="Stage 1 selection."
     )
-    lr_monitor: bool = Field(True, description="Log the learning rate.")
+    lr_monitor: bool = Field(default=True, description="Log the learning rate.")
     num_samples: Count = Field(
-        4, description="Volumes in the picture written at each validation; 0 for none."
+        default=4, description="Volumes in the picture written at each validation; 0 for none."
     )
 
 
 class SlidingWindowSection(Section):
     """SlidingWindowConfig: memory-safe encoding and decoding."""
 
-    roi_size: Triple = Field((64, 64, 64), description="Window in voxels.")
-    overlap: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(0.5, description="Overlap of windows.")
-    sw_batch_size: PositiveInt = Field(1, description="Windows at a time.")
-    mode: Literal["gaussian", "constant", "mean"] = Field("gaussian", description="Blending.")
+    roi_size: Triple = Field(default=(64, 64, 64), description="Window in voxels.")
+    overlap: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(default=0.5, description="Overlap of windows.")
+    sw_batch_size: PositiveInt = Field(default=1, description="Windows at a time.")
+    mode: Literal["gaussian", "constant", "mean"] = Field(default="gaussian", description="Blending.")
     strategy: Literal["whole", "sliding_window"] = Field(
-        "whole", description="`whole` in one pass, or `sliding_window` for bounded memory."
+        default="whole", description="`whole` in one pass, or `sliding_window` for bounded memory."
     )
 
 
 class MaskingConfig(Section):
     """MaskGiTScheduler, for training and sampling alike."""
 
-    scheduler_type: SchedulerType = Field("log", description="Share of hidden tokens over time.")
+    scheduler_type: SchedulerType = Field(default="log", description="Share of hidden tokens over time.")
 
 
 class SamplerConfig(Section):
     """MaskGiTSampler."""
 
-    steps: PositiveInt = Field(12, description="Decoding steps.")
-    order: Literal["confidence", "halton", "random"] = Field("confidence", description="Which tokens first.")
-    temperature: Positive = Field(1.0, description="Softmax temperature of the drawn tokens.")
-    gumbel_temperature: NonNegative = Field(
-        4.5, description="`confidence`: annealed Gumbel noise on the ranking."
+    steps: PositiveInt = Field(default=12, description="Decoding steps.")
+    order: Literal["confidence", "halton", "random"] = Field(
+        default="confidence", description="Which tokens first."
     )
-    top_p: Annotated[float, Field(gt=0.0, le=1.0)] = Field(1.0, description="Nucleus; 1 keeps every token.")
-    guidance_scale: NonNegative = Field(0.0, description="Classifier-free guidance; 0 runs no second branch.")
-    guidance_interval: Range = Field((0.0, 1.0), description="Share of the steps [from, to) that is guided.")
+    temperature: Positive = Field(default=1.0, description="Softmax temperature of the drawn tokens.")
+    gumbel_temperature: NonNegative = Field(
+        default=4.5, description="`confidence`: annealed Gumbel noise on the ranking."
+    )
+    top_p: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
+        default=1.0, description="Nucleus; 1 keeps every token."
+    )
+    guidance_scale: NonNegative = Field(
+        default=0.0, description="Classifier-free guidance; 0 runs no second branch."
+    )
+    guidance_interval: Range = Field(
+        default=(0.0, 1.0), description="Share of the steps [from, to) that is guided."
+    )
 
 
 class InputsConfig(Section):
     """Checkpoints of earlier stages."""
 
-    autoencoder: str | None = Field(None, description="Stage-1 run folder or checkpoint.")
+    autoencoder: str | None = Field(default=None, description="Stage-1 run folder or checkpoint.")
 
 
 # -- roots ----------------------------------------------------------------------------------------
@@ -384,7 +427,7 @@ class InputsConfig(Section):
 
 class _RunConfig(Section):
     output_dir: str = Field(description="Everything this run writes goes here.")
-    seed: Count = Field(0, description="Seed of all randomness in training.")
+    seed: Count = Field(default=0, description="Seed of all randomness in training.")
     data: DataConfig = Field(description="Data.")
     training: TrainingConfig = Field(default=TrainingConfig(), description="Optimisation.")
     trainer: TrainerConfig = Field(default=TrainerConfig(), description="Hardware and logging.")
@@ -397,7 +440,7 @@ class _RunConfig(Section):
 class AutoencoderConfig(_RunConfig):
     """Stage 1, MaskGiT."""
 
-    stage: Literal["autoencoder"] = Field("autoencoder", description="Stage.")
+    stage: Literal["autoencoder"] = Field(default="autoencoder", description="Stage.")
     model: FSQModelConfig = Field(default=FSQModelConfig(), description="Autoencoder.")
     loss: AutoencoderLossConfig = Field(default=AutoencoderLossConfig(), description="Loss.")
 
@@ -405,7 +448,7 @@ class AutoencoderConfig(_RunConfig):
 class TransformerConfig(_RunConfig):
     """Stage 2, MaskGiT."""
 
-    stage: Literal["transformer"] = Field("transformer", description="Stage.")
+    stage: Literal["transformer"] = Field(default="transformer", description="Stage.")
     inputs: InputsConfig = Field(default=InputsConfig(), description="Earlier stages.")
     model: TransformerModelConfig = Field(description="Decoder.")
     loss: TransformerLossConfig = Field(default=TransformerLossConfig(), description="Loss.")
