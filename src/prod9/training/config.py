@@ -53,10 +53,19 @@ def load_config(
     return _validate(values, literal, str(path))
 
 
-def config_from_dict(values: Mapping[str, Any], *, source: str) -> RunConfig:
-    """Return the config that :func:`config_to_dict` wrote, e.g. into a checkpoint; ``source`` names it."""
-    _check_stage(values, None, source)
-    return _validate(dict(values), {}, source)
+def config_from_dict(
+    values: Mapping[str, Any], *, source: str, overrides: Sequence[str | tuple[str, Any]] = ()
+) -> RunConfig:
+    """Return the config that :func:`config_to_dict` wrote, e.g. into a checkpoint; ``source`` names it.
+
+    overrides: as for :func:`load_config`; ``values`` are left as they are.
+    """
+    changed: dict[str, Any] = dict(values)
+    literal: dict[Key, str] = {}
+    for override in overrides:
+        _apply_override(changed, override, literal)
+    _check_stage(changed, None, source)
+    return _validate(changed, literal, source)
 
 
 def config_to_dict(config: RunConfig) -> dict[str, Any]:
