@@ -4,6 +4,7 @@ Field names are the keyword arguments of the class that a section builds; defaul
 module imports neither torch nor Lightning, so a config is checked in well under a second.
 """
 
+import math
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -151,6 +152,27 @@ class FSQModelConfig(Section):
     dim_split: Literal[0, 1, 2] = Field(default=0, description="Axis of the slabs.")
     save_mem: bool = Field(default=False, description="Free cached device memory after each block; slow.")
     native_ops: bool = Field(default=True, description="Fast operators with the same weights and results.")
+
+    @property
+    def downsampling_factor(self) -> int:
+        """Voxels along each axis that become one token."""
+        return self.space_to_depth * 2 ** (len(self.num_channels) - 1)
+
+    @model_validator(mode="after")
+    def _resolutions_agree(self) -> "FSQModelConfig":
+        depth = len(self.num_channels)
+        for name in ("num_res_blocks", "attention_levels"):
+            values = getattr(self, name)
+            if values is not None and len(values) != depth:
+                raise ValueError(
+                    f"{name} must have one entry per entry of num_channels ({depth}), got {len(values)}"
+                )
+        if any(width % self.norm_num_groups for width in self.num_channels):
+            raise ValueError(
+                f"norm_num_groups ({self.norm_num_groups}) must divide every entry of num_channels, "
+                f"got {list(self.num_channels)}; use {math.gcd(*self.num_channels)}"
+            )
+        return self
 
 
 class DiscriminatorConfig(Section):
@@ -443,6 +465,22 @@ class AutoencoderConfig(_RunConfig):
     stage: Literal["autoencoder"] = Field(default="autoencoder", description="Stage.")
     model: FSQModelConfig = Field(default=FSQModelConfig(), description="Autoencoder.")
     loss: AutoencoderLossConfig = Field(default=AutoencoderLossConfig(), description="Loss.")
+
+    @model_validator(mode="after")
+    def _sides_fit_the_downsampling(self) -> "AutoencoderConfig":
+        factor = self.model.downsampling_factor
+        sides = {"data.grid": self.data.grid, "data.crop_size": self.data.crop_size}
+        if self.sliding_window.strategy == "sliding_window":
+            sides["sliding_window.roi_size"] = self.sliding_window.roi_size
+        wrong = [
+            f"{key} must be a multiple of the model's downsampling factor {factor} on each axis, "
+            f"got {list(value)}; use {[max(factor, -(-side // factor) * factor) for side in value]}"
+            for key, value in sides.items()
+            if value is not None and any(side < 1 or side % factor for side in value)
+        ]
+        if wrong:
+            raise ValueError("; ".join(wrong))
+        return self
 
 
 class TransformerConfig(_RunConfig):
