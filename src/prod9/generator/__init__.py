@@ -1,0 +1,1 @@
+"""Stage 2, MaskGiT: decoders over token grids, what conditions them, and the sampler."""

@@ -1,0 +1,21 @@
+"""Decoders by the ``kind`` of a configuration."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+from prod9.generator.transformer import TransformerDecoder
+
+DECODERS: dict[str, Callable[..., TransformerDecoder]] = {
+    "label_conditional": partial(TransformerDecoder, source_latent=False),
+    "decoder": partial(TransformerDecoder, source_latent=True),
+}
+
+
+def build_decoder(kind: str, *, levels: Sequence[int], **kwargs: Any) -> TransformerDecoder:
+    """Build the decoder of a model section; ``levels`` are those of the stage-1 quantiser."""
+    if kind not in DECODERS:
+        raise ValueError(
+            f"Expected a decoder kind among {', '.join(DECODERS)}, got {kind!r}; use one of these."
+        )
+    return DECODERS[kind](levels=levels, **kwargs)

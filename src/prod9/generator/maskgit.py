@@ -1,0 +1,275 @@
+"""Masked generation: the masking schedule, shared by training and sampling, and the sampler."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from prod9.generator.heads import TokenLogits
+from prod9.generator.orders import FIXED_ORDERS, draw_orders
+from prod9.generator.transformer import MaskedDecoder
+from prod9.types import MaskedSample, TokenGrid, TokenMask
+
+SCHEDULES: dict[str, Callable[[Tensor], Tensor]] = {
+    "log": lambda r: torch.log2(2.0 - r),
+    "log2": lambda r: torch.log2(2.0 - r),
+    "linear": lambda r: 1.0 - r,
+    "sqrt": lambda r: (1.0 - r).sqrt(),
+    # cos(πr/2), written so that it is exactly 0 at r = 1.
+    "cosine": lambda r: torch.sin((1.0 - r) * (math.pi / 2)),
+    "arccos": lambda r: torch.arccos(r) * (2 / math.pi),
+}
+"""γ(r), the share of tokens hidden at time r, for float64 r in [0, 1]. ``log2`` is an alias of ``log``."""
+
+
+class MaskGiTScheduler:
+    """How many tokens are hidden at time r: γ(0) = 1, γ(1) = 0, decreasing.
+
+    scheduler_type: a key of ``SCHEDULES``.
+    """
+
+    def __init__(self, *, scheduler_type: str = "log") -> None:
+        if scheduler_type not in SCHEDULES:
+            raise ValueError(
+                f"Expected a scheduler_type among {', '.join(SCHEDULES)}, got {scheduler_type!r}; "
+                "use one of these."
+            )
+        self.scheduler_type = scheduler_type
+
+    def gamma(self, r: float | Tensor) -> Tensor:
+        """Return the share hidden at time ``r`` in [0, 1], float64, shaped like ``r``."""
+        return SCHEDULES[self.scheduler_type](torch.as_tensor(r, dtype=torch.float64))
+
+    def num_hidden(self, r: float | Tensor, total: int) -> Tensor:
+        """Return how many of ``total`` tokens are hidden at time ``r``: γ(r) · total, rounded."""
+        return (self.gamma(r) * total).round().long()
+
+    def corrupt(self, tokens: TokenGrid, generator: torch.Generator) -> MaskedSample:
+        """Hide tokens for a training step.
+
+        One time a sample, stratified over the batch (sample ranks in random order, jittered within equal
+        slices of [0, 1]); the count is exact and at least one.
+        """
+        batch, device = tokens.shape[0], generator.device
+        jitter = torch.rand(batch, generator=generator, device=device, dtype=torch.float64)
+        rank = torch.randperm(batch, generator=generator, device=device)
+        return self.corrupt_at(tokens, (rank + jitter) / batch, generator)
+
+    def corrupt_at(self, tokens: TokenGrid, r: Tensor, generator: torch.Generator) -> MaskedSample:
+        """Hide γ(r) of each sample's tokens, a random subset; ``r [B]`` in [0, 1], on any device."""
+        batch, length = tokens.shape[0], tokens[0].numel()
+        count = self.num_hidden(r, length).clamp_min(1).to(generator.device)
+        order = torch.rand(batch, length, generator=generator, device=generator.device).argsort(1)
+        hidden = torch.arange(length, device=generator.device) < count[:, None]
+        mask = torch.zeros_like(hidden).scatter_(1, order, hidden).view(tokens.shape).to(tokens.device)
+        return MaskedSample(tokens=tokens.masked_fill(mask, 0), mask=mask, target=tokens)
+
+
+@dataclass(frozen=True)
+class SamplerState:
+    """What a sampling callback sees after a step: ``step`` of ``steps`` done, ``mask`` True where hidden."""
+
+    step: int
+    steps: int
+    tokens: Tensor
+    mask: Tensor
+
+
+class MaskGiTSampler:
+    """Draws a token grid in a few steps, revealing as many tokens in each as the schedule says.
+
+    scheduler: γ, that of training. steps: network calls at most; a step that would reveal nothing costs
+    none. order: ``confidence`` (the most likely draws first), ``halton`` (spread), ``random``.
+    temperature: of the drawn tokens. gumbel_temperature: noise on the ranking of ``confidence``, annealed
+    to 0. top_p: nucleus of each group of levels. guidance_scale: how far to go from the unconditional
+    prediction beyond the conditional one; 0 runs no second branch. guidance_interval: the share of the
+    steps, ``[from, to)``, that is guided. Put the decoder into evaluation mode first.
+    """
+
+    def __init__(
+        self,
+        *,
+        scheduler: MaskGiTScheduler,
+        steps: int = 12,
+        order: str = "confidence",
+        temperature: float = 1.0,
+        gumbel_temperature: float = 4.5,
+        top_p: float = 1.0,
+        guidance_scale: float = 0.0,
+        guidance_interval: Sequence[float] = (0.0, 1.0),
+    ) -> None:
+        orders = ("confidence", *FIXED_ORDERS)
+        if order not in orders:
+            raise ValueError(f"Expected an order among {', '.join(orders)}, got {order!r}; use one of these.")
+        if steps < 1 or temperature <= 0 or not 0 < top_p <= 1:
+            raise ValueError(
+                "Expected steps >= 1, temperature > 0 and top_p in (0, 1], got "
+                f"{steps}, {temperature}, {top_p}; for near-greedy draws use a temperature such as 0.1."
+            )
+        self.scheduler = scheduler
+        self.steps = steps
+        self.order = order
+        self.temperature = temperature
+        self.gumbel_temperature = gumbel_temperature
+        self.top_p = top_p
+        self.guidance_scale = guidance_scale
+        self.guidance_interval = (float(guidance_interval[0]), float(guidance_interval[1]))
+
+    @torch.no_grad()
+    def sample(
+        self,
+        decoder: MaskedDecoder,
+        shape: Sequence[int],
+        condition: Any,
+        generator: torch.Generator | Sequence[torch.Generator],
+        initial_tokens: TokenGrid | None = None,
+        initial_mask: TokenMask | None = None,
+        callback: Callable[[SamplerState], None] | None = None,
+    ) -> TokenGrid:
+        """Return int64 tokens of ``shape`` (B, h, w, d) on the device of ``condition``.
+
+        generator: one a sample, so that a sample is the same whatever the batch; a single one seeds as many.
+        initial_tokens, initial_mask: start from these tokens and draw only where the mask is True.
+        callback: called after each step that revealed something.
+        """
+        run = _Run(self, decoder, tuple(shape), condition, generator, initial_tokens, initial_mask)
+        for step in range(self.steps):
+            if run.reveal(step) and callback is not None:
+                callback(SamplerState(step + 1, self.steps, run.tokens, run.mask))
+        return run.tokens
+
+    def guided(self, step: int) -> bool:
+        """Whether ``step`` (from 0) runs the unconditional branch as well."""
+        start, end = self.guidance_interval
+        return self.guidance_scale != 0.0 and start <= step / self.steps < end
+
+
+class _Run:
+    """The state of one call of ``MaskGiTSampler.sample``."""
+
+    def __init__(
+        self,
+        sampler: MaskGiTSampler,
+        decoder: MaskedDecoder,
+        shape: tuple[int, ...],
+        condition: Any,
+        generator: torch.Generator | Sequence[torch.Generator],
+        initial_tokens: Tensor | None,
+        initial_mask: Tensor | None,
+    ) -> None:
+        if (initial_tokens is None) != (initial_mask is None):
+            raise ValueError(
+                "Expected initial_tokens and initial_mask together, got one; give both or neither."
+            )
+        self.sampler, self.decoder = sampler, decoder
+        self.batch, self.length = shape[0], math.prod(shape[1:])
+        self.device = device = torch.device(condition.device)
+        self.generators = _one_each(generator, self.batch)
+        if initial_tokens is None or initial_mask is None:
+            self.mask = torch.ones(shape, dtype=torch.bool, device=device)
+            self.tokens = torch.zeros(shape, dtype=torch.int64, device=device)
+            self.totals = [self.length] * self.batch
+        else:
+            _check_shapes(shape, initial_tokens, initial_mask)
+            self.mask = initial_mask.to(device, copy=True)
+            self.tokens = initial_tokens.to(device).masked_fill(self.mask, 0)
+            self.totals = self.mask.flatten(1).sum(1).tolist()
+        self._prepare(condition)
+        num_groups = len(decoder.vocabulary.sizes)
+        self.order = None
+        if sampler.order in FIXED_ORDERS:
+            orders = draw_orders(sampler.order, shape[1:], self.generators, device)  # pyright: ignore[reportArgumentType]
+            # Hidden cells first, in the order drawn; each cell is drawn once, so its numbers are too.
+            hidden = self.mask.flatten(1).gather(1, orders)
+            self.order = orders.gather(1, hidden.logical_not().long().argsort(dim=1, stable=True))
+            self.uniform = self._uniform(num_groups).flatten(0, 1)
+
+    def _prepare(self, condition: Any) -> None:
+        guided = [self.sampler.guided(step) for step in range(self.sampler.steps)]
+        if not any(guided):
+            self.prepared = self.decoder.prepare(condition)
+            return
+        self.both = self.decoder.prepare(condition.cat(condition.unconditional()))
+        self.prepared = None if all(guided) else self.both[: self.batch]
+
+    def _uniform(self, columns: int) -> Tensor:
+        """Return ``[B L columns]`` numbers in [0, 1), each sample's from its own generator."""
+        draws = [torch.rand(self.length, columns, generator=g, device=g.device) for g in self.generators]
+        return torch.stack(draws).to(self.device)
+
+    def _counts(self, step: int) -> list[tuple[int, int]]:
+        """Return how many tokens of each sample are hidden before and after ``step``."""
+        times = torch.tensor([step / self.sampler.steps, (step + 1) / self.sampler.steps])
+        hidden = {n: self.sampler.scheduler.num_hidden(times, n).tolist() for n in set(self.totals)}
+        return [tuple(hidden[n]) for n in self.totals]  # pyright: ignore[reportReturnType]
+
+    def reveal(self, step: int) -> bool:
+        """Draw the tokens of one step; False if the schedule reveals none in it."""
+        counts = self._counts(step)
+        if all(before == after for before, after in counts):
+            return False
+        if self.order is None:
+            rows, drawn = self._most_confident(step, counts)
+        else:
+            rows = torch.cat([
+                self.order[b, total - before : total - after] + b * self.length
+                for b, (total, (before, after)) in enumerate(zip(self.totals, counts, strict=True))
+            ])  # fmt: skip
+            drawn = self._predict(step, rows).draw(self.uniform[rows], **self._softmax()).tokens
+        self.tokens.view(-1)[rows] = drawn
+        self.mask.view(-1)[rows] = False
+        return True
+
+    def _most_confident(self, step: int, counts: list[tuple[int, int]]) -> tuple[Tensor, Tensor]:
+        """Draw every hidden token and keep those likeliest under the network, give or take some noise."""
+        num_groups = len(self.decoder.vocabulary.sizes)
+        uniform = self._uniform(num_groups + 1).flatten(0, 1)
+        rows = self.mask.flatten().nonzero()[:, 0]
+        draw = self._predict(step, rows).draw(uniform[rows, :num_groups], **self._softmax())
+        noise = self.sampler.gumbel_temperature * (1 - (step + 1) / self.sampler.steps)
+        gumbel = -torch.log(-torch.log(uniform[rows, num_groups].clamp_min(1e-20)))
+        ranking = (draw.log_prob + noise * gumbel).split([before for before, _ in counts])
+        start, kept = 0, []
+        for scores, (before, after) in zip(ranking, counts, strict=True):
+            kept.append(scores.topk(before - after).indices + start)
+            start += before
+        index = torch.cat(kept)
+        return rows[index], draw.tokens[index]
+
+    def _softmax(self) -> dict[str, float]:
+        return {"temperature": self.sampler.temperature, "top_p": self.sampler.top_p}
+
+    def _predict(self, step: int, rows: Tensor) -> TokenLogits:
+        if not self.sampler.guided(step):
+            return self.decoder(self.tokens, self.mask, self.prepared, rows=rows)
+        twice = torch.cat([rows, rows + self.tokens.numel()])
+        tokens, mask = self.tokens.repeat(2, 1, 1, 1), self.mask.repeat(2, 1, 1, 1)
+        logits = self.decoder(tokens, mask, self.both, rows=twice)
+        conditional, unconditional = logits.values.chunk(2)
+        vocabulary = logits.vocabulary
+        return TokenLogits(conditional, vocabulary).guided(
+            TokenLogits(unconditional, vocabulary), self.sampler.guidance_scale
+        )
+
+
+def _one_each(
+    generator: torch.Generator | Sequence[torch.Generator], batch: int
+) -> Sequence[torch.Generator]:
+    if isinstance(generator, torch.Generator):
+        device = generator.device
+        seeds = [int(torch.randint(2**63 - 1, (), generator=generator, device=device)) for _ in range(batch)]
+        return [torch.Generator(device).manual_seed(seed) for seed in seeds]
+    if len(generator) != batch:
+        raise ValueError(f"Expected one generator a sample, {batch}, got {len(generator)}; pass as many.")
+    return generator
+
+
+def _check_shapes(shape: tuple[int, ...], tokens: Tensor, mask: Tensor) -> None:
+    if tuple(tokens.shape) != shape or tuple(mask.shape) != shape:
+        raise ValueError(
+            f"Expected initial_tokens and initial_mask of shape {shape}, got {tuple(tokens.shape)} and "
+            f"{tuple(mask.shape)}; encode the volume on the same grid."
+        )

@@ -1,0 +1,119 @@
+"""Parts of the transformer: 3D positions and the block that a condition modulates."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+_MAX_PERIOD = 100.0
+"""Slowest frequency, in tokens a radian: unambiguous on axes up to 300 tokens, still felt on short ones."""
+
+
+class SinCosPosEmbed(nn.Module):
+    """Sine and cosine of the three grid coordinates at ``num_bands`` frequencies an axis.
+
+    embed_dim: width E; the 6 · num_bands features fill its first channels, the rest stay 0.
+    num_bands: None takes as many as fit (E // 6). Any grid works, trained on or not. Tables are cached per
+    grid and are no part of a checkpoint.
+    """
+
+    frequencies: Tensor
+
+    def __init__(self, *, embed_dim: int, num_bands: int | None = None) -> None:
+        super().__init__()
+        bands = embed_dim // 6 if num_bands is None else num_bands
+        if not 1 <= bands <= embed_dim // 6:
+            raise ValueError(
+                f"num_bands must be between 1 and embed_dim // 6 = {embed_dim // 6}, got {bands}; "
+                "use fewer bands or a wider embedding."
+            )
+        self.embed_dim = embed_dim
+        exponents = torch.arange(bands, dtype=torch.float32) / max(bands - 1, 1)
+        self.register_buffer("frequencies", _MAX_PERIOD**-exponents)
+        self._tables: dict[tuple[object, ...], Tensor] = {}
+
+    def forward(self, grid: Sequence[int]) -> Float[Tensor, "n E"]:
+        """Return one row a position, last axis of the grid fastest."""
+        key = (*grid, self.frequencies.device)
+        if key not in self._tables:
+            self._tables[key] = self._table(grid)
+        return self._tables[key]
+
+    @torch.no_grad()
+    def _table(self, grid: Sequence[int]) -> Tensor:
+        sides = [torch.arange(side, device=self.frequencies.device).float() for side in grid]
+        axes = torch.stack(torch.meshgrid(*sides, indexing="ij"), dim=-1).flatten(0, -2)
+        angles = (axes[:, :, None] * self.frequencies).flatten(1)
+        table = torch.cat([angles.sin(), angles.cos()], dim=1)
+        return F.pad(table, (0, self.embed_dim - table.shape[1]))
+
+    def _apply(self, fn: object, recurse: bool = True) -> "SinCosPosEmbed":
+        self._tables.clear()  # the tables follow the buffer to its new device or type
+        return super()._apply(fn, recurse)  # pyright: ignore[reportArgumentType]
+
+
+class Attention(nn.Module):
+    """Self-attention with normalised queries and keys (QK-norm), which keeps logits bounded in bf16."""
+
+    def __init__(self, *, embed_dim: int, num_heads: int, dropout: float) -> None:
+        super().__init__()
+        if embed_dim % num_heads:
+            raise ValueError(f"embed_dim must be a multiple of num_heads, got {embed_dim} and {num_heads}.")
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(embed_dim, 3 * embed_dim)
+        self.query_norm = nn.RMSNorm(embed_dim // num_heads, eps=1e-6)
+        self.key_norm = nn.RMSNorm(embed_dim // num_heads, eps=1e-6)
+        self.out = nn.Linear(embed_dim, embed_dim)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Float[Tensor, "B n E"]) -> Float[Tensor, "B n E"]:
+        """Let every position attend to every other."""
+        heads = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        query, key, value = heads.unbind(0)
+        query, key = self.query_norm(query).to(value.dtype), self.key_norm(key).to(value.dtype)
+        mixed = F.scaled_dot_product_attention(query, key, value)
+        return self.dropout(self.out(mixed.transpose(1, 2).flatten(2)))
+
+
+class AdaLNZeroBlock(nn.Module):
+    """Transformer block whose norms and gates come from a condition (DiT, arXiv 2212.09748).
+
+    The projection of the condition starts at zero, so the block starts as the identity. The condition is
+    one vector a sample (``[B 1 E]``, a label) or one a position (``[B n E]``, a co-registered latent).
+    """
+
+    def __init__(
+        self, *, embed_dim: int, num_heads: int, mlp_ratio: float = 4.0, dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        hidden = int(embed_dim * mlp_ratio)
+        self.embed_dim = embed_dim
+        self.attention = Attention(embed_dim=embed_dim, num_heads=num_heads, dropout=dropout)
+        self.mlp = nn.Sequential(
+            nn.Linear(embed_dim, hidden),
+            nn.GELU(approximate="tanh"),
+            nn.Linear(hidden, embed_dim),
+            nn.Dropout(dropout),
+        )
+        self.modulation = nn.Linear(embed_dim, 6 * embed_dim)
+        nn.init.zeros_(self.modulation.weight)
+        nn.init.zeros_(self.modulation.bias)
+
+    def modulate(self, condition: Float[Tensor, "B m E"]) -> Float[Tensor, "B m E6"]:
+        """Return shift, scale and gate of both halves; there is no timestep, so once a sample is enough."""
+        return self.modulation(condition)
+
+    def forward(
+        self, x: Float[Tensor, "B n E"], modulation: Float[Tensor, "B m E6"]
+    ) -> Float[Tensor, "B n E"]:
+        """Attend, then mix channels; ``modulation`` is what ``modulate`` returned."""
+        shift1, scale1, gate1, shift2, scale2, gate2 = modulation.to(x.dtype).chunk(6, dim=-1)
+        x = torch.addcmul(x, gate1, self.attention(normalise(x, shift1, scale1)).to(x.dtype))
+        return torch.addcmul(x, gate2, self.mlp(normalise(x, shift2, scale2)).to(x.dtype))
+
+
+def normalise(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """Layer norm over the last axis, then ``(1 + scale) · x + shift``."""
+    return torch.addcmul(shift, F.layer_norm(x, x.shape[-1:], eps=1e-6), 1.0 + scale)

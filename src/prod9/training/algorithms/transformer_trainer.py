@@ -1,0 +1,135 @@
+"""Stage-2 training: hide tokens, predict them, compare."""
+
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+
+from prod9.generator.heads import TokenLogits
+from prod9.generator.maskgit import MaskGiTScheduler
+from prod9.generator.transformer import MaskedDecoder
+from prod9.types import MaskedSample, TokenGrid
+
+_LOW_TIME, _HIGH_TIME = 0.8, 0.2
+
+
+class TransformerTrainer:
+    """Losses and metrics of a masked decoder; steps no optimizer and owns no network.
+
+    decoder: any ``MaskedDecoder``. scheduler: γ. label_smoothing: share given to the uniform distribution.
+    condition_dropout: share of samples trained without condition, for guidance. background_weight: weight in
+    the loss of tokens without foreground. ordinal_weight: of the expected distance to the true levels.
+    """
+
+    def __init__(
+        self,
+        *,
+        decoder: MaskedDecoder,
+        scheduler: MaskGiTScheduler,
+        label_smoothing: float = 0.1,
+        condition_dropout: float = 0.1,
+        background_weight: float = 1.0,
+        ordinal_weight: float = 0.0,
+    ) -> None:
+        self.decoder = decoder
+        self.scheduler = scheduler
+        self.label_smoothing = label_smoothing
+        self.condition_dropout = condition_dropout
+        self.background_weight = background_weight
+        self.ordinal_weight = ordinal_weight
+
+    def generate_training_data(self, tokens: TokenGrid, *, generator: torch.Generator) -> MaskedSample:
+        """Hide a share of each sample's tokens, as the schedule says for a random time."""
+        return self.scheduler.corrupt(tokens, generator)
+
+    def compute_losses(
+        self,
+        tokens: TokenGrid,
+        condition: Any,
+        *,
+        generator: torch.Generator,
+        foreground: Bool[Tensor, "B h w d"] | None = None,
+    ) -> dict[str, Tensor]:
+        """Return ``total``, ``cross_entropy`` and, if weighted, ``ordinal``; means over hidden tokens.
+
+        foreground: True where a token's patch holds any of the head; others weigh ``background_weight``.
+        """
+        sample = self.generate_training_data(tokens, generator=generator)
+        if self.condition_dropout > 0:
+            draws = torch.rand(tokens.shape[0], generator=generator, device=generator.device)
+            condition = condition.drop((draws < self.condition_dropout).to(tokens.device))
+        logits, rows = self._predict_hidden(sample, condition)
+        target = sample.target.flatten()[rows]
+        weights = self._weights(rows, foreground)
+        losses = {
+            "cross_entropy": _mean(
+                logits.cross_entropy(target, label_smoothing=self.label_smoothing), weights
+            )
+        }
+        losses["total"] = losses["cross_entropy"]
+        if self.ordinal_weight > 0:
+            losses["ordinal"] = _mean(logits.level_distance(target), weights)
+            losses["total"] = losses["total"] + self.ordinal_weight * losses["ordinal"]
+        return losses
+
+    def _predict_hidden(self, sample: MaskedSample, condition: Any) -> tuple[TokenLogits, Tensor]:
+        # The number of hidden tokens is known to the device only: one sync, for 40% less head and softmax.
+        rows = sample.mask.flatten().nonzero()[:, 0]
+        return self.decoder(sample.tokens, sample.mask, self.decoder.prepare(condition), rows=rows), rows
+
+    def _weights(self, rows: Tensor, foreground: Tensor | None) -> Tensor | None:
+        if foreground is None or self.background_weight == 1.0:
+            return None
+        inside = foreground.flatten()[rows].float()
+        return inside + (1.0 - inside) * self.background_weight
+
+    @torch.no_grad()
+    def compute_metrics(
+        self, tokens: TokenGrid, condition: Any, *, generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        """Return scalars over hidden tokens, in nats and shares, without smoothing or weights.
+
+        ``loss`` and ``accuracy`` at random times; ``accuracy_level_i`` and ``distance_level_i`` (mean
+        absolute error in levels) of the most likely token; ``loss_low_mask`` and ``loss_high_mask`` at the
+        times 0.8 and 0.2. Context is used once the former falls below the latter. Put the decoder into
+        evaluation mode first.
+        """
+        sample = self.generate_training_data(tokens, generator=generator)
+        logits, rows = self._predict_hidden(sample, condition)
+        target, guess = sample.target.flatten()[rows], logits.mode()
+        metrics = {
+            "loss": logits.cross_entropy(target).mean(),
+            "accuracy": (guess == target).float().mean(),
+            "loss_low_mask": self._loss_at(_LOW_TIME, tokens, condition, generator),
+            "loss_high_mask": self._loss_at(_HIGH_TIME, tokens, condition, generator),
+        }
+        for i, confusion in enumerate(self.confusion_matrices(guess, target)):
+            gap = torch.arange(len(confusion), device=confusion.device, dtype=torch.float32)
+            metrics[f"accuracy_level_{i}"] = confusion.diagonal().sum() / confusion.sum()
+            metrics[f"distance_level_{i}"] = (confusion * (gap[:, None] - gap).abs()).sum() / confusion.sum()
+        return metrics
+
+    def _loss_at(self, time: float, tokens: Tensor, condition: Any, generator: torch.Generator) -> Tensor:
+        times = torch.full((tokens.shape[0],), time, dtype=torch.float64)
+        sample = self.scheduler.corrupt_at(tokens, times, generator)
+        logits, rows = self._predict_hidden(sample, condition)
+        return logits.cross_entropy(sample.target.flatten()[rows]).mean()
+
+    def confusion_matrices(
+        self, guess: Int64[Tensor, "..."], target: Int64[Tensor, "..."]
+    ) -> list[Float[Tensor, "L L"]]:
+        """Return, for each level, how often each true digit (row) was taken for each digit (column)."""
+        vocabulary = self.decoder.vocabulary
+        rows, columns = vocabulary.digits[target.flatten()], vocabulary.digits[guess.flatten()]
+        return [
+            torch.bincount(rows[:, i] * level + columns[:, i], minlength=level**2).view(level, level).float()
+            for i, level in enumerate(vocabulary.levels)
+        ]
+
+
+def _mean(values: Tensor, weights: Tensor | None) -> Tensor:
+    if weights is None:
+        return values.mean()
+    # Every hidden token may be background and weigh nothing: the loss is then 0, not NaN.
+    return (values * weights).sum() / weights.sum().clamp_min(1e-6)
