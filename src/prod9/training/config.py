@@ -48,8 +48,8 @@ def load_config(
     for override in overrides:
         _apply_override(values, override, literal)
     _check_stage(values, stage, path)
-    if fill_variables:
-        values = _fill_variables(values, os.environ if environ is None else environ, literal, path)
+    variables = (os.environ if environ is None else environ) if fill_variables else None
+    values = _fill_variables(values, variables, literal, path)
     return _validate(values, literal, str(path))
 
 
@@ -163,7 +163,7 @@ def _check_stage(values: Mapping[str, Any], wanted: str | None, source: str | Pa
 
 
 def _fill_variables(
-    values: dict[str, Any], environ: Mapping[str, str], literal: dict[Key, str], source: Path
+    values: dict[str, Any], environ: Mapping[str, str] | None, literal: dict[Key, str], source: Path
 ) -> dict[str, Any]:
     errors: list[str] = []
 
@@ -172,9 +172,11 @@ def _fill_variables(
             return {name: fill(below, (*key, name)) for name, below in value.items()}
         if isinstance(value, list):
             return [fill(below, (*key, str(i))) for i, below in enumerate(value)]
-        if not isinstance(value, str) or "${" not in value:
+        if not isinstance(value, str):
             return value
-        text = _VARIABLE.sub(lambda match: _lookup(match, environ, key, errors), value)
+        if "${" not in value or environ is None:
+            return str(value)
+        text = _VARIABLE.sub(lambda match: _lookup(match, environ or {}, key, errors), value)
         if "${" in text:
             errors.append(f"{'.'.join(key)}: expected ${{NAME}} or ${{NAME:default}}, got {shown(value)}")
         if not isinstance(value, PlainText):

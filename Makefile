@@ -1,0 +1,43 @@
+# Every target installs .venv by itself when pyproject.toml or constraints.txt changed.
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+BENCH_INSTALLED := .venv/.installed-bench
+
+.PHONY: help demo test check bench docs clean
+
+help:  ## List the targets.
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/make \1\t\2/' | expand -t 14
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@echo "Installing prod9 into .venv (the first time: a few GB to fetch, some minutes)"
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+$(BENCH_INSTALLED): $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,bench]'
+	@touch $@
+
+demo: $(INSTALLED)  ## Train small models on simulated brains and generate new ones, on this machine.
+	$(BIN)/prod9 demo
+
+test: $(INSTALLED)  ## Run all tests.
+	$(BIN)/python -m pytest
+
+check: $(INSTALLED)  ## Check style, types and the layers of the package.
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+bench: $(BENCH_INSTALLED)  ## Run every benchmark at its quick size.
+	@set -e; for script in benchmarks/bench_*.py; do echo "== $$script"; $(BIN)/python $$script --quick; done
+
+docs: $(INSTALLED)  ## Regenerate the tables of the configs and check the links of the documentation.
+	$(BIN)/python docs/tools/config_tables.py
+	$(BIN)/python docs/tools/check_links.py
+
+clean:  ## Remove caches and build products; .venv, data and outputs stay.
+	rm -rf build dist htmlcov .coverage .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	find src tests benchmarks examples docs -type d -name __pycache__ -prune -exec rm -rf {} +

@@ -1,0 +1,57 @@
+"""Settings of every test: shapes are checked, one thread, no network, reproducible examples.
+
+Nothing here imports torch, so tests of configs and commands start at once.
+"""
+
+import ipaddress
+import os
+import socket
+from typing import Any
+
+# Before torch is imported by anyone: tests are small, and two processes share two cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("MKL_NUM_THREADS", "1")
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+import pytest
+from hypothesis import settings
+from jaxtyping import install_import_hook
+
+CHECKED_PACKAGES = [
+    "prod9.autoencoder",
+    "prod9.generator",
+    "prod9.training.algorithms",
+    "prod9.training.losses",
+    "prod9.training.metrics",
+]
+"""Every annotated call in these is checked against its shapes and types; they must not be imported yet."""
+
+install_import_hook(CHECKED_PACKAGES, "beartype.beartype")
+
+settings.register_profile("prod9", deadline=None, max_examples=25, derandomize=True, database=None)
+settings.load_profile("prod9")
+
+_connect = socket.socket.connect
+
+
+def _connect_locally(self: socket.socket, address: Any) -> None:
+    if self.family == socket.AF_UNIX or _is_loopback(address[0]):
+        return _connect(self, address)
+    raise RuntimeError(f"a test tried to reach {address}; tests run without a network")
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_network() -> Any:
+    patch = pytest.MonkeyPatch()
+    patch.setattr(socket.socket, "connect", _connect_locally)
+    yield
+    patch.undo()
