@@ -1,0 +1,193 @@
+"""Scores of reconstructions and of sets of features: PSNR, SSIM, Fréchet distance, Inception Score.
+
+Everything here is a plain function of tensors, so nothing can end up in a state dict and averaging over
+batches and ranks is the caller's. Scores of volumes come one a sample, ``[B]``, NaN where the mask is empty.
+The learned score, LPIPS, lives in
+``perceptual`` with the other networks.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+
+from prod9.training.perceptual import LPIPS as LPIPS
+from prod9.types import Volume
+
+PSNR_CAP = 100.0
+"""PSNR in dB of identical volumes: a mean over cases has to stay finite."""
+
+VolumeMask = Bool[Tensor, "B C H W D"]
+PerSample = Float[Tensor, " B"]
+
+
+def psnr(
+    pred: Volume, target: Volume, *, data_range: float = 1.0, mask: VolumeMask | None = None
+) -> PerSample:
+    """Return the peak signal-to-noise ratio of each sample in dB, at most ``PSNR_CAP``.
+
+    data_range: maximum minus minimum of what intensities may be, not of this pair. mask: voxels that count.
+    """
+    error = (pred.float() - target.float()).square()
+    mse = _masked_mean(error, mask)
+    return (20 * torch.log10(torch.as_tensor(data_range)) - 10 * torch.log10(mse)).clamp(max=PSNR_CAP)
+
+
+def ssim3d(
+    pred: Volume,
+    target: Volume,
+    *,
+    data_range: float = 1.0,
+    mask: VolumeMask | None = None,
+    window: int = 11,
+    sigma: float = 1.5,
+) -> PerSample:
+    """Return the structural similarity of each sample, Gaussian window, no padding (Wang et al. 2004).
+
+    The window is cut to the largest odd number that fits the smallest side. With a mask, the mean is over the
+    windows whose centre it covers: in a flat background SSIM is 1 and would hide what happens in the brain.
+    The window is a product of three one-dimensional ones, so it costs 3 · 11 operations a voxel, not 11³.
+    """
+    smallest = min(pred.shape[2:])
+    size = min(window, smallest - (smallest + 1) % 2)
+    kernel = _gaussian(size, sigma).to(pred.device)
+    x, y = pred.float(), target.float()
+    mu_x, mu_y, xx, yy, xy = _blur(torch.cat([x, y, x * x, y * y, x * y]), kernel).chunk(5)
+    # Rounding may make a variance of a flat region slightly negative.
+    var_x, var_y = (xx - mu_x**2).clamp_min(0), (yy - mu_y**2).clamp_min(0)
+    c1, c2 = (0.01 * data_range) ** 2, (0.03 * data_range) ** 2
+    luminance = (2 * mu_x * mu_y + c1) / (mu_x**2 + mu_y**2 + c1)
+    structure = (2 * (xy - mu_x * mu_y) + c2) / (var_x + var_y + c2)
+    margin = size // 2
+    if mask is not None and margin:
+        mask = mask[..., margin:-margin, margin:-margin, margin:-margin]
+    return _masked_mean(luminance * structure, mask)
+
+
+def foreground(volume: Volume) -> VolumeMask:
+    """Return the brain of skull-stripped volumes: preprocessing leaves the background at exactly 0."""
+    return volume > 0
+
+
+def _masked_mean(values: Float[Tensor, "B C H W D"], mask: VolumeMask | None) -> PerSample:
+    if mask is None:
+        return values.flatten(1).mean(1)
+    weight = mask.to(values.dtype)
+    return (values * weight).flatten(1).sum(1) / weight.flatten(1).sum(1)
+
+
+def _gaussian(size: int, sigma: float) -> Float[Tensor, " n"]:
+    offset = torch.arange(size, dtype=torch.float32) - (size - 1) / 2
+    kernel = torch.exp(-(offset**2) / (2 * sigma**2))
+    return kernel / kernel.sum()
+
+
+def _blur(x: Float[Tensor, "N C H W D"], kernel: Float[Tensor, " n"]) -> Float[Tensor, "N C H2 W2 D2"]:
+    """Filter each axis in turn, valid positions only."""
+    shape = x.shape[:2]
+    x = x.flatten(0, 1)[:, None]
+    for axis in range(3):
+        size = [1, 1, 1]
+        size[axis] = kernel.numel()
+        x = F.conv3d(x, kernel.view(1, 1, *size))
+    return x.unflatten(0, shape).squeeze(2)
+
+
+class CombinedMetric:
+    """``val/combined_metric``: one number, higher is better, that picks the best checkpoint.
+
+    The weighted mean of PSNR / 40 dB, SSIM and 1 − LPIPS; each part is about 1 for a very good
+    reconstruction. Weights are non-negative and at least one is positive.
+    """
+
+    def __init__(self, *, psnr: float, ssim: float, lpips: float) -> None:
+        self.weights = {"psnr": psnr, "ssim": ssim, "lpips": lpips}
+        if min(self.weights.values()) < 0 or sum(self.weights.values()) == 0:
+            raise ValueError(
+                f"weights must be non-negative and not all 0, got {self.weights}; use psnr=1, ssim=1, lpips=0"
+            )
+
+    def __call__(self, metrics: Mapping[str, Tensor]) -> Tensor:
+        """Combine the entries ``psnr`` (dB), ``ssim`` and ``lpips``; those of weight 0 may be missing."""
+        missing = [name for name, weight in self.weights.items() if weight and name not in metrics]
+        if missing:
+            raise ValueError(
+                f"metrics must hold {', '.join(missing)}, got {sorted(metrics)}; or set the weight to 0"
+            )
+        score = {
+            "psnr": lambda value: value / 40.0,
+            "ssim": lambda value: value,
+            "lpips": lambda value: 1.0 - value,
+        }
+        parts = [weight * score[name](metrics[name]) for name, weight in self.weights.items() if weight]
+        return torch.stack(parts).sum() / sum(self.weights.values())
+
+
+# -- codebook -------------------------------------------------------------------------------------
+
+
+def token_histogram(tokens: Int64[Tensor, "B h w d"], vocab_size: int) -> Int64[Tensor, " V"]:
+    """Count each token. Histograms of batches and ranks add up."""
+    return torch.bincount(tokens.flatten(), minlength=vocab_size)
+
+
+def codebook_usage(histogram: Int64[Tensor, " V"]) -> Float[Tensor, ""]:
+    """Return the share of the codebook that occurs at all, in [0, 1]."""
+    return (histogram > 0).float().mean()
+
+
+def perplexity(histogram: Int64[Tensor, " V"]) -> Float[Tensor, ""]:
+    """Return exp of the token entropy, in [1, V]: as many equally likely codes would be as informative."""
+    p = histogram.double() / histogram.sum()
+    return torch.exp(torch.special.entr(p).sum()).float()
+
+
+def level_usage(histogram: Int64[Tensor, " V"], levels: Sequence[int]) -> Float[Tensor, " Z"]:
+    """Return, for each latent channel, the perplexity of its digit over its number of levels, in (0, 1].
+
+    Tokens are mixed-radix numbers whose first channel runs fastest.
+    """
+    grid = histogram.reshape(tuple(reversed(levels)))
+    num = len(levels)
+    axes = [tuple(a for a in range(num) if a != num - 1 - channel) for channel in range(num)]
+    marginals = [grid.sum(dim=a) if a else grid for a in axes]
+    return torch.stack([perplexity(m) / m.numel() for m in marginals])
+
+
+# -- sets of features -----------------------------------------------------------------------------
+
+
+def frechet_distance(a: Float[Tensor, "N D"], b: Float[Tensor, "M D"]) -> Float[Tensor, ""]:
+    """Return the Fréchet distance between Gaussians fitted to two sets of features, in float64.
+
+    |mean_a − mean_b|² + tr(A + B − 2 (A B)^½). With centred rows X and Y, A = XᵀX/(N−1) and B = YᵀY/(M−1),
+    the last trace is the nuclear norm of X Yᵀ / √((N−1)(M−1)): exact, no matrix square root, and valid for
+    fewer samples than dimensions. The estimate grows as N falls, so compare equal N only.
+    """
+    if min(len(a), len(b)) < 2:
+        raise ValueError(f"both sets must hold at least 2 samples, got {len(a)} and {len(b)}; add samples")
+    a, b = a.double(), b.double()
+    mean_a, mean_b = a.mean(0), b.mean(0)
+    x, y = (a - mean_a) / (len(a) - 1) ** 0.5, (b - mean_b) / (len(b) - 1) ** 0.5
+    # The singular values of X Yᵀ are those of R_x R_yᵀ: the smaller of N and D decides the cost.
+    cross = torch.linalg.matrix_norm(_thin(x) @ _thin(y).mT, ord="nuc")
+    distance = (mean_a - mean_b).square().sum() + x.square().sum() + y.square().sum() - 2 * cross
+    return distance.clamp_min(0.0)
+
+
+def _thin(x: Float[Tensor, "N D"]) -> Float[Tensor, "K D"]:
+    """Return R of x = Q R where that is smaller: it has the same Gram matrix and min(N, D) rows."""
+    return torch.linalg.qr(x, mode="r").R if len(x) > x.shape[1] else x
+
+
+def inception_score(probs: Float[Tensor, "N K"]) -> Float[Tensor, ""]:
+    """Return exp of the mean KL divergence between p(class | sample) and p(class), in [1, K].
+
+    probs: each row sums to 1. It says nothing unless the classifier is good on exactly these classes.
+    """
+    p = probs.double()
+    marginal = p.mean(0, keepdim=True)
+    divergence = torch.special.xlogy(p, p) - torch.special.xlogy(p, marginal)
+    return torch.exp(divergence.sum(1).mean())
