@@ -1,0 +1,154 @@
+"""GAN training of an autoencoder, without Lightning."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from prod9.training.algorithms.base import Autoencoder, Backward, Losses, TokenAutoencoder, frozen_call
+from prod9.training.losses import VAEGANLoss
+from prod9.training.metrics import (
+    CombinedMetric,
+    codebook_usage,
+    foreground,
+    level_usage,
+    perplexity,
+    psnr,
+    ssim3d,
+    token_histogram,
+)
+from prod9.types import AutoencoderOutput, Volume
+
+
+class AutoencoderTrainer:
+    """Losses, discriminator step and metrics of stage 1, for discrete and continuous latents.
+
+    autoencoder: maps ``[B C H W D]`` to AutoencoderOutput and names its ``last_layer``. discriminator: maps a
+    volume to the outputs of all its layers, logits last; required when the loss is adversarial. lpips: adds
+    the metric of that name. combined: adds ``combined_metric``. sampling: True for an autoencoder whose
+    forward draws its latent and so takes ``generator``.
+    """
+
+    def __init__(
+        self,
+        *,
+        autoencoder: Autoencoder,
+        discriminator: nn.Module | None,
+        loss: VAEGANLoss,
+        lpips: nn.Module | None = None,
+        combined: CombinedMetric | None = None,
+        sampling: bool = False,
+    ) -> None:
+        if discriminator is None and loss.adversarial_weight:
+            raise ValueError(
+                f"an adversarial weight of {loss.adversarial_weight:g} needs a discriminator, got None; "
+                "pass one or set the weight to 0"
+            )
+        self.autoencoder = autoencoder
+        self.discriminator = discriminator
+        self.loss = loss
+        self.lpips = lpips
+        self.combined = combined
+        self.sampling = sampling
+
+    def compute_generator_losses(
+        self, x: Volume, *, step: int, generator: torch.Generator | None = None
+    ) -> tuple[Losses, AutoencoderOutput]:
+        """Return the losses of the autoencoder on a batch, and its output.
+
+        ``total`` is to be differentiated; it reaches no parameter of the discriminator. ``step`` counts
+        training batches from 0. ``generator`` feeds autoencoders that sample.
+        """
+        output = self.autoencoder(x, generator=generator) if self.sampling else self.autoencoder(x)
+        fake, real = None, None
+        if self.discriminator is not None and self.loss.is_adversarial(step):
+            fake = frozen_call(self.discriminator, output.reconstruction)
+            if self.loss.matches_features:
+                with torch.no_grad():
+                    real = self.discriminator(x)
+        losses = self.loss.generator_losses(
+            x, output, last_layer=self.autoencoder.last_layer, fake_features=fake, real_features=real
+        )
+        return losses, output
+
+    def compute_discriminator_losses(self, real: Volume, reconstruction: Volume, *, step: int) -> Losses:
+        """Return the losses of the discriminator, {} before it starts.
+
+        The reconstruction is detached here, so no gradient reaches the autoencoder.
+        """
+        if self.discriminator is None or not self.loss.is_adversarial(step):
+            return {}
+        real = real.detach().requires_grad_(self.loss.gradient_penalty > 0)
+        real_logits = self.discriminator(real)[-1]
+        fake_logits = self.discriminator(reconstruction.detach())[-1]
+        return self.loss.discriminator_losses(real_logits, fake_logits, real=real)
+
+    def update_discriminator(
+        self,
+        real: Volume,
+        reconstruction: Volume,
+        optimizer: torch.optim.Optimizer,
+        *,
+        step: int,
+        backward: Backward,
+        clip: Callable[[torch.optim.Optimizer], None] | None = None,
+    ) -> Losses:
+        """Take one optimizer step of the discriminator and return its losses; before it starts, none and {}.
+
+        clip: called with the optimizer between backward and step.
+        """
+        losses = self.compute_discriminator_losses(real, reconstruction, step=step)
+        if not losses:
+            return {}
+        optimizer.zero_grad(set_to_none=True)
+        backward(losses["total"])
+        if clip is not None:
+            clip(optimizer)
+        optimizer.step()
+        return {name: value.detach() for name, value in losses.items()}
+
+    def compute_metrics(self, x: Volume) -> Losses:
+        """Return scores of reconstructions of whole volumes in [0, 1], in evaluation mode, without gradient.
+
+        psnr and psnr_brain in dB, ssim, l1; with an LPIPS network lpips; for discrete latents, over the
+        tokens of this batch, codebook_usage, perplexity and per channel level_usage_0 …; combined_metric.
+        """
+        with torch.no_grad(), _evaluating(self.autoencoder):
+            output = self.autoencoder(x)
+            reconstruction = output.reconstruction.float().clamp(0.0, 1.0)
+            metrics = {
+                "psnr": psnr(reconstruction, x).mean(),
+                "psnr_brain": psnr(reconstruction, x, mask=foreground(x)).mean(),
+                "ssim": ssim3d(reconstruction, x).mean(),
+                "l1": (reconstruction - x).abs().mean(),
+            }
+            if self.lpips is not None:
+                metrics["lpips"] = self.lpips.to(x.device)(reconstruction, x)
+            metrics |= self._codebook_metrics(output.tokens)
+            if self.combined is not None:
+                metrics["combined_metric"] = self.combined(metrics)
+        return metrics
+
+    def _codebook_metrics(self, tokens: Tensor | None) -> Losses:
+        if tokens is None or not isinstance(self.autoencoder, TokenAutoencoder):
+            return {}
+        histogram = token_histogram(tokens, self.autoencoder.vocab_size)
+        per_level = level_usage(histogram, self.autoencoder.levels)
+        return {
+            "codebook_usage": codebook_usage(histogram),
+            "perplexity": perplexity(histogram),
+            **{f"level_usage_{i}": share for i, share in enumerate(per_level)},
+        }
+
+
+@contextmanager
+def _evaluating(network: Autoencoder) -> Iterator[None]:
+    """Put ``network`` in evaluation mode for a while; each submodule gets its own mode back."""
+    training = [module for module in network.modules() if module.training]
+    network.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True

@@ -1,0 +1,61 @@
+"""What the training algorithms share: pure PyTorch logic between networks and the code that runs them.
+
+An algorithm holds references to networks, computes losses and metrics, and steps an optimizer that it is
+given. It never logs, moves devices, touches files, reads configs or counts steps: ``step`` is an argument,
+and so is every source of randomness. It differentiates for an optimizer only through ``Backward``.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from prod9.types import AutoencoderOutput
+
+Losses = dict[str, Float[Tensor, ""]]
+"""Scalars by name; ``total`` is what to differentiate, the rest carries no gradient."""
+
+Backward = Callable[[Tensor], Any]
+"""Adapters pass ``self.manual_backward``: a bare ``loss.backward()`` under DDP leaves the ranks with
+different weights, and no error."""
+
+
+@runtime_checkable
+class Autoencoder(Protocol):
+    """A module that maps ``[B C H W D]`` to AutoencoderOutput."""
+
+    @property
+    def last_layer(self) -> Tensor:
+        """Weight of the decoder's last convolution, where the adaptive weight compares gradients."""
+        ...
+
+    def __call__(self, x: Tensor, **draws: torch.Generator | None) -> AutoencoderOutput:
+        """Reconstruct ``x``; those that draw their latent take ``generator``."""
+        ...
+
+    def eval(self) -> Any:
+        """Switch to evaluation mode, as every nn.Module does."""
+        ...
+
+    def modules(self) -> Iterator[nn.Module]:
+        """Iterate over the network and its submodules, as every nn.Module does."""
+        ...
+
+
+@runtime_checkable
+class TokenAutoencoder(Autoencoder, Protocol):
+    """An autoencoder with a discrete latent of ``levels`` per channel."""
+
+    levels: Sequence[int]
+    vocab_size: int
+
+
+def frozen_call(network: nn.Module, x: Tensor) -> Any:
+    """Call ``network`` so that gradients reach ``x`` but never its parameters.
+
+    Nothing is switched on the network itself, so a failure in between leaves nothing to undo.
+    """
+    parameters = {name: parameter.detach() for name, parameter in network.named_parameters()}
+    return torch.func.functional_call(network, parameters, (x,))

@@ -1,0 +1,234 @@
+"""Losses of stage 1: VAEGANLoss and its pieces.
+
+Everything is arithmetic on tensors: which networks produced them, and who steps an optimizer, is decided in
+``training.algorithms.autoencoder_trainer``. All values are float32, also under autocast.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from prod9.training.perceptual import FeatureMatching
+from prod9.types import AutoencoderOutput, Latent, Volume
+
+Scalar = Float[Tensor, ""]
+PatchLogits = Float[Tensor, "B 1 h w d"]
+
+Z_LIMIT = 2.0
+"""Beyond |z| = 2 the quantiser's tanh passes less than 8% of the gradient."""
+
+
+# -- adversarial ----------------------------------------------------------------------------------
+# MONAI's PatchAdversarialLoss applies tanh before the hinge (so it never reaches zero), LeakyReLU before
+# least squares, and a sigmoid before BCE (refused under autocast). These are the published objectives.
+
+
+def _hinge(logits: PatchLogits, is_real: bool) -> Scalar:
+    return F.relu(1.0 - logits if is_real else 1.0 + logits).mean()
+
+
+def _least_squares(logits: PatchLogits, is_real: bool) -> Scalar:
+    return (logits - float(is_real)).square().mean()
+
+
+def _bce(logits: PatchLogits, is_real: bool) -> Scalar:
+    return F.softplus(-logits if is_real else logits).mean()
+
+
+CRITERIA: dict[str, Callable[[Tensor, bool], Tensor]] = {
+    "hinge": _hinge,
+    "least_squares": _least_squares,
+    "bce": _bce,
+}
+
+
+def generator_adversarial_loss(fake_logits: PatchLogits, criterion: str) -> Scalar:
+    """Return how real the discriminator finds a reconstruction, small when it is fooled.
+
+    hinge: −mean D (Lim & Ye 2017); the others: the criterion with the label "real" (non-saturating).
+    """
+    logits = fake_logits.float()
+    return -logits.mean() if criterion == "hinge" else CRITERIA[criterion](logits, True)
+
+
+def discriminator_adversarial_loss(
+    real_logits: PatchLogits, fake_logits: PatchLogits, criterion: str
+) -> Scalar:
+    """Return the mean of the criterion on real volumes and on reconstructions."""
+    score = CRITERIA[criterion]
+    return 0.5 * (score(real_logits.float(), True) + score(fake_logits.float(), False))
+
+
+def r1_penalty(real_logits: PatchLogits, real: Volume) -> Scalar:
+    """Return ½ Σ_voxels |∇_x Σ_patches D(x)|² per sample and patch (R1, Mescheder et al. 2018).
+
+    Dividing by the patches keeps crops and whole volumes on one scale. ``real`` must require a gradient and
+    be what ``real_logits`` were computed from; the result can be differentiated again.
+    """
+    (gradient,) = torch.autograd.grad(real_logits.float().sum(), real, create_graph=True)
+    return 0.5 * gradient.float().square().sum() / real_logits.numel()
+
+
+def adaptive_weight(
+    reference_loss: Scalar, adversarial_loss: Scalar, last_layer: Tensor, *, maximum: float
+) -> Scalar:
+    """Return |∇ reference| / |∇ adversarial| at the decoder's last layer, in [0, maximum], no gradient.
+
+    It makes both losses pull equally hard on the last layer (VQGAN, Esser et al. 2021).
+    """
+    (reference,) = torch.autograd.grad(reference_loss, last_layer, retain_graph=True)
+    (adversarial,) = torch.autograd.grad(adversarial_loss, last_layer, retain_graph=True)
+    ratio = reference.float().norm() / (adversarial.float().norm() + 1e-6)
+    return ratio.clamp(0.0, maximum).detach()
+
+
+# -- regularizers of the latent -------------------------------------------------------------------
+
+
+def commitment_loss(z: Latent, codes: Latent) -> Scalar:
+    """Return the mean squared distance of z to its code, which receives no gradient."""
+    return F.mse_loss(z.float(), codes.detach().float())
+
+
+def range_penalty(z: Latent) -> Scalar:
+    """Return the mean of relu(|z| − 2)²: it keeps z where the quantiser's tanh still has a gradient."""
+    return F.relu(z.float().abs() - Z_LIMIT).square().mean()
+
+
+# -- the sum --------------------------------------------------------------------------------------
+
+
+class VAEGANLoss:
+    """Reconstruction + perceptual + adversarial · adaptive weight + regularizers of the latent.
+
+    A plain object, so that no perceptual network ends up in a state dict. The adversarial part, and a
+    perceptual term that uses the discriminator, are off before ``start_step``. ``gradient_penalty`` weighs
+    ``r1_penalty`` in the discriminator's loss.
+    """
+
+    def __init__(
+        self,
+        *,
+        reconstruction: str,
+        reconstruction_weight: float,
+        perceptual: nn.Module | None,
+        perceptual_weight: float,
+        adversarial_weight: float,
+        criterion: str,
+        adaptive: bool,
+        adaptive_max: float,
+        start_step: int,
+        commitment_weight: float,
+        range_weight: float,
+        gradient_penalty: float = 0.0,
+    ) -> None:
+        _check_choice("reconstruction", reconstruction, RECONSTRUCTIONS)
+        _check_choice("criterion", criterion, CRITERIA)
+        if isinstance(perceptual, FeatureMatching) and not adversarial_weight:
+            raise ValueError(
+                "perceptual 'discriminator_features' needs a discriminator, got an adversarial weight of 0; "
+                "raise it or choose 'focal_frequency'"
+            )
+        self.reconstruction = reconstruction
+        self.reconstruction_weight = reconstruction_weight
+        self.perceptual = perceptual
+        self.perceptual_weight = perceptual_weight
+        self.adversarial_weight = adversarial_weight
+        self.criterion = criterion
+        self.adaptive = adaptive
+        self.adaptive_max = adaptive_max
+        self.start_step = start_step
+        self.gradient_penalty = gradient_penalty
+        self.regularizers = {"commitment": commitment_weight, "range": range_weight}
+
+    def is_adversarial(self, step: int) -> bool:
+        """Return whether the discriminator takes part in training batch ``step``."""
+        return self.adversarial_weight > 0 and step >= self.start_step
+
+    @property
+    def matches_features(self) -> bool:
+        """Whether the perceptual term compares features of the discriminator."""
+        return isinstance(self.perceptual, FeatureMatching) and self.perceptual_weight > 0
+
+    def generator_losses(
+        self,
+        target: Volume,
+        output: AutoencoderOutput,
+        *,
+        last_layer: Tensor,
+        fake_features: Sequence[Tensor] | None,
+        real_features: Sequence[Tensor] | None,
+    ) -> dict[str, Scalar]:
+        """Return every part, unweighted, and the weighted sum ``total``.
+
+        fake_features, real_features: outputs of all layers of the discriminator, logits last; None while it
+        takes no part, ``real_features`` also where no features are matched.
+        """
+        distance = RECONSTRUCTIONS[self.reconstruction](output.reconstruction.float(), target.float())
+        losses = {"reconstruction": distance}
+        total = self.reconstruction_weight * distance
+        perceptual = self._perceptual(target, output.reconstruction, fake_features, real_features)
+        if perceptual is not None:
+            losses["perceptual"] = perceptual
+            total = total + self.perceptual_weight * perceptual
+        if fake_features is not None:
+            adversarial = generator_adversarial_loss(fake_features[-1], self.criterion)
+            weight = total.new_tensor(self.adversarial_weight)
+            if self.adaptive:
+                weight = weight * adaptive_weight(total, adversarial, last_layer, maximum=self.adaptive_max)
+            losses |= {"adversarial": adversarial, "adversarial_weight": weight}
+            total = total + weight * adversarial
+        for name, weight in self.regularizers.items():
+            if weight:
+                losses[name] = REGULARIZERS[name](output)
+                total = total + weight * losses[name]
+        return {"total": total, **{k: v.detach() for k, v in losses.items()}}
+
+    def _perceptual(
+        self,
+        target: Volume,
+        reconstruction: Volume,
+        fake_features: Sequence[Tensor] | None,
+        real_features: Sequence[Tensor] | None,
+    ) -> Scalar | None:
+        if self.perceptual is None or not self.perceptual_weight:
+            return None
+        if isinstance(self.perceptual, FeatureMatching):
+            if fake_features is None or real_features is None:
+                return None
+            return self.perceptual(fake_features, real_features)
+        # No module owns the network, so nothing else brings it to the volumes' device.
+        return self.perceptual.to(target.device)(reconstruction, target)
+
+    def discriminator_losses(
+        self, real_logits: PatchLogits, fake_logits: PatchLogits, *, real: Volume
+    ) -> dict[str, Scalar]:
+        """Return ``total`` and its parts; ``real`` must require a gradient where R1 is on."""
+        adversarial = discriminator_adversarial_loss(real_logits, fake_logits, self.criterion)
+        losses = {
+            "adversarial": adversarial.detach(),
+            "logits_real": real_logits.detach().float().mean(),
+            "logits_fake": fake_logits.detach().float().mean(),
+        }
+        total = adversarial
+        if self.gradient_penalty:
+            penalty = r1_penalty(real_logits, real)
+            losses["gradient_penalty"] = penalty.detach()
+            total = total + self.gradient_penalty * penalty
+        return {"total": total, **losses}
+
+
+RECONSTRUCTIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"l1": F.l1_loss, "l2": F.mse_loss}
+
+REGULARIZERS: dict[str, Callable[[AutoencoderOutput], Tensor]] = {
+    "commitment": lambda output: commitment_loss(output.z_mu, output.latent),
+    "range": lambda output: range_penalty(output.z_mu),
+}
+
+
+def _check_choice(name: str, value: str, choices: Mapping[str, object]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
