@@ -123,12 +123,20 @@ def load(
     """Load a config for a command: ``--output-dir`` and ``--seed`` win over ``--set``, that over the file."""
     from prod9.training.config import load_config
 
+    changes = config_changes(overrides, output_dir=output_dir, seed=seed)
+    return load_config(config, overrides=changes, stage=stage)
+
+
+def config_changes(
+    overrides: Sequence[str] | None, *, output_dir: str | None = None, seed: int | None = None
+) -> list[str | tuple[str, Any]]:
+    """Return the changes that a command line asks for, the last ones winning."""
     changes: list[str | tuple[str, Any]] = list(overrides or [])
     if output_dir is not None:
         changes.append(("output_dir", output_dir))
     if seed is not None:
         changes.append(("seed", seed))
-    return load_config(config, overrides=changes, stage=stage)
+    return changes
 
 
 def print_config(config: "RunConfig") -> None:
