@@ -1,0 +1,110 @@
+"""Feature extractors for distribution scores: no downloaded weights needed for any of them.
+
+Numbers from different extractors are not comparable with each other nor with published Fréchet distances, so
+every score carries ``name``.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from prod9.evaluation.classifier import ModalityClassifier
+from prod9.evaluation.networks import build_seeded, coarsen, conv_block
+from prod9.types import Volume
+
+Features = Float[Tensor, "N D"]
+
+
+class FeatureExtractor(Protocol):
+    """Maps volumes ``[B 1 H W D]`` in [0, 1] to one row of features each."""
+
+    name: str
+
+    def __call__(self, x: Volume) -> Features:
+        """Return features, float32."""
+        ...
+
+
+class HasState(Protocol):
+    """Anything with weights."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the weights by name."""
+        ...
+
+
+class Encoder(HasState, Protocol):
+    """A stage-1 network of either family."""
+
+    def encode(self, x: Volume) -> Tensor | tuple[Tensor, Tensor]:
+        """Return z before quantisation, or mean and standard deviation."""
+        ...
+
+
+class AutoencoderFeatures:
+    """Latents of a stage-1 encoder before quantisation or sampling, averaged over 1³, 2³ and 4³ cells."""
+
+    def __init__(self, autoencoder: Encoder, *, scales: Sequence[int] = (1, 2, 4)) -> None:
+        self.autoencoder = autoencoder
+        self.scales = scales
+        self.name = f"autoencoder-{fingerprint(autoencoder)}"
+
+    def __call__(self, x: Volume) -> Features:
+        """Return Z · Σ scale³ features a volume."""
+        latent = self.autoencoder.encode(x)
+        z = latent[0] if isinstance(latent, tuple) else latent  # KL: mean and deviation
+        pooled = [F.adaptive_avg_pool3d(z.float(), scale).flatten(1) for scale in self.scales]
+        return torch.cat(pooled, dim=1)
+
+
+class RandomFeatures:
+    """Means and deviations of feature maps of an untrained 3D network, whose weights follow from ``seed``."""
+
+    def __init__(self, *, seed: int = 0, widths: Sequence[int] = (8, 16, 32)) -> None:
+        self.network = build_seeded(
+            lambda: nn.Sequential(
+                *(conv_block(i, o, stride=2) for i, o in zip((1, *widths), widths, strict=False))
+            ),
+            seed=seed,
+        ).requires_grad_(False)
+        self.name = f"random-{seed}"
+
+    def __call__(self, x: Volume) -> Features:
+        """Return two features a channel and level."""
+        h, rows = coarsen(x), []
+        for block in self.network:
+            h = block(h)
+            rows += [h.mean((2, 3, 4)), h.std((2, 3, 4))]
+        return torch.cat(rows, dim=1)
+
+
+class ClassifierFeatures:
+    """What a modality classifier trained on the real set looks at."""
+
+    def __init__(self, classifier: ModalityClassifier) -> None:
+        self.classifier = classifier
+        self.name = f"classifier-{fingerprint(classifier)}"
+
+    def __call__(self, x: Volume) -> Features:
+        """Return the input of the classifier's last layer."""
+        return self.classifier.features(x)
+
+
+@torch.no_grad()
+def extract(extractor: FeatureExtractor, volumes: Volume, *, batch_size: int = 4) -> Features:
+    """Return the features of all volumes on the CPU, computed ``batch_size`` at a time."""
+    return torch.cat([extractor(part).cpu() for part in volumes.split(batch_size)])
+
+
+def fingerprint(network: HasState) -> str:
+    """Return the first 12 hex digits of the SHA-256 over names and values of all weights."""
+    digest = hashlib.sha256()
+    for name, value in sorted(network.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:12]

@@ -1,0 +1,91 @@
+"""Small 3D networks that scores are computed with, and their reproducible construction."""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from prod9.types import Volume, VolumeOut
+
+Network = TypeVar("Network", bound=nn.Module)
+
+MAX_SIDE = 64
+"""Longer volumes are averaged down first: these networks judge contrast and coarse shape."""
+
+
+def build_seeded(build: Callable[[], Network], *, seed: int) -> Network:
+    """Return ``build()`` with He-initialised weights that depend on ``seed`` alone.
+
+    The network is built on the meta device, so the global random state is neither read nor moved.
+    """
+    with torch.device("meta"):
+        network = build()
+    network.to_empty(device="cpu")
+    generator = torch.Generator().manual_seed(seed)
+    for module in network.modules():
+        if isinstance(module, nn.Conv3d | nn.Linear):
+            nn.init.kaiming_normal_(module.weight, generator=generator)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.GroupNorm):
+            nn.init.ones_(module.weight)
+            nn.init.zeros_(module.bias)
+    return network
+
+
+def conv_block(in_channels: int, out_channels: int, *, stride: int = 1) -> nn.Sequential:
+    """Return a 3³ convolution, group normalisation and ReLU."""
+    return nn.Sequential(
+        nn.Conv3d(in_channels, out_channels, 3, stride=stride, padding=1),
+        nn.GroupNorm(min(4, out_channels), out_channels),
+        nn.ReLU(),
+    )
+
+
+def coarsen(x: Volume) -> VolumeOut:
+    """Average blocks until no side is longer than ``MAX_SIDE``."""
+    factor = -(-max(x.shape[2:]) // MAX_SIDE)
+    return F.avg_pool3d(x, factor, ceil_mode=True) if factor > 1 else x
+
+
+def standardise(x: Volume) -> Volume:
+    """Shift and scale each volume to mean 0 and standard deviation 1 over its brain, and 0 outside.
+
+    The brain is where intensity exceeds 2% of the range: decoders leave no exact zeros.
+    """
+    brain = (x > 0.02).float()
+    count = brain.flatten(1).sum(1).clamp_min(1.0).view(-1, 1, 1, 1, 1)
+    mean = _total(x * brain) / count
+    std = (_total((x - mean).square() * brain) / count).sqrt()
+    return (x - mean) / (std + 1e-3) * brain
+
+
+def _total(x: Tensor) -> Tensor:
+    return x.flatten(1).sum(1).view(-1, 1, 1, 1, 1)
+
+
+def augment_intensity(x: Volume, generator: torch.Generator) -> Volume:
+    """Apply a random gamma, gain and offset to the brain of each volume, clipped to [0, 1].
+
+    What survives is contrast between tissues; absolute scale does not.
+    """
+    gamma = torch.exp(_uniform(len(x), -0.3, 0.3, generator))
+    gain = _uniform(len(x), 0.75, 1.25, generator)
+    offset = _uniform(len(x), -0.08, 0.08, generator)
+    brain = x > 0.02
+    # The lower bound keeps an offset from cutting holes into the brain.
+    return torch.where(brain, (gain * x.clamp_min(0) ** gamma + offset).clamp(0.021, 1.0), x.clamp(0.0, 1.0))
+
+
+def augment_geometry(x: Tensor, generator: torch.Generator, *, flip_axis: int = 2, shift: int = 2) -> Tensor:
+    """Mirror left-right with probability ½ and roll by up to ``shift`` voxels: one draw for all of ``x``."""
+    if torch.rand((), generator=generator) < 0.5:
+        x = x.flip(flip_axis)
+    shifts = torch.randint(-shift, shift + 1, (3,), generator=generator).tolist()
+    return x.roll(shifts, dims=(2, 3, 4))
+
+
+def _uniform(count: int, low: float, high: float, generator: torch.Generator) -> Tensor:
+    return (low + (high - low) * torch.rand(count, generator=generator)).view(-1, 1, 1, 1, 1)
