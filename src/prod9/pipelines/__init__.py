@@ -1,0 +1,1 @@
+"""Generation and reconstruction with trained models; no training loop, no Lightning."""
