@@ -27,9 +27,10 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 from rich.console import Console
 
-from prod9.errors import Prod9Error
+from prod9.errors import ConfigError, Prod9Error
 
 if TYPE_CHECKING:
+    import torch
     from rich.progress import Progress
 
     from prod9.training.config_schema import RunConfig
@@ -137,6 +138,23 @@ def config_changes(
     if seed is not None:
         changes.append(("seed", seed))
     return changes
+
+
+def torch_device(name: str) -> "torch.device":
+    """Return the device of ``--device``, ``auto`` being CUDA, else MPS, else CPU; ConfigError if it is missing."""
+    import torch
+
+    if name == "auto":
+        mps = torch.backends.mps.is_available()
+        return torch.device("cuda" if torch.cuda.is_available() else "mps" if mps else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(
+            f"--device {name}: expected one of {torch.cuda.device_count()} CUDA devices; use auto"
+        )
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise ConfigError(f"--device {name}: expected an Apple GPU, found none; use auto")
+    return device
 
 
 def print_config(config: "RunConfig") -> None:
