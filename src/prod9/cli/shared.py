@@ -141,7 +141,7 @@ def config_changes(
 
 
 def torch_device(name: str) -> "torch.device":
-    """Return the device of ``--device``, ``auto`` being CUDA, else MPS, else CPU; ConfigError if it is missing."""
+    """Return the device of ``--device``, ConfigError if this computer has none; ``auto`` takes what there is."""
     import torch
 
     if name == "auto":
