@@ -1,0 +1,1 @@
+"""Building networks from configurations, and loading them from files."""

@@ -1,0 +1,328 @@
+"""CheckpointManager: from a run folder, a checkpoint file or an export folder to a network that is ready.
+
+Everything read has a typed header (``Header``), so a file of another stage or of another program is refused
+by name, before any weight is looked at. Weights are loaded strictly; nothing is ever unpickled.
+"""
+
+import json
+import logging
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Literal, TypedDict, cast
+
+import torch
+from pydantic import TypeAdapter, ValidationError
+from torch import Tensor, nn
+
+import prod9
+from prod9.errors import CheckpointError
+from prod9.files import atomic_write
+from prod9.training.config_schema import FSQModelConfig, RunConfig, TransformerModelConfig
+from prod9.training.model import export as exports
+from prod9.training.model.checkpoint_file import LAST, PREVIOUS, read_checkpoint
+from prod9.training.model.model_factory import ModelFactory
+
+FORMAT = 1
+INDEX = "best.json"
+PREFIXES = {"autoencoder": "autoencoder.", "transformer": "decoder."}
+"""Where the network of a stage lives in the state dict."""
+
+Prefer = Literal["best", "last"]
+log = logging.getLogger("prod9")
+
+
+class Header(TypedDict):
+    """What a checkpoint says about itself; plain JSON values throughout.
+
+    architecture: network name to ``{"kind": …, **constructor keywords}``. config: the whole configuration.
+    split: patient ids of train, val, test. step: training batches done. inputs: earlier stages as
+    ``{"path", "relative", "sha256"}``. data: ``grid``, ``reference_affine`` (4×4, voxel to mm),
+    ``label_map``, ``spacing``, ``intensity``.
+    """
+
+    format: int
+    version: str
+    stage: str
+    architecture: dict[str, dict[str, Any]]
+    config: dict[str, Any]
+    split: dict[str, Any]
+    step: int
+    inputs: dict[str, dict[str, str]]
+    data: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A network in evaluation mode and what its file says. sha256: of ``path``, identifies the weights."""
+
+    network: nn.Module
+    header: Header
+    path: Path
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A file that was read and recognised; ``state_dict`` has the prefixes of ``PREFIXES``."""
+
+    header: Header
+    state_dict: dict[str, Tensor]
+    path: Path
+    sha256: str
+
+
+def make_header(
+    config: RunConfig,
+    *,
+    architecture: dict[str, Any],
+    step: int,
+    split: dict[str, Any],
+    inputs: dict[str, dict[str, str]],
+    data: dict[str, Any],
+) -> Header:
+    """Return the header of a checkpoint of ``config.stage`` at ``step``."""
+    return {
+        "format": FORMAT,
+        "version": prod9.__version__,
+        "stage": config.stage,
+        "architecture": architecture,
+        "config": config.model_dump(mode="json"),
+        "split": split,
+        "step": step,
+        "inputs": inputs,
+        "data": data,
+    }
+
+
+class CheckpointManager:
+    """Finds, checks and loads what training and ``export`` wrote."""
+
+    @staticmethod
+    def resolve(path: str | Path, *, prefer: Prefer = "best") -> Path:
+        """Return the checkpoint file or export folder that ``path`` means.
+
+        ``path`` is a checkpoint file, an export folder, or a run folder: then the best checkpoint by the
+        monitored metric, or the last one when ``prefer`` says so. Raises CheckpointError when there is none.
+        """
+        return CheckpointManager.candidates(path, prefer=prefer)[0]
+
+    @staticmethod
+    def candidates(path: str | Path, *, prefer: Prefer = "best") -> list[Path]:
+        """Return what ``path`` may mean, first choice first; raises CheckpointError when it is nothing."""
+        path = Path(path).expanduser()
+        if path.is_file() or exports.is_export(path):
+            return [path]
+        if not path.is_dir():
+            raise CheckpointError(
+                f"{path}: expected a run folder, a checkpoint or an export folder, got nothing there; "
+                "check the path, or train that stage first."
+            )
+        folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
+        last = [folder / name for name in (LAST, PREVIOUS)]
+        best = [folder / name for name in _ranked_best(folder)]
+        found = [file for file in (best + last if prefer == "best" else last + best) if file.is_file()]
+        if not found:
+            raise CheckpointError(
+                f"{path}: expected checkpoints in {folder}, got none; train that stage first, or name "
+                "another folder."
+            )
+        return found
+
+    @staticmethod
+    def open(path: str | Path, *, stage: str | None = None, prefer: Prefer = "best") -> Opened:
+        """Read ``path`` and check its header; ``stage`` refuses every other stage.
+
+        In a run folder a damaged file is reported and the next one is taken; a file that was named is not
+        replaced by another. Raises CheckpointError.
+        """
+        files = CheckpointManager.candidates(path, prefer=prefer)
+        for file, following in pairwise(files):
+            try:
+                return _open_file(file, stage)
+            except CheckpointError as error:
+                log.warning("%s Going on with %s.", error, following)
+        return _open_file(files[-1], stage)
+
+    @staticmethod
+    def load_autoencoder(
+        path: str | Path, *, device: str | torch.device = "cpu", prefer: Prefer = "best"
+    ) -> Loaded:
+        """Rebuild the stage-1 network from its header and load its weights (averaged ones if there are)."""
+        opened = CheckpointManager.open(path, stage="autoencoder", prefer=prefer)
+        section = _section(opened, "autoencoder", TypeAdapter(FSQModelConfig))
+        return _load(opened, ModelFactory.create_autoencoder(section), device)
+
+    @staticmethod
+    def load_transformer(
+        path: str | Path, *, device: str | torch.device = "cpu", prefer: Prefer = "best"
+    ) -> Loaded:
+        """Rebuild the stage-2 decoder from its header and load its weights (averaged ones if there are)."""
+        opened = CheckpointManager.open(path, stage="transformer", prefer=prefer)
+        section = _section(opened, "transformer", TypeAdapter(TransformerModelConfig))
+        upstream = _section(opened, "autoencoder", TypeAdapter(FSQModelConfig))
+        return _load(opened, ModelFactory.create_transformer(section, levels=upstream.levels), device)
+
+    @staticmethod
+    def from_pretrained(folder: str | Path, *, device: str | torch.device = "cpu") -> Loaded:
+        """Load what ``folder`` holds, whichever stage it is."""
+        stage = CheckpointManager.open(folder).header["stage"]
+        loaders: dict[str, Callable[..., Loaded]] = {
+            "autoencoder": CheckpointManager.load_autoencoder,
+            "transformer": CheckpointManager.load_transformer,
+        }
+        return loaders[stage](folder, device=device)
+
+    @staticmethod
+    def load_upstream(
+        loaded: Loaded | Opened, *, path: str | Path | None = None, device: str | torch.device = "cpu"
+    ) -> Loaded:
+        """Load the autoencoder that ``loaded`` was trained on, refusing any other.
+
+        It is looked for at ``path`` if given, else where it was, else at the same place relative to the run.
+        Raises CheckpointError when it is nowhere, or when its SHA-256 is not the recorded one.
+        """
+        recorded = loaded.header["inputs"].get("autoencoder")
+        if recorded is None:
+            raise CheckpointError(
+                f"{loaded.path}: expected the autoencoder in `inputs`, got none recorded there."
+            )
+        tried = [Path(path)] if path is not None else _recorded_places(loaded.path, recorded)
+        for place in tried:
+            if not place.exists():
+                continue
+            upstream = CheckpointManager.load_autoencoder(place, device=device)
+            if upstream.sha256 == recorded["sha256"]:
+                return upstream
+            raise CheckpointError(
+                f"{upstream.path}: expected the autoencoder that {loaded.path} was trained on (SHA-256 "
+                f"{recorded['sha256'][:12]}…), got {upstream.sha256[:12]}…; its tokens mean something else. "
+                "Name the right file, or train stage 2 again."
+            )
+        raise CheckpointError(
+            f"{loaded.path}: expected its autoencoder at {' or '.join(map(str, tried))}, got nothing there; "
+            "give its present path."
+        )
+
+    @staticmethod
+    def export(
+        checkpoint: str | Path,
+        folder: str | Path,
+        *,
+        dtype: torch.dtype = torch.float32,
+        autoencoder: str | Path | None = None,
+    ) -> Path:
+        """Write the network of ``checkpoint`` to ``folder`` as safetensors, config, model card and manifest.
+
+        dtype: of the floating-point weights, float32 or float16 (half the size; loading casts back).
+        autoencoder: for stage 2, the exported autoencoder to record as its input, by a relative path, so that
+        both folders can be moved and shared together. Raises CheckpointError.
+        """
+        opened = CheckpointManager.open(checkpoint)
+        header = opened.header
+        if autoencoder is not None:
+            upstream = CheckpointManager.open(autoencoder, stage="autoencoder")
+            header = cast(Header, dict(header))
+            header["inputs"] = {"autoencoder": describe_input(upstream.path, upstream.sha256, Path(folder))}
+            header["inputs"]["autoencoder"]["path"] = header["inputs"]["autoencoder"]["relative"]
+        prefix = PREFIXES[header["stage"]]
+        return exports.write_export(
+            Path(folder), dict(header), _strip(opened.state_dict, prefix), dtype=dtype
+        )
+
+
+def describe_input(path: Path, sha256: str, base: Path) -> dict[str, str]:
+    """Return the record of an earlier stage: where it is, where it is seen from ``base``, and its hash."""
+    path, base = path.resolve(), base.resolve()
+    return {"path": str(path), "relative": Path(os.path.relpath(path, base)).as_posix(), "sha256": sha256}
+
+
+def write_index(folder: Path, entries: Iterable[dict[str, Any]]) -> None:
+    """Record which best checkpoints ``folder`` holds, best first: ``{"file", "step", "value"}`` each."""
+    with atomic_write(folder / INDEX) as temporary:
+        Path(temporary).write_text(json.dumps(list(entries), indent=2) + "\n", encoding="utf-8")
+
+
+def _ranked_best(folder: Path) -> list[str]:
+    try:
+        entries = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        # A name from a file never leads out of the folder.
+        return [Path(str(entry["file"])).name for entry in entries]
+    except (OSError, ValueError, TypeError, KeyError):
+        return sorted((file.name for file in folder.glob("best-step=*.ckpt")), reverse=True)
+
+
+def _open_file(file: Path, stage: str | None) -> Opened:
+    if file.is_dir():
+        header, tensors, digest = exports.read_export(file)
+        _check_header(file, header, stage)
+        prefix = PREFIXES[header["stage"]]
+        state = {prefix + name: tensor for name, tensor in tensors.items()}
+        return Opened(cast(Header, header), state, file, digest)
+    content, digest = read_checkpoint(file)
+    header, state = content.get("prod9"), content.get("state_dict")
+    if not isinstance(header, dict) or not isinstance(state, dict):
+        names = ", ".join(sorted(map(str, content))[:4])
+        raise CheckpointError(
+            f"{file}: expected a prod9 checkpoint, got a file of another program (it holds {names} …); "
+            "use a checkpoint that prod9 wrote."
+        )
+    _check_header(file, header, stage)
+    return Opened(cast(Header, header), state, file, digest)
+
+
+def _check_header(file: Path, header: dict[str, Any], stage: str | None) -> None:
+    missing = sorted(set(Header.__annotations__) - set(header))
+    if header.get("format") != FORMAT or missing:
+        detail = f"format {header.get('format')!r}" + (f" without {', '.join(missing)}" if missing else "")
+        raise CheckpointError(
+            f"{file}: expected checkpoint format {FORMAT}, got {detail} (written by prod9 "
+            f"{header.get('version', 'unknown')}); use the prod9 version that wrote it."
+        )
+    found = header["stage"]
+    if found not in PREFIXES or stage not in (None, found):
+        wanted = stage or " or ".join(PREFIXES)
+        raise CheckpointError(
+            f"{file}: expected a checkpoint of stage {wanted}, got stage {found}; "
+            f"name the {wanted} run instead."
+        )
+
+
+def _section(opened: Opened, name: str, adapter: TypeAdapter[Any]) -> Any:
+    try:
+        return adapter.validate_python(opened.header["architecture"][name])
+    except (KeyError, ValidationError) as error:
+        raise CheckpointError(
+            f"{opened.path}: expected an architecture of {name} that prod9 {prod9.__version__} knows, got "
+            f"{error}; use the prod9 version that wrote it ({opened.header['version']})."
+        ) from error
+
+
+def _load(opened: Opened, network: nn.Module, device: str | torch.device) -> Loaded:
+    prefix = PREFIXES[opened.header["stage"]]
+    load_strictly(network, _strip(opened.state_dict, prefix), opened.path)
+    return Loaded(network.to(device).eval(), opened.header, opened.path, opened.sha256)
+
+
+def load_strictly(network: nn.Module, state: dict[str, Tensor], path: Path) -> None:
+    """Load ``state`` into ``network``; CheckpointError names missing, unexpected and misshapen weights."""
+    try:
+        network.load_state_dict(state, strict=True)
+    except RuntimeError as error:
+        lines = [line.strip() for line in str(error).splitlines()[1:4]]
+        raise CheckpointError(
+            f"{path}: expected the weights of {type(network).__name__}, got others: {' '.join(lines)[:400]} "
+            "Use a checkpoint of the same architecture."
+        ) from error
+
+
+def _strip(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+
+
+def _recorded_places(path: Path, recorded: dict[str, str]) -> list[Path]:
+    run = path if path.is_dir() else path.parent.parent if path.parent.name == "checkpoints" else path.parent
+    places = [Path(recorded["path"]), run / recorded["relative"]]
+    return [place for place in places if place.is_absolute()] or places[1:]

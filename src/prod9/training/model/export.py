@@ -1,0 +1,134 @@
+"""Export folders: what is shared. Weights as safetensors, the header as JSON, a model card, a manifest.
+
+::
+
+    model.safetensors   the network alone, its own parameter names
+    config.json         the checkpoint's header
+    README.md           model card
+    manifest.json       SHA-256 and size of each of them
+
+Nothing in it can hold code. safetensors itself does not notice a flipped byte; the manifest does.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from prod9.errors import CheckpointError
+from prod9.files import atomic_write, sha256
+
+WEIGHTS = "model.safetensors"
+CONFIG = "config.json"
+CARD = "README.md"
+MANIFEST = "manifest.json"
+_FLOATS = {"float32": torch.float32, "float16": torch.float16}
+
+
+def is_export(folder: Path) -> bool:
+    """Return whether ``folder`` looks like an export folder."""
+    return folder.is_dir() and (folder / WEIGHTS).is_file() and (folder / CONFIG).is_file()
+
+
+def write_export(
+    folder: Path, header: dict[str, Any], state: dict[str, Tensor], *, dtype: torch.dtype
+) -> Path:
+    """Write the four files and return ``folder``; the manifest comes last, so half an export is none."""
+    if dtype not in _FLOATS.values():
+        raise CheckpointError(
+            f"{folder}: expected dtype {' or '.join(_FLOATS)}, got {dtype}; choose one of them."
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / MANIFEST).unlink(missing_ok=True)
+    weights = {name: _cast(tensor, dtype) for name, tensor in state.items()}
+    with atomic_write(folder / WEIGHTS) as temporary:
+        save_file(weights, str(temporary), metadata={"format": "pt", "prod9_stage": header["stage"]})
+    _write_text(folder / CONFIG, json.dumps({"prod9": header}, indent=2, ensure_ascii=False) + "\n")
+    _write_text(folder / CARD, _card(header, sum(t.numel() for t in weights.values()), dtype))
+    files = {
+        name: {"sha256": sha256(folder / name), "bytes": (folder / name).stat().st_size}
+        for name in (WEIGHTS, CONFIG, CARD)
+    }
+    _write_text(folder / MANIFEST, json.dumps({"files": files}, indent=2) + "\n")
+    return folder
+
+
+def read_export(folder: Path) -> tuple[Any, dict[str, Tensor], str]:
+    """Return header, weights in their stored dtype, and the SHA-256 of the weights file.
+
+    Raises CheckpointError when the manifest is missing or a file is not what it says.
+    """
+    digests = _verify(folder)
+    try:
+        header = json.loads((folder / CONFIG).read_text(encoding="utf-8"))["prod9"]
+        tensors = load_file(str(folder / WEIGHTS))
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{folder}: expected an export of prod9, got one that cannot be read ({error}); export it again."
+        ) from error
+    if not isinstance(header, dict):
+        raise CheckpointError(
+            f"{folder / CONFIG}: expected a header under `prod9`, got none; export it again."
+        )
+    return header, tensors, digests[WEIGHTS]
+
+
+def _verify(folder: Path) -> dict[str, str]:
+    try:
+        listed = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
+        expected = {name: str(listed[name]["sha256"]) for name in (WEIGHTS, CONFIG)}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{folder / MANIFEST}: expected the hashes of {WEIGHTS} and {CONFIG}, got none ({error}); "
+            "export it again, or fetch the whole folder."
+        ) from error
+    for name, digest in expected.items():
+        found = sha256(folder / name)
+        if found != digest:
+            raise CheckpointError(
+                f"{folder / name}: expected SHA-256 {digest[:12]}…, got {found[:12]}…: the file is damaged "
+                "or was changed; fetch or export it again."
+            )
+    return expected
+
+
+def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    # Safetensors wants plain contiguous memory; channels_last weights are not.
+    return (tensor.to(dtype) if tensor.is_floating_point() else tensor).contiguous().clone()
+
+
+def _write_text(path: Path, text: str) -> None:
+    with atomic_write(path) as temporary:
+        Path(temporary).write_text(text, encoding="utf-8")
+
+
+def _card(header: dict[str, Any], parameters: int, dtype: torch.dtype) -> str:
+    data, name = header["data"], {"autoencoder": "FSQ autoencoder", "transformer": "MaskGiT transformer"}
+    labels = ", ".join(f"{key} = {value}" for key, value in data.get("label_map", {}).items())
+    patients = ", ".join(
+        f"{len(ids)} {part}" for part, ids in header["split"].items() if isinstance(ids, list)
+    )
+    upstream = header["inputs"].get("autoencoder")
+    lines = [
+        f"# {name.get(header['stage'], header['stage'])} (prod9)",
+        "",
+        f"- Stage: `{header['stage']}`, {parameters:,} values, {str(dtype).removeprefix('torch.')}",
+        f"- Trained for {header['step']:,} steps with prod9 {header['version']}",
+        f"- Volumes: {data.get('grid')} voxels, intensities in [0, 1], RAS",
+        f"- Labels: {labels}",
+        f"- Patients: {patients}",
+    ]
+    if upstream:
+        lines.append(f"- Needs the autoencoder at `{upstream['relative']}` (SHA-256 `{upstream['sha256']}`)")
+    lines += [
+        "",
+        "Research use only: no medical device, not for diagnosis. A generative model can reproduce its training",
+        "data; audit samples before sharing them. Files are checked against `manifest.json` when loaded with",
+        "`prod9.training.model.checkpoint_manager.CheckpointManager.from_pretrained(folder)`.",
+        "",
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,125 @@
+"""ModelFactory: the one place where a section of the configuration becomes an object.
+
+Field names of the sections are keyword arguments of the constructors, so most methods are one call.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+from prod9.autoencoder.autoencoder_fsq import AutoencoderFSQ, FiniteScalarQuantizer
+from prod9.autoencoder.discriminator import Discriminator
+from prod9.autoencoder.factory import build_autoencoder
+from prod9.autoencoder.inference import AutoencoderInferenceWrapper, SlidingWindowConfig
+from prod9.generator.factory import build_decoder
+from prod9.generator.maskgit import MaskGiTSampler, MaskGiTScheduler
+from prod9.generator.transformer import TransformerDecoder
+from prod9.training.algorithms.autoencoder_trainer import AutoencoderTrainer
+from prod9.training.algorithms.transformer_trainer import TransformerTrainer
+from prod9.training.config_schema import (
+    AutoencoderLossConfig,
+    CombinedMetricConfig,
+    DecoderModelConfig,
+    DiscriminatorConfig,
+    FSQModelConfig,
+    LabelConditionalModelConfig,
+    MaskingConfig,
+    SamplerConfig,
+    SlidingWindowSection,
+    TransformerLossConfig,
+)
+from prod9.training.losses import VAEGANLoss
+from prod9.training.metrics import CombinedMetric
+from prod9.training.perceptual import build_perceptual
+
+METRIC_LPIPS = "alex"
+"""The LPIPS network that is reported: the one its authors recommend for comparing images."""
+
+
+class ModelFactory:
+    """Builds networks, losses, algorithms and samplers from checked configuration sections."""
+
+    @staticmethod
+    def create_autoencoder(model: FSQModelConfig) -> AutoencoderFSQ:
+        """Build the stage-1 network that ``model.kind`` names."""
+        return build_autoencoder(model.kind, **model.kwargs())
+
+    @staticmethod
+    def create_quantizer(model: FSQModelConfig) -> FiniteScalarQuantizer:
+        """Build the codebook of ``model`` alone, for looking codes up without the network."""
+        return FiniteScalarQuantizer(model.levels, symmetric=model.symmetric)
+
+    @staticmethod
+    def create_discriminator(discriminator: DiscriminatorConfig) -> Discriminator:
+        """Build the patch discriminator of stage 1."""
+        return Discriminator(**discriminator.kwargs())
+
+    @staticmethod
+    def create_transformer(
+        model: LabelConditionalModelConfig | DecoderModelConfig, *, levels: Sequence[int]
+    ) -> TransformerDecoder:
+        """Build the stage-2 decoder for the codebook ``levels`` of its autoencoder."""
+        return build_decoder(model.kind, levels=tuple(levels), **model.kwargs())
+
+    @staticmethod
+    def create_loss(loss: AutoencoderLossConfig) -> VAEGANLoss:
+        """Build the stage-1 loss; raises ConfigError when the perceptual network has no local weights."""
+        adversarial = loss.adversarial
+        return VAEGANLoss(
+            reconstruction=loss.reconstruction,
+            reconstruction_weight=loss.reconstruction_weight,
+            perceptual=build_perceptual(loss.perceptual.network),
+            perceptual_weight=loss.perceptual.weight,
+            adversarial_weight=adversarial.weight,
+            criterion=adversarial.criterion,
+            adaptive=adversarial.adaptive,
+            adaptive_max=adversarial.adaptive_max,
+            start_step=adversarial.start_step,
+            gradient_penalty=adversarial.gradient_penalty,
+            commitment_weight=loss.commitment_weight,
+            range_weight=loss.range_weight,
+        )
+
+    @staticmethod
+    def create_autoencoder_trainer(
+        loss: AutoencoderLossConfig,
+        combined: CombinedMetricConfig,
+        *,
+        autoencoder: AutoencoderFSQ,
+        discriminator: Discriminator | None,
+    ) -> AutoencoderTrainer:
+        """Build the stage-1 algorithm; LPIPS is measured when the combined metric weighs it."""
+        return AutoencoderTrainer(
+            autoencoder=autoencoder,
+            discriminator=discriminator,
+            loss=ModelFactory.create_loss(loss),
+            lpips=build_perceptual(METRIC_LPIPS) if combined.lpips else None,
+            combined=CombinedMetric(**combined.kwargs()),
+        )
+
+    @staticmethod
+    def create_transformer_trainer(
+        loss: TransformerLossConfig, *, decoder: TransformerDecoder, scheduler: MaskGiTScheduler
+    ) -> TransformerTrainer:
+        """Build the stage-2 algorithm."""
+        return TransformerTrainer(decoder=decoder, scheduler=scheduler, **loss.kwargs())
+
+    @staticmethod
+    def create_scheduler(masking: MaskingConfig) -> MaskGiTScheduler:
+        """Build γ, one for training and sampling."""
+        return MaskGiTScheduler(**masking.kwargs())
+
+    @staticmethod
+    def create_sampler(sampler: SamplerConfig, masking: MaskingConfig) -> MaskGiTSampler:
+        """Build the sampler of a decoder that was trained with ``masking``."""
+        return MaskGiTSampler(scheduler=ModelFactory.create_scheduler(masking), **sampler.kwargs())
+
+    @staticmethod
+    def create_inference_wrapper(
+        autoencoder: nn.Module, sliding_window: SlidingWindowSection | dict[str, Any]
+    ) -> AutoencoderInferenceWrapper:
+        """Wrap a stage-1 network for volumes of any size; a section read from a header may be a dict."""
+        if isinstance(sliding_window, dict):
+            sliding_window = SlidingWindowSection.model_validate(sliding_window)
+        return AutoencoderInferenceWrapper(autoencoder, SlidingWindowConfig(**sliding_window.kwargs()))
