@@ -1,0 +1,300 @@
+"""What the Lightning adapters share: steps, seeds, learning rates, and surviving a bad batch.
+
+An adapter owns the networks and optimizers and asks an algorithm class for losses; it holds no loss
+arithmetic. A *step* is one training batch. Lightning counts optimizer steps instead, two a batch in a GAN, so
+its counters are not used: ``AbstractLightning.step`` drives learning rate, limits, logs and file names, and
+is what a checkpoint stores.
+"""
+
+import logging
+import shutil
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar, cast
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from lightning.pytorch import LightningModule
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
+
+from prod9.errors import CheckpointError, ConfigError, TrainingError
+from prod9.training.config_schema import RunConfig
+from prod9.training.model.checkpoint_manager import Header, make_header
+from prod9.training.schedules import learning_rate_factor
+
+Batch = dict[str, Any]
+T = TypeVar("T")
+log = logging.getLogger("prod9")
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One volume of a picture: ``data`` float32 ``[H W D]`` in [0, 1] on the CPU, under ``title``."""
+
+    title: str
+    data: np.ndarray
+
+
+class Unregistered(Generic[T]):
+    """Holds something that must stay out of the module tree: not saved, not averaged, not synchronised.
+
+    Weight averaging deep-copies the adapter; the content is shared with the copy instead.
+    """
+
+    def __init__(self, content: T) -> None:
+        self.content = content
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Unregistered[T]":
+        return self
+
+
+class NonFiniteError(ArithmeticError):
+    """A loss or a gradient is NaN or infinite; the step is skipped."""
+
+
+class AbstractLightning(LightningModule, ABC):
+    """A training run of one stage. ``monitor``: the metric that picks checkpoints, and its direction."""
+
+    monitor: tuple[str, str]
+
+    def __init__(self, config: RunConfig) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.config = config
+        self.step = 0
+        self.skipped_steps = 0
+        self.fresh = True
+        self.latest: dict[str, float] = {}
+
+    # -- what a final class supplies ---------------------------------------------------------------
+
+    @abstractmethod
+    def optimise(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        """Do one training step and return what is worth logging; raises NonFiniteError to skip it."""
+
+    @abstractmethod
+    def evaluate(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """Return the metrics of one held-out batch, each a mean over the batch."""
+
+    @abstractmethod
+    def sample_validation(self, num_samples: int) -> list[list[Panel]]:
+        """Return rows of volumes worth looking at; may log what they measure."""
+
+    @abstractmethod
+    def architecture(self) -> dict[str, Any]:
+        """Return the ``architecture`` of the checkpoint header."""
+
+    @abstractmethod
+    def networks(self) -> dict[str, nn.Module]:
+        """Return the networks by their state-dict prefix, the main one first."""
+
+    @abstractmethod
+    def peak_rates(self) -> list[float]:
+        """Return the peak learning rate of each optimizer."""
+
+    def inputs(self) -> dict[str, dict[str, str]]:
+        """Return the earlier stages this one builds on, for the header."""
+        return {}
+
+    # -- Lightning's hooks --------------------------------------------------------------------------
+
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        """Run one step with its own seed and learning rate; a non-finite one is skipped and counted."""
+        generator = self._seed_step()
+        rate = self._set_learning_rates()
+        try:
+            values = self.optimise(batch, generator)
+        except NonFiniteError as error:
+            self._skip(batch, error)
+            values = {}
+        self.step += 1
+        self.fresh = False
+        if values and self.step % self.config.training.log_every_steps == 0:
+            # One transfer to the host per logged step, not per step.
+            self.log_values({f"train/{k}": float(v) for k, v in values.items()} | {"learning_rate": rate})
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Log ``val/…`` metrics, averaged over batches and ranks."""
+        self._log_evaluation("val", batch, batch_idx)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Log ``test/…`` metrics, averaged over batches and ranks."""
+        self._log_evaluation("test", batch, batch_idx)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log validations at the number of batches trained; Lightning would put them one earlier."""
+        self.log("step", float(self.step))
+
+    def on_train_start(self) -> None:
+        """Tell Lightning's batch counter the steps done before: validations then fall on the same steps."""
+        self.trainer.fit_loop.epoch_loop.batch_progress.total.ready = self.step
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the header; refuse to save weights that are not finite."""
+        bad = [
+            k for k, v in checkpoint["state_dict"].items() if v.is_floating_point() and not v.isfinite().all()
+        ]
+        if bad:
+            raise TrainingError(
+                f"Step {self.step}: expected finite weights, got NaN or infinity in {', '.join(bad[:3])}; "
+                "nothing was saved. Resume from the last checkpoint with a lower learning rate."
+            )
+        checkpoint["prod9"] = self.header()
+        checkpoint["prod9_run"] = {"skipped_steps": self.skipped_steps}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take the step over and discard Lightning's loop state; refuse another architecture."""
+        header = cast(Header, checkpoint["prod9"])
+        if header["architecture"] != self.architecture():
+            raise CheckpointError(
+                f"{self.config.output_dir}: expected a checkpoint of the configured architecture, got another "
+                f"({_difference(header['architecture'], self.architecture())}); restore the setting, or "
+                "start in a new output_dir."
+            )
+        self.step = header["step"]
+        self.skipped_steps = checkpoint["prod9_run"]["skipped_steps"]
+        self.fresh = False
+        checkpoint.pop("loops", None)
+
+    def configure_optimizers(self) -> list[Optimizer]:
+        """One AdamW for each network; biases and norms are not decayed."""
+        training = self.config.training
+        fused = self.device.type in {"cpu", "cuda"}
+        return [
+            AdamW(_groups(net, training.weight_decay), lr=rate, betas=training.betas, fused=fused)
+            for net, rate in zip(self.networks().values(), self.peak_rates(), strict=True)
+        ]
+
+    # -- shared helpers -----------------------------------------------------------------------------
+
+    def header(self) -> Header:
+        """Return the header of a checkpoint of this moment."""
+        data, module = self.config.data, cast(Any, self.trainer).datamodule
+        described = data.model_dump(mode="json", include={"grid", "label_map", "spacing", "intensity"})
+        described["reference_affine"] = np.asarray(module.reference_affine, dtype=float).tolist()
+        return make_header(
+            self.config,
+            architecture=self.architecture(),
+            step=self.step,
+            split=module.split.to_dict(),
+            inputs=self.inputs(),
+            data=described,
+        )
+
+    def step_with(self, loss: Tensor, optimizer: LightningOptimizer) -> None:
+        """Backward, clip and step; raises NonFiniteError, having dropped them, for non-finite gradients."""
+        self.manual_backward(loss)
+        self.clip_or_raise(optimizer, loss)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    def clip_or_raise(self, optimizer: Any, loss: Tensor | None = None) -> None:
+        """Clip the gradients of ``optimizer``; raises NonFiniteError on all ranks if they are not finite."""
+        grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        finite = torch.nn.utils.get_total_norm(grads).isfinite()
+        if loss is not None:
+            finite = finite & loss.detach().isfinite()
+        # Host sync: whether to step cannot be decided on the device.
+        if not self.trainer.strategy.reduce_boolean_decision(bool(finite), all=True):
+            optimizer.zero_grad(set_to_none=True)
+            raise NonFiniteError("the loss or its gradient is NaN or infinite")
+        if self.config.training.gradient_clip_norm > 0:
+            self.clip_gradients(
+                optimizer,
+                gradient_clip_val=self.config.training.gradient_clip_norm,
+                gradient_clip_algorithm="norm",
+            )
+
+    def optimizer_list(self) -> list[LightningOptimizer]:
+        """Return the optimizers, always as a list."""
+        optimizers = self.optimizers()
+        return cast(list[LightningOptimizer], optimizers if isinstance(optimizers, list) else [optimizers])
+
+    def log_values(self, values: Mapping[str, float]) -> None:
+        """Write numbers to every logger at the current step, and keep them for the progress bar."""
+        self.latest = dict(values)
+        for logger in self.loggers:
+            logger.log_metrics(self.latest, step=self.step)
+
+    def seeded_generator(self, *stream: int) -> torch.Generator:
+        """Return a generator on the adapter's device, seeded from the run's seed and ``stream``."""
+        return torch.Generator(self.device).manual_seed(_mix(self.config.seed, *stream))
+
+    def broadcast_parameters(self, network: nn.Module) -> None:
+        """Give every rank the parameters of rank 0, after a change that depended on its own batch."""
+        if self.trainer.world_size > 1:
+            for parameter in network.parameters():
+                dist.broadcast(parameter.data, src=0)
+
+    def _seed_step(self) -> torch.Generator:
+        # Dropout draws from the global generator: seeding it by step makes a resumed run draw the same.
+        torch.manual_seed(_mix(self.config.seed, self.step, self.global_rank, 0))
+        return self.seeded_generator(self.step, self.global_rank, 1)
+
+    def _set_learning_rates(self) -> float:
+        training = self.config.training
+        factor = learning_rate_factor(training.lr_schedule, self.step, training.max_steps)
+        for optimizer, peak in zip(self.optimizer_list(), self.peak_rates(), strict=True):
+            for group in optimizer.param_groups:
+                group["lr"] = peak * factor
+        return self.peak_rates()[0] * factor
+
+    def _skip(self, batch: Batch, error: NonFiniteError) -> None:
+        self.skipped_steps += 1
+        cases = ", ".join(map(str, batch.get("case_id", ["unknown"])))
+        log.warning("Step %d skipped (%d so far): %s in %s.", self.step, self.skipped_steps, error, cases)
+        if self.skipped_steps >= self.config.training.max_skipped_steps:
+            raise TrainingError(
+                f"Step {self.step}: expected finite losses, got {self.skipped_steps} steps without; the last "
+                f"batch was {cases}. Check those cases, lower training.learning_rate, or raise "
+                "training.max_skipped_steps."
+            )
+
+    def _log_evaluation(self, part: str, batch: Batch, batch_idx: int) -> None:
+        values = self.evaluate(batch, batch_idx)
+        size = len(batch["case_id"])
+        self.log_dict(
+            {f"{part}/{name}": value.float() for name, value in values.items()},
+            on_step=False,
+            on_epoch=True,
+            sync_dist=True,
+            batch_size=size,
+        )
+
+
+def compile_network(network: nn.Module) -> None:
+    """Compile ``network`` in place, keeping its parameter names; ConfigError where that cannot work."""
+    compilers = ("g++", "clang++", "c++", "cl")
+    if sys.platform == "win32" or not any(shutil.which(name) for name in compilers):
+        raise ConfigError(
+            f"training.compile: expected a C++ compiler ({', '.join(compilers)}), got none on this system; "
+            "install one, or set training.compile to false."
+        )
+    network.compile()
+
+
+def _mix(*values: int) -> int:
+    # Neighbouring seeds must give unrelated streams; SeedSequence hashes, a sum would collide.
+    return int(np.random.SeedSequence(list(values)).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def _groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    trained = [p for p in network.parameters() if p.requires_grad]
+    return [
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+
+
+def _difference(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
+    parts: list[str] = []
+    for name in sorted(set(found) | set(wanted)):
+        old, new = found.get(name, {}), wanted.get(name, {})
+        changed = [key for key in sorted(set(old) | set(new)) if old.get(key) != new.get(key)]
+        parts += [f"{name}.{key}: {old.get(key)} there, {new.get(key)} here" for key in changed]
+    return "; ".join(parts[:4])

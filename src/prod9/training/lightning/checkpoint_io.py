@@ -1,0 +1,34 @@
+"""Lightning's door to checkpoint files, in front of ``training.model.checkpoint_file``.
+
+Lightning's own writer goes through the system's temporary folder and never flushes: with that folder on
+another disk, a killed run left damaged checkpoints in our tests.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from lightning.fabric.plugins.io import CheckpointIO
+
+from prod9.training.model.checkpoint_file import LAST, read_checkpoint, remove_checkpoint, write_checkpoint
+
+
+class AtomicCheckpointIO(CheckpointIO):
+    """Writes atomically with a SHA-256 beside, keeps the ``last.ckpt`` before, reads tensors only."""
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None
+    ) -> None:
+        """Write ``checkpoint`` to ``path``; ``storage_options`` must be None."""
+        if storage_options is not None:
+            raise TypeError("storage_options must be None: checkpoints are local files")
+        write_checkpoint(checkpoint, Path(path), keep_previous=Path(path).name == LAST)
+
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any | None = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Read ``path`` onto the CPU, tensors and plain values only, whatever ``weights_only`` says."""
+        return read_checkpoint(Path(path))[0]
+
+    def remove_checkpoint(self, path: str | Path) -> None:
+        """Delete ``path`` and its hash."""
+        remove_checkpoint(Path(path))

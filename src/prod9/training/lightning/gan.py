@@ -1,0 +1,97 @@
+"""AbstractGANLightning: an autoencoder against a discriminator, two optimizers, stepped by hand."""
+
+import torch
+from torch import Tensor, nn
+
+from prod9.training.algorithms.autoencoder_trainer import AutoencoderTrainer
+from prod9.training.config_schema import AutoencoderConfig
+from prod9.training.lightning.base import AbstractLightning, Batch, Panel, compile_network
+
+
+class AbstractGANLightning(AbstractLightning):
+    """Stage 1. A final class builds ``autoencoder``, ``discriminator`` (None without one) and ``algorithm``.
+
+    The discriminator's optimizer exists from the start: a checkpoint from before its first step can be
+    resumed after it.
+    """
+
+    monitor = ("val/combined_metric", "max")
+    autoencoder: nn.Module
+    discriminator: nn.Module | None
+    algorithm: AutoencoderTrainer
+    config: AutoencoderConfig
+
+    def __init__(self, config: AutoencoderConfig) -> None:
+        super().__init__(config)
+        self.examples: list[tuple[str, Tensor]] = []
+
+    def prepare_networks(self) -> None:
+        """Apply memory format and compilation; a final class calls it once its networks exist."""
+        if self.config.training.channels_last:
+            for network in self.networks().values():
+                network.to(memory_format=torch.channels_last_3d)  # pyright: ignore[reportCallIssue]
+        if self.config.training.compile:
+            compile_network(self.autoencoder)
+
+    def networks(self) -> dict[str, nn.Module]:
+        """Return the autoencoder and, where there is one, the discriminator."""
+        networks = {"autoencoder": self.autoencoder}
+        return networks if self.discriminator is None else {**networks, "discriminator": self.discriminator}
+
+    def peak_rates(self) -> list[float]:
+        """Return the peak rates of autoencoder and discriminator; one schedule scales both."""
+        rates = [self.config.training.learning_rate, self.config.loss.adversarial.learning_rate]
+        return rates[: len(self.networks())]
+
+    def first_batch(self, x: Tensor) -> None:
+        """Fit the network to the first batch of a fresh run; nothing by default."""
+
+    def optimise(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        """Step the autoencoder, then the discriminator on the same reconstructions."""
+        x = self._volumes(batch)
+        if self.fresh:
+            self.first_batch(x)
+        optimizers = self.optimizer_list()
+        losses, output = self.algorithm.compute_generator_losses(x, step=self.step, generator=generator)
+        self.step_with(losses["total"], optimizers[0])
+        values = {name: value.detach() for name, value in losses.items()}
+        if len(optimizers) > 1:
+            critic = self.algorithm.update_discriminator(
+                x,
+                output.reconstruction,
+                optimizers[1],
+                step=self.step,
+                backward=self.manual_backward,
+                clip=self.clip_or_raise,
+            )
+            # Or they would wait, filled, through the next generator step.
+            optimizers[1].zero_grad(set_to_none=True)
+            values |= {f"discriminator_{name}": value for name, value in critic.items()}
+        return values
+
+    def evaluate(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """Return reconstruction metrics of whole volumes, and keep the first few for the picture."""
+        x = self._volumes(batch)
+        if len(self.examples) < self.config.callbacks.num_samples:
+            self.examples += list(zip(map(str, batch["modality"]), x.cpu(), strict=True))
+        return self.algorithm.compute_metrics(x)
+
+    def on_validation_epoch_start(self) -> None:
+        """Forget the volumes of the last validation."""
+        self.examples = []
+
+    @torch.no_grad()
+    def sample_validation(self, num_samples: int) -> list[list[Panel]]:
+        """Return held-out volumes, each beside its reconstruction."""
+        rows = []
+        for modality, x in self.examples[:num_samples]:
+            output = self.autoencoder(self._format(x[None].to(self.device)))
+            rebuilt = output.reconstruction[0, 0].float().clamp(0, 1).cpu().numpy()
+            rows.append([Panel(modality, x[0].numpy()), Panel(f"{modality}, reconstructed", rebuilt)])
+        return rows
+
+    def _volumes(self, batch: Batch) -> Tensor:
+        return self._format(batch["image"].as_subclass(Tensor))
+
+    def _format(self, x: Tensor) -> Tensor:
+        return x.contiguous(memory_format=torch.channels_last_3d) if self.config.training.channels_last else x

@@ -1,0 +1,166 @@
+"""AbstractGenerativeLightning: trains a network on what a frozen earlier stage made of the volumes."""
+
+from abc import abstractmethod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from prod9.autoencoder.inference import AutoencoderInferenceWrapper
+from prod9.errors import ConfigError
+from prod9.generator.condition import MaskGiTCondition
+from prod9.training.config_schema import TransformerConfig
+from prod9.training.lightning.base import AbstractLightning, Batch, Panel, Unregistered, compile_network
+from prod9.training.model.checkpoint_manager import CheckpointManager, Loaded, describe_input
+from prod9.training.model.model_factory import ModelFactory
+
+
+class AbstractGenerativeLightning(AbstractLightning):
+    """Stage 2 on tokens. A final class says what the condition of a batch is, and what to sample.
+
+    upstream: the trained autoencoder, by default that of ``inputs.autoencoder``. It stays out of the module
+    tree: not stored, averaged or synchronised; its path and SHA-256 are in the checkpoint instead.
+    """
+
+    monitor = ("val/loss", "min")
+    config: TransformerConfig
+
+    def __init__(self, config: TransformerConfig, upstream: Loaded | None = None) -> None:
+        super().__init__(config)
+        upstream = upstream or load_upstream(config)
+        self._upstream = Unregistered(upstream)
+        self._wrapper = Unregistered(
+            ModelFactory.create_inference_wrapper(upstream.network, config.sliding_window)
+        )
+        self.levels = tuple(upstream.header["architecture"]["autoencoder"]["levels"])
+        self.decoder = ModelFactory.create_transformer(config.model, levels=self.levels)
+        self.algorithm = ModelFactory.create_transformer_trainer(
+            config.loss, decoder=self.decoder, scheduler=ModelFactory.create_scheduler(config.masking)
+        )
+        self.sampler = ModelFactory.create_sampler(config.sampler, config.masking)
+        self.examples: list[Batch] = []
+        if config.training.compile:
+            compile_network(self.decoder)
+
+    # -- what a final class supplies ---------------------------------------------------------------
+
+    @abstractmethod
+    def condition(self, batch: Batch) -> MaskGiTCondition:
+        """Return what the decoder is told about a batch."""
+
+    @abstractmethod
+    def sample_requests(self, num_samples: int) -> tuple[MaskGiTCondition, list[Panel], list[str]]:
+        """Return conditions to sample with, a real volume to show beside each (or none), and titles."""
+
+    # -- training and validation --------------------------------------------------------------------
+
+    @property
+    def wrapper(self) -> AutoencoderInferenceWrapper:
+        """The frozen autoencoder, for volumes of any size."""
+        return self._wrapper.content
+
+    def networks(self) -> dict[str, nn.Module]:
+        """Return the decoder."""
+        return {"decoder": self.decoder}
+
+    def peak_rates(self) -> list[float]:
+        """Return the peak rate of the decoder."""
+        return [self.config.training.learning_rate]
+
+    def inputs(self) -> dict[str, dict[str, str]]:
+        """Return where the autoencoder is and its hash."""
+        from pathlib import Path
+
+        loaded = self._upstream.content
+        return {"autoencoder": describe_input(loaded.path, loaded.sha256, Path(self.config.output_dir))}
+
+    def architecture(self) -> dict[str, Any]:
+        """Return what rebuilds the decoder: its section, and the autoencoder's for the codebook."""
+        upstream = self._upstream.content.header["architecture"]["autoencoder"]
+        return {"transformer": self.config.model.model_dump(mode="json"), "autoencoder": upstream}
+
+    def on_fit_start(self) -> None:
+        """Bring the frozen autoencoder to the device; Lightning does not know it."""
+        self.wrapper.to(self.device).eval()
+
+    on_validation_start = on_fit_start
+    on_test_start = on_fit_start
+
+    def optimise(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        """Step the decoder on hidden tokens."""
+        losses = self.algorithm.compute_losses(
+            batch["target_indices"],
+            self.condition(batch),
+            generator=generator,
+            foreground=batch["foreground"],
+        )
+        self.step_with(losses["total"], self.optimizer_list()[0])
+        return {name: value.detach() for name, value in losses.items()}
+
+    def evaluate(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """Return token metrics; a batch is hidden in the same way at every validation."""
+        if len(self.examples) < self.config.callbacks.num_samples:
+            self.examples.append(batch)
+        generator = self.seeded_generator(batch_idx, 2)
+        return self.algorithm.compute_metrics(
+            batch["target_indices"], self.condition(batch), generator=generator
+        )
+
+    def on_validation_epoch_start(self) -> None:
+        """Forget the batches of the last validation."""
+        self.examples = []
+
+    # -- sampling -----------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def sample_validation(self, num_samples: int) -> list[list[Panel]]:
+        """Sample fully, decode with the frozen autoencoder, log ``val/sample_distance``, return rows.
+
+        Every rank samples the same, so the metric needs no exchange. ``sample_distance``: total variation
+        distance between the shares of each FSQ level in sampled and in held-out real tokens, averaged over
+        latent channels; 0 equal, 1 disjoint.
+        """
+        condition, real, titles = self.sample_requests(num_samples)
+        tokens = self.sample_tokens(condition)
+        held_out = torch.cat([batch["target_indices"] for batch in self.examples])
+        self.log("val/sample_distance", _level_distance(tokens, held_out, self.levels))
+        rows = []
+        for k, title in enumerate(titles):
+            volume = self.decode(tokens[k : k + 1])
+            rows.append([*real[k : k + 1], Panel(f"{title}, sampled", volume)])
+        return rows
+
+    def sample_tokens(self, condition: MaskGiTCondition) -> Tensor:
+        """Return sampled tokens ``[B h w d]``, the same ones for the same weights."""
+        factor = self.wrapper.autoencoder.downsampling_factor
+        shape = (len(condition), *(side // factor for side in self.config.data.grid))
+        generators = [self.seeded_generator(k, 3) for k in range(len(condition))]
+        return self.sampler.sample(self.decoder, shape, condition, generators)
+
+    def decode(self, tokens: Tensor) -> Any:
+        """Return the volume of one token grid ``[1 h w d]`` as a float32 array ``[H W D]`` in [0, 1]."""
+        codes = self.wrapper.autoencoder.indices_to_codes(tokens)
+        return self.wrapper.decode(codes)[0, 0].float().clamp(0, 1).cpu().numpy()
+
+
+def load_upstream(config: TransformerConfig) -> Loaded:
+    """Load the autoencoder of ``inputs.autoencoder``; raises ConfigError when the key is not set."""
+    if config.inputs.autoencoder is None:
+        raise ConfigError(
+            "inputs.autoencoder: expected the run folder or checkpoint of a trained autoencoder, got null; "
+            "set it, for example with --set inputs.autoencoder=outputs/stage1."
+        )
+    return CheckpointManager.load_autoencoder(config.inputs.autoencoder)
+
+
+def _level_distance(sampled: Tensor, real: Tensor, levels: tuple[int, ...]) -> Tensor:
+    distances, stride = [], 1
+    for level in levels:
+        shares = [
+            torch.bincount(((tokens.flatten() // stride) % level).cpu(), minlength=level).float()
+            / tokens.numel()
+            for tokens in (sampled, real)
+        ]
+        distances.append(0.5 * (shares[0] - shares[1]).abs().sum())
+        stride *= level
+    return torch.stack(distances).mean()

@@ -1,0 +1,119 @@
+"""Progress of a run: steps, rate, time left, latest values; without a terminal, a line now and then."""
+
+import time
+from typing import Any, cast
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from prod9.training.lightning.base import AbstractLightning
+
+PLAIN_INTERVAL_S = 30.0
+"""Seconds between lines in a log file."""
+
+_SHOWN = ("train/total", "val/psnr_brain", "val/loss", "val/combined_metric")
+
+
+class RunProgress(Callback):
+    """A Rich bar on a terminal, plain lines elsewhere; only the first rank prints."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console(stderr=True)
+        self.values: dict[str, float] = {}
+        self._bar: Progress | None = None
+        self._task: Any = None
+        self._started = self._printed = time.monotonic()
+        self._first_step = 0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the bar at the step that the run resumes from."""
+        if not trainer.is_global_zero:
+            return
+        module = cast(AbstractLightning, pl_module)
+        self._started = self._printed = time.monotonic()
+        self._first_step = module.step
+        if self.console.is_terminal:
+            self._bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[rate]}"),
+                TimeElapsedColumn(),
+                TextColumn("left"),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[values]}"),
+                console=self.console,
+                refresh_per_second=4,
+            )
+            total = module.config.training.max_steps
+            self._task = self._bar.add_task(
+                f"Training {module.config.stage}", total=total, completed=module.step, rate="", values=""
+            )
+            self._bar.start()
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        """Move on by one step."""
+        if not trainer.is_global_zero:
+            return
+        module = cast(AbstractLightning, pl_module)
+        self.values |= module.latest
+        if self._bar is not None:
+            self._bar.update(
+                self._task,
+                completed=module.step,
+                rate=f"{self._rate(module):.2f} steps/s",
+                values=self._text(),
+            )
+        elif time.monotonic() - self._printed > PLAIN_INTERVAL_S:
+            self._print(module)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Show what was measured."""
+        if (
+            not trainer.is_global_zero
+            or trainer.sanity_checking
+            or (not trainer.training and self._bar is None)
+        ):
+            return
+        self.values |= {name: float(value) for name, value in trainer.callback_metrics.items()}
+        if self._bar is None:
+            self._print(cast(AbstractLightning, pl_module))
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Close the bar."""
+        self._stop()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Close the bar, so that the message is readable."""
+        self._stop()
+
+    def _rate(self, module: AbstractLightning) -> float:
+        return (module.step - self._first_step) / max(time.monotonic() - self._started, 1e-6)
+
+    def _text(self) -> str:
+        shown = [name for name in _SHOWN if name in self.values]
+        return "  ".join(f"{name.split('/')[-1]} {self.values[name]:.4g}" for name in shown)
+
+    def _print(self, module: AbstractLightning) -> None:
+        self._printed = time.monotonic()
+        total, rate = module.config.training.max_steps, self._rate(module)
+        left = (total - module.step) / rate if rate else float("inf")
+        self.console.print(
+            f"{module.config.stage}: step {module.step}/{total}, {rate:.2f} steps/s, {left:.0f} s left, "
+            f"{self._text()}",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+    def _stop(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None

@@ -1,0 +1,405 @@
+"""Train, validate and test a configuration: data module, adapter and Trainer, put together.
+
+The whole run is one Lightning epoch of ``max_steps`` batches, starting at the step of the checkpoint that is
+resumed. Which batch comes when is a function of seed and step, so nothing of Lightning's loops is restored.
+"""
+
+import contextlib
+import json
+import logging
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.strategies import DDPStrategy, Strategy
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from rich.console import Console
+
+from prod9.errors import ConfigError, MissingDependencyError
+from prod9.training.brats_data import BraTSDataModule
+from prod9.training.brats_label_conditional_data import BraTSLabelConditionalDataModule
+from prod9.training.callbacks import KeepCheckpoints, build_callbacks
+from prod9.training.config import config_to_dict, dump_config
+from prod9.training.config_schema import AutoencoderConfig, FSQModelConfig, RunConfig, TransformerConfig
+from prod9.training.lightning.autoencoder_lightning import AutoencoderLightning
+from prod9.training.lightning.base import AbstractLightning
+from prod9.training.lightning.checkpoint_io import AtomicCheckpointIO
+from prod9.training.lightning.datamodule import AbstractDataModule
+from prod9.training.lightning.generative import load_upstream
+from prod9.training.lightning.label_conditional_lightning import LabelConditionalTransformerLightning
+from prod9.training.lightning.transformer_lightning import TransformerLightning
+from prod9.training.model.checkpoint_manager import CheckpointManager, Loaded, Opened, load_strictly
+from prod9.training.model.model_factory import ModelFactory
+from prod9.training.run_folder import (
+    append_run,
+    locked,
+    peak_memory_gib,
+    require_fresh,
+    sweep,
+    versions,
+    write_json,
+    write_text,
+)
+
+log = logging.getLogger("prod9")
+_console = Console(stderr=True)
+
+ADAPTERS = {"label_conditional": LabelConditionalTransformerLightning, "decoder": TransformerLightning}
+DATA_MODULES = {"label_conditional": BraTSLabelConditionalDataModule, "decoder": BraTSDataModule}
+
+_HARMLESS = (
+    # One loader process is the default for small data, and volumes are cached.
+    ".*does not have many workers.*",
+    ".*Checkpoint directory.*exists and is not empty.*",
+    ".*Experiment logs directory.*exists and is not empty.*",
+    ".*The number of training batches.*is smaller than the logging interval.*",
+    ".*It is recommended to use `self.log.*sync_dist=True.*",
+    ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
+    ".*You're using the WeightAveraging callback.*",
+)
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run left: its best checkpoint, the metrics of the last validation, the steps done."""
+
+    checkpoint: Path
+    metrics: dict[str, float]
+    step: int
+
+
+def train(
+    config: RunConfig,
+    *,
+    resume: str | Path | None = None,
+    init_from: str | Path | None = None,
+    device: str = "auto",
+) -> RunResult:
+    """Train until ``training.max_steps`` and return what came of it.
+
+    resume: ``auto`` goes on from the last good checkpoint of ``output_dir``, or starts if there is none; a
+    path goes on from that run or file. init_from: start a new run from the weights of another (fine-tuning).
+    device: ``auto`` leaves it to ``trainer``; else ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
+    Raises ConfigError, DataError, CheckpointError or TrainingError; InterruptedTrainingError after a signal,
+    having saved.
+    """
+    if resume is not None and init_from is not None:
+        raise ConfigError(
+            "--resume goes on with a run and --init-from starts a new one: expected one of them, got both."
+        )
+    output_dir = Path(config.output_dir)
+    # Under DDP every rank runs this; the folder belongs to the first.
+    with locked(output_dir) if _is_first_rank() else nullcontext():
+        start = _find_start(config, resume)
+        if start is not None and start.header["step"] >= config.training.max_steps:
+            return _finished(config, start)
+        return _train(config, start, init_from, device)
+
+
+def validate(
+    config: RunConfig, checkpoint: str | Path | None = None, *, device: str = "auto"
+) -> dict[str, float]:
+    """Return ``val/…`` metrics of ``checkpoint`` (default: the best of ``output_dir``) on those patients."""
+    return _evaluate(config, checkpoint, device, "validate")
+
+
+def test(
+    config: RunConfig,
+    checkpoint: str | Path | None = None,  # noqa: PT028 (not a pytest function)
+    *,
+    device: str = "auto",  # noqa: PT028
+) -> dict[str, float]:
+    """Return ``test/…`` metrics of ``checkpoint`` on the test patients, which nothing else ever saw."""
+    return _evaluate(config, checkpoint, device, "test")
+
+
+def build_module(config: RunConfig, upstream: Loaded | None = None) -> AbstractLightning:
+    """Return the untrained adapter of ``config``. upstream: stage 2's autoencoder, if already loaded."""
+    if isinstance(config, AutoencoderConfig):
+        return AutoencoderLightning(config)
+    return ADAPTERS[config.model.kind](config, upstream)
+
+
+def build_data_module(
+    config: RunConfig, upstream: Loaded | None = None, *, device: torch.device | str = "cpu"
+) -> AbstractDataModule:
+    """Return the data module of ``config``; stage 2 encodes each volume once, with ``upstream``."""
+    if isinstance(config, AutoencoderConfig):
+        return BraTSDataModule(config)
+    upstream = upstream or load_upstream(config)
+    wrapper = ModelFactory.create_inference_wrapper(upstream.network, config.sliding_window)
+
+    @torch.no_grad()
+    def encode(volumes: torch.Tensor) -> torch.Tensor:
+        # The adapter holds the same network and may have moved it.
+        return wrapper.to(device).quantize_stage_2_inputs(volumes.to(device)).cpu()
+
+    # Loader processes look codes up on the CPU, wherever the network is.
+    section = FSQModelConfig.model_validate(upstream.header["architecture"]["autoencoder"])
+    codebook = ModelFactory.create_quantizer(section)
+    return DATA_MODULES[config.model.kind](
+        config, encode=encode, indices_to_codes=codebook.indices_to_codes, encoder_hash=upstream.sha256
+    )
+
+
+# -- training ---------------------------------------------------------------------------------------
+
+
+def _train(config: RunConfig, start: Opened | None, init_from: str | Path | None, device: str) -> RunResult:
+    began, output_dir = time.monotonic(), Path(config.output_dir)
+    upstream = load_upstream(config) if isinstance(config, TransformerConfig) else None
+    module = build_module(config, upstream)
+    if init_from is not None:
+        initialise(module, init_from)
+    if _is_first_rank():
+        sweep(output_dir)
+        write_text(output_dir / "config.yaml", dump_config(config))
+    step = start.header["step"] if start else 0
+    callbacks = build_callbacks(config, module, say=_say)
+    trainer = _build_trainer(config, device, callbacks, _loggers(config, step))
+    data = build_data_module(config, upstream, device=trainer.strategy.root_device)
+    data.set_start_step(step)
+    with _quiet(), _session(config, trainer, module, began, start, init_from):
+        trainer.fit(module, datamodule=data, ckpt_path=str(start.path) if start else None)
+    keeper = next(callback for callback in callbacks if isinstance(callback, KeepCheckpoints))
+    metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if "/" in name}
+    if trainer.is_global_zero:
+        content = {"step": module.step, "metrics": metrics, "monitor": keeper.monitor, "best": keeper.best}
+        write_json(output_dir / "metrics.json", content)
+    return RunResult(CheckpointManager.resolve(output_dir), metrics, module.step)
+
+
+def initialise(module: AbstractLightning, path: str | Path) -> None:
+    """Load the weights of another run into ``module``, strictly; optimizers and step start anew.
+
+    A discriminator is taken over where the file has one. Raises CheckpointError.
+    """
+    opened = CheckpointManager.open(path, stage=module.config.stage)
+    for position, (name, network) in enumerate(module.networks().items()):
+        prefix = f"{name}."
+        state = {k.removeprefix(prefix): v for k, v in opened.state_dict.items() if k.startswith(prefix)}
+        if state or position == 0:
+            load_strictly(network, state, opened.path)
+    module.fresh = False
+    log.info("Starting from the weights of %s (step %d there).", opened.path, opened.header["step"])
+
+
+def _find_start(config: RunConfig, resume: str | Path | None) -> Opened | None:
+    output_dir = Path(config.output_dir)
+    if resume is None:
+        if _is_first_rank():
+            require_fresh(output_dir)
+        return None
+    if str(resume) == "auto":
+        if not any((output_dir / "checkpoints").glob("*.ckpt")):
+            return None
+        resume = output_dir
+    start = CheckpointManager.open(resume, stage=config.stage, prefer="last")
+    changed = sorted(_changed_keys(start.header["config"], config_to_dict(config)))
+    if changed and _is_first_rank():
+        log.warning("Resuming with other settings than before: %s.", ", ".join(changed))
+    return start
+
+
+def _finished(config: RunConfig, start: Opened) -> RunResult:
+    _say(f"{config.output_dir} is finished: all {config.training.max_steps} steps are done.")
+    try:
+        recorded = json.loads((Path(config.output_dir) / "metrics.json").read_text(encoding="utf-8"))[
+            "metrics"
+        ]
+    except (OSError, ValueError, KeyError):
+        recorded = {}
+    return RunResult(CheckpointManager.resolve(config.output_dir), recorded, start.header["step"])
+
+
+def _changed_keys(before: Any, now: Any, prefix: str = "") -> Iterator[str]:
+    if isinstance(before, dict) and isinstance(now, dict):
+        for key in before.keys() | now.keys():
+            yield from _changed_keys(before.get(key), now.get(key), f"{prefix}.{key}" if prefix else str(key))
+    elif before != now and not prefix.startswith(("output_dir", "trainer", "callbacks")):
+        yield prefix
+
+
+@contextlib.contextmanager
+def _session(
+    config: RunConfig,
+    trainer: Trainer,
+    module: AbstractLightning,
+    began: float,
+    start: Opened | None,
+    init_from: str | Path | None,
+) -> Iterator[None]:
+    """Record the session in run.json, however it ends."""
+    outcome = "failed"
+    try:
+        yield
+        outcome = "finished"
+    finally:
+        if trainer.is_global_zero:
+            device = trainer.strategy.root_device
+            append_run(
+                Path(config.output_dir),
+                {
+                    "outcome": outcome,
+                    "from_step": start.header["step"] if start else 0,
+                    "to_step": module.step,
+                    "skipped_steps": module.skipped_steps,
+                    "resumed_from": str(start.path) if start else None,
+                    "init_from": str(init_from) if init_from is not None else None,
+                    "seconds": round(time.monotonic() - began, 3),
+                    "peak_rss_gib": round(peak_memory_gib(), 3),
+                    "peak_cuda_gib": round(torch.cuda.max_memory_allocated(device) / 2**30, 3)
+                    if device.type == "cuda"
+                    else None,
+                    "device": str(device),
+                    "world_size": trainer.world_size,
+                    "precision": trainer.precision,
+                    "versions": versions(),
+                },
+            )
+
+
+# -- evaluation -------------------------------------------------------------------------------------
+
+
+def _evaluate(config: RunConfig, checkpoint: str | Path | None, device: str, what: str) -> dict[str, float]:
+    opened = CheckpointManager.open(checkpoint or config.output_dir, stage=config.stage)
+    upstream = load_upstream(config) if isinstance(config, TransformerConfig) else None
+    module = build_module(config, upstream)
+    name, network = next(iter(module.networks().items()))
+    prefix = f"{name}."
+    state = {k.removeprefix(prefix): v for k, v in opened.state_dict.items() if k.startswith(prefix)}
+    load_strictly(network, state, opened.path)
+    module.step = opened.header["step"]
+    trainer = _build_trainer(config, device, [], [])
+    data = build_data_module(config, upstream, device=trainer.strategy.root_device)
+    run = {"validate": trainer.validate, "test": trainer.test}[what]
+    with _quiet():
+        (metrics,) = run(module, datamodule=data, verbose=False)
+    return {name: float(value) for name, value in metrics.items() if "/" in name}
+
+
+# -- the Trainer ------------------------------------------------------------------------------------
+
+
+def _build_trainer(config: RunConfig, device: str, callbacks: list[Any], loggers: list[Logger]) -> Trainer:
+    accelerator, devices = _hardware(config, device)
+    return Trainer(
+        accelerator=accelerator,
+        devices=devices,
+        num_nodes=config.trainer.num_nodes,
+        strategy=_strategy(config, accelerator, devices),
+        precision=_precision(config, accelerator),
+        plugins=[AtomicCheckpointIO()],
+        max_epochs=1,
+        # None: count batches over the whole run, whatever the step it starts from.
+        check_val_every_n_epoch=None,
+        val_check_interval=config.training.validate_every_steps,
+        num_sanity_val_steps=0,
+        log_every_n_steps=1,
+        callbacks=callbacks,
+        logger=loggers or False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=any(isinstance(callback, KeepCheckpoints) for callback in callbacks),
+        use_distributed_sampler=False,
+        # Tables that a decoder caches during validation must be usable in training.
+        inference_mode=False,
+        default_root_dir=config.output_dir,
+    )
+
+
+def _hardware(config: RunConfig, device: str) -> tuple[str, Any]:
+    kind, _, index = device.partition(":")
+    names = {"auto": config.trainer.accelerator, "cpu": "cpu", "cuda": "gpu", "mps": "mps"}
+    if kind not in names or (index and (kind != "cuda" or not index.isdigit())):
+        raise ConfigError(
+            f"--device: expected auto, cpu, cuda, cuda:N or mps, got {device!r}; choose one of them."
+        )
+    accelerator = names[kind]
+    if accelerator == "auto":
+        accelerator = (
+            "gpu" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        )
+    count = torch.cuda.device_count() if accelerator == "gpu" else 1
+    if accelerator == "gpu" and (count == 0 or int(index or 0) >= count):
+        raise ConfigError(
+            f"--device: expected one of {count} CUDA devices, got {device!r}; use --device cpu."
+        )
+    if accelerator == "mps" and not torch.backends.mps.is_available():
+        raise ConfigError(f"--device: expected a Mac with MPS, got {device!r} without it; use --device cpu.")
+    devices = [int(index)] if index else config.trainer.devices
+    return accelerator, 1 if devices == "auto" and accelerator == "cpu" else devices
+
+
+def _strategy(config: RunConfig, accelerator: str, devices: Any) -> str | Strategy:
+    count = devices if isinstance(devices, int) else len(devices) if isinstance(devices, list) else None
+    if devices == "auto":
+        count = torch.cuda.device_count()
+    if config.trainer.strategy == "auto" and count == 1 and config.trainer.num_nodes == 1:
+        return "auto"
+    # A step may leave parameters without a gradient: the discriminator before it starts, or the embedding of
+    # "no condition" in a batch where nothing was dropped.
+    return DDPStrategy(
+        find_unused_parameters=True, process_group_backend="nccl" if accelerator == "gpu" else "gloo"
+    )
+
+
+def _precision(config: RunConfig, accelerator: str) -> Any:
+    if config.trainer.precision != "auto":
+        return config.trainer.precision
+    return "bf16-mixed" if accelerator == "gpu" else "32-true"
+
+
+def _loggers(config: RunConfig, step: int) -> list[Logger]:
+    # A session has its own folder: the CSV logger would empty that of the session before.
+    root, session = Path(config.output_dir) / "logs", f"from-step-{step:06d}"
+    return [_logger(name, root, session, config) for name in config.trainer.loggers]
+
+
+def _logger(name: str, root: Path, session: str, config: RunConfig) -> Logger:
+    if name == "csv":
+        return CSVLogger(root, name="csv", version=session)
+    if name == "tensorboard":
+        return TensorBoardLogger(root, name="tensorboard", version=session)
+    from lightning.pytorch.loggers import MLFlowLogger, WandbLogger
+
+    try:
+        if name == "wandb":
+            return WandbLogger(save_dir=root, name=Path(config.output_dir).name, offline=True)
+        return MLFlowLogger(experiment_name=config.stage, tracking_uri=f"file:{root / 'mlflow'}")
+    except ModuleNotFoundError as error:
+        raise MissingDependencyError(
+            f"trainer.loggers: expected the package {name}, got none installed; run `pip install {name}`, or "
+            "remove it from the list."
+        ) from error
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence Lightning's advice, which does not apply here; its errors stay."""
+    lightning = logging.getLogger("lightning.pytorch")
+    level = lightning.level
+    lightning.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            for message in _HARMLESS:
+                warnings.filterwarnings("ignore", message)
+            yield
+    finally:
+        lightning.setLevel(level)
+
+
+def _is_first_rank() -> bool:
+    return getattr(rank_zero_only, "rank", 0) in {0, None}
+
+
+def _say(message: str) -> None:
+    _console.print(message, highlight=False, soft_wrap=True)
