@@ -27,7 +27,7 @@ StageOption = Annotated[
 @app.command("list")
 def list_configs(as_json: JsonOption = False, debug: DebugOption = False) -> None:
     """List the shipped configs: name, stage and first comment line."""
-    from rich.table import Table
+    from rich.table import Column, Table
 
     from prod9.training.config import merge_config, shipped_configs
 
@@ -38,7 +38,7 @@ def list_configs(as_json: JsonOption = False, debug: DebugOption = False) -> Non
     if as_json:
         print_json(rows)
         return
-    table = Table("name", "stage", "about", box=None)
+    table = Table(Column("name", no_wrap=True), "stage", "about", box=None)
     for row in rows:
         table.add_row(row["name"], row["stage"], row["about"])
     console.print(table)

@@ -1,0 +1,71 @@
+"""Writes the generated tables into ``src/prod9/configs/**/README.md``; ``--check`` only compares.
+
+A README marks where a table goes with ``<!-- generated: NAME -->`` and ``<!-- end generated -->``; NAME is
+``configs`` (what is shipped, with its cost) or a stage (its keys).
+"""
+
+import re
+import sys
+from pathlib import Path
+
+from prod9.training.config import CONFIG_ROOT, load_config, shipped_configs
+from prod9.training.config_schema import STAGES, AutoencoderConfig, FSQModelConfig, RunConfig
+from prod9.training.config_tables import markdown_table
+from prod9.training.resources import estimate
+
+BLOCK = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end generated -->)", re.DOTALL)
+
+
+def main() -> int:
+    """Regenerate every README; return 1 if ``--check`` was given and one differs."""
+    stale = [path for path in sorted(CONFIG_ROOT.rglob("README.md")) if regenerated(path) != path.read_text()]
+    if "--check" in sys.argv[1:]:
+        for path in stale:
+            print(f"{path}: out of date; run `make docs`")
+        return bool(stale)
+    for path in stale:
+        path.write_text(regenerated(path))
+        print(f"{path}: regenerated")
+    return 0
+
+
+def regenerated(path: Path) -> str:
+    """Return the text of a README with its tables made anew."""
+    return BLOCK.sub(lambda match: match[1] + _table(match[2]) + match[3], path.read_text())
+
+
+def shipped() -> dict[str, RunConfig]:
+    """Return every shipped config by name, variables left as written."""
+    return {name: load_config(name, fill_variables=False) for name in shipped_configs()}
+
+
+def stage1_model(config: RunConfig, configs: dict[str, RunConfig]) -> FSQModelConfig | None:
+    """Return the autoencoder that a transformer's config names as its input, None for stage 1."""
+    if isinstance(config, AutoencoderConfig):
+        return None
+    for other in configs.values():
+        if isinstance(other, AutoencoderConfig) and other.output_dir == config.inputs.autoencoder:
+            return other.model
+    raise ValueError(f"{config.inputs.autoencoder} is the output_dir of no shipped stage-1 config")
+
+
+def _table(name: str) -> str:
+    return _config_table() if name == "configs" else markdown_table(STAGES[name])
+
+
+def _config_table() -> str:
+    configs = shipped()
+    lines = ["| name | stage | tokens | parameters | memory | checkpoint |", "|---|---|---|---|---|---|"]
+    for name, config in configs.items():
+        device = "cpu" if config.trainer.accelerator == "cpu" else "cuda"
+        need = estimate(config, autoencoder=stage1_model(config, configs), device=device)
+        grid = " × ".join(map(str, need.latent_grid))
+        lines.append(
+            f"| `{name}` | {config.stage} | {grid} = {need.tokens:,} | {need.parameters / 1e6:.1f} M "
+            f"| {max(need.memory_gib, 0.1):.1f} GiB | {need.checkpoint_bytes / 1e6:,.0f} MB |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
