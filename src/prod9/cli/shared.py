@@ -86,6 +86,12 @@ CheckOption = Annotated[
 PrintConfigOption = Annotated[
     bool, typer.Option("--print-config", help="Print the config with every default filled in, then stop.")
 ]
+OutputsOption = Annotated[
+    str, typer.Option("--output-dir", "-o", metavar="DIR", help="Where the results go; made if missing.")
+]
+OverwriteOption = Annotated[
+    bool, typer.Option("--overwrite", help="Replace results that are there; otherwise they are kept.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 DebugOption = Annotated[bool, typer.Option(DEBUG_FLAG, help="On an error, print the full traceback.")]
 
@@ -141,7 +147,7 @@ def config_changes(
 
 
 def torch_device(name: str) -> "torch.device":
-    """Return the device of ``--device``, ConfigError if this computer has none; ``auto`` takes what there is."""
+    """Return the device that ``--device`` names; ConfigError if this computer has none of the kind."""
     import torch
 
     if name == "auto":

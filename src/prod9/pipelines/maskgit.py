@@ -94,6 +94,7 @@ class MaskGiTPipeline:
         damaged, foreign or replaced file, ConfigError for bad settings.
         """
         loaded = CheckpointManager.load_transformer(path, device=device)
+        decoder = loaded.network
         kind = loaded.header["architecture"]["transformer"]["kind"]
         if kind != "label_conditional":
             raise CheckpointError(
@@ -101,11 +102,13 @@ class MaskGiTPipeline:
                 "source volume besides the label; name a run of the stage2_label configs."
             )
         config = config_from_dict(loaded.header["config"], source=str(loaded.path), overrides=overrides)
-        assert isinstance(config, TransformerConfig)  # the header's stage was checked by load_transformer
+        # load_transformer checked the stage and built from the table of decoders.
+        assert isinstance(config, TransformerConfig)
+        assert isinstance(decoder, TransformerDecoder)
         upstream = CheckpointManager.load_upstream(loaded, path=autoencoder, device=device)
         data = loaded.header["data"]
         return cls(
-            decoder=loaded.network,
+            decoder=decoder,
             autoencoder=ModelFactory.create_inference_wrapper(upstream.network, config.sliding_window),
             sampler=ModelFactory.create_sampler(config.sampler, config.masking),
             label_map=data["label_map"],

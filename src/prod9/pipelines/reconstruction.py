@@ -7,7 +7,7 @@ prepared exactly as in training, and the result is laid back into the file's own
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -133,7 +133,7 @@ class ReconstructionPipeline:
         """Do what the preprocessing of training does, except that a head beyond the grid is not cut."""
         placed = _meta(ras, affine)
         if self.spacing is not None:
-            placed = mt.Spacing(pixdim=self.spacing, mode="bilinear")(placed)
+            placed = cast(MetaTensor, mt.Spacing(pixdim=self.spacing, mode="bilinear")(placed))
         raw = placed.numpy()[0]
         head = self._head(raw)
         if not head.any():
@@ -176,10 +176,8 @@ class ReconstructionPipeline:
         whole = _paste(unit, prepared.start, prepared.placed.shape[1:])
         if self.spacing is not None:
             back = mt.SpatialResample(mode="bilinear", padding_mode="border")
-            resampled = back(
-                _meta(whole, prepared.placed.affine.numpy()), dst_affine=affine, spatial_size=ras.shape
-            )
-            whole = resampled.numpy()[0]
+            placed = _meta(whole, prepared.placed.affine.numpy())
+            whole = back(placed, dst_affine=torch.from_numpy(affine), spatial_size=ras.shape).numpy()[0]
         raw = whole * (prepared.high - prepared.low) + prepared.low
         # The background lies outside the scale of the head: its 0 is not the head's lower percentile.
         return np.where(self._head(ras), raw, ras).astype(np.float32)

@@ -1,0 +1,231 @@
+"""``prod9-train-autoencoder``: stage 1 of MaskGiT, from volumes to tokens and back."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from prod9.cli import shared
+from prod9.cli.outputs import OutputFolder
+from prod9.cli.shared import (
+    CheckOption,
+    DebugOption,
+    DeviceOption,
+    JsonOption,
+    OutputsOption,
+    OverwriteOption,
+    PrintConfigOption,
+    SetOption,
+    new_app,
+    run_app,
+)
+from prod9.cli.stage import ModelOption, OptionalConfigOption, add_run_commands, load_for_model, print_check
+from prod9.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from prod9.pipelines.reconstruction import Reconstruction, ReconstructionPipeline
+    from prod9.training.config_schema import RunConfig
+
+SUFFIXES = (".nii", ".nii.gz")
+
+app = new_app("Train the stage-1 autoencoder, and pass volumes through it.")
+add_run_commands(app, "autoencoder")
+
+
+@app.command()
+def infer(
+    inputs: Annotated[
+        list[Path],
+        typer.Argument(metavar="INPUT…", help="NIfTI files, or folders that are searched for them."),
+    ],
+    output_dir: OutputsOption,
+    model: ModelOption = None,
+    config: OptionalConfigOption = None,
+    overrides: SetOption = None,
+    save_tokens: Annotated[
+        bool, typer.Option("--save-tokens", help="Also write the tokens, as NAME_tokens.npz.")
+    ] = False,
+    device: DeviceOption = "auto",
+    overwrite: OverwriteOption = False,
+    check: CheckOption = False,
+    print_config: PrintConfigOption = False,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Reconstruct volumes: file → tokens → file, with the geometry and intensities of the input.
+
+    Large volumes: `--set sliding_window.strategy=sliding_window`. Run it again after an interruption, and
+    only what is missing is made.
+    """
+    run_config, path = load_for_model("autoencoder", config, model, overrides=overrides)
+    if print_config:
+        shared.print_config(run_config)
+        return
+    files = find_volumes(inputs, Path(output_dir))
+    pipeline = _load_pipeline(path, run_config, device)
+    if check:
+        print_check(_describe(pipeline, files, path), as_json)
+        return
+    settings = _settings(pipeline, run_config)
+    folder = OutputFolder(Path(output_dir), settings, overwrite=overwrite)
+    again = f"What was made is in {folder.path}; run the same command again for the rest."
+    failed: dict[str, str] = {}
+    with shared.resumable(again):
+        made = list(_reconstruct(pipeline, folder, files, save_tokens, failed))
+    _report(folder, made, [name for name in files if name not in failed], as_json)
+    if failed:
+        raise DataError(
+            f"{len(failed)} of {len(files)} files could not be used:\n" + "\n".join(failed.values())
+        )
+
+
+def find_volumes(inputs: Sequence[Path], output_dir: Path) -> dict[str, Path]:
+    """Return output name → NIfTI file; a folder's files keep their place below it.
+
+    What lies in ``output_dir`` is no input. Raises DataError when there is nothing, ConfigError when two
+    inputs would get one name or an output would replace its input.
+    """
+    target = output_dir.expanduser().resolve()
+    files: dict[str, Path] = {}
+    for given in inputs:
+        given = given.expanduser()
+        if given.is_dir():
+            inside = sorted(p for p in given.rglob("*.nii*") if p.name.endswith(SUFFIXES) and p.is_file())
+            found = [(p.relative_to(given), p) for p in inside if target not in p.resolve().parents]
+        elif given.is_file() and given.name.endswith(SUFFIXES):
+            found = [(Path(given.name), given)]
+        else:
+            got = "a file of another kind" if given.exists() else "nothing there"
+            raise DataError(f"{given}: expected a .nii or .nii.gz file or a folder with some, got {got}")
+        if not found:
+            raise DataError(f"{given}: expected .nii or .nii.gz files in the folder, got none")
+        for relative, source in found:
+            name = f"{relative.as_posix().removesuffix('.gz').removesuffix('.nii')}.nii.gz"
+            if name in files:
+                raise ConfigError(f"{files[name]} and {source} would both become {name}; give one at a time")
+            if target / name == source.resolve():
+                raise ConfigError(
+                    f"{source}: the output would replace its input; choose another --output-dir"
+                )
+            files[name] = source
+    return files
+
+
+def _load_pipeline(path: Path, config: "RunConfig", device: str) -> "ReconstructionPipeline":
+    from prod9.pipelines.reconstruction import ReconstructionPipeline
+    from prod9.training.config import config_to_dict
+
+    section = config_to_dict(config)["sliding_window"]
+    chosen = shared.torch_device(device)
+    return ReconstructionPipeline.from_checkpoint(
+        path, device=chosen, overrides=[("sliding_window", section)]
+    )
+
+
+def _settings(pipeline: "ReconstructionPipeline", config: "RunConfig") -> dict[str, Any]:
+    from prod9.training.config import config_to_dict
+
+    return {
+        "command": "infer",
+        "sha256": {"autoencoder": pipeline.sha256},
+        "sliding_window": config_to_dict(config)["sliding_window"],
+    }
+
+
+def _describe(pipeline: "ReconstructionPipeline", files: dict[str, Path], path: Path) -> dict[str, Any]:
+    from prod9.volumes import read_header
+
+    headers = [read_header(file) for file in files.values()]
+    voxels = sum(h.shape[0] * h.shape[1] * h.shape[2] for h in headers)
+    return {
+        "model": str(path),
+        "files": len(files),
+        "grid": list(pipeline.grid),
+        "device": str(pipeline.device),
+        "disk_mb": round(4 * voxels / 1e6, 1),
+    }
+
+
+def _reconstruct(
+    pipeline: "ReconstructionPipeline",
+    folder: OutputFolder,
+    files: dict[str, Path],
+    save_tokens: bool,
+    failed: dict[str, str],
+) -> Iterator[str]:
+    """Yield the names of what was made, one after the other; a file that cannot be used goes into ``failed``."""
+    with shared.progress() as bar:
+        task = bar.add_task("Reconstruct", total=len(files))
+        for name, source in files.items():
+            tokens_missing = save_tokens and not (folder.path / _tokens_name(name)).exists()
+            if not folder.is_done(name) or tokens_missing:
+                try:
+                    result = pipeline.reconstruct(source)
+                except DataError as error:
+                    failed[name] = str(error)
+                else:
+                    _write(folder, name, source, result, pipeline if save_tokens else None)
+                    bar.console.print(f"{name}: {result.psnr_head:.2f} dB in the head", markup=False)
+                    yield name
+            bar.advance(task)
+
+
+def _write(
+    folder: OutputFolder,
+    name: str,
+    source: Path,
+    result: "Reconstruction",
+    tokens_of: "ReconstructionPipeline | None",
+) -> None:
+    from prod9 import volumes
+
+    target = folder.path / name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if tokens_of is not None:
+        _write_tokens(folder.path / _tokens_name(name), tokens_of, result)
+    scores = {"psnr": round(result.psnr, 3), "psnr_head": round(result.psnr_head, 3)}
+    folder.record(name, source=str(source), **scores)
+    volumes.write(target, result.data, result.header.affine)
+
+
+def _tokens_name(name: str) -> str:
+    return f"{name.removesuffix('.nii.gz')}_tokens.npz"
+
+
+def _write_tokens(path: Path, pipeline: "ReconstructionPipeline", result: "Reconstruction") -> None:
+    """Write tokens ``[h w d]``, the FSQ levels and the 4×4 affine of the voxel grid they decode to."""
+    import numpy as np
+
+    from prod9.files import atomic_write
+
+    network = pipeline.autoencoder.autoencoder
+    dtype = np.uint16 if network.vocab_size <= 2**16 else np.int32
+    with atomic_write(path) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(
+            file,
+            tokens=result.tokens.astype(dtype),
+            levels=np.asarray(network.levels),
+            affine=result.grid_affine,
+            downsampling_factor=np.asarray(network.downsampling_factor),
+        )
+
+
+def _report(folder: OutputFolder, made: list[str], names: list[str], as_json: bool) -> None:
+    entries = {name: folder.files[name] for name in names}
+    scores = {key: [entry[key] for entry in entries.values()] for key in ("psnr", "psnr_head")}
+    means = {key: round(fmean(values), 3) for key, values in scores.items() if values}
+    if as_json:
+        shared.print_json({"output_dir": str(folder.path), "made": made, "mean": means, "files": entries})
+        return
+    shared.console.print(
+        f"{len(made)} volumes made, {len(names) - len(made)} kept, in {folder.path}", markup=False
+    )
+    if means:
+        shared.console.print(f"Mean PSNR {means['psnr']:.2f} dB, in the head {means['psnr_head']:.2f} dB")
+
+
+def main() -> None:
+    """Run the command line."""
+    run_app(app)

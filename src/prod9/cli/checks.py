@@ -1,0 +1,214 @@
+"""What ``--check`` does, and the part of it that every run does before anything slow.
+
+``check_inputs`` takes milliseconds and imports no torch; ``check_run`` reads every header, builds the model
+without allocating it, and estimates memory and disk. Neither leaves anything behind.
+"""
+
+import math
+import os
+import shutil
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prod9.cli import shared
+from prod9.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from prod9.data.layouts import Case
+    from prod9.training.config_schema import FSQModelConfig, RunConfig
+    from prod9.training.resources import Resources
+
+GIB = 1024**3
+
+
+def check_inputs(config: "RunConfig", *, writes: bool = True) -> "list[Case]":
+    """Refuse missing folders, cases and weights, and an output folder that cannot be written.
+
+    Returns the cases. writes: whether the run writes into ``output_dir``.
+    """
+    from prod9.data.layouts import find_cases
+
+    data = config.data
+    cases = find_cases(Path(data.root), layout=data.layout, modalities=data.modalities)
+    if config.stage == "transformer":
+        _check_autoencoder_path(config.inputs.autoencoder)
+    else:
+        from prod9.training.weights import resolve_perceptual
+
+        resolve_perceptual(config.loss.perceptual.network)
+    if writes:
+        _check_output(Path(config.output_dir))
+    return cases
+
+
+def check_run(config: "RunConfig", *, device: str, checkpoint: Path | None = None) -> dict[str, Any]:
+    """Check all that can be checked without training, and return what was found as plain values.
+
+    checkpoint: a trained model that must fit the stage. Raises the first error met; what is doubtful but
+    not wrong comes under ``warnings``.
+    """
+    cases = check_inputs(config)
+    geometry = _check_headers(cases)
+    parts = _split_counts(config, cases)
+    chosen = shared.torch_device(device)
+    autoencoder = _stage1_model(config)
+    if checkpoint is not None:
+        from prod9.training.model.checkpoint_manager import CheckpointManager
+
+        CheckpointManager.open(checkpoint, stage=config.stage)
+    parameters = _build(config, autoencoder)
+
+    from prod9.training.resources import estimate
+
+    needs = estimate(config, autoencoder=autoencoder, device="cuda" if chosen.type == "cuda" else "cpu")
+    memory, disk = _memory(chosen.type), _free_disk(Path(config.output_dir))
+    volumes = len(cases) * len(config.data.modalities)
+    wanted_disk = _wanted_disk(config, needs, volumes)
+    return {
+        "stage": config.stage,
+        "cases": len(cases),
+        "volumes": volumes,
+        "patients": parts,
+        "files": geometry,
+        "grid": list(needs.grid),
+        "tokens": list(needs.latent_grid),
+        "parameters": parameters,
+        "device": str(chosen),
+        "memory_gib": round(needs.memory_gib, 2),
+        "disk_gib": round(wanted_disk / GIB, 2),
+        "warnings": _shortages(needs.memory_bytes, memory, wanted_disk, disk),
+    }
+
+
+def _check_autoencoder_path(path: str | None) -> None:
+    if path is None:
+        raise ConfigError(
+            "inputs.autoencoder: expected the run folder or checkpoint of stage 1, got nothing; "
+            "train it with prod9-train-autoencoder and pass --set inputs.autoencoder=PATH"
+        )
+    if not Path(path).expanduser().exists():
+        raise ConfigError(
+            f"inputs.autoencoder: expected a run folder or checkpoint, got {path}, which does not exist; "
+            "train stage 1 first, or correct the path"
+        )
+
+
+def _check_output(path: Path) -> None:
+    """Refuse an output folder that cannot be made or written, without making it."""
+    path = path.expanduser().absolute()
+    parent = next(folder for folder in (path, *path.parents) if folder.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        got = f"{parent} is a file" if not parent.is_dir() else f"{parent} cannot be written"
+        raise ConfigError(
+            f"output_dir: expected a folder that can be written, got {path} ({got}); name another"
+        )
+
+
+def _check_headers(cases: "Sequence[Case]") -> dict[str, int]:
+    """Read every header; refuse what is no volume and cases whose files lie on different grids."""
+    import numpy as np
+
+    from prod9.volumes import read_header
+
+    found: Counter[str] = Counter()
+    for case in cases:
+        paths = [*case.images.values(), *([case.seg] if case.seg is not None else [])]
+        headers = [read_header(path) for path in paths]
+        first = headers[0]
+        for header in headers[1:]:
+            if header.shape != first.shape or not np.allclose(header.affine, first.affine, atol=1e-2):
+                raise DataError(
+                    f"{header.path}: expected the voxel grid of {first.path.name} {first.shape}, got "
+                    f"{header.shape} or another affine; register and resample the case to one grid first"
+                )
+        sides = "×".join(map(str, first.shape))
+        found[f"{sides} at {'×'.join(f'{mm:.2f}' for mm in first.spacing)} mm"] += len(headers)
+    return dict(found.most_common())
+
+
+def _split_counts(config: "RunConfig", cases: "Sequence[Case]") -> dict[str, int]:
+    from prod9.data.splits import PARTS, Split, split_patients
+
+    settings = config.data.split
+    if settings.file is not None:
+        split = Split.load(Path(settings.file))
+        split.check(cases, source=f"data.split.file ({settings.file})")
+    else:
+        split = split_patients(cases, **settings.kwargs("file"))
+    return {part: len(getattr(split, part)) for part in PARTS}
+
+
+def _stage1_model(config: "RunConfig") -> "FSQModelConfig | None":
+    """Return the model section of the autoencoder that a transformer is trained on."""
+    if config.stage == "autoencoder":
+        return None
+    from prod9.training.config import config_from_dict
+    from prod9.training.model.checkpoint_manager import CheckpointManager
+
+    assert config.inputs.autoencoder is not None  # check_inputs refused that
+    opened = CheckpointManager.open(config.inputs.autoencoder, stage="autoencoder")
+    stage1 = config_from_dict(opened.header["config"], source=str(opened.path))
+    assert stage1.stage == "autoencoder"
+    factor = stage1.model.downsampling_factor
+    if any(side % factor for side in config.data.grid):
+        fit = [-(-side // factor) * factor for side in config.data.grid]
+        raise ConfigError(
+            f"data.grid: expected multiples of {factor}, the downsampling factor of {opened.path}, got "
+            f"{list(config.data.grid)}; use {fit}"
+        )
+    return stage1.model
+
+
+def _build(config: "RunConfig", autoencoder: "FSQModelConfig | None") -> int:
+    """Build the networks on the meta device, which allocates nothing, and return their parameters."""
+    import torch
+
+    from prod9.training.model.model_factory import ModelFactory
+
+    with torch.device("meta"):
+        if config.stage == "transformer":
+            assert autoencoder is not None
+            networks = [ModelFactory.create_transformer(config.model, levels=autoencoder.levels)]
+        else:
+            networks = [ModelFactory.create_autoencoder(config.model)]
+            if config.loss.adversarial.weight > 0:
+                networks.append(ModelFactory.create_discriminator(config.loss.adversarial.discriminator))
+    return sum(parameter.numel() for network in networks for parameter in network.parameters())
+
+
+def _wanted_disk(config: "RunConfig", needs: "Resources", volumes: int) -> int:
+    """Return the bytes a run writes: checkpoints (best ones, the last and the one before) and tokens."""
+    checkpoints = (config.callbacks.checkpoint.save_top_k + 2) * needs.checkpoint_bytes
+    cached = volumes * 2 * math.prod(config.data.grid) if config.data.cache == "disk" else 0
+    return checkpoints + volumes * needs.store_bytes_per_volume + cached
+
+
+def _memory(device: str) -> int | None:
+    """Return the bytes of memory of the device, None where the system does not say."""
+    if device == "cuda":
+        import torch
+
+        return torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return None
+
+
+def _free_disk(path: Path) -> int:
+    path = path.expanduser().absolute()
+    return shutil.disk_usage(next(folder for folder in (path, *path.parents) if folder.exists())).free
+
+
+def _shortages(memory: int, there: int | None, disk: int, free: int) -> list[str]:
+    found = []
+    if there is not None and memory > there:
+        found.append(
+            f"memory: a step needs about {memory / GIB:.1f} GiB, the device has {there / GIB:.1f}; lower "
+            "data.batch_size or data.crop_size, or set model.use_checkpointing=true"
+        )
+    if disk > free:
+        found.append(f"disk: the run writes about {disk / GIB:.1f} GiB, {free / GIB:.1f} are free; free some")
+    return found

@@ -1,0 +1,230 @@
+"""``train``, ``validate`` and ``test``: the same three commands for every stage.
+
+A stage's module adds what only it can do (``infer`` or ``generate``)::
+
+    app = new_app("…")
+    add_run_commands(app, "autoencoder")
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+from typer.core import TyperCommand
+
+from prod9.cli import shared
+from prod9.cli.shared import (
+    CheckOption,
+    ConfigOption,
+    DebugOption,
+    DeviceOption,
+    JsonOption,
+    OutputDirOption,
+    PrintConfigOption,
+    SeedOption,
+    SetOption,
+)
+from prod9.errors import ConfigError
+
+if TYPE_CHECKING:
+    from prod9.training.config_schema import RunConfig
+
+Stage = Literal["autoencoder", "transformer"]
+
+OptionalConfigOption = Annotated[
+    str | None,
+    typer.Option(
+        "--config",
+        "-c",
+        metavar="NAME_OR_PATH",
+        help="A YAML file or shipped name; without it, the config recorded in --model.",
+    ),
+]
+ModelOption = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        "-m",
+        metavar="RUN|CHECKPOINT|EXPORT",
+        help="A run folder, a checkpoint or an export folder; without it, the run of --config.",
+    ),
+]
+ResumeOption = Annotated[
+    str | None,
+    typer.Option(
+        "--resume",
+        metavar="[auto|PATH]",
+        help="Go on from a checkpoint; alone or with `auto`, from the last one of the run, if there is any.",
+    ),
+]
+InitFromOption = Annotated[
+    str | None,
+    typer.Option(
+        "--init-from", metavar="PATH", help="Start from the weights of this run or checkpoint (fine-tune)."
+    ),
+]
+
+
+class ResumeCommand(TyperCommand):
+    """A command whose ``--resume`` may stand without a value: ``auto`` is filled in."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse ``args`` after giving a bare ``--resume`` its value."""
+        filled: list[str] = []
+        for argument, following in zip(args, [*args[1:], "-"], strict=True):
+            filled.append(argument)
+            if argument == "--resume" and following.startswith("-"):
+                filled.append("auto")
+        return super().parse_args(ctx, filled)
+
+
+def load_for_model(
+    stage: Stage,
+    config: str | None,
+    model: str | None,
+    *,
+    overrides: list[str] | None = None,
+    output_dir: str | None = None,
+    seed: int | None = None,
+) -> tuple["RunConfig", Path]:
+    """Return the config and the model of a command that needs a trained one.
+
+    Either names the other: ``--config`` the run in its ``output_dir``, ``--model`` the config recorded in it.
+    """
+    if config is not None:
+        loaded = shared.load(config, stage=stage, overrides=overrides, output_dir=output_dir, seed=seed)
+        return loaded, Path(model or loaded.output_dir)
+    if model is None:
+        raise ConfigError("expected --model RUN|CHECKPOINT|EXPORT or --config NAME_OR_PATH, got neither")
+    from prod9.training.config import config_from_dict
+    from prod9.training.model.checkpoint_manager import CheckpointManager
+
+    opened = CheckpointManager.open(model, stage=stage)
+    changes = shared.config_changes(overrides, output_dir=output_dir, seed=seed)
+    return config_from_dict(opened.header["config"], source=str(opened.path), overrides=changes), Path(model)
+
+
+def add_run_commands(app: typer.Typer, stage: Stage) -> None:
+    """Add ``train``, ``validate`` and ``test`` of ``stage`` to ``app``."""
+
+    @app.command(cls=ResumeCommand)
+    def train(
+        config: ConfigOption,
+        overrides: SetOption = None,
+        output_dir: OutputDirOption = None,
+        device: DeviceOption = "auto",
+        seed: SeedOption = None,
+        resume: ResumeOption = None,
+        init_from: InitFromOption = None,
+        check: CheckOption = False,
+        print_config: PrintConfigOption = False,
+        as_json: JsonOption = False,
+        debug: DebugOption = False,
+    ) -> None:
+        """Train, validating and saving as the config says; `--resume` goes on where a run stopped."""
+        run_config = shared.load(config, stage=stage, overrides=overrides, output_dir=output_dir, seed=seed)
+        if resume is not None and init_from is not None:
+            raise ConfigError(
+                "--resume goes on with a run, --init-from starts a new one; give only one of them"
+            )
+        if print_config:
+            shared.print_config(run_config)
+        elif check:
+            report_check(run_config, device=device, as_json=as_json)
+        else:
+            _train(run_config, resume=resume, init_from=init_from, device=device, as_json=as_json)
+
+    for name, text in (
+        ("validate", "Measure a trained model on the validation patients."),
+        ("test", "Measure a trained model on the test patients, which nothing else sees."),
+    ):
+        app.command(name, help=text)(_evaluation_command(name, stage))
+
+
+def _evaluation_command(name: str, stage: Stage) -> Callable[..., None]:
+    def command(
+        config: OptionalConfigOption = None,
+        model: ModelOption = None,
+        overrides: SetOption = None,
+        output_dir: OutputDirOption = None,
+        device: DeviceOption = "auto",
+        seed: SeedOption = None,
+        check: CheckOption = False,
+        print_config: PrintConfigOption = False,
+        as_json: JsonOption = False,
+        debug: DebugOption = False,
+    ) -> None:
+        run_config, checkpoint = load_for_model(
+            stage, config, model, overrides=overrides, output_dir=output_dir, seed=seed
+        )
+        if print_config:
+            shared.print_config(run_config)
+        elif check:
+            report_check(run_config, device=device, as_json=as_json, checkpoint=checkpoint)
+        else:
+            _evaluate(name, run_config, checkpoint, device=device, as_json=as_json)
+
+    return command
+
+
+def _train(
+    config: "RunConfig", *, resume: str | None, init_from: str | None, device: str, as_json: bool
+) -> None:
+    from prod9.cli.checks import check_inputs
+
+    check_inputs(config)  # what takes milliseconds goes before the seconds that importing Lightning takes
+    from prod9.training.run import train
+
+    again = f"What was saved is in {config.output_dir}; run the same command with --resume to go on."
+    with shared.resumable(again):
+        result = train(config, resume=resume, init_from=init_from, device=device)
+    summary = {"checkpoint": str(result.checkpoint), "step": result.step, "metrics": result.metrics}
+    _print_result(summary, as_json)
+
+
+def _evaluate(name: str, config: "RunConfig", checkpoint: Path, *, device: str, as_json: bool) -> None:
+    from prod9.cli.checks import check_inputs
+
+    check_inputs(config, writes=False)
+    from prod9.training.run import test, validate
+
+    metrics = {"validate": validate, "test": test}[name](config, checkpoint, device=device)
+    _print_result({"checkpoint": str(checkpoint), "metrics": metrics}, as_json)
+
+
+def report_check(config: "RunConfig", *, device: str, as_json: bool, checkpoint: Path | None = None) -> None:
+    """Run every check of ``config``, print what was found, and stop there."""
+    from prod9.cli.checks import check_run
+
+    print_check(check_run(config, device=device, checkpoint=checkpoint), as_json)
+
+
+def print_check(report: dict[str, Any], as_json: bool) -> None:
+    """Print what a check found; there was no error, or it would have been raised."""
+    if as_json:
+        shared.print_json(report)
+        return
+    warnings = report.get("warnings", [])
+    for name, value in report.items():
+        if name != "warnings":
+            shared.console.print(f"{name:>12}  {_shown(value)}", markup=False)
+    for warning in warnings:
+        shared.messages.print(f"Warning: {warning}", markup=False)
+    if not warnings:
+        shared.console.print("Everything fits; nothing was written.")
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name}: {item}" for name, item in value.items())
+    return " × ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _print_result(result: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        shared.print_json(result)
+        return
+    for name, value in sorted(result["metrics"].items()):
+        shared.console.print(f"{name:<28} {value:.4f}", markup=False)
+    shared.console.print(f"Checkpoint: {result['checkpoint']}", markup=False)

@@ -1,0 +1,14 @@
+"""``prod9-train-transformer``: stage 2 of MaskGiT, from tokens to a generator of tokens."""
+
+from prod9.cli.generate import generate_labels
+from prod9.cli.shared import new_app, run_app
+from prod9.cli.stage import add_run_commands
+
+app = new_app("Train the stage-2 transformer on the tokens of a trained autoencoder, and generate with it.")
+add_run_commands(app, "transformer")
+app.command("generate")(generate_labels)
+
+
+def main() -> None:
+    """Run the command line."""
+    run_app(app)
