@@ -55,25 +55,36 @@ class SinCosPosEmbed(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention with normalised queries and keys (QK-norm), which keeps logits bounded in bf16."""
+    """Self-attention with normalised queries and keys (QK-norm), which keeps logits bounded in bf16.
+
+    Queries and keys are layer-normalised per head; one learned scale a channel, on the queries, is enough,
+    since only the product counts.
+    """
 
     def __init__(self, *, embed_dim: int, num_heads: int, dropout: float) -> None:
         super().__init__()
         if embed_dim % num_heads:
-            raise ValueError(f"embed_dim must be a multiple of num_heads, got {embed_dim} and {num_heads}.")
+            raise ValueError(
+                f"embed_dim must be a multiple of num_heads, got {embed_dim} and {num_heads}; "
+                f"use {embed_dim // num_heads * num_heads or num_heads}."
+            )
         self.num_heads = num_heads
         self.qkv = nn.Linear(embed_dim, 3 * embed_dim)
-        self.query_norm = nn.RMSNorm(embed_dim // num_heads, eps=1e-6)
-        self.key_norm = nn.RMSNorm(embed_dim // num_heads, eps=1e-6)
+        self.query_scale = nn.Parameter(torch.ones(num_heads, embed_dim // num_heads))
         self.out = nn.Linear(embed_dim, embed_dim)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Float[Tensor, "B n E"]) -> Float[Tensor, "B n E"]:
         """Let every position attend to every other."""
-        heads = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        query, key, value = heads.unbind(0)
-        query, key = self.query_norm(query).to(value.dtype), self.key_norm(key).to(value.dtype)
-        mixed = F.scaled_dot_product_attention(query, key, value)
+        embed_dim = x.shape[-1]
+        both, value = self.qkv(x).split((2 * embed_dim, embed_dim), dim=-1)
+        value = value.unflatten(-1, (self.num_heads, -1))
+        both = both.unflatten(-1, (2, self.num_heads, -1))
+        # layer_norm has a fused kernel on every device; rms_norm on CPU does not and takes twice as long.
+        query, key = F.layer_norm(both, both.shape[-1:]).to(value.dtype).unbind(2)
+        query = query * self.query_scale.to(value.dtype)
+        heads = (query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2))
+        mixed = F.scaled_dot_product_attention(*heads)
         return self.dropout(self.out(mixed.transpose(1, 2).flatten(2)))
 
 
@@ -93,7 +104,7 @@ class AdaLNZeroBlock(nn.Module):
         self.attention = Attention(embed_dim=embed_dim, num_heads=num_heads, dropout=dropout)
         self.mlp = nn.Sequential(
             nn.Linear(embed_dim, hidden),
-            nn.GELU(approximate="tanh"),
+            nn.GELU(),  # the exact form: several times faster on CPU than the tanh approximation
             nn.Linear(hidden, embed_dim),
             nn.Dropout(dropout),
         )
