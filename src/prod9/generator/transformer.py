@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,7 @@ from prod9.generator.modules import AdaLNZeroBlock, SinCosPosEmbed, normalise
 from prod9.types import TokenGrid, TokenMask
 
 
+@runtime_checkable
 class MaskedDecoder(Protocol):
     """What samplers and trainers need of a decoder; they don't know which one they hold."""
 
