@@ -8,7 +8,7 @@ import numpy as np
 
 # Brightness of tissue by modality, in the order T1, T1ce, T2, FLAIR.
 _TISSUE = (500.0, 620.0, 380.0, 300.0)
-# Stored axes run to the left, to the back and up, as in the challenge's own files: reading to RAS has to flip two.
+# Stored axes run left, back and up, as in the challenge's own files: reading to RAS has to flip two.
 _AFFINE = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 _SUFFIXES = {
@@ -67,10 +67,8 @@ def _write_case(
     axes = np.stack(np.meshgrid(*(np.arange(n) for n in shape), indexing="ij"), -1)
     brain = (((axes - centre) / (size * rng.uniform(0.3, 0.4, 3))) ** 2).sum(-1) <= 1.0
     distance = np.sqrt(((axes - centre - [size[0] / 8, 0, 0]) ** 2).sum(-1))
-    seg = (
-        np.select([distance < 1.0, distance < 2.0, distance < 3.0], [1, 3 if "2023" in layout else 4, 2], 0)
-        * brain
-    )
+    enhancing = 3 if layout == "brats2023" else 4
+    seg = np.select([distance < 1.0, distance < 2.0, distance < 3.0], [1, enhancing, 2], 0) * brain
 
     affine = _AFFINE @ np.diag([spacing, spacing, spacing, 1.0])
     affine[:3, 3] = (size - 1) * spacing / 2 * [1, 1, -1]
