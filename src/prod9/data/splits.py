@@ -1,0 +1,160 @@
+"""Division of the patients into training, validation and test; all cases of a patient stay on one side."""
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from prod9.data.layouts import Case
+from prod9.errors import ConfigError, DataError
+from prod9.files import atomic_write
+
+Part = Literal["train", "val", "test"]
+PARTS: tuple[Part, ...] = ("train", "val", "test")
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Split:
+    """Patient ids of each part, sorted; no patient is in two parts."""
+
+    train: tuple[str, ...]
+    val: tuple[str, ...]
+    test: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        counts = Counter((*self.train, *self.val, *self.test))
+        twice = sorted(patient for patient, n in counts.items() if n > 1)
+        if twice:
+            raise DataError(f"a patient must be in one part of the split, got {_some(twice)} in several")
+
+    def select(self, cases: Iterable[Case], part: Part) -> list[Case]:
+        """Return the cases whose patient belongs to ``part``, in the order given."""
+        patients = frozenset(getattr(self, part))
+        return [case for case in cases if case.patient_id in patients]
+
+    def check(self, cases: Iterable[Case], *, source: str) -> None:
+        """Refuse with a DataError unless the split holds exactly the patients of ``cases``.
+
+        source: where the split came from, for the message.
+        """
+        found = {case.patient_id for case in cases}
+        known = {*self.train, *self.val, *self.test}
+        if found != known:
+            gone, new = sorted(known - found), sorted(found - known)
+            raise DataError(
+                f"{source}: expected the patients that were split before; "
+                f"{len(gone)} of them are not in the data ({_some(gone)}), "
+                f"{len(new)} in the data are not in the split ({_some(new)}). "
+                "Restore the data folder, or start a new run in another output_dir."
+            )
+
+    def trained_elsewhere(self, other: "Split") -> list[str]:
+        """Return the patients held out here (val, test) that ``other`` trains on: a leak between stages."""
+        return sorted({*self.val, *self.test} & set(other.train))
+
+    def to_dict(self) -> dict[str, list[str]]:
+        """Return plain lists, for JSON and for the checkpoint header."""
+        return {part: list(patients) for part, patients in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, parts: Mapping[str, Sequence[str]]) -> "Split":
+        """Return the split that :meth:`to_dict` described."""
+        return cls(**{part: tuple(sorted(parts[part])) for part in PARTS})
+
+    def save(self, path: Path, *, settings: Mapping[str, Any] | None = None) -> None:
+        """Write JSON atomically; ``settings`` records how the split was made."""
+        content = {"format": _FORMAT, "settings": dict(settings or {}), **self.to_dict()}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(path) as temporary:
+            temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: Path) -> "Split":
+        """Read what :meth:`save` wrote; DataError when it is not a split file."""
+        return cls.from_dict(_read(path))
+
+
+def split_patients(cases: Sequence[Case], *, train: float, val: float, test: float, seed: int) -> Split:
+    """Shuffle the patients of ``cases`` by ``seed`` and divide them by the three shares.
+
+    Counts are rounded by largest remainder, and every part with a share above 0 gets at least one patient.
+    The order of ``cases`` does not matter.
+    """
+    patients = sorted({case.patient_id for case in cases})
+    shares = {"train": train, "val": val, "test": test}
+    wanted = sum(share > 0 for share in shares.values())
+    if len(patients) < wanted:
+        raise DataError(
+            f"data.split needs at least {wanted} patients (one for each of "
+            f"{', '.join(p for p in PARTS if shares[p] > 0)}), got {len(patients)}: "
+            "add cases, or set the share of a part to 0."
+        )
+    shuffled = [patients[i] for i in np.random.default_rng(seed).permutation(len(patients))]
+    counts = _apportion(len(patients), shares)
+    ends = np.cumsum([counts[part] for part in PARTS])
+    return Split(
+        *(tuple(sorted(shuffled[end - counts[p] : end])) for p, end in zip(PARTS, ends, strict=True))
+    )
+
+
+def resolve_split(cases: Sequence[Case], path: Path, *, settings: Mapping[str, Any]) -> Split:
+    """Return the split of a run and keep it at ``path``.
+
+    A file that exists wins, since a resumed run must go on with the same patients; it is refused when the
+    cases found are not those it divides (DataError) or when it was made with other settings (ConfigError).
+    settings: ``train``, ``val``, ``test``, ``seed`` and ``file`` (a split file to use instead of shuffling).
+    """
+    if path.exists():
+        made_with = _read(path).get("settings", {})
+        changed = [k for k, v in settings.items() if k in made_with and made_with[k] != v]
+        if changed:
+            raise ConfigError(
+                f"data.split.{changed[0]}: {path} was made with {made_with[changed[0]]!r}, the config says "
+                f"{settings[changed[0]]!r}; use another output_dir, or delete the file if nothing is trained."
+            )
+        split = Split.load(path)
+        split.check(cases, source=str(path))
+        return split
+    if settings.get("file"):
+        file = Path(settings["file"])
+        if not file.is_file():
+            raise ConfigError(f"data.split.file: expected a split file, got {file}, which does not exist.")
+        split = Split.load(file)
+        split.check(cases, source=f"data.split.file ({file})")
+    else:
+        split = split_patients(cases, **{k: settings[k] for k in (*PARTS, "seed")})
+    split.save(path, settings=settings)
+    return split
+
+
+def _apportion(total: int, shares: Mapping[str, float]) -> dict[str, int]:
+    exact = {part: total * share for part, share in shares.items()}
+    counts = {part: int(value + 1e-9) for part, value in exact.items()}
+    by_remainder = sorted(shares, key=lambda part: counts[part] - exact[part])
+    for part in by_remainder[: total - sum(counts.values())]:
+        counts[part] += 1
+    for part, share in shares.items():
+        if share > 0 and counts[part] == 0:
+            counts[max(counts, key=lambda p: counts[p])] -= 1
+            counts[part] = 1
+    return counts
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        valid = all(isinstance(patient, str) for part in PARTS for patient in content[part])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path}: expected a split file with train, val and test ({error!r}).") from error
+    if not valid:
+        raise DataError(f"{path}: expected lists of patient ids under train, val and test.")
+    return content
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (", …" if len(names) > 5 else "") if names else "none"
