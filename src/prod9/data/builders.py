@@ -1,0 +1,73 @@
+"""DatasetBuilder: from cases to datasets, over one explicit table."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from prod9.data.cache import CacheMode, CaseCache, ContentHashes, case_key
+from prod9.data.datasets.brats import CachedAllModalitiesDataset, CachedRandomModalityDataset
+from prod9.data.layouts import Case
+from prod9.data.preprocessing import Preprocessor
+from prod9.data.transforms import TransformBuilder
+
+STAGE1_DATASETS = {"brats": CachedRandomModalityDataset}
+STAGE2_DATASETS = {"brats": CachedAllModalitiesDataset}
+"""The one table of dataset classes: stage, then family."""
+
+
+class DatasetBuilder:
+    """Builds the datasets of one run; all share its transforms, cache settings and seed.
+
+    modalities: in channel order. label_map: class of each modality. cache_dir: folder of the disk cache, also
+    where content hashes are remembered; None remembers none. seed: of the augmentation.
+    """
+
+    def __init__(
+        self,
+        *,
+        transforms: TransformBuilder,
+        modalities: Sequence[str],
+        label_map: Mapping[str, int],
+        cache: CacheMode,
+        cache_dir: Path | None,
+        seed: int,
+    ) -> None:
+        self._transforms = transforms
+        self._modalities = tuple(modalities)
+        self._label_map = dict(label_map)
+        self._cache: CacheMode = cache
+        self._cache_dir = cache_dir
+        self._seed = seed
+        self.hashes = ContentHashes(None if cache_dir is None else cache_dir / "hashes.json")
+
+    def case_key(self, case: Case) -> str:
+        """Return the hash of a case's file contents and of the preprocessing."""
+        return case_key(case, self._modalities, self._transforms.fingerprint, self.hashes)
+
+    def build_cases(self, cases: Sequence[Case]) -> CaseCache:
+        """Return the cases behind a cache that preprocesses each at first use."""
+        preprocess = Preprocessor(
+            transform=self._transforms.build_preprocessing(self._modalities), modalities=self._modalities
+        )
+        return CaseCache(
+            cases=cases,
+            preprocess=preprocess,
+            mode=self._cache,
+            directory=self._cache_dir,
+            key=self.case_key,
+        )
+
+    def build_brats_stage1(self, cases: CaseCache, *, train: bool) -> CachedRandomModalityDataset:
+        """Return single-modality samples; ``train`` adds random crops and augmentation."""
+        return STAGE1_DATASETS["brats"](
+            cases=cases,
+            modalities=self._modalities,
+            label_map=self._label_map,
+            transform=self._transforms.build_stage1_transforms(train),
+            seed=self._seed,
+        )
+
+    def build_brats_stage2(self, cases: CaseCache) -> CachedAllModalitiesDataset:
+        """Return all-modality samples of whole volumes."""
+        return STAGE2_DATASETS["brats"](
+            cases=cases, transform=self._transforms.build_stage2_transforms(self._modalities)
+        )
