@@ -102,6 +102,10 @@ class DataConfig(Section):
     )
     intensity: IntensityConfig = Field(default=IntensityConfig(), description="Intensity scaling.")
     augment: AugmentConfig = Field(default=AugmentConfig(), description="Augmentation.")
+    max_val_volumes: PositiveInt | None = Field(
+        default=None,
+        description="Volumes that a validation looks at, drawn once by the split's seed; null for all.",
+    )
     batch_size: PositiveInt = Field(default=1, description="Samples per step and device.")
     num_workers: Count = Field(default=0, description="Loader processes.")
     cache: Literal["none", "memory", "disk"] = Field(
