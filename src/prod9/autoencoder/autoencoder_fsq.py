@@ -6,7 +6,7 @@ AutoencoderKlMaisi with its parameter names.
 """
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from math import prod
 
 import torch
@@ -278,7 +278,7 @@ class AutoencoderFSQ(AutoencoderKlMaisi):
                 "norm_float16 does not run on CPU; set norm_float16 to false, the weights are the same."
             )
 
-    def _run(self, blocks: Sequence[nn.Module], h: Tensor) -> Tensor:
+    def _run(self, blocks: Iterable[nn.Module], h: Tensor) -> Tensor:
         for block in blocks:
             h = checkpoint(block, h, use_reentrant=False) if self.use_checkpoint else block(h)
             if self.save_mem and h.is_cuda:
