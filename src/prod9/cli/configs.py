@@ -13,7 +13,6 @@ from prod9.cli.shared import (
     new_app,
     print_config,
     print_json,
-    run_app,
 )
 
 app = new_app("List, show and explain configurations.")
@@ -67,11 +66,6 @@ def schema(stage: StageOption = None, as_json: JsonOption = False, debug: DebugO
         return
     for name, model in models.items():
         typer.echo(f"# stage: {name}\n\n{markdown_table(model)}")
-
-
-def main() -> None:
-    """Run ``prod9 configs`` on its own."""
-    run_app(app)
 
 
 def _first_comment(path: Path) -> str:

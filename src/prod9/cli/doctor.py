@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from prod9.cli.shared import DebugOption, JsonOption, console, new_app, print_json, run_app
+from prod9.cli.shared import DebugOption, JsonOption, console, new_app, print_json
 
 PACKAGES = ("prod9", "torch", "monai", "lightning", "numpy", "nibabel", "scipy", "pydantic", "safetensors")
 EXTRAS = {"demo": ("nilearn",), "perceptual": ("lpips", "torchvision"), "dev": ("pytest", "hypothesis")}
@@ -41,11 +41,6 @@ def examine() -> dict[str, Any]:
         "weights": _weights(),
         "extras": {name: _extra(name, modules) for name, modules in EXTRAS.items()},
     }
-
-
-def main() -> None:
-    """Run ``prod9 doctor`` on its own."""
-    run_app(app)
 
 
 def _version(name: str) -> str | None:

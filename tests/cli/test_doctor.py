@@ -1,0 +1,28 @@
+import json
+
+from prod9.cli import doctor
+from prod9.cli.app import app
+from prod9.cli.shared import run
+from prod9.training.weights import WEIGHT_FILES
+
+
+def test_the_report_is_json(capsys):
+    assert run(app, ["doctor", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["versions"]["torch"]
+    assert report["devices"][0]["name"] == "cpu"
+    assert report["disk"]["free"] > 0
+    assert set(report["weights"]["files"]) == set(WEIGHT_FILES)
+
+
+def test_weights_are_found_in_their_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("PROD9_WEIGHTS_DIR", str(tmp_path))
+    file = tmp_path / WEIGHT_FILES["squeeze"][0]
+    file.touch()
+    assert doctor.examine()["weights"]["files"]["squeeze"] == str(file)
+
+
+def test_a_missing_extra_comes_with_its_command(monkeypatch, capsys):
+    monkeypatch.setattr(doctor, "EXTRAS", {"imaginary": ("no_such_module",)})
+    assert run(app, ["doctor"]) == 0
+    assert "missing: pip install 'prod9[imaginary]'" in capsys.readouterr().out

@@ -1,0 +1,122 @@
+import pytest
+import torch
+
+from prod9.autoencoder.autoencoder_fsq import AutoencoderFSQ
+from prod9.generator.condition import MaskGiTCondition
+from prod9.generator.factory import build_decoder
+from prod9.training.config import load_config, shipped_configs
+from prod9.training.config_schema import (
+    AutoencoderConfig,
+    DataConfig,
+    FSQModelConfig,
+    LabelConditionalModelConfig,
+    TransformerConfig,
+)
+from prod9.training.resources import OVERHEAD, downsampling_factor, estimate, latent_grid
+
+SIDE = 32
+
+
+def kept_bytes(forward, network):
+    """What autograd keeps for the backward pass beyond the parameters; each buffer counts once."""
+    storages = {}
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        storages[storage.data_ptr()] = (storage.nbytes(), tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        output = forward()
+    assert output.requires_grad
+    parameters = {p.untyped_storage().data_ptr() for p in network.parameters()}
+    return sum(size for pointer, (size, _) in storages.items() if pointer not in parameters)
+
+
+def activations(config, **keywords):
+    """The estimate's own share for activations: its peak less the state of training."""
+    need = estimate(config, device="cpu", **keywords)
+    return need.memory_bytes / OVERHEAD - 16 * need.parameters
+
+
+@pytest.fixture
+def stage1():
+    model = FSQModelConfig(
+        levels=(8, 6, 5), space_to_depth=2, num_channels=(16, 32), num_res_blocks=(1, 2), norm_num_groups=8
+    )
+    return AutoencoderConfig(
+        output_dir="x",
+        data=DataConfig(root="x", grid=(SIDE, SIDE, SIDE)),
+        model=model,
+        loss={"adversarial": {"weight": 0.0}},
+    )
+
+
+def test_stage_1_is_close_to_what_a_network_keeps(stage1):
+    network = AutoencoderFSQ(**stage1.model.kwargs())
+    parameters = sum(p.numel() for p in network.parameters())
+    assert estimate(stage1).parameters == parameters
+    x = torch.rand(1, 1, SIDE, SIDE, SIDE)
+    kept = kept_bytes(lambda: network(x).reconstruction, network)
+    assert 0.9 < activations(stage1) / kept < 1.4
+
+
+def test_stage_2_is_close_to_what_a_network_keeps(stage1):
+    model = LabelConditionalModelConfig(embed_dim=48, num_blocks=3, num_heads=4, groups="per_level")
+    config = TransformerConfig(output_dir="x", data=stage1.data, model=model)
+    network = build_decoder("label_conditional", levels=stage1.model.levels, **model.kwargs()).train()
+    parameters = sum(p.numel() for p in network.parameters())
+    assert estimate(config, autoencoder=stage1.model).parameters == pytest.approx(parameters, rel=0.01)
+
+    grid = latent_grid((SIDE,) * 3, downsampling_factor(stage1.model))
+    tokens = torch.zeros(1, *grid, dtype=torch.int64)
+    condition = MaskGiTCondition(label=torch.tensor([1]))
+
+    def forward():
+        mask = torch.ones(1, *grid, dtype=torch.bool)
+        return network(tokens, mask, network.prepare(condition)).log_prob(tokens)
+
+    kept = kept_bytes(forward, network)
+    assert 0.8 < activations(config, autoencoder=stage1.model) / kept < 1.4
+
+
+def test_recomputation_and_half_precision_save_memory(stage1):
+    model = stage1.model.model_copy(update={"use_checkpointing": True})
+    lean = stage1.model_copy(update={"model": model})
+    assert estimate(lean).memory_bytes < estimate(stage1).memory_bytes
+    assert estimate(stage1, device="cuda").memory_bytes < estimate(stage1, device="cpu").memory_bytes
+
+
+def test_the_grid_is_rounded_up_to_whole_tokens():
+    assert latent_grid((144, 192, 145), 8) == (18, 24, 19)
+
+
+def load(name):
+    return load_config(name, environ={"BRATS_DIR": "/brats"})
+
+
+def needs(name):
+    config = load(name)
+    device = "cpu" if config.trainer.accelerator == "cpu" else "cuda"
+    if isinstance(config, AutoencoderConfig):
+        return estimate(config, device=device)
+    stage1 = [c for c in map(load, shipped_configs()) if c.output_dir == config.inputs.autoencoder]
+    return estimate(config, autoencoder=stage1[0].model, device=device)
+
+
+@pytest.mark.parametrize("name", [n for n in shipped_configs() if "brats" in n])
+def test_brats_configs_hold_7776_tokens_and_fit_their_gpu(name):
+    need = needs(name)
+    assert (need.latent_grid, need.tokens) == ((18, 24, 18), 7776)
+    # A fifth of the device stays free for the context, the allocator and what the estimate leaves out.
+    assert need.memory_gib < 0.8 * (80 if "80gb" in name else 24)
+
+
+@pytest.mark.parametrize("name", [n for n in shipped_configs() if n.startswith("demo/")])
+def test_demo_configs_fit_a_laptop(name):
+    assert needs(name).memory_gib < 4
+
+
+def test_the_summary_names_what_matters():
+    text = needs("maskgit/brats/stage2_label/base").summary()
+    assert "7,776 tokens a volume (18 × 24 × 18), 57.4 M parameters" in text
