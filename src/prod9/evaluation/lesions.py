@@ -33,7 +33,7 @@ class LesionCases:
 
 
 class LesionSegmenter(nn.Module):
-    """A small U-Net at half resolution. It is told the modality: lesions are dark in one, bright in another."""
+    """A small U-Net at half resolution, told the modality: lesions are dark in one, bright in another."""
 
     def __init__(self, *, num_classes: int, width: int = 12) -> None:
         super().__init__()
