@@ -1,0 +1,204 @@
+"""NIfTI in and out. Nothing else in prod9 opens or writes an image file.
+
+Reading distrusts the file: the header is checked against limits before any voxel is read, and gzip content is
+read to its end so that its checksum is verified (nibabel stops before the trailer and notices neither a
+flipped bit nor a cut tail).
+"""
+
+import gzip
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from nibabel.filebasedimages import ImageFileError
+from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
+from nibabel.spatialimages import HeaderDataError
+
+from prod9.errors import DataError
+from prod9.files import atomic_write
+
+MAX_VOXELS = 1024**3
+"""Largest volume read by default: 4 GiB as float32. A header can claim any size."""
+SUFFIXES = (".nii", ".nii.gz")
+DTYPES = frozenset(
+    ["uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64", "float32", "float64"]
+)
+_RAS = axcodes2ornt("RAS")
+_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True, eq=False)
+class VolumeHeader:
+    """What a file says about its volume, checked.
+
+    shape: voxels along the file's own axes. affine: 4×4 float64, voxel indices to RAS+ millimetres.
+    dtype: as stored.
+    """
+
+    path: Path
+    shape: tuple[int, int, int]
+    affine: np.ndarray
+    dtype: np.dtype
+
+    @property
+    def spacing(self) -> tuple[float, float, float]:
+        """Voxel size in mm along the file's own axes."""
+        x, y, z = np.sqrt((self.affine[:3, :3] ** 2).sum(axis=0)).tolist()
+        return x, y, z
+
+    @property
+    def orientation(self) -> str:
+        """Anatomical direction of each axis, such as ``RAS``."""
+        return "".join(nib.orientations.aff2axcodes(self.affine))
+
+
+@dataclass(frozen=True, eq=False)
+class VolumeFile:
+    """Voxels, float32 ``[H W D]`` in the file's own axis order, and the header they came with."""
+
+    data: np.ndarray
+    header: VolumeHeader
+
+
+def read_header(path: str | Path, *, max_voxels: int = MAX_VOXELS) -> VolumeHeader:
+    """Read and check the header alone.
+
+    Raises DataError for a missing file, a file that is no NIfTI, a volume that is not 3D (trailing axes of
+    length 1 are dropped), more than ``max_voxels``, a dtype without real numbers, or an affine that is
+    singular or not finite.
+    """
+    return _checked(_open(Path(path)), Path(path), max_voxels)
+
+
+def read(path: str | Path, *, allow_non_finite: bool = False, max_voxels: int = MAX_VOXELS) -> VolumeFile:
+    """Read a volume whole.
+
+    Raises DataError as :func:`read_header` does, for truncated or corrupt content, and for NaN or infinite
+    voxels unless ``allow_non_finite``.
+    """
+    path = Path(path)
+    image = _open(path)
+    header = _checked(image, path, max_voxels)
+    if path.name.lower().endswith(".gz"):
+        _verify_gzip(path)
+    try:
+        data = np.asanyarray(image.dataobj).reshape(header.shape).astype(np.float32)
+    except (OSError, EOFError, ValueError, zlib.error) as error:
+        raise DataError(
+            f"{path}: expected {np.prod(header.shape)} voxels of {header.dtype}, but the file ends early "
+            f"or is damaged ({error}); copy or download it again."
+        ) from error
+    if not allow_non_finite:
+        wrong = int(data.size - np.isfinite(data).sum())
+        if wrong:
+            raise DataError(
+                f"{path}: expected finite voxels, got {wrong} NaN or infinite of {data.size}; repair the "
+                "file (for example with numpy.nan_to_num) or leave the case out."
+            )
+    return VolumeFile(data, header)
+
+
+def write(
+    path: str | Path,
+    data: np.ndarray,
+    affine: np.ndarray,
+    *,
+    dtype: np.typing.DTypeLike = np.float32,
+    overwrite: bool = True,
+) -> None:
+    """Write ``data [H W D]`` atomically as NIfTI-1, gzipped for ``.nii.gz``; both forms hold ``affine``.
+
+    Integer ``dtype`` rounds. Raises DataError for another suffix, data that is not 3D, values outside the
+    dtype, or an existing file unless ``overwrite``.
+    """
+    path, dtype = Path(path), np.dtype(dtype)
+    if not path.name.lower().endswith(SUFFIXES):
+        raise DataError(f"{path}: expected a name ending in .nii or .nii.gz; rename it.")
+    if data.ndim != 3:
+        raise DataError(f"{path}: expected a 3D array to write, got shape {data.shape}.")
+    if path.exists() and not overwrite:
+        raise DataError(f"{path}: exists already; ask for overwriting or choose another name.")
+    if np.issubdtype(dtype, np.integer):
+        limits = np.iinfo(dtype)
+        data = np.rint(data)
+        if data.size and (data.min() < limits.min or data.max() > limits.max):
+            raise DataError(
+                f"{path}: values from {data.min():g} to {data.max():g} don't fit {dtype}; use a wider one."
+            )
+    image = nib.nifti1.Nifti1Image(data.astype(dtype), affine)
+    image.header.set_xyzt_units("mm")
+    image.set_qform(affine, code=1)
+    image.set_sform(affine, code=1)
+    with atomic_write(path) as temporary:
+        nib.save(image, temporary)
+
+
+def to_ras(data: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Flip and permute axes to the RAS+ order nearest to ``affine``; voxel values are not touched."""
+    transform = ornt_transform(io_orientation(affine), _RAS)
+    return apply_orientation(data, transform), affine @ inv_ornt_aff(transform, data.shape)
+
+
+def from_ras(data: np.ndarray, reference: VolumeHeader) -> np.ndarray:
+    """Undo :func:`to_ras` for data on the RAS grid of ``reference``: exact, flips and permutations only."""
+    return apply_orientation(data, ornt_transform(_RAS, io_orientation(reference.affine)))
+
+
+def _open(path: Path) -> nib.nifti1.Nifti1Image:
+    if not path.exists():
+        raise DataError(f"{path}: no such file; check the path.")
+    if not path.name.lower().endswith(SUFFIXES):
+        raise DataError(f"{path}: expected a NIfTI file (.nii or .nii.gz); convert it, e.g. with dcm2niix.")
+    if path.stat().st_size == 0:
+        raise DataError(f"{path}: expected a NIfTI file, got an empty one; copy or download it again.")
+    try:
+        image = nib.load(path)
+    except (OSError, EOFError, ValueError, ImageFileError, HeaderDataError, zlib.error) as error:
+        raise DataError(
+            f"{path}: expected a NIfTI file, got something else or a damaged one ({error}); copy or "
+            "download it again."
+        ) from error
+    if not isinstance(image, nib.nifti1.Nifti1Image):
+        raise DataError(f"{path}: expected a NIfTI file, got {type(image).__name__}; convert it to NIfTI.")
+    return image
+
+
+def _checked(image: nib.nifti1.Nifti1Image, path: Path, max_voxels: int) -> VolumeHeader:
+    shape = tuple(int(n) for n in image.header["dim"][1 : 1 + int(image.header["dim"][0])])
+    while len(shape) > 3 and shape[-1] == 1:
+        shape = shape[:-1]
+    if len(shape) != 3:
+        hint = (
+            "split it into one file a modality" if len(shape) == 4 else "give the whole volume, not a slice"
+        )
+        raise DataError(f"{path}: expected a 3D volume, got {len(shape)}D of shape {shape}; {hint}.")
+    if min(shape) < 1:
+        raise DataError(f"{path}: expected positive sides, got {shape}; the header is damaged.")
+    if np.prod(shape, dtype=np.float64) > max_voxels:
+        raise DataError(
+            f"{path}: expected at most {max_voxels} voxels, got {shape}; crop or resample it, or repair "
+            "the header."
+        )
+    dtype = image.header.get_data_dtype()
+    if dtype.name not in DTYPES:
+        raise DataError(f"{path}: expected integer or real voxels, got {dtype}; convert it, e.g. to float32.")
+    affine = np.asarray(image.affine, dtype=np.float64)
+    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
+        raise DataError(
+            f"{path}: expected an invertible affine, got {affine[:3].tolist()}; repair the q-form or s-form."
+        )
+    return VolumeHeader(path, shape, affine, dtype)
+
+
+def _verify_gzip(path: Path) -> None:
+    """Read the gzip stream to its end: only there is the checksum compared."""
+    try:
+        with gzip.open(path, "rb") as stream:
+            while stream.read(_CHUNK):
+                pass
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(
+            f"{path}: the compressed content is cut short or damaged ({error}); copy or download it again."
+        ) from error
