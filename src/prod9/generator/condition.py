@@ -14,7 +14,8 @@ class MaskGiTCondition:
     """A batch of conditions.
 
     label: int64 ``[B]``, the class to generate. source_latent: ``[B Z h w d]``, a co-registered source on
-    the grid of the tokens, or None. source_label: int64 ``[B]``, the class of that source, None if not told.
+    the grid of the tokens, or None. source_label: int64 ``[B]``, the class of that source, -1 or None if not
+    known.
     dropped: bool ``[B]``, True where the sample is generated without any condition; default: none is.
     """
 
@@ -55,8 +56,8 @@ class MaskGiTCondition:
 
     def to(self, device: torch.device | str) -> "MaskGiTCondition":
         """Return the batch on ``device``."""
-        moved = {name: None if value is None else value.to(device) for name, value in vars(self).items()}
-        return MaskGiTCondition(**moved)
+        given = {name: value.to(device) for name, value in vars(self).items() if value is not None}
+        return replace(self, **given)
 
 
 def _cat(one: Tensor | None, other: Tensor | None, name: str) -> Tensor | None:
@@ -103,11 +104,10 @@ class MaskGiTConditionGenerator(nn.Module):
             return sample
         if condition.source_latent is None:
             raise ValueError("Expected a source latent of the tokens' grid, got None; pass source_latent.")
-        told = condition.source_label
-        unknown = dropped if told is None else dropped | (told < 0)
-        told = torch.zeros_like(condition.label) if told is None else told
-        if condition.source_label is None:
-            unknown = torch.ones_like(dropped)
-        sample = sample + self.source_label(told.masked_fill(unknown, self.num_classes))[:, None]
+        told = (
+            torch.full_like(condition.label, -1) if condition.source_label is None else condition.source_label
+        )
+        told = told.masked_fill(dropped | (told < 0), self.num_classes)
+        sample = sample + self.source_label(told)[:, None]
         positions = self.source(fold(condition.source_latent.movedim(1, -1), self.patch_size))
         return sample + torch.where(dropped[:, None, None], self.no_source.to(positions.dtype), positions)

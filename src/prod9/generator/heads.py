@@ -156,7 +156,8 @@ class TokenLogits:
 
         Logits add over groups, so this equals guidance of the dense view.
         """
-        return TokenLogits(torch.lerp(unconditional.values, self.values, 1.0 + scale), self.vocabulary)
+        values = torch.lerp(unconditional.values.float(), self.values.float(), 1.0 + scale)
+        return TokenLogits(values, self.vocabulary)
 
     def dense(self) -> Logits:
         """Return log-probabilities of every token, ``[B V h w d]``; needs the grid form."""

@@ -116,7 +116,11 @@ class MaskGiTSampler:
         self.gumbel_temperature = gumbel_temperature
         self.top_p = top_p
         self.guidance_scale = guidance_scale
-        self.guidance_interval = (float(guidance_interval[0]), float(guidance_interval[1]))
+        self.guidance_interval = start, end = float(guidance_interval[0]), float(guidance_interval[1])
+        if not 0.0 <= start <= end <= 1.0:
+            raise ValueError(
+                f"Expected guidance_interval as 0 <= from <= to <= 1, got {(start, end)}; swap the two."
+            )
 
     @torch.no_grad()
     def sample(

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -76,7 +76,7 @@ class TransformerDecoder(nn.Module):
         mlp_ratio: float = 4.0,
         patch_size: int = 1,
         groups: Groups = "balanced",
-        dropout: float = 0.0,
+        dropout: float = 0.1,
         num_bands: int | None = None,
         num_classes: int = 4,
         use_checkpointing: bool = False,
@@ -110,21 +110,24 @@ class TransformerDecoder(nn.Module):
         """How many residuals ``forward`` takes: one a pair of blocks."""
         return len(self.blocks) // 2
 
+    @property
+    def _adaln_blocks(self) -> list[AdaLNZeroBlock]:
+        return cast("list[AdaLNZeroBlock]", list(self.blocks))
+
     def _initialise(self) -> None:
         """Xavier for linear layers; zero for modulations (identity blocks) and the head (uniform tokens)."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
-        for block in self.blocks:
-            nn.init.zeros_(block.modulation.weight)
-        nn.init.zeros_(self.modulation.weight)
-        nn.init.zeros_(self.head.weight)
+        zero = [self.head, self.modulation, *(block.modulation for block in self._adaln_blocks)]
+        for layer in zero:
+            nn.init.zeros_(layer.weight)
 
     def prepare(self, condition: MaskGiTCondition) -> Prepared:
         """Return the modulations of a condition: all that depends on it, once a sample."""
         embedded = F.silu(self.condition(condition))
-        blocks = tuple(block.modulate(embedded) for block in self.blocks)
+        blocks = tuple(block.modulate(embedded) for block in self._adaln_blocks)
         return Prepared(blocks, self.modulation(embedded))
 
     def forward(

@@ -29,7 +29,7 @@ class TransformerTrainer:
         scheduler: MaskGiTScheduler,
         label_smoothing: float = 0.1,
         condition_dropout: float = 0.1,
-        background_weight: float = 1.0,
+        background_weight: float = 0.25,
         ordinal_weight: float = 0.0,
     ) -> None:
         self.decoder = decoder
