@@ -1,0 +1,155 @@
+import errno
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from prod9.errors import CheckpointError
+from prod9.training.model import checkpoint_file
+from prod9.training.model.checkpoint_file import (
+    read_checkpoint,
+    remove_checkpoint,
+    sidecar,
+    tensor_bytes,
+    write_checkpoint,
+)
+
+CONTENT = {"state_dict": {"w": torch.arange(64.0)}, "step": 3}
+
+
+class Payload:
+    """Leaves a file behind when it is unpickled."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.marker),)
+
+
+def test_what_is_written_is_read_back_with_its_hash(tmp_path):
+    path = tmp_path / "checkpoints" / "last.ckpt"
+    digest = write_checkpoint(CONTENT, path)
+    content, found = read_checkpoint(path)
+
+    assert found == digest == sidecar(path).read_text().split()[0]
+    assert torch.equal(content["state_dict"]["w"], CONTENT["state_dict"]["w"])
+    assert sorted(file.name for file in path.parent.iterdir()) == ["last.ckpt", "last.ckpt.sha256"]
+
+
+def test_the_one_before_is_kept_with_its_hash(tmp_path):
+    path = tmp_path / "last.ckpt"
+    for step in (1, 2, 3):
+        write_checkpoint(CONTENT | {"step": step}, path, keep_previous=True)
+    assert read_checkpoint(path)[0]["step"] == 3
+    assert read_checkpoint(tmp_path / "previous.ckpt")[0]["step"] == 2
+
+
+@pytest.mark.parametrize(
+    # Without the hash a flipped bit in a tensor may pass.
+    ("damage", "with_hash"),
+    [("flip", True), ("truncate", True), ("truncate", False), ("empty", True), ("empty", False)],
+)
+def test_damage_is_noticed_and_names_the_file(tmp_path, damage, with_hash):
+    path = tmp_path / "last.ckpt"
+    write_checkpoint(CONTENT, path)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 0xFF
+    path.write_bytes({"flip": bytes(data), "truncate": bytes(data[:-200]), "empty": b""}[damage])
+    if not with_hash:
+        sidecar(path).unlink()
+    with pytest.raises(CheckpointError, match=r"last\.ckpt.*expected"):
+        read_checkpoint(path)
+
+
+def test_a_missing_hash_condemns_nothing(tmp_path):
+    path = tmp_path / "last.ckpt"
+    write_checkpoint(CONTENT, path)
+    sidecar(path).unlink()
+    assert read_checkpoint(path)[0]["step"] == 3
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(CheckpointError, match=r"none\.ckpt"):
+        read_checkpoint(tmp_path / "none.ckpt")
+
+
+def test_pickled_objects_never_run(tmp_path):
+    path, marker = tmp_path / "evil.ckpt", tmp_path / "marker"
+    torch.save({"state_dict": {}, "payload": Payload(marker)}, path)
+    with pytest.raises(CheckpointError, match="other objects"):
+        read_checkpoint(path)
+    assert not marker.exists()
+
+
+def test_a_file_that_is_no_dictionary_is_refused(tmp_path):
+    torch.save([1, 2], tmp_path / "list.pt")
+    with pytest.raises(CheckpointError, match="got list"):
+        read_checkpoint(tmp_path / "list.pt")
+
+
+def test_a_full_disk_is_noticed_before_anything_is_touched(tmp_path, monkeypatch):
+    path = tmp_path / "last.ckpt"
+    write_checkpoint(CONTENT, path)
+    monkeypatch.setattr(checkpoint_file.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    with pytest.raises(CheckpointError, match=r"MiB of free space.*output_dir"):
+        write_checkpoint(CONTENT | {"step": 4}, path, keep_previous=True)
+    assert read_checkpoint(path)[0]["step"] == 3
+
+
+def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "last.ckpt"
+    write_checkpoint(CONTENT, path)
+
+    def fill_the_disk(content, target):
+        Path(target).write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(checkpoint_file.torch, "save", fill_the_disk)
+    with pytest.raises(OSError, match="No space left"):
+        write_checkpoint(CONTENT | {"step": 4}, path, keep_previous=True)
+    assert read_checkpoint(path)[0]["step"] == 3
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["last.ckpt", "last.ckpt.sha256"]
+
+
+def test_remove_takes_the_hash_along(tmp_path):
+    path = tmp_path / "best.ckpt"
+    write_checkpoint(CONTENT, path)
+    remove_checkpoint(path)
+    remove_checkpoint(path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_tensor_bytes_counts_nested_tensors():
+    assert tensor_bytes({"a": torch.zeros(4), "b": [torch.zeros(2, dtype=torch.int64), {"c": 1}]}) == 32
+
+
+@pytest.mark.slow
+def test_kill_9_while_saving_leaves_a_good_checkpoint(tmp_path):
+    """The system's temporary folder is elsewhere, where Lightning's own writer loses files."""
+    script = (
+        "import sys, torch\nfrom pathlib import Path\n"
+        "from prod9.training.model.checkpoint_file import write_checkpoint\n"
+        "step = 0\nwhile True:\n step += 1\n"
+        " write_checkpoint({'w': torch.full((200000,), float(step)), 'step': step},"
+        " Path(sys.argv[1]) / 'last.ckpt', keep_previous=True)\n print(step, flush=True)\n"
+    )
+    for attempt in range(3):
+        child = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE)
+        assert child.stdout is not None
+        child.stdout.readline()
+        time.sleep(0.05 + 0.037 * attempt)
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+        child.stdout.close()
+        names = [n for n in ("last.ckpt", "previous.ckpt") if (tmp_path / n).exists()]
+        content = read_checkpoint(tmp_path / names[0])[0]
+        assert content["w"].eq(content["step"]).all()
+    shutil.rmtree(tmp_path)

@@ -1,0 +1,164 @@
+"""A resumed run equals an uninterrupted one, bit for bit."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from prod9.errors import CheckpointError, ConfigError
+from prod9.training.run import train
+
+
+def assert_same(a, b, name=""):
+    assert type(a) is type(b), name
+    if isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), name
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys(), name
+        for key in a:
+            assert_same(a[key], b[key], f"{name}.{key}")
+    elif isinstance(a, (list, tuple)):
+        assert len(a) == len(b), name
+        for index, (x, y) in enumerate(zip(a, b, strict=True)):
+            assert_same(x, y, f"{name}.{index}")
+    else:
+        assert a == b, name
+
+
+@pytest.mark.parametrize("stage", ["autoencoder", "transformer"])
+@pytest.mark.parametrize("crash", [3, 5])
+def test_a_run_that_crashed_and_went_on_equals_one_that_did_not(
+    stage, crash, make_config, memory_data, last_state, logged, run_json
+):
+    keep = {"checkpoint": {"every_steps": 2}, "num_samples": 0}
+    whole = make_config(stage, "whole", callbacks=keep)
+    train(whole)
+
+    broken = make_config(stage, "broken", callbacks=keep)
+    memory_data["stop_before"] = crash
+    with pytest.raises(RuntimeError, match="power"):
+        train(broken)
+    saved = last_state(Path(broken.output_dir))["step"]
+    assert saved == crash - 1
+
+    memory_data["stop_before"] = None
+    result = train(broken, resume="auto")
+    assert result.step == 6
+    assert_same(last_state(Path(whole.output_dir)), last_state(Path(broken.output_dir)))
+    # Validations and logs fall on the same steps, with the same values.
+    assert logged(Path(whole.output_dir))[-1]["step"] == logged(Path(broken.output_dir))[-1]["step"]
+    val = [
+        row
+        for row in logged(Path(whole.output_dir))
+        if any(k.startswith("val/") and v for k, v in row.items())
+    ]
+    again = [
+        row
+        for row in logged(Path(broken.output_dir))
+        if any(k.startswith("val/") and v for k, v in row.items())
+    ]
+    assert val[-1] == again[-1]
+    sessions = run_json(Path(broken.output_dir))
+    assert [(s["outcome"], s["from_step"], s["to_step"]) for s in sessions] == [
+        ("failed", 0, crash),
+        ("finished", saved, 6),
+    ]
+
+
+def test_a_damaged_last_checkpoint_is_passed_over_and_the_result_is_the_same(
+    make_config, memory_data, last_state, caplog
+):
+    keep = {"checkpoint": {"every_steps": 2}, "num_samples": 0}
+    whole, broken = (make_config("transformer", name, callbacks=keep) for name in ("whole", "broken"))
+    train(whole)
+    memory_data["stop_before"] = 5
+    with pytest.raises(RuntimeError, match="power"):
+        train(broken)
+    last = Path(broken.output_dir) / "checkpoints" / "last.ckpt"
+    last.write_bytes(last.read_bytes()[:1000])
+
+    memory_data["stop_before"] = None
+    train(broken, resume="auto")
+    assert "previous.ckpt" in caplog.text
+    assert_same(last_state(Path(whole.output_dir)), last_state(Path(broken.output_dir)))
+
+
+def test_more_steps_can_be_added_to_a_finished_run(make_config, memory_data, caplog):
+    train(make_config("transformer", "run"))
+    longer = make_config("transformer", "run", training={"max_steps": 8})
+    assert train(longer, resume="auto").step == 8
+    assert "training.max_steps" in caplog.text
+
+
+def test_a_finished_run_is_not_run_again(make_config, memory_data):
+    config = make_config("transformer", "run")
+    first = train(config)
+    assert train(config, resume="auto") == first
+
+
+def test_resume_auto_starts_where_there_is_nothing(make_config, memory_data):
+    assert train(make_config("transformer", "run"), resume="auto").step == 6
+
+
+def test_an_existing_run_is_refused_without_resume(make_config, memory_data):
+    config = make_config("transformer", "run")
+    train(config)
+    with pytest.raises(ConfigError, match="--resume"):
+        train(config)
+
+
+def test_resume_and_init_from_exclude_each_other(make_config):
+    with pytest.raises(ConfigError, match="one of them"):
+        train(make_config("transformer", "run"), resume="auto", init_from="x")
+
+
+def test_another_architecture_is_refused_naming_the_difference(make_config, memory_data):
+    train(make_config("transformer", "run", training={"max_steps": 2}))
+    wider = make_config("transformer", "run", model={"kind": "label_conditional", "embed_dim": 48})
+    with pytest.raises(CheckpointError, match="embed_dim: 24 there, 48 here"):
+        train(wider, resume="auto")
+
+
+def test_other_patients_are_refused(make_config, memory_data, monkeypatch):
+    from prod9.data.splits import Split
+    from tests.training.tiny import MemoryData
+
+    train(make_config("transformer", "run", training={"max_steps": 2}))
+    original = MemoryData.__init__
+
+    def other_patients(self, *args, **kwargs):
+        original(self, *args, **kwargs)
+        self.split = Split(train=("a", "e"), val=("b",), test=())
+
+    monkeypatch.setattr(MemoryData, "__init__", other_patients)
+    with pytest.raises(CheckpointError, match="patients"):
+        train(make_config("transformer", "run"), resume="auto")
+
+
+def test_the_checkpoint_of_another_stage_is_refused(make_config, memory_data, tmp_path):
+    config = make_config("transformer", "run")
+    with pytest.raises(CheckpointError, match="stage transformer, got stage autoencoder"):
+        train(config, resume=tmp_path / "upstream.ckpt")
+
+
+def test_init_from_takes_weights_but_neither_step_nor_optimizer(make_config, memory_data, last_state):
+    first = make_config("autoencoder", "first", training={"ema": None})
+    train(first)
+    second = make_config(
+        "autoencoder", "second", training={"ema": None, "max_steps": 1, "learning_rate": 1e-12}
+    )
+    train(second, init_from=first.output_dir)
+
+    before, after = (last_state(Path(config.output_dir)) for config in (first, second))
+    assert after["step"] == 1
+    assert after["optimizer_states"][0]["state"][0]["step"] == 1
+    for name, weight in before["state_dict"].items():
+        torch.testing.assert_close(after["state_dict"][name], weight, atol=1e-3, rtol=0)
+
+
+def test_init_from_refuses_another_architecture(make_config, memory_data, tmp_path):
+    write = make_config("autoencoder", "first", training={"max_steps": 1})
+    train(write)
+    other = make_config("autoencoder", "second", model={"num_channels": [4, 8]})
+    with pytest.raises(CheckpointError, match="same architecture"):
+        train(other, init_from=write.output_dir)
