@@ -121,10 +121,16 @@ def test(
 
 
 def build_module(config: RunConfig, upstream: Loaded | None = None) -> AbstractLightning:
-    """Return the untrained adapter of ``config``. upstream: stage 2's autoencoder, if already loaded."""
-    if isinstance(config, AutoencoderConfig):
-        return AutoencoderLightning(config)
-    return ADAPTERS[config.model.kind](config, upstream)
+    """Return the adapter of ``config`` with the first weights of its seed.
+
+    upstream: the autoencoder of stage 2, if it is already loaded.
+    """
+    with torch.random.fork_rng(devices=[]):
+        # Layers draw their first weights from the global generator and take no other.
+        torch.manual_seed(config.seed)
+        if isinstance(config, AutoencoderConfig):
+            return AutoencoderLightning(config)
+        return ADAPTERS[config.model.kind](config, upstream)
 
 
 def build_data_module(
@@ -291,6 +297,13 @@ def _evaluate(config: RunConfig, checkpoint: str | Path | None, device: str, wha
 
 def _build_trainer(config: RunConfig, device: str, callbacks: list[Any], loggers: list[Logger]) -> Trainer:
     accelerator, devices = _hardware(config, device)
+    with _quiet():
+        return _trainer(config, accelerator, devices, callbacks, loggers)
+
+
+def _trainer(
+    config: RunConfig, accelerator: str, devices: Any, callbacks: list[Any], loggers: list[Logger]
+) -> Trainer:
     return Trainer(
         accelerator=accelerator,
         devices=devices,

@@ -148,13 +148,19 @@ class AbstractLightning(LightningModule, ABC):
         checkpoint["prod9_run"] = {"skipped_steps": self.skipped_steps}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the step over and discard Lightning's loop state; refuse another architecture."""
+        """Take the step over and discard Lightning's loop state; refuse other networks or patients."""
         header = cast(Header, checkpoint["prod9"])
         if header["architecture"] != self.architecture():
             raise CheckpointError(
                 f"{self.config.output_dir}: expected a checkpoint of the configured architecture, got another "
                 f"({_difference(header['architecture'], self.architecture())}); restore the setting, or "
                 "start in a new output_dir."
+            )
+        if header["split"] != cast(Any, self.trainer).datamodule.split.to_dict():
+            raise CheckpointError(
+                f"{self.config.output_dir}: expected the patients that the checkpoint was trained with, got another "
+                "division of data.root: held-out ones may have been trained on. Restore the data and split.json, "
+                "or start in a new output_dir."
             )
         self.step = header["step"]
         self.skipped_steps = checkpoint["prod9_run"]["skipped_steps"]

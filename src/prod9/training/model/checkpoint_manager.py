@@ -8,6 +8,7 @@ import json
 import logging
 import os
 from collections.abc import Callable, Iterable
+from copy import deepcopy
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -221,16 +222,14 @@ class CheckpointManager:
         both folders can be moved and shared together. Raises CheckpointError.
         """
         opened = CheckpointManager.open(checkpoint)
-        header = opened.header
+        header, folder = _without_paths(opened.header), Path(folder)
         if autoencoder is not None:
             upstream = CheckpointManager.open(autoencoder, stage="autoencoder")
-            header = cast(Header, dict(header))
-            header["inputs"] = {"autoencoder": describe_input(upstream.path, upstream.sha256, Path(folder))}
-            header["inputs"]["autoencoder"]["path"] = header["inputs"]["autoencoder"]["relative"]
+            header["inputs"] = {"autoencoder": describe_input(upstream.path, upstream.sha256, folder)}
+        for recorded in header["inputs"].values():
+            recorded["path"] = recorded["relative"]
         prefix = PREFIXES[header["stage"]]
-        return exports.write_export(
-            Path(folder), dict(header), _strip(opened.state_dict, prefix), dtype=dtype
-        )
+        return exports.write_export(folder, dict(header), _strip(opened.state_dict, prefix), dtype=dtype)
 
 
 def describe_input(path: Path, sha256: str, base: Path) -> dict[str, str]:
@@ -320,6 +319,18 @@ def load_strictly(network: nn.Module, state: dict[str, Tensor], path: Path) -> N
 
 def _strip(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+
+
+def _without_paths(header: Header) -> Header:
+    """Return a copy that names no folder of this computer: exports are shared."""
+    copy = cast(Header, deepcopy(dict(header)))
+    config = copy["config"]
+    config |= {"output_dir": "outputs"}
+    config["data"] |= {"root": "data", "cache_dir": None, "store_dir": None}
+    config["data"]["split"] |= {"file": None}
+    if "inputs" in config:
+        config["inputs"] = dict.fromkeys(config["inputs"])
+    return copy
 
 
 def _recorded_places(path: Path, recorded: dict[str, str]) -> list[Path]:
