@@ -8,6 +8,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import reduce
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -131,7 +132,7 @@ class TransformBuilder:
         """
         images = list(modalities)
         keys = [*images, "seg"]
-        steps: list[mt.Transform] = [
+        steps: list[Callable[[Any], Any]] = [
             LoadVolumesd(keys, allow_missing_keys=True),
             CheckAlignedd(keys, allow_missing_keys=True),
             CanonicalSegd("seg", allow_missing_keys=True),
@@ -152,7 +153,8 @@ class TransformBuilder:
             self.intensity.build(images),
             mt.ResizeWithPadOrCropd(keys, spatial_size=self.grid, mode="constant", allow_missing_keys=True),
         ]
-        return cast(Callable[[Mapping[str, Any]], Mapping[str, Any]], mt.Compose(steps))
+        # Not Compose: it would turn a DataError into a RuntimeError and log the statistics of every volume.
+        return lambda paths: reduce(lambda data, step: step(data), steps, dict(paths))
 
     def build_stage1_transforms(self, train: bool) -> "Stage1Transform":
         """Return what makes single-modality samples: augmented crops to train, whole volumes otherwise."""
@@ -219,18 +221,28 @@ class Stage1Transform:
 def crop_around_foreground(volume: np.ndarray, size: Sequence[int], rng: np.random.Generator) -> np.ndarray:
     """Return a view of ``size`` voxels of ``volume`` [H W D], centred on a random voxel that is not 0.
 
-    The crop moves inwards where it would stick out, and an axis shorter than ``size`` comes whole. Finding
-    the centre by rejection reads a few voxels of a memory-mapped volume instead of all of them.
+    The crop moves inwards where it would stick out, and an axis shorter than ``size`` comes whole.
     """
     shape = np.asarray(volume.shape)
-    centre = rng.integers(shape)
-    for _ in range(64):  # a head fills a third of its grid: 64 misses in a row have odds of 1e-11
-        if volume[tuple(centre)]:
-            break
-        centre = rng.integers(shape)
+    centre = _foreground_voxel(volume, rng)
     length = np.minimum(size, shape)
     corner = np.clip(centre - length // 2, 0, shape - length)
     return volume[tuple(slice(c, c + n) for c, n in zip(corner, length, strict=True))]
+
+
+def _foreground_voxel(volume: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Return a random voxel that is not 0, or any voxel where all are 0.
+
+    Rejection reads a few voxels of a memory-mapped volume instead of all of them; a head fills a third of its
+    grid, so a search through the whole volume is left for odd ones.
+    """
+    for _ in range(64):
+        voxel = rng.integers(volume.shape)
+        if volume[tuple(voxel)]:
+            return voxel
+    found = np.flatnonzero(volume)
+    place = rng.choice(found) if found.size else rng.integers(volume.size)
+    return np.asarray(np.unravel_index(place, volume.shape))
 
 
 def _positive(foreground: Tensor) -> Tensor:
