@@ -69,8 +69,9 @@ class _Row:
 
 @dataclass
 class _Manifest:
-    """rows: by item key. shards: SHA-256 of the tokens and of the foreground file, by name."""
+    """made_for: encoder and grid. rows: by item key. shards: by name, SHA-256 of its two files."""
 
+    made_for: str
     rows: dict[str, _Row]
     shards: dict[str, list[str]]
 
@@ -80,16 +81,17 @@ class _Manifest:
         try:
             content = json.loads((directory / _MANIFEST).read_text(encoding="utf-8"))
             if content["format"] != _FORMAT:
-                return cls({}, {})
+                return cls("", {}, {})
             rows = [_Row(**row) for row in content["items"]]
-            return cls({row.key: row for row in rows}, dict(content["shards"]))
+            return cls(content["made_for"], {row.key: row for row in rows}, dict(content["shards"]))
         except (OSError, ValueError, KeyError, TypeError):
-            return cls({}, {})
+            return cls("", {}, {})
 
     def write(self, directory: Path) -> None:
         """Write it, atomically."""
         content = {
             "format": _FORMAT,
+            "made_for": self.made_for,
             "shards": self.shards,
             "items": [asdict(row) for row in self.rows.values()],
         }
@@ -105,7 +107,8 @@ class _Manifest:
                 p.is_file() and sha256(p) == h for p, h in zip(_files(directory, name), hashes, strict=True)
             )
         }
-        return _Manifest({key: row for key, row in self.rows.items() if row.shard in whole}, whole)
+        rows = {key: row for key, row in self.rows.items() if row.shard in whole}
+        return _Manifest(self.made_for, rows, whole)
 
     def select(self, items: Sequence[StoreItem], keys: Sequence[str]) -> list[_Row]:
         """Return the rows of ``items``, with the items' names and labels as they are now."""
@@ -205,11 +208,13 @@ def build_token_store(
     """Encode what the store lacks and return a store of exactly ``items``, in their order.
 
     encode: float32 [B 1 H W D] on CPU → int64 [B h w d] on any device. key: hash of the encoder's weights.
-    Interrupted (Ctrl-C and errors included), it keeps what is done. When all is done, entries that were not
-    asked for are dropped and shards without any entry are deleted: one folder serves one encoder.
+    Interrupted (Ctrl-C and errors included), it keeps what is done. A folder serves one encoder and grid:
+    what it holds of others is deleted at the end.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    manifest = _Manifest.read(directory).intact(directory)
+    old = _Manifest.read(directory)
+    made_for = f"{key} {tuple(grid)}"
+    manifest = old.intact(directory) if old.made_for == made_for else _Manifest(made_for, {}, {})
     keys = [item.key(key, grid) for item in items]
     todo = [(item, k) for item, k in zip(items, keys, strict=True) if k not in manifest.rows]
     done = len(items) - len(todo)
@@ -225,13 +230,11 @@ def build_token_store(
     finally:
         writer.flush()
     rows = manifest.select(items, keys)
-    used = {row.shard for row in rows}
-    _Manifest({row.key: row for row in rows}, {n: h for n, h in manifest.shards.items() if n in used}).write(
-        directory
-    )
-    for path in directory.glob("*.npy"):
-        if path.name.split(".")[0] not in used:
-            path.unlink()
+    manifest.rows |= {row.key: row for row in rows}
+    manifest.write(directory)
+    for shard in old.shards.keys() - manifest.shards.keys():
+        for path in _files(directory, shard):
+            path.unlink(missing_ok=True)
     return TokenStore(directory, rows)
 
 

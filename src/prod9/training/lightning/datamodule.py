@@ -48,6 +48,8 @@ class AbstractDataModule(LightningDataModule, ABC):
     ) -> None:
         super().__init__()
         self.config = config
+        # All nodes share output_dir, as they do for checkpoints: the long work is done once for all of them.
+        self.prepare_data_per_node = False
         self._progress = progress
         self._start_step = 0
         self._split: Split | None = None
@@ -97,7 +99,7 @@ class AbstractDataModule(LightningDataModule, ABC):
         self._start_step = step
 
     def prepare_data(self) -> None:
-        """Do the long work (caches, encoding) once a machine; the other ranks find it done in ``setup``."""
+        """Do the long work (caches on disk, encoding) once; the other ranks find it done in ``setup``."""
         stage = None if self.trainer is None else self.trainer.state.fn
         self.setup(None if stage is None else str(stage.value))
 
