@@ -1,0 +1,243 @@
+"""The sections that every stage shares: data, optimisation, hardware, callbacks, inference windows.
+
+:mod:`prod9.training.config_schema` adds what differs and the roots; import the sections from there.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Triple = Annotated[tuple[int, int, int], Field(strict=False)]
+Spacing = Annotated[tuple[float, float, float], Field(strict=False)]
+Range = Annotated[tuple[float, float], Field(strict=False)]
+Ints = Annotated[tuple[int, ...], Field(strict=False, min_length=1)]
+Bools = Annotated[tuple[bool, ...], Field(strict=False)]
+Names = Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+NonNegative = Annotated[float, Field(ge=0.0)]
+Positive = Annotated[float, Field(gt=0.0)]
+Count = Annotated[int, Field(ge=0)]
+PositiveInt = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    """Base of every section: unknown keys are refused, types are exact, values don't change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    def kwargs(self, *exclude: str) -> dict[str, Any]:
+        """Return the fields as constructor keywords, without ``kind`` and the names in ``exclude``."""
+        return {k: getattr(self, k) for k in type(self).model_fields if k not in {"kind", *exclude}}
+
+
+# -- data -----------------------------------------------------------------------------------------
+
+
+class SplitConfig(Section):
+    """How patients are divided; all time points of a patient stay on one side."""
+
+    train: Fraction = Field(default=0.8, description="Share of patients to train on.")
+    val: Fraction = Field(default=0.2, description="Share of patients for model selection.")
+    test: Fraction = Field(default=0.0, description="Share of patients that only `test` and `evaluate` see.")
+    seed: Count = Field(default=0, description="Seed of the shuffle.")
+    file: str | None = Field(default=None, description="A split file to read instead of shuffling.")
+
+    @model_validator(mode="after")
+    def _shares_sum_to_one(self) -> "SplitConfig":
+        total = self.train + self.val + self.test
+        if abs(total - 1.0) > 1e-6:
+            raise ValueError(f"train + val + test must be 1, got {total:g}; adjust one of the three")
+        return self
+
+
+class IntensityConfig(Section):
+    """How raw intensities become [0, 1]."""
+
+    mode: Literal["percentile", "range"] = Field(
+        default="percentile",
+        description="`percentile`: robust, per volume, over the foreground; `range`: fixed bounds.",
+    )
+    lower: float = Field(default=0.0, description="Lower percentile, or lower raw intensity.")
+    upper: float = Field(default=99.5, description="Upper percentile, or upper raw intensity.")
+
+
+class AugmentConfig(Section):
+    """Training-time augmentation; every probability is per sample."""
+
+    flip_prob: Fraction = Field(default=0.5, description="Left-right flip.")
+    bias_field_prob: Fraction = Field(default=0.0, description="Smooth multiplicative bias field.")
+    gamma_prob: Fraction = Field(default=0.0, description="Random gamma between 0.7 and 1.5.")
+    scale_prob: Fraction = Field(default=0.0, description="Random intensity gain between 0.9 and 1.1.")
+    affine_prob: Fraction = Field(default=0.0, description="Small random rotation (0.1 rad) and zoom (10%).")
+
+
+class DataConfig(Section):
+    """Where the volumes are and how they become tensors."""
+
+    kind: Literal["brats"] = Field(default="brats", description="Dataset family.")
+    root: str = Field(description="Folder with the cases.")
+    layout: Literal["auto", "brats2018", "brats2020", "brats2021", "brats2023"] = Field(
+        default="auto", description="Folder layout; `auto` detects it from the names."
+    )
+    modalities: Names = Field(default=("T1", "T1ce", "T2", "FLAIR"), description="Modalities to use.")
+    label_map: dict[str, int] = Field(
+        default={"T1": 0, "T1ce": 1, "T2": 2, "FLAIR": 3}, description="Class label of each modality."
+    )
+    split: SplitConfig = Field(default=SplitConfig(), description="Division of the patients.")
+    spacing: Spacing | None = Field(
+        default=None, description="Resample to this spacing in mm; null keeps the file's."
+    )
+    grid: Triple = Field(
+        default=(144, 192, 144), description="Voxels of a whole brain: pad or centre-crop to this."
+    )
+    crop_size: Triple | None = Field(
+        default=None, description="Stage 1: random training crops; null for whole volumes."
+    )
+    whole_volume_fraction: Fraction = Field(
+        default=0.4, description="Stage 1: last share of the steps that trains on whole volumes at batch 1."
+    )
+    intensity: IntensityConfig = Field(default=IntensityConfig(), description="Intensity scaling.")
+    augment: AugmentConfig = Field(default=AugmentConfig(), description="Augmentation.")
+    max_val_volumes: PositiveInt | None = Field(
+        default=None,
+        description="Volumes that a validation looks at, drawn once by the split's seed; null for all.",
+    )
+    batch_size: PositiveInt = Field(default=1, description="Samples per step and device.")
+    num_workers: Count = Field(default=0, description="Loader processes.")
+    cache: Literal["none", "memory", "disk"] = Field(
+        default="memory", description="Where preprocessed volumes are kept."
+    )
+    cache_dir: str | None = Field(default=None, description="Folder of the disk cache; never inside `root`.")
+    store_dir: str | None = Field(
+        default=None, description="Folder of the token store; default `<output_dir>/store`."
+    )
+    store_flips: bool = Field(
+        default=True, description="Stage 2: also encode the left-right mirror of each training volume."
+    )
+
+    @model_validator(mode="after")
+    def _labels_cover_modalities(self) -> "DataConfig":
+        missing = [m for m in self.modalities if m not in self.label_map]
+        if missing:
+            raise ValueError(f"label_map has no label for {', '.join(missing)}; add one each")
+        return self
+
+
+# -- training -------------------------------------------------------------------------------------
+
+
+class LrScheduleConfig(Section):
+    """Learning rate over training steps."""
+
+    kind: Literal["constant", "linear", "cosine"] = Field(
+        default="cosine", description="Decay after warm-up and plateau."
+    )
+    warmup_steps: Count = Field(default=100, description="Linear warm-up from zero.")
+    flat_fraction: Fraction = Field(
+        default=0.0, description="Share of the steps at full rate before the decay."
+    )
+    final_fraction: Fraction = Field(default=0.02, description="Last rate over the full rate.")
+
+
+class EMAConfig(Section):
+    """Exponential moving average of the weights."""
+
+    decay: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(
+        default=0.9999, description="Decay per training batch."
+    )
+    start_step: Count = Field(default=0, description="First step that is averaged.")
+
+
+class TrainingConfig(Section):
+    """Optimisation. A step is one training batch, whatever the number of optimizers."""
+
+    max_steps: PositiveInt = Field(default=100_000, description="Training batches.")
+    learning_rate: Positive = Field(default=1e-4, description="Peak learning rate.")
+    betas: Range = Field(default=(0.9, 0.95), description="AdamW betas.")
+    weight_decay: NonNegative = Field(default=0.01, description="AdamW weight decay.")
+    lr_schedule: LrScheduleConfig = Field(default=LrScheduleConfig(), description="Learning-rate schedule.")
+    gradient_clip_norm: NonNegative = Field(default=1.0, description="Clip the gradient norm; 0 never clips.")
+    ema: EMAConfig | None = Field(default=None, description="Weight averaging; null for none.")
+    validate_every_steps: PositiveInt = Field(default=1000, description="Steps between validations.")
+    log_every_steps: PositiveInt = Field(default=20, description="Steps between logged values.")
+    max_skipped_steps: PositiveInt = Field(
+        default=10, description="Stop after so many steps with non-finite loss."
+    )
+    channels_last: bool = Field(default=True, description="channels_last_3d memory format for convolutions.")
+    compile: bool = Field(default=False, description="torch.compile the network.")
+
+
+class TrainerConfig(Section):
+    """Where and how it runs."""
+
+    accelerator: Literal["auto", "cpu", "gpu", "mps"] = Field(default="auto", description="Device type.")
+    devices: PositiveInt | list[int] | Literal["auto"] = Field(
+        default=1, description="Number of devices, or their ids."
+    )
+    num_nodes: PositiveInt = Field(default=1, description="Machines.")
+    strategy: Literal["auto", "ddp", "fsdp2"] = Field(default="auto", description="Parallel strategy.")
+    precision: Literal["auto", "32-true", "bf16-mixed"] = Field(
+        default="auto", description="`auto`: bf16-mixed on CUDA, 32-true elsewhere."
+    )
+    loggers: list[Literal["csv", "tensorboard", "wandb", "mlflow"]] = Field(
+        default=["csv", "tensorboard"], description="Where values are logged."
+    )
+    progress: bool = Field(default=True, description="Progress bar.")
+
+
+class CheckpointConfig(Section):
+    """Which states are kept."""
+
+    monitor: str | None = Field(
+        default=None, description="Metric that picks the best; null: the stage's default."
+    )
+    mode: Literal["min", "max"] | None = Field(
+        default=None, description="Direction; null: the stage's default."
+    )
+    save_top_k: PositiveInt = Field(default=1, description="Best checkpoints kept.")
+    every_steps: PositiveInt | None = Field(
+        default=None, description="Save `last` so often; null: after validation."
+    )
+
+
+class EarlyStoppingConfig(Section):
+    """Stop when the monitored metric no longer improves."""
+
+    patience: PositiveInt = Field(default=10, description="Validations without improvement.")
+    min_delta: NonNegative = Field(default=0.0, description="Smallest change that counts.")
+
+
+class CombinedMetricConfig(Section):
+    """Weights of ``val/combined_metric`` (higher is better)."""
+
+    psnr: NonNegative = Field(default=1.0, description="Weight of PSNR / 40 dB.")
+    ssim: NonNegative = Field(default=1.0, description="Weight of SSIM.")
+    lpips: NonNegative = Field(default=0.0, description="Weight of 1 - LPIPS; needs local weights.")
+
+
+class CallbacksConfig(Section):
+    """Callbacks."""
+
+    checkpoint: CheckpointConfig = Field(default=CheckpointConfig(), description="Checkpoints.")
+    early_stopping: EarlyStoppingConfig | None = Field(
+        default=None, description="Early stopping; null for none."
+    )
+    combined_metric: CombinedMetricConfig = Field(
+        default=CombinedMetricConfig(), description="Stage 1 selection."
+    )
+    lr_monitor: bool = Field(default=True, description="Log the learning rate.")
+    num_samples: Count = Field(
+        default=4, description="Volumes in the picture written at each validation; 0 for none."
+    )
+
+
+class SlidingWindowSection(Section):
+    """SlidingWindowConfig: memory-safe encoding and decoding."""
+
+    roi_size: Triple = Field(default=(64, 64, 64), description="Window in voxels.")
+    overlap: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(default=0.5, description="Overlap of windows.")
+    sw_batch_size: PositiveInt = Field(default=1, description="Windows at a time.")
+    mode: Literal["gaussian", "constant", "mean"] = Field(default="gaussian", description="Blending.")
+    strategy: Literal["whole", "sliding_window"] = Field(
+        default="whole", description="`whole` in one pass, or `sliding_window` for bounded memory."
+    )
