@@ -1,0 +1,61 @@
+"""Where the architecture says a class is, there it can be imported; and it is the same class everywhere."""
+
+from importlib import import_module
+
+import pytest
+
+HOMES = {
+    "prod9.autoencoder.autoencoder_fsq": ("AutoencoderFSQ", "FiniteScalarQuantizer"),
+    "prod9.autoencoder.inference": ("AutoencoderInferenceWrapper", "SlidingWindowConfig"),
+    "prod9.autoencoder.padding": (),
+    "prod9.autoencoder.factory": (),
+    "prod9.data.builders": ("DatasetBuilder",),
+    "prod9.data.transforms": ("TransformBuilder",),
+    "prod9.data.datasets.brats": ("CachedRandomModalityDataset", "CachedAllModalitiesDataset"),
+    "prod9.generator.maskgit": ("MaskGiTSampler", "MaskGiTScheduler"),
+    "prod9.generator.modules": ("AdaLNZeroBlock", "SinCosPosEmbed"),
+    "prod9.generator.transformer": ("TransformerDecoder",),
+    "prod9.generator.condition": ("MaskGiTConditionGenerator",),
+    "prod9.training.algorithms.autoencoder_trainer": ("AutoencoderTrainer",),
+    "prod9.training.algorithms.transformer_trainer": ("TransformerTrainer",),
+    "prod9.training.lightning.autoencoder_lightning": ("AutoencoderLightning",),
+    "prod9.training.lightning.transformer_lightning": ("TransformerLightning",),
+    "prod9.training.lightning.label_conditional_lightning": ("LabelConditionalTransformerLightning",),
+    "prod9.training.model.model_factory": ("ModelFactory",),
+    "prod9.training.model.checkpoint_manager": ("CheckpointManager",),
+    "prod9.training.config": ("load_config",),
+    "prod9.training.losses": ("VAEGANLoss",),
+    "prod9.training.metrics": ("CombinedMetric", "psnr", "ssim3d"),
+    "prod9.training.brats_data": ("BraTSDataModule",),
+    "prod9.training.brats_label_conditional_data": ("BraTSLabelConditionalDataModule",),
+    "prod9.pipelines.maskgit": ("MaskGiTPipeline",),
+}
+SHIMS = {
+    "prod9.training.metrics": {"LPIPS": "prod9.training.perceptual"},
+    "prod9.training.lightning_module": {
+        "AutoencoderLightning": "prod9.training.lightning.autoencoder_lightning",
+        "TransformerLightning": "prod9.training.lightning.transformer_lightning",
+    },
+    "prod9.training.label_conditional_transformer": {
+        "LabelConditionalTransformerLightning": "prod9.training.lightning.label_conditional_lightning",
+    },
+    "prod9.training.transformer": {
+        "TransformerLightning": "prod9.training.lightning.transformer_lightning",
+    },
+}
+
+
+@pytest.mark.parametrize("module", HOMES)
+def test_a_home_holds_its_classes(module):
+    home = import_module(module)
+    for name in HOMES[module]:
+        thing = getattr(home, name)
+        assert thing.__module__ == module, f"{name} lives in {thing.__module__}"
+
+
+@pytest.mark.parametrize("module", SHIMS)
+@pytest.mark.filterwarnings("ignore:prod9.training.lightning_module:DeprecationWarning")
+def test_a_shim_hands_on_the_same_class(module):
+    shim = import_module(module)
+    for name, home in SHIMS[module].items():
+        assert getattr(shim, name) is getattr(import_module(home), name)

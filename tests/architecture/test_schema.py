@@ -1,0 +1,71 @@
+"""The schema is the contract between a YAML file and the constructors."""
+
+import inspect
+from importlib import import_module
+
+import pytest
+
+from prod9.training.config_errors import sections
+from prod9.training.config_schema import (
+    STAGES,
+    CombinedMetricConfig,
+    DecoderModelConfig,
+    DiscriminatorConfig,
+    FSQModelConfig,
+    LabelConditionalModelConfig,
+    MaskingConfig,
+    SamplerConfig,
+    SlidingWindowSection,
+    TransformerLossConfig,
+)
+
+
+def all_sections(model):
+    yield model
+    for info in model.model_fields.values():
+        for section in sections(info.annotation):
+            yield from all_sections(section)
+
+
+SECTIONS = sorted({s for model in STAGES.values() for s in all_sections(model)}, key=lambda s: s.__name__)
+
+# section, constructor, keywords that come from elsewhere than the section
+CONSTRUCTORS = [
+    (FSQModelConfig, "prod9.autoencoder.autoencoder_fsq:AutoencoderFSQ", set()),
+    (DiscriminatorConfig, "prod9.autoencoder.discriminator:Discriminator", set()),
+    (
+        LabelConditionalModelConfig,
+        "prod9.generator.transformer:TransformerDecoder",
+        {"levels", "source_latent"},
+    ),
+    (DecoderModelConfig, "prod9.generator.transformer:TransformerDecoder", {"levels", "source_latent"}),
+    (MaskingConfig, "prod9.generator.maskgit:MaskGiTScheduler", set()),
+    (SamplerConfig, "prod9.generator.maskgit:MaskGiTSampler", {"scheduler"}),
+    (
+        TransformerLossConfig,
+        "prod9.training.algorithms.transformer_trainer:TransformerTrainer",
+        {"decoder", "scheduler"},
+    ),
+    (SlidingWindowSection, "prod9.autoencoder.inference:SlidingWindowConfig", set()),
+    (CombinedMetricConfig, "prod9.training.metrics:CombinedMetric", set()),
+]
+
+
+@pytest.mark.parametrize("section", SECTIONS, ids=lambda s: s.__name__)
+def test_every_section_and_field_is_described(section):
+    assert section.__doc__ or section.__name__.startswith("_")
+    bare = [name for name, info in section.model_fields.items() if not info.description]
+    assert not bare
+
+
+@pytest.mark.parametrize(("section", "path", "given"), CONSTRUCTORS, ids=lambda v: getattr(v, "__name__", ""))
+def test_field_names_are_constructor_keywords(section, path, given):
+    module, _, name = path.partition(":")
+    parameters = inspect.signature(getattr(import_module(module), name)).parameters
+    assert all(p.kind is not p.VAR_KEYWORD for p in parameters.values())
+    assert set(section.model_fields) - {"kind"} == set(parameters) - given
+
+
+@pytest.mark.parametrize("model", STAGES.values(), ids=STAGES)
+def test_the_stage_names_its_own_root(model):
+    assert STAGES[model.model_fields["stage"].default] is model
