@@ -181,6 +181,7 @@ class _Run:
             self.mask = initial_mask.to(device, copy=True)
             self.tokens = initial_tokens.to(device).masked_fill(self.mask, 0)
             self.totals = self.mask.flatten(1).sum(1).tolist()
+        self.hidden = self._schedule()
         self._prepare(condition)
         num_groups = len(decoder.vocabulary.sizes)
         self.order = None
@@ -204,15 +205,15 @@ class _Run:
         draws = [torch.rand(self.length, columns, generator=g, device=g.device) for g in self.generators]
         return torch.stack(draws).to(self.device)
 
-    def _counts(self, step: int) -> list[tuple[int, int]]:
-        """Return how many tokens of each sample are hidden before and after ``step``."""
-        times = torch.tensor([step / self.sampler.steps, (step + 1) / self.sampler.steps])
+    def _schedule(self) -> list[list[int]]:
+        """Return how many tokens of each sample are hidden at the start of each step and at the end."""
+        times = torch.arange(self.sampler.steps + 1, dtype=torch.float64) / self.sampler.steps
         hidden = {n: self.sampler.scheduler.num_hidden(times, n).tolist() for n in set(self.totals)}
-        return [tuple(hidden[n]) for n in self.totals]  # pyright: ignore[reportReturnType]
+        return [[hidden[n][step] for n in self.totals] for step in range(self.sampler.steps + 1)]
 
     def reveal(self, step: int) -> bool:
         """Draw the tokens of one step; False if the schedule reveals none in it."""
-        counts = self._counts(step)
+        counts = list(zip(self.hidden[step], self.hidden[step + 1], strict=True))
         if all(before == after for before, after in counts):
             return False
         if self.order is None:
