@@ -46,3 +46,25 @@ def write_montage(path: Path, rows: Sequence[Sequence[tuple[str, np.ndarray]]], 
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as temporary:
         figure.savefig(temporary, format="png")
+
+
+def write_gallery(path: Path, rows: Sequence[tuple[str, Sequence[np.ndarray]]]) -> None:
+    """Write one named row of middle axial slices for each list of volumes ``[H W D]`` in [0, 1]."""
+    columns = max(len(volumes) for _, volumes in rows)
+    strips = []
+    for _, volumes in rows:
+        slices = [np.flipud(volume[:, :, volume.shape[2] // 2].T) for volume in volumes]
+        blank = np.zeros_like(slices[0])
+        strips.append(np.concatenate([*slices, *[blank] * (columns - len(slices))], axis=1))
+    height, width = strips[0].shape
+    figure = Figure(figsize=(16, len(rows) * (16 * height / width + 0.25)), dpi=100)
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(len(rows), 1, squeeze=False)[:, 0]
+    for axis, (name, _), strip in zip(axes, rows, strips, strict=True):
+        axis.set_axis_off()
+        axis.imshow(strip, cmap="gray", vmin=0.0, vmax=1.0, interpolation="nearest")
+        axis.set_title(name, fontsize=9, loc="left")
+    figure.tight_layout()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path) as temporary:
+        figure.savefig(temporary, format="png")

@@ -1,0 +1,100 @@
+"""``prod9 demo``: simulate, train, generate and score, from nothing, on this machine."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from prod9.cli.shared import (
+    DebugOption,
+    DeviceOption,
+    JsonOption,
+    console,
+    messages,
+    new_app,
+    print_json,
+    progress,
+    resumable,
+    run_app,
+)
+
+app = new_app("See it work: from nothing to generated brains on this machine.")
+
+
+@app.command()
+def demo(
+    output_dir: Annotated[
+        Path, typer.Option("--output-dir", metavar="DIR", help="Where everything goes.")
+    ] = Path("outputs/demo"),
+    quick: Annotated[bool, typer.Option("--quick", help="A smoke run of a minute; pictures stay blurs.")] = False,
+    from_scratch: Annotated[
+        bool, typer.Option("--from-scratch", help="Don't start from the packaged weights.")
+    ] = False,
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            "--budget",
+            metavar="TIME",
+            help="Scale steps and patients to about this time on two cores, e.g. 60m; default 12m.",
+        ),
+    ] = None,
+    num_patients: Annotated[
+        int | None, typer.Option("--num-patients", min=10, help="Size of the simulated cohort.")
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of cohort, training and sampling.")] = 0,
+    device: DeviceOption = "auto",
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Simulate a cohort, train stages 1 and 2a, generate every modality, score and draw the result.
+
+    Run again after an interruption and it goes on where it was.
+    """
+    from prod9.demo.plan import make_plan, parse_minutes
+    from prod9.files import check_writable
+
+    plan = make_plan(
+        output_dir,
+        quick=quick,
+        from_scratch=from_scratch,
+        budget_minutes=None if budget is None else parse_minutes(budget),
+        num_patients=num_patients,
+        seed=seed,
+    )
+    check_writable(output_dir)
+    with resumable("Stopped; the same command goes on from here."):
+        from prod9.demo.steps import Reporter, run_demo
+
+        block = run_demo(plan, report=Reporter(say=_say, bar=_bar), device=device)
+    if as_json:
+        print_json(block)
+    else:
+        _summarise(block, output_dir)
+
+
+def main() -> None:
+    """Run ``prod9 demo`` alone."""
+    run_app(app)
+
+
+def _say(text: str) -> None:
+    messages.print(text, markup=False)
+
+
+@contextmanager
+def _bar(title: str) -> Iterator[Callable[[int, int], None]]:
+    with progress() as display:
+        task = display.add_task(title, total=None)
+        yield lambda done, total: display.update(task, completed=done, total=total)
+
+
+def _summarise(block: dict[str, Any], output_dir: Path) -> None:
+    for stage, values in block["stages"].items():
+        for name, value in values.items():
+            if isinstance(value, float):
+                console.print(f"{stage:14} {name:42} {value:8.3f}")
+    console.print(f"{block['seconds'] / 60:.1f} minutes, {block['peak_rss_gib']:.1f} GiB at the peak")
+    for name in ("montage.png", "generated.png", "metrics.json"):
+        console.print(str(output_dir / name), markup=False)

@@ -1,0 +1,112 @@
+"""How much the demo does: which cohort, which configs, how many steps.
+
+Amounts are steps and patients, never seconds, so that a slow machine ends with the same models as a fast
+one; the minutes quoted are those of a two-core laptop.
+"""
+
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from prod9.errors import ConfigError
+from prod9.training.config import load_config
+from prod9.training.config_schema import AutoencoderConfig, RunConfig, TransformerConfig
+
+Variant = Literal["from_scratch", "starter"]
+Override = str | tuple[str, Any]
+
+NOMINAL_MINUTES = 12.0
+"""What the shipped step counts take on two cores; ``--budget`` scales them in proportion."""
+STARTER = Path(__file__).parent / "starter"
+"""Starter weights: one export folder a stage, trained on other patients than any demo cohort holds."""
+
+
+@dataclass(frozen=True)
+class DemoPlan:
+    """Everything that decides what a demo run makes.
+
+    spacing_mm: of the simulated scans. volumes_per_modality: generated and scored for each modality.
+    config_folder: shipped configs ``<config_folder>/stage1`` and ``…/stage2_label``. budget: factor on the
+    number of steps and patients.
+    """
+
+    output_dir: Path
+    variant: Variant
+    num_patients: int = 72
+    spacing_mm: float = 3.0
+    volumes_per_modality: int = 16
+    seed: int = 0
+    budget: float = 1.0
+    config_folder: str = "demo"
+
+    @property
+    def run_dir(self) -> Path:
+        """Where this variant keeps its stages: the two variants never mix."""
+        return self.output_dir / self.variant
+
+    @property
+    def data_dir(self) -> Path:
+        """The simulated cohort, shared by the variants."""
+        return self.output_dir / "data"
+
+    def stage1(self) -> AutoencoderConfig:
+        """Return the configuration of stage 1."""
+        config = self._load("stage1", [])
+        assert isinstance(config, AutoencoderConfig)
+        return config
+
+    def stage2(self, autoencoder: Path) -> TransformerConfig:
+        """Return the configuration of stage 2a on top of the stage-1 run or checkpoint ``autoencoder``."""
+        config = self._load("stage2_label", [("inputs.autoencoder", str(autoencoder))])
+        assert isinstance(config, TransformerConfig)
+        return config
+
+    def _load(self, stage: str, extra: list[Override]) -> RunConfig:
+        base = [
+            ("data.root", str(self.data_dir)),
+            ("output_dir", str(self.run_dir / stage)),
+            ("seed", self.seed),
+        ]
+        folder = self.config_folder if self.variant == "from_scratch" else f"{self.config_folder}/starter"
+        config = load_config(f"{folder}/{stage}", overrides=[*base, *extra])
+        steps = max(1, round(config.training.max_steps * self.budget))
+        return load_config(
+            f"{folder}/{stage}", overrides=[*base, *extra, ("training.max_steps", steps)]
+        )
+
+
+def make_plan(
+    output_dir: Path,
+    *,
+    quick: bool = False,
+    from_scratch: bool = False,
+    budget_minutes: float | None = None,
+    num_patients: int | None = None,
+    seed: int = 0,
+) -> DemoPlan:
+    """Return the plan for these options; without packaged starter weights every run is from scratch.
+
+    ``budget_minutes`` scales steps and, above the nominal 12 minutes, patients. Raises ConfigError for options
+    that exclude each other.
+    """
+    if quick and budget_minutes is not None:
+        raise ConfigError("--quick has a fixed size and --budget asks for another; use one of the two.")
+    variant: Variant = "from_scratch" if from_scratch or not STARTER.is_dir() else "starter"
+    plan = DemoPlan(output_dir=output_dir, variant=variant, seed=seed)
+    if quick:
+        plan = replace(plan, num_patients=10, spacing_mm=6.0, volumes_per_modality=2, config_folder="demo/quick")
+    if budget_minutes is not None:
+        factor = budget_minutes / NOMINAL_MINUTES
+        plan = replace(plan, budget=factor, num_patients=round(plan.num_patients * max(1.0, factor)))
+    if num_patients is not None:
+        plan = replace(plan, num_patients=num_patients)
+    return plan
+
+
+def parse_minutes(text: str) -> float:
+    """Read ``90s``, ``60m`` or ``1.5h`` as minutes. Raises ConfigError for anything else."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smh])\s*", text)
+    if match is None:
+        raise ConfigError(f"--budget: expected a time such as 60m, 1.5h or 600s, got {text!r}.")
+    return float(match[1]) * {"s": 1 / 60, "m": 1.0, "h": 60.0}[match[2]]
