@@ -155,7 +155,7 @@ def _reconstruct(
     save_tokens: bool,
     failed: dict[str, str],
 ) -> Iterator[str]:
-    """Yield the names of what was made, one after the other; a file that cannot be used goes into ``failed``."""
+    """Yield the names of what was made; what is wrong with a file goes into ``failed``, and the rest goes on."""
     with shared.progress() as bar:
         task = bar.add_task("Reconstruct", total=len(files))
         for name, source in files.items():

@@ -121,7 +121,7 @@ class ReconstructionPipeline:
         head = torch.from_numpy(prepared.head)[None, None].to(self.device)
         restored = self._restore(unit[0, 0].cpu().numpy(), prepared, ras, ras_affine)
         return Reconstruction(
-            data=volumes.from_ras(restored, ras_affine, file.header),
+            data=volumes.from_ras(restored, file.header),
             header=file.header,
             tokens=tokens[0].cpu().numpy(),
             grid_affine=_shifted(prepared.placed.affine.numpy(), prepared.start),
