@@ -1,0 +1,14 @@
+"""Stage-1 networks by the ``kind`` of a configuration."""
+
+from typing import Any
+
+from prod9.autoencoder.autoencoder_fsq import AutoencoderFSQ
+
+AUTOENCODERS: dict[str, type[AutoencoderFSQ]] = {"fsq": AutoencoderFSQ}
+
+
+def build_autoencoder(kind: str, **kwargs: Any) -> AutoencoderFSQ:
+    """Return the network of ``kind`` built with ``kwargs``, the fields of its model section."""
+    if kind not in AUTOENCODERS:
+        raise ValueError(f"kind must be one of {', '.join(sorted(AUTOENCODERS))}, got {kind!r}.")
+    return AUTOENCODERS[kind](**kwargs)

@@ -1,0 +1,121 @@
+"""Encoding and decoding of volumes of any size, whole or in overlapping windows."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from monai.inferers.inferer import SlidingWindowInferer
+from torch import Tensor, nn
+
+from prod9.autoencoder.autoencoder_fsq import AutoencoderFSQ
+from prod9.autoencoder.padding import crop, pad_to_multiple
+from prod9.types import AutoencoderOutput, Latent, TokenGrid, Volume, VolumeOut
+
+MODES = {"gaussian": "gaussian", "constant": "constant", "mean": "constant"}
+STRATEGIES = ("whole", "sliding_window")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlidingWindowConfig:
+    """How a volume is cut into windows.
+
+    roi_size: window in voxels, multiples of the network's downsampling factor. overlap: share of a window
+    in [0, 1) that it has in common with the next, at least. sw_batch_size: windows at a time.
+    mode: ``gaussian`` trusts the middle of a window more, ``constant`` (alias ``mean``) all of it alike.
+    strategy: ``whole`` makes one pass, ``sliding_window`` bounds the memory.
+    """
+
+    roi_size: tuple[int, int, int] = (64, 64, 64)
+    overlap: float = 0.5
+    sw_batch_size: int = 1
+    mode: str = "gaussian"
+    strategy: str = "sliding_window"
+
+    def __post_init__(self) -> None:
+        if len(self.roi_size) != 3 or min(self.roi_size) < 1:
+            raise ValueError(f"roi_size must be three positive sides, got {self.roi_size}.")
+        if not 0.0 <= self.overlap < 1.0:
+            raise ValueError(f"overlap must be in [0, 1), got {self.overlap}.")
+        if self.sw_batch_size < 1:
+            raise ValueError(f"sw_batch_size must be at least 1, got {self.sw_batch_size}.")
+        if self.mode not in MODES:
+            raise ValueError(f"mode must be one of {', '.join(MODES)}, got {self.mode!r}.")
+        if self.strategy not in STRATEGIES:
+            raise ValueError(f"strategy must be one of {', '.join(STRATEGIES)}, got {self.strategy!r}.")
+
+
+class AutoencoderInferenceWrapper(nn.Module):
+    """An autoencoder for volumes of any size, without gradients.
+
+    Volumes are padded with background to multiples of the downsampling factor and reconstructions cropped
+    back. Windows start at multiples of the factor, so that the latent grids of neighbours coincide; z is
+    blended in float32 and quantised once, since a mean of codes is no code. Group statistics of a window
+    differ from those of the whole volume: windows are an approximation, ``whole`` is exact.
+    """
+
+    def __init__(self, autoencoder: AutoencoderFSQ, config: SlidingWindowConfig) -> None:
+        super().__init__()
+        factor = autoencoder.downsampling_factor
+        if config.strategy == "sliding_window" and any(side % factor for side in config.roi_size):
+            fit = tuple(max(factor, side // factor * factor) for side in config.roi_size)
+            raise ValueError(f"roi_size must be multiples of {factor}, got {config.roi_size}; use {fit}.")
+        self.autoencoder = autoencoder
+        self.config = config
+
+    @torch.no_grad()
+    def encode(self, x: Volume) -> tuple[Latent, Latent]:
+        """Return ``(z_mu, z_sigma)`` of equal shape; z before quantisation, and zeros: FSQ has no variance."""
+        z = self._encode(x)
+        return z, torch.zeros_like(z)
+
+    @torch.no_grad()
+    def quantize_stage_2_inputs(self, x: Volume) -> TokenGrid:
+        """Return the tokens of ``x``, one for each block of ``downsampling_factor``³ voxels."""
+        return self.autoencoder.embed(self.autoencoder.quantize(self._encode(x)))
+
+    @torch.no_grad()
+    def decode(self, codes: Latent) -> VolumeOut:
+        """Return the float32 volume of ``codes``, ``downsampling_factor`` times as long on each side."""
+        return self._map(self.autoencoder.decode, codes.float(), self.autoencoder.downsampling_factor)
+
+    @torch.no_grad()
+    def decode_tokens(self, tokens: TokenGrid) -> VolumeOut:
+        """Return the float32 volume of ``tokens``."""
+        return self.decode(self.autoencoder.indices_to_codes(tokens))
+
+    @torch.no_grad()
+    def forward(self, x: Volume) -> AutoencoderOutput:
+        """Encode, quantise once, decode; the reconstruction has the sides of ``x``."""
+        z = self._encode(x)
+        codes = self.autoencoder.quantize(z)
+        volume = crop(self.decode(codes), x.shape[2:])
+        return AutoencoderOutput(volume, codes, z, None, self.autoencoder.embed(codes))
+
+    def _encode(self, x: Tensor) -> Tensor:
+        x = pad_to_multiple(x.float(), self.autoencoder.downsampling_factor)
+        return self._map(self.autoencoder.encode, x, 1)
+
+    def _map(self, network: Callable[[Tensor], Tensor], values: Tensor, shrink: int) -> Tensor:
+        """Apply ``network`` whole or window by window; windows are ``roi_size / shrink`` long."""
+        sides = values.shape[2:]
+        roi = tuple(min(side // shrink, s) for side, s in zip(self.config.roi_size, sides, strict=True))
+        if self.config.strategy == "whole" or roi == tuple(sides):
+            return network(values).float()
+        unit = self.autoencoder.downsampling_factor // shrink
+        inferer = SlidingWindowInferer(
+            roi_size=roi,
+            sw_batch_size=self.config.sw_batch_size,
+            overlap=tuple(_overlap(side, self.config.overlap, unit) for side in roi),
+            mode=MODES[self.config.mode],
+        )
+        return inferer(values, network)
+
+
+def _overlap(side: int, overlap: float, unit: int) -> float:
+    """Return the share for which MONAI's stride, int(side · (1 − share)), is a multiple of ``unit``.
+
+    The stride is rounded down, so that windows overlap at least as much as asked; half a voxel is taken
+    off the share, lest the truncation of a float costs a voxel.
+    """
+    stride = max(unit, int(side * (1 - overlap)) // unit * unit)
+    return max(0.0, 1 - (stride + 0.5) / side)
