@@ -1,0 +1,125 @@
+"""Runs commands inside the test process, and trains the tiny models that several tests share, once."""
+
+import io
+import json
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from prod9.cli import shared
+
+MODULES = {
+    "prod9": "prod9.cli.app",
+    "prod9-generate": "prod9.cli.generate",
+    "prod9-train-autoencoder": "prod9.cli.autoencoder",
+    "prod9-train-transformer": "prod9.cli.transformer",
+}
+
+STAGE1 = """
+stage: autoencoder
+output_dir: {folder}/stage1
+data:
+  root: {folder}/cohort
+  split: {{train: 0.5, val: 0.25, test: 0.25}}
+  grid: [16, 16, 16]
+  batch_size: 2
+model:
+  levels: [5, 5, 5]
+  num_channels: [8, 8, 16]
+  num_res_blocks: [1, 1, 1]
+  norm_num_groups: 4
+loss:
+  adversarial: {{start_step: 2, discriminator: {{channels: 4, num_layers_d: 1}}}}
+training: {{max_steps: 4, validate_every_steps: 2, lr_schedule: {{warmup_steps: 1}}}}
+callbacks: {{num_samples: 1}}
+trainer: {{accelerator: cpu, loggers: [csv], progress: false}}
+"""
+
+STAGE2 = """
+stage: transformer
+output_dir: {folder}/stage2
+inputs: {{autoencoder: {folder}/stage1}}
+data:
+  root: {folder}/cohort
+  split: {{train: 0.5, val: 0.25, test: 0.25}}
+  grid: [16, 16, 16]
+  batch_size: 2
+model: {{kind: label_conditional, embed_dim: 16, num_blocks: 2, num_heads: 2}}
+sampler: {{steps: 3, order: halton}}
+training: {{max_steps: 4, validate_every_steps: 2, lr_schedule: {{warmup_steps: 1}}, ema: {{decay: 0.9}}}}
+callbacks: {{num_samples: 1}}
+trainer: {{accelerator: cpu, loggers: [csv], progress: false}}
+"""
+
+
+@dataclass(frozen=True)
+class Ran:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """Six patients of 16×18×14 voxels at 4 mm, two configs, and what was trained with them."""
+
+    folder: Path
+    stage1: Path
+    stage2: Path
+    train1: Ran
+    train2: Ran
+
+    @property
+    def run1(self) -> Path:
+        return self.folder / "stage1"
+
+    @property
+    def run2(self) -> Path:
+        return self.folder / "stage2"
+
+    @property
+    def cohort(self) -> Path:
+        return self.folder / "cohort"
+
+
+def run(command: str, *args: object) -> Ran:
+    """Run an installed command as its ``main`` does, without a new process."""
+    app = import_module(MODULES[command]).app
+    out, err = io.StringIO(), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(err):
+        code = shared.run(app, [str(arg) for arg in args])
+    return Ran(code, out.getvalue(), err.getvalue())
+
+
+def write_configs(folder: Path) -> tuple[Path, Path]:
+    """Write the cohort and both configs; nothing is trained."""
+    from tests.fixtures import write_brats_tree  # the start-up test counts what this module imports
+
+    write_brats_tree(folder / "cohort", 6)
+    paths = folder / "stage1.yaml", folder / "stage2.yaml"
+    for path, text in zip(paths, (STAGE1, STAGE2), strict=True):
+        path.write_text(text.format(folder=folder), encoding="utf-8")
+    return paths
+
+
+@cache
+def trained(factory: pytest.TempPathFactory) -> Workspace:
+    """Train both stages for a few steps, once a session: the factory is the same for all."""
+    folder = factory.mktemp("trained")
+    stage1, stage2 = write_configs(folder)
+    train1 = run("prod9-train-autoencoder", "train", "--config", stage1, "--json")
+    assert train1.code == 0, train1.err
+    train2 = run("prod9-train-transformer", "train", "--config", stage2, "--json")
+    assert train2.code == 0, train2.err
+    return Workspace(folder, stage1, stage2, train1, train2)
