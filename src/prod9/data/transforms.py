@@ -153,8 +153,7 @@ class TransformBuilder:
             self.intensity.build(images),
             mt.ResizeWithPadOrCropd(keys, spatial_size=self.grid, mode="constant", allow_missing_keys=True),
         ]
-        # Not Compose: it would turn a DataError into a RuntimeError and log the statistics of every volume.
-        return lambda paths: reduce(lambda data, step: step(data), steps, dict(paths))
+        return _Chain(tuple(steps))
 
     def build_stage1_transforms(self, train: bool) -> "Stage1Transform":
         """Return what makes single-modality samples: augmented crops to train, whole volumes otherwise."""
@@ -172,17 +171,9 @@ class TransformBuilder:
             whole=whole,
         )
 
-    def build_stage2_transforms(self, modalities: Sequence[str]) -> Callable[[CaseVolumes], dict[str, Any]]:
+    def build_stage2_transforms(self, modalities: Sequence[str]) -> "Stage2Transform":
         """Return what makes all-modality samples: whole volumes, not augmented (token stores hold flips)."""
-        names = tuple(modalities)
-
-        def to_sample(volumes: CaseVolumes) -> dict[str, Any]:
-            images = {m: dequantise(volumes.images[i])[None] for i, m in enumerate(names)}
-            if volumes.seg is None:
-                return {"images": images}
-            return {"images": images, "seg": torch.from_numpy(volumes.seg.astype(np.int64))[None]}
-
-        return to_sample
+        return Stage2Transform(tuple(modalities))
 
 
 class Stage1Transform:
@@ -216,6 +207,30 @@ class Stage1Transform:
         return sample["image"].as_subclass(
             Tensor
         )  # without MONAI's metadata, which would slow down every step
+
+
+@dataclass(frozen=True)
+class Stage2Transform:
+    """Makes all-modality samples; ``modalities`` names the channels of the cached volumes."""
+
+    modalities: tuple[str, ...]
+
+    def __call__(self, volumes: CaseVolumes) -> dict[str, Any]:
+        """Return ``images`` {modality: float32 [1 H W D]} and, where there is one, ``seg`` int64 [1 H W D]."""
+        images = {m: dequantise(volumes.images[i])[None] for i, m in enumerate(self.modalities)}
+        if volumes.seg is None:
+            return {"images": images}
+        return {"images": images, "seg": torch.from_numpy(volumes.seg.astype(np.int64))[None]}
+
+
+@dataclass(frozen=True)
+class _Chain:
+    """One step after the other. MONAI's Compose would turn a DataError into a RuntimeError and log statistics."""
+
+    steps: tuple[Callable[[Any], Any], ...]
+
+    def __call__(self, paths: Mapping[str, Any]) -> Mapping[str, Any]:
+        return reduce(lambda data, step: step(data), self.steps, dict(paths))
 
 
 def crop_around_foreground(volume: np.ndarray, size: Sequence[int], rng: np.random.Generator) -> np.ndarray:
