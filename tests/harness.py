@@ -9,8 +9,6 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from prod9.cli import shared
 
 MODULES = {
@@ -114,9 +112,9 @@ def write_configs(folder: Path) -> tuple[Path, Path]:
 
 
 @cache
-def trained(factory: pytest.TempPathFactory) -> Workspace:
-    """Train both stages for a few steps, once a session: the factory is the same for all."""
-    folder = factory.mktemp("trained")
+def trained(base: Path) -> Workspace:
+    """Train both stages for a few steps, once a session; ``base`` is its temporary folder."""
+    folder = base / "trained"
     stage1, stage2 = write_configs(folder)
     train1 = run("prod9-train-autoencoder", "train", "--config", stage1, "--json")
     assert train1.code == 0, train1.err
