@@ -6,6 +6,7 @@ flipped bit nor a cut tail).
 """
 
 import gzip
+import math
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,8 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 from nibabel.filebasedimages import ImageFileError
+from nibabel.nifti1 import Nifti1Image
+from nibabel.openers import ImageOpener
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
 from nibabel.spatialimages import HeaderDataError
 
@@ -26,7 +29,8 @@ DTYPES = frozenset(
     ["uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64", "float32", "float64"]
 )
 _RAS = axcodes2ornt("RAS")
-_CHUNK = 1 << 20
+_SLACK = 16 << 20
+"""Bytes of a file that may be no voxels: the header, its extensions, padding."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,9 +85,9 @@ def read(path: str | Path, *, allow_non_finite: bool = False, max_voxels: int = 
     path = Path(path)
     image = _open(path)
     header = _checked(image, path, max_voxels)
-    if path.name.lower().endswith(".gz"):
-        _verify_gzip(path)
     try:
+        if path.name.lower().endswith(".gz"):
+            image = type(image).from_bytes(_gunzip(path, image))
         data = np.asanyarray(image.dataobj).reshape(header.shape).astype(np.float32)
     except (OSError, EOFError, ValueError, zlib.error) as error:
         raise DataError(
@@ -123,11 +127,11 @@ def write(
     if np.issubdtype(dtype, np.integer):
         limits = np.iinfo(dtype)
         data = np.rint(data)
-        if data.size and (data.min() < limits.min or data.max() > limits.max):
+        if data.size and not (data.min() >= limits.min and data.max() <= limits.max):  # so that NaN fails
             raise DataError(
                 f"{path}: values from {data.min():g} to {data.max():g} don't fit {dtype}; use a wider one."
             )
-    image = nib.nifti1.Nifti1Image(data.astype(dtype), affine)
+    image = Nifti1Image(data.astype(dtype), affine)
     image.header.set_xyzt_units("mm")
     image.set_qform(affine, code=1)
     image.set_sform(affine, code=1)
@@ -146,7 +150,7 @@ def from_ras(data: np.ndarray, reference: VolumeHeader) -> np.ndarray:
     return apply_orientation(data, ornt_transform(_RAS, io_orientation(reference.affine)))
 
 
-def _open(path: Path) -> nib.nifti1.Nifti1Image:
+def _open(path: Path) -> Nifti1Image:
     if not path.exists():
         raise DataError(f"{path}: no such file; check the path.")
     if not path.name.lower().endswith(SUFFIXES):
@@ -160,13 +164,13 @@ def _open(path: Path) -> nib.nifti1.Nifti1Image:
             f"{path}: expected a NIfTI file, got something else or a damaged one ({error}); copy or "
             "download it again."
         ) from error
-    if not isinstance(image, nib.nifti1.Nifti1Image):
+    if not isinstance(image, Nifti1Image):
         raise DataError(f"{path}: expected a NIfTI file, got {type(image).__name__}; convert it to NIfTI.")
     return image
 
 
-def _checked(image: nib.nifti1.Nifti1Image, path: Path, max_voxels: int) -> VolumeHeader:
-    shape = tuple(int(n) for n in image.header["dim"][1 : 1 + int(image.header["dim"][0])])
+def _checked(image: Nifti1Image, path: Path, max_voxels: int) -> VolumeHeader:
+    shape = _dimensions(image)
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]
     if len(shape) != 3:
@@ -176,7 +180,7 @@ def _checked(image: nib.nifti1.Nifti1Image, path: Path, max_voxels: int) -> Volu
         raise DataError(f"{path}: expected a 3D volume, got {len(shape)}D of shape {shape}; {hint}.")
     if min(shape) < 1:
         raise DataError(f"{path}: expected positive sides, got {shape}; the header is damaged.")
-    if np.prod(shape, dtype=np.float64) > max_voxels:
+    if math.prod(shape) > max_voxels:
         raise DataError(
             f"{path}: expected at most {max_voxels} voxels, got {shape}; crop or resample it, or repair "
             "the header."
@@ -185,6 +189,9 @@ def _checked(image: nib.nifti1.Nifti1Image, path: Path, max_voxels: int) -> Volu
     if dtype.name not in DTYPES:
         raise DataError(f"{path}: expected integer or real voxels, got {dtype}; convert it, e.g. to float32.")
     affine = np.asarray(image.affine, dtype=np.float64)
+    if not image.header["sform_code"] and not _stored_voxel_size(image, path).all():
+        # nibabel would put 1 mm in its place.
+        raise DataError(f"{path}: expected voxel sizes above 0, got 0; write the true ones into pixdim.")
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
         raise DataError(
             f"{path}: expected an invertible affine, got {affine[:3].tolist()}; repair the q-form or s-form."
@@ -192,13 +199,35 @@ def _checked(image: nib.nifti1.Nifti1Image, path: Path, max_voxels: int) -> Volu
     return VolumeHeader(path, shape, affine, dtype)
 
 
-def _verify_gzip(path: Path) -> None:
-    """Read the gzip stream to its end: only there is the checksum compared."""
+def _dimensions(image: Nifti1Image) -> tuple[int, ...]:
+    count, *sides = np.asarray(image.header["dim"]).tolist()
+    return tuple(sides[:count])
+
+
+def _stored_voxel_size(image: Nifti1Image, path: Path) -> np.ndarray:
+    """Return the voxel sizes of the file itself, not as nibabel repaired them."""
+    with ImageOpener(str(path)) as stream:
+        header = type(image.header).from_fileobj(stream, check=False)
+    return np.array(header["pixdim"].tolist()[1:4])
+
+
+def _gunzip(path: Path, image: Nifti1Image) -> bytes:
+    """Return the whole content, its checksum verified, and little more than the header promises.
+
+    The checksum is compared at the end of the stream only; a stream that goes on is a bomb or not this image.
+    """
+    promised = math.prod(_dimensions(image)) * image.header.get_data_dtype().itemsize
     try:
         with gzip.open(path, "rb") as stream:
-            while stream.read(_CHUNK):
-                pass
+            content = stream.read(promised + _SLACK)
+            longer = len(stream.read(1)) > 0
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(
             f"{path}: the compressed content is cut short or damaged ({error}); copy or download it again."
         ) from error
+    if longer:
+        raise DataError(
+            f"{path}: expected {promised} bytes of voxels once decompressed, as its header says, got many more; "
+            "it is not the file that its header describes: copy or download it again."
+        )
+    return content
