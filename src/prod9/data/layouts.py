@@ -48,11 +48,15 @@ LABEL_SCHEMES: Mapping[str, Mapping[int, int]] = {
     "brats2018": {0: 0, 1: 1, 2: 2, 4: 3},
     "brats2020": {0: 0, 1: 1, 2: 2, 4: 3},
     "brats2021": {0: 0, 1: 1, 2: 2, 4: 3},
-    # To 2023 label 3 is the enhancing tumour; post-treatment scans (2024) add 4, the resection cavity.
-    "brats2023": {0: 0, 1: 1, 2: 2, 3: 3, 4: 4},
-    "canonical": {0: 0, 1: 1, 2: 2, 3: 3, 4: 4},
+    "brats2023": {0: 0, 1: 1, 2: 2, 3: 3},
+    # Post-treatment scans are named as in 2023, and 4 is their resection cavity. It is never guessed: a relabelled
+    # copy of the older sets may hold 4 as the enhancing tumour.
+    "brats2024": {0: 0, 1: 1, 2: 2, 3: 3, 4: 4},
+    "canonical": {0: 0, 1: 1, 2: 2, 3: 3},
 }
 """Label values of a file → canonical labels."""
+_NO_LABEL = 255
+_LABEL_TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True)
@@ -99,6 +103,10 @@ def find_cases(
     layout: ``auto`` takes the year from each case's name. Raises DataError for a missing folder, for a folder
     without cases, and, naming every case, for missing modalities or segmentations and doubled files.
     """
+    if layout != "auto" and layout not in LABEL_SCHEMES:
+        raise DataError(
+            f"data.layout: expected auto or one of {', '.join(LABEL_SCHEMES)}, got {layout}; correct it."
+        )
     root = Path(root)
     if not root.is_dir():
         what = "a file" if root.exists() else "nothing"
@@ -132,22 +140,20 @@ def canonical_seg(values: np.ndarray, scheme: str, path: str | Path) -> np.ndarr
     voxels hold them, where a value does not belong to the scheme.
     """
     table = LABEL_SCHEMES[scheme]
-    rounded = np.rint(values)
-    present, counts = np.unique(
-        np.where(np.abs(values - rounded) <= 1e-3, rounded, values), return_counts=True
-    )
-    strange = {
-        float(v): int(n) for v, n in zip(present, counts, strict=True) if v != int(v) or int(v) not in table
-    }
-    if strange:
-        got = ", ".join(f"{value:g} ({count} voxels)" for value, count in list(strange.items())[:5])
+    lookup = np.full(max(table) + 2, _NO_LABEL, dtype=np.uint8)  # its last place is for what is out of range
+    lookup[list(table)] = list(table.values())
+    finite = np.nan_to_num(values, nan=-1, posinf=-1, neginf=-1)
+    rounded = np.rint(finite)
+    in_range = (rounded >= 0) & (rounded <= max(table)) & (np.abs(finite - rounded) <= _LABEL_TOLERANCE)
+    labels = lookup[np.where(in_range, rounded, -1).astype(np.int8)]
+    strange, counts = np.unique(values[labels == _NO_LABEL], return_counts=True)
+    if strange.size:
+        got = ", ".join(f"{v:g} ({n} voxels)" for v, n in zip(strange[:5], counts[:5], strict=True))
         raise DataError(
             f"{path}: expected labels {sorted(table)} of scheme {scheme}, got {got}; set data.layout to the year "
             "of the data, or repair the segmentation."
         )
-    lookup = np.zeros(max(table) + 1, dtype=np.uint8)
-    lookup[list(table)] = list(table.values())
-    return lookup[rounded.astype(np.int64)]
+    return labels
 
 
 def _collect(root: Path) -> dict[str, _Found]:

@@ -76,8 +76,9 @@ class DataConfig(Section):
 
     kind: Literal["brats"] = Field(default="brats", description="Dataset family.")
     root: str = Field(description="Folder with the cases.")
-    layout: Literal["auto", "brats2018", "brats2020", "brats2021", "brats2023"] = Field(
-        default="auto", description="Folder layout; `auto` detects it from the names."
+    layout: Literal["auto", "brats2018", "brats2020", "brats2021", "brats2023", "brats2024"] = Field(
+        default="auto",
+        description="Folder layout; `auto` detects it from the names (2024 has those of 2023: name it).",
     )
     modalities: Names = Field(default=("T1", "T1ce", "T2", "FLAIR"), description="Modalities to use.")
     label_map: dict[str, int] = Field(
