@@ -1,5 +1,6 @@
 """Where the architecture says a class is, there it can be imported; and it is the same class everywhere."""
 
+import sys
 from importlib import import_module
 
 import pytest
@@ -54,8 +55,14 @@ def test_a_home_holds_its_classes(module):
 
 
 @pytest.mark.parametrize("module", SHIMS)
-@pytest.mark.filterwarnings("ignore:prod9.training.lightning_module:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:prod9.training.lightning_module is deprecated:DeprecationWarning")
 def test_a_shim_hands_on_the_same_class(module):
     shim = import_module(module)
     for name, home in SHIMS[module].items():
         assert getattr(shim, name) is getattr(import_module(home), name)
+
+
+def test_the_old_home_says_that_it_is_deprecated():
+    sys.modules.pop("prod9.training.lightning_module", None)
+    with pytest.warns(DeprecationWarning, match="lightning_module is deprecated"):
+        import_module("prod9.training.lightning_module")

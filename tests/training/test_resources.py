@@ -2,12 +2,16 @@ import pytest
 import torch
 
 from prod9.autoencoder.autoencoder_fsq import AutoencoderFSQ
+from prod9.autoencoder.discriminator import Discriminator
 from prod9.generator.condition import MaskGiTCondition
 from prod9.generator.factory import build_decoder
 from prod9.training.config import load_config, shipped_configs
 from prod9.training.config_schema import (
+    AdversarialConfig,
     AutoencoderConfig,
+    AutoencoderLossConfig,
     DataConfig,
+    DiscriminatorConfig,
     FSQModelConfig,
     LabelConditionalModelConfig,
     TransformerConfig,
@@ -78,6 +82,14 @@ def test_stage_2_is_close_to_what_a_network_keeps(stage1):
 
     kept = kept_bytes(forward, network)
     assert 0.8 < activations(config, autoencoder=stage1.model) / kept < 1.4
+
+
+def test_the_discriminator_counts_where_there_is_one(stage1):
+    adversarial = AdversarialConfig(weight=0.1, discriminator=DiscriminatorConfig(channels=8))
+    loss = AutoencoderLossConfig(adversarial=adversarial)
+    extra = estimate(stage1.model_copy(update={"loss": loss})).parameters - estimate(stage1).parameters
+    network = Discriminator(**adversarial.discriminator.kwargs())
+    assert extra == pytest.approx(sum(p.numel() for p in network.parameters()), rel=0.01)
 
 
 def test_recomputation_and_half_precision_save_memory(stage1):
