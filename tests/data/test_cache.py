@@ -174,6 +174,10 @@ class TestContentHashes:
         os.utime(file, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))  # same size, same tick
         assert hashes.digest(file) != before
 
+    def test_nothing_new_writes_nothing(self, tmp_path: Path) -> None:
+        ContentHashes(tmp_path / "index.json").save()
+        assert not (tmp_path / "index.json").exists()
+
     def test_a_damaged_index_is_only_a_lost_shortcut(self, file: Path, tmp_path: Path) -> None:
         index = tmp_path / "index.json"
         index.write_text("{")

@@ -347,6 +347,14 @@ class TestTokens:
         stage2.make(encoder_hash="weights-2").setup("fit")
         assert stage2.encoded == 8 * 4 + 2 * 4
 
+    def test_a_lost_shard_is_encoded_again(self, stage2: Stage2, tmp_path: Path) -> None:
+        stage2.make().setup("validate")
+        next((tmp_path / "run" / "store").glob("*.tokens.npy")).unlink()
+        data = stage2.make()
+        data.setup("validate")
+        assert stage2.encoded == 2 * 8
+        assert len(batches(data.val_dataloader())) == 8
+
     def test_the_store_survives_another_part(self, stage2: Stage2, tmp_path: Path) -> None:
         stage2.make().setup("fit")
         stage2.make().setup("test")

@@ -38,6 +38,7 @@ class ContentHashes:
     def __init__(self, index: Path | None) -> None:
         self._index = index
         self._known: dict[str, list[int | str]] = {}
+        self._changed = False
         if index is not None and index.is_file():
             try:
                 self._known = dict(json.loads(index.read_text(encoding="utf-8")))
@@ -53,11 +54,12 @@ class ContentHashes:
         content = sha256(path)
         if time.time() - stat.st_mtime > _SETTLED_SECONDS:
             self._known[str(path)] = [stat.st_size, stat.st_mtime_ns, content]
+            self._changed = True
         return content
 
     def save(self) -> None:
-        """Write the index, atomically."""
-        if self._index is not None:
+        """Write the index, atomically, if there is something new to remember."""
+        if self._index is not None and self._changed:
             self._index.parent.mkdir(parents=True, exist_ok=True)
             with atomic_write(self._index) as temporary:
                 temporary.write_text(json.dumps(self._known), encoding="utf-8")
@@ -178,7 +180,7 @@ def _read_entry(path: Path) -> CaseVolumes | None:
     images, seg = (array[:-1], array[-1]) if meta["has_seg"] else (array, None)
     return CaseVolumes(
         images=images,
-        seg=None if seg is None else seg.astype(np.uint8),
+        seg=seg,
         affine=np.asarray(meta["affine"]),
         extent=tuple(meta["extent"]),
     )

@@ -187,8 +187,8 @@ class TokenStore:
 def find_in_store(
     directory: Path, items: Sequence[StoreItem], *, key: str, grid: Sequence[int]
 ) -> TokenStore | None:
-    """Return a store of exactly ``items``, in their order, when all are encoded already, else None."""
-    manifest = _Manifest.read(directory)
+    """Return a store of exactly ``items``, in their order, when all are there and undamaged, else None."""
+    manifest = _Manifest.read(directory).intact(directory)
     keys = [item.key(key, grid) for item in items]
     if not all(k in manifest.rows for k in keys):
         return None

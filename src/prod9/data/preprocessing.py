@@ -22,7 +22,7 @@ class CaseVolumes:
     """One case on the grid.
 
     images: uint16 [M H W D], quantised, in the order of the modalities asked for. seg: canonical labels
-    uint8 [H W D], or None. affine: voxel → RAS+ mm, 4×4. extent: voxels of the head's box before it was
+    [H W D] of an unsigned type, or None. affine: voxel → RAS+ mm, 4×4. extent: voxels of the head's box before it was
     fitted to the grid; where it exceeds the grid, some of the head was cut off.
     """
 

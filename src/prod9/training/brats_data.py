@@ -130,7 +130,9 @@ class BraTSDataModule(AbstractBraTSDataModule):
             return _TranslationDataset(store, codebook, num_modalities=num_modalities, seed=seed)
         with self._report(f"Reading {part} volumes") as progress:
             cases.warm(progress=progress, num_threads=max(1, self.config.data.num_workers))
-        warn_of_cut_heads(cases, self.config.data.grid)
+        self._builder.hashes.save()
+        if self.config.data.cache != "none":
+            warn_of_cut_heads(cases, self.config.data.grid)
         return self._builder.build_brats_stage1(cases, train=part == "train")
 
 
