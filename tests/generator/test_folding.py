@@ -21,9 +21,8 @@ def test_a_position_holds_neighbours():
 
 @pytest.mark.parametrize("p", [1, 2])
 def test_slots_say_where_each_token_went(p):
-    grid = (2, 4, 6)
-    x = torch.randn(1, *grid, 1)
-    slots = folded_slots(grid, p, torch.device("cpu"))
+    x = torch.randn(3, 2, 4, 6, 1)
+    slots = folded_slots(torch.arange(144), (2, 4, 6), p)
     assert torch.equal(fold(x, p).flatten()[slots], x.flatten())
 
 

@@ -69,7 +69,7 @@ def test_attention_equals_its_definition():
     def norm(t):
         return (t - t.mean(-1, keepdim=True)) / (t.var(-1, unbiased=False, keepdim=True) + 1e-5).sqrt()
 
-    query, key = norm(query) * attention.query_scale, norm(key)
+    query, key = norm(query) * attention.query_scale.view(2, 4), norm(key)
     weights = (torch.einsum("qhc,khc->hqk", query, key) / 2).softmax(-1)
     mixed = torch.einsum("hqk,khc->qhc", weights, value).reshape(1, 5, 8)
     assert torch.allclose(attention(x), attention.out(mixed))

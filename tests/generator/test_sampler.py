@@ -177,7 +177,7 @@ def test_guidance_sharpens_the_draws_against_the_unconditional():
 
 
 def total_variation(scheduler_type, order):
-    oracle, batch = MarkovChainOracle(10, stay=0.93), 20_000
+    oracle, batch = MarkovChainOracle(10, stay=0.93), 8_000
     sampler = make_sampler(scheduler_type, steps=4, order=order)
     condition = MaskGiTCondition(label=torch.zeros(batch, dtype=torch.int64))
     tokens = sampler.sample(oracle, (batch, 1, 1, 10), condition, torch.Generator().manual_seed(0))
@@ -187,7 +187,7 @@ def total_variation(scheduler_type, order):
 
 
 def test_schedule_and_order_decide_the_error_of_a_perfect_network():
-    # 20,000 exact draws are 0.026 away from the truth.
+    # As many exact draws are 0.04 away from the truth.
     assert total_variation("cosine", "halton") < 0.15
     assert total_variation("linear", "random") > 0.2
 

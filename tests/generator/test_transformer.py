@@ -148,6 +148,12 @@ def test_source_latent_and_decoder_must_agree():
         make_decoder(source_latent=True).prepare(MaskGiTCondition(label=torch.tensor([0])))
 
 
+@pytest.mark.parametrize("label", [-1, 3])
+def test_a_label_outside_the_classes_is_refused(label):
+    with pytest.raises(ValueError, match="labels from 0 to 2"):
+        make_decoder().prepare(MaskGiTCondition(label=torch.tensor([0, label])))
+
+
 def test_conditions_join_slice_and_move():
     one = MaskGiTCondition(label=torch.tensor([0, 1]), source_latent=torch.ones(2, 3, 1, 1, 1))
     both = one.cat(one.unconditional()).to("cpu")

@@ -94,6 +94,7 @@ class MaskGiTConditionGenerator(nn.Module):
 
     def forward(self, condition: MaskGiTCondition) -> Float[Tensor, "B m E"]:
         """Return ``[B 1 E]``, or ``[B n E]`` for a decoder with a source latent."""
+        self._check_labels(condition.label)
         dropped = condition.is_dropped
         sample = self.label(condition.label.masked_fill(dropped, self.num_classes))[:, None]
         if self.source is None:
@@ -111,3 +112,14 @@ class MaskGiTConditionGenerator(nn.Module):
         sample = sample + self.source_label(told)[:, None]
         positions = self.source(fold(condition.source_latent.movedim(1, -1), self.patch_size))
         return sample + torch.where(dropped[:, None, None], self.no_source.to(positions.dtype), positions)
+
+    def _check_labels(self, label: Tensor) -> None:
+        # One past the last class is the row of "no condition", so the embedding alone would not complain.
+        known = ((label >= 0) & (label < self.num_classes)).all()
+        if label.device.type == "cuda":
+            torch._assert_async(known)  # waiting for the result here would stall every step
+        elif label.device.type == "cpu" and not known:
+            raise ValueError(
+                f"Expected labels from 0 to {self.num_classes - 1}, got {label.tolist()}; "
+                "check the label map, or train with more num_classes."
+            )

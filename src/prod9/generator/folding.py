@@ -1,9 +1,7 @@
 """Tokens to positions and back: p³ neighbouring tokens share one position of the transformer."""
 
-import functools
 from collections.abc import Sequence
 
-import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
@@ -39,9 +37,14 @@ def positions_grid(grid: Sequence[int], patch_size: int) -> tuple[int, int, int]
     return h, w, d
 
 
-@functools.lru_cache(maxsize=64)
-def folded_slots(grid: tuple[int, ...], patch_size: int, device: torch.device) -> Int64[Tensor, " L"]:
-    """Return where each token of the grid lies after folding: position · p³ + place within the patch."""
-    length = grid[0] * grid[1] * grid[2]
-    order = fold(torch.arange(length, device=device).float().view(1, *grid, 1), patch_size).flatten().long()
-    return torch.empty_like(order).scatter_(0, order, torch.arange(length, device=device))
+def folded_slots(rows: Int64[Tensor, " R"], grid: Sequence[int], patch_size: int) -> Int64[Tensor, " R"]:
+    """Return where tokens lie after folding: (sample · n + position) · p³ + place within the patch.
+
+    rows: flattened indices into ``[B h w d]``.
+    """
+    p, (h, w, d) = patch_size, positions_grid(grid, patch_size)
+    k, rest = rows % (d * p), rows // (d * p)
+    j, rest = rest % (w * p), rest // (w * p)
+    i, sample = rest % (h * p), rest // (h * p)
+    position = ((sample * h + i // p) * w + j // p) * d + k // p
+    return ((position * p + i % p) * p + j % p) * p + k % p

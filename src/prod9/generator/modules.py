@@ -70,7 +70,7 @@ class Attention(nn.Module):
             )
         self.num_heads = num_heads
         self.qkv = nn.Linear(embed_dim, 3 * embed_dim)
-        self.query_scale = nn.Parameter(torch.ones(num_heads, embed_dim // num_heads))
+        self.query_scale = nn.Parameter(torch.ones(embed_dim))
         self.out = nn.Linear(embed_dim, embed_dim)
         self.dropout = nn.Dropout(dropout)
 
@@ -82,7 +82,7 @@ class Attention(nn.Module):
         both = both.unflatten(-1, (2, self.num_heads, -1))
         # layer_norm has a fused kernel on every device; rms_norm on CPU does not and takes twice as long.
         query, key = F.layer_norm(both, both.shape[-1:]).to(value.dtype).unbind(2)
-        query = query * self.query_scale.to(value.dtype)
+        query = query * self.query_scale.to(value.dtype).view(self.num_heads, -1)
         heads = (query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2))
         mixed = F.scaled_dot_product_attention(*heads)
         return self.dropout(self.out(mixed.transpose(1, 2).flatten(2)))

@@ -188,8 +188,6 @@ class TransformerDecoder(nn.Module):
         flat = features.flatten(0, 1)
         if self.patch_size == 1:
             return TokenLogits(self.head(flat.index_select(0, rows)), self.vocabulary)
-        size = self.patch_size**3
-        length = grid[0] * grid[1] * grid[2]
-        slots = rows // length * length + folded_slots(grid, self.patch_size, rows.device)[rows % length]
-        every = self.head(flat).unflatten(-1, (size, -1)).flatten(0, 1)
+        every = self.head(flat).unflatten(-1, (self.patch_size**3, -1)).flatten(0, 1)
+        slots = folded_slots(rows, grid, self.patch_size)
         return TokenLogits(every.index_select(0, slots), self.vocabulary)

@@ -151,3 +151,41 @@ def test_a_tiny_decoder_learns_tokens_that_the_label_determines():
         sampler = MaskGiTSampler(scheduler=trainer.scheduler, steps=4, order=order, temperature=0.5)
         drawn = sampler.sample(trainer.decoder, (3, *GRID), condition, seeded())
         assert (drawn == patterns).double().mean() > 0.95
+
+
+class _Step(torch.nn.Module):
+    """A training step as a module's forward: what DDP synchronises."""
+
+    def __init__(self, trainer):
+        super().__init__()
+        self.decoder, self.trainer = trainer.decoder, trainer
+
+    def forward(self, tokens, condition, generator):
+        return self.trainer.compute_losses(tokens, condition, generator=generator)["total"]
+
+
+def _train_on_rank(rank, folder):
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2
+    )
+    torch.set_num_threads(1)
+    torch.manual_seed(rank)
+    trainer = make_trainer(condition_dropout=0.5)
+    step = torch.nn.parallel.DistributedDataParallel(_Step(trainer))
+    optimizer = torch.optim.AdamW(step.parameters(), lr=1e-2)
+    generator = seeded(rank)
+    for _ in range(3):
+        tokens = torch.randint(12, (3, *GRID), generator=generator)
+        step(tokens, MaskGiTCondition(label=torch.full((3,), rank)), generator).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    torch.save(trainer.decoder.state_dict(), f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_ranks_with_different_data_keep_equal_weights(tmp_path):
+    torch.multiprocessing.spawn(_train_on_rank, args=(str(tmp_path),), nprocs=2)
+    one, two = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert one["head.weight"].any(), "and they were trained"
