@@ -1,16 +1,22 @@
 """Fast stand-ins for MONAI's MAISI layers: same parameters, same keys, same numbers.
 
-MONAI's MaisiGroupNorm3D loops over the groups in Python and its residual block ends in a forced
-contiguous copy. `use_native_ops` gives such layers another class, so weights, state-dict keys, deep
-copies and pickles stay what they were; both autoencoder families use it.
+MONAI's MaisiGroupNorm3D loops over the groups in Python, its residual block ends in a forced contiguous
+copy, and its split convolution fails on many sizes. `use_native_ops` gives such layers another class, so
+weights, state-dict keys, deep copies and pickles stay what they were; both autoencoder families use it.
 """
 
 import torch.nn.functional as F
-from monai.apps.generation.maisi.networks.autoencoderkl_maisi import MaisiGroupNorm3D, MaisiResBlock
+from monai.apps.generation.maisi.networks.autoencoderkl_maisi import (
+    MaisiConvolution,
+    MaisiGroupNorm3D,
+    MaisiResBlock,
+)
 from monai.networks.blocks.selfattention import SABlock
-from torch import Tensor, nn
+from torch import nn
 
-from prod9.types import Volume
+from prod9.autoencoder.native_conv import convolve, convolve_in_slabs
+from prod9.autoencoder.native_norm import group_norm_silu
+from prod9.types import Volume, VolumeOut
 
 
 class NativeGroupNorm3D(MaisiGroupNorm3D):
@@ -21,19 +27,38 @@ class NativeGroupNorm3D(MaisiGroupNorm3D):
         out = F.group_norm(input, self.num_groups, self.weight, self.bias, self.eps)
         return out.half() if self.norm_float16 else out
 
+    def silu(self, x: Volume) -> Volume:
+        """Return SiLU of the normalised volume."""
+        if self.norm_float16:
+            return F.silu(self(x))
+        return group_norm_silu(x, self.weight, self.bias, self.num_groups, self.eps)
+
+
+class NativeConvolution(MaisiConvolution):
+    """One convolution, in slabs along ``dim_split`` when ``num_splits`` asks for it: any number, any size."""
+
+    def forward(self, x: Volume) -> VolumeOut:
+        """Return the same values whatever the number of slabs."""
+        if self.conv.is_transposed:
+            return super().forward(x)
+        if self.num_splits > 1:
+            return convolve_in_slabs(self.conv.conv, x, self.num_splits, self.dim_split)
+        return convolve(self.conv.conv, x)
+
 
 class NativeResBlock(MaisiResBlock):
     """Norm, SiLU, convolution, twice, plus the shortcut; keeps the memory format of its input."""
 
-    def forward(self, x: Volume) -> Tensor:
+    def forward(self, x: Volume) -> VolumeOut:
         """Return a volume of ``out_channels`` channels and unchanged sides."""
-        h = self.conv1(F.silu(self.norm1(x)))
-        h = self.conv2(F.silu(self.norm2(h)))
+        h = self.conv1(self.norm1.silu(x))
+        h = self.conv2(self.norm2.silu(h))
         return self.nin_shortcut(x) + h
 
 
 _NATIVE: dict[type[nn.Module], type[nn.Module]] = {
     MaisiGroupNorm3D: NativeGroupNorm3D,
+    MaisiConvolution: NativeConvolution,
     MaisiResBlock: NativeResBlock,
 }
 
