@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import pytest
 
 from prod9.training.config_schema import LrScheduleConfig
@@ -12,7 +14,7 @@ def test_decay_starts_after_warmup_and_plateau_and_ends_at_the_final_fraction(ki
     assert factors[0] == pytest.approx(0.1)
     assert factors[9:61] == [1.0] * 52
     assert factors[99] == pytest.approx(0.02)
-    assert all(later <= earlier for earlier, later in zip(factors[9:], factors[10:], strict=False))
+    assert all(later <= earlier for earlier, later in pairwise(factors[9:]))
 
 
 def test_constant_stays_at_the_peak():

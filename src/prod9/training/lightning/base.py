@@ -200,21 +200,21 @@ class AbstractLightning(LightningModule, ABC):
         optimizer.zero_grad(set_to_none=True)
 
     def clip_or_raise(self, optimizer: Any, loss: Tensor | None = None) -> None:
-        """Clip the gradients of ``optimizer``; raises NonFiniteError on all ranks if they are not finite."""
-        grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        finite = torch.nn.utils.get_total_norm(grads).isfinite()
-        if loss is not None:
-            finite = finite & loss.detach().isfinite()
+        """Clip the gradients of ``optimizer``; raises NonFiniteError on all ranks if they are not finite.
+
+        The norm that decides is the norm that clips: ``self.clip_gradients`` would compute it a second time, and
+        refuses fused optimizers under autocast.
+        """
+        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        finite = norm.isfinite() if loss is None else norm.isfinite() & loss.detach().isfinite()
         # Host sync: whether to step cannot be decided on the device.
         if not self.trainer.strategy.reduce_boolean_decision(bool(finite), all=True):
             optimizer.zero_grad(set_to_none=True)
             raise NonFiniteError("the loss or its gradient is NaN or infinite")
-        if self.config.training.gradient_clip_norm > 0:
-            self.clip_gradients(
-                optimizer,
-                gradient_clip_val=self.config.training.gradient_clip_norm,
-                gradient_clip_algorithm="norm",
-            )
+        limit = self.config.training.gradient_clip_norm
+        if limit > 0:
+            torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm)
 
     def optimizer_list(self) -> list[LightningOptimizer]:
         """Return the optimizers, always as a list."""
