@@ -136,7 +136,7 @@ class TransformBuilder:
             LoadVolumesd(keys, allow_missing_keys=True),
             CheckAlignedd(keys, allow_missing_keys=True),
             CanonicalSegd("seg", allow_missing_keys=True),
-            mt.Orientationd(keys, axcodes="RAS", allow_missing_keys=True),
+            mt.Orientationd(keys, axcodes="RAS", labels=None, allow_missing_keys=True),
         ]
         if self.spacing is not None:
             modes = ["bilinear"] * len(images) + ["nearest"]
@@ -163,11 +163,11 @@ class TransformBuilder:
         whole = mt.Compose([*affine, *rest])
         if self.crop_size is None:
             return Stage1Transform(read_size=None, crop=whole, whole=whole)
-        room = _AFFINE_ROOM if affine else 1.0
-        cut = mt.CenterSpatialCropd("image", roi_size=self.crop_size)
+        if not affine:
+            return Stage1Transform(read_size=self.crop_size, crop=whole, whole=whole)
         return Stage1Transform(
-            read_size=tuple(math.ceil(n * room) for n in self.crop_size),
-            crop=mt.Compose([*affine, cut, *rest]),
+            read_size=tuple(math.ceil(n * _AFFINE_ROOM) for n in self.crop_size),
+            crop=mt.Compose([*affine, mt.CenterSpatialCropd("image", roi_size=self.crop_size), *rest]),
             whole=whole,
         )
 
