@@ -17,7 +17,7 @@ from prod9.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from prod9.data.layouts import Case
-    from prod9.training.config_schema import FSQModelConfig, RunConfig
+    from prod9.training.config_schema import FSQModelConfig, RunConfig, TransformerConfig
     from prod9.training.resources import Resources
 
 GIB = 1024**3
@@ -53,7 +53,7 @@ def check_run(config: "RunConfig", *, device: str, checkpoint: Path | None = Non
     geometry = _check_headers(cases)
     parts = _split_counts(config, cases)
     chosen = shared.torch_device(device)
-    autoencoder = _stage1_model(config)
+    autoencoder = check_upstream(config) if config.stage == "transformer" else None
     if checkpoint is not None:
         from prod9.training.model.checkpoint_manager import CheckpointManager
 
@@ -140,24 +140,34 @@ def _split_counts(config: "RunConfig", cases: "Sequence[Case]") -> dict[str, int
     return {part: len(getattr(split, part)) for part in PARTS}
 
 
-def _stage1_model(config: "RunConfig") -> "FSQModelConfig | None":
-    """Return the model section of the autoencoder that a transformer is trained on."""
-    if config.stage == "autoencoder":
-        return None
+def check_upstream(config: "TransformerConfig") -> "FSQModelConfig":
+    """Refuse an autoencoder that ``config`` does not fit, and return its model section.
+
+    Reads the checkpoint: raises CheckpointError when it is damaged or of another stage, ConfigError when the
+    grid or the preprocessing differ from what it needs.
+    """
     from prod9.training.config import config_from_dict
     from prod9.training.model.checkpoint_manager import CheckpointManager
 
-    assert config.inputs.autoencoder is not None  # check_inputs refused that
-    opened = CheckpointManager.open(config.inputs.autoencoder, stage="autoencoder")
+    _check_autoencoder_path(config.inputs.autoencoder)
+    opened = CheckpointManager.open(str(config.inputs.autoencoder), stage="autoencoder")
     stage1 = config_from_dict(opened.header["config"], source=str(opened.path))
     assert stage1.stage == "autoencoder"
-    factor = stage1.model.downsampling_factor
-    if any(side % factor for side in config.data.grid):
-        fit = [-(-side // factor) * factor for side in config.data.grid]
+    factor, patch = stage1.model.downsampling_factor, config.model.patch_size
+    unit = factor * patch
+    if any(side % unit for side in config.data.grid):
         raise ConfigError(
-            f"data.grid: expected multiples of {factor}, the downsampling factor of {opened.path}, got "
-            f"{list(config.data.grid)}; use {fit}"
+            f"data.grid: expected multiples of {unit}, the downsampling factor {factor} of {opened.path} times "
+            f"model.patch_size {patch}, got {list(config.data.grid)}; use "
+            f"{[-(-side // unit) * unit for side in config.data.grid]}"
         )
+    for key in ("spacing", "intensity"):
+        ours, theirs = getattr(config.data, key), getattr(stage1.data, key)
+        if ours != theirs and None not in (ours, theirs):
+            raise ConfigError(
+                f"data.{key}: expected that of {opened.path}, {theirs}, got {ours}; tokens of volumes prepared "
+                "otherwise mean something else"
+            )
     return stage1.model
 
 
@@ -167,6 +177,7 @@ def _build(config: "RunConfig", autoencoder: "FSQModelConfig | None") -> int:
 
     from prod9.training.model.model_factory import ModelFactory
 
+    networks: list[torch.nn.Module]
     with torch.device("meta"):
         if config.stage == "transformer":
             assert autoencoder is not None

@@ -28,7 +28,9 @@ def demo(
     output_dir: Annotated[
         Path, typer.Option("--output-dir", metavar="DIR", help="Where everything goes.")
     ] = Path("outputs/demo"),
-    quick: Annotated[bool, typer.Option("--quick", help="A smoke run of a minute; pictures stay blurs.")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="A smoke run of a minute; pictures stay blurs.")
+    ] = False,
     from_scratch: Annotated[
         bool, typer.Option("--from-scratch", help="Don't start from the packaged weights.")
     ] = False,

@@ -171,9 +171,11 @@ def _evaluation_command(name: str, stage: Stage) -> Callable[..., None]:
 def _train(
     config: "RunConfig", *, resume: str | None, init_from: str | None, device: str, as_json: bool
 ) -> None:
-    from prod9.cli.checks import check_inputs
+    from prod9.cli.checks import check_inputs, check_upstream
 
     check_inputs(config)  # what takes milliseconds goes before the seconds that importing Lightning takes
+    if config.stage == "transformer":
+        check_upstream(config)
     from prod9.training.run import train
 
     again = f"What was saved is in {config.output_dir}; run the same command with --resume to go on."
