@@ -10,12 +10,13 @@ from monai.apps.generation.maisi.networks.autoencoderkl_maisi import (
     MaisiConvolution,
     MaisiGroupNorm3D,
     MaisiResBlock,
+    MaisiUpsample,
 )
 from monai.networks.blocks.selfattention import SABlock
 from torch import nn
 
 from prod9.autoencoder.native_conv import convolve, convolve_in_slabs
-from prod9.autoencoder.native_norm import group_norm_silu
+from prod9.autoencoder.native_norm import group_norm
 from prod9.types import Volume, VolumeOut
 
 
@@ -24,14 +25,12 @@ class NativeGroupNorm3D(MaisiGroupNorm3D):
 
     def forward(self, input: Volume) -> Volume:
         """Normalise over each group's channels and voxels; the result has the input's dtype."""
-        out = F.group_norm(input, self.num_groups, self.weight, self.bias, self.eps)
+        out = group_norm(input, self, silu=False)
         return out.half() if self.norm_float16 else out
 
     def silu(self, x: Volume) -> Volume:
         """Return SiLU of the normalised volume."""
-        if self.norm_float16:
-            return F.silu(self(x))
-        return group_norm_silu(x, self.weight, self.bias, self.num_groups, self.eps)
+        return F.silu(self(x)) if self.norm_float16 else group_norm(x, self, silu=True)
 
 
 class NativeConvolution(MaisiConvolution):
@@ -56,10 +55,21 @@ class NativeResBlock(MaisiResBlock):
         return self.nin_shortcut(x) + h
 
 
+class NativeUpsample(MaisiUpsample):
+    """Trilinear doubling and a convolution, or a transposed convolution; keeps the memory format."""
+
+    def forward(self, x: Volume) -> VolumeOut:
+        """Return a volume with sides twice as long."""
+        return self.conv(
+            x if self.use_convtranspose else F.interpolate(x, scale_factor=2.0, mode="trilinear")
+        )
+
+
 _NATIVE: dict[type[nn.Module], type[nn.Module]] = {
     MaisiGroupNorm3D: NativeGroupNorm3D,
     MaisiConvolution: NativeConvolution,
     MaisiResBlock: NativeResBlock,
+    MaisiUpsample: NativeUpsample,
 }
 
 
