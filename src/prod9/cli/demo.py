@@ -43,7 +43,7 @@ def demo(
         ),
     ] = None,
     num_patients: Annotated[
-        int | None, typer.Option("--num-patients", min=10, help="Size of the simulated cohort.")
+        int | None, typer.Option("--num-patients", min=14, help="Size of the simulated cohort.")
     ] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of cohort, training and sampling.")] = 0,
     device: DeviceOption = "auto",

@@ -95,7 +95,7 @@ def make_plan(
     variant: Variant = "from_scratch" if from_scratch or not STARTER.is_dir() else "starter"
     plan = DemoPlan(output_dir=output_dir, variant=variant, seed=seed)
     if quick:
-        plan = replace(plan, num_patients=10, spacing_mm=6.0, volumes_per_modality=2, config_folder="demo/quick")
+        plan = replace(plan, num_patients=14, spacing_mm=6.0, volumes_per_modality=2, config_folder="demo/quick")
     if budget_minutes is not None:
         factor = budget_minutes / NOMINAL_MINUTES
         plan = replace(plan, budget=factor, num_patients=round(plan.num_patients * max(1.0, factor)))
