@@ -2,13 +2,14 @@
 
 import json
 from pathlib import Path
-from shutil import copytree, ignore_patterns
+from shutil import copytree
 
 import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813
 
+from prod9 import volumes
 from tests.harness import Workspace, run
 
 MODALITIES = ["T1", "T1ce", "T2", "FLAIR"]
@@ -166,13 +167,13 @@ def test_infer_resamples_to_the_recorded_spacing_and_back(workspace: Workspace, 
 
 def test_infer_takes_folders_and_skips_what_is_done(workspace: Workspace, tmp_path: Path) -> None:
     case = next(workspace.cohort.iterdir())
-    copytree(case, tmp_path / "in" / "a", ignore=ignore_patterns("*-seg*"))
-    copytree(case, tmp_path / "in" / "b", ignore=ignore_patterns("*-seg*"))
+    copytree(case, tmp_path / "in" / "a")
+    copytree(case, tmp_path / "in" / "b")
     out = tmp_path / "in" / "out"  # inside the input folder: results are no input
     args = ["infer", tmp_path / "in", "-o", out, "-m", workspace.run1, "--json"]
     first = run("prod9-train-autoencoder", *args)
     assert first.code == 0, first.err
-    assert len(first.json["made"]) == 8
+    assert len(first.json["made"]) == 8, "four modalities of two cases, no segmentation"
     assert (out / "b" / f"{case.name}-t2f.nii.gz").is_file()
     gone = out / first.json["made"][3]
     stamps = {p: p.stat().st_mtime_ns for p in out.rglob("*.nii.gz")}
@@ -241,3 +242,61 @@ def test_generate_finds_an_autoencoder_that_moved(workspace: Workspace, tmp_path
     ran = run("prod9-generate", *args, "--autoencoder", tmp_path / "elsewhere")
     assert ran.code == 0, ran.err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("command", ["infer", "generate"])
+def test_interrupted_and_run_again(
+    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    out = tmp_path / "out"
+    args = {
+        "generate": ("prod9-generate", "label", "--label", "T2", "-n", 3, "-m", workspace.run2, "-o", out),
+        "infer": ("prod9-train-autoencoder", "infer", workspace.cohort, "-m", workspace.run1, "-o", out),
+    }[command]
+    written: list[Path] = []
+    write = volumes.write
+
+    def stop_at_the_second(path: Path, *rest: object, **options: object) -> None:
+        if len(written) == 1:
+            raise KeyboardInterrupt
+        write(path, *rest, **options)
+        written.append(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(volumes, "write", stop_at_the_second)
+        stopped = run(*args)
+    assert stopped.code == 130
+    assert "run the same command again" in stopped.err
+    assert list(out.rglob("*.nii.gz")) == written
+    stamp = written[0].stat().st_mtime_ns
+    again = run(*args, "--json")
+    assert again.code == 0, again.err
+    assert written[0].relative_to(out).as_posix() not in again.json["made"]
+    assert written[0].stat().st_mtime_ns == stamp
+
+
+def test_overwrite_makes_everything_again(workspace: Workspace, tmp_path: Path) -> None:
+    args = ["label", "--label", "T1", "--model", workspace.run2, "-o", tmp_path, "--json"]
+    first = run("prod9-generate", *args)
+    before = (tmp_path / "T1_0000.nii.gz").read_bytes()
+    other = run("prod9-generate", *args, "--seed", 9, "--overwrite")
+    assert other.json["made"] == first.json["made"] == ["T1_0000.nii.gz"]
+    assert (tmp_path / "T1_0000.nii.gz").read_bytes() != before
+    assert json.loads((tmp_path / "manifest.json").read_text())["settings"]["seed"] == 9
+
+
+def test_export_folders_are_models_too(workspace: Workspace, tmp_path: Path) -> None:
+    from prod9.training.model.checkpoint_manager import CheckpointManager
+
+    stage1 = CheckpointManager.export(workspace.run1, tmp_path / "share" / "autoencoder")
+    stage2 = CheckpointManager.export(workspace.run2, tmp_path / "share" / "generator", autoencoder=stage1)
+    (tmp_path / "share").rename(tmp_path / "moved")
+    for model, out in ((workspace.run2, "run"), (tmp_path / "moved" / stage2.name, "export")):
+        ran = run("prod9-generate", "label", "--label", "T1", "--model", model, "-o", tmp_path / out)
+        assert ran.code == 0, ran.err
+    files = [tmp_path / out / "T1_0000.nii.gz" for out in ("run", "export")]
+    np.testing.assert_array_equal(nib.load(files[0]).get_fdata(), nib.load(files[1]).get_fdata())
+    case = next(workspace.cohort.iterdir())
+    model = tmp_path / "moved" / stage1.name
+    ran = run("prod9-train-autoencoder", "infer", case, "-o", tmp_path / "rec", "-m", model)
+    assert ran.code == 0, ran.err

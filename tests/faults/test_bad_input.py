@@ -237,7 +237,7 @@ def test_nothing_to_reconstruct(workspace: Workspace, tmp_path: Path) -> None:
 # -- checkpoints: exit code 1 -----------------------------------------------------------------------
 
 
-def test_wrong_stage(workspace: Workspace, tmp_path: Path) -> None:
+def test_wrong_stage(workspace: Workspace, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     out = tmp_path / "out"
     ran = run("prod9-generate", "label", "--model", workspace.run1, "--output-dir", out)
     assert_refused(ran, 1, workspace.run1, "transformer", "autoencoder")
@@ -249,6 +249,7 @@ def test_wrong_stage(workspace: Workspace, tmp_path: Path) -> None:
     )  # fmt: skip
     assert_refused(ran, 1, workspace.run2, "autoencoder", "transformer")
     assert not files_below(out)
+    assert not caplog.records, "no other file of the run is tried"
 
 
 def test_missing_and_foreign_checkpoints(workspace: Workspace, tmp_path: Path) -> None:

@@ -84,16 +84,21 @@ def infer(
 def find_volumes(inputs: Sequence[Path], output_dir: Path) -> dict[str, Path]:
     """Return output name → NIfTI file; a folder's files keep their place below it.
 
-    What lies in ``output_dir`` is no input. Raises DataError when there is nothing, ConfigError when two
-    inputs would get one name or an output would replace its input.
+    In folders, segmentations (by name) and what lies in ``output_dir`` are no input. Raises DataError when
+    there is nothing, ConfigError when two inputs would get one name or an output would replace its input.
     """
+    from prod9.data.layouts import SEG, parse_modality
+
     target = output_dir.expanduser().resolve()
     files: dict[str, Path] = {}
     for given in inputs:
         given = given.expanduser()
         if given.is_dir():
             inside = sorted(p for p in given.rglob("*.nii*") if p.name.endswith(SUFFIXES) and p.is_file())
-            found = [(p.relative_to(given), p) for p in inside if target not in p.resolve().parents]
+            images = [
+                p for p in inside if parse_modality(p.name) != SEG and target not in p.resolve().parents
+            ]
+            found = [(p.relative_to(given), p) for p in images]
         elif given.is_file() and given.name.endswith(SUFFIXES):
             found = [(Path(given.name), given)]
         else:

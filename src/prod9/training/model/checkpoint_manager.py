@@ -12,15 +12,17 @@ from copy import deepcopy
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal, TypedDict, cast
+from typing import Any, Generic, Literal, TypedDict, TypeVar, cast
 
 import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
 import prod9
+from prod9.autoencoder.autoencoder_fsq import AutoencoderFSQ
 from prod9.errors import CheckpointError
 from prod9.files import atomic_write
+from prod9.generator.transformer import TransformerDecoder
 from prod9.training.config_schema import FSQModelConfig, RunConfig, TransformerModelConfig
 from prod9.training.model import export as exports
 from prod9.training.model.checkpoint_file import LAST, PREVIOUS, read_checkpoint
@@ -31,8 +33,13 @@ INDEX = "best.json"
 PREFIXES = {"autoencoder": "autoencoder.", "transformer": "decoder."}
 """Where the network of a stage lives in the state dict."""
 
+N = TypeVar("N", bound=nn.Module)
 Prefer = Literal["best", "last"]
 log = logging.getLogger("prod9")
+
+
+class WrongStageError(CheckpointError):
+    """The checkpoint is sound but belongs to another stage."""
 
 
 class Header(TypedDict):
@@ -56,10 +63,10 @@ class Header(TypedDict):
 
 
 @dataclass(frozen=True)
-class Loaded:
+class Loaded(Generic[N]):
     """A network in evaluation mode and what its file says. sha256: of ``path``, identifies the weights."""
 
-    network: nn.Module
+    network: N
     header: Header
     path: Path
     sha256: str
@@ -143,6 +150,8 @@ class CheckpointManager:
         for file, following in pairwise(files):
             try:
                 return _open_file(file, stage)
+            except WrongStageError:
+                raise  # the path is wrong, and the files beside this one are of that stage too
             except CheckpointError as error:
                 log.warning("%s Going on with %s.", error, following)
         return _open_file(files[-1], stage)
@@ -150,7 +159,7 @@ class CheckpointManager:
     @staticmethod
     def load_autoencoder(
         path: str | Path, *, device: str | torch.device = "cpu", prefer: Prefer = "best"
-    ) -> Loaded:
+    ) -> Loaded[AutoencoderFSQ]:
         """Rebuild the stage-1 network from its header and load its weights (averaged ones if there are)."""
         opened = CheckpointManager.open(path, stage="autoencoder", prefer=prefer)
         section = _section(opened, "autoencoder", TypeAdapter(FSQModelConfig))
@@ -159,7 +168,7 @@ class CheckpointManager:
     @staticmethod
     def load_transformer(
         path: str | Path, *, device: str | torch.device = "cpu", prefer: Prefer = "best"
-    ) -> Loaded:
+    ) -> Loaded[TransformerDecoder]:
         """Rebuild the stage-2 decoder from its header and load its weights (averaged ones if there are)."""
         opened = CheckpointManager.open(path, stage="transformer", prefer=prefer)
         section = _section(opened, "transformer", TypeAdapter(TransformerModelConfig))
@@ -167,10 +176,10 @@ class CheckpointManager:
         return _load(opened, ModelFactory.create_transformer(section, levels=upstream.levels), device)
 
     @staticmethod
-    def from_pretrained(folder: str | Path, *, device: str | torch.device = "cpu") -> Loaded:
+    def from_pretrained(folder: str | Path, *, device: str | torch.device = "cpu") -> Loaded[Any]:
         """Load what ``folder`` holds, whichever stage it is."""
         stage = CheckpointManager.open(folder).header["stage"]
-        loaders: dict[str, Callable[..., Loaded]] = {
+        loaders: dict[str, Callable[..., Loaded[Any]]] = {
             "autoencoder": CheckpointManager.load_autoencoder,
             "transformer": CheckpointManager.load_transformer,
         }
@@ -178,8 +187,8 @@ class CheckpointManager:
 
     @staticmethod
     def load_upstream(
-        loaded: Loaded | Opened, *, path: str | Path | None = None, device: str | torch.device = "cpu"
-    ) -> Loaded:
+        loaded: Loaded[Any] | Opened, *, path: str | Path | None = None, device: str | torch.device = "cpu"
+    ) -> Loaded[AutoencoderFSQ]:
         """Load the autoencoder that ``loaded`` was trained on, refusing any other.
 
         It is looked for at ``path`` if given, else where it was, else at the same place relative to the run.
@@ -283,7 +292,7 @@ def _check_header(file: Path, header: dict[str, Any], stage: str | None) -> None
     found = header["stage"]
     if found not in PREFIXES or stage not in (None, found):
         wanted = stage or " or ".join(PREFIXES)
-        raise CheckpointError(
+        raise WrongStageError(
             f"{file}: expected a checkpoint of stage {wanted}, got stage {found}; "
             f"name the {wanted} run instead."
         )
@@ -299,7 +308,7 @@ def _section(opened: Opened, name: str, adapter: TypeAdapter[Any]) -> Any:
         ) from error
 
 
-def _load(opened: Opened, network: nn.Module, device: str | torch.device) -> Loaded:
+def _load(opened: Opened, network: N, device: str | torch.device) -> Loaded[N]:
     prefix = PREFIXES[opened.header["stage"]]
     load_strictly(network, _strip(opened.state_dict, prefix), opened.path)
     return Loaded(network.to(device).eval(), opened.header, opened.path, opened.sha256)
