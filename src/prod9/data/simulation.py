@@ -5,16 +5,20 @@ Simulated scans stand in for real ones to try the software; results on them say 
 """
 
 import json
+import re
+import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
+from itertools import combinations
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from prod9.data.phantom import CONTRASTS, load_template, make_phantom
+from prod9.data.phantom import CONTRASTS, grey_matter, make_phantom
+from prod9.data.template import load_template
 from prod9.errors import ConfigError
 from prod9.files import atomic_write, check_writable
 from prod9.volumes import write
@@ -34,6 +38,18 @@ MNI_NOTICE = (
 )
 """Condition of the template's use; also in NOTICE."""
 
+TUMOUR_SHARE = 0.75
+_MEANINGS = {
+    "tumour_share": "share of patients with a tumour",
+    "tumour_ml_median": "tumour volume, median of those (ml)",
+    "ventricle_ml_mean": "ventricle volume, mean (ml)",
+    "ventricle_variation": "ventricle volume, coefficient of variation",
+    "grey_dice_median": "overlap of grey matter between two patients, median Dice",
+}
+_GOLDEN = (5**0.5 - 1) / 2
+_COMPARED = 8
+"""Patients whose grey matter is compared, each with each: enough for a median."""
+
 Progress = Callable[[int, int], None]
 
 
@@ -50,12 +66,18 @@ class Subject:
 
 @dataclass(frozen=True)
 class SimulatedCohort:
-    """What ``simulate_cohort`` left in ``root``, subjects in the order of their index."""
+    """What ``simulate_cohort`` left in ``root``, subjects in the order of their index.
+
+    figures: what was measured. ``tumour_share``, ``tumour_ml_median`` (of those with one), ``ventricle_ml_mean``,
+    ``ventricle_variation`` (standard deviation over mean) and ``grey_dice_median``, the overlap of grey matter
+    between two patients (None for a single patient).
+    """
 
     root: Path
     seed: int
     spacing_mm: float
     subjects: tuple[Subject, ...]
+    figures: dict[str, float | None]
 
 
 def simulate_cohort(
@@ -71,7 +93,8 @@ def simulate_cohort(
 
     Each has ``…-t1n``, ``-t1c``, ``-t2w``, ``-t2f`` (int16, 0 outside the brain) and ``-seg`` (1 necrosis,
     2 oedema, 3 enhancing tumour) on an isotropic grid of ``spacing_mm``. Subject k depends on ``seed`` and k
-    alone; complete subjects are kept, so an interrupted cohort goes on and a larger one only adds.
+    alone; complete subjects are kept, so an interrupted cohort goes on, a larger one only adds, and a smaller one
+    leaves the folder as it is. ``progress`` is called with the subjects done and in all.
 
     Raises ConfigError for sizes that make no sense or a folder made with other settings,
     MissingDependencyError without nilearn, DataError where the folder cannot be written.
@@ -82,25 +105,29 @@ def simulate_cohort(
     settings = {"version": VERSION, "seed": seed, "spacing_mm": spacing_mm}
     _check_settings(root, settings)
     load_template()
-    subjects = {k: subject for k in range(num_subjects) if (subject := _read_record(root, k)) is not None}
-    missing = [k for k in range(num_subjects) if k not in subjects]
+    indices = sorted({*range(num_subjects), *_started(root)})
+    subjects = {k: subject for k in indices if (subject := _read_record(root, k)) is not None}
     report = progress or (lambda done, total: None)
-    report(len(subjects), num_subjects)
-    for subject in _simulate_all(root, missing, settings, num_workers):
+    report(len(subjects), len(indices))
+    for subject in _simulate_all(root, [k for k in indices if k not in subjects], settings, num_workers):
         subjects[subject.index] = subject
-        report(len(subjects), num_subjects)
-    ordered = tuple(subjects[k] for k in range(num_subjects))
-    _write_text(root / MANIFEST, json.dumps({**settings, "subjects": [asdict(s) for s in ordered]}, indent=1))
-    _write_text(root / CARD, _card(ordered, settings))
-    return SimulatedCohort(root, seed, spacing_mm, ordered)
+        report(len(subjects), len(indices))
+    ordered = tuple(subjects[k] for k in indices)
+    figures = _measure(ordered, spacing_mm=spacing_mm, seed=seed)
+    manifest = {**settings, "figures": figures, "subjects": [asdict(subject) for subject in ordered]}
+    _write_text(root / MANIFEST, json.dumps(manifest, indent=1))
+    _write_text(root / CARD, _card(ordered, settings, figures))
+    return SimulatedCohort(root, seed, spacing_mm, ordered, figures)
 
 
 def simulate_subject(root: Path, index: int, *, spacing_mm: float, seed: int) -> Subject:
     """Write subject ``index`` below ``root``; its record comes last, so a folder with a record is complete."""
-    phantom = make_phantom(spacing_mm=spacing_mm, rng=np.random.default_rng((seed, index)))
+    phantom = make_phantom(**_recipe(index, spacing_mm=spacing_mm, seed=seed))
     case_id = _case_id(index)
     folder = root / case_id
     folder.mkdir(exist_ok=True)
+    for leftover in folder.glob(".tmp-*"):
+        leftover.unlink(missing_ok=True)
     for modality, suffix in SUFFIXES.items():
         _write_volume(
             folder / f"{case_id}-{suffix}.nii.gz", phantom.scans[modality], phantom.affine, np.int16
@@ -115,6 +142,22 @@ def simulate_subject(root: Path, index: int, *, spacing_mm: float, seed: int) ->
     )
     _write_text(folder / RECORD, json.dumps(asdict(subject)))
     return subject
+
+
+def has_tumour(index: int, *, seed: int) -> bool:
+    """Return whether subject ``index`` has a tumour.
+
+    Drawn along a golden-ratio sequence rather than independently: then small cohorts have their share too.
+    """
+    return bool((seed * _GOLDEN**2 + index * _GOLDEN) % 1 < TUMOUR_SHARE)
+
+
+def _recipe(index: int, *, spacing_mm: float, seed: int) -> dict[str, Any]:
+    return {
+        "spacing_mm": spacing_mm,
+        "with_tumour": has_tumour(index, seed=seed),
+        "rng": np.random.default_rng((seed, index)),
+    }
 
 
 def _simulate_all(
@@ -165,6 +208,14 @@ def _check_settings(root: Path, settings: dict[str, Any]) -> None:
         _write_text(path, json.dumps({**settings, "subjects": []}, indent=1))
 
 
+def _started(root: Path) -> Iterator[int]:
+    """Yield the indices of the subjects that have a folder, complete or not: none may be left half made."""
+    for folder in root.iterdir():
+        match = re.fullmatch(r"BraTS-GLI-(\d{5})-000", folder.name)
+        if match and folder.is_dir():
+            yield int(match[1])
+
+
 def _read_record(root: Path, index: int) -> Subject | None:
     case_id = _case_id(index)
     path = root / case_id / RECORD
@@ -199,23 +250,42 @@ def _write_text(path: Path, text: str) -> None:
         temporary.write_text(text + "\n", encoding="utf-8")
 
 
-def _card(subjects: Sequence[Subject], settings: dict[str, Any]) -> str:
-    ventricles = np.array([s.ventricle_ml for s in subjects])
-    tumours = np.array([s.tumour_ml for s in subjects if s.tumour_ml > 0])
+def _measure(subjects: Sequence[Subject], *, spacing_mm: float, seed: int) -> dict[str, float | None]:
+    ventricles = np.array([subject.ventricle_ml for subject in subjects])
+    tumours = [subject.tumour_ml for subject in subjects if subject.tumour_ml > 0]
+    # Grey matter is not kept with the scans; without the scans it is quickly made again.
+    grey = [
+        grey_matter(**_recipe(subject.index, spacing_mm=spacing_mm, seed=seed))
+        for subject in subjects[:_COMPARED]
+    ]
+    overlaps = [2 * float((a & b).sum()) / float(a.sum() + b.sum()) for a, b in combinations(grey, 2)]
+    return {
+        "tumour_share": round(len(tumours) / len(subjects), 3),
+        "tumour_ml_median": round(float(np.median(tumours)), 1) if tumours else None,
+        "ventricle_ml_mean": round(float(ventricles.mean()), 1),
+        "ventricle_variation": round(float(ventricles.std() / ventricles.mean()), 3),
+        "grey_dice_median": round(float(np.median(overlaps)), 3) if overlaps else None,
+    }
+
+
+def _card(subjects: Sequence[Subject], settings: dict[str, Any], figures: dict[str, float | None]) -> str:
+    rows = "\n".join(
+        f"| {meaning} | {'-' if figures[key] is None else figures[key]} |"
+        for key, meaning in _MEANINGS.items()
+    )
     return f"""# SYNTHETIC brain scans
 
-These {len(subjects)} patients do not exist. The scans were simulated by prod9 from the MNI152 2009a template
-(spacing {settings["spacing_mm"]:g} mm, seed {settings["seed"]}, recipe version {settings["version"]}); they are for
-trying and testing software, not for any statement about patients.
+These {len(subjects)} patients do not exist. The scans were simulated by prod9 from the MNI152 template (spacing
+{settings["spacing_mm"]:g} mm, seed {settings["seed"]}, recipe version {settings["version"]}). They are for trying and
+testing software and support no statement about patients.
 
-| measure | value |
+| measured | value |
 |---|---|
-| patients with a tumour | {len(tumours)} of {len(subjects)} |
-| tumour volume, median (ml) | {np.median(tumours) if len(tumours) else 0:.0f} |
-| ventricle volume, mean (ml) | {ventricles.mean():.0f} |
-| ventricle volume, coefficient of variation | {ventricles.std() / ventricles.mean():.2f} |
+{rows}
 
 Modalities: {", ".join(CONTRASTS)}. Labels of `-seg`: 1 necrotic core, 2 oedema, 3 enhancing tumour.
 
-{MNI_NOTICE}
+## Notice
+
+{textwrap.fill(MNI_NOTICE, 120)}
 """
