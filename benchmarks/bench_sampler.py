@@ -161,7 +161,7 @@ def product_rate(count: int, width: int) -> float:
 def main() -> None:
     bench = _harness.start("bench_sampler", __doc__)
     grid, width, depth, steps = ((8, 8, 8), 256, 4, 6) if bench.quick else ((8, 8, 16), 384, 6, 12)
-    rounds = 2 if bench.quick else 5
+    rounds = 2 if bench.quick else 3
     bench.sizes |= {
         "tokens": math.prod(grid),
         "vocabulary": VOCAB,
