@@ -53,7 +53,9 @@ class KeepCheckpoints(Checkpoint):
         self.every_steps = every_steps
         self.best: list[dict[str, Any]] = []
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         """Save ``last`` on the configured steps."""
         if self.every_steps and cast(AbstractLightning, pl_module).step % self.every_steps == 0:
             self.save_last(trainer)
@@ -67,8 +69,12 @@ class KeepCheckpoints(Checkpoint):
         ranked = sorted([*self.best, entry], key=lambda e: e["value"], reverse=self.mode == "max")
         dropped, self.best = ranked[self.save_top_k :], ranked[: self.save_top_k]
         self.save_last(trainer)
-        if not trainer.is_global_zero:
-            return
+        if trainer.is_global_zero:
+            self._keep_best(entry, dropped)
+        # No rank may go on to read what the first is still renaming.
+        trainer.strategy.barrier("KeepCheckpoints")
+
+    def _keep_best(self, entry: dict[str, Any], dropped: list[dict[str, Any]]) -> None:
         if entry in self.best:
             _duplicate(self.folder / LAST, self.folder / entry["file"])
         write_index(self.folder, self.best)
@@ -126,7 +132,9 @@ class BatchEMA(EMAWeightAveraging):
 class LearningRateMonitor(Callback):
     """Logs the learning rate of every optimizer as ``lr/<network>``."""
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         """Log on the steps on which losses are logged."""
         module = cast(AbstractLightning, pl_module)
         if module.step % module.config.training.log_every_steps:
@@ -168,7 +176,9 @@ class SampleImages(Callback):
 class StopAtEnd(Callback):
     """Asks for a last validation when the last step is not a multiple of ``validate_every_steps``."""
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         """Lightning validates before it stops on request."""
         module = cast(AbstractLightning, pl_module)
         if module.step >= module.config.training.max_steps:
@@ -195,7 +205,9 @@ class StopOnSignal(Callback):
         for signum in SIGNALS:
             self._before[signum] = signal.signal(signum, self._note)
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         """Save and stop when a signal came in on any rank; raises InterruptedTrainingError."""
         module = cast(AbstractLightning, pl_module)
         if trainer.world_size > 1 and module.step % module.config.training.log_every_steps:

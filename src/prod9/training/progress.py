@@ -4,6 +4,7 @@ import time
 from typing import Any, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -19,7 +20,12 @@ from prod9.training.lightning.base import AbstractLightning
 PLAIN_INTERVAL_S = 30.0
 """Seconds between lines in a log file."""
 
-_SHOWN = ("train/total", "val/psnr_brain", "val/loss", "val/combined_metric")
+_SHOWN = {
+    "train/total": "loss",
+    "val/psnr_brain": "PSNR (val, dB)",
+    "val/loss": "loss (val)",
+    "val/accuracy": "accuracy (val)",
+}
 
 
 class RunProgress(Callback):
@@ -59,7 +65,9 @@ class RunProgress(Callback):
             )
             self._bar.start()
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         """Move on by one step."""
         if not trainer.is_global_zero:
             return
@@ -76,12 +84,8 @@ class RunProgress(Callback):
             self._print(module)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Show what was measured."""
-        if (
-            not trainer.is_global_zero
-            or trainer.sanity_checking
-            or (not trainer.training and self._bar is None)
-        ):
+        """Take over what was measured; without a bar, print it."""
+        if not trainer.is_global_zero or trainer.state.fn != TrainerFn.FITTING:
             return
         self.values |= {name: float(value) for name, value in trainer.callback_metrics.items()}
         if self._bar is None:
@@ -99,8 +103,9 @@ class RunProgress(Callback):
         return (module.step - self._first_step) / max(time.monotonic() - self._started, 1e-6)
 
     def _text(self) -> str:
-        shown = [name for name in _SHOWN if name in self.values]
-        return "  ".join(f"{name.split('/')[-1]} {self.values[name]:.4g}" for name in shown)
+        return "  ".join(
+            f"{text} {self.values[name]:.4g}" for name, text in _SHOWN.items() if name in self.values
+        )
 
     def _print(self, module: AbstractLightning) -> None:
         self._printed = time.monotonic()

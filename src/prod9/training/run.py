@@ -22,6 +22,7 @@ from lightning.pytorch.strategies import DDPStrategy, Strategy
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from rich.console import Console
 
+from prod9.autoencoder.autoencoder_fsq import AutoencoderFSQ
 from prod9.errors import ConfigError, MissingDependencyError
 from prod9.training.brats_data import BraTSDataModule
 from prod9.training.brats_label_conditional_data import BraTSLabelConditionalDataModule
@@ -120,7 +121,7 @@ def test(
     return _evaluate(config, checkpoint, device, "test")
 
 
-def build_module(config: RunConfig, upstream: Loaded | None = None) -> AbstractLightning:
+def build_module(config: RunConfig, upstream: Loaded[AutoencoderFSQ] | None = None) -> AbstractLightning:
     """Return the adapter of ``config`` with the first weights of its seed.
 
     upstream: the autoencoder of stage 2, if it is already loaded.
@@ -134,7 +135,7 @@ def build_module(config: RunConfig, upstream: Loaded | None = None) -> AbstractL
 
 
 def build_data_module(
-    config: RunConfig, upstream: Loaded | None = None, *, device: torch.device | str = "cpu"
+    config: RunConfig, upstream: Loaded[AutoencoderFSQ] | None = None, *, device: torch.device | str = "cpu"
 ) -> AbstractDataModule:
     """Return the data module of ``config``; stage 2 encodes each volume once, with ``upstream``."""
     if isinstance(config, AutoencoderConfig):

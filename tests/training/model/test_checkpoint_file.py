@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from prod9.errors import CheckpointError
+from prod9.errors import CheckpointError, DataError
 from prod9.training.model import checkpoint_file
 from prod9.training.model.checkpoint_file import (
     read_checkpoint,
@@ -113,7 +113,7 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(checkpoint_file.torch, "save", fill_the_disk)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(DataError, match="No space left"):
         write_checkpoint(CONTENT | {"step": 4}, path, keep_previous=True)
     assert read_checkpoint(path)[0]["step"] == 3
     assert sorted(file.name for file in tmp_path.iterdir()) == ["last.ckpt", "last.ckpt.sha256"]

@@ -10,10 +10,8 @@ from prod9.training.lightning.gan import AbstractGANLightning
 from prod9.training.model.model_factory import ModelFactory
 
 
-class AutoencoderLightning(AbstractGANLightning):
+class AutoencoderLightning(AbstractGANLightning[AutoencoderFSQ]):
     """Final adapter of ``stage: autoencoder``. ConfigError when a perceptual network has no weights."""
-
-    autoencoder: AutoencoderFSQ
 
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__(config)

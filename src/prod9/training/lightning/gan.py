@@ -1,14 +1,19 @@
 """AbstractGANLightning: an autoencoder against a discriminator, two optimizers, stepped by hand."""
 
+from typing import Generic, TypeVar, cast
+
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from prod9.training.algorithms.autoencoder_trainer import AutoencoderTrainer
 from prod9.training.config_schema import AutoencoderConfig
 from prod9.training.lightning.base import AbstractLightning, Batch, Panel, compile_network
 
+A = TypeVar("A", bound=nn.Module)
 
-class AbstractGANLightning(AbstractLightning):
+
+class AbstractGANLightning(AbstractLightning, Generic[A]):
     """Stage 1. A final class builds ``autoencoder``, ``discriminator`` (None without one) and ``algorithm``.
 
     The discriminator's optimizer exists from the start: a checkpoint from before its first step can be
@@ -16,7 +21,7 @@ class AbstractGANLightning(AbstractLightning):
     """
 
     monitor = ("val/combined_metric", "max")
-    autoencoder: nn.Module
+    autoencoder: A
     discriminator: nn.Module | None
     algorithm: AutoencoderTrainer
     config: AutoencoderConfig
@@ -35,7 +40,7 @@ class AbstractGANLightning(AbstractLightning):
 
     def networks(self) -> dict[str, nn.Module]:
         """Return the autoencoder and, where there is one, the discriminator."""
-        networks = {"autoencoder": self.autoencoder}
+        networks: dict[str, nn.Module] = {"autoencoder": self.autoencoder}
         return networks if self.discriminator is None else {**networks, "discriminator": self.discriminator}
 
     def peak_rates(self) -> list[float]:
@@ -59,7 +64,7 @@ class AbstractGANLightning(AbstractLightning):
             critic = self.algorithm.update_discriminator(
                 x,
                 output.reconstruction,
-                optimizers[1],
+                cast(Optimizer, optimizers[1]),
                 step=self.step,
                 backward=self.manual_backward,
                 clip=self.clip_or_raise,

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from prod9.autoencoder.autoencoder_fsq import AutoencoderFSQ
 from prod9.autoencoder.inference import AutoencoderInferenceWrapper
 from prod9.errors import ConfigError
 from prod9.generator.condition import MaskGiTCondition
@@ -25,7 +26,7 @@ class AbstractGenerativeLightning(AbstractLightning):
     monitor = ("val/loss", "min")
     config: TransformerConfig
 
-    def __init__(self, config: TransformerConfig, upstream: Loaded | None = None) -> None:
+    def __init__(self, config: TransformerConfig, upstream: Loaded[AutoencoderFSQ] | None = None) -> None:
         super().__init__(config)
         upstream = upstream or load_upstream(config)
         self._upstream = Unregistered(upstream)
@@ -143,7 +144,7 @@ class AbstractGenerativeLightning(AbstractLightning):
         return self.wrapper.decode(codes)[0, 0].float().clamp(0, 1).cpu().numpy()
 
 
-def load_upstream(config: TransformerConfig) -> Loaded:
+def load_upstream(config: TransformerConfig) -> Loaded[AutoencoderFSQ]:
     """Load the autoencoder of ``inputs.autoencoder``; raises ConfigError when the key is not set."""
     if config.inputs.autoencoder is None:
         raise ConfigError(

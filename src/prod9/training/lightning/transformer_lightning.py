@@ -29,5 +29,9 @@ class TransformerLightning(AbstractGenerativeLightning):
 
 
 def _first(condition: MaskGiTCondition, count: int) -> MaskGiTCondition:
-    kept = {name: None if value is None else value[:count] for name, value in vars(condition).items()}
-    return MaskGiTCondition(**kept)
+    source, label = condition.source_latent, condition.source_label
+    return MaskGiTCondition(
+        label=condition.label[:count],
+        source_latent=None if source is None else source[:count],
+        source_label=None if label is None else label[:count],
+    )

@@ -6,8 +6,6 @@ Field names of the sections are keyword arguments of the constructors, so most m
 from collections.abc import Sequence
 from typing import Any
 
-from torch import nn
-
 from prod9.autoencoder.autoencoder_fsq import AutoencoderFSQ, FiniteScalarQuantizer
 from prod9.autoencoder.discriminator import Discriminator
 from prod9.autoencoder.factory import build_autoencoder
@@ -117,7 +115,7 @@ class ModelFactory:
 
     @staticmethod
     def create_inference_wrapper(
-        autoencoder: nn.Module, sliding_window: SlidingWindowSection | dict[str, Any]
+        autoencoder: AutoencoderFSQ, sliding_window: SlidingWindowSection | dict[str, Any]
     ) -> AutoencoderInferenceWrapper:
         """Wrap a stage-1 network for volumes of any size; a section read from a header may be a dict."""
         if isinstance(sliding_window, dict):

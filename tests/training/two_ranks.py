@@ -1,0 +1,68 @@
+"""What each of two processes runs in ``test_two_ranks``: both stages, then a report of what it computed.
+
+Usage: python -m tests.training.two_ranks FOLDER (with the variables that torchrun sets).
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from prod9.training import run
+from prod9.training.lightning.base import AbstractLightning
+from tests.training.tiny import MemoryData, autoencoder_config, transformer_config, write_autoencoder
+
+TWO = {"loggers": [], "progress": False, "accelerator": "cpu", "devices": 2, "strategy": "ddp"}
+
+
+def checksum(tensors: list[torch.Tensor]) -> list[float]:
+    """Return two sums that differ whenever any element does, for all practical purposes."""
+    flat = torch.cat([tensor.detach().double().flatten() for tensor in tensors])
+    return [float(flat.sum()), float((flat * torch.arange(1, flat.numel() + 1)).sum())]
+
+
+def main(folder: Path) -> None:
+    """Train both stages and write ``rank-<n>.json``."""
+    torch.set_num_threads(1)
+    report: dict[str, Any] = {"gradients": [], "inputs": []}
+    step_with, optimise = AbstractLightning.clip_or_raise, AbstractLightning.training_step
+
+    def note_gradients(self: AbstractLightning, optimizer: Any, loss: Any = None) -> None:
+        step_with(self, optimizer, loss)
+        grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        report["gradients"].append(checksum(grads))
+
+    def note_inputs(self: AbstractLightning, batch: Any, batch_idx: int) -> None:
+        report["inputs"].append(list(batch["case_id"]))
+        optimise(self, batch, batch_idx)
+
+    AbstractLightning.clip_or_raise = note_gradients  # type: ignore[method-assign]
+    AbstractLightning.training_step = note_inputs  # type: ignore[method-assign]
+    # The draws of one rank at one step hold NaN: both must skip it.
+    run.build_data_module = lambda config, *_, **__: MemoryData(config, bad_steps={7})  # type: ignore[assignment]
+
+    upstream = folder / "upstream.ckpt"
+    configs = [
+        autoencoder_config(folder / "data", folder / "stage1", trainer=TWO),
+        transformer_config(folder / "data", folder / "stage2", upstream, trainer=TWO),
+    ]
+    rank = int(os.environ["RANK"])
+    if rank == 0:
+        write_autoencoder(upstream)
+    for config in configs:
+        result = run.train(config)
+        opened = torch.load(Path(config.output_dir) / "checkpoints" / "last.ckpt", weights_only=True)
+        report[config.stage] = {
+            "checkpoint": result.checkpoint.name,
+            "metrics": result.metrics,
+            "skipped": opened["prod9_run"]["skipped_steps"],
+        }
+    (folder / f"rank-{rank}.json").write_text(json.dumps(report))
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
