@@ -22,11 +22,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_config_has_its_shrinks() -> None:
-    assert SHRINKS.keys() == shipped_configs().keys()
+    assert shipped_configs().keys() <= SHRINKS.keys()
 
 
 # Stage 1 comes first: stage 2 finds it where its config says.
-@pytest.mark.parametrize("name", sorted(SHRINKS, key=lambda name: ("stage2" in name, name)))
+@pytest.mark.parametrize("name", sorted(shipped_configs(), key=lambda name: ("stage2" in name, name)))
 def test_one_step(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     monkeypatch.setenv("BRATS_DIR", str(folder / "outputs" / "demo" / "data"))
