@@ -7,6 +7,7 @@ import torch
 
 from prod9.errors import CheckpointError, ConfigError
 from prod9.training.run import train
+from tests.training.tiny import write_autoencoder
 
 
 def assert_same(a, b, name=""):
@@ -107,9 +108,21 @@ def test_an_existing_run_is_refused_without_resume(make_config, memory_data):
         train(config)
 
 
-def test_resume_and_init_from_exclude_each_other(make_config):
+def test_going_on_with_one_run_and_starting_from_another_exclude_each_other(make_config):
     with pytest.raises(ConfigError, match="one of them"):
-        train(make_config("transformer", "run"), resume="auto", init_from="x")
+        train(make_config("transformer", "run"), resume="somewhere", init_from="x")
+
+
+def test_auto_starts_from_the_given_weights_only_where_nothing_was_begun(make_config, memory_data, run_json):
+    first = make_config("transformer", "first", training={"max_steps": 2}, callbacks={"num_samples": 0})
+    train(first)
+    for steps in (2, 4):
+        config = make_config(
+            "transformer", "run", training={"max_steps": steps}, callbacks={"num_samples": 0}
+        )
+        train(config, resume="auto", init_from=first.output_dir)
+    sessions = run_json(Path(config.output_dir))
+    assert [(s["from_step"], s["init_from"]) for s in sessions] == [(0, first.output_dir), (2, None)]
 
 
 def test_another_architecture_is_refused_naming_the_difference(make_config, memory_data):
@@ -162,3 +175,16 @@ def test_init_from_refuses_another_architecture(make_config, memory_data, tmp_pa
     other = make_config("autoencoder", "second", model={"num_channels": [4, 8]})
     with pytest.raises(CheckpointError, match="same architecture"):
         train(other, init_from=write.output_dir)
+
+
+def test_another_autoencoder_than_before_is_refused(make_config, memory_data, tmp_path):
+    from prod9.training.run import validate
+
+    config = make_config("transformer", "run", training={"max_steps": 2}, callbacks={"num_samples": 0})
+    train(config)
+    write_autoencoder(tmp_path / "upstream.ckpt", seed=9)
+    longer = make_config("transformer", "run")
+    with pytest.raises(CheckpointError, match="tokens mean something else"):
+        train(longer, resume="auto")
+    with pytest.raises(CheckpointError, match="tokens mean something else"):
+        validate(config)

@@ -69,6 +69,26 @@ def test_validate_and_test_need_nothing_that_only_fit_sets_up(stage, make_config
     assert all(name.startswith("test/") for name in run.test(config))
 
 
+def test_scores_of_patients_that_were_trained_on_come_with_a_warning(
+    make_config, memory_data, monkeypatch, caplog
+):
+    from prod9.data.splits import Split
+    from tests.training.tiny import MemoryData
+
+    config = make_config("transformer", "run", callbacks={"num_samples": 0})
+    train(config)
+    validate(config)
+    assert "trained on" not in caplog.text
+    monkeypatch.setattr(
+        MemoryData,
+        "split",
+        property(lambda _: Split(("e",), ("a", "b"), ("f",)), lambda *_: None),
+        raising=False,
+    )
+    validate(config)
+    assert "trained on 2 patients of the val split" in caplog.text
+
+
 @pytest.mark.parametrize("stage", ["autoencoder", "transformer"])
 def test_frozen_metric_and_perceptual_networks_stay_out_of_the_checkpoint(stage, make_config, memory_data):
     config = make_config(stage, "run", callbacks={"num_samples": 0})

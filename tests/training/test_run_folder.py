@@ -47,7 +47,7 @@ def test_sweep_leaves_checkpoints_alone(tmp_path):
     folder = tmp_path / "checkpoints"
     folder.mkdir()
     (folder / "last.ckpt").touch()
-    (folder / ".last.ckpt.tmp").touch()
+    (folder / ".tmp-1a2b-last.ckpt").touch()
     sweep(tmp_path)
     assert [file.name for file in folder.iterdir()] == ["last.ckpt"]
 

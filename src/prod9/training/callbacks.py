@@ -276,7 +276,7 @@ def _duplicate(source: Path, target: Path) -> None:
         os.link(source, target)
     except OSError:
         # Some file systems know no hard links.
-        temporary = target.with_name(f".{target.name}.copy")
+        temporary = target.with_name(f".tmp-{target.name}")
         shutil.copyfile(source, temporary)
         temporary.replace(target)
     digest = sidecar(source).read_text(encoding="ascii").split()[0]

@@ -176,7 +176,9 @@ class TrainerConfig(Section):
         default=1, description="Number of devices, or their ids."
     )
     num_nodes: PositiveInt = Field(default=1, description="Machines.")
-    strategy: Literal["auto", "ddp", "fsdp2"] = Field(default="auto", description="Parallel strategy.")
+    strategy: Literal["auto", "ddp"] = Field(
+        default="auto", description="Parallel strategy; `auto`: `ddp` on several devices."
+    )
     precision: Literal["auto", "32-true", "bf16-mixed"] = Field(
         default="auto", description="`auto`: bf16-mixed on CUDA, 32-true elsewhere."
     )

@@ -8,7 +8,6 @@ import contextlib
 import json
 import logging
 import time
-import warnings
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -17,13 +16,12 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
-from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
-from lightning.pytorch.strategies import DDPStrategy, Strategy
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from rich.console import Console
 
 from prod9.autoencoder.autoencoder_fsq import AutoencoderFSQ
-from prod9.errors import ConfigError, MissingDependencyError
+from prod9.data.splits import Part, Split
+from prod9.errors import CheckpointError, ConfigError
 from prod9.training.brats_data import BraTSDataModule
 from prod9.training.brats_label_conditional_data import BraTSLabelConditionalDataModule
 from prod9.training.callbacks import KeepCheckpoints, build_callbacks
@@ -31,7 +29,6 @@ from prod9.training.config import config_to_dict, dump_config
 from prod9.training.config_schema import AutoencoderConfig, FSQModelConfig, RunConfig, TransformerConfig
 from prod9.training.lightning.autoencoder_lightning import AutoencoderLightning
 from prod9.training.lightning.base import AbstractLightning
-from prod9.training.lightning.checkpoint_io import AtomicCheckpointIO
 from prod9.training.lightning.datamodule import AbstractDataModule
 from prod9.training.lightning.generative import load_upstream
 from prod9.training.lightning.label_conditional_lightning import LabelConditionalTransformerLightning
@@ -48,23 +45,13 @@ from prod9.training.run_folder import (
     write_json,
     write_text,
 )
+from prod9.training.trainer import build_loggers, build_trainer, quiet
 
 log = logging.getLogger("prod9")
 _console = Console(stderr=True)
 
 ADAPTERS = {"label_conditional": LabelConditionalTransformerLightning, "decoder": TransformerLightning}
 DATA_MODULES = {"label_conditional": BraTSLabelConditionalDataModule, "decoder": BraTSDataModule}
-
-_HARMLESS = (
-    # One loader process is the default for small data, and volumes are cached.
-    ".*does not have many workers.*",
-    ".*Checkpoint directory.*exists and is not empty.*",
-    ".*Experiment logs directory.*exists and is not empty.*",
-    ".*The number of training batches.*is smaller than the logging interval.*",
-    ".*It is recommended to use `self.log.*sync_dist=True.*",
-    ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
-    ".*You're using the WeightAveraging callback.*",
-)
 
 
 @dataclass(frozen=True)
@@ -86,14 +73,15 @@ def train(
     """Train until ``training.max_steps`` and return what came of it.
 
     resume: ``auto`` goes on from the last good checkpoint of ``output_dir``, or starts if there is none; a
-    path goes on from that run or file. init_from: start a new run from the weights of another (fine-tuning).
+    path goes on from that run or file. init_from: start a new run from the weights of another (fine-tuning); with
+    ``auto``, where there is nothing to go on from.
     device: ``auto`` leaves it to ``trainer``; else ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
     Raises ConfigError, DataError, CheckpointError or TrainingError; InterruptedTrainingError after a signal,
     having saved.
     """
-    if resume is not None and init_from is not None:
+    if resume not in (None, "auto") and init_from is not None:
         raise ConfigError(
-            "--resume goes on with a run and --init-from starts a new one: expected one of them, got both."
+            "--resume PATH goes on with a run and --init-from starts a new one: expected one of them, got both."
         )
     output_dir = Path(config.output_dir)
     # Under DDP every rank runs this; the folder belongs to the first.
@@ -101,7 +89,7 @@ def train(
         start = _find_start(config, resume)
         if start is not None and start.header["step"] >= config.training.max_steps:
             return _finished(config, start)
-        return _train(config, start, init_from, device)
+        return _train(config, start, init_from if start is None else None, device)
 
 
 def validate(
@@ -152,7 +140,11 @@ def build_data_module(
     section = FSQModelConfig.model_validate(upstream.header["architecture"]["autoencoder"])
     codebook = ModelFactory.create_quantizer(section)
     return DATA_MODULES[config.model.kind](
-        config, encode=encode, indices_to_codes=codebook.indices_to_codes, encoder_hash=upstream.sha256
+        config,
+        encode=encode,
+        indices_to_codes=codebook.indices_to_codes,
+        encoder_hash=upstream.sha256,
+        upstream_split=Split.from_dict(upstream.header["split"]),
     )
 
 
@@ -162,6 +154,8 @@ def build_data_module(
 def _train(config: RunConfig, start: Opened | None, init_from: str | Path | None, device: str) -> RunResult:
     began, output_dir = time.monotonic(), Path(config.output_dir)
     upstream = load_upstream(config) if isinstance(config, TransformerConfig) else None
+    if start is not None:
+        _require_upstream(start, upstream)
     module = build_module(config, upstream)
     if init_from is not None:
         initialise(module, init_from)
@@ -170,10 +164,10 @@ def _train(config: RunConfig, start: Opened | None, init_from: str | Path | None
         write_text(output_dir / "config.yaml", dump_config(config))
     step = start.header["step"] if start else 0
     callbacks = build_callbacks(config, module, say=_say)
-    trainer = _build_trainer(config, device, callbacks, _loggers(config, step))
+    trainer = build_trainer(config, device, callbacks, build_loggers(config, step))
     data = build_data_module(config, upstream, device=trainer.strategy.root_device)
     data.set_start_step(step)
-    with _quiet(), _session(config, trainer, module, began, start, init_from):
+    with quiet(), _session(config, trainer, module, began, start, init_from):
         trainer.fit(module, datamodule=data, ckpt_path=str(start.path) if start else None)
     keeper = next(callback for callback in callbacks if isinstance(callback, KeepCheckpoints))
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if "/" in name}
@@ -181,6 +175,17 @@ def _train(config: RunConfig, start: Opened | None, init_from: str | Path | None
         content = {"step": module.step, "metrics": metrics, "monitor": keeper.monitor, "best": keeper.best}
         write_json(output_dir / "metrics.json", content)
     return RunResult(CheckpointManager.resolve(output_dir), metrics, module.step)
+
+
+def _require_upstream(opened: Opened, upstream: Loaded[AutoencoderFSQ] | None) -> None:
+    """Refuse to read tokens of one autoencoder with a decoder that learnt those of another."""
+    recorded = opened.header["inputs"].get("autoencoder")
+    if upstream is not None and recorded is not None and recorded["sha256"] != upstream.sha256:
+        raise CheckpointError(
+            f"inputs.autoencoder: expected the autoencoder that {opened.path} was trained on (SHA-256 "
+            f"{recorded['sha256'][:12]}…), got {upstream.path} ({upstream.sha256[:12]}…); its tokens mean something "
+            "else. Name the right file, or start stage 2 anew."
+        )
 
 
 def initialise(module: AbstractLightning, path: str | Path) -> None:
@@ -279,136 +284,30 @@ def _session(
 def _evaluate(config: RunConfig, checkpoint: str | Path | None, device: str, what: str) -> dict[str, float]:
     opened = CheckpointManager.open(checkpoint or config.output_dir, stage=config.stage)
     upstream = load_upstream(config) if isinstance(config, TransformerConfig) else None
+    _require_upstream(opened, upstream)
     module = build_module(config, upstream)
     name, network = next(iter(module.networks().items()))
     prefix = f"{name}."
     state = {k.removeprefix(prefix): v for k, v in opened.state_dict.items() if k.startswith(prefix)}
     load_strictly(network, state, opened.path)
     module.step = opened.header["step"]
-    trainer = _build_trainer(config, device, [], [])
+    trainer = build_trainer(config, device, [], [])
     data = build_data_module(config, upstream, device=trainer.strategy.root_device)
     run = {"validate": trainer.validate, "test": trainer.test}[what]
-    with _quiet():
+    _warn_of_leak(opened, data.split, "val" if what == "validate" else "test")
+    with quiet():
         (metrics,) = run(module, datamodule=data, verbose=False)
     return {name: float(value) for name, value in metrics.items() if "/" in name}
 
 
-# -- the Trainer ------------------------------------------------------------------------------------
-
-
-def _build_trainer(config: RunConfig, device: str, callbacks: list[Any], loggers: list[Logger]) -> Trainer:
-    accelerator, devices = _hardware(config, device)
-    with _quiet():
-        return _trainer(config, accelerator, devices, callbacks, loggers)
-
-
-def _trainer(
-    config: RunConfig, accelerator: str, devices: Any, callbacks: list[Any], loggers: list[Logger]
-) -> Trainer:
-    return Trainer(
-        accelerator=accelerator,
-        devices=devices,
-        num_nodes=config.trainer.num_nodes,
-        strategy=_strategy(config, accelerator, devices),
-        precision=_precision(config, accelerator),
-        plugins=[AtomicCheckpointIO()],
-        max_epochs=1,
-        # None: count batches over the whole run, whatever the step it starts from.
-        check_val_every_n_epoch=None,
-        val_check_interval=config.training.validate_every_steps,
-        num_sanity_val_steps=0,
-        log_every_n_steps=1,
-        callbacks=callbacks,
-        logger=loggers or False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        enable_checkpointing=any(isinstance(callback, KeepCheckpoints) for callback in callbacks),
-        use_distributed_sampler=False,
-        # Tables that a decoder caches during validation must be usable in training.
-        inference_mode=False,
-        default_root_dir=config.output_dir,
-    )
-
-
-def _hardware(config: RunConfig, device: str) -> tuple[str, Any]:
-    kind, _, index = device.partition(":")
-    names = {"auto": config.trainer.accelerator, "cpu": "cpu", "cuda": "gpu", "mps": "mps"}
-    if kind not in names or (index and (kind != "cuda" or not index.isdigit())):
-        raise ConfigError(
-            f"--device: expected auto, cpu, cuda, cuda:N or mps, got {device!r}; choose one of them."
-        )
-    accelerator = names[kind]
-    if accelerator == "auto":
-        accelerator = (
-            "gpu" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-        )
-    count = torch.cuda.device_count() if accelerator == "gpu" else 1
-    if accelerator == "gpu" and (count == 0 or int(index or 0) >= count):
-        raise ConfigError(
-            f"--device: expected one of {count} CUDA devices, got {device!r}; use --device cpu."
-        )
-    if accelerator == "mps" and not torch.backends.mps.is_available():
-        raise ConfigError(f"--device: expected a Mac with MPS, got {device!r} without it; use --device cpu.")
-    devices = [int(index)] if index else config.trainer.devices
-    return accelerator, 1 if devices == "auto" and accelerator == "cpu" else devices
-
-
-def _strategy(config: RunConfig, accelerator: str, devices: Any) -> str | Strategy:
-    count = devices if isinstance(devices, int) else len(devices) if isinstance(devices, list) else None
-    if devices == "auto":
-        count = torch.cuda.device_count()
-    if config.trainer.strategy == "auto" and count == 1 and config.trainer.num_nodes == 1:
-        return "auto"
-    # A step may leave parameters without a gradient: the discriminator before it starts, or the embedding of
-    # "no condition" in a batch where nothing was dropped.
-    return DDPStrategy(
-        find_unused_parameters=True, process_group_backend="nccl" if accelerator == "gpu" else "gloo"
-    )
-
-
-def _precision(config: RunConfig, accelerator: str) -> Any:
-    if config.trainer.precision != "auto":
-        return config.trainer.precision
-    return "bf16-mixed" if accelerator == "gpu" else "32-true"
-
-
-def _loggers(config: RunConfig, step: int) -> list[Logger]:
-    # A session has its own folder: the CSV logger would empty that of the session before.
-    root, session = Path(config.output_dir) / "logs", f"from-step-{step:06d}"
-    return [_logger(name, root, session, config) for name in config.trainer.loggers]
-
-
-def _logger(name: str, root: Path, session: str, config: RunConfig) -> Logger:
-    if name == "csv":
-        return CSVLogger(root, name="csv", version=session)
-    if name == "tensorboard":
-        return TensorBoardLogger(root, name="tensorboard", version=session)
-    from lightning.pytorch.loggers import MLFlowLogger, WandbLogger
-
-    try:
-        if name == "wandb":
-            return WandbLogger(save_dir=root, name=Path(config.output_dir).name, offline=True)
-        return MLFlowLogger(experiment_name=config.stage, tracking_uri=f"file:{root / 'mlflow'}")
-    except ModuleNotFoundError as error:
-        raise MissingDependencyError(
-            f"trainer.loggers: expected the package {name}, got none installed; run `pip install {name}`, or "
-            "remove it from the list."
-        ) from error
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence Lightning's advice, which does not apply here; its errors stay."""
-    lightning = logging.getLogger("lightning.pytorch")
-    level = lightning.level
-    lightning.setLevel(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            for message in _HARMLESS:
-                warnings.filterwarnings("ignore", message)
-            yield
-    finally:
-        lightning.setLevel(level)
+def _warn_of_leak(opened: Opened, split: Split, part: Part) -> None:
+    # A warning only: simulated cohorts and other collections reuse patient ids.
+    trained = sorted(set(getattr(split, part)) & set(opened.header["split"]["train"]))
+    if trained:
+        log.warning(
+            "%s was trained on %d patients of the %s split (%s …): the scores flatter it, unless the ids belong to "
+            "other people.", opened.path, len(trained), part, ", ".join(trained[:3]),
+        )  # fmt: skip
 
 
 def _is_first_rank() -> bool:

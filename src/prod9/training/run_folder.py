@@ -52,9 +52,9 @@ def locked(output_dir: Path) -> Iterator[None]:
 
 
 def sweep(output_dir: Path) -> None:
-    """Delete what a killed run left half-written among its checkpoints; call with the lock held."""
-    for orphan in (output_dir / "checkpoints").glob(".*"):
-        if orphan.is_file():
+    """Delete what a killed run left half-written; call with the lock held."""
+    for folder in (output_dir, output_dir / "checkpoints", output_dir / "samples"):
+        for orphan in folder.glob(".tmp-*"):
             orphan.unlink()
 
 

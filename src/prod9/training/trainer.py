@@ -1,0 +1,146 @@
+"""The Lightning Trainer of a configuration: hardware, precision, parallel strategy, loggers."""
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.strategies import DDPStrategy, Strategy
+
+from prod9.errors import ConfigError, MissingDependencyError
+from prod9.training.callbacks import KeepCheckpoints
+from prod9.training.config_schema import RunConfig
+from prod9.training.lightning.checkpoint_io import AtomicCheckpointIO
+
+_HARMLESS = (
+    # One loader process is the default for small data, and volumes are cached.
+    ".*does not have many workers.*",
+    ".*Checkpoint directory.*exists and is not empty.*",
+    ".*Experiment logs directory.*exists and is not empty.*",
+    ".*The number of training batches.*is smaller than the logging interval.*",
+    ".*It is recommended to use `self.log.*sync_dist=True.*",
+    ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
+    ".*You're using the WeightAveraging callback.*",
+)
+
+
+def build_trainer(config: RunConfig, device: str, callbacks: list[Any], loggers: list[Logger]) -> Trainer:
+    """Return the Trainer of a run of one epoch; ``device`` as for ``training.run.train``."""
+    accelerator, devices = _hardware(config, device)
+    with quiet():
+        return _trainer(config, accelerator, devices, callbacks, loggers)
+
+
+def _trainer(
+    config: RunConfig, accelerator: str, devices: Any, callbacks: list[Any], loggers: list[Logger]
+) -> Trainer:
+    return Trainer(
+        accelerator=accelerator,
+        devices=devices,
+        num_nodes=config.trainer.num_nodes,
+        strategy=_strategy(config, accelerator, devices),
+        precision=_precision(config, accelerator),
+        plugins=[AtomicCheckpointIO()],
+        max_epochs=1,
+        # None: count batches over the whole run, whatever the step it starts from.
+        check_val_every_n_epoch=None,
+        val_check_interval=config.training.validate_every_steps,
+        num_sanity_val_steps=0,
+        log_every_n_steps=1,
+        callbacks=callbacks,
+        logger=loggers or False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=any(isinstance(callback, KeepCheckpoints) for callback in callbacks),
+        use_distributed_sampler=False,
+        # Tables that a decoder caches during validation must be usable in training.
+        inference_mode=False,
+        default_root_dir=config.output_dir,
+    )
+
+
+def _hardware(config: RunConfig, device: str) -> tuple[str, Any]:
+    kind, _, index = device.partition(":")
+    names = {"auto": config.trainer.accelerator, "cpu": "cpu", "cuda": "gpu", "mps": "mps"}
+    if kind not in names or (index and (kind != "cuda" or not index.isdigit())):
+        raise ConfigError(
+            f"--device: expected auto, cpu, cuda, cuda:N or mps, got {device!r}; choose one of them."
+        )
+    accelerator = names[kind]
+    if accelerator == "auto":
+        accelerator = (
+            "gpu" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        )
+    count = torch.cuda.device_count() if accelerator == "gpu" else 1
+    if accelerator == "gpu" and (count == 0 or int(index or 0) >= count):
+        raise ConfigError(
+            f"--device: expected one of {count} CUDA devices, got {device!r}; use --device cpu."
+        )
+    if accelerator == "mps" and not torch.backends.mps.is_available():
+        raise ConfigError(f"--device: expected a Mac with MPS, got {device!r} without it; use --device cpu.")
+    devices = [int(index)] if index else config.trainer.devices
+    return accelerator, 1 if devices == "auto" and accelerator == "cpu" else devices
+
+
+def _strategy(config: RunConfig, accelerator: str, devices: Any) -> str | Strategy:
+    count = devices if isinstance(devices, int) else len(devices) if isinstance(devices, list) else None
+    if devices == "auto":
+        count = torch.cuda.device_count()
+    if config.trainer.strategy == "auto" and count == 1 and config.trainer.num_nodes == 1:
+        return "auto"
+    # A step may leave parameters without a gradient: the discriminator before it starts, or the embedding of
+    # "no condition" in a batch where nothing was dropped.
+    return DDPStrategy(
+        find_unused_parameters=True, process_group_backend="nccl" if accelerator == "gpu" else "gloo"
+    )
+
+
+def _precision(config: RunConfig, accelerator: str) -> Any:
+    if config.trainer.precision != "auto":
+        return config.trainer.precision
+    return "bf16-mixed" if accelerator == "gpu" else "32-true"
+
+
+def build_loggers(config: RunConfig, step: int) -> list[Logger]:
+    """Return the configured loggers of a session that starts at ``step``."""
+    # A session has its own folder: the CSV logger would empty that of the session before.
+    root, session = Path(config.output_dir) / "logs", f"from-step-{step:06d}"
+    return [_logger(name, root, session, config) for name in config.trainer.loggers]
+
+
+def _logger(name: str, root: Path, session: str, config: RunConfig) -> Logger:
+    if name == "csv":
+        return CSVLogger(root, name="csv", version=session)
+    if name == "tensorboard":
+        return TensorBoardLogger(root, name="tensorboard", version=session)
+    from lightning.pytorch.loggers import MLFlowLogger, WandbLogger
+
+    try:
+        if name == "wandb":
+            return WandbLogger(save_dir=root, name=Path(config.output_dir).name, offline=True)
+        return MLFlowLogger(experiment_name=config.stage, tracking_uri=f"file:{root / 'mlflow'}")
+    except ModuleNotFoundError as error:
+        raise MissingDependencyError(
+            f"trainer.loggers: expected the package {name}, got none installed; run `pip install {name}`, or "
+            "remove it from the list."
+        ) from error
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Silence Lightning's advice, which does not apply here; its errors stay."""
+    lightning = logging.getLogger("lightning.pytorch")
+    level = lightning.level
+    lightning.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            for message in _HARMLESS:
+                warnings.filterwarnings("ignore", message)
+            yield
+    finally:
+        lightning.setLevel(level)
