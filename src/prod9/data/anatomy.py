@@ -17,7 +17,7 @@ FIELD_OF_VIEW = (192.0, 240.0, 192.0)
 """Extent of a scan along left-right, back-front and down-up: room for every head that is drawn."""
 CENTRE = (0.0, -18.0, 5.0)
 """MNI coordinates of the middle of the scan: about the centre of the brain."""
-_DEFORMATION = ((70.0, 3.2), (32.0, 1.7), (18.0, 0.6))
+_DEFORMATION = ((70.0, 2.4), (32.0, 1.1), (18.0, 0.4))
 """Wavelength and standard deviation of the displacement in mm: lobes, gyri, their folds."""
 
 

@@ -33,8 +33,8 @@ class DemoPlan:
 
     output_dir: Path
     variant: Variant
-    num_patients: int = 72
-    spacing_mm: float = 3.0
+    num_patients: int = 96
+    spacing_mm: float = 3.75
     volumes_per_modality: int = 16
     seed: int = 0
     budget: float = 1.0
@@ -71,9 +71,7 @@ class DemoPlan:
         folder = self.config_folder if self.variant == "from_scratch" else f"{self.config_folder}/starter"
         config = load_config(f"{folder}/{stage}", overrides=[*base, *extra])
         steps = max(1, round(config.training.max_steps * self.budget))
-        return load_config(
-            f"{folder}/{stage}", overrides=[*base, *extra, ("training.max_steps", steps)]
-        )
+        return load_config(f"{folder}/{stage}", overrides=[*base, *extra, ("training.max_steps", steps)])
 
 
 def make_plan(
@@ -95,7 +93,9 @@ def make_plan(
     variant: Variant = "from_scratch" if from_scratch or not STARTER.is_dir() else "starter"
     plan = DemoPlan(output_dir=output_dir, variant=variant, seed=seed)
     if quick:
-        plan = replace(plan, num_patients=14, spacing_mm=6.0, volumes_per_modality=2, config_folder="demo/quick")
+        plan = replace(
+            plan, num_patients=14, spacing_mm=6.0, volumes_per_modality=2, config_folder="demo/quick"
+        )
     if budget_minutes is not None:
         factor = budget_minutes / NOMINAL_MINUTES
         plan = replace(plan, budget=factor, num_patients=round(plan.num_patients * max(1.0, factor)))

@@ -123,7 +123,9 @@ def score_stage2(
     )
     return {
         "modality_accuracy": classifier.accuracy(generated, labels),
-        "classifier_accuracy_reconstructions": classifier.accuracy(recon["test"].volumes, recon["test"].labels),
+        "classifier_accuracy_reconstructions": classifier.accuracy(
+            recon["test"].volumes, recon["test"].labels
+        ),
         "diversity_ratio": diversity_ratio(
             generated,
             sets["test"].volumes,

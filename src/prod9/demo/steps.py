@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from prod9.autoencoder.autoencoder_fsq import AutoencoderFSQ
@@ -89,7 +88,9 @@ def _train(config: Any, plan: DemoPlan, stage: str, report: Reporter, device: st
     return output_dir
 
 
-def _generate(plan: DemoPlan, stage2_dir: Path, report: Reporter, device: str) -> tuple[torch.Tensor, torch.Tensor]:
+def _generate(
+    plan: DemoPlan, stage2_dir: Path, report: Reporter, device: str
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Generate what is not there yet; return all volumes ``[N 1 H W D]`` and their labels."""
     pipeline = MaskGiTPipeline.from_checkpoint(stage2_dir, device=_torch_device(device))
     names = pipeline.label_names()
