@@ -117,7 +117,10 @@ class ModelFactory:
     def create_inference_wrapper(
         autoencoder: AutoencoderFSQ, sliding_window: SlidingWindowSection | dict[str, Any]
     ) -> AutoencoderInferenceWrapper:
-        """Wrap a stage-1 network for volumes of any size; a section read from a header may be a dict."""
+        """Wrap a stage-1 network, in evaluation mode, for volumes of any size.
+
+        A section that was read from a header may be a dict.
+        """
         if isinstance(sliding_window, dict):
             sliding_window = SlidingWindowSection.model_validate(sliding_window)
-        return AutoencoderInferenceWrapper(autoencoder, SlidingWindowConfig(**sliding_window.kwargs()))
+        return AutoencoderInferenceWrapper(autoencoder, SlidingWindowConfig(**sliding_window.kwargs())).eval()

@@ -1,0 +1,54 @@
+from copy import deepcopy
+
+import torch
+from torch import nn
+
+from prod9.training import run
+from prod9.training.lightning.base import Unregistered, _difference, _groups, _mix
+
+
+def test_what_is_unregistered_is_no_submodule_and_shared_by_copies():
+    class Holder(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.frozen = Unregistered(nn.Linear(2, 2))
+
+    holder = Holder()
+    assert not list(holder.parameters())
+    assert deepcopy(holder).frozen.content is holder.frozen.content
+
+
+def test_neighbouring_steps_and_ranks_draw_unrelated_numbers():
+    seeds = {_mix(seed, step, rank) for seed in range(5) for step in range(50) for rank in range(4)}
+    assert len(seeds) == 1000
+    assert _mix(0, 1, 2) == _mix(0, 1, 2)
+    assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+def test_biases_and_norms_are_not_decayed():
+    decayed, kept = _groups(nn.Sequential(nn.Linear(3, 2), nn.LayerNorm(2)), 0.1)
+    assert [p.ndim for p in decayed["params"]] == [2]
+    assert [p.ndim for p in kept["params"]] == [1, 1, 1]
+    assert (decayed["weight_decay"], kept["weight_decay"]) == (0.1, 0.0)
+
+
+def test_frozen_parameters_get_no_optimizer_state():
+    network = nn.Linear(3, 2).requires_grad_(False)
+    assert not any(group["params"] for group in _groups(network, 0.1))
+
+
+def test_a_difference_names_the_keys():
+    assert _difference({"a": {"x": 1, "y": 2}}, {"a": {"x": 1, "y": 3}}) == "a.y: 2 there, 3 here"
+
+
+def test_the_same_seed_gives_the_same_first_weights_and_leaves_the_global_generator_alone(make_config):
+    config = make_config("transformer", "run")
+    torch.manual_seed(1)
+    expected = torch.rand(3)
+    torch.manual_seed(1)
+    first = run.build_module(config).state_dict()
+    assert torch.equal(torch.rand(3), expected)
+    second = run.build_module(config).state_dict()
+    other = run.build_module(make_config("transformer", "run", seed=1)).state_dict()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert not all(torch.equal(first[name], other[name]) for name in first)
