@@ -7,6 +7,7 @@ AutoencoderKlMaisi with its parameter names.
 
 import warnings
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from math import prod
 
 import torch
@@ -15,8 +16,8 @@ from monai.apps.generation.maisi.networks.autoencoderkl_maisi import Autoencoder
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from prod9.autoencoder.fsq_function import FSQConstants, StraightThrough
-from prod9.autoencoder.native_ops import use_native_ops
+from prod9.autoencoder.fsq_function import FSQConstants, Radix, StraightThrough
+from prod9.autoencoder.native_ops import bfloat16_pays, use_native_ops
 from prod9.types import AutoencoderOutput, Latent, TokenGrid, Volume, VolumeOut
 
 EPSILON = 1e-3
@@ -44,18 +45,19 @@ class FiniteScalarQuantizer(nn.Module):
         self.symmetric = symmetric
         self.num_levels = tuple(levels)
         self.vocab_size = prod(levels)
-        self.strides = tuple(prod(levels[:i]) for i in range(len(levels)))
+        strides = tuple(prod(levels[:i]) for i in range(len(levels)))
         self.register_buffer("levels", torch.tensor(self.num_levels))
-        self.register_buffer("basis", torch.tensor(self.strides))
+        self.register_buffer("basis", torch.tensor(strides))
         for name, value in _constants(self.num_levels, symmetric)._asdict().items():
             self.register_buffer(f"_{name}", value, persistent=False)
         # The digit of a code of 0: half-integer for even symmetric levels.
-        self._zeros = tuple((n - 1) / 2 if symmetric else float(n // 2) for n in levels)
+        zeros = tuple((n - 1) / 2 if symmetric else float(n // 2) for n in levels)
+        self._radix = Radix(strides, zeros, self.vocab_size)
 
     def forward(self, z: Latent) -> tuple[Latent, TokenGrid]:
         """Return codes with straight-through gradient, in the dtype of ``z``, and their indices."""
-        codes, level = self._quantize(z)
-        return codes.to(z.dtype), self._pack(level)
+        codes, tokens = self._quantize(z)
+        return codes.to(z.dtype), tokens
 
     def quantize(self, z: Latent) -> Latent:
         """Return the code nearest to each bounded value, with the gradient of the bounded value."""
@@ -66,16 +68,16 @@ class FiniteScalarQuantizer(nn.Module):
 
         Exact for float16 and, up to 256 levels, for bfloat16 codes.
         """
-        level = codes.detach().float() * self._width
-        if self.symmetric:
-            return self._pack(level.add_(self._centre).round_().sub_(self._centre))
-        return self._pack(level.round_())
+        level = codes.detach().flatten(2).float() * self._width
+        level = level.add_(self._centre).round_().sub_(self._centre)
+        return self._radix.pack(level).long().view(len(codes), *codes.shape[2:])
 
     def indices_to_codes(self, indices: TokenGrid) -> Latent:
         """Return the float32 codes ``[B Z h w d]`` of ``indices``: the exact inverse of codes_to_indices."""
-        digits = self.indices_to_digits(indices).movedim(-1, 1).to(self._width.dtype)
+        digits = self.indices_to_digits(indices.flatten(1)).movedim(-1, 1).to(self._width.dtype)
         zero = self._centre if self.symmetric else self._width
-        return (digits - zero) / self._width
+        codes = ((digits - zero) / self._width).contiguous()
+        return codes.view(len(indices), -1, *indices.shape[1:])
 
     def indices_to_digits(self, indices: Int64[Tensor, "*grid"]) -> Int64[Tensor, "*grid Z"]:
         """Unpack indices into one digit a channel, 0 ≤ digit < level, on a new last axis."""
@@ -91,22 +93,7 @@ class FiniteScalarQuantizer(nn.Module):
         with torch.autocast(z.device.type, enabled=False):
             z = z if z.dtype == torch.float64 else z.float()
             constants = (self._shift, self._scale, self._offset, self._centre, self._width)
-            return StraightThrough.apply(z, self.symmetric, *constants)
-
-    def _pack(self, level: Tensor) -> Tensor:
-        """Return Σ stride · digit: in float32 where that is exact (three times faster), else in int64."""
-        if self.vocab_size > 2**22:
-            digits = [
-                level[:, i].add(zero).long() * s
-                for i, (zero, s) in enumerate(zip(self._zeros, self.strides, strict=True))
-            ]
-            return torch.stack(digits).sum(0)
-        index = level[:, 0] + sum(
-            zero * stride for zero, stride in zip(self._zeros, self.strides, strict=True)
-        )
-        for i in range(1, len(self.strides)):
-            index.add_(level[:, i], alpha=self.strides[i])
-        return index.long()
+            return StraightThrough.apply(z, self.symmetric, tuple(self._radix), *constants)
 
 
 def _check_levels(levels: Sequence[int]) -> None:
@@ -133,7 +120,7 @@ def _constants(levels: Sequence[int], symmetric: bool) -> FSQConstants:
         reach = half * (1 + EPSILON)
         shift = torch.where(count % 2 == 0, 0.5, 0.0)
         values = FSQConstants(torch.atanh(shift / reach), reach, -shift, torch.zeros_like(half), count // 2)
-    return FSQConstants(*(v.float().view(1, -1, 1, 1, 1) for v in values))
+    return FSQConstants(*(v.float().view(1, -1, 1) for v in values))
 
 
 class AutoencoderFSQ(AutoencoderKlMaisi):
@@ -189,6 +176,7 @@ class AutoencoderFSQ(AutoencoderKlMaisi):
         self.downsampling_factor = space_to_depth * 2 ** (len(num_channels) - 1)
         self.norm_float16 = norm_float16
         self.save_mem = save_mem
+        self.native_ops = native_ops
         if native_ops:
             use_native_ops(self)
 
@@ -208,10 +196,11 @@ class AutoencoderFSQ(AutoencoderKlMaisi):
         """Return z before quantisation, float32: the last two convolutions never run in half precision."""
         self._check_input(x)
         *body, last = self.encoder.blocks
-        h = self._run(body, _fold(x, self.space_to_depth))
+        dtype = self.last_layer.dtype
+        with self._precision(x.device.type):
+            h = self._run(body, _fold(x.to(dtype), self.space_to_depth))
         with torch.autocast(x.device.type, enabled=False):
-            h = h.to(self.quant_conv_mu.conv.weight.dtype)
-            return self.quant_conv_mu(last(h)).float()
+            return self.quant_conv_mu(last(h.to(dtype))).float()
 
     def quantize(self, z: Latent) -> Latent:
         """Return codes in [−1, 1] with straight-through gradient."""
@@ -228,7 +217,8 @@ class AutoencoderFSQ(AutoencoderKlMaisi):
 
     def decode(self, codes: Latent) -> VolumeOut:
         """Return the volume of ``codes``, in the dtype of ``codes`` whatever autocast does inside."""
-        h = self._run(self.decoder.blocks, self.post_quant_conv(codes))
+        with self._precision(codes.device.type):
+            h = self._run(self.decoder.blocks, self.post_quant_conv(codes.to(self.last_layer.dtype)))
         return _unfold(h, self.space_to_depth).to(codes.dtype)
 
     def decode_tokens(self, tokens: TokenGrid) -> VolumeOut:
@@ -279,6 +269,12 @@ class AutoencoderFSQ(AutoencoderKlMaisi):
             raise ValueError(
                 "norm_float16 does not run on CPU; set norm_float16 to false, the weights are the same."
             )
+
+    def _precision(self, device_type: str) -> AbstractContextManager[object]:
+        """Leave autocast as the caller set it, or turn it off where it would cost time as well as accuracy."""
+        if self.native_ops and not bfloat16_pays(device_type):
+            return torch.autocast(device_type, enabled=False)
+        return nullcontext()
 
     def _run(self, blocks: Iterable[nn.Module], h: Tensor) -> Tensor:
         for block in blocks:

@@ -5,6 +5,9 @@ copy, and its split convolution fails on many sizes. `use_native_ops` gives such
 weights, state-dict keys, deep copies and pickles stay what they were; both autoencoder families use it.
 """
 
+from functools import cache
+
+import torch
 import torch.nn.functional as F
 from monai.apps.generation.maisi.networks.autoencoderkl_maisi import (
     MaisiConvolution,
@@ -71,6 +74,21 @@ _NATIVE: dict[type[nn.Module], type[nn.Module]] = {
     MaisiResBlock: NativeResBlock,
     MaisiUpsample: NativeUpsample,
 }
+
+
+@cache
+def bfloat16_pays(device_type: str) -> bool:
+    """Return whether convolutions in bfloat16 are faster than in float32 on this machine's devices.
+
+    On x86 they need tile units (AMX) or AMD's AVX512-BF16; on other CPUs oneDNN takes up to twice as long
+    in bfloat16, and running such a network in float32 under autocast is both faster and exacter.
+    """
+    if device_type != "cpu":
+        return True
+    cpu = torch.cpu.get_capabilities()
+    if cpu.get("architecture") != "x86_64":
+        return True
+    return bool(cpu.get("amx_bf16") or (cpu.get("avx512_bf16") and "AMD" in str(cpu.get("cpu_name"))))
 
 
 def use_native_ops(module: nn.Module) -> None:
