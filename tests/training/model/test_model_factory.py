@@ -1,0 +1,95 @@
+import pytest
+import torch
+
+from prod9.errors import ConfigError
+from prod9.training.config_schema import (
+    AutoencoderLossConfig,
+    CombinedMetricConfig,
+    DecoderModelConfig,
+    DiscriminatorConfig,
+    FSQModelConfig,
+    MaskingConfig,
+    SamplerConfig,
+    SlidingWindowSection,
+    TransformerLossConfig,
+)
+from prod9.training.model.model_factory import ModelFactory
+
+FSQ = FSQModelConfig(levels=(5, 6), num_channels=(8, 8), num_res_blocks=(1, 1), norm_num_groups=4)
+
+
+def test_the_same_section_builds_the_same_parameters():
+    first, second = ModelFactory.create_autoencoder(FSQ), ModelFactory.create_autoencoder(FSQ)
+    assert [(n, p.shape) for n, p in first.named_parameters()] == [
+        (n, p.shape) for n, p in second.named_parameters()
+    ]
+    assert first.levels == (5, 6)
+
+
+def test_the_codebook_alone_equals_that_of_the_network():
+    network, codebook = ModelFactory.create_autoencoder(FSQ), ModelFactory.create_quantizer(FSQ)
+    tokens = torch.arange(30).view(1, 30, 1, 1)
+    assert torch.equal(network.indices_to_codes(tokens), codebook.indices_to_codes(tokens))
+
+
+def test_the_loss_takes_every_setting_of_its_section():
+    section = AutoencoderLossConfig.model_validate(
+        {
+            "reconstruction": "l2",
+            "reconstruction_weight": 2.0,
+            "perceptual": {"network": "focal_frequency", "weight": 0.3},
+            "adversarial": {
+                "weight": 0.4, "criterion": "hinge", "start_step": 7, "adaptive": False, "adaptive_max": 9.0,
+                "gradient_penalty": 0.5,
+            },
+            "commitment_weight": 0.6,
+            "range_weight": 0.7,
+        }
+    )  # fmt: skip
+    loss = ModelFactory.create_loss(section)
+    assert vars(loss) | {"perceptual": None} == {
+        "reconstruction": "l2", "reconstruction_weight": 2.0, "perceptual": None, "perceptual_weight": 0.3,
+        "adversarial_weight": 0.4, "criterion": "hinge", "adaptive": False, "adaptive_max": 9.0, "start_step": 7,
+        "gradient_penalty": 0.5, "regularizers": {"commitment": 0.6, "range": 0.7},
+    }  # fmt: skip
+    assert type(loss.perceptual).__name__ == "FocalFrequencyLoss"
+
+
+def test_lpips_is_measured_only_when_it_is_weighed(monkeypatch, tmp_path):
+    monkeypatch.setenv("PROD9_WEIGHTS_DIR", str(tmp_path))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    network = ModelFactory.create_autoencoder(FSQ)
+    build = ModelFactory.create_autoencoder_trainer
+    section = AutoencoderLossConfig.model_validate({"adversarial": {"weight": 0.0}})
+    trainer = build(section, CombinedMetricConfig(), autoencoder=network, discriminator=None)
+    assert trainer.lpips is None
+    with pytest.raises(ConfigError, match="alex"):
+        build(section, CombinedMetricConfig(lpips=1.0), autoencoder=network, discriminator=None)
+
+
+def test_sampler_and_training_share_one_schedule():
+    masking = MaskingConfig(scheduler_type="arccos")
+    sampler = ModelFactory.create_sampler(SamplerConfig(steps=5, order="halton", top_p=0.9), masking)
+    assert (sampler.scheduler.scheduler_type, sampler.steps, sampler.top_p) == ("arccos", 5, 0.9)
+
+
+def test_the_transformer_trainer_takes_every_setting_of_its_section():
+    section = TransformerLossConfig(label_smoothing=0.2, condition_dropout=0.3, background_weight=0.4)
+    model = DecoderModelConfig(embed_dim=16, num_blocks=1, num_heads=2)
+    decoder = ModelFactory.create_transformer(model, levels=(5, 6))
+    trainer = ModelFactory.create_transformer_trainer(
+        section, decoder=decoder, scheduler=ModelFactory.create_scheduler(MaskingConfig())
+    )
+    assert {name: getattr(trainer, name) for name in section.kwargs()} == section.kwargs()
+
+
+def test_windows_can_be_read_from_a_header():
+    network = ModelFactory.create_autoencoder(FSQ)
+    section = SlidingWindowSection(roi_size=(8, 8, 8), strategy="sliding_window")
+    built = ModelFactory.create_inference_wrapper(network, section.model_dump(mode="json"))
+    assert built.config == ModelFactory.create_inference_wrapper(network, section).config
+
+
+def test_the_discriminator_returns_features_and_logits():
+    network = ModelFactory.create_discriminator(DiscriminatorConfig(channels=4, num_layers_d=1))
+    assert network(torch.rand(1, 1, 8, 8, 8))[-1].shape[:2] == (1, 1)
