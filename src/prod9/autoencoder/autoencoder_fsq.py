@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from math import prod
+from typing import Any
 
 import torch
 from jaxtyping import Int64
@@ -38,6 +39,8 @@ class FiniteScalarQuantizer(nn.Module):
 
     levels: Tensor
     basis: Tensor
+    _centre: Tensor
+    _width: Tensor
 
     def __init__(self, levels: Sequence[int], *, symmetric: bool = False) -> None:
         super().__init__()
@@ -131,6 +134,12 @@ class AutoencoderFSQ(AutoencoderKlMaisi):
     of the ``model`` section of a stage-1 configuration and mean what they say there.
     """
 
+    # MONAI's modules carry no types.
+    encoder: Any
+    decoder: Any
+    quant_conv_mu: Any
+    post_quant_conv: Any
+
     def __init__(
         self,
         *,
@@ -192,7 +201,7 @@ class AutoencoderFSQ(AutoencoderKlMaisi):
             fit = tuple(max(factor, -(-side // factor) * factor) for side in sides)
             raise ValueError(f"sides must be multiples of {factor}, got {sides}; pad to {fit}.")
 
-    def encode(self, x: Volume) -> Latent:
+    def encode(self, x: Volume) -> Latent:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Return z before quantisation, float32: the last two convolutions never run in half precision."""
         self._check_input(x)
         *body, last = self.encoder.blocks
@@ -215,7 +224,7 @@ class AutoencoderFSQ(AutoencoderKlMaisi):
         """Return the codes of ``tokens``; the exact inverse of ``embed``."""
         return self.quantizer.indices_to_codes(tokens)
 
-    def decode(self, codes: Latent) -> VolumeOut:
+    def decode(self, codes: Latent) -> VolumeOut:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Return the volume of ``codes``, in the dtype of ``codes`` whatever autocast does inside."""
         with self._precision(codes.device.type):
             h = self._run(self.decoder.blocks, self.post_quant_conv(codes.to(self.last_layer.dtype)))
@@ -225,7 +234,7 @@ class AutoencoderFSQ(AutoencoderKlMaisi):
         """Return the volume of ``tokens``."""
         return self.decode(self.indices_to_codes(tokens))
 
-    def forward(self, x: Volume) -> AutoencoderOutput:
+    def forward(self, x: Volume) -> AutoencoderOutput:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Encode, quantise, decode; deterministic in training and evaluation."""
         z = self.encode(x)
         if not self.training:

@@ -108,7 +108,9 @@ class AutoencoderInferenceWrapper(nn.Module):
             overlap=tuple(_overlap(side, self.config.overlap, unit) for side in roi),
             mode=MODES[self.config.mode],
         )
-        return inferer(values, network)
+        blended = inferer(values, network)
+        assert isinstance(blended, Tensor)  # one output, so the inferer returns no tuple
+        return blended
 
 
 def _overlap(side: int, overlap: float, unit: int) -> float:

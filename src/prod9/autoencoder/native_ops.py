@@ -6,6 +6,7 @@ weights, state-dict keys, deep copies and pickles stay what they were; both auto
 """
 
 from functools import cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -39,6 +40,8 @@ class NativeGroupNorm3D(MaisiGroupNorm3D):
 class NativeConvolution(MaisiConvolution):
     """One convolution, in slabs along ``dim_split`` when ``num_splits`` asks for it: any number, any size."""
 
+    conv: Any
+
     def forward(self, x: Volume) -> VolumeOut:
         """Return the same values whatever the number of slabs."""
         if self.conv.is_transposed:
@@ -50,6 +53,9 @@ class NativeConvolution(MaisiConvolution):
 
 class NativeResBlock(MaisiResBlock):
     """Norm, SiLU, convolution, twice, plus the shortcut; keeps the memory format of its input."""
+
+    norm1: Any
+    norm2: Any
 
     def forward(self, x: Volume) -> VolumeOut:
         """Return a volume of ``out_channels`` channels and unchanged sides."""
