@@ -27,7 +27,7 @@ def test_probabilities_and_features(classifier, held_out):
     probabilities = classifier.probabilities(volumes, batch_size=3)
     torch.testing.assert_close(probabilities.sum(1), torch.ones(len(volumes)))
     assert torch.equal(classifier.predict(volumes), probabilities.argmax(1))
-    assert classifier.features(volumes).shape == (len(volumes), 64)
+    assert classifier.features(volumes).shape == (len(volumes), 28 * 32)
     assert not any(p.requires_grad for p in classifier.parameters())
 
 

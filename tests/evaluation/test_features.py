@@ -54,7 +54,7 @@ def test_names_tell_weights_apart(brains):
     classifier = train_classifier(volumes, labels, num_classes=2, seed=0, steps=1, batch_size=2)
     name = ClassifierFeatures(classifier).name
     assert name == f"classifier-{fingerprint(classifier)}"
-    assert extract(ClassifierFeatures(classifier), volumes[:2]).shape == (2, 64)
+    assert extract(ClassifierFeatures(classifier), volumes[:2]).shape == (2, 28 * 32)
     classifier.head.bias += 1.0
     assert ClassifierFeatures(classifier).name != name
     assert RandomFeatures(seed=3).name == "random-3"

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from prod9.evaluation.lesions import LesionCases, matching_threshold, train_lesion_detector
+from prod9.evaluation.lesions import LesionCases, LesionDetector, matching_threshold, train_lesion_detector
 
 from .conftest import toy_brains
 
@@ -28,6 +28,15 @@ def test_the_threshold_matches_the_share():
     scores = torch.tensor([0.1, 0.9, 0.4, 0.3])
     for positives in range(5):
         assert (scores > matching_threshold(scores, positives)).sum() == positives
+    assert matching_threshold(scores[:0], 0) == 0.0
+
+
+def test_each_modality_has_a_threshold(detector, held_out):
+    volumes, labels, _ = held_out
+    assert detector.thresholds.shape == (2,)
+    scores = detector.scores(volumes, labels)
+    lifted = LesionDetector(detector.segmenter, detector.thresholds + torch.tensor([0.0, 1e3]))
+    assert torch.equal(lifted.has_lesion(volumes, labels), (scores > 0) & (labels == 0))
 
 
 def test_cases_know_who_has_a_lesion(held_out):

@@ -71,7 +71,8 @@ class RandomFeatures:
                 *(conv_block(i, o, stride=2) for i, o in zip((1, *widths), widths, strict=False))
             ),
             seed=seed,
-        ).requires_grad_(False)
+        )
+        self.network.eval().requires_grad_(False)
         self.name = f"random-{seed}"
 
     def __call__(self, x: Volume) -> Features:

@@ -17,6 +17,9 @@ from prod9.evaluation.networks import (
 )
 from prod9.types import Label, Volume
 
+NUM_SUSPICIOUS = 16
+"""Cells that a verdict rests on."""
+
 
 @dataclass(frozen=True)
 class LesionCases:
@@ -33,44 +36,47 @@ class LesionCases:
 
 
 class LesionSegmenter(nn.Module):
-    """A small U-Net at half resolution, told the modality: lesions are dark in one, bright in another."""
+    """Says of each cell of 4³ voxels whether it holds lesion; a coarse answer is enough to find one.
 
-    def __init__(self, *, num_classes: int, width: int = 12) -> None:
+    It is told the modality: lesions are dark in one, bright in another. It sees the mirrored volume beside
+    the volume, since lesions break the symmetry of a brain.
+    """
+
+    def __init__(self, *, num_classes: int) -> None:
         super().__init__()
         self.num_classes = num_classes
-        self.stem = conv_block(2 + num_classes, width, stride=2)
-        self.down = nn.Sequential(conv_block(width, 2 * width, stride=2), conv_block(2 * width, 2 * width))
-        self.bottom = nn.Sequential(
-            conv_block(2 * width, 3 * width, stride=2), conv_block(3 * width, 2 * width)
+        self.cells = nn.Sequential(
+            conv_block(2 + num_classes, 16, stride=2), conv_block(16, 32, stride=2), conv_block(32, 32)
         )
-        self.up = conv_block(4 * width, width)
-        self.head = nn.Sequential(conv_block(2 * width, width), nn.Conv3d(width, 1, 1))
+        self.context = nn.Sequential(conv_block(32, 32, stride=2), conv_block(32, 32))
+        self.head = nn.Sequential(conv_block(64, 32), nn.Conv3d(32, 1, 1))
 
     def forward(self, x: Volume, labels: Label) -> Float[Tensor, "B 1 h w d"]:
-        """Return lesion logits on the grid of the stem, half that of the (coarsened) volume."""
+        """Return lesion logits of each cell of the (coarsened) volume."""
         x = standardise(coarsen(x))
-        # The mirrored volume beside it: lesions break the symmetry of a brain.
         planes = F.one_hot(labels, self.num_classes).to(x.dtype)[:, :, None, None, None]
-        stem = self.stem(torch.cat([x, x.flip(2), planes.expand(-1, -1, *x.shape[2:])], dim=1))
-        down = self.down(stem)
-        h = self.up(torch.cat([down, _resize(self.bottom(down), down)], dim=1))
-        return self.head(torch.cat([stem, _resize(h, stem)], dim=1))
+        cells = self.cells(torch.cat([x, x.flip(2), planes.expand(-1, -1, *x.shape[2:])], dim=1))
+        context = F.interpolate(self.context(cells), size=cells.shape[2:])
+        return self.head(torch.cat([cells, context], dim=1))
 
 
 @dataclass(frozen=True)
 class LesionDetector:
-    """Says of a volume whether it holds a lesion: predicted lesion volume above ``threshold``."""
+    """Says of a volume whether it holds a lesion: whether its score is positive.
+
+    thresholds: ``[K]``, the logit that separates lesions from none in each modality.
+    """
 
     segmenter: LesionSegmenter
-    threshold: float
+    thresholds: Tensor
 
     def scores(self, volumes: Volume, labels: Label) -> Float[Tensor, " B"]:
-        """Return the expected share of lesion voxels, of positions that look more like lesion than not."""
-        return _scores(self.segmenter, volumes, labels)
+        """Return the mean logit of the cells that look most like lesion, above the modality's threshold."""
+        return _scores(self.segmenter, volumes, labels) - self.thresholds[labels]
 
     def has_lesion(self, volumes: Volume, labels: Label) -> Bool[Tensor, " B"]:
         """Return the verdict on each volume."""
-        return self.scores(volumes, labels) > self.threshold
+        return self.scores(volumes, labels) > 0
 
     def share(self, volumes: Volume, labels: Label) -> float:
         """Return the share of volumes found to hold a lesion."""
@@ -93,8 +99,9 @@ def train_lesion_detector(
 ) -> LesionDetector:
     """Train a segmenter on ``training`` and match its verdicts on ``calibration`` to the true share there.
 
-    Both from patients that no score is computed on; train on real volumes and reconstructions mixed.
-    Deterministic in ``seed``.
+    Both from patients that no score is computed on; train on real volumes and reconstructions mixed. The
+    thresholds of modalities relative to each other come from ``training``, which holds enough of each, and
+    one shift of all from ``calibration``. Deterministic in ``seed``.
     """
     segmenter = build_seeded(lambda: LesionSegmenter(num_classes=num_classes), seed=seed)
     generator = torch.Generator().manual_seed(seed)
@@ -103,43 +110,54 @@ def train_lesion_detector(
     for _ in range(steps):
         index = torch.randint(len(training.volumes), (batch_size,), generator=generator)
         x = augment_intensity(training.volumes[index], generator)
-        both = augment_geometry(torch.cat([x, training.lesions[index].to(x.dtype)], dim=1), generator)
-        loss = _segmentation_loss(segmenter(both[:, :1], training.labels[index]), both[:, 1:])
+        # No shift: the mirrored volume lies on the volume only while the midline is central.
+        both = augment_geometry(
+            torch.cat([x, training.lesions[index].to(x.dtype)], dim=1), generator, shift=0
+        )
+        logits = segmenter(both[:, :1], training.labels[index])
+        loss = _cell_loss(logits, both[:, 1:])
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
         schedule.step()
     segmenter.eval().requires_grad_(False)
-    scores = _scores(segmenter, calibration.volumes, calibration.labels)
-    return LesionDetector(segmenter, matching_threshold(scores, int(calibration.has_lesion.sum())))
+    relative = LesionDetector(segmenter, _modality_thresholds(segmenter, training, num_classes))
+    scores = relative.scores(calibration.volumes, calibration.labels)
+    shift = matching_threshold(scores, int(calibration.has_lesion.sum()))
+    return LesionDetector(segmenter, relative.thresholds + shift)
+
+
+def _modality_thresholds(segmenter: LesionSegmenter, cases: LesionCases, num_classes: int) -> Tensor:
+    scores = _scores(segmenter, cases.volumes, cases.labels)
+    of_label = [cases.labels == label for label in range(num_classes)]
+    return torch.tensor(
+        [matching_threshold(scores[own], int(cases.has_lesion[own].sum())) for own in of_label]
+    )
 
 
 def matching_threshold(scores: Float[Tensor, " N"], positives: int) -> float:
-    """Return a threshold that exactly ``positives`` of the scores exceed, ties aside."""
+    """Return a threshold that exactly ``positives`` of the scores exceed, ties aside; 0 for no scores."""
+    if not len(scores):
+        return 0.0
     ordered = scores.sort(descending=True).values
-    if positives == 0:
-        return ordered[0].item()
-    if positives == len(ordered):
-        return -float("inf")
-    return ordered[positives - 1 : positives + 1].mean().item()
+    margin = torch.cat([ordered[:1] + 1.0, ordered, ordered[-1:] - 1.0])  # beyond all, none or every one
+    return margin[positives : positives + 2].mean().item()
 
 
-def _segmentation_loss(logits: Tensor, lesions: Tensor) -> Tensor:
-    """Cross-entropy plus soft Dice over the batch, lesions reduced to the grid of the logits by maximum."""
+def _cell_loss(logits: Tensor, lesions: Tensor) -> Tensor:
+    """Cross-entropy of cells, and of whole volumes by their most suspicious cells."""
     target = F.adaptive_max_pool3d(lesions, logits.shape[2:])
-    p = logits.sigmoid()
-    dice = 1 - (2 * (p * target).sum() + 1) / (p.sum() + target.sum() + 1)
-    return F.binary_cross_entropy_with_logits(logits, target) + dice
+    # Few cells hold lesion: without the weight, "none anywhere" is learnt first and for long.
+    cells = F.binary_cross_entropy_with_logits(logits, target, pos_weight=logits.new_tensor(2.0))
+    volumes = F.binary_cross_entropy_with_logits(_most_suspicious(logits), target.flatten(1).amax(1))
+    return cells + 0.2 * volumes
+
+
+def _most_suspicious(logits: Tensor) -> Tensor:
+    return logits.flatten(1).topk(NUM_SUSPICIOUS, dim=1).values.mean(1)
 
 
 @torch.no_grad()
 def _scores(segmenter: LesionSegmenter, volumes: Volume, labels: Label) -> Tensor:
-    rows = []
-    for x, label in zip(volumes.split(8), labels.split(8), strict=True):
-        p = segmenter(x, label).sigmoid().flatten(1)
-        rows.append((p * (p > 0.5)).mean(1) + 1e-3 * p.amax(1))
-    return torch.cat(rows)
-
-
-def _resize(x: Tensor, like: Tensor) -> Tensor:
-    return F.interpolate(x, size=like.shape[2:], mode="trilinear", align_corners=False)
+    parts = zip(volumes.split(8), labels.split(8), strict=True)
+    return torch.cat([_most_suspicious(segmenter(x, label)) for x, label in parts])
