@@ -1,6 +1,7 @@
 """3D convolutions in slabs: to reach torch's fast kernels, and to save memory without changing the result."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +13,7 @@ _IM2COL_LIMIT = 20480
 
 
 def convolve(conv: nn.Conv3d, x: Tensor) -> Tensor:
-    """Return ``conv(x)``; small CPU volumes go as a batch of their two halves, which is faster.
+    """Return ``conv(x)`` by the fastest kernels there are for its shape.
 
     A pointwise convolution is a matrix product over channels-last rows, which keeps that format.
     """
@@ -20,11 +21,70 @@ def convolve(conv: nn.Conv3d, x: Tensor) -> Tensor:
         return F.linear(x.movedim(1, -1), conv.weight.flatten(1), conv.bias).movedim(-1, 1)
     if not _takes_im2col(conv, x):
         return conv(x)
+    if conv.stride == (1, 1, 1):
+        return _SmallConvolution.apply(x, conv.weight, conv.bias, _sides(conv.padding))
+    return _halves(conv, x)
+
+
+class _SmallConvolution(torch.autograd.Function):
+    """A convolution of stride 1 that calls oneDNN itself, where torch would choose im2col."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, padding: Sequence[int]) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.padding, ctx.bias_sizes = list(padding), None if bias is None else [len(bias)]
+        return _onednn(x, weight, bias, ctx.padding)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        grad = grads[0]
+        needed = [*ctx.needs_input_grad[:2], ctx.needs_input_grad[2] and ctx.bias_sizes is not None]
+        if torch.is_grad_enabled():  # create_graph=True: the operator that autograd can differentiate
+            return (*_backward(grad, x, weight, ctx.bias_sizes, ctx.padding, needed), None)
+        grad = grad.contiguous(memory_format=_dense_format(x))
+        grad_x = None
+        if needed[0]:
+            mirrored = weight.flip(2, 3, 4).transpose(0, 1).contiguous(memory_format=_dense_format(weight))
+            around = [k - 1 - p for k, p in zip(weight.shape[2:], ctx.padding, strict=True)]
+            grad_x = _onednn(grad, mirrored, None, around)
+        # The gradient of the weight is a sum over voxels, so a batch of two halves gives the same sum.
+        planes, kernel = grad.shape[2], weight.shape[2]
+        padded = F.pad(x, (0, 0, 0, 0, ctx.padding[0], ctx.padding[0] + planes % 2))
+        grad = F.pad(grad, (0, 0, 0, 0, 0, planes % 2))
+        half = grad.shape[2] // 2
+        pairs = torch.cat([padded[:, :, s : s + half + kernel - 1] for s in (0, half)])
+        gradients = torch.cat([grad[:, :, s : s + half] for s in (0, half)])
+        _, grad_weight, grad_bias = _backward(
+            gradients, pairs, weight, ctx.bias_sizes, [0, *ctx.padding[1:]], [False, *needed[1:]]
+        )
+        return grad_x, grad_weight, grad_bias, None
+
+
+def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None, padding: list[int]) -> Tensor:
+    return torch.ops.aten.mkldnn_convolution(x, weight, bias, padding, [1, 1, 1], [1, 1, 1], 1)
+
+
+def _backward(
+    grad: Tensor, x: Tensor, weight: Tensor, bias: list[int] | None, padding: list[int], needed: list[bool]
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    ones = [1, 1, 1]
+    return torch.ops.aten.convolution_backward(
+        grad, x, weight, bias, ones, padding, ones, False, [0, 0, 0], 1, needed
+    )
+
+
+def _dense_format(x: Tensor) -> torch.memory_format:
+    channels_last = x.is_contiguous(memory_format=torch.channels_last_3d)
+    return torch.channels_last_3d if channels_last else torch.contiguous_format
+
+
+def _halves(conv: nn.Conv3d, x: Tensor) -> Tensor:
+    """Return ``conv(x)``, of a batch of one, as a batch of its two halves: torch gives those to oneDNN."""
     planes = _output_planes(conv, x, 2)
     half = -(-planes // 2)
     x = _pad(x, conv.padding, 2)
-    batch = torch.cat([_slab(conv, x, 2, start, half) for start in (0, planes - half)])
-    y = _convolve_padded(conv, batch, 2)
+    y = _convolve_padded(conv, torch.cat([_slab(conv, x, 2, s, half) for s in (0, planes - half)]), 2)
     # With an odd number of planes the halves share one.
     return torch.cat([y[:1], y[1:, :, 2 * half - planes :]], 2)
 
