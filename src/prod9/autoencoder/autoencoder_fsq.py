@@ -90,6 +90,14 @@ class FiniteScalarQuantizer(nn.Module):
         """Pack digits into indices; the inverse of indices_to_digits."""
         return (digits * self.basis).sum(-1)
 
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """Refuse the state of other levels: of equal number, they would load and mean something else."""
+        stored = state_dict.get(f"{prefix}levels")
+        if stored is not None and not stored.is_meta and tuple(stored.tolist()) != self.num_levels:
+            *_, errors = args
+            errors.append(f"levels must be {list(self.num_levels)}, got {stored.tolist()}; build with those.")
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
     def _quantize(self, z: Tensor) -> tuple[Tensor, Tensor]:
         if z.shape[1] != len(self.num_levels):
             raise ValueError(f"z must have {len(self.num_levels)} channels, one per level, got {z.shape[1]}.")
