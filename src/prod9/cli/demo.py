@@ -26,13 +26,22 @@ app = new_app("See it work: from nothing to generated brains on this machine.")
 @app.command()
 def demo(
     output_dir: Annotated[
-        Path, typer.Option("--output-dir", metavar="DIR", help="Where everything goes.")
-    ] = Path("outputs/demo"),
+        Path | None,
+        typer.Option(
+            "--output-dir",
+            metavar="DIR",
+            help="Where everything goes; default outputs/demo or outputs/demo-quick.",
+        ),
+    ] = None,
     quick: Annotated[
         bool, typer.Option("--quick", help="A smoke run of a minute; pictures stay blurs.")
     ] = False,
     from_scratch: Annotated[
-        bool, typer.Option("--from-scratch", help="Don't start from the packaged weights.")
+        bool,
+        typer.Option(
+            "--from-scratch",
+            help="Start from random weights: the only way while no starter weights are packaged.",
+        ),
     ] = False,
     budget: Annotated[
         str | None,
@@ -57,10 +66,11 @@ def demo(
     from prod9.demo.plan import make_plan, parse_minutes
     from prod9.files import check_writable
 
+    # Folders of their own: a smoke run must not stand in the way of the real one.
+    output_dir = output_dir or Path("outputs/demo-quick" if quick else "outputs/demo")
     plan = make_plan(
         output_dir,
         quick=quick,
-        from_scratch=from_scratch,
         budget_minutes=None if budget is None else parse_minutes(budget),
         num_patients=num_patients,
         seed=seed,

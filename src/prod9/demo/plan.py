@@ -7,19 +7,18 @@ one; the minutes quoted are those of a two-core laptop.
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from prod9.errors import ConfigError
 from prod9.training.config import load_config
 from prod9.training.config_schema import AutoencoderConfig, RunConfig, TransformerConfig
 
-Variant = Literal["from_scratch", "starter"]
 Override = str | tuple[str, Any]
 
 NOMINAL_MINUTES = 12.0
 """What the shipped step counts take on two cores; ``--budget`` scales them in proportion."""
-STARTER = Path(__file__).parent / "starter"
-"""Starter weights: one export folder a stage, trained on other patients than any demo cohort holds."""
+VARIANT = "from_scratch"
+"""Name of the block of metrics and of the folder of the runs: everything here starts from random weights."""
 
 
 @dataclass(frozen=True)
@@ -27,27 +26,28 @@ class DemoPlan:
     """Everything that decides what a demo run makes.
 
     spacing_mm: of the simulated scans. volumes_per_modality: generated and scored for each modality.
+    judge_steps: training steps of the classifier and of the lesion detector that score them.
     config_folder: shipped configs ``<config_folder>/stage1`` and ``…/stage2_label``. budget: factor on the
     number of steps and patients.
     """
 
     output_dir: Path
-    variant: Variant
     num_patients: int = 96
     spacing_mm: float = 3.75
     volumes_per_modality: int = 16
+    judge_steps: int = 300
     seed: int = 0
     budget: float = 1.0
     config_folder: str = "demo"
 
     @property
     def run_dir(self) -> Path:
-        """Where this variant keeps its stages: the two variants never mix."""
-        return self.output_dir / self.variant
+        """Where the stages and the generated volumes are kept."""
+        return self.output_dir / VARIANT
 
     @property
     def data_dir(self) -> Path:
-        """The simulated cohort, shared by the variants."""
+        """The simulated cohort."""
         return self.output_dir / "data"
 
     def stage1(self) -> AutoencoderConfig:
@@ -68,33 +68,36 @@ class DemoPlan:
             ("output_dir", str(self.run_dir / stage)),
             ("seed", self.seed),
         ]
-        folder = self.config_folder if self.variant == "from_scratch" else f"{self.config_folder}/starter"
-        config = load_config(f"{folder}/{stage}", overrides=[*base, *extra])
+        name = f"{self.config_folder}/{stage}"
+        config = load_config(name, overrides=[*base, *extra])
         steps = max(1, round(config.training.max_steps * self.budget))
-        return load_config(f"{folder}/{stage}", overrides=[*base, *extra, ("training.max_steps", steps)])
+        return load_config(name, overrides=[*base, *extra, ("training.max_steps", steps)])
 
 
 def make_plan(
     output_dir: Path,
     *,
     quick: bool = False,
-    from_scratch: bool = False,
     budget_minutes: float | None = None,
     num_patients: int | None = None,
     seed: int = 0,
 ) -> DemoPlan:
-    """Return the plan for these options; without packaged starter weights every run is from scratch.
+    """Return the plan for these options.
 
     ``budget_minutes`` scales steps and, above the nominal 12 minutes, patients. Raises ConfigError for options
     that exclude each other.
     """
     if quick and budget_minutes is not None:
         raise ConfigError("--quick has a fixed size and --budget asks for another; use one of the two.")
-    variant: Variant = "from_scratch" if from_scratch or not STARTER.is_dir() else "starter"
-    plan = DemoPlan(output_dir=output_dir, variant=variant, seed=seed)
+    plan = DemoPlan(output_dir=output_dir, seed=seed)
     if quick:
         plan = replace(
-            plan, num_patients=14, spacing_mm=6.0, volumes_per_modality=2, config_folder="demo/quick"
+            plan,
+            num_patients=14,
+            spacing_mm=6.0,
+            volumes_per_modality=2,
+            judge_steps=40,
+            config_folder="demo/quick",
         )
     if budget_minutes is not None:
         factor = budget_minutes / NOMINAL_MINUTES

@@ -93,6 +93,7 @@ def score_stage2(
     labels: Tensor,
     *,
     seed: int,
+    judge_steps: int,
     say: Say,
 ) -> Metrics:
     """Return scores of ``generated`` ``[N 1 H W D]`` of the classes ``labels``.
@@ -107,9 +108,13 @@ def score_stage2(
     num_classes = int(sets["train"].labels.max()) + 1
 
     say("Training the modality classifier")
-    classifier = train_classifier(mixed.volumes, mixed.labels, num_classes=num_classes, seed=seed)
+    classifier = train_classifier(
+        mixed.volumes, mixed.labels, num_classes=num_classes, seed=seed, steps=judge_steps
+    )
     say("Training the lesion detector")
-    detector = train_lesion_detector(mixed.cases(), recon["val"].cases(), num_classes=num_classes, seed=seed)
+    detector = train_lesion_detector(
+        mixed.cases(), recon["val"].cases(), num_classes=num_classes, seed=seed, steps=judge_steps
+    )
 
     say("Comparing generated with held-out volumes")
     extractor = AutoencoderFeatures(autoencoder)

@@ -17,7 +17,7 @@ from prod9.autoencoder.autoencoder_fsq import AutoencoderFSQ
 from prod9.data.layouts import find_cases
 from prod9.data.simulation import simulate_cohort
 from prod9.demo.pictures import write_pictures
-from prod9.demo.plan import STARTER, DemoPlan
+from prod9.demo.plan import VARIANT, DemoPlan
 from prod9.demo.scores import Metrics, VolumeSet, load_volumes, score_stage1, score_stage2
 from prod9.files import atomic_write
 from prod9.pipelines.maskgit import MaskGiTPipeline
@@ -40,9 +40,9 @@ class Reporter:
 
 
 def run_demo(plan: DemoPlan, *, report: Reporter, device: str = "auto") -> Metrics:
-    """Do whatever of ``plan`` is not done yet and return the block of metrics of its variant.
+    """Do whatever of ``plan`` is not done yet and return its block of metrics.
 
-    Writes ``volumes/``, ``checkpoints/`` of both stages under the variant's folder, ``montage.png``,
+    Writes ``volumes/``, ``checkpoints/`` of both stages under ``plan.run_dir``, ``montage.png``,
     ``generated.png`` and, last, ``metrics.json`` in ``plan.output_dir``.
     """
     began = time.monotonic()
@@ -80,11 +80,8 @@ def _simulate(plan: DemoPlan, report: Reporter) -> None:
 
 def _train(config: Any, plan: DemoPlan, stage: str, report: Reporter, device: str) -> Path:
     output_dir = Path(config.output_dir)
-    started = any((output_dir / "checkpoints").glob("*.ckpt"))
-    starter = STARTER / stage if plan.variant == "starter" else None
-    verb = "Fine-tuning" if starter else "Training"
-    report.say(f"{verb} {stage}: {config.training.max_steps} steps")
-    train(config, resume="auto", init_from=None if started else starter, device=device)
+    report.say(f"Training {stage}: {config.training.max_steps} steps")
+    train(config, resume="auto", device=device)
     return output_dir
 
 
@@ -128,10 +125,8 @@ def _score(
     assert isinstance(autoencoder, AutoencoderFSQ)
     report.say("Scoring reconstructions of held-out patients")
     stages: Metrics = {"stage1": score_stage1(autoencoder, sets["train"], sets["test"])}
-    if plan.variant == "starter":
-        stages["stage1"]["before_fine_tuning"] = _before_fine_tuning(sets)
     stages["stage2_label"] = score_stage2(
-        autoencoder, sets, generated, labels, seed=plan.seed, say=report.say
+        autoencoder, sets, generated, labels, seed=plan.seed, judge_steps=plan.judge_steps, say=report.say
     )
     report.say("Drawing")
     write_pictures(
@@ -149,13 +144,6 @@ def _load_sets(config: AutoencoderConfig) -> dict[str, VolumeSet]:
     }
 
 
-def _before_fine_tuning(sets: dict[str, VolumeSet]) -> Metrics:
-    """Score the starter weights as they come, so that what fine-tuning changed is on record."""
-    network = CheckpointManager.load_autoencoder(STARTER / "stage1").network
-    assert isinstance(network, AutoencoderFSQ)
-    return score_stage1(network, sets["train"], sets["test"])
-
-
 def _seconds(plan: DemoPlan, this_session: float) -> float:
     """Add this session's time to that of interrupted ones, and keep the sum."""
     path = plan.run_dir / "seconds.json"
@@ -167,9 +155,7 @@ def _seconds(plan: DemoPlan, this_session: float) -> float:
 
 def _write_metrics(plan: DemoPlan, block: Metrics) -> None:
     path = plan.output_dir / "metrics.json"
-    content = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    # The block of the run just finished also stands at the top, where a reader looks first.
-    content = {**content, **block, "variant": plan.variant, plan.variant: block}
+    content = {**block, VARIANT: block}
     with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 

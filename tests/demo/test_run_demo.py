@@ -1,0 +1,51 @@
+"""The demo, whole, at a size where the pictures are noise but every file and number is there."""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from prod9.demo.plan import make_plan
+from prod9.demo.steps import Reporter, run_demo
+
+
+@contextmanager
+def silent_bar(title: str) -> Iterator[Callable[[int, int], None]]:
+    yield lambda done, total: None
+
+
+@pytest.mark.slow
+def test_it_leaves_volumes_pictures_and_scores_and_goes_on(tmp_path: Path) -> None:
+    plan = replace(make_plan(tmp_path, quick=True), spacing_mm=6.0, budget=0.05)
+    said: list[str] = []
+    report = Reporter(say=said.append, bar=silent_bar)
+    block = run_demo(plan, report=report, device="cpu")
+
+    stage1, stage2 = block["stages"]["stage1"], block["stages"]["stage2_label"]
+    assert 0 < stage1["psnr_brain"] < 40
+    assert 0 < stage1["psnr_brain_pca"] < 40
+    assert stage1["volumes"] == stage2["held_out_volumes"] > 0
+    assert 0 <= stage2["modality_accuracy"] <= 1
+    assert stage2["frechet_ratio"] > 0
+    written = json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))
+    assert written["stages"] == written["from_scratch"]["stages"] == block["stages"]
+
+    volumes = sorted((tmp_path / "from_scratch" / "volumes").glob("*.nii.gz"))
+    assert len(volumes) == 4 * plan.volumes_per_modality
+    image = nib.load(volumes[0])
+    assert image.shape == plan.stage1().data.grid
+    np.testing.assert_allclose(image.header.get_zooms(), plan.spacing_mm, rtol=1e-5)
+    for name in ("montage.png", "generated.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+
+    # Started again, it finds everything done: one volume that was lost is made again, the same as before.
+    before = np.asarray(image.dataobj)
+    volumes[0].unlink()
+    again = run_demo(plan, report=report, device="cpu")
+    assert again["stages"] == block["stages"]
+    np.testing.assert_array_equal(np.asarray(nib.load(volumes[0]).dataobj), before)
