@@ -90,7 +90,9 @@ class FiniteScalarQuantizer(nn.Module):
         """Pack digits into indices; the inverse of indices_to_digits."""
         return (digits * self.basis).sum(-1)
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+    def _load_from_state_dict(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, state_dict: dict[str, Any], prefix: str, *args: Any
+    ) -> None:
         """Refuse the state of other levels: of equal number, they would load and mean something else."""
         stored = state_dict.get(f"{prefix}levels")
         if stored is not None and not stored.is_meta and tuple(stored.tolist()) != self.num_levels:
@@ -211,7 +213,7 @@ class AutoencoderFSQ(AutoencoderKlMaisi):
 
     def encode(self, x: Volume) -> Latent:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Return z before quantisation, float32: the last two convolutions never run in half precision."""
-        self._check_input(x)
+        self.check_sides(x.shape)
         *body, last = self.encoder.blocks
         dtype = self.last_layer.dtype
         with self._precision(x.device.type):
@@ -280,13 +282,6 @@ class AutoencoderFSQ(AutoencoderKlMaisi):
         conv.bias.sub_(mean).div_(std)
         conv.weight.div_(std.view(-1, 1, 1, 1, 1))
 
-    def _check_input(self, x: Tensor) -> None:
-        self.check_sides(x.shape)
-        if self.norm_float16 and x.device.type == "cpu":
-            raise ValueError(
-                "norm_float16 does not run on CPU; set norm_float16 to false, the weights are the same."
-            )
-
     def _precision(self, device_type: str) -> AbstractContextManager[object]:
         """Leave autocast as the caller set it, or turn it off where it would cost time as well as accuracy."""
         if self.native_ops and not bfloat16_pays(device_type):
@@ -294,6 +289,10 @@ class AutoencoderFSQ(AutoencoderKlMaisi):
         return nullcontext()
 
     def _run(self, blocks: Iterable[nn.Module], h: Tensor) -> Tensor:
+        if self.norm_float16 and h.device.type == "cpu":
+            raise ValueError(
+                "norm_float16 does not run on CPU; set norm_float16 to false, the weights are the same."
+            )
         for block in blocks:
             h = checkpoint(block, h, use_reentrant=False) if self.use_checkpoint else block(h)
             if self.save_mem and h.is_cuda:

@@ -17,10 +17,14 @@ _BLOCK_ELEMENTS = 2**16  # per thread: 256 kB; torch splits no operation on fewe
 
 def group_norm(x: Tensor, norm: nn.GroupNorm, *, silu: bool) -> Tensor:
     """Return ``norm(x)``, through SiLU if asked, of ``[B C H W D]`` in its own dtype and memory format."""
-    if x.device.type == "cpu" and x.is_contiguous(memory_format=torch.channels_last_3d):
+    if x.device.type == "cpu" and x.dtype != torch.float64 and _is_channels_last(x):
         return _GroupNorm.apply(x, norm.weight, norm.bias, norm.num_groups, norm.eps, silu)
     y = F.group_norm(x, norm.num_groups, norm.weight, norm.bias, norm.eps)
     return F.silu(y, inplace=not y.requires_grad) if silu else y
+
+
+def _is_channels_last(x: Tensor) -> bool:
+    return x.is_contiguous(memory_format=torch.channels_last_3d)
 
 
 class _GroupNorm(torch.autograd.Function):
