@@ -15,8 +15,8 @@ from prod9.training.config_schema import AutoencoderConfig, RunConfig, Transform
 
 Override = str | tuple[str, Any]
 
-NOMINAL_MINUTES = 12.0
-"""What the shipped step counts take on two cores; ``--budget`` scales them in proportion."""
+NOMINAL_MINUTES = 15.0
+"""What the shipped step counts took on two cores; ``--budget`` scales them in proportion."""
 VARIANT = "from_scratch"
 """Name of the block of metrics and of the folder of the runs: everything here starts from random weights."""
 
@@ -84,7 +84,7 @@ def make_plan(
 ) -> DemoPlan:
     """Return the plan for these options.
 
-    ``budget_minutes`` scales steps and, above the nominal 12 minutes, patients. Raises ConfigError for options
+    ``budget_minutes`` scales steps and, above the nominal 15 minutes, patients. Raises ConfigError for options
     that exclude each other.
     """
     if quick and budget_minutes is not None:
