@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-_BLOCK = 32768  # voxels; with five channels 650 kB a tensor, two of which live at a time
+_BLOCK = 32768  # voxels a thread; with five channels 650 kB a tensor, two of which live at a time
 _EXACT_IN_FLOAT32 = 2**22  # half-integers too
 
 
@@ -93,4 +93,4 @@ def _blocks(x: Tensor, first_side: int) -> tuple[Tensor, ...]:
     flat = x.flatten(first_side)
     # Compilers fuse, and other devices want few large launches.
     whole = x.device.type != "cpu" or torch.compiler.is_compiling()
-    return (flat,) if whole else flat.split(_BLOCK, first_side)
+    return (flat,) if whole else flat.split(_BLOCK * torch.get_num_threads(), first_side)
