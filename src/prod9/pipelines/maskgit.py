@@ -155,31 +155,49 @@ class MaskGiTPipeline:
                 if progress is not None:
                     progress(done + share * size, len(indices))
 
-            tokens = self._sample(self.label_map[name], [seed + k for k in batch], report)
+            tokens = self._sample_label(self.label_map[name], [seed + k for k in batch], report)
             for position, index in enumerate(batch):
                 # One volume at a time: decoding is where the memory goes, and a batch would not be faster.
-                data = self._decode(tokens[position : position + 1])
+                data = self.decode_tokens(tokens[position : position + 1])
                 yield GeneratedVolume(data, self.affine.copy(), name, index, seed + index)
             report(1.0)
 
     @torch.inference_mode()
-    def _sample(self, label: int, seeds: Sequence[int], report: Callable[[float], None]) -> torch.Tensor:
-        size = len(seeds)
-        condition = MaskGiTCondition(torch.full((size,), label, dtype=torch.int64, device=self.device))
-        # Sampling is most of the time of a volume but not all: the last tenth of the bar is decoding.
+    def sample_tokens(
+        self,
+        condition: Any,
+        *,
+        seeds: Sequence[int],
+        report: Callable[[float], None] | None = None,
+        **arguments: Any,
+    ) -> torch.Tensor:
+        """Return int64 tokens ``[B h w d]`` for a condition of the decoder, one seed a sample.
+
+        report: called with the share done, up to 0.9: the rest of a volume's time is decoding. arguments: more
+        of ``MaskGiTSampler.sample``, such as ``initial_tokens``.
+        """
+        callback = None if report is None else lambda state: report(0.9 * state.step / state.steps)
         return self.sampler.sample(
             self.decoder,
-            (size, *self.token_grid),
-            condition,
+            (len(seeds), *self.token_grid),
+            condition.to(self.device),
             generator=[torch.Generator(self.device).manual_seed(s) for s in seeds],
-            callback=lambda state: report(0.9 * state.step / state.steps),
+            callback=callback,
+            **arguments,
         )
 
     @torch.inference_mode()
-    def _decode(self, tokens: torch.Tensor) -> np.ndarray:
+    def decode_tokens(self, tokens: torch.Tensor) -> np.ndarray:
+        """Return the volume of one token grid ``[1 h w d]``: float32 ``[H W D]`` in [0, 1]."""
         codes = self.autoencoder.autoencoder.indices_to_codes(tokens)
         volume = self.autoencoder.decode(codes)[0, 0]
         return volume.float().clamp(0.0, 1.0).cpu().numpy()
+
+    def _sample_label(
+        self, label: int, seeds: Sequence[int], report: Callable[[float], None]
+    ) -> torch.Tensor:
+        labels = torch.full((len(seeds),), label, dtype=torch.int64)
+        return self.sample_tokens(MaskGiTCondition(labels), seeds=seeds, report=report)
 
     def _label_name(self, label: str | int) -> str:
         for name, value in self.label_map.items():
