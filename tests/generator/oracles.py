@@ -1,6 +1,7 @@
 """Decoders that are exact by construction: they plug into the sampler like any network."""
 
 import itertools
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -55,3 +56,52 @@ class FixedDecoder:
         values = self.values * (~prepared).float().view(-1, 1, 1, 1, 1)
         logits = TokenLogits(values, self.vocabulary)
         return logits if rows is None else logits.rows(rows)
+
+
+class ToyCode:
+    """An encoded control condition: one number a sample and whether it was dropped."""
+
+    def __init__(self, values, dropped=None):
+        self.values = values
+        self.dropped = torch.zeros_like(values, dtype=torch.bool) if dropped is None else dropped
+
+    def __len__(self):
+        return len(self.values)
+
+    def __getitem__(self, samples):
+        return ToyCode(self.values[samples], self.dropped[samples])
+
+    def cat(self, other):
+        return ToyCode(torch.cat([self.values, other.values]), torch.cat([self.dropped, other.dropped]))
+
+    def unconditional(self):
+        return ToyCode(self.values, torch.ones_like(self.dropped))
+
+
+@dataclass(frozen=True)
+class ToyControlOutput:
+    """Residuals of the base's blocks and adjustments of its logits."""
+
+    residuals: tuple
+    logits: TokenLogits | None
+
+
+class ToyControlNet:
+    """Adds its control's number to every residual and to the first logit; counts the batches it saw."""
+
+    def __init__(self, vocabulary, num_residuals, positions, embed_dim):
+        self.vocabulary, self.num_residuals = vocabulary, num_residuals
+        self.positions, self.embed_dim = positions, embed_dim
+        self.batches = []
+
+    def __call__(self, tokens, mask, prepared, control, rows=None):
+        assert len(control) == len(tokens)
+        self.batches.append(len(tokens))
+        told = control.values.masked_fill(control.dropped, 0.0)
+        residual = told.view(-1, 1, 1).expand(-1, self.positions, self.embed_dim)
+        values = torch.zeros(*tokens.shape, self.vocabulary.num_logits)
+        values[..., 0] = told.view(-1, 1, 1, 1)
+        logits = TokenLogits(values, self.vocabulary)
+        return ToyControlOutput(
+            (residual,) * self.num_residuals, logits if rows is None else logits.rows(rows)
+        )

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from prod9.generator.branches import Branches, Control, ControlResult
 from prod9.generator.heads import TokenLogits
 from prod9.generator.orders import FIXED_ORDERS, draw_orders
 from prod9.generator.transformer import MaskedDecoder
@@ -140,19 +141,52 @@ class MaskGiTSampler:
         callback: called after each step that revealed something.
         """
         run = _Run(self, decoder, tuple(shape), condition, generator, initial_tokens, initial_mask)
+        return self._finish(run, callback)
+
+    @torch.no_grad()
+    def sample_with_controlnet(
+        self,
+        decoder: MaskedDecoder,
+        shape: Sequence[int],
+        condition: Any,
+        generator: torch.Generator | Sequence[torch.Generator],
+        *,
+        controlnet: Callable[..., ControlResult],
+        control: Any,
+        control_strength: float = 1.0,
+        control_guidance_scale: float = 0.0,
+        initial_tokens: TokenGrid | None = None,
+        initial_mask: TokenMask | None = None,
+        callback: Callable[[SamplerState], None] | None = None,
+    ) -> TokenGrid:
+        """Return what :meth:`sample` does, drawn under a control network.
+
+        controlnet: called at each step, ``controlnet(tokens, mask, prepared, control, rows=rows)``, for the
+        residuals and logit adjustments of the base ``decoder``. control: its encoded condition, computed once
+        a sample; has ``unconditional()``, ``cat(other)`` and slices along the batch. control_strength: factor
+        of all it adds; 0 gives the tokens of :meth:`sample`, bit for bit. control_guidance_scale: how far to
+        go from the prediction without control beyond the one with it, the condition kept; besides it, the
+        unconditional branch of ``guidance_scale`` drops condition and control both. Both keep to
+        ``guidance_interval``.
+        """
+        steer = Control(controlnet, control, control_strength, control_guidance_scale)
+        run = _Run(self, decoder, tuple(shape), condition, generator, initial_tokens, initial_mask, steer)
+        return self._finish(run, callback)
+
+    def _finish(self, run: "_Run", callback: Callable[[SamplerState], None] | None) -> TokenGrid:
         for step in range(self.steps):
             if run.reveal(step) and callback is not None:
                 callback(SamplerState(step + 1, self.steps, run.tokens, run.mask))
         return run.tokens
 
     def guided(self, step: int) -> bool:
-        """Whether ``step`` (from 0) runs the unconditional branch as well."""
+        """Whether ``step`` (from 0) lies in the guidance interval."""
         start, end = self.guidance_interval
-        return self.guidance_scale != 0.0 and start <= step / self.steps < end
+        return start <= step / self.steps < end
 
 
 class _Run:
-    """The state of one call of ``MaskGiTSampler.sample``."""
+    """The state of one call of ``MaskGiTSampler.sample`` or ``sample_with_controlnet``."""
 
     def __init__(
         self,
@@ -163,6 +197,7 @@ class _Run:
         generator: torch.Generator | Sequence[torch.Generator],
         initial_tokens: Tensor | None,
         initial_mask: Tensor | None,
+        control: Control | None = None,
     ) -> None:
         if (initial_tokens is None) != (initial_mask is None):
             raise ValueError(
@@ -182,7 +217,15 @@ class _Run:
             self.tokens = initial_tokens.to(device).masked_fill(self.mask, 0)
             self.totals = self.mask.flatten(1).sum(1).tolist()
         self.hidden = self._schedule()
-        self._prepare(condition)
+        guided = [sampler.guided(step) for step in range(sampler.steps)]
+        self.branches = Branches(
+            decoder,
+            condition,
+            batch=self.batch,
+            guided=sampler.guidance_scale != 0.0 and any(guided),
+            always=all(guided),
+            control=control,
+        )
         num_groups = len(decoder.vocabulary.sizes)
         self.order = None
         if sampler.order in FIXED_ORDERS:
@@ -191,14 +234,6 @@ class _Run:
             hidden = self.mask.flatten(1).gather(1, orders)
             self.order = orders.gather(1, hidden.logical_not().long().argsort(dim=1, stable=True))
             self.uniform = self._uniform(num_groups).flatten(0, 1)
-
-    def _prepare(self, condition: Any) -> None:
-        guided = [self.sampler.guided(step) for step in range(self.sampler.steps)]
-        if not any(guided):
-            self.prepared = self.decoder.prepare(condition)
-            return
-        self.both = self.decoder.prepare(condition.cat(condition.unconditional()))
-        self.prepared = None if all(guided) else self.both[: self.batch]
 
     def _uniform(self, columns: int) -> Tensor:
         """Return ``[B L columns]`` numbers in [0, 1), each sample's from its own generator."""
@@ -248,16 +283,8 @@ class _Run:
         return {"temperature": self.sampler.temperature, "top_p": self.sampler.top_p}
 
     def _predict(self, step: int, rows: Tensor) -> TokenLogits:
-        if not self.sampler.guided(step):
-            return self.decoder(self.tokens, self.mask, self.prepared, rows=rows)
-        twice = torch.cat([rows, rows + self.tokens.numel()])
-        tokens, mask = self.tokens.repeat(2, 1, 1, 1), self.mask.repeat(2, 1, 1, 1)
-        logits = self.decoder(tokens, mask, self.both, rows=twice)
-        conditional, unconditional = logits.values.chunk(2)
-        vocabulary = logits.vocabulary
-        return TokenLogits(conditional, vocabulary).guided(
-            TokenLogits(unconditional, vocabulary), self.sampler.guidance_scale
-        )
+        ramp = 1.0 if self.sampler.guided(step) else 0.0
+        return self.branches.predict(self.tokens, self.mask, rows, ramp, self.sampler.guidance_scale)
 
 
 def _one_each(
