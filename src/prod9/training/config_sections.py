@@ -244,3 +244,23 @@ class SlidingWindowSection(Section):
     strategy: Literal["whole", "sliding_window"] = Field(
         default="whole", description="`whole` in one pass, or `sliding_window` for bounded memory."
     )
+
+
+class InputsConfig(Section):
+    """Checkpoints of earlier stages."""
+
+    autoencoder: str | None = Field(default=None, description="Stage-1 run folder or checkpoint.")
+
+
+class RunSection(Section):
+    """What every root holds."""
+
+    output_dir: str = Field(description="Everything this run writes goes here.")
+    seed: Count = Field(default=0, description="Seed of all randomness in training.")
+    data: DataConfig = Field(description="Data.")
+    training: TrainingConfig = Field(default=TrainingConfig(), description="Optimisation.")
+    trainer: TrainerConfig = Field(default=TrainerConfig(), description="Hardware and logging.")
+    callbacks: CallbacksConfig = Field(default=CallbacksConfig(), description="Callbacks.")
+    sliding_window: SlidingWindowSection = Field(
+        default=SlidingWindowSection(), description="Inference windows."
+    )
