@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from prod9.errors import ConfigError
-from prod9.pipelines.maskgit import GeneratedVolume, MaskGiTPipeline
+from prod9.pipelines.maskgit import GeneratedVolume, MaskGiTPipeline, derived_seed
 from prod9.training.config_schema import (
     FSQModelConfig,
     LabelConditionalModelConfig,
@@ -66,6 +66,17 @@ def test_a_volume_does_not_depend_on_its_batch(order: str) -> None:
             np.testing.assert_allclose(volume.data, alone[volume.index].data, atol=1e-5)
     again = draw(pipeline, seed=alone[3].seed, num_samples=1)[0]
     np.testing.assert_array_equal(again.data, alone[3].data)
+
+
+def test_labels_share_no_noise(pipeline: MaskGiTPipeline) -> None:
+    seeds = {derived_seed(seed, label) for seed in range(50) for label in range(4)}
+    assert len(seeds) == 200
+    assert derived_seed(7, 2) == derived_seed(7, 2) != derived_seed(7, 2, 0)
+    assert all(0 <= seed < 2**63 for seed in seeds)
+    # Untrained but for the head, which sees no label: only the noise could make these equal.
+    one, other = (next(pipeline.generate(label, num_samples=1, seed=3)) for label in ("T1", "T2"))
+    assert one.seed == other.seed == 3
+    assert not np.array_equal(one.data, other.data)
 
 
 def test_labels_by_name_and_number(pipeline: MaskGiTPipeline) -> None:

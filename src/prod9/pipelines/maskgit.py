@@ -27,6 +27,15 @@ Progress = Callable[[float, int], None]
 """Called with the volumes done (a fraction while one is being sampled) and their total."""
 
 
+def derived_seed(seed: int, *stream: int) -> int:
+    """Return the seed of one of many streams: 63 bits, unrelated for any two different arguments.
+
+    Seeds of neighbouring volumes and labels are neighbouring numbers; used as they are, volumes of one index
+    would share their noise over all labels. stream: numbers from 0.
+    """
+    return int(np.random.SeedSequence([seed, *stream]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
 @dataclass(frozen=True)
 class GeneratedVolume:
     """One sample. data: float32 ``[H W D]`` in [0, 1], RAS; affine: 4×4, voxel to mm.
@@ -134,8 +143,9 @@ class MaskGiTPipeline:
     ) -> Iterator[GeneratedVolume]:
         """Yield samples ``start … start + num_samples - 1`` of ``label`` (its name or class label).
 
-        Sample k draws from its own generator, seeded with ``seed + k`` on the pipeline's device, and is
-        decoded alone: it does not depend on ``batch_size``, ``start`` or the samples beside it.
+        Sample k draws from its own generator, seeded with ``derived_seed(seed + k, label)`` on the pipeline's
+        device, and is decoded alone: it does not depend on ``batch_size``, ``start`` or the samples beside
+        it, and sample k of another label shares nothing with it.
         """
         name = self._label_name(label)
         if num_samples < 1 or batch_size < 1 or start < 0:
@@ -174,10 +184,12 @@ class MaskGiTPipeline:
         """Return int64 tokens ``[B h w d]`` for a condition of the decoder, one seed a sample.
 
         report: called with the share done, up to 0.9: the rest of a volume's time is decoding. arguments: more
-        of ``MaskGiTSampler.sample``, such as ``initial_tokens``.
+        of ``MaskGiTSampler.sample``, such as ``initial_tokens``, or, with a ``controlnet`` among them, of
+        ``sample_with_controlnet``.
         """
         callback = None if report is None else lambda state: report(0.9 * state.step / state.steps)
-        return self.sampler.sample(
+        sample = self.sampler.sample_with_controlnet if "controlnet" in arguments else self.sampler.sample
+        return sample(
             self.decoder,
             (len(seeds), *self.token_grid),
             condition.to(self.device),
@@ -197,7 +209,8 @@ class MaskGiTPipeline:
         self, label: int, seeds: Sequence[int], report: Callable[[float], None]
     ) -> torch.Tensor:
         labels = torch.full((len(seeds),), label, dtype=torch.int64)
-        return self.sample_tokens(MaskGiTCondition(labels), seeds=seeds, report=report)
+        drawn = [derived_seed(seed, label) for seed in seeds]
+        return self.sample_tokens(MaskGiTCondition(labels), seeds=drawn, report=report)
 
     def _label_name(self, label: str | int) -> str:
         for name, value in self.label_map.items():
