@@ -33,7 +33,9 @@ def derived_seed(seed: int, *stream: int) -> int:
     Seeds of neighbouring volumes and labels are neighbouring numbers; used as they are, volumes of one index
     would share their noise over all labels. stream: numbers from 0.
     """
-    return int(np.random.SeedSequence([seed, *stream]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+    # Their number goes first: SeedSequence ignores zeros at the end.
+    sequence = np.random.SeedSequence([len(stream), seed, *stream])
+    return int(sequence.generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 @dataclass(frozen=True)
