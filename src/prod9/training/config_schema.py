@@ -18,6 +18,7 @@ from prod9.training.config_autoencoder import (
     PerceptualConfig,
     Stage1Config,
 )
+from prod9.training.config_sampling import MaskingConfig, SamplerConfig, SchedulerType
 from prod9.training.config_sections import (
     AugmentConfig,
     CallbacksConfig,
@@ -33,7 +34,6 @@ from prod9.training.config_sections import (
     NonNegative,
     Positive,
     PositiveInt,
-    Range,
     RunSection,
     Section,
     SlidingWindowSection,
@@ -77,9 +77,6 @@ __all__ = [
     "TransformerLossConfig",
     "TransformerModelConfig",
 ]
-
-SchedulerType = Literal["log", "log2", "linear", "sqrt", "cosine", "arccos"]
-
 
 # -- networks -------------------------------------------------------------------------------------
 
@@ -143,37 +140,6 @@ class TransformerLossConfig(Section):
     )
     ordinal_weight: NonNegative = Field(
         default=0.0, description="Weight of the ordinal per-level distance loss."
-    )
-
-
-# -- masking and sampling ---
-
-
-class MaskingConfig(Section):
-    """MaskGiTScheduler, for training and sampling alike."""
-
-    scheduler_type: SchedulerType = Field(default="log", description="Share of hidden tokens over time.")
-
-
-class SamplerConfig(Section):
-    """MaskGiTSampler."""
-
-    steps: PositiveInt = Field(default=12, description="Decoding steps.")
-    order: Literal["confidence", "halton", "random"] = Field(
-        default="confidence", description="Which tokens first."
-    )
-    temperature: Positive = Field(default=1.0, description="Softmax temperature of the drawn tokens.")
-    gumbel_temperature: NonNegative = Field(
-        default=4.5, description="`confidence`: annealed Gumbel noise on the ranking."
-    )
-    top_p: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
-        default=1.0, description="Nucleus; 1 keeps every token."
-    )
-    guidance_scale: NonNegative = Field(
-        default=0.0, description="Classifier-free guidance; 0 runs no second branch."
-    )
-    guidance_interval: Range = Field(
-        default=(0.0, 1.0), description="Share of the steps [from, to) that is guided."
     )
 
 

@@ -1,0 +1,37 @@
+"""The sections that everything sampling masked tokens shares: the schedule and the sampler."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from prod9.training.config_sections import NonNegative, Positive, PositiveInt, Range, Section
+
+SchedulerType = Literal["log", "log2", "linear", "sqrt", "cosine", "arccos"]
+
+
+class MaskingConfig(Section):
+    """MaskGiTScheduler, for training and sampling alike."""
+
+    scheduler_type: SchedulerType = Field(default="log", description="Share of hidden tokens over time.")
+
+
+class SamplerConfig(Section):
+    """MaskGiTSampler."""
+
+    steps: PositiveInt = Field(default=12, description="Decoding steps.")
+    order: Literal["confidence", "halton", "random"] = Field(
+        default="confidence", description="Which tokens first."
+    )
+    temperature: Positive = Field(default=1.0, description="Softmax temperature of the drawn tokens.")
+    gumbel_temperature: NonNegative = Field(
+        default=4.5, description="`confidence`: annealed Gumbel noise on the ranking."
+    )
+    top_p: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
+        default=1.0, description="Nucleus; 1 keeps every token."
+    )
+    guidance_scale: NonNegative = Field(
+        default=0.0, description="Classifier-free guidance; 0 runs no second branch."
+    )
+    guidance_interval: Range = Field(
+        default=(0.0, 1.0), description="Share of the steps [from, to) that is guided."
+    )
