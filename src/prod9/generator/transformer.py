@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from prod9.generator.condition import MaskGiTCondition, MaskGiTConditionGenerator
-from prod9.generator.folding import fold, folded_slots, positions_grid, unfold
 from prod9.generator.heads import Groups, TokenLogits, TokenVocabulary
 from prod9.generator.modules import AdaLNZeroBlock, SinCosPosEmbed, normalise
+from prod9.generator.token_io import embed_tokens, predict_tokens
 from prod9.types import TokenGrid, TokenMask
 
 
@@ -150,10 +150,14 @@ class TransformerDecoder(nn.Module):
 
     def embed(self, tokens: TokenGrid, mask: TokenMask) -> Float[Tensor, "B n E"]:
         """Return the input of the first block: folded codes and mask flags, projected, plus positions."""
-        grid = positions_grid(tokens.shape[1:], self.patch_size)
-        codes = F.embedding(tokens, self.vocabulary.codes).masked_fill(mask[..., None], 0.0)
-        inputs = torch.cat([codes, mask[..., None].to(codes.dtype)], dim=-1)
-        return self.input(fold(inputs, self.patch_size)) + self.positions(grid)
+        return embed_tokens(
+            tokens,
+            mask,
+            vocabulary=self.vocabulary,
+            projection=self.input,
+            positions=self.positions,
+            patch_size=self.patch_size,
+        )
 
     def features(
         self,
@@ -183,11 +187,11 @@ class TransformerDecoder(nn.Module):
         self, features: Float[Tensor, "B n E"], grid: tuple[int, ...], rows: Int64[Tensor, " R"] | None = None
     ) -> TokenLogits:
         """Apply the head to all positions, or to the flattened tokens ``rows`` alone."""
-        if rows is None:
-            return TokenLogits(unfold(self.head(features), grid, self.patch_size), self.vocabulary)
-        flat = features.flatten(0, 1)
-        if self.patch_size == 1:
-            return TokenLogits(self.head(flat.index_select(0, rows)), self.vocabulary)
-        every = self.head(flat).unflatten(-1, (self.patch_size**3, -1)).flatten(0, 1)
-        slots = folded_slots(rows, grid, self.patch_size)
-        return TokenLogits(every.index_select(0, slots), self.vocabulary)
+        return predict_tokens(
+            features,
+            head=self.head,
+            vocabulary=self.vocabulary,
+            patch_size=self.patch_size,
+            grid=grid,
+            rows=rows,
+        )
