@@ -19,6 +19,7 @@ from jaxtyping import install_import_hook
 
 CHECKED_PACKAGES = [
     "prod9.autoencoder",
+    "prod9.controlnet",
     "prod9.generator",
     "prod9.training.algorithms",
     "prod9.training.losses",

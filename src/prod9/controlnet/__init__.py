@@ -1,0 +1,1 @@
+"""Stage 3: what steers a frozen generator of either family."""

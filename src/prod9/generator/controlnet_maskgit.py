@@ -1,0 +1,288 @@
+"""ControlNetMaskGiT: steers a frozen masked decoder with a segmentation, a label, or both.
+
+Copies of every second block of the base run beside it on the same tokens, plus the encoded condition, and
+hand one residual to each pair of base blocks (ControlNet, arXiv 2302.05543; for masked transformers
+arXiv 2410.10780). All ways back into the base start at zero, so the controlled base starts as the base, bit
+for bit.
+"""
+
+from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Protocol, cast, runtime_checkable
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Int64, Integer
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from prod9.controlnet.condition_encoder import ConditionEncoder
+from prod9.generator.heads import TokenLogits, TokenVocabulary
+from prod9.generator.modules import SinCosPosEmbed
+from prod9.generator.token_io import embed_tokens, predict_tokens
+from prod9.generator.transformer import MaskedDecoder
+from prod9.types import Segmentation, TokenGrid, TokenMask
+
+ConditionType = Literal["mask", "label", "both"]
+
+
+@runtime_checkable
+class ControllableDecoder(Protocol):
+    """What a control network copies of its base; see ``TransformerDecoder``."""
+
+    vocabulary: TokenVocabulary
+    input: nn.Linear
+    positions: SinCosPosEmbed
+    blocks: nn.ModuleList
+    embed_dim: int
+    patch_size: int
+    use_checkpointing: bool
+
+    @property
+    def num_residuals(self) -> int:
+        """How many residuals it takes: one a pair of blocks."""
+        ...
+
+
+@dataclass(frozen=True)
+class ControlCondition:
+    """A batch of control conditions.
+
+    seg: integer ``[B H W D]`` on the voxel grid, classes from 0 (background), or None. label: int64 ``[B]``,
+    a class label, or None. dropped: bool ``[B]``, True where nothing is known; default: nowhere.
+    """
+
+    seg: Tensor | None = None
+    label: Tensor | None = None
+    dropped: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.seg is None and self.label is None:
+            raise ValueError("Expected a segmentation, a label or both to control with, got neither.")
+
+    def __len__(self) -> int:
+        return len(self._any)
+
+    @property
+    def _any(self) -> Tensor:
+        return cast(Tensor, self.label if self.seg is None else self.seg)
+
+    @property
+    def is_dropped(self) -> Tensor:
+        """``dropped`` as a bool tensor ``[B]``."""
+        if self.dropped is not None:
+            return self.dropped
+        return torch.zeros(len(self), dtype=torch.bool, device=self._any.device)
+
+    def drop(self, where: Tensor) -> "ControlCondition":
+        """Return the batch with the control of the samples of bool ``where [B]`` taken away."""
+        return replace(self, dropped=self.is_dropped | where)
+
+    def to(self, device: torch.device | str) -> "ControlCondition":
+        """Return the batch on ``device``."""
+        given = {name: value.to(device) for name, value in vars(self).items() if value is not None}
+        return replace(self, **given)
+
+
+@dataclass(frozen=True)
+class EncodedControl:
+    """What ``ControlNetMaskGiT.encode`` keeps of a condition over all steps; slices along the batch.
+
+    features: ``[B n E]``. absent: ``[E]``, what stands in every position where nothing is known.
+    """
+
+    features: Tensor
+    absent: Tensor
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    def __getitem__(self, samples: slice) -> "EncodedControl":
+        return EncodedControl(self.features[samples], self.absent)
+
+    def cat(self, other: "EncodedControl") -> "EncodedControl":
+        """Return one batch with the samples of ``other`` after these."""
+        return EncodedControl(torch.cat([self.features, other.features]), self.absent)
+
+    def unconditional(self) -> "EncodedControl":
+        """Return the batch with nothing known of any sample."""
+        return EncodedControl(self.absent.expand_as(self.features), self.absent)
+
+
+@dataclass(frozen=True)
+class ControlOutput:
+    """What a step adds to the base.
+
+    residuals: ``[B n E]`` each, one a pair of base blocks. logits: adjustments of the base's logits, of the
+    same rows; their ``dense()`` is the ``[B V h w d]`` of the specification.
+    """
+
+    residuals: tuple[Tensor, ...]
+    logits: TokenLogits
+
+
+class ControlNetMaskGiT(nn.Module):
+    """A control network for one base decoder, started from the base's own weights.
+
+    base: copied from, not held. condition_type: what ``encode`` takes. num_mask_classes: of a segmentation,
+    background included. num_labels: class labels. downsampling_factor: voxels a token along each axis.
+    channels: width of the condition encoder's stages.
+    """
+
+    def __init__(
+        self,
+        *,
+        base: ControllableDecoder,
+        downsampling_factor: int,
+        num_labels: int,
+        condition_type: ConditionType = "both",
+        num_mask_classes: int = 4,
+        channels: Sequence[int] = (16, 32, 64),
+    ) -> None:
+        super().__init__()
+        if base.num_residuals < 1:
+            raise ValueError(
+                f"Expected a base of at least two blocks, one residual a pair, got {len(base.blocks)}."
+            )
+        self.condition_type = condition_type
+        self.num_mask_classes = num_mask_classes
+        self.num_labels = num_labels
+        self.patch_size = base.patch_size
+        self.use_checkpointing = base.use_checkpointing
+        self.vocabulary = deepcopy(base.vocabulary)
+        self.input = deepcopy(base.input)
+        self.positions = deepcopy(base.positions)
+        self.encoder = ConditionEncoder(
+            in_channels=0 if condition_type == "label" else num_mask_classes,
+            num_labels=0 if condition_type == "mask" else num_labels,
+            out_channels=base.embed_dim,
+            downsampling_factor=downsampling_factor * base.patch_size,
+            channels=channels,
+        )
+        self.absent = nn.Parameter(torch.zeros(base.embed_dim))
+        copied = [_copy_block(base.blocks[2 * i]) for i in range(base.num_residuals)]
+        self.blocks = nn.ModuleList(copied)
+        self.residuals = nn.ModuleList(nn.Linear(base.embed_dim, base.embed_dim) for _ in copied)
+        self.head = nn.Linear(base.embed_dim, base.patch_size**3 * base.vocabulary.num_logits)
+        for layer in (*cast("list[nn.Linear]", list(self.residuals)), self.head):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+        # The base is frozen, but what was copied from it is not.
+        self.requires_grad_(True)
+
+    def encode(self, condition: ControlCondition) -> EncodedControl:
+        """Return what depends on the condition alone, once a sample; sides must fit the token grid."""
+        planes = None if self.condition_type == "label" else self._one_hot(condition)
+        label = None if self.condition_type == "mask" else self._checked_label(condition)
+        grid = (1, 1, 1) if planes is None else self._positions_grid(planes)
+        dropped = condition.is_dropped
+        features = self.encoder(planes, label, grid=grid, dropped=dropped).flatten(2).transpose(1, 2)
+        features = torch.where(dropped[:, None, None], self.absent.to(features.dtype), features)
+        return EncodedControl(features, self.absent)
+
+    def forward(
+        self,
+        tokens: TokenGrid,
+        mask: TokenMask,
+        prepared: Any,
+        control: EncodedControl,
+        rows: Int64[Tensor, " R"] | None = None,
+    ) -> ControlOutput:
+        """Return what to add to the base on these tokens.
+
+        prepared: of the base, for the same samples; each copy is modulated as the block it was copied from.
+        rows: flattened indices into ``[B h w d]``, those of which the base's logits are wanted.
+        """
+        x = embed_tokens(
+            tokens,
+            mask,
+            vocabulary=self.vocabulary,
+            projection=self.input,
+            positions=self.positions,
+            patch_size=self.patch_size,
+        )
+        x = x + control.features.to(x.dtype)
+        residuals = []
+        for i, (block, out) in enumerate(zip(self.blocks, self.residuals, strict=True)):
+            told = prepared.blocks[2 * i]
+            if self.use_checkpointing and torch.is_grad_enabled():
+                x = checkpoint(block, x, told, use_reentrant=False)
+            else:
+                x = block(x, told)
+            residuals.append(out(x))
+        adjustments = predict_tokens(
+            F.layer_norm(x, x.shape[-1:]),
+            head=self.head,
+            vocabulary=self.vocabulary,
+            patch_size=self.patch_size,
+            grid=tuple(tokens.shape[1:]),
+            rows=rows,
+        )
+        return ControlOutput(tuple(residuals), adjustments)
+
+    def _positions_grid(self, planes: Tensor) -> tuple[int, ...]:
+        factor = self.encoder.downsampling_factor
+        if any(side % factor for side in planes.shape[2:]):
+            raise ValueError(
+                f"Expected a segmentation whose sides are multiples of {factor}, the voxels of a position of "
+                f"the base, got {tuple(planes.shape[2:])}; bring it to the grid of the base."
+            )
+        return tuple(side // factor for side in planes.shape[2:])
+
+    def _one_hot(self, condition: ControlCondition) -> Segmentation:
+        if condition.seg is None:
+            raise ValueError(
+                f"Expected a segmentation for condition_type {self.condition_type!r}, got None; pass seg."
+            )
+        return one_hot_planes(condition.seg, self.num_mask_classes)
+
+    def _checked_label(self, condition: ControlCondition) -> Tensor:
+        if condition.label is None:
+            raise ValueError(
+                f"Expected a label for condition_type {self.condition_type!r}, got None; pass label."
+            )
+        # One past the last label is the row of "not told", so the embedding alone would not complain.
+        _require_below(condition.label, self.num_labels, "labels")
+        return condition.label
+
+
+def apply_control(
+    decoder: MaskedDecoder,
+    output: ControlOutput,
+    tokens: Tensor,
+    mask: Tensor,
+    prepared: Any,
+    rows: Tensor | None = None,
+) -> TokenLogits:
+    """Return the base's logits with its residuals and adjustments in place: full strength, one branch."""
+    logits = decoder(tokens, mask, prepared, output.residuals, rows)
+    return TokenLogits(logits.values + output.logits.values.to(logits.values.dtype), logits.vocabulary)
+
+
+def one_hot_planes(seg: Integer[Tensor, "B H W D"], num_classes: int) -> Segmentation:
+    """Return one float plane a class, background first; a class number is never fed to a convolution.
+
+    "Background everywhere" and "nothing known" thus differ: the latter is 0 in every plane.
+    """
+    _require_below(seg, num_classes, "classes")
+    classes = torch.arange(num_classes, device=seg.device, dtype=seg.dtype).view(1, -1, 1, 1, 1)
+    return (seg[:, None] == classes).float()
+
+
+def _require_below(values: Tensor, count: int, what: str) -> None:
+    known = ((values >= 0) & (values < count)).all()
+    if values.device.type == "cuda":
+        torch._assert_async(known)  # waiting for the result here would stall every step
+    elif values.device.type == "cpu" and not known:
+        raise ValueError(
+            f"Expected {what} from 0 to {count - 1}, got {values.unique().tolist()[:10]}; map them first, or "
+            "train with more."
+        )
+
+
+def _copy_block(block: nn.Module) -> nn.Module:
+    """Return a copy without the projection of the condition: the base's own output of it is reused."""
+    copy = deepcopy(block)
+    del copy.modulation  # parameters that never get a gradient hang distributed training
+    return copy
