@@ -7,7 +7,7 @@ import pytest
 import torch
 from jaxtyping import TypeCheckError
 
-from prod9.autoencoder.autoencoder_fsq import AutoencoderFSQ, _fold, _unfold
+from prod9.autoencoder.autoencoder_fsq import AutoencoderFSQ
 from prod9.autoencoder.factory import AUTOENCODERS, build_autoencoder
 from prod9.training.config_schema import FSQModelConfig
 from tests.autoencoder.tiny import LEVELS, NETWORK, build, build_monai, volume, with_weights_of
@@ -73,14 +73,6 @@ def test_forward_returns_consistent_results(fold):
     torch.testing.assert_close(network.decode_tokens(out.tokens), out.reconstruction)
 
 
-@pytest.mark.parametrize("n", [1, 2, 3])
-def test_folding_loses_nothing_and_keeps_neighbours_together(n):
-    x = torch.arange(2 * 2 * 6 * 12 * 18.0).view(2, 2, 6, 12, 18)
-    folded = _fold(x, n)
-    assert torch.equal(_unfold(folded, n), x)
-    assert torch.equal(folded[0, : n**3, 1, 1, 1], x[0, 0, n : 2 * n, n : 2 * n, n : 2 * n].flatten())
-
-
 def test_it_is_deterministic_in_training_and_evaluation():
     network, x = build(), volume(1, 1, 8, 8, 8)
     first = network.train()(x)
@@ -102,7 +94,7 @@ def test_inherited_entry_points_go_through_the_tokens():
 
 @pytest.mark.parametrize("pays", [False, True])
 def test_autocast_leaves_latent_and_volume_in_float32(monkeypatch, pays):
-    monkeypatch.setattr("prod9.autoencoder.autoencoder_fsq.bfloat16_pays", lambda device: pays)
+    monkeypatch.setattr("prod9.autoencoder.backbone.bfloat16_pays", lambda device: pays)
     network, x = build(), volume(1, 1, 16, 16, 16)
     network.calibrate(x)
     exact = network(x)
@@ -116,7 +108,7 @@ def test_autocast_leaves_latent_and_volume_in_float32(monkeypatch, pays):
 
 
 def test_the_last_encoder_layers_run_in_float32(monkeypatch):
-    monkeypatch.setattr("prod9.autoencoder.autoencoder_fsq.bfloat16_pays", lambda device: True)
+    monkeypatch.setattr("prod9.autoencoder.backbone.bfloat16_pays", lambda device: True)
     network = build()
     seen = {}
     for name, layer in {"last": network.encoder.blocks[-1], "mu": network.quant_conv_mu}.items():
@@ -203,7 +195,7 @@ def test_shape_checks_are_live():
 def test_the_factory_builds_what_a_configuration_says():
     network = build_autoencoder("fsq", **FSQModelConfig(levels=LEVELS, **NETWORK).kwargs())
     assert type(network) is AUTOENCODERS["fsq"] is AutoencoderFSQ
-    with pytest.raises(ValueError, match="one of fsq, got 'vq'"):
+    with pytest.raises(ValueError, match="one of fsq, kl, got 'vq'"):
         build_autoencoder("vq")
 
 

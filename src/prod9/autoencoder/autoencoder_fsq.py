@@ -6,19 +6,16 @@ AutoencoderKlMaisi with its parameter names.
 """
 
 import warnings
-from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Sequence
 from math import prod
 from typing import Any
 
 import torch
 from jaxtyping import Int64
-from monai.apps.generation.maisi.networks.autoencoderkl_maisi import AutoencoderKlMaisi
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
+from prod9.autoencoder.backbone import MaisiBackbone
 from prod9.autoencoder.fsq_function import FSQConstants, Radix, StraightThrough
-from prod9.autoencoder.native_ops import bfloat16_pays, use_native_ops
 from prod9.types import AutoencoderOutput, Latent, TokenGrid, Volume, VolumeOut
 
 EPSILON = 1e-3
@@ -136,19 +133,12 @@ def _constants(levels: Sequence[int], symmetric: bool) -> FSQConstants:
     return FSQConstants(*(v.float().view(1, -1, 1) for v in values))
 
 
-class AutoencoderFSQ(AutoencoderKlMaisi):
+class AutoencoderFSQ(MaisiBackbone):
     """Encoder, finite scalar quantiser and decoder over whole volumes or crops.
 
-    Sides must be multiples of ``downsampling_factor`` (``check_sides``). ``space_to_depth`` folds n³ voxels
-    into channels before the network and unfolds them after it, without parameters. The keywords are those
-    of the ``model`` section of a stage-1 configuration and mean what they say there.
+    For the keywords, and what sides a volume may have, see
+    :class:`~prod9.autoencoder.backbone.MaisiBackbone`.
     """
-
-    # MONAI's modules carry no types.
-    encoder: Any
-    decoder: Any
-    quant_conv_mu: Any
-    post_quant_conv: Any
 
     def __init__(
         self,
@@ -171,55 +161,33 @@ class AutoencoderFSQ(AutoencoderKlMaisi):
         native_ops: bool = True,
     ) -> None:
         super().__init__(
-            spatial_dims=3,
-            in_channels=in_channels * space_to_depth**3,
-            out_channels=out_channels * space_to_depth**3,
-            num_res_blocks=num_res_blocks,
-            num_channels=num_channels,
-            attention_levels=attention_levels or (False,) * len(num_channels),
             latent_channels=len(levels),
+            num_channels=num_channels,
+            num_res_blocks=num_res_blocks,
             norm_num_groups=norm_num_groups,
+            in_channels=in_channels,
+            out_channels=out_channels,
+            attention_levels=attention_levels,
+            space_to_depth=space_to_depth,
             use_checkpointing=use_checkpointing,
             use_convtranspose=use_convtranspose,
+            norm_float16=norm_float16,
             num_splits=num_splits,
             dim_split=dim_split,
-            norm_float16=norm_float16,
             save_mem=save_mem,
+            native_ops=native_ops,
         )
         # FSQ has no variance; parameters without a gradient would hang distributed training.
         del self.quant_conv_log_sigma
         self.quantizer = FiniteScalarQuantizer(levels, symmetric=symmetric)
         self.levels = tuple(levels)
         self.vocab_size = self.quantizer.vocab_size
-        self.space_to_depth = space_to_depth
-        self.downsampling_factor = space_to_depth * 2 ** (len(num_channels) - 1)
-        self.norm_float16 = norm_float16
-        self.save_mem = save_mem
-        self.native_ops = native_ops
-        if native_ops:
-            use_native_ops(self)
-
-    @property
-    def last_layer(self) -> nn.Parameter:
-        """The weight of the decoder's last convolution, for the adaptive adversarial weight."""
-        return self.decoder.blocks[-1].conv.conv.weight
-
-    def check_sides(self, shape: Sequence[int]) -> None:
-        """Raise ValueError unless the last three entries of ``shape`` are multiples of the factor."""
-        sides, factor = tuple(shape[-3:]), self.downsampling_factor
-        if any(side % factor or side < factor for side in sides):
-            fit = tuple(max(factor, -(-side // factor) * factor) for side in sides)
-            raise ValueError(f"sides must be multiples of {factor}, got {sides}; pad to {fit}.")
 
     def encode(self, x: Volume) -> Latent:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Return z before quantisation, float32: the last two convolutions never run in half precision."""
-        self.check_sides(x.shape)
-        *body, last = self.encoder.blocks
-        dtype = self.last_layer.dtype
-        with self._precision(x.device.type):
-            h = self._run(body, _fold(x.to(dtype), self.space_to_depth))
+        h = self.encode_features(x)
         with torch.autocast(x.device.type, enabled=False):
-            return self.quant_conv_mu(last(h.to(dtype))).float()
+            return self.quant_conv_mu(h).float()
 
     def quantize(self, z: Latent) -> Latent:
         """Return codes in [−1, 1] with straight-through gradient."""
@@ -233,12 +201,6 @@ class AutoencoderFSQ(AutoencoderKlMaisi):
     def indices_to_codes(self, tokens: TokenGrid) -> Latent:
         """Return the codes of ``tokens``; the exact inverse of ``embed``."""
         return self.quantizer.indices_to_codes(tokens)
-
-    def decode(self, codes: Latent) -> VolumeOut:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Return the volume of ``codes``, in the dtype of ``codes`` whatever autocast does inside."""
-        with self._precision(codes.device.type):
-            h = self._run(self.decoder.blocks, self.post_quant_conv(codes.to(self.last_layer.dtype)))
-        return _unfold(h, self.space_to_depth).to(codes.dtype)
 
     def decode_tokens(self, tokens: TokenGrid) -> VolumeOut:
         """Return the volume of ``tokens``."""
@@ -261,10 +223,6 @@ class AutoencoderFSQ(AutoencoderKlMaisi):
         """Return the codes of ``x``."""
         return self.quantize(self.encode(x))
 
-    def decode_stage_2_outputs(self, z: Latent) -> VolumeOut:
-        """Return the volume of codes."""
-        return self.decode(z)
-
     def sampling(self, z_mu: Tensor, z_sigma: Tensor) -> Tensor:
         """Refuse: a quantised latent has no variance to sample from."""
         raise TypeError("AutoencoderFSQ does not sample its latent; use quantize(encode(x)).")
@@ -282,23 +240,6 @@ class AutoencoderFSQ(AutoencoderKlMaisi):
         conv.bias.sub_(mean).div_(std)
         conv.weight.div_(std.view(-1, 1, 1, 1, 1))
 
-    def _precision(self, device_type: str) -> AbstractContextManager[object]:
-        """Leave autocast as the caller set it, or turn it off where it would cost time as well as accuracy."""
-        if self.native_ops and not bfloat16_pays(device_type):
-            return torch.autocast(device_type, enabled=False)
-        return nullcontext()
-
-    def _run(self, blocks: Iterable[nn.Module], h: Tensor) -> Tensor:
-        if self.norm_float16 and h.device.type == "cpu":
-            raise ValueError(
-                "norm_float16 does not run on CPU; set norm_float16 to false, the weights are the same."
-            )
-        for block in blocks:
-            h = checkpoint(block, h, use_reentrant=False) if self.use_checkpoint else block(h)
-            if self.save_mem and h.is_cuda:
-                torch.cuda.empty_cache()
-        return h
-
 
 def _refuse_non_finite(values: Tensor) -> None:
     if values.device.type == "cuda":
@@ -306,21 +247,3 @@ def _refuse_non_finite(values: Tensor) -> None:
         torch._assert_async(torch.isfinite(values).all())
     elif not torch.isfinite(values).all():
         raise ValueError("the latent holds NaN or infinity; lower the learning rate or check the input.")
-
-
-def _fold(x: Tensor, n: int) -> Tensor:
-    """Move n³ neighbouring voxels into channels: ``[B C H W D]`` → ``[B C·n³ H/n W/n D/n]``."""
-    if n == 1:
-        return x
-    B, C, H, W, D = x.shape
-    x = x.reshape(B, C, H // n, n, W // n, n, D // n, n).permute(0, 1, 3, 5, 7, 2, 4, 6)
-    return x.reshape(B, C * n**3, H // n, W // n, D // n)
-
-
-def _unfold(x: Tensor, n: int) -> Tensor:
-    """Undo `_fold`."""
-    if n == 1:
-        return x
-    B, C, h, w, d = x.shape
-    x = x.reshape(B, C // n**3, n, n, n, h, w, d).permute(0, 1, 5, 2, 6, 3, 7, 4)
-    return x.reshape(B, C // n**3, h * n, w * n, d * n)

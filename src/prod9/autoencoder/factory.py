@@ -3,11 +3,15 @@
 from typing import Any
 
 from prod9.autoencoder.autoencoder_fsq import AutoencoderFSQ
+from prod9.autoencoder.autoencoder_maisi import AutoencoderKlMaisi
 
-AUTOENCODERS: dict[str, type[AutoencoderFSQ]] = {"fsq": AutoencoderFSQ}
+AUTOENCODERS: dict[str, type[AutoencoderFSQ] | type[AutoencoderKlMaisi]] = {
+    "fsq": AutoencoderFSQ,
+    "kl": AutoencoderKlMaisi,
+}
 
 
-def build_autoencoder(kind: str, **kwargs: Any) -> AutoencoderFSQ:
+def build_autoencoder(kind: str, **kwargs: Any) -> AutoencoderFSQ | AutoencoderKlMaisi:
     """Return the network of ``kind`` built with ``kwargs``, the fields of its model section."""
     if kind not in AUTOENCODERS:
         raise ValueError(f"kind must be one of {', '.join(sorted(AUTOENCODERS))}, got {kind!r}.")

@@ -8,6 +8,7 @@ from monai.inferers.inferer import SlidingWindowInferer
 from torch import Tensor, nn
 
 from prod9.autoencoder.autoencoder_fsq import AutoencoderFSQ
+from prod9.autoencoder.autoencoder_maisi import AutoencoderKlMaisi
 from prod9.autoencoder.padding import crop, pad_to_multiple
 from prod9.types import AutoencoderOutput, Latent, TokenGrid, Volume, VolumeOut
 
@@ -45,15 +46,16 @@ class SlidingWindowConfig:
 
 
 class AutoencoderInferenceWrapper(nn.Module):
-    """An autoencoder for volumes of any size, without gradients.
+    """An autoencoder of either family for volumes of any size, without gradients.
 
     Volumes are padded with background to multiples of the downsampling factor and reconstructions cropped
     back. Windows start at multiples of the factor, so that the latent grids of neighbours coincide; z is
-    blended in float32 and quantised once, since a mean of codes is no code. Group statistics of a window
+    blended in float32 and quantised once, since a mean of codes is no code; deviations are blended as
+    variances. Group statistics of a window
     differ from those of the whole volume: windows are an approximation, ``whole`` is exact.
     """
 
-    def __init__(self, autoencoder: AutoencoderFSQ, config: SlidingWindowConfig) -> None:
+    def __init__(self, autoencoder: AutoencoderFSQ | AutoencoderKlMaisi, config: SlidingWindowConfig) -> None:
         super().__init__()
         factor = autoencoder.downsampling_factor
         if config.strategy == "sliding_window" and any(side % factor for side in config.roi_size):
@@ -64,36 +66,52 @@ class AutoencoderInferenceWrapper(nn.Module):
 
     @torch.no_grad()
     def encode(self, x: Volume) -> tuple[Latent, Latent]:
-        """Return ``(z_mu, z_sigma)`` of equal shape; z before quantisation, and zeros: FSQ has no variance."""
-        z = self._encode(x)
-        return z, torch.zeros_like(z)
+        """Return ``(z_mu, z_sigma)`` of equal shape, z_sigma a deviation.
+
+        For FSQ z_mu is z before quantisation and z_sigma is zero.
+        """
+        network = self.autoencoder
+        x = pad_to_multiple(x.float(), network.downsampling_factor)
+        if isinstance(network, AutoencoderFSQ):
+            z = self._map(network.encode, x, 1)
+            return z, torch.zeros_like(z)
+        z_mu, variance = self._map(lambda window: _moments(network, window), x, 1).chunk(2, 1)
+        return z_mu, variance.sqrt()
 
     @torch.no_grad()
     def quantize_stage_2_inputs(self, x: Volume) -> TokenGrid:
         """Return the tokens of ``x``, one for each block of ``downsampling_factor``³ voxels."""
-        return self.autoencoder.embed(self.autoencoder.quantize(self._encode(x)))
+        network = self.tokenizer
+        return network.embed(network.quantize(self.encode(x)[0]))
 
     @torch.no_grad()
-    def decode(self, codes: Latent) -> VolumeOut:
-        """Return the float32 volume of ``codes``, ``downsampling_factor`` times as long on each side."""
-        return self._map(self.autoencoder.decode, codes.float(), self.autoencoder.downsampling_factor)
+    def decode(self, latent: Latent) -> VolumeOut:
+        """Return the float32 volume of codes or z, ``downsampling_factor`` times as long on each side."""
+        return self._map(self.autoencoder.decode, latent.float(), self.autoencoder.downsampling_factor)
 
     @torch.no_grad()
     def decode_tokens(self, tokens: TokenGrid) -> VolumeOut:
         """Return the float32 volume of ``tokens``."""
-        return self.decode(self.autoencoder.indices_to_codes(tokens))
+        return self.decode(self.tokenizer.indices_to_codes(tokens))
 
     @torch.no_grad()
     def forward(self, x: Volume) -> AutoencoderOutput:
-        """Encode, quantise once, decode; the reconstruction has the sides of ``x``."""
-        z = self._encode(x)
+        """Encode, quantise once (KL: take the mean), decode; the reconstruction has the sides of ``x``."""
+        z, z_sigma = self.encode(x)
+        if isinstance(self.autoencoder, AutoencoderKlMaisi):
+            return AutoencoderOutput(crop(self.decode(z), x.shape[2:]), z, z, z_sigma)
         codes = self.autoencoder.quantize(z)
         volume = crop(self.decode(codes), x.shape[2:])
         return AutoencoderOutput(volume, codes, z, None, self.autoencoder.embed(codes))
 
-    def _encode(self, x: Tensor) -> Tensor:
-        x = pad_to_multiple(x.float(), self.autoencoder.downsampling_factor)
-        return self._map(self.autoencoder.encode, x, 1)
+    @property
+    def tokenizer(self) -> AutoencoderFSQ:
+        """The network, which must have tokens: ValueError for one with a continuous latent."""
+        if not isinstance(self.autoencoder, AutoencoderFSQ):
+            raise ValueError(
+                f"tokens need an AutoencoderFSQ, got {type(self.autoencoder).__name__}; use encode and decode."
+            )
+        return self.autoencoder
 
     def _map(self, network: Callable[[Tensor], Tensor], values: Tensor, shrink: int) -> Tensor:
         """Apply ``network`` whole or window by window; windows are ``roi_size / shrink`` long."""
@@ -111,6 +129,12 @@ class AutoencoderInferenceWrapper(nn.Module):
         blended = inferer(values, network)
         assert isinstance(blended, Tensor)  # one output, so the inferer returns no tuple
         return blended
+
+
+def _moments(network: AutoencoderKlMaisi, x: Tensor) -> Tensor:
+    """Return z_mu and the variance, ``[B 2Z h w d]``: what windows can be blended in."""
+    z_mu, z_sigma = network.encode(x)
+    return torch.cat([z_mu, z_sigma.square()], 1)
 
 
 def _overlap(side: int, overlap: float, unit: int) -> float:

@@ -1,9 +1,12 @@
-"""``prod9-train-autoencoder``: stage 1 of MaskGiT, from volumes to tokens and back."""
+"""``prod9-train-autoencoder``: stage 1 of MaskGiT, from volumes to tokens and back.
+
+``add_infer`` also serves ``prod9-train-maisi-vae``.
+"""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -30,55 +33,62 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".nii", ".nii.gz")
 
-app = new_app("Train the stage-1 autoencoder, and pass volumes through it.")
-add_run_commands(app, "autoencoder")
+Stage1 = Literal["autoencoder", "maisi_vae"]
+
+LATENTS = {
+    "autoencoder": ("--save-tokens", "Also write the tokens, as NAME_tokens.npz."),
+    "maisi_vae": ("--save-latents", "Also write the mean latent, as NAME_latent.npz."),
+}
+"""The option of ``infer`` that keeps what lies between encoder and decoder, by stage."""
 
 
-@app.command()
-def infer(
-    inputs: Annotated[
-        list[Path],
-        typer.Argument(metavar="INPUT…", help="NIfTI files, or folders that are searched for them."),
-    ],
-    output_dir: OutputsOption,
-    model: ModelOption = None,
-    config: OptionalConfigOption = None,
-    overrides: SetOption = None,
-    save_tokens: Annotated[
-        bool, typer.Option("--save-tokens", help="Also write the tokens, as NAME_tokens.npz.")
-    ] = False,
-    device: DeviceOption = "auto",
-    overwrite: OverwriteOption = False,
-    check: CheckOption = False,
-    print_config: PrintConfigOption = False,
-    as_json: JsonOption = False,
-    debug: DebugOption = False,
-) -> None:
-    """Reconstruct volumes: file → tokens → file, with the geometry and intensities of the input.
+def add_infer(app: typer.Typer, stage: Stage1) -> None:
+    """Add ``infer`` to the commands of a stage-1 family."""
+    option, text = LATENTS[stage]
 
-    Large volumes: `--set sliding_window.strategy=sliding_window`. Run it again after an interruption, and
-    only what is missing is made.
-    """
-    run_config, path = load_for_model("autoencoder", config, model, overrides=overrides)
-    if print_config:
-        shared.print_config(run_config)
-        return
-    files = find_volumes(inputs, Path(output_dir))
-    pipeline = _load_pipeline(path, run_config, device)
-    if check:
-        print_check(_describe(pipeline, files, path), as_json)
-        return
-    settings = _settings(pipeline, run_config)
-    folder = OutputFolder(Path(output_dir), settings, overwrite=overwrite)
-    again = f"What was made is in {folder.path}; run the same command again for the rest."
-    failed: dict[str, str] = {}
-    with shared.resumable(again):
-        made = list(_reconstruct(pipeline, folder, files, save_tokens, failed))
-    _report(folder, made, [name for name in files if name not in failed], as_json)
-    if failed:
-        raise DataError(
-            f"{len(failed)} of {len(files)} files could not be used:\n" + "\n".join(failed.values())
-        )
+    @app.command()
+    def infer(
+        inputs: Annotated[
+            list[Path],
+            typer.Argument(metavar="INPUT…", help="NIfTI files, or folders that are searched for them."),
+        ],
+        output_dir: OutputsOption,
+        model: ModelOption = None,
+        config: OptionalConfigOption = None,
+        overrides: SetOption = None,
+        save_latents: Annotated[bool, typer.Option(option, help=text)] = False,
+        device: DeviceOption = "auto",
+        overwrite: OverwriteOption = False,
+        check: CheckOption = False,
+        print_config: PrintConfigOption = False,
+        as_json: JsonOption = False,
+        debug: DebugOption = False,
+    ) -> None:
+        """Reconstruct volumes: file → latent → file, with the geometry and intensities of the input.
+
+        Large volumes: `--set sliding_window.strategy=sliding_window`. Run it again after an interruption, and
+        only what is missing is made.
+        """
+        run_config, path = load_for_model(stage, config, model, overrides=overrides)
+        if print_config:
+            shared.print_config(run_config)
+            return
+        files = find_volumes(inputs, Path(output_dir))
+        pipeline = _load_pipeline(path, run_config, device, stage)
+        if check:
+            print_check(_describe(pipeline, files, path), as_json)
+            return
+        settings = _settings(pipeline, run_config)
+        folder = OutputFolder(Path(output_dir), settings, overwrite=overwrite)
+        again = f"What was made is in {folder.path}; run the same command again for the rest."
+        failed: dict[str, str] = {}
+        with shared.resumable(again):
+            made = list(_reconstruct(pipeline, folder, files, save_latents, failed))
+        _report(folder, made, [name for name in files if name not in failed], as_json)
+        if failed:
+            raise DataError(
+                f"{len(failed)} of {len(files)} files could not be used:\n" + "\n".join(failed.values())
+            )
 
 
 def find_volumes(inputs: Sequence[Path], output_dir: Path) -> dict[str, Path]:
@@ -118,14 +128,14 @@ def find_volumes(inputs: Sequence[Path], output_dir: Path) -> dict[str, Path]:
     return files
 
 
-def _load_pipeline(path: Path, config: "RunConfig", device: str) -> "ReconstructionPipeline":
+def _load_pipeline(path: Path, config: "RunConfig", device: str, stage: Stage1) -> "ReconstructionPipeline":
     from prod9.pipelines.reconstruction import ReconstructionPipeline
     from prod9.training.config import config_to_dict
 
     section = config_to_dict(config)["sliding_window"]
     chosen = shared.torch_device(device)
     return ReconstructionPipeline.from_checkpoint(
-        path, device=chosen, overrides=[("sliding_window", section)]
+        path, stage=stage, device=chosen, overrides=[("sliding_window", section)]
     )
 
 
@@ -157,21 +167,21 @@ def _reconstruct(
     pipeline: "ReconstructionPipeline",
     folder: OutputFolder,
     files: dict[str, Path],
-    save_tokens: bool,
+    save_latents: bool,
     failed: dict[str, str],
 ) -> Iterator[str]:
     """Yield the names of what was made; what is wrong with a file goes into ``failed``, and the rest goes on."""
     with shared.progress() as bar:
         task = bar.add_task("Reconstruct", total=len(files))
         for name, source in files.items():
-            tokens_missing = save_tokens and not (folder.path / _tokens_name(name)).exists()
-            if not folder.is_done(name) or tokens_missing:
+            latent_missing = save_latents and not (folder.path / _latent_name(name, pipeline)).exists()
+            if not folder.is_done(name) or latent_missing:
                 try:
                     result = pipeline.reconstruct(source)
                 except DataError as error:
                     failed[name] = str(error)
                 else:
-                    _write(folder, name, source, result, pipeline if save_tokens else None)
+                    _write(folder, name, source, result, pipeline if save_latents else None)
                     bar.console.print(f"{name}: {result.psnr_head:.2f} dB in the head", markup=False)
                     yield name
             bar.advance(task)
@@ -182,39 +192,44 @@ def _write(
     name: str,
     source: Path,
     result: "Reconstruction",
-    tokens_of: "ReconstructionPipeline | None",
+    latent_of: "ReconstructionPipeline | None",
 ) -> None:
     from prod9 import volumes
 
     target = folder.path / name
     target.parent.mkdir(parents=True, exist_ok=True)
-    if tokens_of is not None:
-        _write_tokens(folder.path / _tokens_name(name), tokens_of, result)
+    if latent_of is not None:
+        _write_latent(folder.path / _latent_name(name, latent_of), latent_of, result)
     scores = {"psnr": round(result.psnr, 3), "psnr_head": round(result.psnr_head, 3)}
     folder.record(name, source=str(source), **scores)
     volumes.write(target, result.data, result.header.affine)
 
 
-def _tokens_name(name: str) -> str:
-    return f"{name.removesuffix('.nii.gz')}_tokens.npz"
+def _latent_name(name: str, pipeline: "ReconstructionPipeline") -> str:
+    return f"{name.removesuffix('.nii.gz')}_{'tokens' if pipeline.has_tokens else 'latent'}.npz"
 
 
-def _write_tokens(path: Path, pipeline: "ReconstructionPipeline", result: "Reconstruction") -> None:
-    """Write tokens ``[h w d]``, the FSQ levels and the 4×4 affine of the voxel grid they decode to."""
+def _write_latent(path: Path, pipeline: "ReconstructionPipeline", result: "Reconstruction") -> None:
+    """Write the latent and the 4×4 affine of the voxel grid that it decodes to.
+
+    Tokens ``[h w d]`` with the FSQ levels, or z_mu float32 ``[Z h w d]``.
+    """
     import numpy as np
 
     from prod9.files import atomic_write
 
-    network = pipeline.autoencoder.autoencoder
-    dtype = np.uint16 if network.vocab_size <= 2**16 else np.int32
+    arrays = {
+        "affine": result.grid_affine,
+        "downsampling_factor": np.asarray(pipeline.autoencoder.autoencoder.downsampling_factor),
+    }
+    if result.tokens is None:
+        arrays["latent"] = result.latent
+    else:
+        network = pipeline.autoencoder.tokenizer
+        arrays["tokens"] = result.tokens.astype(np.uint16 if network.vocab_size <= 2**16 else np.int32)
+        arrays["levels"] = np.asarray(network.levels)
     with atomic_write(path) as temporary, temporary.open("wb") as file:
-        np.savez_compressed(
-            file,
-            tokens=result.tokens.astype(dtype),
-            levels=np.asarray(network.levels),
-            affine=result.grid_affine,
-            downsampling_factor=np.asarray(network.downsampling_factor),
-        )
+        np.savez_compressed(file, **arrays)
 
 
 def _report(folder: OutputFolder, made: list[str], names: list[str], as_json: bool) -> None:
@@ -229,6 +244,11 @@ def _report(folder: OutputFolder, made: list[str], names: list[str], as_json: bo
     )
     if means:
         shared.console.print(f"Mean PSNR {means['psnr']:.2f} dB, in the head {means['psnr_head']:.2f} dB")
+
+
+app = new_app("Train the stage-1 autoencoder, and pass volumes through it.")
+add_run_commands(app, "autoencoder")
+add_infer(app, "autoencoder")
 
 
 def main() -> None:

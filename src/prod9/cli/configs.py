@@ -19,7 +19,7 @@ app = new_app("List, show and explain configurations.")
 
 NameArgument = Annotated[str, typer.Argument(metavar="NAME_OR_PATH", help="A shipped name or a YAML file.")]
 StageOption = Annotated[
-    str | None, typer.Option("--stage", metavar="autoencoder|transformer", help="Only this stage.")
+    str | None, typer.Option("--stage", metavar="STAGE", help="Only this stage.")
 ]
 
 

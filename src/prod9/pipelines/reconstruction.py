@@ -1,4 +1,4 @@
-"""From a NIfTI file through tokens and back: what stage 1 keeps of a volume.
+"""From a NIfTI file through the latent and back: what stage 1 keeps of a volume.
 
 The file may have any orientation, size and, where the checkpoint records a spacing, any spacing. It is
 prepared exactly as in training, and the result is laid back into the file's own voxels.
@@ -7,7 +7,7 @@ prepared exactly as in training, and the result is laid back into the file's own
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from monai import transforms as mt
 from monai.data.meta_tensor import MetaTensor
 
 from prod9 import volumes
+from prod9.autoencoder.autoencoder_fsq import AutoencoderFSQ
 from prod9.autoencoder.inference import AutoencoderInferenceWrapper
 from prod9.data.transforms import IntensityScaling
 from prod9.errors import DataError
@@ -27,16 +28,18 @@ from prod9.volumes import VolumeHeader
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """A volume after a pass through the tokens.
+    """A volume after a pass through the latent.
 
     data: float32 ``[H W D]`` in the axes, shape and intensities of the file. header: that of the file.
-    tokens: int64 ``[h w d]``. grid_affine: 4×4, voxel to mm of the RAS grid that the network saw. psnr,
-    psnr_head: dB on that grid, intensities in [0, 1], over all voxels and over those of the head.
+    latent: float32 ``[Z h w d]``, codes (FSQ) or z_mu (KL). tokens: int64 ``[h w d]``, None for KL.
+    grid_affine: 4×4, voxel to mm of the RAS grid that the network saw. psnr, psnr_head: dB on that grid,
+    intensities in [0, 1], over all voxels and over those of the head.
     """
 
     data: np.ndarray
     header: VolumeHeader
-    tokens: np.ndarray
+    latent: np.ndarray
+    tokens: np.ndarray | None
     grid_affine: np.ndarray
     psnr: float
     psnr_head: float
@@ -60,7 +63,7 @@ class _Prepared:
 
 
 class ReconstructionPipeline:
-    """Encodes, quantises and decodes files with a trained FSQ autoencoder.
+    """Encodes and decodes files with a trained autoencoder of either family.
 
     spacing: mm to resample to, None for the file's. grid: voxels ``(H, W, D)`` that a head is padded to;
     a larger head keeps its size. intensity: how raw values become [0, 1]. sha256: of the checkpoint.
@@ -88,15 +91,16 @@ class ReconstructionPipeline:
         cls,
         path: str | Path,
         *,
+        stage: Literal["autoencoder", "maisi_vae"] = "autoencoder",
         device: str | torch.device = "cpu",
         overrides: Sequence[str | tuple[str, Any]] = (),
     ) -> "ReconstructionPipeline":
-        """Build from a stage-1 run folder, checkpoint file or export folder.
+        """Build from a run folder, checkpoint file or export folder of ``stage``.
 
         overrides: changes to the recorded config, for example ``["sliding_window.strategy=sliding_window"]``.
         Raises CheckpointError, or ConfigError for bad settings.
         """
-        loaded = CheckpointManager.load_autoencoder(path, device=device)
+        loaded = CheckpointManager.load_autoencoder(path, stage=stage, device=device)
         config = config_from_dict(loaded.header["config"], source=str(loaded.path), overrides=overrides)
         data = loaded.header["data"]
         return cls(
@@ -108,22 +112,27 @@ class ReconstructionPipeline:
             sha256=loaded.sha256,
         )
 
+    @property
+    def has_tokens(self) -> bool:
+        """Whether the latent is discrete."""
+        return isinstance(self.autoencoder.autoencoder, AutoencoderFSQ)
+
     @torch.inference_mode()
     def reconstruct(self, path: str | Path) -> Reconstruction:
-        """Read ``path``, pass it through the tokens, and return it in its own geometry; raises DataError."""
+        """Read ``path``, pass it through the latent, and return it in its own geometry; raises DataError."""
         file = volumes.read(Path(path))
         ras, ras_affine = volumes.to_ras(file.data, file.header.affine)
         prepared = self._prepare(ras, ras_affine, file.header.path)
         x = torch.from_numpy(prepared.unit)[None, None].to(self.device)
-        tokens = self.autoencoder.quantize_stage_2_inputs(x)
-        codes = self.autoencoder.autoencoder.indices_to_codes(tokens)
-        unit = self.autoencoder.decode(codes).float().clamp(0.0, 1.0)
+        output = self.autoencoder(x)
+        unit = output.reconstruction.float().clamp(0.0, 1.0)
         head = torch.from_numpy(prepared.head)[None, None].to(self.device)
         restored = self._restore(unit[0, 0].cpu().numpy(), prepared, ras, ras_affine)
         return Reconstruction(
             data=volumes.from_ras(restored, file.header),
             header=file.header,
-            tokens=tokens[0].cpu().numpy(),
+            latent=output.latent[0].float().cpu().numpy(),
+            tokens=None if output.tokens is None else output.tokens[0].cpu().numpy(),
             grid_affine=_shifted(prepared.placed.affine.numpy(), prepared.start),
             psnr=float(psnr(unit, x)),
             psnr_head=float(psnr(unit, x, mask=head)),

@@ -20,7 +20,7 @@ from prod9.data.splits import Part, Split, resolve_split
 from prod9.data.transforms import Augmentation, IntensityScaling, TransformBuilder
 from prod9.errors import ConfigError, DataError
 from prod9.training.brats_tokens import BraTSTokens
-from prod9.training.config_schema import AutoencoderConfig, TransformerConfig
+from prod9.training.config_schema import RunConfig, Stage1Config, TransformerConfig
 from prod9.training.lightning.datamodule import AbstractDataModule, Progress
 from prod9.volumes import read_header
 
@@ -30,20 +30,18 @@ _LOG = logging.getLogger(__name__)
 class AbstractBraTSDataModule(AbstractDataModule):
     """Cases, split, preprocessing and geometry that all BraTS data modules share."""
 
-    def __init__(
-        self, config: AutoencoderConfig | TransformerConfig, *, progress: Progress | None = None
-    ) -> None:
+    def __init__(self, config: RunConfig, *, progress: Progress | None = None) -> None:
         super().__init__(config, progress=progress)
         data = config.data
         self._cases: list[Case] = []
         self._caches: dict[Part, CaseCache] = {}
         # Stage 2 reads a volume once, to encode it: no use in keeping them all in memory.
-        in_memory = data.cache == "memory" and isinstance(config, TransformerConfig)
+        in_memory = data.cache == "memory" and not isinstance(config, Stage1Config)
         self._builder = DatasetBuilder(
             transforms=TransformBuilder(
                 spacing=data.spacing,
                 grid=data.grid,
-                crop_size=data.crop_size if isinstance(config, AutoencoderConfig) else None,
+                crop_size=data.crop_size if isinstance(config, Stage1Config) else None,
                 intensity=IntensityScaling(**data.intensity.kwargs()),
                 augment=Augmentation(**data.augment.kwargs()),
             ),
@@ -88,7 +86,7 @@ class BraTSDataModule(AbstractBraTSDataModule):
 
     def __init__(
         self,
-        config: AutoencoderConfig | TransformerConfig,
+        config: RunConfig,
         *,
         encode: Callable[[Tensor], Tensor] | None = None,
         indices_to_codes: Callable[[Tensor], Tensor] | None = None,

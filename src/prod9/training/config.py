@@ -19,7 +19,11 @@ from prod9.training.config_schema import STAGES, RunConfig
 from prod9.training.config_yaml import PlainText, dump_yaml, parse_yaml, read_yaml
 
 CONFIG_ROOT = Path(__file__).resolve().parent.parent / "configs"
-STAGE_COMMANDS = {"autoencoder": "prod9-train-autoencoder", "transformer": "prod9-train-transformer"}
+STAGE_COMMANDS = {
+    "autoencoder": "prod9-train-autoencoder",
+    "transformer": "prod9-train-transformer",
+    "maisi_vae": "prod9-train-maisi-vae",
+}
 
 _VARIABLE = re.compile(r"\$\{([^{}]*)\}")
 _VARIABLE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")

@@ -18,6 +18,7 @@ from prod9.training.config_autoencoder import (
     PerceptualConfig,
     Stage1Config,
 )
+from prod9.training.config_maisi import KLModelConfig, MaisiVAEConfig, MaisiVAELossConfig
 from prod9.training.config_sampling import MaskingConfig, SamplerConfig, SchedulerType
 from prod9.training.config_sections import (
     AugmentConfig,
@@ -59,8 +60,11 @@ __all__ = [
     "FSQModelConfig",
     "InputsConfig",
     "IntensityConfig",
+    "KLModelConfig",
     "LabelConditionalModelConfig",
     "LrScheduleConfig",
+    "MaisiVAEConfig",
+    "MaisiVAELossConfig",
     "MaskingConfig",
     "PerceptualConfig",
     "RunConfig",
@@ -157,8 +161,9 @@ class TransformerConfig(RunSection):
     sampler: SamplerConfig = Field(default=SamplerConfig(), description="Sampler.")
 
 
-RunConfig = AutoencoderConfig | TransformerConfig
+RunConfig = AutoencoderConfig | TransformerConfig | MaisiVAEConfig
 STAGES: dict[str, type[RunConfig]] = {
     "autoencoder": AutoencoderConfig,
     "transformer": TransformerConfig,
+    "maisi_vae": MaisiVAEConfig,
 }

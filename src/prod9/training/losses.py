@@ -98,6 +98,15 @@ def range_penalty(z: Latent) -> Scalar:
     return F.relu(z.float().abs() - Z_LIMIT).square().mean()
 
 
+def kl_divergence(z_mu: Latent, z_sigma: Latent) -> Scalar:
+    """Return the KL divergence of N(z_mu, z_sigma²) from N(0, 1), a mean over latent values in nats.
+
+    MAISI and MONAI's tutorials take the sum over a sample: that many latent values times this.
+    """
+    mu, sigma = z_mu.float(), z_sigma.float()
+    return 0.5 * (mu.square() + sigma.square() - 2 * sigma.log() - 1).mean()
+
+
 # -- the sum --------------------------------------------------------------------------------------
 
 
@@ -106,7 +115,8 @@ class VAEGANLoss:
 
     A plain object, so that no perceptual network ends up in a state dict. The adversarial part, and a
     perceptual term that uses the discriminator, are off before ``start_step``. ``gradient_penalty`` weighs
-    ``r1_penalty`` in the discriminator's loss.
+    ``r1_penalty`` in the discriminator's loss. The weight of the KL divergence grows linearly over the first
+    ``kl_warmup_steps`` training batches.
     """
 
     def __init__(
@@ -121,8 +131,10 @@ class VAEGANLoss:
         adaptive: bool,
         adaptive_max: float,
         start_step: int,
-        commitment_weight: float,
-        range_weight: float,
+        commitment_weight: float = 0.0,
+        range_weight: float = 0.0,
+        kl_weight: float = 0.0,
+        kl_warmup_steps: int = 0,
         gradient_penalty: float = 0.0,
     ) -> None:
         _check_choice("reconstruction", reconstruction, RECONSTRUCTIONS)
@@ -142,7 +154,8 @@ class VAEGANLoss:
         self.adaptive_max = adaptive_max
         self.start_step = start_step
         self.gradient_penalty = gradient_penalty
-        self.regularizers = {"commitment": commitment_weight, "range": range_weight}
+        self.regularizers = {"commitment": commitment_weight, "range": range_weight, "kl": kl_weight}
+        self.warmup_steps = {"kl": kl_warmup_steps}
 
     def is_adversarial(self, step: int) -> bool:
         """Return whether the discriminator takes part in training batch ``step``."""
@@ -161,9 +174,11 @@ class VAEGANLoss:
         last_layer: Tensor,
         fake_features: Sequence[Tensor] | None,
         real_features: Sequence[Tensor] | None,
+        step: int | None = None,
     ) -> dict[str, Scalar]:
         """Return every part, unweighted, and the weighted sum ``total``.
 
+        step: training batches done, for annealed weights; None for their final values.
         fake_features, real_features: outputs of all layers of the discriminator, logits last; None while it
         takes no part, ``real_features`` also where no features are matched.
         """
@@ -184,8 +199,12 @@ class VAEGANLoss:
         for name, weight in self.regularizers.items():
             if weight:
                 losses[name] = REGULARIZERS[name](output)
-                total = total + weight * losses[name]
+                total = total + weight * self._warm(name, step) * losses[name]
         return {"total": total, **{k: v.detach() for k, v in losses.items()}}
+
+    def _warm(self, name: str, step: int | None) -> float:
+        steps = self.warmup_steps.get(name, 0)
+        return 1.0 if step is None or step >= steps else (step + 1) / steps
 
     def _perceptual(
         self,
@@ -226,6 +245,7 @@ RECONSTRUCTIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"l1": F.l1_los
 REGULARIZERS: dict[str, Callable[[AutoencoderOutput], Tensor]] = {
     "commitment": lambda output: commitment_loss(output.z_mu, output.latent),
     "range": lambda output: range_penalty(output.z_mu),
+    "kl": lambda output: kl_divergence(output.z_mu, output.z_sigma),
 }
 
 

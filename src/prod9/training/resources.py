@@ -33,7 +33,10 @@ from prod9.training.config_schema import (
     AutoencoderConfig,
     DiscriminatorConfig,
     FSQModelConfig,
+    KLModelConfig,
+    MaisiVAEConfig,
     RunConfig,
+    Stage1Config,
     TransformerConfig,
 )
 
@@ -113,14 +116,19 @@ def estimate(
 
     autoencoder: the stage-1 model under a transformer, default: the schema's. device: where it trains.
     """
-    if isinstance(config, AutoencoderConfig):
+    if isinstance(config, Stage1Config):
         return _estimate_autoencoder(config, device)
     return _estimate_transformer(config, autoencoder or FSQModelConfig(), device)
 
 
-def downsampling_factor(model: FSQModelConfig) -> int:
+def downsampling_factor(model: FSQModelConfig | KLModelConfig) -> int:
     """Return how many voxels a token spans along each axis."""
     return model.space_to_depth * 2 ** (len(model.num_channels) - 1)
+
+
+def latent_channels(model: FSQModelConfig | KLModelConfig) -> int:
+    """Return the channels Z of the latent."""
+    return model.latent_channels if isinstance(model, KLModelConfig) else len(model.levels)
 
 
 def latent_grid(grid: Sequence[int], factor: int) -> tuple[int, int, int]:
@@ -129,7 +137,7 @@ def latent_grid(grid: Sequence[int], factor: int) -> tuple[int, int, int]:
     return h, w, d
 
 
-def _estimate_autoencoder(config: AutoencoderConfig, device: Device) -> Resources:
+def _estimate_autoencoder(config: AutoencoderConfig | MaisiVAEConfig, device: Device) -> Resources:
     model, data = config.model, config.data
     layers = _autoencoder_layers(model)
     adversary = _discriminator_layers(config.loss.adversarial.discriminator)
@@ -158,11 +166,11 @@ def _estimate_autoencoder(config: AutoencoderConfig, device: Device) -> Resource
     )
 
 
-def _autoencoder_layers(model: FSQModelConfig) -> list[_Convolution]:
+def _autoencoder_layers(model: FSQModelConfig | KLModelConfig) -> list[_Convolution]:
     widths, blocks = model.num_channels, model.num_res_blocks
     last = len(widths) - 1
     shares = [0.125**i for i in range(len(widths))]
-    latent = len(model.levels)
+    latent = latent_channels(model)
     folded = model.space_to_depth**3
     layers = [_Convolution(model.in_channels * folded, widths[0], 1.0, False)]
     for i, share in enumerate(shares):
@@ -171,8 +179,8 @@ def _autoencoder_layers(model: FSQModelConfig) -> list[_Convolution]:
             layers.append(_Convolution(widths[i], widths[i], share, False))
     layers += [
         _Convolution(widths[last], latent, shares[last], True),
-        _Convolution(latent, latent, shares[last], False, kernel=1),
-        _Convolution(latent, latent, shares[last], False, kernel=1),
+        # Of the mean (and for KL the deviation) before the latent, and the one after it.
+        *[_Convolution(latent, latent, shares[last], False, kernel=1)] * (3 if model.kind == "kl" else 2),
         _Convolution(latent, widths[last], shares[last], False),
     ]
     for i in reversed(range(len(widths))):

@@ -26,13 +26,21 @@ from prod9.training.brats_data import BraTSDataModule
 from prod9.training.brats_label_conditional_data import BraTSLabelConditionalDataModule
 from prod9.training.callbacks import KeepCheckpoints, build_callbacks
 from prod9.training.config import config_to_dict, dump_config
-from prod9.training.config_schema import AutoencoderConfig, FSQModelConfig, RunConfig, TransformerConfig
+from prod9.training.config_schema import (
+    AutoencoderConfig,
+    FSQModelConfig,
+    MaisiVAEConfig,
+    RunConfig,
+    Stage1Config,
+    TransformerConfig,
+)
 from prod9.training.lightning.autoencoder_lightning import AutoencoderLightning
 from prod9.training.lightning.base import AbstractLightning
 from prod9.training.lightning.datamodule import AbstractDataModule
 from prod9.training.lightning.generative import load_upstream
 from prod9.training.lightning.label_conditional_lightning import LabelConditionalTransformerLightning
 from prod9.training.lightning.transformer_lightning import TransformerLightning
+from prod9.training.lightning.maisi_vae_lightning import MAISIVAELightning
 from prod9.training.model.checkpoint_manager import CheckpointManager, Loaded, Opened, load_strictly
 from prod9.training.model.model_factory import ModelFactory
 from prod9.training.run_folder import (
@@ -120,13 +128,15 @@ def build_module(config: RunConfig, upstream: Loaded[AutoencoderFSQ] | None = No
         if isinstance(config, AutoencoderConfig):
             return AutoencoderLightning(config)
         return ADAPTERS[config.model.kind](config, upstream)
+        if isinstance(config, MaisiVAEConfig):
+            return MAISIVAELightning(config)
 
 
 def build_data_module(
     config: RunConfig, upstream: Loaded[AutoencoderFSQ] | None = None, *, device: torch.device | str = "cpu"
 ) -> AbstractDataModule:
     """Return the data module of ``config``; stage 2 encodes each volume once, with ``upstream``."""
-    if isinstance(config, AutoencoderConfig):
+    if isinstance(config, Stage1Config):
         return BraTSDataModule(config)
     upstream = upstream or load_upstream(config)
     wrapper = ModelFactory.create_inference_wrapper(upstream.network, config.sliding_window)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from prod9.training.algorithms.base import Autoencoder, Backward, Losses, TokenAutoencoder, frozen_call
-from prod9.training.losses import VAEGANLoss
+from prod9.training.losses import VAEGANLoss, kl_divergence
 from prod9.training.metrics import (
     CombinedMetric,
     codebook_usage,
@@ -68,7 +68,12 @@ class AutoencoderTrainer:
                 with torch.no_grad():
                     real = self.discriminator(x)
         losses = self.loss.generator_losses(
-            x, output, last_layer=self.autoencoder.last_layer, fake_features=fake, real_features=real
+            x,
+            output,
+            last_layer=self.autoencoder.last_layer,
+            fake_features=fake,
+            real_features=real,
+            step=step,
         )
         return losses, output
 
@@ -112,7 +117,8 @@ class AutoencoderTrainer:
         """Return scores of reconstructions of whole volumes in [0, 1], in evaluation mode, without gradient.
 
         psnr and psnr_brain in dB, ssim, l1; with an LPIPS network lpips; for discrete latents, over the
-        tokens of this batch, codebook_usage, perplexity and per channel level_usage_0 …; combined_metric.
+        tokens of this batch, codebook_usage, perplexity and per channel level_usage_0 …; for continuous ones
+        kl and latent_std (of z_mu: stage 2 wants it near 1); combined_metric.
         """
         with torch.no_grad(), _evaluating(self.autoencoder):
             output = self.autoencoder(x)
@@ -126,6 +132,11 @@ class AutoencoderTrainer:
             if self.lpips is not None:
                 metrics["lpips"] = self.lpips.to(x.device)(reconstruction, x)
             metrics |= self._codebook_metrics(output.tokens)
+            if output.z_sigma is not None:
+                metrics |= {
+                    "kl": kl_divergence(output.z_mu, output.z_sigma),
+                    "latent_std": output.z_mu.float().std(),
+                }
             if self.combined is not None:
                 metrics["combined_metric"] = self.combined(metrics)
         return metrics

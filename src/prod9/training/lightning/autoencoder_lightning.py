@@ -1,7 +1,5 @@
 """AutoencoderLightning: trains the FSQ autoencoder of stage 1."""
 
-from typing import Any
-
 from torch import Tensor
 
 from prod9.autoencoder.autoencoder_fsq import AutoencoderFSQ
@@ -14,25 +12,9 @@ class AutoencoderLightning(AbstractGANLightning[AutoencoderFSQ]):
     """Final adapter of ``stage: autoencoder``. ConfigError when a perceptual network has no weights."""
 
     def __init__(self, config: AutoencoderConfig) -> None:
-        super().__init__(config)
-        adversarial = config.loss.adversarial
-        self.autoencoder = ModelFactory.create_autoencoder(config.model)
-        self.discriminator = (
-            ModelFactory.create_discriminator(adversarial.discriminator) if adversarial.weight else None
-        )
-        self.algorithm = ModelFactory.create_autoencoder_trainer(
-            config.loss,
-            config.callbacks.combined_metric,
-            autoencoder=self.autoencoder,
-            discriminator=self.discriminator,
-        )
-        self.prepare_networks()
+        super().__init__(config, ModelFactory.create_autoencoder(config.model))
 
     def first_batch(self, x: Tensor) -> None:
         """Bring z into the quantiser's range; the ranks see different batches, so rank 0 decides."""
         self.autoencoder.calibrate(x)
         self.broadcast_parameters(self.autoencoder)
-
-    def architecture(self) -> dict[str, Any]:
-        """Return what rebuilds the autoencoder; the discriminator is needed by training only."""
-        return {"autoencoder": self.config.model.model_dump(mode="json")}

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from prod9.data.sampling import StepBatchSampler
 from prod9.data.splits import PARTS, Part, Split
 from prod9.errors import ConfigError
-from prod9.training.config_schema import AutoencoderConfig, TransformerConfig
+from prod9.training.config_schema import RunConfig
 
 Progress = Callable[[int, int], None]
 """Called with (done, total)."""
@@ -43,9 +43,7 @@ class AbstractDataModule(LightningDataModule, ABC):
     ``trainer.progress`` is on.
     """
 
-    def __init__(
-        self, config: AutoencoderConfig | TransformerConfig, *, progress: Progress | None = None
-    ) -> None:
+    def __init__(self, config: RunConfig, *, progress: Progress | None = None) -> None:
         super().__init__()
         self.config = config
         # All nodes share output_dir, as they do for checkpoints: the long work is done once for all of them.
@@ -177,7 +175,7 @@ class AbstractDataModule(LightningDataModule, ABC):
             yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
-def check_paths(config: AutoencoderConfig | TransformerConfig) -> None:
+def check_paths(config: RunConfig) -> None:
     """Refuse paths that still hold a variable, and data folders that would be written to (ConfigError)."""
     data = config.data
     paths = {

@@ -1,42 +1,56 @@
 """AbstractGANLightning: an autoencoder against a discriminator, two optimizers, stepped by hand."""
 
-from typing import Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from prod9.training.algorithms.autoencoder_trainer import AutoencoderTrainer
-from prod9.training.config_schema import AutoencoderConfig
+from prod9.autoencoder.autoencoder_fsq import AutoencoderFSQ
+from prod9.autoencoder.autoencoder_maisi import AutoencoderKlMaisi
+from prod9.training.config_schema import AutoencoderConfig, MaisiVAEConfig
 from prod9.training.lightning.base import AbstractLightning, Batch, Panel, compile_network
+from prod9.training.model.model_factory import ModelFactory
 
-A = TypeVar("A", bound=nn.Module)
+A = TypeVar("A", AutoencoderFSQ, AutoencoderKlMaisi)
 
 
 class AbstractGANLightning(AbstractLightning, Generic[A]):
-    """Stage 1. A final class builds ``autoencoder``, ``discriminator`` (None without one) and ``algorithm``.
+    """Stage 1, either family: a final class brings its ``autoencoder``.
 
     The discriminator's optimizer exists from the start: a checkpoint from before its first step can be
     resumed after it.
     """
 
     monitor = ("val/combined_metric", "max")
-    autoencoder: A
-    discriminator: nn.Module | None
-    algorithm: AutoencoderTrainer
-    config: AutoencoderConfig
+    config: AutoencoderConfig | MaisiVAEConfig
 
-    def __init__(self, config: AutoencoderConfig) -> None:
+    def __init__(self, config: AutoencoderConfig | MaisiVAEConfig, autoencoder: A) -> None:
         super().__init__(config)
+        adversarial = config.loss.adversarial
+        self.autoencoder = autoencoder
+        self.discriminator = (
+            ModelFactory.create_discriminator(adversarial.discriminator) if adversarial.weight else None
+        )
+        self.algorithm = ModelFactory.create_autoencoder_trainer(
+            config.loss,
+            config.callbacks.combined_metric,
+            autoencoder=autoencoder,
+            discriminator=self.discriminator,
+        )
         self.examples: list[tuple[str, Tensor]] = []
+        self._prepare_networks()
 
-    def prepare_networks(self) -> None:
-        """Apply memory format and compilation; a final class calls it once its networks exist."""
+    def _prepare_networks(self) -> None:
         if self.config.training.channels_last:
             for network in self.networks().values():
                 network.to(memory_format=torch.channels_last_3d)  # pyright: ignore[reportCallIssue]
         if self.config.training.compile:
             compile_network(self.autoencoder)
+
+    def architecture(self) -> dict[str, Any]:
+        """Return what rebuilds the autoencoder; the discriminator is needed by training only."""
+        return {"autoencoder": self.config.model.model_dump(mode="json")}
 
     def networks(self) -> dict[str, nn.Module]:
         """Return the autoencoder and, where there is one, the discriminator."""

@@ -10,9 +10,10 @@ import os
 from collections.abc import Callable, Iterable
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Generic, Literal, TypedDict, TypeVar, cast
+from typing import Any, Generic, Literal, TypedDict, TypeVar, cast, overload
 
 import torch
 from pydantic import TypeAdapter, ValidationError
@@ -20,18 +21,22 @@ from torch import Tensor, nn
 
 import prod9
 from prod9.autoencoder.autoencoder_fsq import AutoencoderFSQ
+from prod9.autoencoder.autoencoder_maisi import AutoencoderKlMaisi
 from prod9.errors import CheckpointError
 from prod9.files import atomic_write
 from prod9.generator.transformer import TransformerDecoder
-from prod9.training.config_schema import FSQModelConfig, RunConfig, TransformerModelConfig
+from prod9.training.config_schema import FSQModelConfig, KLModelConfig, RunConfig, TransformerModelConfig
 from prod9.training.model import export as exports
 from prod9.training.model.checkpoint_file import LAST, PREVIOUS, read_checkpoint
 from prod9.training.model.model_factory import ModelFactory
 
 FORMAT = 1
 INDEX = "best.json"
-PREFIXES = {"autoencoder": "autoencoder.", "transformer": "decoder."}
+PREFIXES = {"autoencoder": "autoencoder.", "transformer": "decoder.", "maisi_vae": "autoencoder."}
 """Where the network of a stage lives in the state dict."""
+
+STAGE1_MODELS = {"autoencoder": FSQModelConfig, "maisi_vae": KLModelConfig}
+"""The model section of each stage-1 family."""
 
 N = TypeVar("N", bound=nn.Module)
 Prefer = Literal["best", "last"]
@@ -156,13 +161,37 @@ class CheckpointManager:
                 log.warning("%s Going on with %s.", error, following)
         return _open_file(files[-1], stage)
 
+    @overload
     @staticmethod
     def load_autoencoder(
-        path: str | Path, *, device: str | torch.device = "cpu", prefer: Prefer = "best"
-    ) -> Loaded[AutoencoderFSQ]:
-        """Rebuild the stage-1 network from its header and load its weights (averaged ones if there are)."""
-        opened = CheckpointManager.open(path, stage="autoencoder", prefer=prefer)
-        section = _section(opened, "autoencoder", TypeAdapter(FSQModelConfig))
+        path: str | Path,
+        *,
+        stage: Literal["autoencoder"] = "autoencoder",
+        device: str | torch.device = "cpu",
+        prefer: Prefer = "best",
+    ) -> Loaded[AutoencoderFSQ]: ...
+
+    @overload
+    @staticmethod
+    def load_autoencoder(
+        path: str | Path,
+        *,
+        stage: Literal["maisi_vae"],
+        device: str | torch.device = "cpu",
+        prefer: Prefer = "best",
+    ) -> Loaded[AutoencoderKlMaisi]: ...
+
+    @staticmethod
+    def load_autoencoder(
+        path: str | Path,
+        *,
+        stage: Literal["autoencoder", "maisi_vae"] = "autoencoder",
+        device: str | torch.device = "cpu",
+        prefer: Prefer = "best",
+    ) -> Loaded[Any]:
+        """Rebuild the stage-1 network of ``stage`` from its header and load its weights (averaged if any)."""
+        opened = CheckpointManager.open(path, stage=stage, prefer=prefer)
+        section = _section(opened, "autoencoder", TypeAdapter(STAGE1_MODELS[stage]))
         return _load(opened, ModelFactory.create_autoencoder(section), device)
 
     @staticmethod
@@ -181,6 +210,7 @@ class CheckpointManager:
         stage = CheckpointManager.open(folder).header["stage"]
         loaders: dict[str, Callable[..., Loaded[Any]]] = {
             "autoencoder": CheckpointManager.load_autoencoder,
+            "maisi_vae": partial(CheckpointManager.load_autoencoder, stage="maisi_vae"),
             "transformer": CheckpointManager.load_transformer,
         }
         return loaders[stage](folder, device=device)

@@ -4,9 +4,10 @@ Field names of the sections are keyword arguments of the constructors, so most m
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, overload
 
 from prod9.autoencoder.autoencoder_fsq import AutoencoderFSQ, FiniteScalarQuantizer
+from prod9.autoencoder.autoencoder_maisi import AutoencoderKlMaisi
 from prod9.autoencoder.discriminator import Discriminator
 from prod9.autoencoder.factory import build_autoencoder
 from prod9.autoencoder.inference import AutoencoderInferenceWrapper, SlidingWindowConfig
@@ -21,7 +22,9 @@ from prod9.training.config_schema import (
     DecoderModelConfig,
     DiscriminatorConfig,
     FSQModelConfig,
+    KLModelConfig,
     LabelConditionalModelConfig,
+    MaisiVAELossConfig,
     MaskingConfig,
     SamplerConfig,
     SlidingWindowSection,
@@ -38,8 +41,16 @@ METRIC_LPIPS = "alex"
 class ModelFactory:
     """Builds networks, losses, algorithms and samplers from checked configuration sections."""
 
+    @overload
     @staticmethod
-    def create_autoencoder(model: FSQModelConfig) -> AutoencoderFSQ:
+    def create_autoencoder(model: FSQModelConfig) -> AutoencoderFSQ: ...
+
+    @overload
+    @staticmethod
+    def create_autoencoder(model: KLModelConfig) -> AutoencoderKlMaisi: ...
+
+    @staticmethod
+    def create_autoencoder(model: FSQModelConfig | KLModelConfig) -> AutoencoderFSQ | AutoencoderKlMaisi:
         """Build the stage-1 network that ``model.kind`` names."""
         return build_autoencoder(model.kind, **model.kwargs())
 
@@ -61,7 +72,7 @@ class ModelFactory:
         return build_decoder(model.kind, levels=tuple(levels), **model.kwargs())
 
     @staticmethod
-    def create_loss(loss: AutoencoderLossConfig) -> VAEGANLoss:
+    def create_loss(loss: AutoencoderLossConfig | MaisiVAELossConfig) -> VAEGANLoss:
         """Build the stage-1 loss; raises ConfigError when the perceptual network has no local weights."""
         adversarial = loss.adversarial
         return VAEGANLoss(
@@ -75,16 +86,15 @@ class ModelFactory:
             adaptive_max=adversarial.adaptive_max,
             start_step=adversarial.start_step,
             gradient_penalty=adversarial.gradient_penalty,
-            commitment_weight=loss.commitment_weight,
-            range_weight=loss.range_weight,
+            **loss.kwargs("reconstruction", "reconstruction_weight", "perceptual", "adversarial"),
         )
 
     @staticmethod
     def create_autoencoder_trainer(
-        loss: AutoencoderLossConfig,
+        loss: AutoencoderLossConfig | MaisiVAELossConfig,
         combined: CombinedMetricConfig,
         *,
-        autoencoder: AutoencoderFSQ,
+        autoencoder: AutoencoderFSQ | AutoencoderKlMaisi,
         discriminator: Discriminator | None,
     ) -> AutoencoderTrainer:
         """Build the stage-1 algorithm; LPIPS is measured when the combined metric weighs it."""
@@ -94,6 +104,7 @@ class ModelFactory:
             loss=ModelFactory.create_loss(loss),
             lpips=build_perceptual(METRIC_LPIPS) if combined.lpips else None,
             combined=CombinedMetric(**combined.kwargs()),
+            sampling=isinstance(autoencoder, AutoencoderKlMaisi),
         )
 
     @staticmethod
@@ -115,7 +126,8 @@ class ModelFactory:
 
     @staticmethod
     def create_inference_wrapper(
-        autoencoder: AutoencoderFSQ, sliding_window: SlidingWindowSection | dict[str, Any]
+        autoencoder: AutoencoderFSQ | AutoencoderKlMaisi,
+        sliding_window: SlidingWindowSection | dict[str, Any],
     ) -> AutoencoderInferenceWrapper:
         """Wrap a stage-1 network, in evaluation mode, for volumes of any size.
 

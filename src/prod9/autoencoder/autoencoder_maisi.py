@@ -1,0 +1,97 @@
+"""Stage 1, MAISI: a variational autoencoder whose latent is a grid of a few continuous channels.
+
+The network is MONAI's AutoencoderKlMaisi with its parameter names, so NVIDIA's released weights load
+strictly. Unlike MONAI's, evaluation is deterministic: its ``forward`` and ``encode_stage_2_inputs`` draw a
+sample of the latent whatever the mode.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from prod9.autoencoder.backbone import MaisiBackbone
+from prod9.types import AutoencoderOutput, Latent, Volume, VolumeOut
+
+# MONAI's bounds of the log-variance: exp stays finite in float32.
+_LOG_VARIANCE = (-30.0, 20.0)
+
+
+class AutoencoderKlMaisi(MaisiBackbone):
+    """Encoder, Gaussian latent and decoder over whole volumes or crops.
+
+    ``latent_channels`` Z; for the rest, and what sides a volume may have, see
+    :class:`~prod9.autoencoder.backbone.MaisiBackbone`.
+    """
+
+    def __init__(
+        self,
+        *,
+        latent_channels: int,
+        num_channels: Sequence[int],
+        num_res_blocks: Sequence[int],
+        norm_num_groups: int,
+        in_channels: int = 1,
+        out_channels: int = 1,
+        attention_levels: Sequence[bool] | None = None,
+        space_to_depth: int = 1,
+        use_checkpointing: bool = False,
+        use_convtranspose: bool = False,
+        norm_float16: bool = False,
+        num_splits: int = 1,
+        dim_split: int = 0,
+        save_mem: bool = False,
+        native_ops: bool = True,
+    ) -> None:
+        super().__init__(
+            latent_channels=latent_channels,
+            num_channels=num_channels,
+            num_res_blocks=num_res_blocks,
+            norm_num_groups=norm_num_groups,
+            in_channels=in_channels,
+            out_channels=out_channels,
+            attention_levels=attention_levels,
+            space_to_depth=space_to_depth,
+            use_checkpointing=use_checkpointing,
+            use_convtranspose=use_convtranspose,
+            norm_float16=norm_float16,
+            num_splits=num_splits,
+            dim_split=dim_split,
+            save_mem=save_mem,
+            native_ops=native_ops,
+        )
+        self.latent_channels = latent_channels
+
+    def encode(self, x: Volume) -> tuple[Latent, Latent]:
+        """Return ``(z_mu, z_sigma)``, float32; z_sigma is a standard deviation, as MONAI returns it."""
+        h = self.encode_features(x)
+        with torch.autocast(x.device.type, enabled=False):
+            log_variance = self.quant_conv_log_sigma(h).float().clamp(*_LOG_VARIANCE)
+            return self.quant_conv_mu(h).float(), torch.exp(log_variance / 2)
+
+    def reparameterize(
+        self, z_mu: Latent, z_sigma: Latent, generator: torch.Generator | None = None
+    ) -> Latent:
+        """Return z_mu + z_sigma · noise; ``generator`` lives on the device of the latent."""
+        noise = torch.empty_like(z_mu).normal_(generator=generator)
+        return z_mu + z_sigma * noise
+
+    def sampling(self, z_mu: Tensor, z_sigma: Tensor) -> Tensor:
+        """Return a sample from the global generator; MONAI's name for ``reparameterize``."""
+        return self.reparameterize(z_mu, z_sigma)
+
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, x: Volume, generator: torch.Generator | None = None
+    ) -> AutoencoderOutput:
+        """Encode and decode: a sample of the latent in training, its mean in evaluation."""
+        z_mu, z_sigma = self.encode(x)
+        latent = self.reparameterize(z_mu, z_sigma, generator) if self.training else z_mu
+        return AutoencoderOutput(self.decode(latent), latent, z_mu, z_sigma)
+
+    def reconstruct(self, x: Volume) -> VolumeOut:
+        """Return the volume after a pass through the mean latent."""
+        return self.decode(self.encode(x)[0])
+
+    def encode_stage_2_inputs(self, x: Volume) -> Latent:
+        """Return z_mu: a sampled latent would hold noise that stage 2 can only fail to predict."""
+        return self.encode(x)[0]

@@ -1,0 +1,13 @@
+"""MAISIVAELightning: trains the variational autoencoder of stage 1 of the MAISI family."""
+
+from prod9.autoencoder.autoencoder_maisi import AutoencoderKlMaisi
+from prod9.training.config_schema import MaisiVAEConfig
+from prod9.training.lightning.gan import AbstractGANLightning
+from prod9.training.model.model_factory import ModelFactory
+
+
+class MAISIVAELightning(AbstractGANLightning[AutoencoderKlMaisi]):
+    """Final adapter of ``stage: maisi_vae``. ConfigError when a perceptual network has no weights."""
+
+    def __init__(self, config: MaisiVAEConfig) -> None:
+        super().__init__(config, ModelFactory.create_autoencoder(config.model))
