@@ -13,12 +13,14 @@ _AFFINE = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 _SUFFIXES = {
     "brats2018": ("t1", "t1ce", "t2", "flair"),
+    "brats2019": ("t1", "t1ce", "t2", "flair"),
     "brats2020": ("t1", "t1ce", "t2", "flair"),
     "brats2021": ("t1", "t1ce", "t2", "flair"),
     "brats2023": ("t1n", "t1c", "t2w", "t2f"),
 }
 _CASE_NAMES: dict[str, Callable[[int, int], str]] = {
     "brats2018": lambda patient, _: f"HGG/Brats18_TCIA{patient:02d}_{patient:03d}_1",
+    "brats2019": lambda patient, _: f"LGG/BraTS19_2013_{patient}_1",
     "brats2020": lambda patient, _: f"BraTS20_Training_{patient + 1:03d}",
     "brats2021": lambda patient, _: f"BraTS2021_{patient:05d}",
     "brats2023": lambda patient, time: f"BraTS-GLI-{patient:05d}-{time:03d}",

@@ -8,6 +8,7 @@ flipped bit nor a cut tail).
 import gzip
 import math
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,18 +34,28 @@ _SLACK = 16 << 20
 """Bytes of a file that may be no voxels: the header, its extensions, padding."""
 
 
+@dataclass(frozen=True)
+class Channel:
+    """One volume of a 4D file: place ``index`` of the ``count`` along its last axis, known as ``name``."""
+
+    name: str
+    index: int
+    count: int
+
+
 @dataclass(frozen=True, eq=False)
 class VolumeHeader:
     """What a file says about its volume, checked.
 
     shape: voxels along the file's own axes. affine: 4×4 float64, voxel indices to RAS+ millimetres.
-    dtype: as stored.
+    dtype: as stored. num_bytes: of the voxels in memory as stored, all channels of the file together.
     """
 
     path: Path
     shape: tuple[int, int, int]
     affine: np.ndarray
     dtype: np.dtype
+    num_bytes: int
 
     @property
     def spacing(self) -> tuple[float, float, float]:
@@ -66,42 +77,75 @@ class VolumeFile:
     header: VolumeHeader
 
 
-def read_header(path: str | Path, *, max_voxels: int = MAX_VOXELS) -> VolumeHeader:
+def read_header(
+    path: str | Path, *, channel: Channel | None = None, max_voxels: int = MAX_VOXELS
+) -> VolumeHeader:
     """Read and check the header alone.
 
-    Raises DataError for a missing file, a file that is no NIfTI, a volume that is not 3D (trailing axes of
-    length 1 are dropped), more than ``max_voxels``, a dtype without real numbers, or an affine that is
+    channel: None for a 3D file (trailing axes of length 1 are dropped); otherwise the file must be 4D with as
+    many channels, and the header is that of the one. Raises DataError for a missing file, a file that is no
+    NIfTI, other dimensions, more than ``max_voxels``, a dtype without real numbers, or an affine that is
     singular or not finite.
     """
-    return _checked(_open(Path(path)), Path(path), max_voxels)
+    return _checked(_open(Path(path)), Path(path), channel, max_voxels)
 
 
-def read(path: str | Path, *, allow_non_finite: bool = False, max_voxels: int = MAX_VOXELS) -> VolumeFile:
-    """Read a volume whole.
+def read(
+    path: str | Path,
+    *,
+    channel: Channel | None = None,
+    allow_non_finite: bool = False,
+    max_voxels: int = MAX_VOXELS,
+) -> VolumeFile:
+    """Read a volume whole: of a 3D file, or one ``channel`` of a 4D file.
 
     Raises DataError as :func:`read_header` does, for truncated or corrupt content, and for NaN or infinite
     voxels unless ``allow_non_finite``.
     """
+    (volume,) = read_channels(
+        path, [channel], allow_non_finite=allow_non_finite, max_voxels=max_voxels
+    ).values()
+    return volume
+
+
+def read_channels(
+    path: str | Path,
+    channels: Sequence[Channel | None],
+    *,
+    allow_non_finite: bool = False,
+    max_voxels: int = MAX_VOXELS,
+) -> dict[Channel | None, VolumeFile]:
+    """Read several channels of one file as :func:`read` does, decompressing it once."""
     path = Path(path)
     image = _open(path)
-    header = _checked(image, path, max_voxels)
+    headers = {channel: _checked(image, path, channel, max_voxels) for channel in channels}
+    first = next(iter(headers.values()))
+    volumes: dict[Channel | None, VolumeFile] = {}
     try:
         if path.name.lower().endswith(".gz"):
-            image = type(image).from_bytes(_gunzip(path, image))
-        data = np.asanyarray(image.dataobj).reshape(header.shape).astype(np.float32)
+            image = type(image).from_bytes(_gunzip(path, first.num_bytes))
+        for channel, header in headers.items():
+            voxels = image.dataobj if channel is None else image.dataobj[..., channel.index]
+            data = np.asanyarray(voxels).reshape(header.shape).astype(np.float32)
+            volumes[channel] = VolumeFile(data, header)
     except (OSError, EOFError, ValueError, zlib.error) as error:
         raise DataError(
-            f"{path}: expected {np.prod(header.shape)} voxels of {header.dtype}, but the file ends early "
-            f"or is damaged ({error}); copy or download it again."
+            f"{path}: expected {first.num_bytes // first.dtype.itemsize} voxels of {first.dtype}, but the file "
+            f"ends early or is damaged ({error}); copy or download it again."
         ) from error
     if not allow_non_finite:
-        wrong = int(data.size - np.isfinite(data).sum())
-        if wrong:
-            raise DataError(
-                f"{path}: expected finite voxels, got {wrong} NaN or infinite of {data.size}; repair the "
-                "file (for example with numpy.nan_to_num) or leave the case out."
-            )
-    return VolumeFile(data, header)
+        for volume in volumes.values():
+            _require_finite(volume)
+    return volumes
+
+
+def _require_finite(volume: VolumeFile) -> None:
+    wrong = int(volume.data.size - np.isfinite(volume.data).sum())
+    if wrong:
+        raise DataError(
+            f"{volume.header.path}: expected finite voxels, got {wrong} NaN or infinite of {volume.data.size}; "
+            "repair the file (for example with numpy.nan_to_num) or leave the case out."
+        )
 
 
 def write(
@@ -169,20 +213,24 @@ def _open(path: Path) -> Nifti1Image:
     return image
 
 
-def _checked(image: Nifti1Image, path: Path, max_voxels: int) -> VolumeHeader:
-    shape = _dimensions(image)
+def _checked(image: Nifti1Image, path: Path, channel: Channel | None, max_voxels: int) -> VolumeHeader:
+    whole = _dimensions(image)
+    shape = whole if channel is None else _spatial(whole, path, channel)
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]
     if len(shape) != 3:
         hint = (
-            "split it into one file a modality" if len(shape) == 4 else "give the whole volume, not a slice"
+            "split it into one file a modality, or name its channels in a dataset.json as the Medical "
+            "Segmentation Decathlon does"
+            if len(shape) == 4
+            else "give the whole volume, not a slice"
         )
         raise DataError(f"{path}: expected a 3D volume, got {len(shape)}D of shape {shape}; {hint}.")
     if min(shape) < 1:
         raise DataError(f"{path}: expected positive sides, got {shape}; the header is damaged.")
-    if math.prod(shape) > max_voxels:
+    if math.prod(whole) > max_voxels:
         raise DataError(
-            f"{path}: expected at most {max_voxels} voxels, got {shape}; crop or resample it, or repair "
+            f"{path}: expected at most {max_voxels} voxels, got {whole}; crop or resample it, or repair "
             "the header."
         )
     dtype = image.header.get_data_dtype()
@@ -196,7 +244,17 @@ def _checked(image: Nifti1Image, path: Path, max_voxels: int) -> VolumeHeader:
         raise DataError(
             f"{path}: expected an invertible affine, got {affine[:3].tolist()}; repair the q-form or s-form."
         )
-    return VolumeHeader(path, shape, affine, dtype)
+    return VolumeHeader(path, shape, affine, dtype, math.prod(whole) * dtype.itemsize)
+
+
+def _spatial(whole: tuple[int, ...], path: Path, channel: Channel) -> tuple[int, ...]:
+    """Return the first three sides of a file that holds ``channel``."""
+    if len(whole) != 4 or whole[3] != channel.count:
+        raise DataError(
+            f"{path}: expected {channel.count} channels along a fourth axis, {channel.name} being number "
+            f"{channel.index}, got {len(whole)}D of shape {whole}; correct the channels in dataset.json, or the file."
+        )
+    return whole[:3]
 
 
 def _dimensions(image: Nifti1Image) -> tuple[int, ...]:
@@ -211,12 +269,11 @@ def _stored_voxel_size(image: Nifti1Image, path: Path) -> np.ndarray:
     return np.array(header["pixdim"].tolist()[1:4])
 
 
-def _gunzip(path: Path, image: Nifti1Image) -> bytes:
+def _gunzip(path: Path, promised: int) -> bytes:
     """Return the whole content, its checksum verified, and little more than the header promises.
 
     The checksum is compared at the end of the stream only; a stream that goes on is a bomb or not this image.
     """
-    promised = math.prod(_dimensions(image)) * image.header.get_data_dtype().itemsize
     try:
         with gzip.open(path, "rb") as stream:
             content = stream.read(promised + _SLACK)

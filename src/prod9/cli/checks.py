@@ -31,7 +31,9 @@ def check_inputs(config: "RunConfig", *, writes: bool = True) -> "list[Case]":
     from prod9.data.layouts import find_cases
 
     data = config.data
-    cases = find_cases(Path(data.root), layout=data.layout, modalities=data.modalities)
+    cases = find_cases(
+        Path(data.root), layout=data.layout, label_scheme=data.label_scheme, modalities=data.modalities
+    )
     if config.stage == "transformer":
         _check_autoencoder_path(config.inputs.autoencoder)
     else:
@@ -114,8 +116,8 @@ def _check_headers(cases: "Sequence[Case]") -> dict[str, int]:
 
     found: Counter[str] = Counter()
     for case in cases:
-        paths = [*case.images.values(), *([case.seg] if case.seg is not None else [])]
-        headers = [read_header(path) for path in paths]
+        headers = [read_header(path, channel=case.channels.get(name)) for name, path in case.images.items()]
+        headers += [read_header(case.seg)] if case.seg is not None else []
         first = headers[0]
         for header in headers[1:]:
             if header.shape != first.shape or not np.allclose(header.affine, first.affine, atol=1e-2):
@@ -129,14 +131,9 @@ def _check_headers(cases: "Sequence[Case]") -> dict[str, int]:
 
 
 def _split_counts(config: "RunConfig", cases: "Sequence[Case]") -> dict[str, int]:
-    from prod9.data.splits import PARTS, Split, split_patients
+    from prod9.data.splits import PARTS, divide
 
-    settings = config.data.split
-    if settings.file is not None:
-        split = Split.load(Path(settings.file))
-        split.check(cases, source=f"data.split.file ({settings.file})")
-    else:
-        split = split_patients(cases, **settings.kwargs("file"))
+    split = divide(cases, config.data.split.kwargs())
     return {part: len(getattr(split, part)) for part in PARTS}
 
 

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from prod9.data.cache import CacheMode, CaseCache, ContentHashes, case_key
+from prod9.data.cases import Case
 from prod9.data.datasets.brats import CachedAllModalitiesDataset, CachedRandomModalityDataset
-from prod9.data.layouts import Case
 from prod9.data.preprocessing import Preprocessor
 from prod9.data.transforms import TransformBuilder
 

@@ -15,7 +15,7 @@ from typing import Literal
 
 import numpy as np
 
-from prod9.data.layouts import Case
+from prod9.data.cases import Case
 from prod9.data.preprocessing import CaseVolumes
 from prod9.errors import DataError
 from prod9.files import atomic_write, sha256
@@ -70,7 +70,10 @@ def case_key(case: Case, modalities: Sequence[str], fingerprint: str, hashes: Co
 
     All modalities count for each volume, since the crop of a case is found on their union.
     """
-    parts = [fingerprint, case.label_scheme, *(f"{m}:{hashes.digest(case.images[m])}" for m in modalities)]
+    parts = [fingerprint, case.label_scheme]
+    for m in modalities:
+        place = f":{case.channels[m].index}" if m in case.channels else ""
+        parts.append(f"{m}:{hashes.digest(case.images[m])}{place}")
     if case.seg is not None:
         parts.append(f"seg:{hashes.digest(case.seg)}")
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()

@@ -14,23 +14,36 @@ from monai.utils.type_conversion import convert_to_dst_type
 from torch import Tensor
 
 from prod9 import volumes
-from prod9.data.layouts import canonical_seg
+from prod9.data.labels import canonical_seg
 from prod9.errors import DataError
-from prod9.volumes import VolumeFile
+from prod9.volumes import Channel, VolumeFile
 
 FILENAME = "filename_or_obj"  # MONAI's key for the path of a MetaTensor
 
 
 class VolumeReader(ImageReader):
-    """MONAI reader that leaves the file to :func:`prod9.volumes.read`, which notices what MONAI lets pass."""
+    """MONAI reader that leaves the file to :mod:`prod9.volumes`, which notices what MONAI lets pass.
+
+    channels: by path, what to read of a 4D file; one after the other, decompressing it once.
+    """
+
+    def __init__(self, channels: Mapping[str, Sequence[Channel]] | None = None) -> None:
+        super().__init__()
+        self._channels = dict(channels or {})
+        self._read: dict[str, list[VolumeFile]] = {}
 
     def verify_suffix(self, filename: Sequence[Any] | Any) -> bool:
         """Return whether this is the name of a NIfTI file."""
         return str(_single(filename)).endswith((".nii", ".nii.gz"))
 
     def read(self, data: Sequence[Any] | Any, **_: Any) -> VolumeFile:
-        """Read one file; DataError as in :func:`prod9.volumes.read`."""
-        return volumes.read(Path(_single(data)))
+        """Read one file, or the next channel of one; DataError as in :func:`prod9.volumes.read`."""
+        path = str(_single(data))
+        if path not in self._channels:
+            return volumes.read(Path(path))
+        if path not in self._read:
+            self._read[path] = list(volumes.read_channels(Path(path), self._channels[path]).values())
+        return self._read[path].pop(0)
 
     def get_data(self, img: VolumeFile) -> tuple[np.ndarray, dict[str, Any]]:
         """Return the array [H W D] in the file's own axis order and what MONAI wants to know of it."""
@@ -44,7 +57,7 @@ class VolumeReader(ImageReader):
 
 
 class LoadVolumesd(mt.MapTransform):
-    """Turns paths into float32 MetaTensors [1 H W D].
+    """Turns paths into float32 MetaTensors [1 H W D]; ``channels`` names the keys that share a 4D file.
 
     LoadImaged swallows the errors of the reader it is built with and tries its own next, so that a damaged
     file would load after all; a reader handed over at each call is the only one.
@@ -53,13 +66,18 @@ class LoadVolumesd(mt.MapTransform):
     def __init__(self, keys: KeysCollection, allow_missing_keys: bool = False) -> None:
         super().__init__(keys, allow_missing_keys)
         self._load = mt.LoadImage(image_only=True, ensure_channel_first=True, dtype=np.float32)
-        self._reader = VolumeReader()
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Return ``data`` with each path replaced by its volume."""
         loaded = dict(data)
-        for key in self.key_iterator(loaded):
-            loaded[key] = self._load(loaded[key], reader=self._reader)
+        keys = list(self.key_iterator(loaded))
+        places: dict[str, list[Channel]] = {}
+        for key in keys:
+            if key in data.get("channels", {}):
+                places.setdefault(str(data[key]), []).append(data["channels"][key])
+        reader = VolumeReader(places)
+        for key in keys:
+            loaded[key] = self._load(loaded[key], reader=reader)
         return loaded
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prod9.data.layouts import Case
+from prod9.data.cases import Case
 
 _FULL_SCALE = np.float32(65535)
 
@@ -56,7 +56,7 @@ class Preprocessor:
         paths = {m: str(case.images[m]) for m in self._modalities}
         if case.seg is not None:
             paths["seg"] = str(case.seg)
-        data = self._transform({**paths, "label_scheme": case.label_scheme})
+        data = self._transform({**paths, "label_scheme": case.label_scheme, "channels": case.channels})
         first = data[self._modalities[0]]
         box = np.subtract(data["foreground_end_coord"], data["foreground_start_coord"])
         return CaseVolumes(

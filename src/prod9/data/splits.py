@@ -5,16 +5,15 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-from prod9.data.layouts import Case
+from prod9.data.cases import PARTS as PARTS
+from prod9.data.cases import Case, Part
 from prod9.errors import ConfigError, DataError
 from prod9.files import atomic_write
 
-Part = Literal["train", "val", "test"]
-PARTS: tuple[Part, ...] = ("train", "val", "test")
 _FORMAT = 1
 
 
@@ -79,6 +78,36 @@ class Split:
         return cls.from_dict(_read(path))
 
 
+def divide(cases: Sequence[Case], settings: Mapping[str, Any]) -> Split:
+    """Return the split of ``cases``: from ``settings["file"]``, else the dataset's own, else by the shares.
+
+    settings: as for :func:`resolve_split`. Raises ConfigError for a file that is missing, DataError for one of
+    other patients, and for a dataset that puts a patient on two sides or only some cases anywhere.
+    """
+    if settings.get("file"):
+        file = Path(settings["file"])
+        if not file.is_file():
+            raise ConfigError(f"data.split.file: expected a split file, got {file}, which does not exist.")
+        split = Split.load(file)
+        split.check(cases, source=f"data.split.file ({file})")
+        return split
+    if any(case.part is not None for case in cases):
+        return _declared(cases)
+    return split_patients(cases, **{k: settings[k] for k in (*PARTS, "seed")})
+
+
+def _declared(cases: Sequence[Case]) -> Split:
+    """Return the division that the dataset itself makes."""
+    without = [case.case_id for case in cases if case.part is None]
+    if without:
+        raise DataError(
+            f"expected every case of the list to say its split, got none for {_some(without)}; fill the column, or "
+            "leave it out to divide the patients by data.split."
+        )
+    parts = {part: sorted({case.patient_id for case in cases if case.part == part}) for part in PARTS}
+    return Split.from_dict(parts)
+
+
 def split_patients(cases: Sequence[Case], *, train: float, val: float, test: float, seed: int) -> Split:
     """Shuffle the patients of ``cases`` by ``seed`` and divide them by the three shares.
 
@@ -120,14 +149,7 @@ def resolve_split(cases: Sequence[Case], path: Path, *, settings: Mapping[str, A
         split = Split.load(path)
         split.check(cases, source=str(path))
         return split
-    if settings.get("file"):
-        file = Path(settings["file"])
-        if not file.is_file():
-            raise ConfigError(f"data.split.file: expected a split file, got {file}, which does not exist.")
-        split = Split.load(file)
-        split.check(cases, source=f"data.split.file ({file})")
-    else:
-        split = split_patients(cases, **{k: settings[k] for k in (*PARTS, "seed")})
+    split = divide(cases, settings)
     split.save(path, settings=settings)
     return split
 

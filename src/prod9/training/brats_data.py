@@ -59,7 +59,9 @@ class AbstractBraTSDataModule(AbstractDataModule):
     def find_split(self) -> Split:
         """Find the cases and divide their patients as ``<output_dir>/split.json`` says, or write it."""
         data = self.config.data
-        self._cases = find_cases(Path(data.root), layout=data.layout, modalities=data.modalities)
+        self._cases = find_cases(
+            Path(data.root), layout=data.layout, label_scheme=data.label_scheme, modalities=data.modalities
+        )
         if data.spacing is None:
             check_spacing(self._cases, data.modalities[0])
         path = Path(self.config.output_dir) / "split.json"
@@ -182,7 +184,10 @@ def axis_aligned(affine: np.ndarray, grid: Sequence[int]) -> np.ndarray:
 
 def check_spacing(cases: Sequence[Case], modality: str) -> None:
     """Refuse cases of different spacing when they are not resampled (DataError); reads headers only."""
-    spacings = {case.case_id: sorted(read_header(case.images[modality]).spacing) for case in cases}
+    spacings = {
+        case.case_id: sorted(read_header(case.images[modality], channel=case.channels.get(modality)).spacing)
+        for case in cases
+    }
     first_id, first = next(iter(spacings.items()))
     others = [c for c, spacing in spacings.items() if not np.allclose(spacing, first, atol=1e-2)]
     if others:

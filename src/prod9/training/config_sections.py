@@ -75,10 +75,18 @@ class DataConfig(Section):
     """Where the volumes are and how they become tensors."""
 
     kind: Literal["brats"] = Field(default="brats", description="Dataset family.")
-    root: str = Field(description="Folder with the cases.")
-    layout: Literal["auto", "brats2018", "brats2020", "brats2021", "brats2023", "brats2024"] = Field(
+    root: str = Field(description="Folder with the cases, or a CSV or JSON list of them.")
+    layout: Literal[
+        "auto", "brats2018", "brats2019", "brats2020", "brats2021", "brats2023", "brats2024",
+        "msd", "nnunet", "bids", "datalist",
+    ] = Field(
         default="auto",
         description="Folder layout; `auto` detects it from the names (2024 has those of 2023: name it).",
+    )  # fmt: skip
+    label_scheme: str = Field(
+        default="auto",
+        description="What the values of segmentations mean: a scheme's name, a table such as `1=2, 2=1, 3=3`, or "
+        "`auto`: by layout.",
     )
     modalities: Names = Field(default=("T1", "T1ce", "T2", "FLAIR"), description="Modalities to use.")
     label_map: dict[str, int] = Field(
