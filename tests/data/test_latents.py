@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from prod9.data import latents
-from prod9.data.latents import StoreItem, TokenStore, build_token_store, find_in_store, foreground_of
+from prod9.data.latents import Encoded, StoreItem, TokenStore, build_token_store, find_in_store, foreground_of
 from prod9.errors import DataError
 
 GRID = (8, 8, 8)
@@ -27,11 +27,12 @@ class Encoder:
         self.fail_after = fail_after
         self.scale = scale
 
-    def __call__(self, volumes: Tensor) -> Tensor:
+    def __call__(self, volumes: Tensor) -> Encoded:
         if self.fail_after is not None and self.seen >= self.fail_after:
             raise KeyboardInterrupt
         self.seen += len(volumes)
-        return (torch.nn.functional.avg_pool3d(volumes, 2)[:, 0] * self.scale).long()
+        means = torch.nn.functional.avg_pool3d(volumes, 2)
+        return Encoded(torch.cat([means, -means], 1), (means[:, 0] * self.scale).long())
 
 
 def volume(number: int) -> Tensor:
@@ -62,7 +63,9 @@ def test_tokens_are_those_of_the_encoder(tmp_path: Path) -> None:
     for i in range(5):
         item = store[i]
         assert item["indices"].dtype == torch.int64
-        assert torch.equal(item["indices"], Encoder()(volume(i)[None])[0])
+        encoded = Encoder()(volume(i)[None])
+        assert torch.equal(item["indices"], encoded.tokens[0])
+        assert torch.equal(store.latent(i), encoded.latents[0].half().float())
         assert item["foreground"].dtype == torch.bool
         assert torch.equal(item["foreground"], torch.arange(4).expand(4, 4, 4) < 2)
         assert (item["case_id"], item["modality"], item["label"], item["flipped"]) == (
@@ -83,8 +86,8 @@ def test_a_mirror_is_along_the_left_right_axis(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("scale", "dtype"), [(1000, "uint16"), (100_000, "int32")])
 def test_large_vocabularies_keep_their_indices(tmp_path: Path, scale: int, dtype: str) -> None:
     store = build(tmp_path, make_items(2), Encoder(scale=scale))
-    assert torch.equal(store[1]["indices"], Encoder(scale=scale)(volume(1)[None])[0])
-    assert str(store._arrays(store._rows[0].shard)[0].dtype) == dtype
+    assert torch.equal(store[1]["indices"], Encoder(scale=scale)(volume(1)[None]).tokens[0])
+    assert str(store._array(store._rows[0].shard, "tokens").dtype) == dtype
 
 
 def test_a_second_build_encodes_nothing_and_relabels(tmp_path: Path) -> None:
@@ -117,7 +120,7 @@ def test_another_encoder_or_grid_finds_nothing_and_leaves_nothing(
     encoder = Encoder()
     build(tmp_path, items, encoder, **change)
     assert encoder.seen == 3
-    assert len(list(tmp_path.glob("*.npy"))) == 2
+    assert len(list(tmp_path.glob("*.npy"))) == 3
 
 
 def test_parts_share_a_store(tmp_path: Path) -> None:
@@ -143,7 +146,7 @@ def test_an_interrupted_build_goes_on(
         encoder = Encoder()
         store = build(directory, make_items(7), encoder)
     assert encoder.seen == 7 - stop
-    assert all(torch.equal(store[i]["indices"], Encoder()(volume(i)[None])[0]) for i in range(7))
+    assert all(torch.equal(store[i]["indices"], Encoder()(volume(i)[None]).tokens[0]) for i in range(7))
 
 
 def test_a_kill_between_shard_and_manifest_loses_only_the_shard(tmp_path: Path) -> None:
@@ -172,7 +175,7 @@ def test_a_damaged_shard_is_noticed(tmp_path: Path, fault: str) -> None:
     encoder = Encoder()
     store = build(tmp_path, make_items(3), encoder)
     assert encoder.seen == 3
-    assert torch.equal(store[2]["indices"], Encoder()(volume(2)[None])[0])
+    assert torch.equal(store[2]["indices"], Encoder()(volume(2)[None]).tokens[0])
 
 
 def test_a_manifest_of_another_format_is_not_believed(tmp_path: Path) -> None:
@@ -195,7 +198,7 @@ def test_a_pickled_store_carries_no_tokens(tmp_path: Path) -> None:
     store = build(tmp_path, make_items(30), Encoder())
     store[0]
     copy = pickle.loads(pickle.dumps(store))
-    assert copy._shards == {}
+    assert copy._arrays == {}
     assert torch.equal(copy[7]["indices"], store[7]["indices"])
 
 
@@ -208,3 +211,13 @@ def test_a_volume_off_the_grid_is_refused(tmp_path: Path) -> None:
 def test_a_token_grid_that_does_not_divide_the_volume_is_refused() -> None:
     with pytest.raises(ValueError, match="must divide"):
         foreground_of(torch.zeros(1, 1, 8, 8, 8), (3, 4, 4))
+
+
+def test_an_encoder_without_tokens_keeps_latents_alone(tmp_path: Path) -> None:
+    store = build_token_store(
+        tmp_path, make_items(2), lambda x: Encoded(x[:, :, ::2, ::2, ::2]), key="kl", grid=GRID
+    )
+    assert not list(tmp_path.glob("*.tokens.npy"))
+    assert store.token_shape == (4, 4, 4)
+    assert torch.equal(store.latent(1), volume(1)[:, ::2, ::2, ::2].half().float())
+    assert find_in_store(tmp_path, make_items(2), key="kl", grid=GRID) is not None

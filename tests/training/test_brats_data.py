@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from prod9.autoencoder.factory import build_autoencoder
+from prod9.data.latents import Encoded
 from prod9.data.splits import PARTS, Split
 from prod9.errors import ConfigError, DataError
 from prod9.training.brats_data import AbstractBraTSDataModule, BraTSDataModule, axis_aligned

@@ -40,8 +40,8 @@ def test_tokens_are_those_of_the_volume_and_its_mirror(stage2: Stage2) -> None:
         for m in range(4):
             volume = volumes[case * 4 + m]["image"][None]
             plain, mirror = dataset[case * 8 + m], dataset[case * 8 + 4 + m]
-            assert torch.equal(plain["target_indices"], stage2.encode(volume)[0])
-            assert torch.equal(mirror["target_indices"], stage2.encode(volume.flip(2))[0])
+            assert torch.equal(plain["target_indices"], stage2.encode(volume).tokens[0])
+            assert torch.equal(mirror["target_indices"], stage2.encode(volume.flip(2)).tokens[0])
             assert plain["label"] == mirror["label"] == m
 
 

@@ -1,7 +1,8 @@
 """TokenStore: every volume is encoded once; stage 2 reads memory-mapped tokens and never an image.
 
-A store is a folder of immutable shards (``<name>.tokens.npy`` [n h w d] and ``<name>.foreground.npy``) and
-one ``manifest.json`` that says which item lies in which row. An item is found by a key that hashes the
+A store is a folder of immutable shards (``<name>.latents.npy`` float16 [n Z h w d], ``<name>.foreground.npy``
+and, for a quantising encoder, ``<name>.tokens.npy`` [n h w d]) and one ``manifest.json`` that says which item
+lies in which row. An item is found by a key that hashes the
 content of its source files, the preprocessing, the grid and the encoder, so what was made from other files,
 options or weights is never found. Shards and manifest are written to a temporary file and renamed: a build
 that is killed loses at most the shard it was filling, and the next one goes on from there.
@@ -26,11 +27,27 @@ from prod9.files import atomic_write, sha256
 Progress = Callable[[int, int], None]
 """Called with (done, total)."""
 
-_FORMAT = 1
+_FORMAT = 2
 _MANIFEST = "manifest.json"
 _SHARD_BYTES = 64 * 2**20
 # A shard is also closed after so long, so that an interruption costs at most this much encoding.
 _SHARD_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What an encoder makes of volumes ``[B 1 H W D]``, on any device.
+
+    latents: float ``[B Z h w d]``, z before quantisation (FSQ) or its mean (KL); the store rounds to float16.
+    tokens: int64 ``[B h w d]``, None for an encoder that does not quantise.
+    """
+
+    latents: Tensor
+    tokens: Tensor | None = None
+
+
+Encode = Callable[[Tensor], Encoded]
+"""Float32 volumes [B 1 H W D] on CPU → what the store keeps of them."""
 
 
 @dataclass(frozen=True)
@@ -69,11 +86,11 @@ class _Row:
 
 @dataclass
 class _Manifest:
-    """made_for: encoder and grid. rows: by item key. shards: by name, SHA-256 of its two files."""
+    """made_for: encoder and grid. rows: by item key. shards: by name, array name to SHA-256 of its file."""
 
     made_for: str
     rows: dict[str, _Row]
-    shards: dict[str, list[str]]
+    shards: dict[str, dict[str, str]]
 
     @classmethod
     def read(cls, directory: Path) -> "_Manifest":
@@ -104,7 +121,9 @@ class _Manifest:
             name: hashes
             for name, hashes in self.shards.items()
             if all(
-                p.is_file() and sha256(p) == h for p, h in zip(_files(directory, name), hashes, strict=True)
+                path.is_file() and sha256(path) == digest
+                for array, digest in hashes.items()
+                for path in [_file(directory, name, array)]
             )
         }
         rows = {key: row for key, row in self.rows.items() if row.shard in whole}
@@ -124,7 +143,7 @@ class TokenStore:
     def __init__(self, directory: Path, rows: Sequence[_Row]) -> None:
         self._directory = directory
         self._rows = tuple(rows)
-        self._shards: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+        self._arrays: dict[tuple[str, str], np.ndarray] = {}
 
     @classmethod
     def open(cls, directory: Path) -> "TokenStore":
@@ -149,39 +168,40 @@ class TokenStore:
         ``label`` int, ``case_id``, ``modality``, ``flipped``.
         """
         row = self._rows[index]
-        tokens, foreground = self._arrays(row.shard)
         return {
-            "indices": torch.from_numpy(tokens[row.row].astype(np.int64)),
-            "foreground": torch.from_numpy(np.array(foreground[row.row])),
+            "indices": torch.from_numpy(self._array(row.shard, "tokens")[row.row].astype(np.int64)),
+            "foreground": torch.from_numpy(np.array(self._array(row.shard, "foreground")[row.row])),
             "label": row.label,
             "case_id": row.case_id,
             "modality": row.modality,
             "flipped": row.flipped,
         }
 
+    def latent(self, index: int) -> Tensor:
+        """Return the latent of one item: float32 [Z h w d], rounded to float16 when it was stored."""
+        row = self._rows[index]
+        return torch.from_numpy(self._array(row.shard, "latents")[row.row].astype(np.float32))
+
     @property
     def token_shape(self) -> tuple[int, int, int]:
         """Return (h, w, d)."""
-        h, w, d = self._arrays(self._rows[0].shard)[0].shape[1:]
+        h, w, d = self._array(self._rows[0].shard, "foreground").shape[1:]
         return h, w, d
 
     @property
     def max_index(self) -> int:
         """Return the largest token index in the store."""
-        return max(int(self._arrays(shard)[0].max()) for shard in {row.shard for row in self._rows})
+        return max(int(self._array(shard, "tokens").max()) for shard in {row.shard for row in self._rows})
 
-    def _arrays(self, shard: str) -> tuple[np.ndarray, np.ndarray]:
-        if shard not in self._shards:
-            tokens, foreground = _files(self._directory, shard)
-            self._shards[shard] = (
-                np.load(tokens, mmap_mode="r", allow_pickle=False),
-                np.load(foreground, mmap_mode="r", allow_pickle=False),
-            )
-        return self._shards[shard]
+    def _array(self, shard: str, name: str) -> np.ndarray:
+        if (shard, name) not in self._arrays:
+            path = _file(self._directory, shard, name)
+            self._arrays[shard, name] = np.load(path, mmap_mode="r", allow_pickle=False)
+        return self._arrays[shard, name]
 
     def __getstate__(self) -> dict[str, Any]:
         # A pickled memory map is a copy of the file: loader processes open their own instead.
-        return {**self.__dict__, "_shards": {}}
+        return {**self.__dict__, "_arrays": {}}
 
 
 def find_in_store(
@@ -198,7 +218,7 @@ def find_in_store(
 def build_token_store(
     directory: Path,
     items: Sequence[StoreItem],
-    encode: Callable[[Tensor], Tensor],
+    encode: Encode,
     *,
     key: str,
     grid: Sequence[int],
@@ -207,7 +227,7 @@ def build_token_store(
 ) -> TokenStore:
     """Encode what the store lacks and return a store of exactly ``items``, in their order.
 
-    encode: float32 [B 1 H W D] on CPU → int64 [B h w d] on any device. key: hash of the encoder's weights.
+    encode: float32 [B 1 H W D] on CPU → :class:`Encoded`. key: hash of the encoder's weights.
     Interrupted (Ctrl-C and errors included), it keeps what is done. A folder serves one encoder and grid:
     what it holds of others is deleted at the end.
     """
@@ -223,8 +243,8 @@ def build_token_store(
         for start in range(0, len(todo), batch_size):
             batch = todo[start : start + batch_size]
             volumes = torch.stack([_volume(item, grid) for item, _ in batch])
-            tokens = encode(volumes).cpu()
-            writer.add(batch, tokens, foreground_of(volumes, tokens.shape[1:]))
+            encoded = encode(volumes)
+            writer.add(batch, encoded, foreground_of(volumes, encoded.latents.shape[2:]))
             if progress is not None:
                 progress(done + start + len(batch), len(items))
     finally:
@@ -233,8 +253,8 @@ def build_token_store(
     manifest.rows |= {row.key: row for row in rows}
     manifest.write(directory)
     for shard in old.shards.keys() - manifest.shards.keys():
-        for path in _files(directory, shard):
-            path.unlink(missing_ok=True)
+        for name in old.shards[shard]:
+            _file(directory, shard, name).unlink(missing_ok=True)
     return TokenStore(directory, rows)
 
 
@@ -256,30 +276,33 @@ class _ShardWriter:
         self._manifest = manifest
         self._clear()
 
-    def add(self, batch: Sequence[tuple[StoreItem, str]], tokens: Tensor, foreground: Tensor) -> None:
-        """Take the ``tokens`` and ``foreground``, both [B h w d], of the (item, key) pairs in ``batch``."""
+    def add(self, batch: Sequence[tuple[StoreItem, str]], encoded: Encoded, foreground: Tensor) -> None:
+        """Take what was made of the (item, key) pairs in ``batch``, and their ``foreground`` [B h w d]."""
         self._batch += batch
-        self._tokens.append(tokens.numpy().astype(np.int32))
-        self._foreground.append(foreground.numpy())
-        full = sum(t.nbytes for t in self._tokens) >= _SHARD_BYTES
+        self._collect("latents", encoded.latents.cpu().to(torch.float16))
+        self._collect("foreground", foreground)
+        if encoded.tokens is not None:
+            self._collect("tokens", encoded.tokens.cpu().to(torch.int32))
+        full = sum(part.nbytes for parts in self._parts.values() for part in parts) >= _SHARD_BYTES
         if full or time.monotonic() - self._opened >= _SHARD_SECONDS:
             self.flush()
+
+    def _collect(self, name: str, values: Tensor) -> None:
+        self._parts.setdefault(name, []).append(values.numpy())
 
     def flush(self) -> None:
         """Write what is collected."""
         if not self._batch:
             return
-        tokens = np.concatenate(self._tokens)
-        arrays = (
-            tokens.astype(np.uint16) if tokens.max() < 2**16 else tokens,
-            np.concatenate(self._foreground),
-        )
+        arrays = {name: np.concatenate(parts) for name, parts in self._parts.items()}
+        if "tokens" in arrays and arrays["tokens"].max() < 2**16:
+            arrays["tokens"] = arrays["tokens"].astype(np.uint16)
         name = hashlib.sha256("".join(key for _, key in self._batch).encode()).hexdigest()[:16]
-        paths = _files(self._directory, name)
-        for path, array in zip(paths, arrays, strict=True):
+        paths = {array: _file(self._directory, name, array) for array in arrays}
+        for array, path in paths.items():
             with atomic_write(path) as temporary, temporary.open("wb") as file:
-                np.save(file, array, allow_pickle=False)
-        self._manifest.shards[name] = [sha256(path) for path in paths]
+                np.save(file, arrays[array], allow_pickle=False)
+        self._manifest.shards[name] = {array: sha256(path) for array, path in paths.items()}
         for row, (item, key) in enumerate(self._batch):
             self._manifest.rows[key] = _Row(
                 key, item.case_id, item.modality, item.label, item.flipped, shard=name, row=row
@@ -289,13 +312,12 @@ class _ShardWriter:
 
     def _clear(self) -> None:
         self._batch: list[tuple[StoreItem, str]] = []
-        self._tokens: list[np.ndarray] = []
-        self._foreground: list[np.ndarray] = []
+        self._parts: dict[str, list[np.ndarray]] = {}
         self._opened = time.monotonic()
 
 
-def _files(directory: Path, shard: str) -> tuple[Path, Path]:
-    return directory / f"{shard}.tokens.npy", directory / f"{shard}.foreground.npy"
+def _file(directory: Path, shard: str, array: str) -> Path:
+    return directory / f"{shard}.{array}.npy"
 
 
 def _volume(item: StoreItem, grid: Sequence[int]) -> Tensor:

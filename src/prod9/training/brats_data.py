@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 from prod9.data.builders import DatasetBuilder
 from prod9.data.cache import CaseCache
 from prod9.data.datasets.brats import CachedAllModalitiesDataset
-from prod9.data.latents import TokenStore
+from prod9.data.latents import Encode, TokenStore
 from prod9.data.layouts import Case, find_cases
 from prod9.data.sampling import SampleKey
 from prod9.data.splits import Part, Split, resolve_split
@@ -90,7 +90,7 @@ class BraTSDataModule(AbstractBraTSDataModule):
         self,
         config: RunConfig,
         *,
-        encode: Callable[[Tensor], Tensor] | None = None,
+        encode: Encode | None = None,
         indices_to_codes: Callable[[Tensor], Tensor] | None = None,
         encoder_hash: str | None = None,
         upstream_split: Split | None = None,

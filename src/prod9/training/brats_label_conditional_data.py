@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from prod9.data.latents import TokenStore
+from prod9.data.latents import Encode, TokenStore
 from prod9.data.sampling import SampleKey
 from prod9.data.splits import Part, Split
 from prod9.training.brats_data import AbstractBraTSDataModule
@@ -27,7 +27,7 @@ class BraTSLabelConditionalDataModule(AbstractBraTSDataModule):
         self,
         config: TransformerConfig,
         *,
-        encode: Callable[[Tensor], Tensor] | None = None,
+        encode: Encode | None = None,
         indices_to_codes: Callable[[Tensor], Tensor] | None = None,
         encoder_hash: str | None = None,
         upstream_split: Split | None = None,

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from prod9.data.builders import DatasetBuilder
 from prod9.data.cache import CaseCache
-from prod9.data.latents import StoreItem, TokenStore, build_token_store, find_in_store
+from prod9.data.latents import Encode, StoreItem, TokenStore, build_token_store, find_in_store
 from prod9.data.preprocessing import dequantise
 from prod9.data.splits import Part, Split
 from prod9.errors import ConfigError
@@ -20,7 +20,7 @@ from prod9.training.lightning.datamodule import Progress
 class BraTSTokens:
     """Encodes the volumes of each part once and opens the store.
 
-    encode: float32 [B 1 H W D] on CPU → int64 [B h w d]; None when everything is encoded already.
+    encode: float32 [B 1 H W D] on CPU → tokens and latents; None when everything is encoded already.
     indices_to_codes: int64 [B h w d] on CPU → codes [B Z h w d]. encoder_hash: hash of the encoder's weights.
     upstream_split: of the run that trained the encoder; a patient it trained on may not be held out here.
     """
@@ -30,7 +30,7 @@ class BraTSTokens:
         config: TransformerConfig,
         *,
         builder: DatasetBuilder,
-        encode: Callable[[Tensor], Tensor] | None,
+        encode: Encode | None,
         indices_to_codes: Callable[[Tensor], Tensor] | None,
         encoder_hash: str | None,
         upstream_split: Split | None,

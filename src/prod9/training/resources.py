@@ -17,7 +17,8 @@ Counted from the config alone, without torch. The formulas, with bytes per value
   each of the two dropout masks; attention itself keeps no L × L matrix. The head's logits and their softmax
   are float32. With ``use_checkpointing`` one block's activations remain, and 4E a block.
 - the sum of state and activations is multiplied by 1.25 for workspaces and fragmentation.
-- token store: 2 or 4 bytes a token and 1 for its foreground flag; twice with mirrored copies.
+- token store: 2 or 4 bytes a token, 1 for its foreground flag and 2 for each of its latent channels; twice with
+  mirrored copies.
 - checkpoint: 12 bytes a parameter (weight and both moments), 4 more with an average.
 
 Attention levels of an autoencoder and networks of perceptual terms are not counted. Tests compare parameters
@@ -242,7 +243,7 @@ def _estimate_transformer(
         parameters=parameters,
         memory_bytes=_peak(parameters, kept, ema),
         checkpoint_bytes=_checkpoint_bytes(parameters, ema),
-        store_bytes_per_volume=copies * prod(grid) * (token_bytes + 1),
+        store_bytes_per_volume=copies * prod(grid) * (token_bytes + 1 + 2 * len(autoencoder.levels)),
     )
 
 

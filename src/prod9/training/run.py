@@ -20,6 +20,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from rich.console import Console
 
 from prod9.autoencoder.autoencoder_fsq import AutoencoderFSQ
+from prod9.data.latents import Encoded
 from prod9.data.splits import Part, Split
 from prod9.errors import CheckpointError, ConfigError
 from prod9.training.brats_data import BraTSDataModule
@@ -142,9 +143,10 @@ def build_data_module(
     wrapper = ModelFactory.create_inference_wrapper(upstream.network, config.sliding_window)
 
     @torch.no_grad()
-    def encode(volumes: torch.Tensor) -> torch.Tensor:
+    def encode(volumes: torch.Tensor) -> Encoded:
         # The adapter holds the same network and may have moved it.
-        return wrapper.to(device).quantize_stage_2_inputs(volumes.to(device)).cpu()
+        z, _ = wrapper.to(device).encode(volumes.to(device))
+        return Encoded(z, upstream.network.embed(upstream.network.quantize(z)))
 
     # Loader processes look codes up on the CPU, wherever the network is.
     section = FSQModelConfig.model_validate(upstream.header["architecture"]["autoencoder"])
