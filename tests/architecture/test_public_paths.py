@@ -16,6 +16,7 @@ HOMES = {
     "prod9.generator.maskgit": ("MaskGiTSampler", "MaskGiTScheduler"),
     "prod9.generator.modules": ("AdaLNZeroBlock", "SinCosPosEmbed"),
     "prod9.generator.transformer": ("TransformerDecoder",),
+    "prod9.generator.modality_processor": ("ModalityProcessor",),
     "prod9.generator.condition": ("MaskGiTConditionGenerator",),
     "prod9.training.algorithms.autoencoder_trainer": ("AutoencoderTrainer",),
     "prod9.training.algorithms.transformer_trainer": ("TransformerTrainer",),
@@ -32,6 +33,7 @@ HOMES = {
     "prod9.pipelines.maskgit": ("MaskGiTPipeline",),
 }
 SHIMS = {
+    "prod9.generator.transformer": {"TransformerDecoderSingleStream": "prod9.generator.single_stream"},
     "prod9.training.metrics": {"LPIPS": "prod9.training.perceptual"},
     "prod9.training.lightning_module": {
         "AutoencoderLightning": "prod9.training.lightning.autoencoder_lightning",

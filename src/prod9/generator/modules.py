@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from prod9.generator.context import BlockContext
+
 _MAX_PERIOD = 100.0
 """Slowest frequency, in tokens a radian: unambiguous on axes up to 300 tokens, still felt on short ones."""
 
@@ -74,8 +76,17 @@ class Attention(nn.Module):
         self.out = nn.Linear(embed_dim, embed_dim)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Float[Tensor, "B n E"]) -> Float[Tensor, "B n E"]:
-        """Let every position attend to every other."""
+    def forward(
+        self, x: Float[Tensor, "B n E"], context: BlockContext | None = None
+    ) -> Float[Tensor, "B n E"]:
+        """Let every position attend to every other, and to a ``context`` if there is one."""
+        query, key, value = self.project(x)
+        if context is not None:
+            return self.merge(context.attend(query, key, value))
+        return self.merge(F.scaled_dot_product_attention(query, key, value))
+
+    def project(self, x: Float[Tensor, "B n E"]) -> tuple[Tensor, Tensor, Tensor]:
+        """Return normalised queries and keys, and values: ``[B heads n width]`` each."""
         embed_dim = x.shape[-1]
         both, value = self.qkv(x).split((2 * embed_dim, embed_dim), dim=-1)
         value = value.unflatten(-1, (self.num_heads, -1))
@@ -83,8 +94,10 @@ class Attention(nn.Module):
         # layer_norm has a fused kernel on every device; rms_norm on CPU does not and takes twice as long.
         query, key = F.layer_norm(both, both.shape[-1:]).to(value.dtype).unbind(2)
         query = query * self.query_scale.to(value.dtype).view(self.num_heads, -1)
-        heads = (query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2))
-        mixed = F.scaled_dot_product_attention(*heads)
+        return query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
+
+    def merge(self, mixed: Float[Tensor, "B heads n width"]) -> Float[Tensor, "B n E"]:
+        """Return the output of all heads."""
         return self.dropout(self.out(mixed.transpose(1, 2).flatten(2)))
 
 
@@ -117,12 +130,36 @@ class AdaLNZeroBlock(nn.Module):
         return self.modulation(condition)
 
     def forward(
-        self, x: Float[Tensor, "B n E"], modulation: Float[Tensor, "B m E6"]
+        self, x: Float[Tensor, "B n E"], condition: Float[Tensor, "B m E6"] | BlockContext
     ) -> Float[Tensor, "B n E"]:
-        """Attend, then mix channels; ``modulation`` is what ``modulate`` returned."""
-        shift1, scale1, gate1, shift2, scale2, gate2 = modulation.to(x.dtype).chunk(6, dim=-1)
-        x = torch.addcmul(x, gate1, self.attention(normalise(x, shift1, scale1)).to(x.dtype))
-        return torch.addcmul(x, gate2, self.mlp(normalise(x, shift2, scale2)).to(x.dtype))
+        """Attend, then mix channels.
+
+        condition: what ``modulate`` returned, or that and a context to attend to besides.
+        """
+        context = condition if isinstance(condition, BlockContext) else None
+        modulation = condition.modulation if isinstance(condition, BlockContext) else condition
+        shift, scale, gate, *rest = modulation.to(x.dtype).chunk(6, dim=-1)
+        attended = self.attention(normalise(x, shift, scale), context)
+        return self._mix(torch.addcmul(x, gate, attended.to(x.dtype)), rest)
+
+    def read(
+        self, x: Float[Tensor, "B S E"], modulation: Float[Tensor, "B 1 E6"]
+    ) -> tuple[Tensor, Tensor, Float[Tensor, "B S E"]]:
+        """Return keys and values of a context, ``[B heads S width]``, and the context after this block."""
+        shift, scale, gate, *rest = modulation.to(x.dtype).chunk(6, dim=-1)
+        query, key, value = self.attention.project(normalise(x, shift, scale))
+        attended = self.attention.merge(F.scaled_dot_product_attention(query, key, value))
+        return key, value, self._mix(torch.addcmul(x, gate, attended.to(x.dtype)), rest)
+
+    def keys(self, x: Float[Tensor, "B S E"], modulation: Float[Tensor, "B 1 E6"]) -> tuple[Tensor, Tensor]:
+        """Return the keys and values of ``read`` alone, for a context that no later block reads."""
+        shift, scale, *_ = modulation.to(x.dtype).chunk(6, dim=-1)
+        _, key, value = self.attention.project(normalise(x, shift, scale))
+        return key, value
+
+    def _mix(self, x: Tensor, modulation: Sequence[Tensor]) -> Tensor:
+        shift, scale, gate = modulation
+        return torch.addcmul(x, gate, self.mlp(normalise(x, shift, scale)).to(x.dtype))
 
 
 def normalise(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:

@@ -1,0 +1,177 @@
+"""TransformerDecoderSingleStream: translation in context, one sequence of sources and target."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from prod9.generator.context import BlockContext, Buckets
+from prod9.generator.heads import Groups
+from prod9.generator.modality_processor import InContextCondition, ModalityProcessor
+from prod9.generator.token_decoder import AbstractTokenDecoder, finish
+from prod9.types import TokenGrid, TokenMask
+
+
+@dataclass(frozen=True)
+class PreparedContext:
+    """What a TransformerDecoderSingleStream keeps of a condition over all steps.
+
+    blocks: with ``prefix`` attention the modulation, keys and values of each block; with ``full`` the
+    modulation ``[B 1 6E]`` alone. final: ``[B 1 2E]``. aligned: ``[B n E]``, added to the target's input, or
+    None. buckets, streams: the embedded context of each bucket, ``[b S E]``, for ``full``; else None.
+    """
+
+    blocks: tuple[BlockContext, ...] | tuple[Tensor, ...]
+    final: Tensor
+    aligned: Tensor | None
+    buckets: Buckets
+    streams: tuple[Tensor, ...] | None
+
+    def __getitem__(self, samples: slice) -> "PreparedContext":
+        buckets, parts = self.buckets.narrow(samples, self.final.device)
+        streams = None
+        if self.streams is not None:
+            old = dict(zip(self.buckets.sizes, self.streams, strict=True))
+            streams = tuple(old[size][parts[size]] for size in buckets.sizes)
+        blocks: Any = tuple(block[samples] for block in self.blocks)
+        aligned = None if self.aligned is None else self.aligned[samples]
+        return PreparedContext(blocks, self.final[samples], aligned, buckets, streams)
+
+
+class TransformerDecoderSingleStream(AbstractTokenDecoder):
+    """Decoder whose context and target form one sequence; context first, the target projected by itself.
+
+    With ``prefix`` attention the context sees the context and the target sees all, so keys and values of the
+    context are computed in ``prepare``, once a sample, and serve every step and both branches of guidance.
+    With ``full`` attention the context sees the target too and everything is computed at every step.
+
+    levels, embed_dim, num_blocks, num_heads, mlp_ratio, patch_size, groups, dropout, num_bands,
+    use_checkpointing: see :class:`~prod9.generator.token_decoder.AbstractTokenDecoder`. num_classes: labels.
+    attention: ``prefix`` or ``full``. aligned: see :class:`~prod9.generator.modality_processor.ModalityProcessor`.
+    """
+
+    condition: ModalityProcessor
+
+    def __init__(
+        self,
+        *,
+        levels: Sequence[int],
+        embed_dim: int = 512,
+        num_blocks: int = 12,
+        num_heads: int = 8,
+        mlp_ratio: float = 4.0,
+        patch_size: int = 1,
+        groups: Groups = "balanced",
+        dropout: float = 0.1,
+        num_bands: int | None = None,
+        num_classes: int = 4,
+        use_checkpointing: bool = False,
+        attention: str = "prefix",
+        aligned: bool = True,
+    ) -> None:
+        super().__init__(
+            levels=levels,
+            embed_dim=embed_dim,
+            num_blocks=num_blocks,
+            num_heads=num_heads,
+            mlp_ratio=mlp_ratio,
+            patch_size=patch_size,
+            groups=groups,
+            dropout=dropout,
+            num_bands=num_bands,
+            use_checkpointing=use_checkpointing,
+            condition=ModalityProcessor(
+                embed_dim=embed_dim,
+                num_classes=num_classes,
+                patch_size=patch_size,
+                latent_channels=len(levels),
+                num_bands=num_bands,
+                aligned=aligned,
+            ),
+        )
+        if attention not in ("prefix", "full"):
+            raise ValueError(f"Expected attention prefix or full, got {attention!r}; use one of these.")
+        self.attention = attention
+
+    def prepare(self, condition: InContextCondition) -> PreparedContext:
+        """Return all that depends on the condition alone, once a sample: the cache of the context."""
+        context, padding = self.condition(condition)
+        # One wait for the device a sample, or a training step: Python has to know how long the contexts are.
+        buckets = Buckets.of((~padding).sum(1).tolist(), context.device)
+        parts = zip(buckets.split(context), buckets.sizes, strict=True)
+        streams = [part[:, :size].contiguous() for part, size in parts]
+        embedded = F.silu(self.condition.modulator(condition))
+        modulations = [block.modulate(embedded) for block in self.adaln_blocks]
+        final, aligned = self.modulation(embedded), self.condition.aligned(condition)
+        if self.attention == "full":
+            return PreparedContext(tuple(modulations), final, aligned, buckets, tuple(streams))
+        return PreparedContext(self._read(streams, modulations, buckets), final, aligned, buckets, None)
+
+    def features(
+        self,
+        tokens: TokenGrid,
+        mask: TokenMask,
+        prepared: PreparedContext,
+        residuals: Sequence[Tensor] | None = None,
+    ) -> Float[Tensor, "B n E"]:
+        """Return the normalised hidden state of every position of the target, the input of the head."""
+        x = self.embed(tokens, mask)
+        if prepared.aligned is not None:
+            x = x + prepared.aligned.to(x.dtype)
+        if prepared.streams is None:
+            return finish(self.run_blocks(x, prepared.blocks, residuals), prepared.final)
+        return finish(self._run_joint(x, prepared, prepared.streams, residuals), prepared.final)
+
+    def sample(self, sampler: Any, shape: Sequence[int], condition: InContextCondition, **how: Any) -> Tensor:
+        """Return what ``sampler`` (a MaskGiTSampler) draws with this decoder; ``how`` is its own.
+
+        shape: (B, h, w, d).
+        """
+        return sampler.sample(self, shape, condition, **how)
+
+    def _read(
+        self, streams: Sequence[Tensor], modulations: Sequence[Tensor], buckets: Buckets
+    ) -> tuple[BlockContext, ...]:
+        """Pass the context of each bucket through the blocks and keep what each block's attention needs."""
+        kept = []
+        for i, (block, modulation) in enumerate(zip(self.adaln_blocks, modulations, strict=True)):
+            given = buckets.split(modulation)
+            if i + 1 == len(modulations):
+                # Nothing reads the context after the last block.
+                read = [block.keys(x, m) for x, m in zip(streams, given, strict=True)]
+                keys, values = zip(*read, strict=True)
+            else:
+                passed = [self._pass(block.read, x, m) for x, m in zip(streams, given, strict=True)]
+                keys, values, streams = zip(*passed, strict=True)
+            kept.append(BlockContext(modulation, buckets, keys, values))
+        return tuple(kept)
+
+    def _pass(self, block: Any, *given: Tensor) -> Any:
+        if self.use_checkpointing and torch.is_grad_enabled():
+            return checkpoint(block, *given, use_reentrant=False)
+        return block(*given)
+
+    def _run_joint(
+        self,
+        x: Tensor,
+        prepared: PreparedContext,
+        streams: Sequence[Tensor],
+        residuals: Sequence[Tensor] | None,
+    ) -> Tensor:
+        """Pass context and target together through the blocks and return the target's part."""
+        buckets, results = prepared.buckets, []
+        modulations = [buckets.split(modulation) for modulation in prepared.blocks]  # pyright: ignore[reportArgumentType]
+        added = None if residuals is None else [buckets.split(residual) for residual in residuals]
+        for k, (context, target) in enumerate(zip(streams, buckets.split(x), strict=True)):
+            length = context.shape[1]
+            joint = torch.cat([context.to(target.dtype), target], 1)
+            # Control speaks of the target: the context gets nothing of it.
+            more = None if added is None else [F.pad(residual[k], (0, 0, length, 0)) for residual in added]
+            joint = self.run_blocks(joint, [modulation[k] for modulation in modulations], more)
+            results.append(joint[:, length:])
+        return buckets.join(results)
