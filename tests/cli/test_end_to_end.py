@@ -300,3 +300,38 @@ def test_export_folders_are_models_too(workspace: Workspace, tmp_path: Path) -> 
     model = tmp_path / "moved" / stage1.name
     ran = run("prod9-train-autoencoder", "infer", case, "-o", tmp_path / "rec", "-m", model)
     assert ran.code == 0, ran.err
+
+
+# -- export -----------------------------------------------------------------------------------------
+
+
+def test_exports_of_both_stages_generate_alone_and_moved(workspace: Workspace, tmp_path: Path) -> None:
+    shared = tmp_path / "shared"
+    ran = run("prod9", "export", workspace.run1, shared / "ae", "--half", "--json")
+    assert ran.code == 0, ran.err
+    assert set(ran.json["bytes"]) == {"README.md", "config.json", "manifest.json", "model.safetensors"}
+    ran = run("prod9", "export", workspace.run2, shared / "tf", "--autoencoder", shared / "ae")
+    assert ran.code == 0, ran.err
+    assert str(tmp_path) not in (shared / "tf" / "config.json").read_text()
+    moved = shared.rename(tmp_path / "moved")
+    ran = run(
+        "prod9",
+        "generate",
+        "label",
+        "--model",
+        moved / "tf",
+        "--label",
+        "T2",
+        "--output-dir",
+        tmp_path / "out",
+    )
+    assert ran.code == 0, ran.err
+    assert (tmp_path / "out" / "T2_0000.nii.gz").is_file()
+
+
+def test_an_export_never_mixes_with_other_files(workspace: Workspace, tmp_path: Path) -> None:
+    (tmp_path / "note.txt").write_text("mine")
+    ran = run("prod9", "export", workspace.run1, tmp_path)
+    assert ran.code == 2
+    assert "expected a new or an empty folder" in ran.err
+    assert [path.name for path in tmp_path.iterdir()] == ["note.txt"]
