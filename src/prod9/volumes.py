@@ -14,11 +14,11 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-from nibabel.filebasedimages import ImageFileError
-from nibabel.nifti1 import Nifti1Image
-from nibabel.openers import ImageOpener
+from nibabel.nifti1 import Nifti1Header, Nifti1Image
+from nibabel.nifti2 import Nifti2Header, Nifti2Image
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
 from nibabel.spatialimages import HeaderDataError
+from nibabel.wrapstruct import WrapStructError
 
 from prod9.errors import DataError
 from prod9.files import atomic_write
@@ -30,6 +30,9 @@ DTYPES = frozenset(
     ["uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64", "float32", "float64"]
 )
 _RAS = axcodes2ornt("RAS")
+_NIFTI2_BYTES = 540
+_HEAD_BYTES = 4096
+"""Bytes of a file read for its header: a gzip header, a name in it, and 540 bytes that hardly compress."""
 _SLACK = 16 << 20
 """Bytes of a file that may be no voxels: the header, its extensions, padding."""
 
@@ -48,14 +51,21 @@ class VolumeHeader:
     """What a file says about its volume, checked.
 
     shape: voxels along the file's own axes. affine: 4×4 float64, voxel indices to RAS+ millimetres.
-    dtype: as stored. num_bytes: of the voxels in memory as stored, all channels of the file together.
+    dtype: as stored. stored_shape: of the whole file, with trailing axes of length 1 and all channels.
+    offset: bytes before the voxels, once decompressed.
     """
 
     path: Path
     shape: tuple[int, int, int]
     affine: np.ndarray
     dtype: np.dtype
-    num_bytes: int
+    stored_shape: tuple[int, ...]
+    offset: int
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the voxels as stored, all channels of the file together."""
+        return math.prod(self.stored_shape) * self.dtype.itemsize
 
     @property
     def spacing(self) -> tuple[float, float, float]:
@@ -87,7 +97,7 @@ def read_header(
     NIfTI, other dimensions, more than ``max_voxels``, a dtype without real numbers, or an affine that is
     singular or not finite.
     """
-    return _checked(_open(Path(path)), Path(path), channel, max_voxels)
+    return _checked(_header(Path(path)), Path(path), channel, max_voxels)
 
 
 def read(
@@ -117,13 +127,16 @@ def read_channels(
 ) -> dict[Channel | None, VolumeFile]:
     """Read several channels of one file as :func:`read` does, decompressing it once."""
     path = Path(path)
-    image = _open(path)
-    headers = {channel: _checked(image, path, channel, max_voxels) for channel in channels}
+    raw = _header(path)
+    headers = {channel: _checked(raw, path, channel, max_voxels) for channel in channels}
     first = next(iter(headers.values()))
     volumes: dict[Channel | None, VolumeFile] = {}
     try:
+        family = Nifti2Image if raw.sizeof_hdr == _NIFTI2_BYTES else Nifti1Image
         if path.name.lower().endswith(".gz"):
-            image = type(image).from_bytes(_gunzip(path, first.num_bytes))
+            image = family.from_bytes(_gunzip(path, first.num_bytes))
+        else:
+            image = family.from_filename(path)
         for channel, header in headers.items():
             voxels = image.dataobj if channel is None else image.dataobj[..., channel.index]
             data = np.asanyarray(voxels).reshape(header.shape).astype(np.float32)
@@ -194,27 +207,77 @@ def from_ras(data: np.ndarray, reference: VolumeHeader) -> np.ndarray:
     return apply_orientation(data, ornt_transform(_RAS, io_orientation(reference.affine)))
 
 
-def _open(path: Path) -> Nifti1Image:
+def looks_whole(header: VolumeHeader) -> bool:
+    """Return whether the file is as long as its header says, without reading it.
+
+    The length of a ``.nii.gz`` is what the last four bytes say of it (modulo 2³²). False is certain for ``.nii``;
+    a gzip file may also have been written in several pieces: read it to know.
+    """
+    end = header.offset + header.num_bytes
+    with header.path.open("rb") as stream:
+        if not header.path.name.lower().endswith(".gz"):
+            return stream.seek(0, 2) >= end
+        stream.seek(-4, 2)
+        return 0 <= int.from_bytes(stream.read(4), "little") - end % 2**32 <= _SLACK
+
+
+def signature(path: str | Path) -> tuple[int, bytes]:
+    """Return what equal files have in common and few others do, without reading the file whole.
+
+    Its size, and its end with 4 kB from the middle; the end of a ``.nii.gz`` is a checksum of the content.
+    """
+    with Path(path).open("rb") as stream:
+        size = stream.seek(0, 2)
+        stream.seek(size // 2)
+        middle = stream.read(4096)
+        stream.seek(max(0, size - 8))
+        return size, middle + stream.read(8)
+
+
+def _header(path: Path) -> Nifti1Header:
+    """Return the header as nibabel repairs it; DataError for what is no NIfTI file."""
     if not path.exists():
         raise DataError(f"{path}: no such file; check the path.")
     if not path.name.lower().endswith(SUFFIXES):
         raise DataError(f"{path}: expected a NIfTI file (.nii or .nii.gz); convert it, e.g. with dcm2niix.")
-    if path.stat().st_size == 0:
-        raise DataError(f"{path}: expected a NIfTI file, got an empty one; copy or download it again.")
     try:
-        image = nib.load(path)
-    except (OSError, EOFError, ValueError, ImageFileError, HeaderDataError, zlib.error) as error:
+        block = _first_bytes(path)
+        if not block:
+            raise DataError(f"{path}: expected a NIfTI file, got an empty one; copy or download it again.")
+        family = Nifti2Header if _sizeof_header(block) == _NIFTI2_BYTES else Nifti1Header
+        header = family(block[: family.sizeof_hdr])
+        if header["magic"].item().rstrip(b"\0")[:2] not in (b"n+",):
+            raise DataError(
+                f"{path}: expected a NIfTI file with its voxels inside, got the header of "
+                "another file; convert it to .nii.gz."
+            )
+    except (OSError, EOFError, ValueError, WrapStructError, HeaderDataError, zlib.error) as error:
         raise DataError(
             f"{path}: expected a NIfTI file, got something else or a damaged one ({error}); copy or "
             "download it again."
         ) from error
-    if not isinstance(image, Nifti1Image):
-        raise DataError(f"{path}: expected a NIfTI file, got {type(image).__name__}; convert it to NIfTI.")
-    return image
+    return header
 
 
-def _checked(image: Nifti1Image, path: Path, channel: Channel | None, max_voxels: int) -> VolumeHeader:
-    whole = _dimensions(image)
+def _first_bytes(path: Path) -> bytes:
+    """Return the first bytes of a file once decompressed: as many as the longer of the two headers has."""
+    with path.open("rb") as stream:
+        start = stream.read(_HEAD_BYTES)
+    if path.name.lower().endswith(".gz") and start:
+        return zlib.decompressobj(wbits=31).decompress(start, _NIFTI2_BYTES)
+    return start[:_NIFTI2_BYTES]
+
+
+def _sizeof_header(block: bytes) -> int:
+    sizes = {int.from_bytes(block[:4], "little"), int.from_bytes(block[:4], "big")}
+    known = sizes & {348, _NIFTI2_BYTES}
+    if not known:
+        raise ValueError("it does not begin as a NIfTI file does")
+    return known.pop()
+
+
+def _checked(header: Nifti1Header, path: Path, channel: Channel | None, max_voxels: int) -> VolumeHeader:
+    whole = _dimensions(header)
     shape = whole if channel is None else _spatial(whole, path, channel)
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]
@@ -233,18 +296,23 @@ def _checked(image: Nifti1Image, path: Path, channel: Channel | None, max_voxels
             f"{path}: expected at most {max_voxels} voxels, got {whole}; crop or resample it, or repair "
             "the header."
         )
-    dtype = image.header.get_data_dtype()
+    try:
+        dtype = header.get_data_dtype()
+    except HeaderDataError as error:
+        raise DataError(
+            f"{path}: expected integer or real voxels, got {error}; convert it, e.g. to float32."
+        ) from error
     if dtype.name not in DTYPES:
         raise DataError(f"{path}: expected integer or real voxels, got {dtype}; convert it, e.g. to float32.")
-    affine = np.asarray(image.affine, dtype=np.float64)
-    if not image.header["sform_code"] and not _stored_voxel_size(image, path).all():
+    if not header["sform_code"] and not _stored_voxel_size(path, header):
         # nibabel would put 1 mm in its place.
         raise DataError(f"{path}: expected voxel sizes above 0, got 0; write the true ones into pixdim.")
+    affine = _affine(header, path)
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
         raise DataError(
             f"{path}: expected an invertible affine, got {affine[:3].tolist()}; repair the q-form or s-form."
         )
-    return VolumeHeader(path, shape, affine, dtype, math.prod(whole) * dtype.itemsize)
+    return VolumeHeader(path, shape, affine, dtype, whole, int(header["vox_offset"]))
 
 
 def _spatial(whole: tuple[int, ...], path: Path, channel: Channel) -> tuple[int, ...]:
@@ -257,16 +325,24 @@ def _spatial(whole: tuple[int, ...], path: Path, channel: Channel) -> tuple[int,
     return whole[:3]
 
 
-def _dimensions(image: Nifti1Image) -> tuple[int, ...]:
-    count, *sides = np.asarray(image.header["dim"]).tolist()
+def _dimensions(header: Nifti1Header) -> tuple[int, ...]:
+    count, *sides = np.asarray(header["dim"]).tolist()
     return tuple(sides[:count])
 
 
-def _stored_voxel_size(image: Nifti1Image, path: Path) -> np.ndarray:
-    """Return the voxel sizes of the file itself, not as nibabel repaired them."""
-    with ImageOpener(str(path)) as stream:
-        header = type(image.header).from_fileobj(stream, check=False)
-    return np.array(header["pixdim"].tolist()[1:4])
+def _affine(header: Nifti1Header, path: Path) -> np.ndarray:
+    try:
+        return np.asarray(header.get_best_affine(), dtype=np.float64)
+    except (HeaderDataError, ValueError, np.linalg.LinAlgError) as error:
+        raise DataError(
+            f"{path}: expected an invertible affine ({error}); repair the q-form or s-form."
+        ) from error
+
+
+def _stored_voxel_size(path: Path, repaired: Nifti1Header) -> bool:
+    """Return whether the file itself gives voxel sizes above 0, before nibabel repaired them."""
+    block = _first_bytes(path)[: repaired.sizeof_hdr]
+    return bool(np.all(type(repaired)(block, check=False)["pixdim"][1:4]))
 
 
 def _gunzip(path: Path, promised: int) -> bytes:
