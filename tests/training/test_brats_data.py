@@ -256,9 +256,10 @@ class Stage2:
         self.encoded = 0
 
     @torch.no_grad()
-    def encode(self, volumes: Tensor) -> Tensor:
+    def encode(self, volumes: Tensor) -> Encoded:
         self.encoded += len(volumes)
-        return self.network.embed(self.network.quantize(self.network.encode(volumes)))
+        z = self.network.encode(volumes)
+        return Encoded(z, self.network.embed(self.network.quantize(z)))
 
     def make(
         self, *, kind: str = "label_conditional", without: tuple[str, ...] = (), **how: Any
