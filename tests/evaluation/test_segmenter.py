@@ -1,0 +1,58 @@
+import pytest
+import torch
+
+from prod9.evaluation.segmenter import TumourUNet, dice, train_segmenter
+
+from .conftest import toy_brains
+
+
+@pytest.fixture(scope="module")
+def segmenter(brains):
+    volumes, _, lesions = brains
+    return train_segmenter(volumes, lesions, steps=80, seed=0)
+
+
+def test_it_outlines_lesions_of_held_out_brains(segmenter, held_out):
+    volumes, _, lesions = held_out
+    assert dice(segmenter.predict(volumes), lesions).nanmean() >= 0.6
+
+
+def test_a_dimmer_scan_changes_little(segmenter, held_out):
+    volumes, _, _ = held_out
+    assert dice(segmenter.predict(0.8 * volumes), segmenter.predict(volumes)).nanmean() >= 0.9
+
+
+def test_it_finds_next_to_nothing_where_there_is_nothing(segmenter):
+    volumes, _, _ = toy_brains(4, seed=3, lesion_share=0.0)
+    assert segmenter.predict(volumes).float().mean() <= 2e-3
+
+
+def test_the_seed_decides_all(brains):
+    volumes, _, lesions = brains
+    first, second = (train_segmenter(volumes, lesions, steps=2, seed=5) for _ in range(2))
+    torch.manual_seed(1)  # the global state plays no part
+    third = train_segmenter(volumes, lesions, steps=2, seed=6)
+    assert torch.equal(first.probabilities(volumes[:2]), second.probabilities(volumes[:2]))
+    assert not torch.equal(first.probabilities(volumes[:2]), third.probabilities(volumes[:2]))
+
+
+def test_progress_counts_the_steps(brains):
+    volumes, _, lesions = brains
+    seen = []
+    train_segmenter(volumes, lesions, steps=3, seed=0, progress=lambda *at: seen.append(at))
+    assert seen == [(1, 3), (2, 3), (3, 3)]
+
+
+def test_it_takes_any_sides():
+    network = TumourUNet().eval()
+    assert network(torch.rand(1, 1, 11, 16, 13)).shape == (1, 1, 11, 16, 13)
+
+
+def test_dice_of_known_overlaps():
+    truth = torch.zeros(4, 1, 4, 4, 4, dtype=torch.bool)
+    truth[:3, :, :2] = True
+    found = torch.zeros_like(truth)
+    found[0], found[1, :, :2], found[3, :, 0] = True, True, True
+    scores = dice(found, truth)
+    assert scores[:3].tolist() == pytest.approx([2 / 3, 1.0, 0.0])
+    assert scores[3].isnan()  # nothing to find: no overlap to speak of
