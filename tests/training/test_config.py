@@ -149,7 +149,7 @@ def test_all_errors_come_at_once(write):
         "training.learning_rate: expected a number, got 'fast'",
         "training.max_steps: expected a whole number, got 1.5",
         "trainer.devices: expected a whole number or a list or 'auto', got 'a'",
-        "trainer.loggers.1: expected 'csv', 'tensorboard', 'wandb' or 'mlflow', got 'tensorbord'",
+        "trainer.loggers.1: expected 'csv', 'tensorboard', 'jsonl', 'wandb' or 'mlflow', got 'tensorbord'",
         "masking.scheduler_type: expected 'log', 'log2', 'linear', 'sqrt', 'cosine' or 'arccos', got 'arcos'",
         "data.grid: expected more than 2 values, got [1, 2]",
         "data.split: train + val + test must be 1, got 1.1",

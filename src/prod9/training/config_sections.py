@@ -190,7 +190,7 @@ class TrainerConfig(Section):
     precision: Literal["auto", "32-true", "bf16-mixed"] = Field(
         default="auto", description="`auto`: bf16-mixed on CUDA, 32-true elsewhere."
     )
-    loggers: list[Literal["csv", "tensorboard", "wandb", "mlflow"]] = Field(
+    loggers: list[Literal["csv", "tensorboard", "jsonl", "wandb", "mlflow"]] = Field(
         default=["csv", "tensorboard"], description="Where values are logged."
     )
     progress: bool = Field(default=True, description="Progress bar.")

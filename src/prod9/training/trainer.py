@@ -16,6 +16,7 @@ from prod9.errors import ConfigError, MissingDependencyError
 from prod9.training.callbacks import KeepCheckpoints
 from prod9.training.config_schema import RunConfig
 from prod9.training.lightning.checkpoint_io import AtomicCheckpointIO
+from prod9.training.lightning.json_lines import JSONLinesLogger
 
 _HARMLESS = (
     # One loader process is the default for small data, and volumes are cached.
@@ -118,6 +119,8 @@ def _logger(name: str, root: Path, session: str, config: RunConfig) -> Logger:
         return CSVLogger(root, name="csv", version=session)
     if name == "tensorboard":
         return TensorBoardLogger(root, name="tensorboard", version=session)
+    if name == "jsonl":
+        return JSONLinesLogger(root / "metrics.jsonl")
     from lightning.pytorch.loggers import MLFlowLogger, WandbLogger
 
     try:

@@ -1,0 +1,45 @@
+"""Metrics as JSON lines: one object a step, which any program can follow while the run goes on."""
+
+import json
+import math
+from argparse import Namespace
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning.fabric.utilities.rank_zero import rank_zero_only
+from lightning.pytorch.loggers.logger import Logger
+
+
+class JSONLinesLogger(Logger):
+    """Appends ``{"step": …, name: value, …}`` to ``metrics.jsonl``; a resumed run goes on in the same file.
+
+    path: the file; its folder is made at the first line. Values that JSON has no word for (NaN, infinity)
+    become null.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path = path
+
+    @property
+    def name(self) -> str:
+        """Name of the logger."""
+        return "jsonl"
+
+    @property
+    def version(self) -> str:
+        """Lightning wants one; sessions share the file."""
+        return ""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Append one line, flushed, so that a reader never sees half of one for long."""
+        values = {name: float(value) if math.isfinite(value) else None for name, value in metrics.items()}
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, **values}) + "\n")
+
+    @rank_zero_only
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """Leave hyper-parameters out: ``config.yaml`` beside the logs has them all."""
