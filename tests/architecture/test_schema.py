@@ -15,6 +15,7 @@ from prod9.training.config_schema import (
     LabelConditionalModelConfig,
     MaskingConfig,
     SamplerConfig,
+    SingleStreamModelConfig,
     SlidingWindowSection,
     TransformerLossConfig,
 )
@@ -39,6 +40,11 @@ CONSTRUCTORS = [
         {"levels", "source_latent"},
     ),
     (DecoderModelConfig, "prod9.generator.transformer:TransformerDecoder", {"levels", "source_latent"}),
+    (
+        SingleStreamModelConfig,
+        "prod9.generator.single_stream:TransformerDecoderSingleStream",
+        {"levels"},
+    ),
     (MaskingConfig, "prod9.generator.maskgit:MaskGiTScheduler", set()),
     (SamplerConfig, "prod9.generator.maskgit:MaskGiTSampler", {"scheduler"}),
     (

@@ -17,6 +17,7 @@ from prod9.data.latents import Encoded
 from prod9.data.splits import PARTS, Split
 from prod9.errors import ConfigError, DataError
 from prod9.training.brats_data import AbstractBraTSDataModule, BraTSDataModule, axis_aligned
+from prod9.training.brats_in_context_data import BraTSInContextDataModule
 from prod9.training.brats_label_conditional_data import BraTSLabelConditionalDataModule
 from tests.fixtures import write_brats_tree
 from tests.training.tiny import AUTOENCODER, autoencoder_config, transformer_config
@@ -246,6 +247,13 @@ def test_progress_is_told_to_the_caller(root: Path, tmp_path: Path) -> None:
 # -- stage 2 --------------------------------------------------------------------------------------
 
 
+DATA_MODULES = {
+    "label_conditional": BraTSLabelConditionalDataModule,
+    "decoder": BraTSDataModule,
+    "single_stream": BraTSInContextDataModule,
+}
+
+
 class Stage2:
     """Stage-2 data modules over one untrained autoencoder; counts the volumes it encodes."""
 
@@ -267,15 +275,19 @@ class Stage2:
         """Return a data module; ``data`` changes the section, other names the constructor's keywords."""
         model = {"kind": kind, "embed_dim": 24, "num_blocks": 1, "num_heads": 2}
         config = transformer_config(
-            self.root, self.tmp_path / "run", self.tmp_path / "ae.ckpt", data=how.pop("data", {}), model=model
+            self.root,
+            self.tmp_path / "run",
+            self.tmp_path / "ae.ckpt",
+            data=how.pop("data", {}),
+            model=model,
+            **({"context": how.pop("context")} if "context" in how else {}),
         )
         options = {
             "encode": self.encode,
             "indices_to_codes": self.network.indices_to_codes,
             "encoder_hash": "weights-1",
         } | how
-        cls = BraTSDataModule if kind == "decoder" else BraTSLabelConditionalDataModule
-        return cls(config, **{name: value for name, value in options.items() if name not in without})
+        return DATA_MODULES[kind](config, **{name: value for name, value in options.items() if name not in without})
 
 
 @pytest.fixture

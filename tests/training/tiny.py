@@ -168,6 +168,16 @@ class MemoryData(LightningDataModule):
             return sample | {"image": image * (nan if step in self.bad_steps else 1.0), "modality": "T1"}
         tokens = torch.randint(125, (4, 4, 4), generator=generator)
         foreground = torch.rand(4, 4, 4, generator=generator) > 0.3
-        source = torch.rand(3, 4, 4, 4, generator=generator)
-        more = {"source_latent": source, "source_label": 0} if self.config.model.kind == "decoder" else {}
-        return sample | {"target_indices": tokens, "foreground": foreground} | more
+        sources = torch.rand(3, 3, 4, 4, 4, generator=generator)
+        # One, two or three sources of other classes than the target's.
+        labels = torch.tensor([(index + 1 + k) % 4 if k <= draw % 3 else -1 for k in range(3)])
+        more: dict[str, dict[str, Any]] = {
+            "decoder": {"source_latent": sources[0], "source_label": 0},
+            "single_stream": {
+                "source_latents": sources,
+                "source_labels": labels,
+                "co_registered": torch.ones(3, dtype=torch.bool),
+            },
+        }
+        kind = self.config.model.kind
+        return sample | {"target_indices": tokens, "foreground": foreground} | more.get(kind, {})

@@ -18,6 +18,15 @@ from prod9.training.config_autoencoder import (
     PerceptualConfig,
     Stage1Config,
 )
+from prod9.training.config_controlnet import (
+    ControlConditionConfig,
+    ControlNetLossConfig,
+    ControlNetMaskGiTModelConfig,
+    ControlSamplingConfig,
+    MaskGiTControlNetLightningConfig,
+)
+from prod9.training.config_decoders import DecoderModelConfig, LabelConditionalModelConfig
+from prod9.training.config_in_context import ContextConfig, SingleStreamModelConfig
 from prod9.training.config_maisi import KLModelConfig, MaisiVAEConfig, MaisiVAELossConfig
 from prod9.training.config_sampling import MaskingConfig, SamplerConfig, SchedulerType
 from prod9.training.config_sections import (
@@ -33,8 +42,6 @@ from prod9.training.config_sections import (
     IntensityConfig,
     LrScheduleConfig,
     NonNegative,
-    Positive,
-    PositiveInt,
     RunSection,
     Section,
     SlidingWindowSection,
@@ -52,6 +59,11 @@ __all__ = [
     "CallbacksConfig",
     "CheckpointConfig",
     "CombinedMetricConfig",
+    "ContextConfig",
+    "ControlConditionConfig",
+    "ControlNetLossConfig",
+    "ControlNetMaskGiTModelConfig",
+    "ControlSamplingConfig",
     "DataConfig",
     "DecoderModelConfig",
     "DiscriminatorConfig",
@@ -65,6 +77,7 @@ __all__ = [
     "LrScheduleConfig",
     "MaisiVAEConfig",
     "MaisiVAELossConfig",
+    "MaskGiTControlNetLightningConfig",
     "MaskingConfig",
     "PerceptualConfig",
     "RunConfig",
@@ -72,6 +85,7 @@ __all__ = [
     "SamplerConfig",
     "SchedulerType",
     "Section",
+    "SingleStreamModelConfig",
     "SlidingWindowSection",
     "SplitConfig",
     "Stage1Config",
@@ -84,47 +98,8 @@ __all__ = [
 
 # -- networks -------------------------------------------------------------------------------------
 
-
-class _DecoderConfig(Section):
-    embed_dim: PositiveInt = Field(default=512, description="Width E.")
-    num_blocks: PositiveInt = Field(default=12, description="AdaLN-Zero blocks.")
-    num_heads: PositiveInt = Field(default=8, description="Attention heads.")
-    mlp_ratio: Positive = Field(default=4.0, description="Hidden width of the MLP over E.")
-    patch_size: PositiveInt = Field(default=1, description="Fold p³ tokens into one position.")
-    groups: Literal["balanced", "dense", "per_level"] | list[list[int]] = Field(
-        default="balanced", description="How the vocabulary factorises over the FSQ levels."
-    )
-    dropout: Fraction = Field(default=0.1, description="Dropout in attention output and MLP.")
-    num_bands: PositiveInt | None = Field(
-        default=None, description="Frequency bands per axis; null: as many as fit."
-    )
-    num_classes: PositiveInt = Field(default=4, description="Class labels.")
-    use_checkpointing: bool = Field(default=False, description="Recompute activations in the backward pass.")
-
-    @model_validator(mode="after")
-    def _heads_divide_width(self) -> "_DecoderConfig":
-        if self.embed_dim % self.num_heads:
-            raise ValueError(
-                f"embed_dim ({self.embed_dim}) must be a multiple of num_heads ({self.num_heads}); "
-                f"use {max(self.num_heads, self.embed_dim // self.num_heads * self.num_heads)}"
-            )
-        return self
-
-
-class LabelConditionalModelConfig(_DecoderConfig):
-    """TransformerDecoder conditioned on the class label alone."""
-
-    kind: Literal["label_conditional"] = Field(default="label_conditional", description="Picks the adapter.")
-
-
-class DecoderModelConfig(_DecoderConfig):
-    """TransformerDecoder conditioned on the target label and the latent of a co-registered source."""
-
-    kind: Literal["decoder"] = Field(default="decoder", description="Picks the adapter.")
-
-
 TransformerModelConfig = Annotated[
-    LabelConditionalModelConfig | DecoderModelConfig, Field(discriminator="kind")
+    LabelConditionalModelConfig | DecoderModelConfig | SingleStreamModelConfig, Field(discriminator="kind")
 ]
 
 
@@ -156,14 +131,40 @@ class TransformerConfig(RunSection):
     stage: Literal["transformer"] = Field(default="transformer", description="Stage.")
     inputs: InputsConfig = Field(default=InputsConfig(), description="Earlier stages.")
     model: TransformerModelConfig = Field(description="Decoder.")
+    context: ContextConfig | None = Field(
+        default=None, description="Samples of kind `single_stream`, and of no other; null: its defaults."
+    )
     loss: TransformerLossConfig = Field(default=TransformerLossConfig(), description="Loss.")
     masking: MaskingConfig = Field(default=MaskingConfig(), description="Masking schedule.")
     sampler: SamplerConfig = Field(default=SamplerConfig(), description="Sampler.")
 
+    @property
+    def in_context(self) -> ContextConfig:
+        """What a sample of kind ``single_stream`` is made of."""
+        return self.context or ContextConfig()
 
-RunConfig = AutoencoderConfig | TransformerConfig | MaisiVAEConfig
+    @model_validator(mode="after")
+    def _context_fits(self) -> "TransformerConfig":
+        if self.model.kind != "single_stream":
+            if self.context is not None:
+                raise ValueError(
+                    f"context is read by model.kind single_stream alone, got kind {self.model.kind}; remove it"
+                )
+            return self
+        others = len(self.data.modalities) - 1
+        wanted = max(1, self.in_context.min_sources, self.in_context.max_sources or 0)
+        if wanted > others:
+            raise ValueError(
+                f"data.modalities must name at least {wanted + 1} for {wanted} sources of a target, "
+                f"got {others + 1}; name more, or lower context.max_sources"
+            )
+        return self
+
+
+RunConfig = AutoencoderConfig | TransformerConfig | MaisiVAEConfig | MaskGiTControlNetLightningConfig
 STAGES: dict[str, type[RunConfig]] = {
     "autoencoder": AutoencoderConfig,
     "transformer": TransformerConfig,
     "maisi_vae": MaisiVAEConfig,
+    "maskgit_controlnet": MaskGiTControlNetLightningConfig,
 }

@@ -15,7 +15,8 @@ Counted from the config alone, without torch. The formulas, with bytes per value
   (4 · 4E), queries, keys and values before and after their norm (6bE), attention's output (2bE), two gated
   residuals (4bE) and the MLP's hidden values before and after its activation (2bmE), one byte a value for
   each of the two dropout masks; attention itself keeps no L × L matrix. The head's logits and their softmax
-  are float32. With ``use_checkpointing`` one block's activations remain, and 4E a block.
+  are float32. The positions of the longest context count as well, without logits. With ``use_checkpointing``
+  one block's activations remain, and 4E a block.
 - the sum of state and activations is multiplied by 1.25 for workspaces and fragmentation.
 - token store: 2 or 4 bytes a token, 1 for its foreground flag and 2 for each of its latent channels; twice with
   mirrored copies.
@@ -39,6 +40,7 @@ from prod9.training.config_schema import (
     RunConfig,
     Stage1Config,
     TransformerConfig,
+    TransformerModelConfig,
 )
 
 GIB = 1024**3
@@ -231,7 +233,8 @@ def _estimate_transformer(
     block = width * (16 + half * (12 + 2 * ratio) + 2)
     blocks = model.num_blocks
     per_position = block + 4 * width * blocks if model.use_checkpointing else block * blocks
-    kept = config.data.batch_size * positions * (per_position + 3 * 4 * logits)
+    context = _context_positions(config, positions)
+    kept = config.data.batch_size * ((positions + context) * per_position + positions * 3 * 4 * logits)
     ema = config.training.ema is not None
     token_bytes = 2 if prod(autoencoder.levels) <= 2**16 else 4
     copies = 2 if config.data.store_flips else 1
@@ -257,7 +260,23 @@ def _transformer_parameters(config: TransformerConfig, channels: int, logits: in
     tokens_in = model.patch_size**3 * (channels + 1 + source)
     ends = (tokens_in + 1) * width + 2 * width * (width + 1) + (width + 1) * logits
     labels = (model.num_classes + 1) * width
-    return model.num_blocks * (attention + mlp + modulation) + ends + labels
+    return model.num_blocks * (attention + mlp + modulation) + ends + labels + _processor_parameters(model, channels)
+
+
+def _processor_parameters(model: TransformerModelConfig, channels: int) -> int:
+    """Return the parameters of a ModalityProcessor beyond its table of targets."""
+    if model.kind != "single_stream":
+        return 0
+    held, width = model.patch_size**3 * channels, model.embed_dim
+    aligned = model.num_classes * (held + 1) * width if model.aligned else 0
+    return (held + 1 + width + 1 + model.num_classes + 3 + 1) * width + aligned
+
+
+def _context_positions(config: TransformerConfig, positions: int) -> int:
+    """Return the longest context of a sample: a position a label beside those of the sources."""
+    if config.model.kind != "single_stream":
+        return 0
+    return config.in_context.slots(len(config.data.modalities)) * (positions + 1) + 1
 
 
 def _num_logits(levels: Sequence[int], groups: str | list[list[int]]) -> int:

@@ -24,6 +24,7 @@ from prod9.data.latents import Encoded
 from prod9.data.splits import Part, Split
 from prod9.errors import CheckpointError, ConfigError
 from prod9.training.brats_data import BraTSDataModule
+from prod9.training.brats_in_context_data import BraTSInContextDataModule
 from prod9.training.brats_label_conditional_data import BraTSLabelConditionalDataModule
 from prod9.training.callbacks import KeepCheckpoints, build_callbacks
 from prod9.training.config import config_to_dict, dump_config
@@ -39,6 +40,7 @@ from prod9.training.lightning.autoencoder_lightning import AutoencoderLightning
 from prod9.training.lightning.base import AbstractLightning
 from prod9.training.lightning.datamodule import AbstractDataModule
 from prod9.training.lightning.generative import load_upstream
+from prod9.training.lightning.in_context_lightning import InContextTransformerLightning
 from prod9.training.lightning.label_conditional_lightning import LabelConditionalTransformerLightning
 from prod9.training.lightning.transformer_lightning import TransformerLightning
 from prod9.training.lightning.maisi_vae_lightning import MAISIVAELightning
@@ -59,8 +61,16 @@ from prod9.training.trainer import build_loggers, build_trainer, quiet
 log = logging.getLogger("prod9")
 _console = Console(stderr=True)
 
-ADAPTERS = {"label_conditional": LabelConditionalTransformerLightning, "decoder": TransformerLightning}
-DATA_MODULES = {"label_conditional": BraTSLabelConditionalDataModule, "decoder": BraTSDataModule}
+ADAPTERS = {
+    "label_conditional": LabelConditionalTransformerLightning,
+    "decoder": TransformerLightning,
+    "single_stream": InContextTransformerLightning,
+}
+DATA_MODULES = {
+    "label_conditional": BraTSLabelConditionalDataModule,
+    "decoder": BraTSDataModule,
+    "single_stream": BraTSInContextDataModule,
+}
 
 
 @dataclass(frozen=True)

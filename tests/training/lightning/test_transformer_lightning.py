@@ -3,12 +3,14 @@ import torch
 
 from prod9.training import run
 from prod9.training.lightning.generative import _level_distance
+from prod9.training.lightning.in_context_lightning import InContextTransformerLightning
 from prod9.training.lightning.label_conditional_lightning import LabelConditionalTransformerLightning
 from prod9.training.lightning.transformer_lightning import TransformerLightning
 from prod9.training.run import train
 from tests.training.tiny import MemoryData
 
 TRANSLATION = {"kind": "decoder", "embed_dim": 24, "num_blocks": 2, "num_heads": 2}
+IN_CONTEXT = TRANSLATION | {"kind": "single_stream", "patch_size": 2}
 
 
 def batches(config, count=2):
@@ -19,6 +21,8 @@ def batches(config, count=2):
 def test_the_kind_picks_the_adapter(make_config):
     assert type(run.build_module(make_config("transformer", "a"))) is LabelConditionalTransformerLightning
     assert type(run.build_module(make_config("transformer", "b", model=TRANSLATION))) is TransformerLightning
+    in_context = make_config("transformer", "c", model=IN_CONTEXT)
+    assert type(run.build_module(in_context)) is InContextTransformerLightning
 
 
 def test_the_frozen_autoencoder_is_neither_trained_nor_in_the_tree(make_config):
@@ -46,6 +50,36 @@ def test_translation_asks_for_held_out_targets_from_their_own_sources(make_confi
     expected = torch.cat([batch["source_latent"] for batch in module.examples])
     assert torch.equal(condition.source_latent, expected)
     assert condition.source_label.tolist() == [0, 0]
+
+
+def test_in_context_asks_for_held_out_targets_from_any_number_of_sources(make_config):
+    config = make_config("transformer", "run", model=IN_CONTEXT)
+    module = run.build_module(config)
+    module.examples = batches(config)
+    condition, real, titles = module.sample_requests(5)
+    assert len(condition) == len(real) == len(titles) == 2
+    assert titles == ["T1ce+T2 → T1", "T2+FLAIR+T1 → T1ce"]
+    expected = torch.cat([batch["source_labels"] for batch in module.examples])
+    assert torch.equal(condition.source_labels, expected)
+    assert len(module.sample_requests(1)[0]) == 1
+
+
+def test_in_context_training_resumes_bit_for_bit(make_config, memory_data, last_state):
+    from pathlib import Path
+
+    def trained(name):
+        return make_config("transformer", name, model=IN_CONTEXT)
+
+    result = train(trained("whole"))
+    assert 0.0 <= result.metrics["val/sample_distance"] <= 1.0
+    memory_data["stop_before"] = 5
+    with pytest.raises(RuntimeError, match="the power went"):
+        train(trained("parts"))
+    memory_data.clear()
+    train(trained("parts"), resume="auto")
+    whole, parts = (last_state(Path(trained(name).output_dir)) for name in ("whole", "parts"))
+    for name, value in whole["state_dict"].items():
+        assert torch.equal(value, parts["state_dict"][name]), name
 
 
 def test_samples_depend_on_the_weights_and_the_seed_only(make_config):

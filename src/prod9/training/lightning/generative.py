@@ -10,10 +10,14 @@ from prod9.autoencoder.autoencoder_fsq import AutoencoderFSQ
 from prod9.autoencoder.inference import AutoencoderInferenceWrapper
 from prod9.errors import ConfigError
 from prod9.generator.condition import MaskGiTCondition
+from prod9.generator.modality_processor import InContextCondition
 from prod9.training.config_schema import TransformerConfig
 from prod9.training.lightning.base import AbstractLightning, Batch, Panel, Unregistered, compile_network
 from prod9.training.model.checkpoint_manager import CheckpointManager, Loaded, describe_input
 from prod9.training.model.model_factory import ModelFactory
+
+Condition = MaskGiTCondition | InContextCondition
+"""What the decoders of stage 2 are told."""
 
 
 class AbstractGenerativeLightning(AbstractLightning):
@@ -46,11 +50,11 @@ class AbstractGenerativeLightning(AbstractLightning):
     # -- what a final class supplies ---------------------------------------------------------------
 
     @abstractmethod
-    def condition(self, batch: Batch) -> MaskGiTCondition:
+    def condition(self, batch: Batch) -> Condition:
         """Return what the decoder is told about a batch."""
 
     @abstractmethod
-    def sample_requests(self, num_samples: int) -> tuple[MaskGiTCondition, list[Panel], list[str]]:
+    def sample_requests(self, num_samples: int) -> tuple[Condition, list[Panel], list[str]]:
         """Return conditions to sample with, a real volume to show beside each (or none), and titles."""
 
     # -- training and validation --------------------------------------------------------------------
@@ -131,7 +135,7 @@ class AbstractGenerativeLightning(AbstractLightning):
             rows.append([*real[k : k + 1], Panel(f"{title}, sampled", volume)])
         return rows
 
-    def sample_tokens(self, condition: MaskGiTCondition) -> Tensor:
+    def sample_tokens(self, condition: Condition) -> Tensor:
         """Return sampled tokens ``[B h w d]``, the same ones for the same weights."""
         factor = self.wrapper.autoencoder.downsampling_factor
         shape = (len(condition), *(side // factor for side in self.config.data.grid))

@@ -24,7 +24,7 @@ from prod9.autoencoder.autoencoder_fsq import AutoencoderFSQ
 from prod9.autoencoder.autoencoder_maisi import AutoencoderKlMaisi
 from prod9.errors import CheckpointError
 from prod9.files import atomic_write
-from prod9.generator.transformer import TransformerDecoder
+from prod9.generator.token_decoder import AbstractTokenDecoder
 from prod9.training.config_schema import FSQModelConfig, KLModelConfig, RunConfig, TransformerModelConfig
 from prod9.training.model import export as exports
 from prod9.training.model.checkpoint_file import LAST, PREVIOUS, read_checkpoint
@@ -197,7 +197,7 @@ class CheckpointManager:
     @staticmethod
     def load_transformer(
         path: str | Path, *, device: str | torch.device = "cpu", prefer: Prefer = "best"
-    ) -> Loaded[TransformerDecoder]:
+    ) -> Loaded[AbstractTokenDecoder]:
         """Rebuild the stage-2 decoder from its header and load its weights (averaged ones if there are)."""
         opened = CheckpointManager.open(path, stage="transformer", prefer=prefer)
         section = _section(opened, "transformer", TypeAdapter(TransformerModelConfig))

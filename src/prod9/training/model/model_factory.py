@@ -13,7 +13,7 @@ from prod9.autoencoder.factory import build_autoencoder
 from prod9.autoencoder.inference import AutoencoderInferenceWrapper, SlidingWindowConfig
 from prod9.generator.factory import build_decoder
 from prod9.generator.maskgit import MaskGiTSampler, MaskGiTScheduler
-from prod9.generator.transformer import TransformerDecoder
+from prod9.generator.token_decoder import AbstractTokenDecoder
 from prod9.training.algorithms.autoencoder_trainer import AutoencoderTrainer
 from prod9.training.algorithms.transformer_trainer import TransformerTrainer
 from prod9.training.config_schema import (
@@ -27,6 +27,7 @@ from prod9.training.config_schema import (
     MaisiVAELossConfig,
     MaskingConfig,
     SamplerConfig,
+    SingleStreamModelConfig,
     SlidingWindowSection,
     TransformerLossConfig,
 )
@@ -66,8 +67,10 @@ class ModelFactory:
 
     @staticmethod
     def create_transformer(
-        model: LabelConditionalModelConfig | DecoderModelConfig, *, levels: Sequence[int]
-    ) -> TransformerDecoder:
+        model: LabelConditionalModelConfig | DecoderModelConfig | SingleStreamModelConfig,
+        *,
+        levels: Sequence[int],
+    ) -> AbstractTokenDecoder:
         """Build the stage-2 decoder for the codebook ``levels`` of its autoencoder."""
         return build_decoder(model.kind, levels=tuple(levels), **model.kwargs())
 
@@ -109,7 +112,7 @@ class ModelFactory:
 
     @staticmethod
     def create_transformer_trainer(
-        loss: TransformerLossConfig, *, decoder: TransformerDecoder, scheduler: MaskGiTScheduler
+        loss: TransformerLossConfig, *, decoder: AbstractTokenDecoder, scheduler: MaskGiTScheduler
     ) -> TransformerTrainer:
         """Build the stage-2 algorithm."""
         return TransformerTrainer(decoder=decoder, scheduler=scheduler, **loss.kwargs())

@@ -1,0 +1,39 @@
+"""InContextTransformerLightning: stage 2b, tokens of one modality from any others of the same patient."""
+
+from functools import reduce
+
+from prod9.generator.modality_processor import PADDING, InContextCondition
+from prod9.training.lightning.base import Batch, Panel
+from prod9.training.lightning.generative import AbstractGenerativeLightning
+
+
+class InContextTransformerLightning(AbstractGenerativeLightning):
+    """Final adapter of ``stage: transformer`` with ``model.kind: single_stream``."""
+
+    def condition(self, batch: Batch) -> InContextCondition:
+        """Return the target's label, and label and latent of each source."""
+        return InContextCondition(
+            target_label=batch["label"],
+            source_labels=batch["source_labels"],
+            source_latents=batch["source_latents"],
+            co_registered=batch["co_registered"],
+        )
+
+    def sample_requests(self, num_samples: int) -> tuple[InContextCondition, list[Panel], list[str]]:
+        """Ask for held-out targets from their own sources, beside what the tokens of the target decode to."""
+        merged = reduce(InContextCondition.cat, [self.condition(batch) for batch in self.examples])
+        targets = [tokens for batch in self.examples for tokens in batch["target_indices"].split(1)]
+        merged, targets = merged[:num_samples], targets[:num_samples]
+        titles = self._titles(merged)
+        names = [title.split(" → ")[1] for title in titles]
+        real = [Panel(name, self.decode(tokens)) for name, tokens in zip(names, targets, strict=True)]
+        return merged, real, titles
+
+    def _titles(self, condition: InContextCondition) -> list[str]:
+        names = {label: name for name, label in self.config.data.label_map.items()}
+        titles = []
+        for k, target in enumerate(condition.target_label.tolist()):
+            near = condition.is_co_registered[k] & (condition.source_labels[k] != PADDING)
+            sources = "+".join(names[label] for label in condition.source_labels[k][near].tolist())
+            titles.append(f"{sources} → {names[target]}")
+        return titles
