@@ -9,7 +9,7 @@ for bit.
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Protocol, cast, runtime_checkable
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -18,31 +18,12 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from prod9.controlnet.condition_encoder import ConditionEncoder
-from prod9.generator.heads import TokenLogits, TokenVocabulary
-from prod9.generator.modules import SinCosPosEmbed
+from prod9.generator.heads import TokenLogits
+from prod9.generator.token_decoder import AbstractTokenDecoder, MaskedDecoder
 from prod9.generator.token_io import embed_tokens, predict_tokens
-from prod9.generator.transformer import MaskedDecoder
 from prod9.types import Segmentation, TokenGrid, TokenMask
 
 ConditionType = Literal["mask", "label", "both"]
-
-
-@runtime_checkable
-class ControllableDecoder(Protocol):
-    """What a control network copies of its base; see ``TransformerDecoder``."""
-
-    vocabulary: TokenVocabulary
-    input: nn.Linear
-    positions: SinCosPosEmbed
-    blocks: nn.ModuleList
-    embed_dim: int
-    patch_size: int
-    use_checkpointing: bool
-
-    @property
-    def num_residuals(self) -> int:
-        """How many residuals it takes: one a pair of blocks."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -125,15 +106,16 @@ class ControlOutput:
 class ControlNetMaskGiT(nn.Module):
     """A control network for one base decoder, started from the base's own weights.
 
-    base: copied from, not held. condition_type: what ``encode`` takes. num_mask_classes: of a segmentation,
-    background included. num_labels: class labels. downsampling_factor: voxels a token along each axis.
-    channels: width of the condition encoder's stages.
+    base: copied from, not held; with ``full`` attention the copies see the target alone. downsampling_factor:
+    voxels a token along each axis. num_labels: class labels. condition_type: what ``encode`` takes.
+    num_mask_classes: of a segmentation, background included. channels: width of the condition encoder's
+    stages.
     """
 
     def __init__(
         self,
         *,
-        base: ControllableDecoder,
+        base: AbstractTokenDecoder,
         downsampling_factor: int,
         num_labels: int,
         condition_type: ConditionType = "both",
@@ -203,6 +185,10 @@ class ControlNetMaskGiT(nn.Module):
             patch_size=self.patch_size,
         )
         x = x + control.features.to(x.dtype)
+        # What an in-context base adds of co-registered sources at each position.
+        aligned = getattr(prepared, "aligned", None)
+        if aligned is not None:
+            x = x + aligned.to(x.dtype)
         residuals = []
         for i, (block, out) in enumerate(zip(self.blocks, self.residuals, strict=True)):
             told = prepared.blocks[2 * i]

@@ -59,3 +59,11 @@ def frozen_call(network: nn.Module, x: Tensor) -> Any:
     """
     parameters = {name: parameter.detach() for name, parameter in network.named_parameters()}
     return torch.func.functional_call(network, parameters, (x,))
+
+
+def weighted_mean(values: Float[Tensor, " R"], weights: Float[Tensor, " R"] | None) -> Float[Tensor, ""]:
+    """Return the mean of ``values``, weighted where ``weights`` are given."""
+    if weights is None:
+        return values.mean()
+    # Every hidden token may be background and weigh nothing: the loss is then 0, not NaN.
+    return (values * weights).sum() / weights.sum().clamp_min(1e-6)

@@ -9,6 +9,7 @@ from torch import Tensor
 from prod9.generator.heads import TokenLogits
 from prod9.generator.maskgit import MaskGiTScheduler
 from prod9.generator.transformer import MaskedDecoder
+from prod9.training.algorithms.base import weighted_mean
 from prod9.types import MaskedSample, TokenGrid
 
 _LOW_TIME, _HIGH_TIME = 0.8, 0.2
@@ -63,13 +64,13 @@ class TransformerTrainer:
         target = sample.target.flatten()[rows]
         weights = self._weights(rows, foreground)
         losses = {
-            "cross_entropy": _mean(
+            "cross_entropy": weighted_mean(
                 logits.cross_entropy(target, label_smoothing=self.label_smoothing), weights
             )
         }
         losses["total"] = losses["cross_entropy"]
         if self.ordinal_weight > 0:
-            losses["ordinal"] = _mean(logits.level_distance(target), weights)
+            losses["ordinal"] = weighted_mean(logits.level_distance(target), weights)
             losses["total"] = losses["total"] + self.ordinal_weight * losses["ordinal"]
         return losses
 
@@ -126,10 +127,3 @@ class TransformerTrainer:
             torch.bincount(rows[:, i] * level + columns[:, i], minlength=level**2).view(level, level).float()
             for i, level in enumerate(vocabulary.levels)
         ]
-
-
-def _mean(values: Tensor, weights: Tensor | None) -> Tensor:
-    if weights is None:
-        return values.mean()
-    # Every hidden token may be background and weigh nothing: the loss is then 0, not NaN.
-    return (values * weights).sum() / weights.sum().clamp_min(1e-6)
