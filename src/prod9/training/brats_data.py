@@ -16,6 +16,7 @@ from prod9.data.datasets.brats import CachedAllModalitiesDataset
 from prod9.data.latents import Encode, TokenStore
 from prod9.data.layouts import Case, find_cases
 from prod9.data.sampling import SampleKey
+from prod9.data.segmentations import SegmentationStore, build_segmentation_store
 from prod9.data.splits import Part, Split, resolve_split
 from prod9.data.transforms import Augmentation, IntensityScaling, TransformBuilder
 from prod9.errors import ConfigError, DataError
@@ -70,6 +71,21 @@ class AbstractBraTSDataModule(AbstractDataModule):
     def build_patients(self, part: Part) -> CachedAllModalitiesDataset:
         """Return the whole patients of ``part`` with all modalities and segmentations, for evaluation."""
         return self._builder.build_brats_stage2(self._cache(part))
+
+    def build_segmentations(
+        self, part: Part, *, directory: Path, num_classes: int, progress: Progress | None
+    ) -> SegmentationStore:
+        """Return the segmentations of the patients of ``part``; see :func:`build_segmentation_store`."""
+        store = build_segmentation_store(
+            directory,
+            self._cache(part),
+            key=self._builder.case_key,
+            grid=self.config.data.grid,
+            num_classes=num_classes,
+            progress=progress,
+        )
+        self._builder.hashes.save()
+        return store
 
     def _cache(self, part: Part) -> CaseCache:
         if part not in self._caches:
@@ -168,6 +184,7 @@ class _TranslationDataset(Dataset[dict[str, Any]]):
             "source_latent": self._codebook[:, source["indices"]],
             "source_label": torch.tensor(source["label"]),
             "case_id": target["case_id"],
+            "flipped": target["flipped"],
             "modality": target["modality"],
             "source_modality": source["modality"],
         }

@@ -68,5 +68,6 @@ class _LabelConditionalDataset(Dataset[dict[str, Any]]):
             "target_indices": item["indices"],
             "foreground": item["foreground"],
             "case_id": item["case_id"],
+            "flipped": item["flipped"],
             "modality": item["modality"],
         }

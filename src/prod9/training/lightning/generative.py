@@ -7,43 +7,29 @@ import torch
 from torch import Tensor, nn
 
 from prod9.autoencoder.autoencoder_fsq import AutoencoderFSQ
-from prod9.autoencoder.inference import AutoencoderInferenceWrapper
 from prod9.errors import ConfigError
-from prod9.generator.condition import MaskGiTCondition
-from prod9.generator.modality_processor import InContextCondition
 from prod9.training.config_schema import TransformerConfig
-from prod9.training.lightning.base import AbstractLightning, Batch, Panel, Unregistered, compile_network
-from prod9.training.model.checkpoint_manager import CheckpointManager, Loaded, describe_input
+from prod9.training.lightning.base import Batch, Panel, compile_network
+from prod9.training.lightning.conditions import Condition
+from prod9.training.lightning.tokens import AbstractTokenLightning
+from prod9.training.model.checkpoint_manager import CheckpointManager, Loaded
 from prod9.training.model.model_factory import ModelFactory
 
-Condition = MaskGiTCondition | InContextCondition
-"""What the decoders of stage 2 are told."""
 
-
-class AbstractGenerativeLightning(AbstractLightning):
+class AbstractGenerativeLightning(AbstractTokenLightning):
     """Stage 2 on tokens. A final class says what the condition of a batch is, and what to sample.
 
-    upstream: the trained autoencoder, by default that of ``inputs.autoencoder``. It stays out of the module
-    tree: not stored, averaged or synchronised; its path and SHA-256 are in the checkpoint instead.
+    upstream: the trained autoencoder, by default that of ``inputs.autoencoder``.
     """
 
-    monitor = ("val/loss", "min")
     config: TransformerConfig
 
     def __init__(self, config: TransformerConfig, upstream: Loaded[AutoencoderFSQ] | None = None) -> None:
-        super().__init__(config)
-        upstream = upstream or load_upstream(config)
-        self._upstream = Unregistered(upstream)
-        self._wrapper = Unregistered(
-            ModelFactory.create_inference_wrapper(upstream.network, config.sliding_window)
-        )
-        self.levels = tuple(upstream.header["architecture"]["autoencoder"]["levels"])
+        super().__init__(config, upstream or load_upstream(config))
         self.decoder = ModelFactory.create_transformer(config.model, levels=self.levels)
         self.algorithm = ModelFactory.create_transformer_trainer(
             config.loss, decoder=self.decoder, scheduler=ModelFactory.create_scheduler(config.masking)
         )
-        self.sampler = ModelFactory.create_sampler(config.sampler, config.masking)
-        self.examples: list[Batch] = []
         if config.training.compile:
             compile_network(self.decoder)
 
@@ -59,37 +45,14 @@ class AbstractGenerativeLightning(AbstractLightning):
 
     # -- training and validation --------------------------------------------------------------------
 
-    @property
-    def wrapper(self) -> AutoencoderInferenceWrapper:
-        """The frozen autoencoder, for volumes of any size."""
-        return self._wrapper.content
-
     def networks(self) -> dict[str, nn.Module]:
         """Return the decoder."""
         return {"decoder": self.decoder}
-
-    def peak_rates(self) -> list[float]:
-        """Return the peak rate of the decoder."""
-        return [self.config.training.learning_rate]
-
-    def inputs(self) -> dict[str, dict[str, str]]:
-        """Return where the autoencoder is and its hash."""
-        from pathlib import Path
-
-        loaded = self._upstream.content
-        return {"autoencoder": describe_input(loaded.path, loaded.sha256, Path(self.config.output_dir))}
 
     def architecture(self) -> dict[str, Any]:
         """Return what rebuilds the decoder: its section, and the autoencoder's for the codebook."""
         upstream = self._upstream.content.header["architecture"]["autoencoder"]
         return {"transformer": self.config.model.model_dump(mode="json"), "autoencoder": upstream}
-
-    def on_fit_start(self) -> None:
-        """Bring the frozen autoencoder to the device; Lightning does not know it."""
-        self.wrapper.to(self.device).eval()
-
-    on_validation_start = on_fit_start
-    on_test_start = on_fit_start
 
     def optimise(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         """Step the decoder on hidden tokens."""
@@ -110,10 +73,6 @@ class AbstractGenerativeLightning(AbstractLightning):
         return self.algorithm.compute_metrics(
             batch["target_indices"], self.condition(batch), generator=generator
         )
-
-    def on_validation_epoch_start(self) -> None:
-        """Forget the batches of the last validation."""
-        self.examples = []
 
     # -- sampling -----------------------------------------------------------------------------------
 
@@ -137,15 +96,9 @@ class AbstractGenerativeLightning(AbstractLightning):
 
     def sample_tokens(self, condition: Condition) -> Tensor:
         """Return sampled tokens ``[B h w d]``, the same ones for the same weights."""
-        factor = self.wrapper.autoencoder.downsampling_factor
-        shape = (len(condition), *(side // factor for side in self.config.data.grid))
+        shape = (len(condition), *self.token_grid)
         generators = [self.seeded_generator(k, 3) for k in range(len(condition))]
         return self.sampler.sample(self.decoder, shape, condition, generators)
-
-    def decode(self, tokens: Tensor) -> Any:
-        """Return the volume of one token grid ``[1 h w d]`` as a float32 array ``[H W D]`` in [0, 1]."""
-        codes = self.wrapper.autoencoder.indices_to_codes(tokens)
-        return self.wrapper.decode(codes)[0, 0].float().clamp(0, 1).cpu().numpy()
 
 
 def load_upstream(config: TransformerConfig) -> Loaded[AutoencoderFSQ]:

@@ -4,6 +4,7 @@ import torch
 
 from prod9.generator.condition import MaskGiTCondition
 from prod9.training.lightning.base import Batch, Panel
+from prod9.training.lightning.conditions import of_label
 from prod9.training.lightning.generative import AbstractGenerativeLightning
 
 
@@ -12,7 +13,7 @@ class LabelConditionalTransformerLightning(AbstractGenerativeLightning):
 
     def condition(self, batch: Batch) -> MaskGiTCondition:
         """Return the class labels of the batch."""
-        return MaskGiTCondition(label=batch["label"])
+        return of_label(batch)
 
     def sample_requests(self, num_samples: int) -> tuple[MaskGiTCondition, list[Panel], list[str]]:
         """Ask for the configured modalities in turn; nothing real corresponds to a sample."""

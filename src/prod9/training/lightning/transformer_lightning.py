@@ -4,6 +4,7 @@ from functools import reduce
 
 from prod9.generator.condition import MaskGiTCondition
 from prod9.training.lightning.base import Batch, Panel
+from prod9.training.lightning.conditions import of_source
 from prod9.training.lightning.generative import AbstractGenerativeLightning
 
 
@@ -12,9 +13,7 @@ class TransformerLightning(AbstractGenerativeLightning):
 
     def condition(self, batch: Batch) -> MaskGiTCondition:
         """Return the target's label, and label and latent of the co-registered source."""
-        return MaskGiTCondition(
-            label=batch["label"], source_latent=batch["source_latent"], source_label=batch["source_label"]
-        )
+        return of_source(batch)
 
     def sample_requests(self, num_samples: int) -> tuple[MaskGiTCondition, list[Panel], list[str]]:
         """Ask for held-out targets from their own sources, beside what the tokens of the target decode to."""

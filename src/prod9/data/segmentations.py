@@ -1,0 +1,101 @@
+"""Segmentations of whole cases on the grid, one small compressed file each, read without any image.
+
+A file is named by the hash of the case's files and of the preprocessing, as the tokens of the store are, so
+one of other files or options is never read. A brain's segmentation compresses to some kilobytes.
+"""
+
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from prod9.data.cache import CaseCache
+from prod9.data.cases import Case
+from prod9.errors import DataError
+from prod9.files import atomic_write
+
+Progress = Callable[[int, int], None]
+"""Called with (done, total)."""
+
+
+class SegmentationStore:
+    """The segmentations of a set of cases, by the name of the case; see :func:`build_segmentation_store`."""
+
+    def __init__(self, files: Mapping[str, Path | None], grid: tuple[int, ...]) -> None:
+        self._files = dict(files)
+        self._grid = grid
+
+    @property
+    def num_segmented(self) -> int:
+        """Return how many of the cases have a segmentation."""
+        return sum(file is not None for file in self._files.values())
+
+    def has(self, case_id: str) -> bool:
+        """Tell whether the case has a segmentation."""
+        return self._files[case_id] is not None
+
+    def __getitem__(self, case_id: str) -> Tensor:
+        """Return canonical labels, uint8 [H W D], background everywhere for a case without segmentation."""
+        file = self._files[case_id]
+        if file is None:
+            return torch.zeros(self._grid, dtype=torch.uint8)
+        return torch.from_numpy(_read(file))
+
+
+def build_segmentation_store(
+    directory: Path,
+    cases: CaseCache,
+    *,
+    key: Callable[[Case], str],
+    grid: tuple[int, int, int],
+    num_classes: int,
+    progress: Progress | None = None,
+) -> SegmentationStore:
+    """Write what ``directory`` lacks and return the segmentations of ``cases``.
+
+    key: hash of a case's files and preprocessing. num_classes: labels from 0 to ``num_classes - 1`` are
+    accepted. Raises DataError naming the case for any other.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    files: dict[str, Path | None] = {}
+    for i, case in enumerate(cases.cases):
+        files[case.case_id] = None
+        if case.seg is not None:
+            file = files[case.case_id] = directory / f"{key(case)}.npz"
+            seg = _read(file) if file.is_file() else _write(file, cases[i].seg)
+            check_classes(seg, num_classes, case.seg)
+        if progress is not None:
+            progress(i + 1, len(cases))
+    return SegmentationStore(files, grid)
+
+
+def check_classes(seg: np.ndarray, num_classes: int, source: Path) -> None:
+    """Refuse labels of ``num_classes`` and above (DataError naming ``source``)."""
+    strange = np.unique(seg[seg >= num_classes]).tolist()
+    if strange:
+        raise DataError(
+            f"{source}: expected labels from 0 to {num_classes - 1}, got {', '.join(map(str, strange))} too; "
+            "train with a larger condition.num_mask_classes, or map them with data.label_scheme."
+        )
+
+
+def _write(file: Path, seg: np.ndarray | None) -> np.ndarray:
+    assert seg is not None  # the case has a file of it
+    seg = np.ascontiguousarray(seg, dtype=np.uint8)
+    with atomic_write(file) as temporary, temporary.open("wb") as stream:
+        np.savez_compressed(stream, seg=seg)
+    return seg
+
+
+def _read(file: Path) -> np.ndarray:
+    try:
+        with np.load(file, allow_pickle=False) as stored:
+            return stored["seg"]
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise DataError(
+            f"{file}: expected a stored segmentation, got a damaged file ({error}); delete it, and it is "
+            "made again."
+        ) from error

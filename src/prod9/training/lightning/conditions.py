@@ -1,0 +1,39 @@
+"""What each kind of decoder is told about a batch of its data module."""
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+
+from prod9.generator.condition import MaskGiTCondition
+from prod9.generator.modality_processor import InContextCondition
+from prod9.training.lightning.base import Batch
+
+Condition = MaskGiTCondition | InContextCondition
+"""What the decoders of stage 2 are told."""
+
+
+def of_label(batch: Batch) -> MaskGiTCondition:
+    """Return the class labels of the batch."""
+    return MaskGiTCondition(label=batch["label"])
+
+
+def of_source(batch: Batch) -> MaskGiTCondition:
+    """Return the target's label, and label and latent of the co-registered source."""
+    return MaskGiTCondition(
+        label=batch["label"], source_latent=batch["source_latent"], source_label=batch["source_label"]
+    )
+
+
+def in_context(batch: Batch) -> InContextCondition:
+    """Return the target's label, and label and latent of each source."""
+    return InContextCondition(
+        target_label=batch["label"],
+        source_labels=batch["source_labels"],
+        source_latents=batch["source_latents"],
+        co_registered=batch["co_registered"],
+    )
+
+
+CONDITIONS: Mapping[str, Callable[[Batch], Condition]] = MappingProxyType(
+    {"label_conditional": of_label, "decoder": of_source, "single_stream": in_context}
+)
+"""By ``model.kind`` of the decoder."""
