@@ -4,6 +4,7 @@ from functools import reduce
 
 from prod9.generator.modality_processor import PADDING, InContextCondition
 from prod9.training.lightning.base import Batch, Panel
+from prod9.training.lightning.conditions import in_context
 from prod9.training.lightning.generative import AbstractGenerativeLightning
 
 
@@ -12,12 +13,7 @@ class InContextTransformerLightning(AbstractGenerativeLightning):
 
     def condition(self, batch: Batch) -> InContextCondition:
         """Return the target's label, and label and latent of each source."""
-        return InContextCondition(
-            target_label=batch["label"],
-            source_labels=batch["source_labels"],
-            source_latents=batch["source_latents"],
-            co_registered=batch["co_registered"],
-        )
+        return in_context(batch)
 
     def sample_requests(self, num_samples: int) -> tuple[InContextCondition, list[Panel], list[str]]:
         """Ask for held-out targets from their own sources, beside what the tokens of the target decode to."""
