@@ -20,6 +20,7 @@ from jaxtyping import install_import_hook
 CHECKED_PACKAGES = [
     "prod9.autoencoder",
     "prod9.controlnet",
+    "prod9.diffusion",
     "prod9.generator",
     "prod9.training.algorithms",
     "prod9.training.losses",

@@ -64,3 +64,11 @@ class MaskedSample:
     tokens: Tensor
     mask: Tensor
     target: Tensor
+
+
+@dataclass(frozen=True)
+class FlowSample:
+    """Latents on their way to noise: ``x_t`` and the regression target ``velocity``, both ``[B Z h w d]``."""
+
+    x_t: Tensor
+    velocity: Tensor
