@@ -23,7 +23,8 @@ from prod9.autoencoder.autoencoder_fsq import AutoencoderFSQ
 from prod9.data.latents import Encoded
 from prod9.data.splits import Part, Split
 from prod9.errors import CheckpointError, ConfigError
-from prod9.training.brats_data import BraTSDataModule
+from prod9.training.brats_controlnet_data import BraTSControlNetDataModule
+from prod9.training.brats_data import AbstractBraTSDataModule, BraTSDataModule
 from prod9.training.brats_in_context_data import BraTSInContextDataModule
 from prod9.training.brats_label_conditional_data import BraTSLabelConditionalDataModule
 from prod9.training.callbacks import KeepCheckpoints, build_callbacks
@@ -32,18 +33,24 @@ from prod9.training.config_schema import (
     AutoencoderConfig,
     FSQModelConfig,
     MaisiVAEConfig,
+    MaskGiTControlNetLightningConfig,
     RunConfig,
     Stage1Config,
     TransformerConfig,
 )
 from prod9.training.lightning.autoencoder_lightning import AutoencoderLightning
 from prod9.training.lightning.base import AbstractLightning
+from prod9.training.lightning.controlnet_maskgit_lightning import (
+    ControlNetLightningMaskGiT,
+    ControlUpstream,
+    load_control_upstream,
+)
 from prod9.training.lightning.datamodule import AbstractDataModule
 from prod9.training.lightning.generative import load_upstream
 from prod9.training.lightning.in_context_lightning import InContextTransformerLightning
 from prod9.training.lightning.label_conditional_lightning import LabelConditionalTransformerLightning
-from prod9.training.lightning.transformer_lightning import TransformerLightning
 from prod9.training.lightning.maisi_vae_lightning import MAISIVAELightning
+from prod9.training.lightning.transformer_lightning import TransformerLightning
 from prod9.training.model.checkpoint_manager import CheckpointManager, Loaded, Opened, load_strictly
 from prod9.training.model.model_factory import ModelFactory
 from prod9.training.run_folder import (
@@ -60,6 +67,9 @@ from prod9.training.trainer import build_loggers, build_trainer, quiet
 
 log = logging.getLogger("prod9")
 _console = Console(stderr=True)
+
+Upstream = Loaded[AutoencoderFSQ] | ControlUpstream
+"""What stage 2 builds on, or stage 3."""
 
 ADAPTERS = {
     "label_conditional": LabelConditionalTransformerLightning,
@@ -128,28 +138,44 @@ def test(
     return _evaluate(config, checkpoint, device, "test")
 
 
-def build_module(config: RunConfig, upstream: Loaded[AutoencoderFSQ] | None = None) -> AbstractLightning:
+def build_module(config: RunConfig, upstream: Upstream | None = None) -> AbstractLightning:
     """Return the adapter of ``config`` with the first weights of its seed.
 
-    upstream: the autoencoder of stage 2, if it is already loaded.
+    upstream: what the stage builds on, if it is already loaded.
     """
     with torch.random.fork_rng(devices=[]):
         # Layers draw their first weights from the global generator and take no other.
         torch.manual_seed(config.seed)
         if isinstance(config, AutoencoderConfig):
             return AutoencoderLightning(config)
-        return ADAPTERS[config.model.kind](config, upstream)
         if isinstance(config, MaisiVAEConfig):
             return MAISIVAELightning(config)
+        if isinstance(config, MaskGiTControlNetLightningConfig):
+            assert not isinstance(upstream, Loaded)
+            return ControlNetLightningMaskGiT(config, upstream)
+        assert not isinstance(upstream, ControlUpstream)
+        return ADAPTERS[config.model.kind](config, upstream)
 
 
 def build_data_module(
-    config: RunConfig, upstream: Loaded[AutoencoderFSQ] | None = None, *, device: torch.device | str = "cpu"
+    config: RunConfig, upstream: Upstream | None = None, *, device: torch.device | str = "cpu"
 ) -> AbstractDataModule:
-    """Return the data module of ``config``; stage 2 encodes each volume once, with ``upstream``."""
+    """Return the data module of ``config``; stages 2 and 3 encode each volume once, with ``upstream``."""
     if isinstance(config, Stage1Config):
         return BraTSDataModule(config)
-    upstream = upstream or load_upstream(config)
+    if isinstance(config, MaskGiTControlNetLightningConfig):
+        if not isinstance(upstream, ControlUpstream):
+            upstream = load_control_upstream(config)
+        inner = _token_data_module(upstream.base_config(config), upstream.autoencoder, device)
+        base_split = Split.from_dict(upstream.base.header["split"])
+        return BraTSControlNetDataModule(config, inner=inner, base_split=base_split)
+    assert not isinstance(upstream, ControlUpstream)
+    return _token_data_module(config, upstream or load_upstream(config), device)
+
+
+def _token_data_module(
+    config: TransformerConfig, upstream: Loaded[AutoencoderFSQ], device: torch.device | str
+) -> AbstractBraTSDataModule:
     wrapper = ModelFactory.create_inference_wrapper(upstream.network, config.sliding_window)
 
     @torch.no_grad()
@@ -175,10 +201,10 @@ def build_data_module(
 
 def _train(config: RunConfig, start: Opened | None, init_from: str | Path | None, device: str) -> RunResult:
     began, output_dir = time.monotonic(), Path(config.output_dir)
-    upstream = load_upstream(config) if isinstance(config, TransformerConfig) else None
-    if start is not None:
-        _require_upstream(start, upstream)
+    upstream = _load_upstream(config)
     module = build_module(config, upstream)
+    if start is not None:
+        _require_inputs(start, module)
     if init_from is not None:
         initialise(module, init_from)
     if _is_first_rank():
@@ -199,15 +225,22 @@ def _train(config: RunConfig, start: Opened | None, init_from: str | Path | None
     return RunResult(CheckpointManager.resolve(output_dir), metrics, module.step)
 
 
-def _require_upstream(opened: Opened, upstream: Loaded[AutoencoderFSQ] | None) -> None:
-    """Refuse to read tokens of one autoencoder with a decoder that learnt those of another."""
-    recorded = opened.header["inputs"].get("autoencoder")
-    if upstream is not None and recorded is not None and recorded["sha256"] != upstream.sha256:
-        raise CheckpointError(
-            f"inputs.autoencoder: expected the autoencoder that {opened.path} was trained on (SHA-256 "
-            f"{recorded['sha256'][:12]}…), got {upstream.path} ({upstream.sha256[:12]}…); its tokens mean something "
-            "else. Name the right file, or start stage 2 anew."
-        )
+def _load_upstream(config: RunConfig) -> Upstream | None:
+    if isinstance(config, MaskGiTControlNetLightningConfig):
+        return load_control_upstream(config)
+    return load_upstream(config) if isinstance(config, TransformerConfig) else None
+
+
+def _require_inputs(opened: Opened, module: AbstractLightning) -> None:
+    """Refuse to go on upon other earlier stages than ``opened`` was trained on."""
+    for name, given in module.inputs().items():
+        recorded = opened.header["inputs"].get(name)
+        if recorded is not None and recorded["sha256"] != given["sha256"]:
+            raise CheckpointError(
+                f"inputs.{name}: expected the {name} that {opened.path} was trained on (SHA-256 "
+                f"{recorded['sha256'][:12]}…), got {given['path']} ({given['sha256'][:12]}…); its tokens mean "
+                "something else. Name the right file, or start this stage anew."
+            )
 
 
 def initialise(module: AbstractLightning, path: str | Path) -> None:
@@ -305,9 +338,9 @@ def _session(
 
 def _evaluate(config: RunConfig, checkpoint: str | Path | None, device: str, what: str) -> dict[str, float]:
     opened = CheckpointManager.open(checkpoint or config.output_dir, stage=config.stage)
-    upstream = load_upstream(config) if isinstance(config, TransformerConfig) else None
-    _require_upstream(opened, upstream)
+    upstream = _load_upstream(config)
     module = build_module(config, upstream)
+    _require_inputs(opened, module)
     name, network = next(iter(module.networks().items()))
     prefix = f"{name}."
     state = {k.removeprefix(prefix): v for k, v in opened.state_dict.items() if k.startswith(prefix)}

@@ -24,15 +24,28 @@ from prod9.autoencoder.autoencoder_fsq import AutoencoderFSQ
 from prod9.autoencoder.autoencoder_maisi import AutoencoderKlMaisi
 from prod9.errors import CheckpointError
 from prod9.files import atomic_write
+from prod9.generator.controlnet_maskgit import ControlNetMaskGiT
 from prod9.generator.token_decoder import AbstractTokenDecoder
-from prod9.training.config_schema import FSQModelConfig, KLModelConfig, RunConfig, TransformerModelConfig
+from prod9.training.config_schema import (
+    ControlConditionConfig,
+    ControlNetMaskGiTModelConfig,
+    FSQModelConfig,
+    KLModelConfig,
+    RunConfig,
+    TransformerModelConfig,
+)
 from prod9.training.model import export as exports
 from prod9.training.model.checkpoint_file import LAST, PREVIOUS, read_checkpoint
 from prod9.training.model.model_factory import ModelFactory
 
 FORMAT = 1
 INDEX = "best.json"
-PREFIXES = {"autoencoder": "autoencoder.", "transformer": "decoder.", "maisi_vae": "autoencoder."}
+PREFIXES = {
+    "autoencoder": "autoencoder.",
+    "maisi_vae": "autoencoder.",
+    "transformer": "decoder.",
+    "maskgit_controlnet": "controlnet.",
+}
 """Where the network of a stage lives in the state dict."""
 
 STAGE1_MODELS = {"autoencoder": FSQModelConfig, "maisi_vae": KLModelConfig}
@@ -205,6 +218,42 @@ class CheckpointManager:
         return _load(opened, ModelFactory.create_transformer(section, levels=upstream.levels), device)
 
     @staticmethod
+    def load_controlnet(
+        path: str | Path,
+        *,
+        base: Loaded[AbstractTokenDecoder] | None = None,
+        device: str | torch.device = "cpu",
+        prefer: Prefer = "best",
+    ) -> Loaded[ControlNetMaskGiT]:
+        """Rebuild the stage-3 network from its header and load its weights (averaged ones if there are).
+
+        base: the decoder it steers, refused if it is another than the one it was trained on.
+        """
+        opened = CheckpointManager.open(path, stage="maskgit_controlnet", prefer=prefer)
+        if base is not None:
+            _require_same(opened, "transformer", base)
+        section = _section(opened, "transformer", TypeAdapter(TransformerModelConfig))
+        upstream = _section(opened, "autoencoder", TypeAdapter(FSQModelConfig))
+        network = ModelFactory.create_controlnet(
+            _section(opened, "controlnet", TypeAdapter(ControlNetMaskGiTModelConfig)),
+            _section(opened, "condition", TypeAdapter(ControlConditionConfig)),
+            # Its shapes are wanted; what is copied of its weights is overwritten at once.
+            base=ModelFactory.create_transformer(section, levels=upstream.levels),
+            base_model=section,
+            autoencoder=upstream,
+        )
+        return _load(opened, network, device)
+
+    @staticmethod
+    def load_base(
+        loaded: Loaded[Any] | Opened, *, path: str | Path | None = None, device: str | torch.device = "cpu"
+    ) -> Loaded[AbstractTokenDecoder]:
+        """Load the decoder that the control network ``loaded`` was trained on; see :meth:`load_upstream`."""
+        return _load_recorded(
+            loaded, "transformer", partial(CheckpointManager.load_transformer, device=device), path
+        )
+
+    @staticmethod
     def from_pretrained(folder: str | Path, *, device: str | torch.device = "cpu") -> Loaded[Any]:
         """Load what ``folder`` holds, whichever stage it is."""
         stage = CheckpointManager.open(folder).header["stage"]
@@ -212,6 +261,7 @@ class CheckpointManager:
             "autoencoder": CheckpointManager.load_autoencoder,
             "maisi_vae": partial(CheckpointManager.load_autoencoder, stage="maisi_vae"),
             "transformer": CheckpointManager.load_transformer,
+            "maskgit_controlnet": CheckpointManager.load_controlnet,
         }
         return loaders[stage](folder, device=device)
 
@@ -224,26 +274,8 @@ class CheckpointManager:
         It is looked for at ``path`` if given, else where it was, else at the same place relative to the run.
         Raises CheckpointError when it is nowhere, or when its SHA-256 is not the recorded one.
         """
-        recorded = loaded.header["inputs"].get("autoencoder")
-        if recorded is None:
-            raise CheckpointError(
-                f"{loaded.path}: expected the autoencoder in `inputs`, got none recorded there."
-            )
-        tried = [Path(path)] if path is not None else _recorded_places(loaded.path, recorded)
-        for place in tried:
-            if not place.exists():
-                continue
-            upstream = CheckpointManager.load_autoencoder(place, device=device)
-            if upstream.sha256 == recorded["sha256"]:
-                return upstream
-            raise CheckpointError(
-                f"{upstream.path}: expected the autoencoder that {loaded.path} was trained on (SHA-256 "
-                f"{recorded['sha256'][:12]}…), got {upstream.sha256[:12]}…; its tokens mean something else. "
-                "Name the right file, or train stage 2 again."
-            )
-        raise CheckpointError(
-            f"{loaded.path}: expected its autoencoder at {' or '.join(map(str, tried))}, got nothing there; "
-            "give its present path."
+        return _load_recorded(
+            loaded, "autoencoder", partial(CheckpointManager.load_autoencoder, device=device), path
         )
 
     @staticmethod
@@ -269,6 +301,35 @@ class CheckpointManager:
             recorded["path"] = recorded["relative"]
         prefix = PREFIXES[header["stage"]]
         return exports.write_export(folder, dict(header), _strip(opened.state_dict, prefix), dtype=dtype)
+
+
+def _load_recorded(
+    loaded: Loaded[Any] | Opened, name: str, load: Callable[..., Loaded[Any]], path: str | Path | None
+) -> Loaded[Any]:
+    """Load the earlier stage ``name`` that a header records, from ``path`` or where it was."""
+    recorded = loaded.header["inputs"].get(name)
+    if recorded is None:
+        raise CheckpointError(f"{loaded.path}: expected the {name} in `inputs`, got none recorded there.")
+    tried = [Path(path)] if path is not None else _recorded_places(loaded.path, recorded)
+    for place in tried:
+        if place.exists():
+            upstream = load(place)
+            _require_same(loaded, name, upstream)
+            return upstream
+    raise CheckpointError(
+        f"{loaded.path}: expected its {name} at {' or '.join(map(str, tried))}, got nothing there; "
+        "give its present path."
+    )
+
+
+def _require_same(loaded: Loaded[Any] | Opened, name: str, upstream: Loaded[Any]) -> None:
+    recorded = loaded.header["inputs"][name]["sha256"]
+    if upstream.sha256 != recorded:
+        raise CheckpointError(
+            f"{upstream.path}: expected the {name} that {loaded.path} was trained on (SHA-256 "
+            f"{recorded[:12]}…), got {upstream.sha256[:12]}…; its tokens mean something else. "
+            "Name the right file, or train the later stage again."
+        )
 
 
 def describe_input(path: Path, sha256: str, base: Path) -> dict[str, str]:

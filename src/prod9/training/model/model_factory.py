@@ -11,14 +11,19 @@ from prod9.autoencoder.autoencoder_maisi import AutoencoderKlMaisi
 from prod9.autoencoder.discriminator import Discriminator
 from prod9.autoencoder.factory import build_autoencoder
 from prod9.autoencoder.inference import AutoencoderInferenceWrapper, SlidingWindowConfig
+from prod9.generator.controlnet_maskgit import ControlNetMaskGiT
 from prod9.generator.factory import build_decoder
 from prod9.generator.maskgit import MaskGiTSampler, MaskGiTScheduler
 from prod9.generator.token_decoder import AbstractTokenDecoder
 from prod9.training.algorithms.autoencoder_trainer import AutoencoderTrainer
+from prod9.training.algorithms.controlnet_trainer import ControlNetTrainer
 from prod9.training.algorithms.transformer_trainer import TransformerTrainer
 from prod9.training.config_schema import (
     AutoencoderLossConfig,
     CombinedMetricConfig,
+    ControlConditionConfig,
+    ControlNetLossConfig,
+    ControlNetMaskGiTModelConfig,
     DecoderModelConfig,
     DiscriminatorConfig,
     FSQModelConfig,
@@ -30,6 +35,7 @@ from prod9.training.config_schema import (
     SingleStreamModelConfig,
     SlidingWindowSection,
     TransformerLossConfig,
+    TransformerModelConfig,
 )
 from prod9.training.losses import VAEGANLoss
 from prod9.training.metrics import CombinedMetric
@@ -73,6 +79,35 @@ class ModelFactory:
     ) -> AbstractTokenDecoder:
         """Build the stage-2 decoder for the codebook ``levels`` of its autoencoder."""
         return build_decoder(model.kind, levels=tuple(levels), **model.kwargs())
+
+    @staticmethod
+    def create_controlnet(
+        model: ControlNetMaskGiTModelConfig,
+        condition: ControlConditionConfig,
+        *,
+        base: AbstractTokenDecoder,
+        base_model: TransformerModelConfig,
+        autoencoder: FSQModelConfig,
+    ) -> ControlNetMaskGiT:
+        """Build the stage-3 network of ``base``, whose own sections are ``base_model`` and ``autoencoder``."""
+        return ControlNetMaskGiT(
+            base=base,
+            downsampling_factor=autoencoder.downsampling_factor,
+            num_labels=base_model.num_classes,
+            **model.kwargs(),
+            **condition.kwargs(),
+        )
+
+    @staticmethod
+    def create_controlnet_trainer(
+        loss: ControlNetLossConfig,
+        *,
+        decoder: AbstractTokenDecoder,
+        controlnet: ControlNetMaskGiT,
+        scheduler: MaskGiTScheduler,
+    ) -> ControlNetTrainer:
+        """Build the stage-3 algorithm on a frozen ``decoder``."""
+        return ControlNetTrainer(decoder=decoder, controlnet=controlnet, scheduler=scheduler, **loss.kwargs())
 
     @staticmethod
     def create_loss(loss: AutoencoderLossConfig | MaisiVAELossConfig) -> VAEGANLoss:

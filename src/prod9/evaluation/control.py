@@ -1,0 +1,85 @@
+"""How well generated volumes follow the segmentation that steered them."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from prod9.evaluation.segmenter import Segmenter, dice
+from prod9.types import Volume
+
+Lesions = Bool[Tensor, "B 1 H W D"]
+
+
+def region_contrasts(volumes: Volume, seg: Tensor) -> tuple[Float[Tensor, " R"], Bool[Tensor, "B C"]]:
+    """Return how much brighter each segmented class is than the rest of the brain, and which there are.
+
+    volumes: in [0, 1]. seg: integer ``[B H W D]``. One number for each class from 1 that a sample holds,
+    samples first; the brain is where intensity exceeds 2% of the range.
+    """
+    brain = volumes[:, 0] > 0.02
+    rest = _mean(volumes[:, 0], brain & (seg == 0))
+    classes = range(1, int(seg.max()) + 1)
+    inside = [seg == label for label in classes]
+    if not inside:
+        return volumes.new_zeros(0), torch.zeros(len(volumes), 0, dtype=torch.bool)
+    present = torch.stack([where.flatten(1).any(1) for where in inside], dim=1)
+    means = torch.stack([_mean(volumes[:, 0], where) for where in inside], dim=1)
+    return (means - rest[:, None])[present], present
+
+
+def contrast_slope(generated: Volume, real: Volume, seg: Tensor) -> float:
+    """Return the slope of the contrasts of generated volumes on those of real ones under the same ``seg``.
+
+    1: classes stand out as in reality, 0: the segmentation left no trace. NaN without any class.
+    """
+    made, there = region_contrasts(generated, seg)[0], region_contrasts(real, seg)[0]
+    return ((made * there).sum() / there.square().sum()).item() if len(there) else float("nan")
+
+
+def _mean(volumes: Tensor, where: Tensor) -> Tensor:
+    weight = where.to(volumes.dtype)
+    return (volumes * weight).flatten(1).sum(1) / weight.flatten(1).sum(1).clamp_min(1.0)
+
+
+@dataclass(frozen=True)
+class ControlScores:
+    """Mean Dice of the whole tumour between the given segmentation and what a segmenter finds.
+
+    controlled, base: in volumes generated with and without control. reconstructions: in what stage 1 makes of
+    the real volumes, the most that can be reached. real: in the real volumes themselves.
+    """
+
+    controlled: float
+    base: float
+    reconstructions: float
+    real: float
+
+    @property
+    def share(self) -> float:
+        """Controlled Dice over that on reconstructions."""
+        return self.controlled / max(self.reconstructions, 1e-6)
+
+
+def score_control(
+    segmenter: Segmenter,
+    given: Lesions,
+    *,
+    controlled: Volume,
+    base: Volume,
+    reconstructions: Volume,
+    real: Volume,
+) -> ControlScores:
+    """Compare ``given`` with what a segmenter of this modality finds in each set; one row a segmentation.
+
+    Rows whose segmentation is empty are left out: Dice says nothing of them.
+    """
+    rows = given.flatten(1).any(1)
+    sets = {"controlled": controlled, "base": base, "reconstructions": reconstructions, "real": real}
+    return ControlScores(
+        **{
+            name: dice(segmenter.predict(volumes[rows]), given[rows]).mean().item()
+            for name, volumes in sets.items()
+        }
+    )
