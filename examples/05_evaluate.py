@@ -1,0 +1,50 @@
+"""How far generated volumes are from held-out ones. Run 04_transformer.py first."""
+
+from pathlib import Path
+
+import torch
+
+from prod9.demo.scores import load_volumes, reconstruct
+from prod9.evaluation.distribution import diversity_ratio
+from prod9.evaluation.features import AutoencoderFeatures, extract
+from prod9.pipelines.maskgit import MaskGiTPipeline
+from prod9.training.brats_data import BraTSDataModule
+from prod9.training.config import load_config
+from prod9.training.metrics import frechet_distance
+from prod9.training.model.checkpoint_manager import CheckpointManager
+
+FOLDER = Path("outputs/examples")
+
+
+def main() -> None:
+    config = load_config(
+        "demo/quick/stage1",
+        overrides=[f"data.root={FOLDER / 'data'}", f"output_dir={FOLDER / 'stage1'}"],
+    )
+    data = BraTSDataModule(config)
+    real = {
+        part: load_volumes(data.build_patients(part), config.data.label_map) for part in ("train", "test")
+    }
+    autoencoder = CheckpointManager.load_autoencoder(FOLDER / "stage1").network
+    recon = {part: reconstruct(autoencoder, volumes.volumes) for part, volumes in real.items()}
+
+    pipeline = MaskGiTPipeline.from_checkpoint(FOLDER / "stage2_label")
+    made = [volume for name in pipeline.label_names() for volume in pipeline.generate(name, num_samples=2)]
+    generated = torch.stack([torch.from_numpy(volume.data)[None] for volume in made])
+    labels = torch.tensor([pipeline.label_map[volume.label] for volume in made])
+
+    # A distance means something only beside its floor: training volumes against held-out ones.
+    features = AutoencoderFeatures(autoencoder)
+    held_out = extract(features, recon["test"])
+    print(f"Fréchet, generated to held-out: {frechet_distance(extract(features, generated), held_out):.3f}")
+    print(
+        f"Fréchet, training to held-out:  {frechet_distance(extract(features, recon['train']), held_out):.3f}"
+    )
+    ratio = diversity_ratio(
+        generated, real["test"].volumes, generated_labels=labels, held_out_labels=real["test"].labels
+    )
+    print(f"diversity over that of held-out scans: {ratio:.2f}")
+
+
+if __name__ == "__main__":
+    main()
