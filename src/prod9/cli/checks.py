@@ -10,7 +10,7 @@ import shutil
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from prod9.cli import shared
 from prod9.errors import ConfigError, DataError
@@ -34,8 +34,10 @@ def check_inputs(config: "RunConfig", *, writes: bool = True) -> "list[Case]":
     cases = find_cases(
         Path(data.root), layout=data.layout, label_scheme=data.label_scheme, modalities=data.modalities
     )
-    if config.stage == "transformer":
-        _check_autoencoder_path(config.inputs.autoencoder)
+    if config.stage == "maskgit_controlnet":
+        _check_earlier("transformer", config.inputs.transformer, "prod9-train-transformer")
+    elif config.stage == "transformer":
+        _check_earlier("autoencoder", config.inputs.autoencoder, "prod9-train-autoencoder")
     else:
         from prod9.training.weights import resolve_perceptual
 
@@ -55,16 +57,13 @@ def check_run(config: "RunConfig", *, device: str, checkpoint: Path | None = Non
     geometry = _check_headers(cases)
     parts = _split_counts(config, cases)
     chosen = shared.torch_device(device)
-    autoencoder = check_upstream(config) if config.stage == "transformer" else None
+    base, autoencoder = check_earlier_stages(config)
     if checkpoint is not None:
         from prod9.training.model.checkpoint_manager import CheckpointManager
 
         CheckpointManager.open(checkpoint, stage=config.stage)
-    parameters = _build(config, autoencoder)
-
-    from prod9.training.resources import estimate
-
-    needs = estimate(config, autoencoder=autoencoder, device="cuda" if chosen.type == "cuda" else "cpu")
+    parameters = _build(config, base, autoencoder)
+    needs = _estimate(config, base, autoencoder, "cuda" if chosen.type == "cuda" else "cpu")
     memory, disk = _memory(chosen.type), _free_disk(Path(config.output_dir))
     volumes = len(cases) * len(config.data.modalities)
     wanted_disk = _wanted_disk(config, needs, volumes)
@@ -84,16 +83,16 @@ def check_run(config: "RunConfig", *, device: str, checkpoint: Path | None = Non
     }
 
 
-def _check_autoencoder_path(path: str | None) -> None:
+def _check_earlier(name: str, path: str | None, command: str) -> None:
     if path is None:
         raise ConfigError(
-            "inputs.autoencoder: expected the run folder or checkpoint of stage 1, got nothing; "
-            "train it with prod9-train-autoencoder and pass --set inputs.autoencoder=PATH"
+            f"inputs.{name}: expected the run folder or checkpoint of the {name}, got nothing; "
+            f"train it with {command} and pass --set inputs.{name}=PATH"
         )
     if not Path(path).expanduser().exists():
         raise ConfigError(
-            f"inputs.autoencoder: expected a run folder or checkpoint, got {path}, which does not exist; "
-            "train stage 1 first, or correct the path"
+            f"inputs.{name}: expected a run folder or checkpoint, got {path}, which does not exist; "
+            f"train the {name} first, or correct the path"
         )
 
 
@@ -137,6 +136,31 @@ def _split_counts(config: "RunConfig", cases: "Sequence[Case]") -> dict[str, int
     return {part: len(getattr(split, part)) for part in PARTS}
 
 
+def check_earlier_stages(config: "RunConfig") -> "tuple[TransformerConfig | None, FSQModelConfig | None]":
+    """Refuse earlier stages that ``config`` does not fit; return the base's config and stage 1's section."""
+    if config.stage == "maskgit_controlnet":
+        from prod9.cli.checks_control import check_base
+
+        return check_base(config)
+    return None, check_upstream(config) if config.stage == "transformer" else None
+
+
+def _estimate(
+    config: "RunConfig",
+    base: "TransformerConfig | None",
+    autoencoder: "FSQModelConfig | None",
+    device: Literal["cuda", "cpu"],
+) -> "Resources":
+    from prod9.training.resources import estimate
+    from prod9.training.resources_controlnet import estimate_controlnet
+
+    if config.stage == "maskgit_controlnet":
+        assert base is not None
+        assert autoencoder is not None
+        return estimate_controlnet(config, base=base, autoencoder=autoencoder, device=device)
+    return estimate(config, autoencoder=autoencoder, device=device)
+
+
 def check_upstream(config: "TransformerConfig") -> "FSQModelConfig":
     """Refuse an autoencoder that ``config`` does not fit, and return its model section.
 
@@ -146,7 +170,7 @@ def check_upstream(config: "TransformerConfig") -> "FSQModelConfig":
     from prod9.training.config import config_from_dict
     from prod9.training.model.checkpoint_manager import CheckpointManager
 
-    _check_autoencoder_path(config.inputs.autoencoder)
+    _check_earlier("autoencoder", config.inputs.autoencoder, "prod9-train-autoencoder")
     opened = CheckpointManager.open(str(config.inputs.autoencoder), stage="autoencoder")
     stage1 = config_from_dict(opened.header["config"], source=str(opened.path))
     assert stage1.stage == "autoencoder"
@@ -168,7 +192,9 @@ def check_upstream(config: "TransformerConfig") -> "FSQModelConfig":
     return stage1.model
 
 
-def _build(config: "RunConfig", autoencoder: "FSQModelConfig | None") -> int:
+def _build(
+    config: "RunConfig", base: "TransformerConfig | None", autoencoder: "FSQModelConfig | None"
+) -> int:
     """Build the networks on the meta device, which allocates nothing, and return their parameters."""
     import torch
 
@@ -176,7 +202,20 @@ def _build(config: "RunConfig", autoencoder: "FSQModelConfig | None") -> int:
 
     networks: list[torch.nn.Module]
     with torch.device("meta"):
-        if config.stage == "transformer":
+        if config.stage == "maskgit_controlnet":
+            assert base is not None
+            assert autoencoder is not None
+            decoder = ModelFactory.create_transformer(base.model, levels=autoencoder.levels)
+            networks = [
+                ModelFactory.create_controlnet(
+                    config.model,
+                    config.condition,
+                    base=decoder,
+                    base_model=base.model,
+                    autoencoder=autoencoder,
+                )
+            ]
+        elif config.stage == "transformer":
             assert autoencoder is not None
             networks = [ModelFactory.create_transformer(config.model, levels=autoencoder.levels)]
         else:

@@ -30,7 +30,7 @@ from prod9.errors import ConfigError
 if TYPE_CHECKING:
     from prod9.training.config_schema import RunConfig
 
-Stage = Literal["autoencoder", "transformer", "maisi_vae"]
+Stage = Literal["autoencoder", "transformer", "maisi_vae", "maskgit_controlnet"]
 
 OptionalConfigOption = Annotated[
     str | None,
@@ -171,11 +171,10 @@ def _evaluation_command(name: str, stage: Stage) -> Callable[..., None]:
 def _train(
     config: "RunConfig", *, resume: str | None, init_from: str | None, device: str, as_json: bool
 ) -> None:
-    from prod9.cli.checks import check_inputs, check_upstream
+    from prod9.cli.checks import check_earlier_stages, check_inputs
 
     check_inputs(config)  # what takes milliseconds goes before the seconds that importing Lightning takes
-    if config.stage == "transformer":
-        check_upstream(config)
+    check_earlier_stages(config)
     from prod9.training.run import train
 
     again = f"What was saved is in {config.output_dir}; run the same command with --resume to go on."

@@ -147,7 +147,7 @@ def _estimate_autoencoder(config: AutoencoderConfig | MaisiVAEConfig, device: De
     if config.loss.adversarial.weight == 0 and config.loss.perceptual.network != "discriminator_features":
         adversary = []
     parameters = sum(layer.parameters for layer in layers + adversary)
-    half = _half_bytes(config, device)
+    half = half_bytes(config, device)
     crop = data.batch_size * prod(data.crop_size or data.grid)
     whole = prod(data.grid) if data.crop_size is None or data.whole_volume_fraction > 0 else 0
     voxels = max(crop, whole)
@@ -163,8 +163,8 @@ def _estimate_autoencoder(config: AutoencoderConfig | MaisiVAEConfig, device: De
         tokens=prod(grid),
         positions=0,
         parameters=parameters,
-        memory_bytes=_peak(parameters, kept, ema),
-        checkpoint_bytes=_checkpoint_bytes(parameters, ema),
+        memory_bytes=peak_bytes(parameters, kept, ema),
+        checkpoint_bytes=checkpoint_bytes(parameters, ema),
         store_bytes_per_volume=0,
     )
 
@@ -226,9 +226,9 @@ def _estimate_transformer(
     model = config.model
     grid = latent_grid(config.data.grid, downsampling_factor(autoencoder))
     positions = prod(latent_grid(grid, model.patch_size))
-    logits = model.patch_size**3 * _num_logits(autoencoder.levels, model.groups)
+    logits = model.patch_size**3 * num_logits(autoencoder.levels, model.groups)
     parameters = _transformer_parameters(config, len(autoencoder.levels), logits)
-    half = _half_bytes(config, device)
+    half = half_bytes(config, device)
     width, ratio = model.embed_dim, model.mlp_ratio
     block = width * (16 + half * (12 + 2 * ratio) + 2)
     blocks = model.num_blocks
@@ -244,8 +244,8 @@ def _estimate_transformer(
         tokens=prod(grid),
         positions=positions,
         parameters=parameters,
-        memory_bytes=_peak(parameters, kept, ema),
-        checkpoint_bytes=_checkpoint_bytes(parameters, ema),
+        memory_bytes=peak_bytes(parameters, kept, ema),
+        checkpoint_bytes=checkpoint_bytes(parameters, ema),
         store_bytes_per_volume=copies * prod(grid) * (token_bytes + 1 + 2 * len(autoencoder.levels)),
     )
 
@@ -260,7 +260,12 @@ def _transformer_parameters(config: TransformerConfig, channels: int, logits: in
     tokens_in = model.patch_size**3 * (channels + 1 + source)
     ends = (tokens_in + 1) * width + 2 * width * (width + 1) + (width + 1) * logits
     labels = (model.num_classes + 1) * width
-    return model.num_blocks * (attention + mlp + modulation) + ends + labels + _processor_parameters(model, channels)
+    return (
+        model.num_blocks * (attention + mlp + modulation)
+        + ends
+        + labels
+        + _processor_parameters(model, channels)
+    )
 
 
 def _processor_parameters(model: TransformerModelConfig, channels: int) -> int:
@@ -279,7 +284,8 @@ def _context_positions(config: TransformerConfig, positions: int) -> int:
     return config.in_context.slots(len(config.data.modalities)) * (positions + 1) + 1
 
 
-def _num_logits(levels: Sequence[int], groups: str | list[list[int]]) -> int:
+def num_logits(levels: Sequence[int], groups: str | list[list[int]]) -> int:
+    """Return the logits of a token: the sizes of its groups of levels together."""
     if groups == "dense":
         return prod(levels)
     if groups == "per_level":
@@ -293,14 +299,17 @@ def _num_logits(levels: Sequence[int], groups: str | list[list[int]]) -> int:
     return larger + prod(levels) // larger
 
 
-def _half_bytes(config: RunConfig, device: Device) -> int:
+def half_bytes(config: RunConfig, device: Device) -> int:
+    """Return the bytes of a value in the precision that matrix products run in."""
     precision = config.trainer.precision
     return 2 if precision == "bf16-mixed" or (precision == "auto" and device == "cuda") else 4
 
 
-def _peak(parameters: int, kept: float, ema: bool) -> int:
+def peak_bytes(parameters: int, kept: float, ema: bool) -> int:
+    """Return the peak of a training step: weights, gradients, moments, and what is ``kept``."""
     return int(OVERHEAD * (parameters * (_STATE_BYTES + _EMA_BYTES * ema) + kept))
 
 
-def _checkpoint_bytes(parameters: int, ema: bool) -> int:
+def checkpoint_bytes(parameters: int, ema: bool) -> int:
+    """Return the size of one checkpoint file."""
     return parameters * (12 + _EMA_BYTES * ema)
