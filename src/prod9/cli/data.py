@@ -1,10 +1,11 @@
-"""``prod9 data``: make volumes to work with."""
+"""``prod9 data``: make volumes to work with, and look at those one has."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from prod9.cli.data_check import check, info
 from prod9.cli.shared import (
     DebugOption,
     JsonOption,
@@ -16,7 +17,9 @@ from prod9.cli.shared import (
     run_app,
 )
 
-app = new_app("Make volumes to work with.")
+app = new_app("Make volumes to work with, and look at those you have.")
+app.command()(check)
+app.command()(info)
 
 
 @app.command()

@@ -241,11 +241,19 @@ def run_app(app: typer.Typer) -> NoReturn:
     sys.exit(run(app))
 
 
+def _message(error: Prod9Error) -> str:
+    """Return the message; one that a loader process raised comes wrapped in that process's traceback."""
+    text = str(error)
+    if "Original Traceback" not in text:
+        return text
+    return text.rpartition(f"{type(error).__module__}.{type(error).__qualname__}: ")[2].strip()
+
+
 def _report(error: Exception, *, debug: bool) -> int:
     if debug:
         messages.print_exception()
     if isinstance(error, Prod9Error):
-        print_error(str(error))
+        print_error(_message(error))
         return error.exit_code
     text = " ".join(str(error).split())
     hint = "" if debug else f"\nRun again with {DEBUG_FLAG} for the traceback."

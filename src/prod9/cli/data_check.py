@@ -1,0 +1,166 @@
+"""``prod9 data check`` and ``prod9 data info``: look at a dataset before hours are spent on it."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from prod9.cli.shared import FAILED, DebugOption, JsonOption, console, messages, print_json, progress
+from prod9.errors import ConfigError
+
+if TYPE_CHECKING:
+    from prod9.data.checking.report import Report
+
+_SHOWN = 20
+_COLOURS = {"error": "bold red", "warning": "yellow", "note": "dim"}
+
+RootArgument = Annotated[
+    Path, typer.Argument(metavar="DIR", help="Folder with cases, or a .csv, .tsv or .json list of them.")
+]
+LayoutOption = Annotated[str, typer.Option("--layout", help="Layout, if `auto` gets it wrong (data.layout).")]
+SchemeOption = Annotated[
+    str, typer.Option("--label-scheme", help="Meaning of the label values (data.label_scheme).")
+]
+ModalityOption = Annotated[
+    list[str] | None, typer.Option("--modality", help="What every case must have; repeatable.")
+]
+WorkersOption = Annotated[int, typer.Option("--workers", "-j", min=1, help="Files read at a time.")]
+
+
+def check(
+    root: RootArgument,
+    layout: LayoutOption = "auto",
+    label_scheme: SchemeOption = "auto",
+    modality: ModalityOption = None,
+    split: Annotated[
+        Path | None, typer.Option("--split", metavar="FILE", help="Also compare patients with a split.json.")
+    ] = None,
+    deep: Annotated[
+        bool, typer.Option("--deep", help="Read every voxel: checksums, NaN, intensities, labels.")
+    ] = False,
+    html: Annotated[
+        Path | None,
+        typer.Option("--html", metavar="FILE", help="Write a page with pictures; implies --deep."),
+    ] = None,
+    workers: WorkersOption = 1,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Check a dataset: what is there, what is wrong, and how to mend it.
+
+    Without `--deep` only headers are read, a thousand cases in seconds. Nothing in the folder is changed. The exit
+    code is 1 when there is an error: something that would stop training or spoil it.
+    """
+    _keep_out(html, root, "--html")
+    report = _checked(
+        root, layout, label_scheme, modality, split=split, deep=deep or html is not None, workers=workers
+    )
+    if html is not None:
+        from prod9.data.checking.page import write_page
+
+        write_page(html, report)
+    if as_json:
+        print_json(report.to_dict())
+    else:
+        _print(report)
+        if html is not None:
+            console.print(f"Page: {html}", markup=False)
+    if not report.ok:
+        raise typer.Exit(FAILED)
+
+
+def info(
+    root: RootArgument,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="Write the fingerprint here, for `prod9 plan`."),
+    ] = None,
+    layout: LayoutOption = "auto",
+    label_scheme: SchemeOption = "auto",
+    modality: ModalityOption = None,
+    workers: WorkersOption = 1,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Sum a dataset up: voxel sizes, sizes of heads, intensities, lesions, and the grid that would hold them.
+
+    Every voxel is read. A dataset with errors is refused: see `prod9 data check --deep`.
+    """
+    _keep_out(output, root, "--output")
+    report = _checked(root, layout, label_scheme, modality, split=None, deep=True, workers=workers)
+    from prod9.data.checking.fingerprint import fingerprint, write_fingerprint
+
+    content = fingerprint(report)
+    if output is not None:
+        write_fingerprint(output, content)
+    if as_json:
+        print_json(content)
+        return
+    _print(report)
+    boxes = content["head_mm"]
+    console.print(f"Heads: {_sides(boxes['median'])} mm, the largest {_sides(boxes['largest'])} mm.")
+    console.print(
+        f"Suggested: data.spacing {content['spacing_mm']}, data.grid {content['grid']}.", markup=False
+    )
+    if output is not None:
+        console.print(f"Fingerprint: {output}", markup=False)
+
+
+def _checked(
+    root: Path,
+    layout: str,
+    label_scheme: str,
+    modality: list[str] | None,
+    *,
+    split: Path | None,
+    deep: bool,
+    workers: int,
+) -> "Report":
+    from prod9.data.checking.report import check_dataset
+
+    with progress() as bar:
+        task = bar.add_task("Reading volumes" if deep else "Reading headers", total=None)
+        return check_dataset(
+            root,
+            layout=layout,
+            label_scheme=label_scheme,
+            modalities=modality or (),
+            split=split,
+            deep=deep,
+            num_workers=workers,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+
+
+def _keep_out(path: Path | None, root: Path, option: str) -> None:
+    """Refuse to write into the dataset."""
+    if path is not None and root.is_dir() and path.resolve().is_relative_to(root.resolve()):
+        raise ConfigError(f"{option}: expected a file outside {root}, which is never written to, got {path}")
+
+
+def _print(report: "Report") -> None:
+    from prod9.data.checking.page import facts_of
+
+    facts = report.to_dict()
+    for name, text in facts_of(facts):
+        console.print(f"{name:>13}  {text}", markup=False)
+    for kind, row in facts["intensities"].items():
+        values = "  ".join(f"{name} {value:.4g}" for name, value in row.items())
+        console.print(f"{kind:>13}  {values}", markup=False)
+    for label, row in facts["labels"].items():
+        console.print(
+            f"{'label ' + label:>13}  in {row['cases']:g} cases, median {row['median_ml']:.1f} ml",
+            markup=False,
+        )
+    for finding in report.findings[:_SHOWN]:
+        console.print(f"{finding.level:>13}", style=_COLOURS[finding.level], end="  ")
+        console.print(finding.message, markup=False)
+    if len(report.findings) > _SHOWN:
+        console.print(f"… and {len(report.findings) - _SHOWN} more; --json lists all.", markup=False)
+    read = "Every voxel was read." if facts["deep"] else "Headers only; --deep reads the voxels too."
+    verdict = f"{facts['errors']} errors, {facts['warnings']} warnings. {read}"
+    (console if report.ok else messages).print(verdict, markup=False)
+
+
+def _sides(values: list[float]) -> str:
+    return " × ".join(f"{value:g}" for value in values)

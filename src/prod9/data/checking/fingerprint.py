@@ -1,0 +1,106 @@
+"""Fingerprint: what a dataset asks of a model, summed up once and kept in a file (the idea is nnU-Net's).
+
+From it follow the voxel size to resample to, the grid that holds every head, and the intensities to expect.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from prod9.data.checking.report import Report
+from prod9.errors import DataError
+from prod9.files import atomic_write
+
+FORMAT = 1
+_UNIT = 16
+"""Grids are multiples of this: every downsampling factor and patch size that is shipped divides it."""
+_MARGIN = 1.02
+_COVERED = 99.0
+
+
+def fingerprint(report: Report) -> dict[str, Any]:
+    """Return the fingerprint of a deep ``report`` as plain values.
+
+    spacing_mm: median voxel size over cases, along RAS. head_mm: sides of the head's box, median and largest.
+    grid: voxels that hold the head of 99% of the cases at that spacing, a multiple of 16 on each axis.
+    Raises DataError when the report has errors or holds no voxels.
+    """
+    facts = report.to_dict()
+    if not report.ok:
+        first = next(f.message for f in report.findings if f.level == "error")
+        raise DataError(
+            f"{report.root}: expected a dataset without errors, got {facts['errors']}; the first: {first}"
+        )
+    boxes = np.asarray([stats.box_mm for case in report.voxels for stats in _union(case.images.values())])
+    if not boxes.size:
+        raise DataError(f"{report.root}: expected voxels to sum up, got none.")
+    spacings = np.asarray([_ras_spacing(kinds) for kinds in report.headers.by_case.values()])
+    spacing = np.median(spacings, axis=0)
+    keep = (
+        "root",
+        "layout",
+        "cases",
+        "patients",
+        "modalities",
+        "segmentations",
+        "shapes",
+        "spacings_mm",
+        "parts",
+    )
+    return {
+        "format": FORMAT,
+        **{key: facts[key] for key in keep},
+        "resample": len(report.headers.count(lambda h: str(sorted(round(mm, 2) for mm in h.spacing)))) > 1,
+        "spacing_mm": [round(float(mm), 3) for mm in spacing],
+        "head_mm": {"median": _rounded(np.median(boxes, axis=0)), "largest": _rounded(boxes.max(axis=0))},
+        "grid": fit_grid(np.percentile(boxes, _COVERED, axis=0), spacing.tolist()),
+        "intensities": facts["intensities"],
+        "labels": facts["labels"],
+    }
+
+
+def fit_grid(head_mm: Sequence[float], spacing: Sequence[float]) -> list[int]:
+    """Return the voxels along each axis that hold ``head_mm`` at ``spacing``, rounded up to a multiple of 16."""
+    return [
+        max(_UNIT, int(-(-(side * _MARGIN / mm) // _UNIT)) * _UNIT)
+        for side, mm in zip(head_mm, spacing, strict=True)
+    ]
+
+
+def write_fingerprint(path: Path, content: dict[str, Any]) -> None:
+    """Write it as JSON, atomically."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_fingerprint(path: Path) -> dict[str, Any]:
+    """Read what :func:`write_fingerprint` wrote; DataError for another file."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content["format"] != FORMAT:
+            raise ValueError(f"format {content['format']}")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{path}: expected a fingerprint ({error!r}); make it with `prod9 data info DIR --output FILE`."
+        ) from error
+    return content
+
+
+def _union(images: Any) -> list[Any]:
+    """Return the statistics of the case's largest box: training crops to the union of the modalities."""
+    return sorted(images, key=lambda stats: -np.prod(stats.box_mm))[:1]
+
+
+def _ras_spacing(kinds: dict[str, Any]) -> list[float]:
+    header = next(iter(kinds.values()))
+    matrix = np.abs(header.affine[:3, :3])
+    axes = [int(np.argmax(matrix[axis] / np.linalg.norm(matrix, axis=0))) for axis in range(3)]
+    return [header.spacing[axis] for axis in axes]
+
+
+def _rounded(values: np.ndarray) -> list[float]:
+    return [round(float(value), 1) for value in values]

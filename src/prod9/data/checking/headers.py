@@ -1,0 +1,163 @@
+"""The part of a check that reads headers alone: some thousand files a second."""
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from prod9.data.cases import Case
+from prod9.data.checking.findings import Finding, error, note, warning
+from prod9.data.names import SEG
+from prod9.errors import DataError
+from prod9.files import sha256
+from prod9.volumes import Channel, VolumeHeader, looks_whole, read, read_header, signature
+
+Progress = Callable[[int, int], None]
+"""Called with (done, total)."""
+
+AFFINE_TOLERANCE = 1e-2
+"""Largest difference (mm, and mm a voxel) between affines of one grid, as training allows."""
+_ANISOTROPY = 3.0
+_SHOWN = 3
+
+
+@dataclass
+class Headers:
+    """What the headers say. by_case: kind (modality or ``seg``) to header, for files that can be read."""
+
+    by_case: dict[str, dict[str, VolumeHeader]] = field(default_factory=dict)
+    findings: list[Finding] = field(default_factory=list)
+
+    def count(self, what: Callable[[VolumeHeader], str]) -> dict[str, int]:
+        """Return how many volumes have each value of ``what``, the most frequent first."""
+        found = Counter(what(h) for kinds in self.by_case.values() for h in kinds.values())
+        return dict(found.most_common())
+
+
+def sides(shape: Sequence[int]) -> str:
+    """Return ``240×240×155``."""
+    return "×".join(map(str, shape))
+
+
+def millimetres(spacing: Sequence[float]) -> str:
+    """Return ``1×1×6`` to a hundredth."""
+    return "×".join(f"{round(mm, 2):g}" for mm in spacing)
+
+
+def check_headers(cases: Sequence[Case], *, progress: Progress | None = None) -> Headers:
+    """Read every header and compare what must agree."""
+    headers = Headers()
+    for done, case in enumerate(cases, start=1):
+        kinds = headers.by_case.setdefault(case.case_id, {})
+        for kind, path in _files(case):
+            try:
+                header = read_header(path, channel=case.channels.get(kind))
+                if path not in {known.path for known in kinds.values()}:
+                    _require_whole(header, case.channels.get(kind))
+            except (DataError, OSError) as problem:
+                # The channels of one 4D file share its fault.
+                if not any(f.case == case.case_id and f.message == str(problem) for f in headers.findings):
+                    headers.findings.append(error("unreadable", str(problem), case.case_id))
+                continue
+            kinds[kind] = header
+        headers.findings += [*_grid(case, kinds), *_trailing_axes(case, kinds)]
+        if progress is not None:
+            progress(done, len(cases))
+    headers.findings += [*_spacings(headers), *_doubles(cases, headers)]
+    return headers
+
+
+def _files(case: Case) -> Iterator[tuple[str, Path]]:
+    yield from case.images.items()
+    if case.seg is not None:
+        yield SEG, case.seg
+
+
+def _require_whole(header: VolumeHeader, channel: Channel | None) -> None:
+    """Read a file whose length does not fit its header: the exact fault is the error, or there is none."""
+    if not looks_whole(header):
+        read(header.path, channel=channel, allow_non_finite=True)
+
+
+def _grid(case: Case, kinds: dict[str, VolumeHeader]) -> Iterator[Finding]:
+    if not kinds:
+        return
+    first, *others = kinds.values()
+    for header in others:
+        if header.shape != first.shape:
+            got = f"{sides(header.shape)} voxels against {sides(first.shape)}"
+        else:
+            gap = float(np.abs(header.affine - first.affine).max())
+            if gap <= AFFINE_TOLERANCE:
+                continue
+            got = f"affines that differ by up to {gap:.3g}"
+        yield error(
+            "grid",
+            f"{header.path}: expected the voxel grid of {first.path}, got {got}; register and resample the case to "
+            "one grid.",
+            case.case_id,
+        )
+
+
+def _trailing_axes(case: Case, kinds: dict[str, VolumeHeader]) -> Iterator[Finding]:
+    for header in kinds.values():
+        if header.stored_shape[3:] and header.stored_shape[3:] == (1,) * len(header.stored_shape[3:]):
+            stored = sides(header.stored_shape)
+            yield note("axis", f"{header.path}: {stored} is read as {sides(header.shape)}.", case.case_id)
+
+
+def _spacings(headers: Headers) -> Iterator[Finding]:
+    found: dict[tuple[float, ...], list[str]] = defaultdict(list)
+    for case, kinds in headers.by_case.items():
+        for header in list(kinds.values())[:1]:
+            found[tuple(round(mm, 2) for mm in sorted(header.spacing))].append(case)
+            longest, shortest = max(header.spacing), min(header.spacing)
+            if longest / shortest > _ANISOTROPY:
+                yield warning(
+                    "anisotropic",
+                    f"{header.path}: voxels of {millimetres(header.spacing)} mm are {longest / shortest:.1f} times as "
+                    "long as wide; resampling cannot bring back what lies between slices: set data.spacing "
+                    "knowingly, or leave the case out.",
+                    case,
+                )
+    if len(found) > 1:
+        listed = ", ".join(
+            f"{millimetres(mm)} mm in {len(cases)} ({cases[0]})" for mm, cases in found.items()
+        )
+        yield warning("spacings", f"voxel sizes differ: {listed}; set data.spacing to resample them to one.")
+
+
+def _doubles(cases: Sequence[Case], headers: Headers) -> Iterator[Finding]:
+    """Find images of equal content; segmentations may well be equal (all empty)."""
+    readable = {header.path for kinds in headers.by_case.values() for header in kinds.values()}
+    owners = {path: case for case in cases for path in case.images.values() if path in readable}
+    alike: dict[tuple[int, bytes], list[Path]] = defaultdict(list)
+    for path in owners:
+        alike[signature(path)].append(path)
+    for group in alike.values():
+        by_content: dict[str, list[Path]] = defaultdict(list)
+        for path in group if len(group) > 1 else []:
+            by_content[sha256(path)].append(path)
+        for first, *others in by_content.values():
+            for other in others:
+                yield same_content(first, other, owners[other].case_id)
+
+
+def same_content(first: Path, other: Path, case: str) -> Finding:
+    """Return the error for two files that hold the same volume."""
+    return error(
+        "doubled", f"{other}: expected a volume of its own, got the content of {first}; remove one.", case
+    )
+
+
+def check_identity(cases: Sequence[Case]) -> Iterator[Finding]:
+    """Find time points that a patient has twice, and numbers of patients that no split can divide."""
+    patients = Counter(case.patient_id for case in cases)
+    if len(patients) < _SHOWN:
+        yield warning(
+            "few",
+            f"{len(patients)} patients cannot be divided into training, validation and test; add some, or set "
+            "shares of data.split to 0.",
+        )

@@ -1,0 +1,174 @@
+"""check_dataset: everything that is known about a folder, as one report."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from prod9.data.cases import PARTS, Case
+from prod9.data.checking.findings import Finding, counts, error, note, warning
+from prod9.data.checking.headers import Headers, Progress, check_headers, check_identity, millimetres, sides
+from prod9.data.checking.voxels import CaseVoxels, find_doubles, label_summary, read_cases, summarise
+from prod9.data.layouts import Dataset, no_cases, require_known, scan_dataset
+from prod9.data.names import MODALITIES
+from prod9.data.splits import Split
+from prod9.errors import DataError
+
+_OWN_NAMES = ("msd", "nnunet", "datalist")
+
+
+@dataclass
+class Report:
+    """What was found. voxels: of the deep check, in the order of the cases; empty without it."""
+
+    root: Path
+    dataset: Dataset
+    modalities: tuple[str, ...]
+    headers: Headers
+    findings: list[Finding] = field(default_factory=list)
+    voxels: list[CaseVoxels] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        """Whether there is no error."""
+        return not counts(self.findings)["error"]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        cases = self.dataset.cases
+        time_points = Counter(case.patient_id for case in cases)
+        return {
+            "root": str(self.root),
+            "layout": self.dataset.layout,
+            "label_schemes": _counted(case.label_scheme for case in cases if case.seg is not None),
+            "names": _counted(case.layout for case in cases),
+            "cases": len(cases),
+            "patients": len(time_points),
+            "time_points": max(time_points.values(), default=0),
+            "modalities": {m: sum(m in case.images for case in cases) for m in self.modalities},
+            "segmentations": sum(case.seg is not None for case in cases),
+            "shapes": self.headers.count(lambda h: sides(h.shape)),
+            "spacings_mm": self.headers.count(lambda h: millimetres(h.spacing)),
+            "orientations": self.headers.count(lambda h: h.orientation),
+            "types": self.headers.count(lambda h: h.dtype.name),
+            "parts": _counted(case.part for case in cases if case.part is not None),
+            "ignored_files": len(self.dataset.ignored),
+            "deep": bool(self.voxels),
+            "intensities": summarise(self.voxels),
+            "labels": {str(label): row for label, row in label_summary(self.voxels).items()},
+            "findings": [asdict(finding) for finding in self.findings],
+            **{f"{level}s": number for level, number in counts(self.findings).items()},
+        }
+
+
+def check_dataset(
+    root: str | Path,
+    *,
+    layout: str = "auto",
+    label_scheme: str = "auto",
+    modalities: Sequence[str] = (),
+    split: Path | None = None,
+    deep: bool = False,
+    num_workers: int = 1,
+    progress: Progress | None = None,
+) -> Report:
+    """Look ``root`` over and return what is there and what is wrong.
+
+    modalities: what every case must have; by default the four, or what the dataset itself declares.
+    split: a split file whose patients are compared. deep: read every voxel. Raises DataError only where there is
+    nothing to look at.
+    """
+    root = Path(root)
+    dataset = scan_dataset(root, layout=layout, label_scheme=label_scheme)
+    if not dataset.cases and not dataset.problems:
+        raise DataError(no_cases(root))
+    if modalities:
+        require_known(dataset.cases, modalities)
+    wanted = tuple(modalities) or _expected(dataset)
+    headers = check_headers(dataset.cases, progress=None if deep else progress)
+    report = Report(root, dataset, wanted, headers)
+    report.findings += [error("layout", problem) for problem in dataset.problems]
+    report.findings += _completeness(dataset.cases, wanted)
+    report.findings += [*headers.findings, *check_identity(dataset.cases), *_division(dataset.cases, split)]
+    if dataset.ignored:
+        names = ", ".join(path.name for path in dataset.ignored[:3])
+        report.findings.append(
+            note("ignored", f"{len(dataset.ignored)} volumes belong to no case: {names} …")
+        )
+    if deep:
+        _look_inside(report, num_workers, progress)
+    return report
+
+
+def _look_inside(report: Report, num_workers: int, progress: Progress | None) -> None:
+    """Read the voxels and add what they show, leaving out what the headers told already."""
+    cases = report.dataset.cases
+    report.voxels = list(read_cases(cases, num_workers=num_workers, progress=progress))
+    told = {(finding.case, finding.message) for finding in report.findings}
+    found = [f for result in report.voxels for f in result.findings] + list(find_doubles(report.voxels))
+    report.findings += [f for f in found if (f.case, f.message) not in told]
+
+
+def _expected(dataset: Dataset) -> tuple[str, ...]:
+    found = list(dict.fromkeys(name for case in dataset.cases for name in case.images))
+    if dataset.layout in _OWN_NAMES:
+        return tuple(found)
+    return MODALITIES
+
+
+def _completeness(cases: Sequence[Case], modalities: Sequence[str]) -> list[Finding]:
+    findings = []
+    nowhere = [name for name in modalities if not any(name in case.images for case in cases)]
+    if nowhere and cases:
+        there = ", ".join(name for name in modalities if name not in nowhere)
+        findings.append(
+            warning("absent", f"no case has {', '.join(nowhere)}; train with data.modalities: [{there}].")
+        )
+    for case in cases:
+        missing = [name for name in modalities if name not in case.images and name not in nowhere]
+        if missing:
+            folder = next(iter(case.images.values())).parent
+            findings.append(
+                error(
+                    "missing",
+                    f"{folder}: expected {', '.join(modalities)} for case {case.case_id}, {', '.join(missing)} is "
+                    "missing; add the file, remove the case, or name fewer data.modalities.",
+                    case.case_id,
+                )
+            )
+    segmented = [case for case in cases if case.seg is not None]
+    if segmented and len(segmented) < len(cases):
+        without = next(case.case_id for case in cases if case.seg is None)
+        findings.append(
+            warning(
+                "seg",
+                f"{len(cases) - len(segmented)} of {len(cases)} cases have no segmentation ({without} …).",
+            )
+        )
+    return findings
+
+
+def _division(cases: Sequence[Case], split: Path | None) -> list[Finding]:
+    """Compare patients with the sides that a split file or the dataset itself puts them on."""
+    findings: list[Finding] = []
+    sides_of: dict[str, set[str]] = {}
+    for case in cases:
+        if case.part is not None:
+            sides_of.setdefault(case.patient_id, set()).add(case.part)
+    for patient, parts in sorted(sides_of.items()):
+        if len(parts) > 1:
+            where = " and ".join(part for part in PARTS if part in parts)
+            findings.append(
+                error("leak", f"patient {patient} is in {where}; all cases of a patient belong to one.")
+            )
+    if split is not None:
+        try:
+            Split.load(split).check(cases, source=str(split))
+        except DataError as problem:
+            findings.append(error("leak" if "several" in str(problem) else "split", f"{split}: {problem}"))
+    return findings
+
+
+def _counted(values: Any) -> dict[str, int]:
+    return dict(Counter(values).most_common())

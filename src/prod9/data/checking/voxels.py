@@ -1,0 +1,219 @@
+"""The deep part of a check: every voxel is read, its checksum verified, and what it holds summed up."""
+
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from prod9.data.cases import Case
+from prod9.data.checking.findings import Finding, error, warning
+from prod9.data.checking.headers import Progress, same_content
+from prod9.data.labels import canonical_seg
+from prod9.errors import DataError, Prod9Error
+from prod9.volumes import VolumeFile, read, read_channels, to_ras
+
+PERCENTILES = (0.0, 0.5, 50.0, 99.5, 100.0)
+BINS = 48
+_THUMBNAIL = 96
+_MIN_BACKGROUND = 0.01
+
+
+@dataclass(frozen=True)
+class ImageStats:
+    """One volume's voxels. percentiles: of the foreground (voxels that are not 0), at ``PERCENTILES``.
+
+    foreground: its share of all voxels. box_mm: sides of its box along the axes of RAS, box: in voxels.
+    histogram: counts of the foreground over ``BINS`` equal bins from its 0.5th to its 99.5th percentile.
+    """
+
+    percentiles: tuple[float, ...]
+    mean: float
+    deviation: float
+    foreground: float
+    box: tuple[int, int, int]
+    box_mm: tuple[float, float, float]
+    histogram: tuple[int, ...]
+
+
+@dataclass
+class CaseVoxels:
+    """What a case's voxels gave. labels_ml: canonical label → millilitres. thumbnail: uint8 [h w], planes of RAS."""
+
+    case_id: str
+    images: dict[str, ImageStats] = field(default_factory=dict)
+    labels_ml: dict[int, float] = field(default_factory=dict)
+    digests: dict[Path, str] = field(default_factory=dict)
+    findings: list[Finding] = field(default_factory=list)
+    thumbnail: np.ndarray | None = None
+
+
+def read_cases(
+    cases: Sequence[Case], *, num_workers: int = 1, progress: Progress | None = None
+) -> Iterator[CaseVoxels]:
+    """Read ``cases`` in order, ``num_workers`` at a time; decompression releases the interpreter lock."""
+    with ThreadPoolExecutor(num_workers) as pool:
+        try:
+            for done, result in enumerate(pool.map(read_case, cases), start=1):
+                if progress is not None:
+                    progress(done, len(cases))
+                yield result
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def read_case(case: Case) -> CaseVoxels:
+    """Read all files of ``case``; what is wrong with one does not hide the others."""
+    result = CaseVoxels(case.case_id)
+    for path in dict.fromkeys(case.images.values()):
+        kinds = [kind for kind, file in case.images.items() if file == path]
+        try:
+            volumes = read_channels(path, [case.channels.get(kind) for kind in kinds], allow_non_finite=True)
+        except (DataError, OSError) as problem:
+            result.findings.append(error("unreadable", str(problem), case.case_id))
+            continue
+        for kind, volume in zip(kinds, volumes.values(), strict=True):
+            _add_image(result, kind, volume, alone=len(kinds) == 1)
+    if case.seg is not None:
+        _add_seg(result, case)
+    return result
+
+
+def find_doubles(results: Sequence[CaseVoxels]) -> Iterator[Finding]:
+    """Find volumes of equal voxels, however they are packed."""
+    first: dict[str, Path] = {}
+    for result in results:
+        for path, digest in result.digests.items():
+            if first.setdefault(digest, path) != path:
+                yield same_content(first[digest], path, result.case_id)
+
+
+def summarise(results: Sequence[CaseVoxels]) -> dict[str, dict[str, float]]:
+    """Return, by modality, the median over volumes of each percentile, of the mean and of the foreground."""
+    by_kind: dict[str, list[ImageStats]] = defaultdict(list)
+    for result in results:
+        for kind, stats in result.images.items():
+            by_kind[kind].append(stats)
+    table = {}
+    for kind, all_stats in by_kind.items():
+        medians = np.median([stats.percentiles for stats in all_stats], axis=0).tolist()
+        table[kind] = {f"p{p:g}": value for p, value in zip(PERCENTILES, medians, strict=True)}
+        table[kind]["mean"] = float(np.median([stats.mean for stats in all_stats]))
+        table[kind]["foreground"] = float(np.median([stats.foreground for stats in all_stats]))
+    return table
+
+
+def label_summary(results: Sequence[CaseVoxels]) -> dict[int, dict[str, float]]:
+    """Return, by canonical label, in how many cases it is and its median volume there in ml."""
+    present = Counter(label for result in results for label in result.labels_ml)
+    return {
+        label: {
+            "cases": present[label],
+            "median_ml": float(np.median([r.labels_ml[label] for r in results if label in r.labels_ml])),
+        }
+        for label in sorted(present)
+    }
+
+
+def _add_image(result: CaseVoxels, kind: str, volume: VolumeFile, *, alone: bool) -> None:
+    path, data = volume.header.path, volume.data
+    wrong = int(data.size - np.isfinite(data).sum())
+    if wrong:
+        result.findings.append(
+            error(
+                "non-finite",
+                f"{path}: expected finite voxels, got {wrong} NaN or infinite of {data.size} in {kind}; repair the "
+                "file (for example with numpy.nan_to_num) or leave the case out.",
+                result.case_id,
+            )
+        )
+        return
+    if data.min() == data.max():
+        result.findings.append(
+            error(
+                "constant",
+                f"{path}: expected different intensities, got {data.flat[0]:g} throughout {kind}; leave the case out.",
+                result.case_id,
+            )
+        )
+        return
+    stats = image_stats(volume)
+    if 1 - stats.foreground < _MIN_BACKGROUND:
+        result.findings.append(
+            warning(
+                "background",
+                f"{path}: {1 - stats.foreground:.1%} of {kind} is exactly 0, so the head's box is the whole volume; "
+                "strip the skull, or use data.intensity mode range.",
+                result.case_id,
+            )
+        )
+    result.images[kind] = stats
+    if alone:
+        result.digests[path] = hashlib.blake2b(np.ascontiguousarray(data).data, digest_size=16).hexdigest()
+    if result.thumbnail is None:
+        result.thumbnail = thumbnail(volume, stats.percentiles[3])
+
+
+def image_stats(volume: VolumeFile) -> ImageStats:
+    """Return the statistics of a volume that has finite voxels of more than one intensity."""
+    inside = volume.data != 0
+    values = volume.data[inside]
+    ras, _ = to_ras(inside, volume.header.affine)
+    box = tuple(_extent(ras.any(axis=tuple({0, 1, 2} - {axis}))) for axis in range(3))
+    _, affine = to_ras(volume.data, volume.header.affine)
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    percentiles = np.percentile(values, PERCENTILES)
+    histogram, _ = np.histogram(
+        values, bins=BINS, range=(percentiles[1], max(percentiles[3], percentiles[1] + 1e-6))
+    )
+    return ImageStats(
+        percentiles=tuple(percentiles.tolist()),
+        mean=float(values.mean()),
+        deviation=float(values.std()),
+        foreground=float(inside.mean()),
+        box=(box[0], box[1], box[2]),
+        box_mm=tuple((np.asarray(box) * spacing).tolist()),
+        histogram=tuple(histogram.tolist()),
+    )
+
+
+def thumbnail(volume: VolumeFile, bright: float) -> np.ndarray:
+    """Return the middle axial, coronal and sagittal slices of RAS side by side, uint8 [96 288], 0 to ``bright``."""
+    data, _ = to_ras(volume.data, volume.header.affine)
+    centre = [side // 2 for side in data.shape]
+    planes = [data[:, :, centre[2]], data[:, centre[1], :], data[centre[0], :, :]]
+    return np.concatenate([_small(np.flipud(plane.T) / max(bright, 1e-6)) for plane in planes], axis=1)
+
+
+def _small(plane: np.ndarray) -> np.ndarray:
+    """Return ``plane`` as uint8 [96 96] by picking pixels, its longer side filling it."""
+    longest = max(plane.shape)
+    rows, columns = (
+        np.clip(np.arange(_THUMBNAIL) * longest // _THUMBNAIL - (longest - side) // 2, -1, side)
+        for side in plane.shape
+    )
+    framed = np.pad(plane, 1)
+    return (framed[np.ix_(rows + 1, columns + 1)].clip(0, 1) * 255).astype(np.uint8)
+
+
+def _add_seg(result: CaseVoxels, case: Case) -> None:
+    assert case.seg is not None
+    try:
+        volume = read(case.seg, allow_non_finite=True)
+        labels = canonical_seg(volume.data, case.label_scheme, case.seg)
+    except (Prod9Error, OSError) as problem:
+        code = "labels" if "expected labels" in str(problem) else "unreadable"
+        result.findings.append(error(code, str(problem), case.case_id))
+        return
+    voxel_ml = abs(float(np.linalg.det(volume.header.affine[:3, :3]))) / 1000
+    values, counts = np.unique(labels, return_counts=True)
+    result.labels_ml = {int(v): float(n * voxel_ml) for v, n in zip(values, counts, strict=True) if v}
+
+
+def _extent(present: np.ndarray) -> int:
+    where = np.flatnonzero(present)
+    return int(where[-1] - where[0] + 1) if where.size else 0

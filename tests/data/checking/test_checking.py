@@ -1,0 +1,138 @@
+"""The parts of a check that the commands' tests do not look at: numbers, pictures, the fingerprint."""
+
+import json
+import struct
+import zlib
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from prod9.data.checking.fingerprint import fingerprint, fit_grid, read_fingerprint, write_fingerprint
+from prod9.data.checking.page import png, write_page
+from prod9.data.checking.report import check_dataset
+from prod9.data.checking.voxels import BINS, image_stats, thumbnail
+from prod9.errors import DataError
+from prod9.volumes import read
+from tests.data.trees import WRITERS
+from tests.fixtures import write_brats_tree
+
+
+def box_volume(path: Path) -> Path:
+    """A box of 4×6×2 voxels in air, stored left, back and up, 1×2×3 mm."""
+    data = np.zeros((10, 12, 8), dtype=np.int16)
+    data[2:6, 3:9, 5:7] = np.arange(1, 49).reshape(4, 6, 2)
+    nib.save(nib.Nifti1Image(data, np.diag([-1.0, -2.0, 3.0, 1.0])), path)
+    return path
+
+
+def test_statistics_are_those_of_the_foreground(tmp_path: Path) -> None:
+    stats = image_stats(read(box_volume(tmp_path / "a.nii.gz")))
+    assert stats.box == (4, 6, 2)
+    assert stats.box_mm == (4.0, 12.0, 6.0)
+    assert stats.foreground == 48 / 960
+    assert stats.mean == pytest.approx(24.5)
+    assert (stats.percentiles[0], stats.percentiles[2], stats.percentiles[4]) == (1, 24.5, 48)
+    assert len(stats.histogram) == BINS
+    assert 46 <= sum(stats.histogram) <= 48
+
+
+def test_the_box_follows_the_axes_of_ras(tmp_path: Path) -> None:
+    data = np.zeros((10, 12, 8), dtype=np.int16)
+    data[2:6, 3:9, 5:7] = 5
+    data[2, 3, 5] = 6
+    affine = np.zeros((4, 4))
+    affine[2, 0], affine[0, 1], affine[1, 2], affine[3, 3] = 1.0, -2.0, 3.0, 1.0  # stored S, L, A
+    nib.save(nib.Nifti1Image(data, affine), tmp_path / "a.nii")
+    stats = image_stats(read(tmp_path / "a.nii"))
+    assert (stats.box, stats.box_mm) == ((6, 2, 4), (12.0, 6.0, 4.0))
+
+
+def test_thumbnails_show_three_planes_upright(tmp_path: Path) -> None:
+    data = np.zeros((20, 20, 20), dtype=np.int16)
+    data[10, 10, 15:] = 100  # what is above in RAS
+    nib.save(nib.Nifti1Image(data, np.eye(4)), tmp_path / "a.nii")
+    picture = thumbnail(read(tmp_path / "a.nii"), bright=100.0)
+    assert (picture.shape, picture.dtype) == ((96, 288), np.uint8)
+    coronal = picture[:, 96:192]
+    assert coronal[:20].max() == 255
+    assert coronal[60:].max() == 0
+
+
+def test_a_thumbnail_keeps_its_proportions(tmp_path: Path) -> None:
+    nib.save(nib.Nifti1Image(np.ones((8, 16, 16), dtype=np.int16), np.eye(4)), tmp_path / "a.nii")
+    axial = thumbnail(read(tmp_path / "a.nii"), bright=1.0)[:, :96]
+    assert (axial > 0).any(axis=0).sum() == 48, "half as wide as high"
+
+
+@given(st.integers(1, 9), st.integers(1, 9))
+def test_png_holds_the_pixels(height: int, width: int) -> None:
+    image = np.arange(height * width, dtype=np.uint8).reshape(height, width)
+    content = png(image)
+    assert content[:8] == b"\x89PNG\r\n\x1a\n"
+    assert struct.unpack(">II", content[16:24]) == (width, height)
+    start = content.index(b"IDAT") + 4
+    rows = np.frombuffer(zlib.decompress(content[start : content.index(b"IEND") - 8]), dtype=np.uint8)
+    assert (rows.reshape(height, width + 1)[:, 1:] == image).all()
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_every_layout_is_checked_deeply(tmp_path: Path, name: str) -> None:
+    root = WRITERS[name](tmp_path, 4) or tmp_path
+    report = check_dataset(root, deep=True)
+    assert report.ok, report.findings
+    facts = report.to_dict()
+    assert (facts["cases"], facts["segmentations"]) == (4, 4)
+    assert facts["modalities"] == dict.fromkeys(facts["modalities"], 4)
+    assert set(facts["labels"]) == {"1", "2", "3"}, "canonical, whatever the file holds"
+    json.dumps(facts, allow_nan=False)
+
+
+def test_the_page_needs_nothing_from_outside(tmp_path: Path) -> None:
+    write_brats_tree(tmp_path / "<cohort> & co", 3)
+    write_page(tmp_path / "page.html", check_dataset(tmp_path / "<cohort> & co", deep=True))
+    text = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "&lt;cohort&gt; &amp; co" in text
+    assert text.count("data:image/png;base64,") == 3
+    assert text.count("<svg") == 4
+    assert "http" not in text
+
+
+# ---- the fingerprint ----
+
+
+def test_the_fingerprint_suggests_a_grid_that_holds_every_head(tmp_path: Path) -> None:
+    write_brats_tree(tmp_path / "cohort", 5, (20, 40, 18))
+    report = check_dataset(tmp_path / "cohort", deep=True)
+    content = fingerprint(report)
+    assert content["spacing_mm"] == [4.0, 4.0, 4.0]
+    assert not content["resample"]
+    largest = np.asarray(content["head_mm"]["largest"]) / 4
+    assert (np.asarray(content["grid"]) >= largest).all()
+    assert (np.asarray(content["grid"]) < largest + 17).all()
+    write_fingerprint(tmp_path / "fp" / "a.json", content)
+    assert read_fingerprint(tmp_path / "fp" / "a.json") == content
+
+
+@given(st.lists(st.floats(1, 400), min_size=3, max_size=3), st.floats(0.5, 4))
+def test_a_grid_is_a_multiple_of_16(head: list[float], spacing: float) -> None:
+    grid = fit_grid(head, [spacing] * 3)
+    assert all(side % 16 == 0 and side * spacing >= mm for side, mm in zip(grid, head, strict=True))
+
+
+def test_a_fingerprint_of_faulty_data_is_refused(tmp_path: Path) -> None:
+    write_brats_tree(tmp_path / "cohort", 3)
+    bad = next((tmp_path / "cohort").rglob("*t1n.nii.gz"))
+    nib.save(nib.Nifti1Image(np.zeros((16, 18, 14), dtype=np.int16), nib.load(bad).affine), bad)
+    with pytest.raises(DataError, match=bad.name):
+        fingerprint(check_dataset(tmp_path / "cohort", deep=True))
+
+
+@pytest.mark.parametrize("text", ["", "{}", '{"format": 99}', "[]"])
+def test_files_that_are_no_fingerprint(tmp_path: Path, text: str) -> None:
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(DataError, match="expected a fingerprint"):
+        read_fingerprint(tmp_path / "a.json")
