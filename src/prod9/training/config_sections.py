@@ -131,6 +131,15 @@ class DataConfig(Section):
             raise ValueError(f"label_map has no label for {', '.join(missing)}; add one each")
         return self
 
+    @model_validator(mode="after")
+    def _crops_fit_the_grid(self) -> "DataConfig":
+        if self.crop_size is not None and any(c > g for c, g in zip(self.crop_size, self.grid, strict=True)):
+            raise ValueError(
+                f"crop_size must be at most data.grid {list(self.grid)} on each axis, got {list(self.crop_size)}; "
+                "use a smaller crop, or null for whole volumes"
+            )
+        return self
+
 
 # -- training -------------------------------------------------------------------------------------
 
