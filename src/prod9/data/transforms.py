@@ -136,7 +136,21 @@ class TransformBuilder:
             LoadVolumesd(keys, allow_missing_keys=True),
             CheckAlignedd(keys, allow_missing_keys=True),
             CanonicalSegd("seg", allow_missing_keys=True),
-            mt.Orientationd(keys, axcodes="RAS", labels=None, allow_missing_keys=True),
+            self.build_placement(modalities),
+        ]
+        return _Chain(tuple(steps))
+
+    def build_placement(
+        self, modalities: Sequence[str]
+    ) -> Callable[[Mapping[str, Any]], Mapping[str, Any]]:
+        """Return the part after reading: MetaTensors [1 H W D] of one voxel grid in, on the model's grid out.
+
+        Keys: the modalities and, where there is one, ``seg``, whose labels stay as they are.
+        """
+        images = list(modalities)
+        keys = [*images, "seg"]
+        steps: list[Callable[[Any], Any]] = [
+            mt.Orientationd(keys, axcodes="RAS", labels=None, allow_missing_keys=True)
         ]
         if self.spacing is not None:
             modes = ["bilinear"] * len(images) + ["nearest"]

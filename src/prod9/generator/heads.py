@@ -202,6 +202,15 @@ class TokenLogits:
                 total = total + (probs * gap).sum(-1) / max(self.vocabulary.levels[level] - 1, 1)
         return total.view(tokens.shape)
 
+    def expected(self, values: Sequence[Float[Tensor, " L"]]) -> Float[Tensor, "... Z"]:
+        """Return the mean of each level under the distribution, given the ``values`` of its digits."""
+        means: dict[int, Tensor] = {}
+        for g, part in enumerate(self.split()):
+            probs, digits = part.softmax(-1), self.vocabulary.group_digits(g)
+            for column, level in enumerate(self.vocabulary.groups[g]):
+                means[level] = probs @ values[level].to(probs)[digits[:, column]]
+        return torch.stack([means[level] for level in range(len(values))], dim=-1)
+
     def mode(self) -> Int64[Tensor, "..."]:
         """Return the most likely token."""
         return self.vocabulary.join([part.argmax(-1) for part in self.split()])

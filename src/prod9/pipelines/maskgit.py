@@ -14,10 +14,11 @@ import numpy as np
 import torch
 
 from prod9.autoencoder.inference import AutoencoderInferenceWrapper
-from prod9.errors import CheckpointError, ConfigError
+from prod9.errors import ConfigError
 from prod9.generator.condition import MaskGiTCondition
 from prod9.generator.maskgit import MaskGiTSampler
-from prod9.generator.transformer import TransformerDecoder
+from prod9.generator.token_decoder import AbstractTokenDecoder
+from prod9.pipelines.placement import GridPlacement
 from prod9.training.config import config_from_dict
 from prod9.training.config_schema import TransformerConfig
 from prod9.training.model.checkpoint_manager import CheckpointManager
@@ -58,13 +59,14 @@ class MaskGiTPipeline:
 
     grid: voxels ``(H, W, D)`` of what is generated, a multiple of the autoencoder's downsampling factor.
     affine: 4×4 of that grid. label_map: name to class label. sha256: of the stage-2 and stage-1 files, for
-    the record. Networks are put in evaluation mode and moved to ``device``.
+    the record. config: of the run, with the changes made to it. placement: brings files to the grid as in training;
+    None where that is not known. Networks are put in evaluation mode and moved to ``device``.
     """
 
     def __init__(
         self,
         *,
-        decoder: TransformerDecoder,
+        decoder: AbstractTokenDecoder,
         autoencoder: AutoencoderInferenceWrapper,
         sampler: MaskGiTSampler,
         label_map: dict[str, int],
@@ -72,6 +74,8 @@ class MaskGiTPipeline:
         affine: np.ndarray,
         device: str | torch.device = "cpu",
         sha256: dict[str, str] | None = None,
+        config: TransformerConfig | None = None,
+        placement: GridPlacement | None = None,
     ) -> None:
         factor = autoencoder.autoencoder.downsampling_factor
         if any(side % factor for side in grid):
@@ -86,6 +90,8 @@ class MaskGiTPipeline:
         self.grid = tuple(grid)
         self.affine = np.asarray(affine, dtype=np.float64)
         self.sha256 = dict(sha256 or {})
+        self.config = config
+        self.placement = placement
         self.token_grid = tuple(side // factor for side in grid)
 
     @classmethod
@@ -105,21 +111,13 @@ class MaskGiTPipeline:
         damaged, foreign or replaced file, ConfigError for bad settings.
         """
         loaded = CheckpointManager.load_transformer(path, device=device)
-        decoder = loaded.network
-        kind = loaded.header["architecture"]["transformer"]["kind"]
-        if kind != "label_conditional":
-            raise CheckpointError(
-                f"{loaded.path}: expected a model of kind 'label_conditional', got {kind!r}, which needs a "
-                "source volume besides the label; name a run of the stage2_label configs."
-            )
         config = config_from_dict(loaded.header["config"], source=str(loaded.path), overrides=overrides)
-        # load_transformer checked the stage and built from the table of decoders.
+        # load_transformer checked the stage.
         assert isinstance(config, TransformerConfig)
-        assert isinstance(decoder, TransformerDecoder)
         upstream = CheckpointManager.load_upstream(loaded, path=autoencoder, device=device)
         data = loaded.header["data"]
         return cls(
-            decoder=decoder,
+            decoder=loaded.network,
             autoencoder=ModelFactory.create_inference_wrapper(upstream.network, config.sliding_window),
             sampler=ModelFactory.create_sampler(config.sampler, config.masking),
             label_map=data["label_map"],
@@ -127,7 +125,14 @@ class MaskGiTPipeline:
             affine=np.asarray(data["reference_affine"]),
             device=device,
             sha256={"transformer": loaded.sha256, "autoencoder": upstream.sha256},
+            config=config,
+            placement=GridPlacement.from_header(data),
         )
+
+    @property
+    def kind(self) -> str:
+        """The kind of decoder: what its condition is."""
+        return "label_conditional" if self.config is None else self.config.model.kind
 
     def label_names(self) -> list[str]:
         """Return the names that can be generated, in the order of their class labels."""
@@ -149,6 +154,12 @@ class MaskGiTPipeline:
         device, and is decoded alone: it does not depend on ``batch_size``, ``start`` or the samples beside
         it, and sample k of another label shares nothing with it.
         """
+        if self.kind != "label_conditional":
+            raise ConfigError(
+                f"expected a model of kind 'label_conditional' to generate from a label, got {self.kind!r}, which "
+                "makes a modality from others: use `prod9 generate translate`, or name a run of the stage2_label "
+                "configs."
+            )
         name = self._label_name(label)
         if num_samples < 1 or batch_size < 1 or start < 0:
             raise ValueError(
@@ -203,9 +214,35 @@ class MaskGiTPipeline:
     @torch.inference_mode()
     def decode_tokens(self, tokens: torch.Tensor) -> np.ndarray:
         """Return the volume of one token grid ``[1 h w d]``: float32 ``[H W D]`` in [0, 1]."""
-        codes = self.autoencoder.autoencoder.indices_to_codes(tokens)
+        return self.decode_codes(self.autoencoder.tokenizer.indices_to_codes(tokens))
+
+    @torch.inference_mode()
+    def decode_codes(self, codes: torch.Tensor) -> np.ndarray:
+        """Return the volume of codes ``[1 Z h w d]``, which may lie between those of tokens."""
         volume = self.autoencoder.decode(codes)[0, 0]
         return volume.float().clamp(0.0, 1.0).cpu().numpy()
+
+    @torch.inference_mode()
+    def expected_codes(self, condition: Any) -> torch.Tensor:
+        """Return the mean codes ``[B Z h w d]`` of every token given the condition alone, all tokens hidden.
+
+        Of all guesses they have the least squared error, and they are smoother than any sample.
+        """
+        condition = condition.to(self.device)
+        shape = (len(condition), *self.token_grid)
+        tokens = torch.zeros(shape, dtype=torch.int64, device=self.device)
+        hidden = torch.ones(shape, dtype=torch.bool, device=self.device)
+        logits = self.decoder(tokens, hidden, self.decoder.prepare(condition))
+        return logits.expected(self._digit_codes()).movedim(-1, 1)
+
+    def _digit_codes(self) -> list[torch.Tensor]:
+        """Return the code of each digit of each level."""
+        tokenizer, stride, codes = self.autoencoder.tokenizer, 1, []
+        for channel, level in enumerate(tokenizer.levels):
+            tokens = torch.arange(level, device=self.device)[:, None, None, None] * stride
+            codes.append(tokenizer.indices_to_codes(tokens)[:, channel, 0, 0, 0])
+            stride *= level
+        return codes
 
     def _sample_label(
         self, label: int, seeds: Sequence[int], report: Callable[[float], None]

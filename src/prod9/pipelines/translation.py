@@ -1,0 +1,278 @@
+"""From some modalities of a patient to a missing one: encode, sample in context, decode, refine.
+
+Volumes come and go on the model's grid; :mod:`prod9.pipelines.placement` brings files there and back.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from prod9.errors import ConfigError
+from prod9.generator.condition import MaskGiTCondition
+from prod9.generator.modality_processor import InContextCondition
+from prod9.pipelines.maskgit import MaskGiTPipeline
+from prod9.pipelines.placement import GridPlacement
+from prod9.training.config_schema import ContextConfig
+
+Decode = Literal["sample", "mean"]
+Volumes = Mapping[str, np.ndarray]
+"""Modality → float32 ``[H W D]`` in [0, 1] on the model's grid."""
+
+
+class Refine(Protocol):
+    """What a refiner is called with and gives back."""
+
+    def __call__(self, decoded: Tensor, sources: Tensor, present: Tensor, target_label: Tensor) -> Tensor:
+        """Return a better ``decoded`` [B 1 H W D].
+
+        sources: ``[B num_classes H W D]``, zeros where bool ``present`` [B num_classes] is False.
+        target_label: int64 ``[B]``.
+        """
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Translation:
+    """What a translation gives, float32 ``[H W D]`` on the model's grid.
+
+    volumes: the samples, in [0, 1]; with ``decode="mean"`` and one sample the mean itself. mean: of the samples,
+    or the volume of the expected codes. deviation: standard deviation of the samples, voxel by voxel: where
+    they differ, the sources don't say; None for a single one.
+    """
+
+    volumes: tuple[np.ndarray, ...]
+    mean: np.ndarray
+    deviation: np.ndarray | None
+
+
+class TranslationPipeline:
+    """Makes a modality from others with a trained decoder of kind ``single_stream`` or ``decoder``.
+
+    generator: loads, samples and decodes. context: what the decoder was trained on. refiner: improves what is
+    decoded with the sources in full; None where there is none.
+    """
+
+    def __init__(
+        self, *, generator: MaskGiTPipeline, context: ContextConfig, refiner: Refine | None = None
+    ) -> None:
+        self.generator = generator
+        self.context = context
+        self.refiner = refiner
+
+    @classmethod
+    def from_checkpoint(
+        cls,
+        path: str | Path,
+        *,
+        device: str | torch.device = "cpu",
+        autoencoder: str | Path | None = None,
+        overrides: Sequence[str | tuple[str, Any]] = (),
+        refiner: Refine | None = None,
+    ) -> "TranslationPipeline":
+        """Build from a stage-2 run folder, checkpoint file or export folder.
+
+        autoencoder, overrides: see :meth:`MaskGiTPipeline.from_checkpoint`. Raises CheckpointError as that does
+        and ConfigError for a model that makes nothing from sources.
+        """
+        generator = MaskGiTPipeline.from_checkpoint(
+            path, device=device, autoencoder=autoencoder, overrides=overrides
+        )
+        if generator.kind == "label_conditional":
+            raise ConfigError(
+                f"{path}: expected a model of kind 'single_stream' or 'decoder', got 'label_conditional', which takes "
+                "no source; name a run of the stage2 configs, or use `prod9 generate label`."
+            )
+        assert generator.config is not None  # from_checkpoint sets it
+        return cls(generator=generator, context=generator.config.in_context, refiner=refiner)
+
+    @property
+    def placement(self) -> GridPlacement:
+        """What brings files to the model's grid."""
+        if self.generator.placement is None:
+            raise ValueError("Expected a generator with a placement; build it with from_checkpoint.")
+        return self.generator.placement
+
+    @property
+    def max_sources(self) -> int:
+        """The most sources that the model was trained on."""
+        if self.generator.kind == "decoder":
+            return 1
+        return self.context.sources(len(self.generator.label_map))[-1]
+
+    @property
+    def max_examples(self) -> int:
+        """The most examples from other patients that the model was trained on."""
+        return 0 if self.generator.kind == "decoder" else self.context.max_examples
+
+    def check(self, sources: Sequence[str], target: str, *, num_examples: int = 0) -> None:
+        """Refuse with a ConfigError what the model cannot translate, before anything is computed."""
+        known = self.generator.label_names()
+        unknown = [name for name in (*sources, target) if name not in known]
+        if unknown:
+            raise ConfigError(
+                f"expected modalities among {', '.join(known)}, got {', '.join(unknown)}; the model knows no other."
+            )
+        if target in sources:
+            raise ConfigError(
+                f"expected a target that is not among the sources, got {target} as both; leave it out of the sources."
+            )
+        fewest, most = self._fewest(), self.max_sources
+        if not fewest <= len(sources) <= most:
+            wanted = str(most) if fewest == most else f"{fewest} to {most}"
+            raise ConfigError(
+                f"expected {wanted} sources, as in training, got {len(sources)} ({', '.join(sources) or 'none'}); "
+                "give others, or train with another context."
+            )
+        if num_examples > self.max_examples:
+            raise ConfigError(
+                f"expected at most {self.max_examples} examples from other patients, as in training, "
+                f"got {num_examples}; leave some out, or train with context.max_examples={num_examples}."
+            )
+
+    def _fewest(self) -> int:
+        return 1 if self.generator.kind == "decoder" else self.context.min_sources
+
+    @torch.inference_mode()
+    def translate(
+        self,
+        sources: Volumes,
+        target: str,
+        *,
+        num_samples: int = 1,
+        seed: int = 0,
+        decode: Decode = "sample",
+        examples: Sequence[Volumes] = (),
+        refine: bool = True,
+        batch_size: int = 1,
+        progress: Callable[[float], None] | None = None,
+    ) -> Translation:
+        """Return ``target`` made from ``sources``, whose order does not matter.
+
+        num_samples: how many are drawn, sample k with seed ``seed + k``. decode: ``sample``, or ``mean``: the mean is
+        decoded from the expected codes (least squared error, no draw), and samples are drawn only for a
+        deviation, when ``num_samples`` is above 1. examples: other patients, each with the target and any of the
+        sources' modalities. refine: let the refiner, where there is one, improve every volume. batch_size:
+        samples drawn together; none depends on it. progress: called with the share done.
+        """
+        if num_samples < 1 or batch_size < 1:
+            raise ValueError(
+                f"num_samples and batch_size must be at least 1, got {num_samples} and {batch_size}."
+            )
+        self.check(list(sources), target, num_examples=len(examples))
+        condition = self._condition(sources, target, examples)
+
+        def finish(volume: np.ndarray) -> np.ndarray:
+            return self._refined(volume, sources, target) if refine and self.refiner is not None else volume
+
+        drawn: list[np.ndarray] = []
+        if decode == "sample" or num_samples > 1:
+            seeds = range(seed, seed + num_samples)
+            drawn = [finish(volume) for volume in self._draw(condition, seeds, batch_size, progress)]
+        if decode == "mean":
+            mean = finish(self.generator.decode_codes(self.generator.expected_codes(condition)))
+        else:
+            mean = drawn[0] if num_samples == 1 else np.mean(drawn, axis=0, dtype=np.float32)
+        if progress is not None:
+            progress(1.0)
+        deviation = np.std(drawn, axis=0, dtype=np.float32) if num_samples > 1 else None
+        return Translation(tuple(drawn or [mean]), mean, deviation)
+
+    def _draw(
+        self,
+        condition: InContextCondition | MaskGiTCondition,
+        seeds: range,
+        batch_size: int,
+        progress: Callable[[float], None] | None,
+    ) -> list[np.ndarray]:
+        """Return the decoded samples of one condition."""
+        decoded: list[np.ndarray] = []
+        for start in range(0, len(seeds), batch_size):
+            batch = seeds[start : start + batch_size]
+
+            def report(share: float, start: int = start, size: int = len(batch)) -> None:
+                if progress is not None:
+                    progress((start + share * size) / len(seeds))
+
+            tokens = self.generator.sample_tokens(
+                _repeated(condition, len(batch)), seeds=list(batch), report=report
+            )
+            decoded += [self.generator.decode_tokens(tokens[k : k + 1]) for k in range(len(batch))]
+        return decoded
+
+    def _condition(
+        self, sources: Volumes, target: str, examples: Sequence[Volumes]
+    ) -> InContextCondition | MaskGiTCondition:
+        """Return the condition of one sample."""
+        labels = self.generator.label_map
+        # In the order of their labels, whatever the order given: then not even rounding depends on it.
+        names = sorted(sources, key=labels.__getitem__)
+        if self.generator.kind == "decoder":
+            (name,) = names
+            return MaskGiTCondition(
+                label=torch.tensor([labels[target]]),
+                source_latent=self._encode(sources[name], "codes")[None],
+                source_label=torch.tensor([labels[name]]),
+            )
+        rows = [(name, sources[name], True) for name in names]
+        for number, example in enumerate(examples):
+            if target not in example:
+                raise ConfigError(
+                    f"expected every example to show the target {target}, got {', '.join(example)} in example "
+                    f"{number}; leave it out."
+                )
+            rows += [(name, example[name], False) for name in (target, *names) if name in example]
+        latents = [self._encode(volume, self.context.source) for _, volume, _ in rows]
+        factor = self.generator.autoencoder.tokenizer.downsampling_factor
+        empty = torch.zeros(0, len(self._levels), *(side // factor for side in self.generator.grid))
+        return InContextCondition(
+            target_label=torch.tensor([labels[target]]),
+            source_labels=torch.tensor([[labels[name] for name, _, _ in rows]], dtype=torch.int64),
+            source_latents=(torch.stack(latents) if latents else empty)[None],
+            co_registered=torch.tensor([[near for _, _, near in rows]], dtype=torch.bool),
+        )
+
+    @property
+    def _levels(self) -> Sequence[int]:
+        return self.generator.autoencoder.tokenizer.levels
+
+    def _encode(self, volume: np.ndarray, source: str) -> Tensor:
+        """Return the latent, or the codes, of a volume: float32 ``[Z h w d]`` on CPU."""
+        x = torch.from_numpy(np.ascontiguousarray(volume, dtype=np.float32))[None, None]
+        if tuple(x.shape[2:]) != self.generator.grid:
+            raise ValueError(
+                f"Expected volumes on the model's grid {self.generator.grid}, got {tuple(x.shape[2:])}; "
+                "place them first."
+            )
+        z, _ = self.generator.autoencoder.encode(x.to(self.generator.device))
+        return (z if source == "latent" else self.generator.autoencoder.tokenizer.quantize(z))[0].cpu()
+
+    def _refined(self, volume: np.ndarray, sources: Volumes, target: str) -> np.ndarray:
+        """Return what the refiner makes of a decoded volume and its sources."""
+        assert self.refiner is not None
+        labels, device = self.generator.label_map, self.generator.device
+        held = torch.zeros(1, max(labels.values()) + 1, *volume.shape)
+        present = torch.zeros(held.shape[:2], dtype=torch.bool)
+        for name, source in sources.items():
+            held[0, labels[name]] = torch.from_numpy(source)
+            present[0, labels[name]] = True
+        decoded = torch.from_numpy(volume)[None, None].to(device)
+        wanted = torch.tensor([labels[target]], device=device)
+        better = self.refiner(decoded, held.to(device), present.to(device), wanted)
+        return better[0, 0].float().clamp(0.0, 1.0).cpu().numpy()
+
+
+def _repeated(
+    condition: InContextCondition | MaskGiTCondition, count: int
+) -> InContextCondition | MaskGiTCondition:
+    """Return a batch of ``count`` copies of a condition of one sample."""
+    given = {
+        name: value.expand(count, *value.shape[1:])
+        for name, value in vars(condition).items()
+        if value is not None
+    }
+    return replace(condition, **given)
