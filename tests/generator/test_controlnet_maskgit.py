@@ -78,6 +78,12 @@ def test_one_copy_and_one_residual_a_pair_of_blocks():
         assert weight.requires_grad
 
 
+def test_copies_are_trained_though_the_base_is_frozen():
+    control = ControlNetMaskGiT(base=make_base(), downsampling_factor=FACTOR, num_labels=3)
+    assert all(module.training for module in control.modules())
+    assert all(parameter.requires_grad for parameter in control.parameters())
+
+
 def test_nothing_of_the_base_is_inside():
     base = make_base()
     names = {name.split(".")[0] for name in make_control(base).state_dict()}

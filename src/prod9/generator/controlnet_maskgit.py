@@ -150,8 +150,8 @@ class ControlNetMaskGiT(nn.Module):
         for layer in (*cast("list[nn.Linear]", list(self.residuals)), self.head):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
-        # The base is frozen, but what was copied from it is not.
-        self.requires_grad_(True)
+        # The base is frozen and in evaluation mode; what was copied from it is neither.
+        self.requires_grad_(True).train()
 
     def encode(self, condition: ControlCondition) -> EncodedControl:
         """Return what depends on the condition alone, once a sample; sides must fit the token grid."""
