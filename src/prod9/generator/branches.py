@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -49,10 +50,11 @@ class Control:
 class Branches:
     """Holds what a decoder prepared of every branch, and predicts.
 
-    The first branch is the condition itself. guided: whether some step asks for guidance away from the
-    unconditional branch, which drops condition and control both. control: None for the decoder alone; with a
-    guidance scale of its own, a third branch keeps the condition and drops the control.
-    always: whether every step is guided, so that the first branch is never wanted alone.
+    The first branch is the condition itself, the second drops condition and control both; with a guidance
+    scale of the control's own, one more keeps the condition and drops the control. All run in one batch.
+    batch: samples. ramps: for each step the share of the guidance applied in it; at 0 the first branch runs
+    alone. scale: of the guidance away from the second branch; 0 leaves it out. control: None for the decoder
+    alone.
     """
 
     def __init__(
@@ -61,56 +63,49 @@ class Branches:
         condition: Any,
         *,
         batch: int,
-        guided: bool,
-        always: bool = False,
+        ramps: Sequence[float],
+        scale: float,
         control: Control | None = None,
     ) -> None:
         # Strength 0 is the base, bit for bit and at no further cost.
         self.control = control = None if control is None or control.strength == 0 else control
-        self.decoder, self.batch = decoder, batch
-        self.has_unconditional = guided
-        self.has_uncontrolled = control is not None and control.guidance_scale != 0
+        self.decoder, self.ramps = decoder, ramps
+        self.scale = scale if any(ramps) else 0.0
+        self.control_scale = control.guidance_scale if control is not None and any(ramps) else 0.0
         conditions, controls = [condition], [] if control is None else [control.control]
-        if self.has_unconditional:
+        if self.scale:
             conditions.append(condition.unconditional())
-        if self.has_uncontrolled:
+        if self.control_scale:
             conditions.append(condition)
         self.count = len(conditions)
         if control is not None:
             controls += [control.control.unconditional()] * (self.count - 1)
-        self.prepared = decoder.prepare(_joined(conditions))
-        self.controls = _joined(controls) if controls else None
-        if self.count > 1 and not always:
-            self.first = self.prepared[:batch]
-            self.first_control = None if control is None else control.control
+        self.every = (decoder.prepare(_joined(conditions)), _joined(controls))
+        self.first = self.every
+        if self.count > 1 and not all(ramps):
+            self.first = (self.every[0][:batch], None if control is None else control.control)
 
-    def predict(self, tokens: Tensor, mask: Tensor, rows: Tensor, ramp: float, scale: float) -> TokenLogits:
-        """Return the logits ``[R K]`` of the flattened ``rows``.
-
-        ramp: share of the guidance applied in this step, 0 to run the first branch alone. scale: of the
-        guidance away from the unconditional branch.
-        """
+    def predict(self, step: int, tokens: Tensor, mask: Tensor, rows: Tensor) -> TokenLogits:
+        """Return the logits ``[R K]`` of the flattened ``rows`` as ``step`` wants them."""
+        ramp = self.ramps[step]
         if self.count == 1 or ramp == 0:
-            alone = self.count == 1
-            prepared = self.prepared if alone else self.first
-            return self._run(tokens, mask, prepared, self.controls if alone else self.first_control, rows)
+            return self._run(tokens, mask, self.first, rows)
         every = torch.cat([rows + i * tokens.numel() for i in range(self.count)])
         repeats = (self.count, 1, 1, 1)
-        both = self._run(tokens.repeat(repeats), mask.repeat(repeats), self.prepared, self.controls, every)
-        first, *others = (TokenLogits(v, both.vocabulary) for v in both.values.chunk(self.count))
-        result = first.guided(others.pop(0), ramp * scale) if self.has_unconditional else first
-        if self.control is not None and others:
-            lead = first.values.float() - others.pop().values.float()
-            return TokenLogits(
-                result.values.float() + ramp * self.control.guidance_scale * lead, both.vocabulary
-            )
-        return result
+        joint = self._run(tokens.repeat(repeats), mask.repeat(repeats), self.every, every)
+        first, *others = (TokenLogits(v, joint.vocabulary) for v in joint.values.chunk(self.count))
+        result = first.guided(others[0], ramp * self.scale) if self.scale else first
+        if not self.control_scale:
+            return result
+        lead = first.values.float() - others[-1].values.float()
+        return TokenLogits(result.values.float() + ramp * self.control_scale * lead, joint.vocabulary)
 
-    def _run(self, tokens: Tensor, mask: Tensor, prepared: Any, controls: Any, rows: Tensor) -> TokenLogits:
+    def _run(self, tokens: Tensor, mask: Tensor, branches: tuple[Any, Any], rows: Tensor) -> TokenLogits:
+        prepared, control = branches
         if self.control is None:
             return self.decoder(tokens, mask, prepared, rows=rows)
         strength = self.control.strength
-        result = self.control.controlnet(tokens, mask, prepared, controls, rows=rows)
+        result = self.control.controlnet(tokens, mask, prepared, control, rows=rows)
         residuals = [r if strength == 1 else r * strength for r in result.residuals]
         logits = self.decoder(tokens, mask, prepared, residuals, rows)
         if result.logits is None:
@@ -120,7 +115,4 @@ class Branches:
 
 
 def _joined(parts: list[Any]) -> Any:
-    first, *rest = parts
-    for part in rest:
-        first = first.cat(part)
-    return first
+    return reduce(lambda one, other: one.cat(other), parts) if parts else None

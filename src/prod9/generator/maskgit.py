@@ -10,7 +10,7 @@ from torch import Tensor
 
 from prod9.generator.branches import Branches, Control, ControlResult
 from prod9.generator.heads import TokenLogits
-from prod9.generator.orders import FIXED_ORDERS, draw_orders
+from prod9.generator.orders import FIXED_ORDERS, RevealQueue, draw_orders
 from prod9.generator.transformer import MaskedDecoder
 from prod9.types import MaskedSample, TokenGrid, TokenMask
 
@@ -24,6 +24,16 @@ SCHEDULES: dict[str, Callable[[Tensor], Tensor]] = {
     "arccos": lambda r: torch.arccos(r) * (2 / math.pi),
 }
 """γ(r), the share of tokens hidden at time r, for float64 r in [0, 1]. ``log2`` is an alias of ``log``."""
+
+GUIDANCE_SCHEDULES: dict[str, Callable[[float], float]] = {
+    "constant": lambda u: 1.0,
+    "linear": lambda u: u,
+    "cosine": lambda u: (1.0 - math.cos(math.pi * u)) / 2,
+}
+"""The share of the guidance scale applied at u in (0, 1], the place of a step among those guided; 1 at the end.
+
+Rising ramps leave the first tokens, which decide what the rest will be, to the condition alone.
+"""
 
 
 class MaskGiTScheduler:
@@ -87,7 +97,10 @@ class MaskGiTSampler:
     temperature: of the drawn tokens. gumbel_temperature: noise on the ranking of ``confidence``, annealed
     to 0. top_p: nucleus of each group of levels. guidance_scale: how far to go from the unconditional
     prediction beyond the conditional one; 0 runs no second branch. guidance_interval: the share of the
-    steps, ``[from, to)``, that is guided. Put the decoder into evaluation mode first.
+    steps, ``[from, to)``, that is guided. guidance_schedule: a key of ``GUIDANCE_SCHEDULES``, how the scale
+    grows over the interval. remasking: η in [0, 1] of ReMDM's rescaled schedule (arXiv 2503.00307): each
+    step hides some drawn tokens again, to be drawn anew beside their later neighbours, and reveals as many
+    more, so that the schedule holds; pays with many steps. Put the decoder into evaluation mode first.
     """
 
     def __init__(
@@ -101,6 +114,8 @@ class MaskGiTSampler:
         top_p: float = 1.0,
         guidance_scale: float = 0.0,
         guidance_interval: Sequence[float] = (0.0, 1.0),
+        guidance_schedule: str = "constant",
+        remasking: float = 0.0,
     ) -> None:
         orders = ("confidence", *FIXED_ORDERS)
         if order not in orders:
@@ -110,6 +125,15 @@ class MaskGiTSampler:
                 "Expected steps >= 1, temperature > 0 and top_p in (0, 1], got "
                 f"{steps}, {temperature}, {top_p}; for near-greedy draws use a temperature such as 0.1."
             )
+        if guidance_schedule not in GUIDANCE_SCHEDULES:
+            raise ValueError(
+                f"Expected a guidance_schedule among {', '.join(GUIDANCE_SCHEDULES)}, got "
+                f"{guidance_schedule!r}; use one of these."
+            )
+        if not 0.0 <= remasking <= 1.0:
+            raise ValueError(
+                f"Expected remasking from 0 to 1, got {remasking}; 0 is none, 0.05 a good start."
+            )
         self.scheduler = scheduler
         self.steps = steps
         self.order = order
@@ -117,6 +141,8 @@ class MaskGiTSampler:
         self.gumbel_temperature = gumbel_temperature
         self.top_p = top_p
         self.guidance_scale = guidance_scale
+        self.guidance_schedule = guidance_schedule
+        self.remasking = remasking
         self.guidance_interval = start, end = float(guidance_interval[0]), float(guidance_interval[1])
         if not 0.0 <= start <= end <= 1.0:
             raise ValueError(
@@ -179,10 +205,14 @@ class MaskGiTSampler:
                 callback(SamplerState(step + 1, self.steps, run.tokens, run.mask))
         return run.tokens
 
-    def guided(self, step: int) -> bool:
-        """Whether ``step`` (from 0) lies in the guidance interval."""
+    def guidance_ramp(self) -> list[float]:
+        """Return for each step the share of the guidance scale applied in it; 0 outside the interval."""
         start, end = self.guidance_interval
-        return start <= step / self.steps < end
+        guided = [start <= step / self.steps < end for step in range(self.steps)]
+        ramp = GUIDANCE_SCHEDULES[self.guidance_schedule]
+        return [
+            ramp(sum(guided[: step + 1]) / sum(guided)) if now else 0.0 for step, now in enumerate(guided)
+        ]
 
 
 class _Run:
@@ -203,8 +233,9 @@ class _Run:
             raise ValueError(
                 "Expected initial_tokens and initial_mask together, got one; give both or neither."
             )
-        self.sampler, self.decoder = sampler, decoder
+        self.sampler = sampler
         self.batch, self.length = shape[0], math.prod(shape[1:])
+        self.num_groups = len(decoder.vocabulary.sizes)
         self.device = device = torch.device(condition.device)
         self.generators = _one_each(generator, self.batch)
         if initial_tokens is None or initial_mask is None:
@@ -216,28 +247,35 @@ class _Run:
             self.mask = initial_mask.to(device, copy=True)
             self.tokens = initial_tokens.to(device).masked_fill(self.mask, 0)
             self.totals = self.mask.flatten(1).sum(1).tolist()
+        # What was given is never drawn, so it is never remasked either.
+        self.drawable = self.mask.flatten(1).clone()
         self.hidden = self._schedule()
-        guided = [sampler.guided(step) for step in range(sampler.steps)]
         self.branches = Branches(
             decoder,
             condition,
             batch=self.batch,
-            guided=sampler.guidance_scale != 0.0 and any(guided),
-            always=all(guided),
+            ramps=sampler.guidance_ramp(),
+            scale=sampler.guidance_scale,
             control=control,
         )
-        num_groups = len(decoder.vocabulary.sizes)
-        self.order = None
+        self.queue = None
         if sampler.order in FIXED_ORDERS:
             orders = draw_orders(sampler.order, shape[1:], self.generators, device)  # pyright: ignore[reportArgumentType]
-            # Hidden cells first, in the order drawn; each cell is drawn once, so its numbers are too.
-            hidden = self.mask.flatten(1).gather(1, orders)
-            self.order = orders.gather(1, hidden.logical_not().long().argsort(dim=1, stable=True))
-            self.uniform = self._uniform(num_groups).flatten(0, 1)
+            self.queue = RevealQueue(orders, self.drawable, self.totals)
+            # As long as nothing is remasked each cell is drawn once, so its numbers are too.
+            self.uniform = self._uniform(self.num_groups).flatten(0, 1)
 
-    def _uniform(self, columns: int) -> Tensor:
-        """Return ``[B L columns]`` numbers in [0, 1), each sample's from its own generator."""
-        draws = [torch.rand(self.length, columns, generator=g, device=g.device) for g in self.generators]
+    def _uniform(self, columns: int, needed: Sequence[bool] | None = None) -> Tensor:
+        """Return ``[B L columns]`` numbers in [0, 1), each sample's from its own generator.
+
+        needed: False where a sample has nothing to draw; its generator is left alone then, as it would be
+        if the sample were drawn by itself.
+        """
+        size = (self.length, columns)
+        draws = [
+            torch.rand(size, generator=g, device=g.device) if wanted else torch.zeros(size, device=g.device)
+            for g, wanted in zip(self.generators, needed or [True] * self.batch, strict=True)
+        ]
         return torch.stack(draws).to(self.device)
 
     def _schedule(self) -> list[list[int]]:
@@ -247,35 +285,64 @@ class _Run:
         return [[hidden[n][step] for n in self.totals] for step in range(self.sampler.steps + 1)]
 
     def reveal(self, step: int) -> bool:
-        """Draw the tokens of one step; False if the schedule reveals none in it."""
-        counts = list(zip(self.hidden[step], self.hidden[step + 1], strict=True))
-        if all(before == after for before, after in counts):
+        """Draw the tokens of one step and hide those remasked; False if there is nothing to reveal."""
+        before, after = self.hidden[step], self.hidden[step + 1]
+        remasked = [self._num_remasked(*counts) for counts in zip(self.totals, before, after, strict=True)]
+        revealed = [b - a + r for b, a, r in zip(before, after, remasked, strict=True)]
+        if not any(revealed):
             return False
-        if self.order is None:
-            rows, drawn = self._most_confident(step, counts)
+        forgotten = self._forgotten(remasked)
+        if self.queue is None:
+            rows, drawn = self._most_confident(step, revealed)
         else:
-            rows = torch.cat([
-                self.order[b, total - before : total - after] + b * self.length
-                for b, (total, (before, after)) in enumerate(zip(self.totals, counts, strict=True))
-            ])  # fmt: skip
+            rows = torch.cat([cells + b * self.length for b, cells in enumerate(self.queue.take(revealed))])
             drawn = self._predict(step, rows).draw(self.uniform[rows], **self._softmax()).tokens
         self.tokens.view(-1)[rows] = drawn
         self.mask.view(-1)[rows] = False
+        for b, cells, fresh in forgotten:
+            self._hide(b, cells, fresh)
         return True
 
-    def _most_confident(self, step: int, counts: list[tuple[int, int]]) -> tuple[Tensor, Tensor]:
+    def _num_remasked(self, total: int, before: int, after: int) -> int:
+        """Return how many shown tokens a step hides again.
+
+        ReMDM hides each with probability η·min(1, (1 − α_s)/α_t), α the share shown now (t) and after the
+        step (s); this is the expected number, rounded. It leaves enough hidden ones to reveal in exchange.
+        """
+        return round(self.sampler.remasking * min(total - before, after))
+
+    def _forgotten(self, counts: list[int]) -> list[tuple[int, Tensor, Tensor]]:
+        """Choose tokens to hide among those drawn before this step: sample, cells and new numbers of each."""
+        chosen = []
+        for b, (count, g) in enumerate(zip(counts, self.generators, strict=True)):
+            if count:
+                fresh = torch.rand(self.length, self.num_groups + 2, generator=g, device=g.device)
+                fresh = fresh.to(self.device)
+                shown = self.drawable[b] & ~self.mask[b].flatten()
+                cells = fresh[:, -1].masked_fill(~shown, -1.0).topk(count).indices
+                chosen.append((b, cells, fresh[cells]))
+        return chosen
+
+    def _hide(self, sample: int, cells: Tensor, fresh: Tensor) -> None:
+        rows = cells + sample * self.length
+        self.tokens.view(-1)[rows] = 0
+        self.mask.view(-1)[rows] = True
+        if self.queue is not None:
+            self.queue.insert(sample, cells, fresh[:, -2])
+            self.uniform[rows] = fresh[:, : self.num_groups]
+
+    def _most_confident(self, step: int, counts: list[int]) -> tuple[Tensor, Tensor]:
         """Draw every hidden token and keep those likeliest under the network, give or take some noise."""
-        num_groups = len(self.decoder.vocabulary.sizes)
-        uniform = self._uniform(num_groups + 1).flatten(0, 1)
+        uniform = self._uniform(self.num_groups + 1, [count > 0 for count in counts]).flatten(0, 1)
         rows = self.mask.flatten().nonzero()[:, 0]
-        draw = self._predict(step, rows).draw(uniform[rows, :num_groups], **self._softmax())
+        draw = self._predict(step, rows).draw(uniform[rows, : self.num_groups], **self._softmax())
         noise = self.sampler.gumbel_temperature * (1 - (step + 1) / self.sampler.steps)
-        gumbel = -torch.log(-torch.log(uniform[rows, num_groups].clamp_min(1e-20)))
-        ranking = (draw.log_prob + noise * gumbel).split([before for before, _ in counts])
+        gumbel = -torch.log(-torch.log(uniform[rows, self.num_groups].clamp_min(1e-20)))
+        ranking = (draw.log_prob + noise * gumbel).split(self.hidden[step])
         start, kept = 0, []
-        for scores, (before, after) in zip(ranking, counts, strict=True):
-            kept.append(scores.topk(before - after).indices + start)
-            start += before
+        for scores, count in zip(ranking, counts, strict=True):
+            kept.append(scores.topk(count).indices + start)
+            start += len(scores)
         index = torch.cat(kept)
         return rows[index], draw.tokens[index]
 
@@ -283,8 +350,7 @@ class _Run:
         return {"temperature": self.sampler.temperature, "top_p": self.sampler.top_p}
 
     def _predict(self, step: int, rows: Tensor) -> TokenLogits:
-        ramp = 1.0 if self.sampler.guided(step) else 0.0
-        return self.branches.predict(self.tokens, self.mask, rows, ramp, self.sampler.guidance_scale)
+        return self.branches.predict(step, self.tokens, self.mask, rows)
 
 
 def _one_each(

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 _BASES = (2, 3, 5)
@@ -70,3 +70,30 @@ def draw_orders(
 ) -> Int64[Tensor, "B L"]:
     """Return a permutation of the cells for each sample, each from its own generator."""
     return torch.stack([FIXED_ORDERS[order](grid, g).to(device) for g in generators])
+
+
+class RevealQueue:
+    """The hidden cells of each sample, in the order in which they will be revealed.
+
+    orders: a permutation of the cells for each sample. hidden: which cells are hidden. counts: how many.
+    """
+
+    def __init__(
+        self, orders: Int64[Tensor, "B L"], hidden: Bool[Tensor, "B L"], counts: Sequence[int]
+    ) -> None:
+        later = hidden.gather(1, orders).logical_not().long().argsort(dim=1, stable=True)
+        ordered = orders.gather(1, later)
+        self._waiting = [cells[:count] for cells, count in zip(ordered, counts, strict=True)]
+
+    def take(self, counts: Sequence[int]) -> list[Tensor]:
+        """Remove and return the next ``counts`` cells of each sample."""
+        taken = [cells[:count] for cells, count in zip(self._waiting, counts, strict=True)]
+        self._waiting = [cells[count:] for cells, count in zip(self._waiting, counts, strict=True)]
+        return taken
+
+    def insert(self, sample: int, cells: Int64[Tensor, " K"], places: Float[Tensor, " K"]) -> None:
+        """Put ``cells`` among those of ``sample`` that wait: place 0 is the front, 1 the end."""
+        waiting = self._waiting[sample]
+        steps = torch.arange(len(waiting), device=waiting.device)
+        keys = torch.cat([steps.float(), places * (len(waiting) + 1) - 0.5])
+        self._waiting[sample] = torch.cat([waiting, cells])[keys.argsort()]

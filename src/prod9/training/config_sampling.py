@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from prod9.training.config_sections import NonNegative, Positive, PositiveInt, Range, Section
+from prod9.training.config_sections import Fraction, NonNegative, Positive, PositiveInt, Range, Section
 
 SchedulerType = Literal["log", "log2", "linear", "sqrt", "cosine", "arccos"]
 
@@ -34,4 +34,10 @@ class SamplerConfig(Section):
     )
     guidance_interval: Range = Field(
         default=(0.0, 1.0), description="Share of the steps [from, to) that is guided."
+    )
+    guidance_schedule: Literal["constant", "linear", "cosine"] = Field(
+        default="constant", description="How guidance grows over its interval."
+    )
+    remasking: Fraction = Field(
+        default=0.0, description="η of ReMDM: how much of what was drawn each step draws anew; 0 for none."
     )
