@@ -6,7 +6,8 @@ refused, never mixed in.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -82,3 +83,10 @@ class OutputFolder:
         with atomic_write(self.path / MANIFEST) as temporary:
             text = json.dumps(manifest, indent=2, allow_nan=False)
             temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def consecutive(indices: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Yield ``(first, count)`` of each run of consecutive numbers."""
+    for _, run in groupby(enumerate(indices), key=lambda pair: pair[1] - pair[0]):
+        numbers = [number for _, number in run]
+        yield numbers[0], len(numbers)

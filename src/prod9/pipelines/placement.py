@@ -43,12 +43,16 @@ class Placed:
         unit: ``[H W D]`` in [0, 1] on the grid. difference: it is a difference of intensities: scaled, not
         shifted.
         """
-        shape, affine = _ras_grid(self.reference)
-        back = mt.SpatialResample(mode="bilinear", padding_mode="zeros")
-        placed = back(_meta(unit, self.affine), dst_affine=torch.from_numpy(affine), spatial_size=shape)
-        whole = volumes.from_ras(np.asarray(placed)[0], self.reference)
+        whole = self.lay_back(unit)
         raw = whole * (self.high - self.low) + (0.0 if difference else self.low)
         return np.where(self.head, raw, 0.0).astype(np.float32)
+
+    def lay_back(self, data: np.ndarray) -> np.ndarray:
+        """Return ``data [H W D]`` of the grid on the voxels of the reference, in its axes; 0 beyond the grid."""
+        shape, affine = _ras_grid(self.reference)
+        back = mt.SpatialResample(mode="bilinear", padding_mode="zeros")
+        placed = back(_meta(data, self.affine), dst_affine=torch.from_numpy(affine), spatial_size=shape)
+        return volumes.from_ras(np.asarray(placed)[0], self.reference)
 
 
 class GridPlacement:
@@ -108,7 +112,7 @@ class GridPlacement:
             head=head,
             low=low,
             high=high,
-            cut=_share_beyond(head, reference.header, inside.affine.numpy(), self.grid),
+            cut=share_beyond(head, reference.header, inside.affine.numpy(), self.grid),
         )
 
     def _foreground(self, raw: np.ndarray) -> np.ndarray:
@@ -171,7 +175,7 @@ def _ras_grid(header: VolumeHeader) -> tuple[tuple[int, ...], np.ndarray]:
     return turned.shape, affine
 
 
-def _share_beyond(
+def share_beyond(
     head: np.ndarray, header: VolumeHeader, grid_affine: np.ndarray, grid: tuple[int, int, int]
 ) -> float:
     """Return the share of the head's voxels whose centres lie outside the grid."""

@@ -1,0 +1,303 @@
+"""``prod9 generate control``: volumes that follow a segmentation; also ``prod9-train-maskgit-controlnet generate``."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from prod9.cli import shared
+from prod9.cli.outputs import OutputFolder
+from prod9.cli.shared import (
+    CheckOption,
+    DebugOption,
+    DeviceOption,
+    JsonOption,
+    OutputsOption,
+    OverwriteOption,
+    PrintConfigOption,
+    SetOption,
+)
+from prod9.cli.stage import AutoencoderOption, ModelOption, OptionalConfigOption, load_for_model, print_check
+from prod9.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from prod9.pipelines.control import ControlPipeline
+    from prod9.pipelines.segmentation import PlacedSegmentation
+    from prod9.training.config_schema import RunConfig
+
+ALL = "all"
+NO_SEG = "sample"
+"""What results are named after when no segmentation steers them."""
+_CUT = 0.001
+"""Share of a segmentation beyond the grid that is worth a warning."""
+
+
+def generate_control(
+    output_dir: OutputsOption,
+    model: ModelOption = None,
+    config: OptionalConfigOption = None,
+    overrides: SetOption = None,
+    seg: Annotated[
+        list[Path] | None,
+        typer.Option("--seg", metavar="FILE|DIR", help="Segmentation, or a folder of them; repeatable."),
+    ] = None,
+    reference: Annotated[
+        Path | None,
+        typer.Option("--reference", metavar="FILE", help="The scan a single --seg lies on; finds the head."),
+    ] = None,
+    label_scheme: Annotated[
+        str,
+        typer.Option(
+            "--label-scheme", metavar="NAME|TABLE", help="What its values mean, e.g. brats2021 or `1=2, 2=1`."
+        ),
+    ] = "auto",
+    label: Annotated[
+        list[str] | None,
+        typer.Option("--label", "-l", metavar="NAME|all", help="Modality, e.g. T1ce; repeatable. [all]"),
+    ] = None,
+    num_samples: Annotated[
+        int, typer.Option("--num-samples", "-n", min=1, help="Volumes of each segmentation and label.")
+    ] = 1,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Volumes sampled together.")] = 1,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Volume k is drawn with this seed plus k.")] = 0,
+    control_strength: Annotated[
+        float | None, typer.Option("--control-strength", help="Factor of what control adds; 0 is the base.")
+    ] = None,
+    control_guidance_scale: Annotated[
+        float | None,
+        typer.Option("--control-guidance-scale", help="How far to go beyond control; 0 for none."),
+    ] = None,
+    steps: Annotated[int | None, typer.Option("--steps", help="Decoding steps.")] = None,
+    temperature: Annotated[float | None, typer.Option("--temperature", help="Of the drawn tokens.")] = None,
+    transformer: Annotated[
+        str | None,
+        typer.Option("--transformer", metavar="PATH", help="Where stage 2 is now, if it has moved."),
+    ] = None,
+    autoencoder: AutoencoderOption = None,
+    device: DeviceOption = "auto",
+    overwrite: OverwriteOption = False,
+    check: CheckOption = False,
+    print_config: PrintConfigOption = False,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Generate volumes whose lesions lie where a segmentation says: `NAME_T1ce_0000.nii.gz` and so on.
+
+    A segmentation of any orientation, size and spacing is brought to the model's grid as in training, and lies
+    beside its volumes as `NAME_seg.nii.gz`. Run it again after an interruption, and only what is missing is made.
+    """
+    flags = {
+        "sampler.steps": steps,
+        "sampler.temperature": temperature,
+        "control.control_strength": control_strength,
+        "control.control_guidance_scale": control_guidance_scale,
+    }
+    changes = [*(overrides or []), *((key, value) for key, value in flags.items() if value is not None)]
+    run_config, path = load_for_model("maskgit_controlnet", config, model, overrides=changes)
+    if print_config:
+        shared.print_config(run_config)
+        return
+    files = find_segmentations(seg or [])
+    if reference is not None and len(files) != 1:
+        raise ConfigError(f"--reference: expected a single segmentation to go with it, got {len(files)}")
+    pipeline = _load_pipeline(path, run_config, device, transformer, autoencoder)
+    labels = _chosen(label, pipeline)
+    for name in labels:
+        pipeline.check(name, bool(files))
+    placed = {
+        name: pipeline.place(file, reference=reference, label_scheme=label_scheme)
+        for name, file in files.items()
+    }
+    _warn(placed, files)
+    sources = placed or {NO_SEG: None}
+    if check:
+        print_check(_describe(pipeline, labels, len(sources), num_samples, path), as_json)
+        return
+    settings = _settings(pipeline, run_config, seed, files, reference, label_scheme)
+    folder = OutputFolder(Path(output_dir), settings, overwrite=overwrite)
+    again = f"What was made is in {folder.path}; run the same command again for the rest."
+    with shared.resumable(again):
+        made = list(_generate(pipeline, folder, sources, labels, num_samples, seed, batch_size))
+    _report(folder, made, len(sources) * len(labels) * num_samples, as_json)
+
+
+def find_segmentations(given: Sequence[Path]) -> dict[str, Path]:
+    """Return output name → segmentation file.
+
+    Of a folder's files those whose names say ``seg``, or all where no name does and none names a modality.
+    Raises DataError when there is nothing, ConfigError when two would get one name.
+    """
+    from prod9.data.names import SEG, parse_modality
+
+    files: dict[str, Path] = {}
+    for path in (p.expanduser() for p in given):
+        found = [path]
+        if path.is_dir():
+            inside = [p for p in sorted(path.rglob("*.nii*")) if p.name.endswith((".nii", ".nii.gz"))]
+            kinds = {p: parse_modality(p.name) for p in inside}
+            named = [p for p in inside if kinds[p] == SEG]
+            found = named or [p for p in inside if kinds[p] is None]
+        if not found or not found[0].exists():
+            got = "none" if path.is_dir() else "nothing there"
+            raise DataError(
+                f"{path}: expected a segmentation (.nii or .nii.gz) or a folder of them, got {got}"
+            )
+        for file in found:
+            name = _stem(file.name)
+            if name in files:
+                raise ConfigError(f"{files[name]} and {file} would both become {name}; give one at a time")
+            files[name] = file
+    return files
+
+
+def _stem(name: str) -> str:
+    """Return a file's name without its suffix and a trailing ``seg``."""
+    stem = name.removesuffix(".gz").removesuffix(".nii")
+    for word in ("segm", "seg"):
+        if stem.lower().endswith(word) and stem[: -len(word)].rstrip("-_. "):
+            return stem[: -len(word)].rstrip("-_. ")
+    return stem
+
+
+def _load_pipeline(
+    path: Path, config: "RunConfig", device: str, transformer: str | None, autoencoder: str | None
+) -> "ControlPipeline":
+    from prod9.pipelines.control import ControlPipeline
+    from prod9.training.config import config_to_dict
+
+    # The config was checked already, with the changes of the command line; only these sections matter here.
+    values = config_to_dict(config)
+    names = ("sampler", "masking", "control", "sliding_window")
+    return ControlPipeline.from_checkpoint(
+        path,
+        device=shared.torch_device(device),
+        transformer=transformer,
+        autoencoder=autoencoder,
+        overrides=[(name, values[name]) for name in names],
+    )
+
+
+def _chosen(labels: Sequence[str] | None, pipeline: "ControlPipeline") -> list[str]:
+    if not labels or ALL in labels:
+        return pipeline.generator.label_names()
+    return list(dict.fromkeys(labels))
+
+
+def _warn(placed: "Mapping[str, PlacedSegmentation]", files: Mapping[str, Path]) -> None:
+    for name, one in placed.items():
+        if not one.seg.any():
+            text = "nothing is segmented: the volumes will show a brain without lesion"
+        elif one.cut > _CUT:
+            text = f"{one.cut:.1%} of what is segmented lies beyond the model's grid and is lost"
+        elif one.found_by == "field":
+            text = (
+                "no scan beside it, so its field of view is centred on the grid where training centres the "
+                "head; --reference SCAN does better"
+            )
+        else:
+            continue
+        shared.messages.print(f"Warning: {files[name]}: {text}.", markup=False)
+
+
+def _describe(
+    pipeline: "ControlPipeline", labels: list[str], sources: int, num_samples: int, path: Path
+) -> dict[str, Any]:
+    generator = pipeline.generator
+    count = sources * len(labels) * num_samples
+    voxels = generator.grid[0] * generator.grid[1] * generator.grid[2]
+    return {
+        "model": str(path),
+        "condition": pipeline.controlnet.condition_type,
+        "segmentations": sources if pipeline.needs_seg else 0,
+        "labels": ", ".join(labels),
+        "volumes": count,
+        "grid": list(generator.grid),
+        "tokens": list(generator.token_grid),
+        "steps": generator.sampler.steps,
+        "device": str(generator.device),
+        "disk_mb": round(count * voxels * 4 / 1e6, 1),
+    }
+
+
+def _settings(
+    pipeline: "ControlPipeline",
+    config: "RunConfig",
+    seed: int,
+    files: Mapping[str, Path],
+    reference: Path | None,
+    label_scheme: str,
+) -> dict[str, Any]:
+    from prod9.files import sha256
+    from prod9.training.config import config_to_dict
+
+    values = config_to_dict(config)
+    return {
+        "command": "generate control",
+        "sha256": pipeline.generator.sha256,
+        "segmentations": {name: sha256(file) for name, file in files.items()},
+        "reference": None if reference is None else sha256(reference),
+        "label_scheme": label_scheme,
+        "seed": seed,
+        **{name: values[name] for name in ("control", "sampler", "masking", "sliding_window")},
+    }
+
+
+def _generate(
+    pipeline: "ControlPipeline",
+    folder: OutputFolder,
+    sources: "Mapping[str, PlacedSegmentation | None]",
+    labels: list[str],
+    num_samples: int,
+    seed: int,
+    batch_size: int,
+) -> Iterator[str]:
+    from prod9 import volumes
+    from prod9.cli.outputs import consecutive
+
+    with shared.progress() as bar:
+        for source, seg in sources.items():
+            if seg is not None:
+                _write_seg(folder, f"{source}_seg.nii.gz", seg)
+            for label in labels:
+                names = [f"{source}_{label}_{k:04d}.nii.gz" for k in range(num_samples)]
+                missing = [k for k, name in enumerate(names) if not folder.is_done(name)]
+                task = bar.add_task(f"{source} {label}", total=len(missing), visible=bool(missing))
+                done = 0
+                for start, count in consecutive(missing):
+
+                    def report(share: float, _: int, task: Any = task, done: int = done) -> None:
+                        bar.update(task, completed=done + share)
+
+                    for volume in pipeline.generate(
+                        label,
+                        seg=seg,
+                        num_samples=count,
+                        seed=seed,
+                        batch_size=batch_size,
+                        start=start,
+                        progress=report,
+                    ):
+                        name = names[volume.index]
+                        folder.record(name, source=source, label=label, index=volume.index, seed=volume.seed)
+                        volumes.write(folder.path / name, volume.data, volume.affine)
+                        yield name
+                    done += count
+
+
+def _write_seg(folder: OutputFolder, name: str, seg: "PlacedSegmentation") -> None:
+    from prod9 import volumes
+
+    if not folder.is_done(name):
+        folder.record(name, kind="segmentation", found_by=seg.found_by, cut=round(seg.cut, 4))
+        volumes.write(folder.path / name, seg.seg, seg.affine, dtype="uint8")
+
+
+def _report(folder: OutputFolder, made: list[str], total: int, as_json: bool) -> None:
+    result = {"output_dir": str(folder.path), "made": made, "kept": total - len(made)}
+    if as_json:
+        shared.print_json(result)
+    else:
+        shared.console.print(
+            f"{len(made)} volumes made, {result['kept']} kept, in {folder.path}", markup=False
+        )
