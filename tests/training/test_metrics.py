@@ -9,6 +9,7 @@ from prod9.training.metrics import (
     PSNR_CAP,
     CombinedMetric,
     codebook_usage,
+    fit_intensities,
     foreground,
     frechet_distance,
     inception_score,
@@ -138,3 +139,25 @@ def test_inception_score_limits():
     kl_certain = math.log(1 / 0.75)
     kl_open = 0.5 * math.log(0.5 / 0.75) + 0.5 * math.log(0.5 / 0.25)
     assert inception_score(p).item() == pytest.approx(math.exp((kl_certain + kl_open) / 2), rel=1e-6)
+
+
+def test_fitting_intensities_undoes_any_affine_map():
+    target = torch.rand(2, 1, 5, 6, 7, generator=torch.Generator().manual_seed(0)) + 0.1
+    target[:, :, 0] = 0.0
+    mask = foreground(target)
+    mapped = torch.stack([0.3 * target[0] + 0.4, 2.0 - target[1]])
+    torch.testing.assert_close(
+        torch.where(mask, fit_intensities(mapped, target, mask=mask), 0.0), target, atol=1e-5, rtol=0
+    )
+
+
+def test_a_fit_never_hurts_and_a_constant_becomes_the_mean():
+    generator = torch.Generator().manual_seed(1)
+    target, pred = (torch.rand(3, 1, 6, 6, 6, generator=generator) for _ in range(2))
+    mask = torch.rand(3, 1, 6, 6, 6, generator=generator) < 0.7
+    fitted = fit_intensities(pred, target, mask=mask)
+    assert (psnr(fitted, target, mask=mask) > psnr(pred, target, mask=mask)).all()
+    # A second fit finds nothing left to do.
+    torch.testing.assert_close(fit_intensities(fitted, target, mask=mask), fitted, atol=1e-5, rtol=0)
+    flat = fit_intensities(torch.full_like(pred, 0.2), target, mask=mask)
+    torch.testing.assert_close(flat[0].flatten()[0], target[0][mask[0]].mean())

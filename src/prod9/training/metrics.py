@@ -71,6 +71,25 @@ def foreground(volume: Volume) -> VolumeMask:
     return volume > 0
 
 
+def fit_intensities(pred: Volume, target: Volume, *, mask: VolumeMask) -> Volume:
+    """Return a · pred + b with the a and b of each sample that come closest to ``target`` over ``mask``.
+
+    Least squares. A scan's own brightness and contrast can't be read from other scans: compared
+    without this fit, translations are ranked by luck. A constant prediction becomes the target's mean.
+    """
+    weight = mask.float().expand_as(pred)
+    count = weight.flatten(1).sum(1).clamp_min(1.0)
+
+    def mean(values: Tensor) -> Tensor:
+        return ((values * weight).flatten(1).sum(1) / count).view(-1, 1, 1, 1, 1)
+
+    x, y = pred.float(), target.float()
+    x_mean, y_mean = mean(x), mean(y)
+    variance = mean((x - x_mean).square())
+    slope = mean((x - x_mean) * (y - y_mean)) / variance.clamp_min(1e-12)
+    return (y_mean + slope * (x - x_mean)).to(pred.dtype)
+
+
 def _masked_mean(values: Float[Tensor, "B C H W D"], mask: VolumeMask | None) -> PerSample:
     if mask is None:
         return values.flatten(1).mean(1)

@@ -1,0 +1,114 @@
+"""What a translation has to beat: another scan of the same head with its histogram changed, and regression.
+
+Both know the training patients, as the model does, and cost nothing. Sources are ``[N S H W D]``, targets
+``[N 1 H W D]``, in [0, 1], in the same order of modalities in training and after it; their background is
+exactly 0.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from prod9.training.metrics import fit_intensities, foreground, psnr
+from prod9.types import Volume
+
+_NUM_QUANTILES = 256
+
+Sources = Float[Tensor, "N S H W D"]
+
+
+def match_histogram(volumes: Volume, quantiles: Float[Tensor, " Q"]) -> Volume:
+    """Give the foreground of each volume, voxel by voxel, the value of the same rank among ``quantiles``.
+
+    quantiles: values at equally spaced ranks from 0 to 1. Equal intensities stay equal, the background stays 0.
+    """
+    return torch.stack([_match_one(volume, quantiles) for volume in volumes])
+
+
+def mean_quantiles(volumes: Volume) -> Float[Tensor, " Q"]:
+    """Return the foreground quantiles at equally spaced ranks, averaged over volumes: their mean histogram."""
+    levels = torch.linspace(0, 1, _NUM_QUANTILES, dtype=torch.float64)
+    rows = [_quantiles(v[v > 0], levels) for v in volumes if (v > 0).any()]
+    return torch.stack(rows).mean(0).float()
+
+
+@dataclass(frozen=True)
+class CopyBaseline:
+    """The best single source, its histogram matched to that of the training targets.
+
+    source: place among the sources; the one that came closest on the training patients after an affine fit.
+    """
+
+    source: int
+    quantiles: Tensor
+
+    def __call__(self, sources: Sources) -> Volume:
+        """Return ``[N 1 H W D]``."""
+        return match_histogram(sources[:, self.source : self.source + 1], self.quantiles)
+
+
+def fit_copy(sources: Sources, targets: Volume) -> CopyBaseline:
+    """Choose the source and the histogram on training patients."""
+    quantiles, brain = mean_quantiles(targets), foreground(targets)
+    scores = []
+    for s in range(sources.shape[1]):
+        matched = match_histogram(sources[:, s : s + 1], quantiles)
+        fitted = fit_intensities(matched, targets, mask=brain)
+        scores.append(psnr(fitted, targets, mask=brain).nanmean())
+    return CopyBaseline(int(torch.stack(scores).argmax()), quantiles)
+
+
+@dataclass(frozen=True)
+class RegressionBaseline:
+    """One linear map from the intensities of the sources at a voxel to that of the target.
+
+    weights: ``[S + 1]``, the last is the intercept.
+    """
+
+    weights: Tensor
+
+    def __call__(self, sources: Sources) -> Volume:
+        """Return ``[N 1 H W D]``, clipped to [0, 1], 0 where every source is background."""
+        predicted = torch.einsum("nshwd,s->nhwd", sources, self.weights[:-1]) + self.weights[-1]
+        head = (sources > 0).any(1)
+        return torch.where(head, predicted.clamp(0.0, 1.0), 0.0)[:, None]
+
+
+def fit_regression(sources: Sources, targets: Volume) -> RegressionBaseline:
+    """Fit by least squares over all voxels of the heads of training patients."""
+    size = sources.shape[1] + 1
+    gram, moment = torch.zeros(size, size, dtype=torch.float64), torch.zeros(size, dtype=torch.float64)
+    for volumes, target in zip(sources, targets, strict=True):
+        head = (volumes > 0).any(0)
+        rows = torch.cat([volumes[:, head], torch.ones(1, int(head.sum()))]).double()
+        gram += rows @ rows.T
+        moment += rows @ target[0, head].double()
+    # Two sources may be copies of each other: the smallest of all solutions, then.
+    return RegressionBaseline(torch.linalg.lstsq(gram, moment, driver="gelsd").solution.float())
+
+
+def _match_one(volume: Tensor, quantiles: Tensor) -> Tensor:
+    inside = volume > 0
+    values = volume[inside]
+    if not len(values):
+        return volume
+    ordered = values.sort().values
+    # The middle of a run of equal values, so that they stay equal.
+    below, above = torch.searchsorted(ordered, values), torch.searchsorted(ordered, values, right=True)
+    rank = (below + above - 1) / 2 / max(len(values) - 1, 1) * (len(quantiles) - 1)
+    left = rank.floor().long().clamp(max=len(quantiles) - 2)
+    matched = quantiles[left].lerp(quantiles[left + 1], (rank - left).to(quantiles.dtype))
+    result = torch.zeros_like(volume)
+    result[inside] = matched.to(volume.dtype)
+    return result
+
+
+def _quantiles(values: Tensor, levels: Tensor) -> Tensor:
+    # torch.quantile refuses more than 2²⁴ values.
+    ordered = values.double().sort().values
+    place = levels * (len(ordered) - 1)
+    left = place.floor().long().clamp(max=max(len(ordered) - 2, 0))
+    right = (left + 1).clamp(max=len(ordered) - 1)
+    return ordered[left].lerp(ordered[right], place - left)

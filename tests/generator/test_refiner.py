@@ -1,0 +1,91 @@
+import pytest
+import torch
+from jaxtyping import TypeCheckError
+
+from prod9.generator.refiner import Refiner, RefinerBlock
+
+
+def build(**changes):
+    torch.manual_seed(0)
+    options = {"num_classes": 3, "num_channels": (8, 8), "norm_num_groups": 4, **changes}
+    return Refiner(**options)
+
+
+def trained(**changes):
+    """A refiner whose residual is no longer zero."""
+    refiner = build(**changes)
+    for parameter in refiner.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    return refiner.eval()
+
+
+def inputs(batch=2, sides=(10, 12, 9)):
+    generator = torch.Generator().manual_seed(1)
+    decoded = torch.rand(batch, 1, *sides, generator=generator)
+    sources = torch.rand(batch, 3, *sides, generator=generator)
+    present = torch.tensor([[True, True, False], [False, True, False]])[:batch]
+    return decoded, sources, present, torch.tensor([2, 0])[:batch]
+
+
+def test_untrained_it_returns_the_decoded_target_whatever_the_sides():
+    decoded, sources, present, label = inputs()
+    assert torch.equal(build()(decoded, sources, present, label), decoded)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"num_channels": (8,)}, {"num_channels": (8, 8, 8)}, {"space_to_depth": 1}]
+)
+def test_every_depth_and_folding_takes_any_sides(changes):
+    decoded, sources, present, label = inputs()
+    assert trained(**changes)(decoded, sources, present, label).shape == decoded.shape
+
+
+def test_absent_sources_are_not_looked_at():
+    refiner, (decoded, sources, present, label) = trained(), inputs()
+    other = torch.where(present[:, :, None, None, None], sources, torch.nan)
+    assert torch.equal(refiner(decoded, sources, present, label), refiner(decoded, other, present, label))
+
+
+def test_presence_target_and_every_source_matter():
+    refiner, (decoded, sources, present, label) = trained(), inputs()
+    base = refiner(decoded, sources, present, label)
+    assert not torch.allclose(base, refiner(decoded, sources, present, 2 - label))
+    assert not torch.allclose(base, refiner(decoded, sources, present.roll(1, dims=1), label))
+    assert not torch.allclose(base, refiner(decoded, sources.flip(2), present, label))
+    zeroed = refiner(torch.zeros_like(decoded), sources, present, label)
+    assert not torch.allclose(base - decoded, zeroed)
+
+
+def test_a_sample_does_not_depend_on_the_batch():
+    refiner, given = trained(), inputs()
+    torch.testing.assert_close(refiner(*given)[1:], refiner(*(x[1:] for x in given)), rtol=1e-4, atol=1e-5)
+
+
+def test_checkpointing_gives_the_same_gradients():
+    gradients = []
+    for use_checkpointing in (False, True):
+        refiner = trained(use_checkpointing=use_checkpointing)
+        refiner.load_state_dict(trained().state_dict())
+        refiner(*inputs()).square().mean().backward()
+        gradients.append(refiner.stem.weight.grad)
+    torch.testing.assert_close(*gradients)
+
+
+def test_every_parameter_gets_a_gradient():
+    refiner = trained(num_res_blocks=2)
+    refiner(*inputs()).square().mean().backward()
+    assert not [name for name, p in refiner.named_parameters() if p.grad is None or not p.grad.any()]
+
+
+def test_a_fresh_block_ignores_its_context():
+    block = RefinerBlock(in_channels=4, out_channels=8, context_dim=3, norm_num_groups=2)
+    x = torch.rand(1, 4, 4, 4, 4)
+    assert torch.equal(block(x, torch.zeros(1, 3)), block(x, torch.ones(1, 3)))
+
+
+def test_a_wrong_number_of_sources_is_refused():
+    decoded, sources, present, label = inputs()
+    with pytest.raises(ValueError, match="one channel for each of the 3 classes, got 2"):
+        build()(decoded, sources[:, :2], present[:, :2], label)
+    with pytest.raises(TypeCheckError):
+        build()(decoded[0], sources, present, label)
