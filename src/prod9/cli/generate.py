@@ -24,7 +24,8 @@ from prod9.cli.shared import (
     new_app,
     run_app,
 )
-from prod9.cli.stage import ModelOption, OptionalConfigOption, load_for_model, print_check
+from prod9.cli.stage import AutoencoderOption, ModelOption, OptionalConfigOption, load_for_model, print_check
+from prod9.cli.translate import translate
 from prod9.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -36,12 +37,9 @@ LabelOption = Annotated[
     list[str] | None,
     typer.Option("--label", "-l", metavar="NAME|all", help="What to generate, e.g. T1; repeatable. [all]"),
 ]
-AutoencoderOption = Annotated[
-    str | None,
-    typer.Option("--autoencoder", metavar="PATH", help="Where stage 1 is now, if it has moved."),
-]
 
 app = new_app("Generate volumes with trained models.")
+app.command("translate")(translate)
 
 
 @app.command("label")

@@ -50,6 +50,10 @@ ModelOption = Annotated[
         help="A run folder, a checkpoint or an export folder; without it, the run of --config.",
     ),
 ]
+AutoencoderOption = Annotated[
+    str | None,
+    typer.Option("--autoencoder", metavar="PATH", help="Where stage 1 is now, if it has moved."),
+]
 ResumeOption = Annotated[
     str | None,
     typer.Option(
