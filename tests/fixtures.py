@@ -55,6 +55,32 @@ def write_brats_tree(
     return folders
 
 
+def write_medmnist3d(
+    root: Path,
+    counts: tuple[int, int, int] = (6, 3, 3),
+    *,
+    name: str = "organmnist3d",
+    size: int = 28,
+    num_classes: int = 11,
+) -> Path:
+    """Write a small file in the format of MedMNIST3D and return it: blobs whose size tells the class."""
+    arrays = {}
+    for part, count in zip(("train", "val", "test"), counts, strict=True):
+        rng = np.random.default_rng(count)
+        labels = (np.arange(count) % num_classes).astype(np.uint8)
+        distance = np.linalg.norm(
+            np.stack(np.meshgrid(*[np.arange(size) - size / 2] * 3, indexing="ij")), axis=0
+        )
+        blobs = [distance < size / 4 + label / num_classes * size / 6 for label in labels]
+        noisy = [np.where(blob, rng.integers(120, 255, distance.shape), rng.integers(0, 40, distance.shape))
+                 for blob in blobs]  # fmt: skip
+        arrays |= {f"{part}_images": np.asarray(noisy, dtype=np.uint8), f"{part}_labels": labels[:, None]}
+    root.mkdir(parents=True, exist_ok=True)
+    path = root / (f"{name}.npz" if size == 28 else f"{name}_{size}.npz")
+    np.savez_compressed(path, **arrays)
+    return path
+
+
 def _write_case(
     case: Path,
     shape: tuple[int, int, int],

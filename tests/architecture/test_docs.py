@@ -39,5 +39,7 @@ def test_every_shipped_transformer_has_its_autoencoder():
     for config in configs.values():
         model = tables.stage1_model(config, configs)
         assert (model is None) == (config.stage == "autoencoder")
+        if config.data.kind == "medmnist3d":
+            continue  # divided by its makers
         shares = config.data.split
         assert (shares.train, shares.val, shares.test) == pytest.approx((0.7, 0.15, 0.15))

@@ -13,6 +13,8 @@ HOMES = {
     "prod9.data.builders": ("DatasetBuilder",),
     "prod9.data.transforms": ("TransformBuilder",),
     "prod9.data.datasets.brats": ("CachedRandomModalityDataset", "CachedAllModalitiesDataset"),
+    "prod9.data.datasets.medmnist": ("CachedMedMNIST3DStage1Dataset", "MedMNIST3DStage2Dataset"),
+    "prod9.training.medmnist3d_data": ("MedMNIST3DDataModule",),
     "prod9.generator.maskgit": ("MaskGiTSampler", "MaskGiTScheduler"),
     "prod9.generator.modules": ("AdaLNZeroBlock", "SinCosPosEmbed"),
     "prod9.generator.transformer": ("TransformerDecoder",),

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from prod9.training.config import STAGE_COMMANDS, merge_config, shipped_configs
-from tests.fixtures import write_brats_tree
+from tests.fixtures import write_brats_tree, write_medmnist3d
 from tests.harness import run
 
 SHRINKS = yaml.safe_load((Path(__file__).parents[1] / "architecture" / "shrinks.yaml").read_text())
@@ -18,6 +18,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A working folder with the demo's cohort, which is also the BraTS folder."""
     folder = tmp_path_factory.mktemp("shipped")
     write_brats_tree(folder / "outputs" / "demo" / "data", 7)
+    write_medmnist3d(folder / "medmnist")
     return folder
 
 
@@ -30,6 +31,7 @@ def test_every_config_has_its_shrinks() -> None:
 def test_one_step(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     monkeypatch.setenv("BRATS_DIR", str(folder / "outputs" / "demo" / "data"))
+    monkeypatch.setenv("MEDMNIST_DIR", str(folder / "medmnist"))
     stage = merge_config(shipped_configs()[name])["stage"]
     changes = [f"--set={change}" for group in SHRINKS[name].values() for change in group]
     ran = run(STAGE_COMMANDS[stage], "train", "--config", name, *changes, "--json")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from prod9.cli import shared
+from prod9.cli.inputs import Inputs, find_inputs
 from prod9.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -23,17 +24,12 @@ if TYPE_CHECKING:
 GIB = 1024**3
 
 
-def check_inputs(config: "RunConfig", *, writes: bool = True) -> "list[Case]":
+def check_inputs(config: "RunConfig", *, writes: bool = True) -> Inputs:
     """Refuse missing folders, cases and weights, and an output folder that cannot be written.
 
-    Returns the cases. writes: whether the run writes into ``output_dir``.
+    Returns what data there are. writes: whether the run writes into ``output_dir``.
     """
-    from prod9.data.layouts import find_cases
-
-    data = config.data
-    cases = find_cases(
-        Path(data.root), layout=data.layout, label_scheme=data.label_scheme, modalities=data.modalities
-    )
+    inputs = find_inputs(config.data)
     if config.stage == "maskgit_controlnet":
         _check_earlier("transformer", config.inputs.transformer, "prod9-train-transformer")
     elif config.stage == "transformer":
@@ -44,7 +40,7 @@ def check_inputs(config: "RunConfig", *, writes: bool = True) -> "list[Case]":
         resolve_perceptual(config.loss.perceptual.network)
     if writes:
         _check_output(Path(config.output_dir))
-    return cases
+    return inputs
 
 
 def check_run(config: "RunConfig", *, device: str, checkpoint: Path | None = None) -> dict[str, Any]:
@@ -53,9 +49,9 @@ def check_run(config: "RunConfig", *, device: str, checkpoint: Path | None = Non
     checkpoint: a trained model that must fit the stage. Raises the first error met; what is doubtful but
     not wrong comes under ``warnings``.
     """
-    cases = check_inputs(config)
-    geometry = _check_headers(cases)
-    parts = _split_counts(config, cases)
+    inputs = check_inputs(config)
+    geometry = inputs.files or _check_headers(inputs.cases)
+    parts = _split_counts(config, inputs.cases) if inputs.parts is None else inputs.parts
     chosen = shared.torch_device(device)
     base, autoencoder = check_earlier_stages(config)
     if checkpoint is not None:
@@ -65,12 +61,11 @@ def check_run(config: "RunConfig", *, device: str, checkpoint: Path | None = Non
     parameters = _build(config, base, autoencoder)
     needs = _estimate(config, base, autoencoder, "cuda" if chosen.type == "cuda" else "cpu")
     memory, disk = _memory(chosen.type), _free_disk(Path(config.output_dir))
-    volumes = len(cases) * len(config.data.modalities)
-    wanted_disk = _wanted_disk(config, needs, volumes)
+    wanted_disk = _wanted_disk(config, needs, inputs.num_volumes)
     return {
         "stage": config.stage,
-        "cases": len(cases),
-        "volumes": volumes,
+        "cases": inputs.num_cases,
+        "volumes": inputs.num_volumes,
         "patients": parts,
         "files": geometry,
         "grid": list(needs.grid),

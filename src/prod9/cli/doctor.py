@@ -11,9 +11,14 @@ from typing import Any
 from prod9.cli.shared import DebugOption, JsonOption, console, new_app, print_json
 
 PACKAGES = ("prod9", "torch", "monai", "lightning", "numpy", "nibabel", "scipy", "pydantic", "safetensors")
-EXTRAS = {"demo": ("nilearn",), "perceptual": ("lpips", "torchvision"), "dev": ("pytest", "hypothesis")}
+EXTRAS = {
+    "demo": ("nilearn",),
+    "medmnist": ("medmnist",),
+    "perceptual": ("lpips", "torchvision"),
+    "dev": ("pytest", "hypothesis"),
+}
 """The optional extras of prod9 and the modules that each brings."""
-VARIABLES = ("BRATS_DIR", "PROD9_WEIGHTS_DIR", "PROD9_RUNS", "PROD9_CACHE")
+VARIABLES = ("BRATS_DIR", "MEDMNIST_DIR", "PROD9_WEIGHTS_DIR", "PROD9_RUNS", "PROD9_CACHE")
 """Environment variables that prod9 or its shipped configs read."""
 
 app = new_app("Report versions, devices, memory, disk, weights and optional packages.")

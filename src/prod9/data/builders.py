@@ -3,14 +3,22 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from torch import Tensor
+
 from prod9.data.cache import CacheMode, CaseCache, ContentHashes, case_key
 from prod9.data.cases import Case
 from prod9.data.datasets.brats import CachedAllModalitiesDataset, CachedRandomModalityDataset
+from prod9.data.datasets.medmnist import (
+    CachedMedMNIST3DStage1Dataset,
+    MedMNIST3DStage2Dataset,
+    MedMNIST3DVolumes,
+)
+from prod9.data.latents import TokenStore
 from prod9.data.preprocessing import Preprocessor
 from prod9.data.transforms import TransformBuilder
 
-STAGE1_DATASETS = {"brats": CachedRandomModalityDataset}
-STAGE2_DATASETS = {"brats": CachedAllModalitiesDataset}
+STAGE1_DATASETS = {"brats": CachedRandomModalityDataset, "medmnist3d": CachedMedMNIST3DStage1Dataset}
+STAGE2_DATASETS = {"brats": CachedAllModalitiesDataset, "medmnist3d": MedMNIST3DStage2Dataset}
 """The one table of dataset classes: stage, then family."""
 
 
@@ -71,3 +79,15 @@ class DatasetBuilder:
         return STAGE2_DATASETS["brats"](
             cases=cases, transform=self._transforms.build_stage2_transforms(self._modalities)
         )
+
+    def build_medmnist3d_stage1(
+        self, volumes: MedMNIST3DVolumes, *, train: bool
+    ) -> CachedMedMNIST3DStage1Dataset:
+        """Return single-volume samples; ``train`` adds random crops and augmentation."""
+        return STAGE1_DATASETS["medmnist3d"](
+            volumes=volumes, transform=self._transforms.build_stage1_transforms(train), seed=self._seed
+        )
+
+    def build_medmnist3d_stage2(self, store: TokenStore, codebook: Tensor) -> MedMNIST3DStage2Dataset:
+        """Return the encoded volumes of ``store`` with their class labels; ``codebook`` float32 [Z V]."""
+        return STAGE2_DATASETS["medmnist3d"](store=store, codebook=codebook)

@@ -21,7 +21,7 @@ from prod9.data.splits import Part, Split, resolve_split
 from prod9.data.transforms import Augmentation, IntensityScaling, TransformBuilder
 from prod9.errors import ConfigError, DataError
 from prod9.training.brats_tokens import BraTSTokens
-from prod9.training.config_schema import RunConfig, Stage1Config, TransformerConfig
+from prod9.training.config_schema import DataConfig, RunConfig, Stage1Config, TransformerConfig
 from prod9.training.lightning.datamodule import AbstractDataModule, Progress
 from prod9.volumes import read_header
 
@@ -60,6 +60,7 @@ class AbstractBraTSDataModule(AbstractDataModule):
     def find_split(self) -> Split:
         """Find the cases and divide their patients as ``<output_dir>/split.json`` says, or write it."""
         data = self.config.data
+        assert isinstance(data, DataConfig)  # MedMNIST3D has a data module of its own
         self._cases = find_cases(
             Path(data.root), layout=data.layout, label_scheme=data.label_scheme, modalities=data.modalities
         )

@@ -3,12 +3,11 @@
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from prod9.data.latents import Encode, TokenStore
-from prod9.data.sampling import SampleKey
+from prod9.data.datasets.tokens import LabelledTokens
+from prod9.data.latents import Encode
 from prod9.data.splits import Part, Split
 from prod9.training.brats_data import AbstractBraTSDataModule
 from prod9.training.brats_tokens import BraTSTokens
@@ -46,28 +45,8 @@ class BraTSLabelConditionalDataModule(AbstractBraTSDataModule):
     def build_dataset(self, part: Part) -> Dataset[dict[str, Any]]:
         """Return the encoded volumes of the patients of ``part``."""
         store, codebook = self._tokens.build(part, self._cache(part), self.split, self._report)
-        return _LabelConditionalDataset(store, codebook)
+        return _LabelConditionalDataset(store=store, codebook=codebook)
 
 
-class _LabelConditionalDataset(Dataset[dict[str, Any]]):
-    """One volume's tokens a sample; the mirrored copies are items of their own, so nothing is random here."""
-
-    def __init__(self, store: TokenStore, codebook: Tensor) -> None:
-        self._store = store
-        self._codebook = codebook
-
-    def __len__(self) -> int:
-        return len(self._store)
-
-    def __getitem__(self, key: int | SampleKey) -> dict[str, Any]:
-        """Return ``label``, ``target_latent`` [Z h w d], ``target_indices``, ``foreground`` [h w d] …"""
-        item = self._store[key.index if isinstance(key, SampleKey) else key]
-        return {
-            "label": torch.tensor(item["label"]),
-            "target_latent": self._codebook[:, item["indices"]],
-            "target_indices": item["indices"],
-            "foreground": item["foreground"],
-            "case_id": item["case_id"],
-            "flipped": item["flipped"],
-            "modality": item["modality"],
-        }
+class _LabelConditionalDataset(LabelledTokens):
+    """Tokens and modality label of each volume: ``{label, target_latent, target_indices, …}``."""

@@ -4,7 +4,7 @@ Imported by :mod:`prod9.training.config_schema`; import the sections from there.
 """
 
 import math
-from typing import Generic, Literal, Self, TypeVar
+from typing import ClassVar, Generic, Literal, Self, TypeVar
 
 from pydantic import Field, model_validator
 
@@ -168,6 +168,8 @@ class Stage1Config(RunSection, Generic[M, L]):
 
 class AutoencoderConfig(Stage1Config[FSQModelConfig, AutoencoderLossConfig]):
     """Stage 1, MaskGiT."""
+
+    data_kinds: ClassVar[tuple[str, ...]] = ("brats", "medmnist3d")
 
     stage: Literal["autoencoder"] = Field(default="autoencoder", description="Stage.")
     model: FSQModelConfig = Field(default=FSQModelConfig(), description="Autoencoder.")

@@ -5,7 +5,7 @@ Field names are the keyword arguments of the class that a section builds; defaul
 in well under a second.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -41,6 +41,7 @@ from prod9.training.config_sections import (
     InputsConfig,
     IntensityConfig,
     LrScheduleConfig,
+    MedMNIST3DDataConfig,
     NonNegative,
     RunSection,
     Section,
@@ -79,6 +80,7 @@ __all__ = [
     "MaisiVAELossConfig",
     "MaskGiTControlNetLightningConfig",
     "MaskingConfig",
+    "MedMNIST3DDataConfig",
     "PerceptualConfig",
     "RunConfig",
     "RunSection",
@@ -128,6 +130,8 @@ class TransformerLossConfig(Section):
 class TransformerConfig(RunSection):
     """Stage 2, MaskGiT."""
 
+    data_kinds: ClassVar[tuple[str, ...]] = ("brats", "medmnist3d")
+
     stage: Literal["transformer"] = Field(default="transformer", description="Stage.")
     inputs: InputsConfig = Field(default=InputsConfig(), description="Earlier stages.")
     model: TransformerModelConfig = Field(description="Decoder.")
@@ -142,6 +146,18 @@ class TransformerConfig(RunSection):
     def in_context(self) -> ContextConfig:
         """What a sample of kind ``single_stream`` is made of."""
         return self.context or ContextConfig()
+
+    @model_validator(mode="after")
+    def _classes_are_enough(self) -> "TransformerConfig":
+        if self.data.kind == "medmnist3d" and self.model.kind != "label_conditional":
+            raise ValueError(
+                f"model.kind must be label_conditional for data.kind medmnist3d, which has one channel and no second "
+                f"modality, got {self.model.kind}"
+            )
+        wanted = max(self.data.label_map.values()) + 1
+        if self.data.kind == "medmnist3d" and self.model.num_classes != wanted:
+            raise ValueError(f"model.num_classes must be {wanted} for {self.data.name}, got {self.model.num_classes}")
+        return self
 
     @model_validator(mode="after")
     def _context_fits(self) -> "TransformerConfig":

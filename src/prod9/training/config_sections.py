@@ -3,9 +3,9 @@
 :mod:`prod9.training.config_schema` adds what differs and the roots; import the sections from there.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 Triple = Annotated[tuple[int, int, int], Field(strict=False)]
 Spacing = Annotated[tuple[float, float, float], Field(strict=False)]
@@ -71,11 +71,47 @@ class AugmentConfig(Section):
     affine_prob: Fraction = Field(default=0.0, description="Small random rotation (0.1 rad) and zoom (10%).")
 
 
-class DataConfig(Section):
-    """Where the volumes are and how they become tensors."""
+class VolumesSection(Section):
+    """What every dataset family has: where it is, the grid, crops, loaders and caches."""
+
+    root: str = Field(description="Folder with the cases, or a CSV or JSON list of them.")
+    grid: Triple = Field(
+        default=(144, 192, 144), description="Voxels of a whole volume: pad or centre-crop to this."
+    )
+    crop_size: Triple | None = Field(
+        default=None, description="Stage 1: random training crops; null for whole volumes."
+    )
+    whole_volume_fraction: Fraction = Field(
+        default=0.4, description="Stage 1: last share of the steps that trains on whole volumes at batch 1."
+    )
+    augment: AugmentConfig = Field(default=AugmentConfig(), description="Augmentation.")
+    max_val_volumes: PositiveInt | None = Field(
+        default=None,
+        description="Volumes that a validation looks at, drawn once by the split's seed; null for all.",
+    )
+    batch_size: PositiveInt = Field(default=1, description="Samples per step and device.")
+    num_workers: Count = Field(default=0, description="Loader processes.")
+    store_dir: str | None = Field(
+        default=None, description="Folder of the token store; default `<output_dir>/store`."
+    )
+    store_flips: bool = Field(
+        default=True, description="Stage 2: also encode the left-right mirror of each training volume."
+    )
+
+    @model_validator(mode="after")
+    def _crops_fit_the_grid(self) -> Self:
+        if self.crop_size is not None and any(c > g for c, g in zip(self.crop_size, self.grid, strict=True)):
+            raise ValueError(
+                f"crop_size must be at most data.grid {list(self.grid)} on each axis, got {list(self.crop_size)}; "
+                "use a smaller crop, or null for whole volumes"
+            )
+        return self
+
+
+class DataConfig(VolumesSection):
+    """Cases of several modalities as files: BraTS of any year, the Decathlon, nnU-Net, BIDS, lists."""
 
     kind: Literal["brats"] = Field(default="brats", description="Dataset family.")
-    root: str = Field(description="Folder with the cases, or a CSV or JSON list of them.")
     layout: Literal[
         "auto", "brats2018", "brats2019", "brats2020", "brats2021", "brats2023", "brats2024",
         "msd", "nnunet", "bids", "datalist",
@@ -96,33 +132,11 @@ class DataConfig(Section):
     spacing: Spacing | None = Field(
         default=None, description="Resample to this spacing in mm; null keeps the file's."
     )
-    grid: Triple = Field(
-        default=(144, 192, 144), description="Voxels of a whole brain: pad or centre-crop to this."
-    )
-    crop_size: Triple | None = Field(
-        default=None, description="Stage 1: random training crops; null for whole volumes."
-    )
-    whole_volume_fraction: Fraction = Field(
-        default=0.4, description="Stage 1: last share of the steps that trains on whole volumes at batch 1."
-    )
     intensity: IntensityConfig = Field(default=IntensityConfig(), description="Intensity scaling.")
-    augment: AugmentConfig = Field(default=AugmentConfig(), description="Augmentation.")
-    max_val_volumes: PositiveInt | None = Field(
-        default=None,
-        description="Volumes that a validation looks at, drawn once by the split's seed; null for all.",
-    )
-    batch_size: PositiveInt = Field(default=1, description="Samples per step and device.")
-    num_workers: Count = Field(default=0, description="Loader processes.")
     cache: Literal["none", "memory", "disk"] = Field(
         default="memory", description="Where preprocessed volumes are kept."
     )
     cache_dir: str | None = Field(default=None, description="Folder of the disk cache; never inside `root`.")
-    store_dir: str | None = Field(
-        default=None, description="Folder of the token store; default `<output_dir>/store`."
-    )
-    store_flips: bool = Field(
-        default=True, description="Stage 2: also encode the left-right mirror of each training volume."
-    )
 
     @model_validator(mode="after")
     def _labels_cover_modalities(self) -> "DataConfig":
@@ -131,14 +145,106 @@ class DataConfig(Section):
             raise ValueError(f"label_map has no label for {', '.join(missing)}; add one each")
         return self
 
+
+class MedMNIST3DDataConfig(VolumesSection):
+    """One MedMNIST3D file: small volumes with one class label each, divided by its makers.
+
+    There is one channel and no mask. What other families are told by keys follows from the file here: the classes
+    stand where those have modalities, and intensities are eighths of a byte's 0 to 255.
+    """
+
+    kind: Literal["medmnist3d"] = Field(default="medmnist3d", description="Dataset family.")
+    name: Literal[
+        "organmnist3d",
+        "nodulemnist3d",
+        "adrenalmnist3d",
+        "fracturemnist3d",
+        "vesselmnist3d",
+        "synapsemnist3d",
+    ] = Field(default="organmnist3d", description="Which of the six; adrenal and vessel are binary shapes.")
+    size: Literal[28, 64] = Field(default=28, description="Voxels a side, as published.")
+    download: bool = Field(default=False, description="Fetch the file into `root` if it is not there.")
+    grid: Triple = Field(
+        default=(32, 32, 32), description="Voxels of a sample: the published ones are padded."
+    )
+
+    @property
+    def label_map(self) -> dict[str, int]:
+        """Class label of each class name."""
+        return {name: label for label, name in enumerate(MEDMNIST3D_CLASSES[self.name])}
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """The class names, in order of their labels."""
+        return MEDMNIST3D_CLASSES[self.name]
+
+    @property
+    def split(self) -> SplitConfig:
+        """The seed of what is drawn from the file's own parts."""
+        return SplitConfig()
+
+    @property
+    def spacing(self) -> None:
+        """None: the files say no voxel size."""
+        return None
+
+    @property
+    def intensity(self) -> IntensityConfig:
+        """A byte's range."""
+        return IntensityConfig(mode="range", lower=0.0, upper=255.0)
+
+    @property
+    def cache(self) -> Literal["memory"]:
+        """The file fits into memory."""
+        return "memory"
+
+    @property
+    def cache_dir(self) -> None:
+        """None: nothing is cached on disk."""
+        return None
+
     @model_validator(mode="after")
-    def _crops_fit_the_grid(self) -> "DataConfig":
-        if self.crop_size is not None and any(c > g for c, g in zip(self.crop_size, self.grid, strict=True)):
+    def _grid_holds_the_samples(self) -> "MedMNIST3DDataConfig":
+        if min(self.grid) < self.size:
+            fit = [-(-self.size // 16) * 16] * 3
             raise ValueError(
-                f"crop_size must be at most data.grid {list(self.grid)} on each axis, got {list(self.crop_size)}; "
-                "use a smaller crop, or null for whole volumes"
+                f"grid must be at least {self.size} on each axis, got {list(self.grid)}; use {fit}"
             )
         return self
+
+    @model_validator(mode="after")
+    def _left_stays_left(self) -> "MedMNIST3DDataConfig":
+        if self.name == "organmnist3d" and (self.augment.flip_prob > 0 or self.store_flips):
+            raise ValueError(
+                "organmnist3d tells left from right organs, which a mirror exchanges; set augment.flip_prob: 0 and "
+                "store_flips: false"
+            )
+        return self
+
+
+MEDMNIST3D_CLASSES: dict[str, tuple[str, ...]] = {
+    "organmnist3d": (
+        "liver", "kidney-right", "kidney-left", "femur-right", "femur-left", "bladder", "heart", "lung-right",
+        "lung-left", "spleen", "pancreas",
+    ),
+    "nodulemnist3d": ("benign", "malignant"),
+    "adrenalmnist3d": ("normal", "hyperplasia"),
+    "fracturemnist3d": ("buckle rib fracture", "nondisplaced rib fracture", "displaced rib fracture"),
+    "vesselmnist3d": ("vessel", "aneurysm"),
+    "synapsemnist3d": ("inhibitory synapse", "excitatory synapse"),
+}  # fmt: skip
+"""Class names of each set, in order of their labels."""
+
+
+def _data_kind(value: Any) -> str:
+    """Return the family of a data section; one that does not say is of files, as it was before there were two."""
+    return str(value.get("kind", "brats") if isinstance(value, dict) else getattr(value, "kind", "brats"))
+
+
+AnyDataConfig = Annotated[
+    Annotated[DataConfig, Tag("brats")] | Annotated[MedMNIST3DDataConfig, Tag("medmnist3d")],
+    Discriminator(_data_kind),
+]
 
 
 # -- training -------------------------------------------------------------------------------------
@@ -270,14 +376,25 @@ class InputsConfig(Section):
 
 
 class RunSection(Section):
-    """What every root holds."""
+    """What every root holds. data_kinds: the dataset families that a stage can be trained on."""
+
+    data_kinds: ClassVar[tuple[str, ...]] = ("brats",)
 
     output_dir: str = Field(description="Everything this run writes goes here.")
     seed: Count = Field(default=0, description="Seed of all randomness in training.")
-    data: DataConfig = Field(description="Data.")
+    data: AnyDataConfig = Field(description="Data.")
     training: TrainingConfig = Field(default=TrainingConfig(), description="Optimisation.")
     trainer: TrainerConfig = Field(default=TrainerConfig(), description="Hardware and logging.")
     callbacks: CallbacksConfig = Field(default=CallbacksConfig(), description="Callbacks.")
     sliding_window: SlidingWindowSection = Field(
         default=SlidingWindowSection(), description="Inference windows."
     )
+
+    @model_validator(mode="after")
+    def _stage_takes_the_data(self) -> Self:
+        if self.data.kind not in self.data_kinds:
+            raise ValueError(
+                f"data.kind must be {' or '.join(self.data_kinds)} in this stage, got {self.data.kind}; see "
+                "`prod9 configs list` for those that train on it"
+            )
+        return self

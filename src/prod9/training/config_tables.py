@@ -16,7 +16,7 @@ def markdown_table(model: type[BaseModel]) -> str:
     lines = ["| key | type | default | meaning |", "|---|---|---|---|"]
     for key, fields in leaf_fields(model).items():
         types = " or ".join(dict.fromkeys(map(_type_text, fields)))
-        cells = (f"`{key}`", types, _default_text(fields), fields[0].description or "")
+        cells = (f"`{key}`", types, _default_text(key, fields), fields[0].description or "")
         lines.append("| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |")
     return "\n".join(lines) + "\n"
 
@@ -38,11 +38,14 @@ def leaf_fields(model: type[BaseModel], prefix: str = "") -> dict[str, list[Fiel
     return found
 
 
-def _default_text(fields: list[FieldInfo]) -> str:
-    value = fields[0].default
-    if value is PydanticUndefined or len({str(field.default) for field in fields}) > 1:
+def _default_text(key: str, fields: list[FieldInfo]) -> str:
+    """Return the default, or those of the kinds that a section may be."""
+    values = {str(field.default): field.default for field in fields}
+    if PydanticUndefined in values.values() or (len(values) > 1 and key == "model.kind"):
         return "required"
-    return f"`{shown(list(value) if isinstance(value, tuple) else value)}`"
+    if key == "data.kind":
+        values = {"brats": "brats"}  # files are what a section that names no kind means
+    return " or ".join(f"`{shown(list(v) if isinstance(v, tuple) else v)}`" for v in values.values())
 
 
 def _type_text(info: FieldInfo) -> str:

@@ -51,6 +51,7 @@ from prod9.training.lightning.in_context_lightning import InContextTransformerLi
 from prod9.training.lightning.label_conditional_lightning import LabelConditionalTransformerLightning
 from prod9.training.lightning.maisi_vae_lightning import MAISIVAELightning
 from prod9.training.lightning.transformer_lightning import TransformerLightning
+from prod9.training.medmnist3d_data import MedMNIST3DDataModule
 from prod9.training.model.checkpoint_manager import CheckpointManager, Loaded, Opened, load_strictly
 from prod9.training.model.model_factory import ModelFactory
 from prod9.training.run_folder import (
@@ -162,11 +163,12 @@ def build_data_module(
 ) -> AbstractDataModule:
     """Return the data module of ``config``; stages 2 and 3 encode each volume once, with ``upstream``."""
     if isinstance(config, Stage1Config):
-        return BraTSDataModule(config)
+        return MedMNIST3DDataModule(config) if config.data.kind == "medmnist3d" else BraTSDataModule(config)
     if isinstance(config, MaskGiTControlNetLightningConfig):
         if not isinstance(upstream, ControlUpstream):
             upstream = load_control_upstream(config)
         inner = _token_data_module(upstream.base_config(config), upstream.autoencoder, device)
+        assert not isinstance(inner, MedMNIST3DDataModule)  # the schema of stage 3 takes files only
         base_split = Split.from_dict(upstream.base.header["split"])
         return BraTSControlNetDataModule(config, inner=inner, base_split=base_split)
     assert not isinstance(upstream, ControlUpstream)
@@ -175,7 +177,7 @@ def build_data_module(
 
 def _token_data_module(
     config: TransformerConfig, upstream: Loaded[AutoencoderFSQ], device: torch.device | str
-) -> AbstractBraTSDataModule:
+) -> AbstractBraTSDataModule | MedMNIST3DDataModule:
     wrapper = ModelFactory.create_inference_wrapper(upstream.network, config.sliding_window)
 
     @torch.no_grad()
@@ -187,7 +189,8 @@ def _token_data_module(
     # Loader processes look codes up on the CPU, wherever the network is.
     section = FSQModelConfig.model_validate(upstream.header["architecture"]["autoencoder"])
     codebook = ModelFactory.create_quantizer(section)
-    return DATA_MODULES[config.model.kind](
+    family = MedMNIST3DDataModule if config.data.kind == "medmnist3d" else DATA_MODULES[config.model.kind]
+    return family(
         config,
         encode=encode,
         indices_to_codes=codebook.indices_to_codes,

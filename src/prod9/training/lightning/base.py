@@ -181,7 +181,12 @@ class AbstractLightning(LightningModule, ABC):
     def header(self) -> Header:
         """Return the header of a checkpoint of this moment."""
         data, module = self.config.data, cast(Any, self.trainer).datamodule
-        described = data.model_dump(mode="json", include={"grid", "label_map", "spacing", "intensity"})
+        described: dict[str, Any] = {
+            "grid": list(data.grid),
+            "label_map": data.label_map,
+            "spacing": None if data.spacing is None else list(data.spacing),
+            "intensity": data.intensity.model_dump(mode="json"),
+        }
         described["reference_affine"] = np.asarray(module.reference_affine, dtype=float).tolist()
         return make_header(
             self.config,

@@ -426,8 +426,10 @@ def _without_paths(header: Header) -> Header:
     copy = cast(Header, deepcopy(dict(header)))
     config = copy["config"]
     config |= {"output_dir": "outputs"}
-    config["data"] |= {"root": "data", "cache_dir": None, "store_dir": None}
-    config["data"]["split"] |= {"file": None}
+    config["data"] |= {"root": "data", "store_dir": None}
+    if "split" in config["data"]:  # MedMNIST3D files are divided and kept in memory as they are
+        config["data"]["split"] |= {"file": None}
+        config["data"]["cache_dir"] = None
     if "inputs" in config:
         config["inputs"] = dict.fromkeys(config["inputs"])
     return copy

@@ -1,0 +1,49 @@
+"""What data a config names, whichever dataset family: found and summed up without reading a voxel."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from prod9.data.cases import Case
+    from prod9.training.config_schema import DataConfig, MedMNIST3DDataConfig
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What is there. cases: of files, empty for MedMNIST3D. num_cases, num_volumes: of either family.
+
+    parts: samples of each side of the division; None where the config divides the cases itself.
+    files: how they look, as text with a count.
+    """
+
+    num_cases: int
+    num_volumes: int
+    cases: "Sequence[Case]" = ()
+    parts: dict[str, int] | None = None
+    files: dict[str, int] = field(default_factory=dict)
+
+
+def find_inputs(data: "DataConfig | MedMNIST3DDataConfig") -> Inputs:
+    """Return what ``data`` names; DataError when it is missing or incomplete."""
+    if data.kind == "medmnist3d":
+        return _medmnist3d(data)
+    from prod9.data.layouts import find_cases
+
+    cases = find_cases(
+        Path(data.root), layout=data.layout, label_scheme=data.label_scheme, modalities=data.modalities
+    )
+    return Inputs(len(cases), len(cases) * len(data.modalities), cases)
+
+
+def _medmnist3d(data: "MedMNIST3DDataConfig") -> Inputs:
+    from prod9.data.medmnist import file_name, open_medmnist3d
+
+    path = Path(data.root) / file_name(data.name, data.size)
+    if data.download and not path.is_file():
+        return Inputs(0, 0, parts={}, files={f"{path} (to be fetched)": 1})
+    counts = open_medmnist3d(Path(data.root), data.name, data.size).counts
+    total = sum(counts.values())
+    sides = "×".join([str(data.size)] * 3)
+    return Inputs(total, total, parts=dict(counts), files={f"{sides} in {path.name}": total})
