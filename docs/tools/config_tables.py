@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from prod9.training.config import CONFIG_ROOT, load_config, shipped_configs
-from prod9.training.config_schema import STAGES, AutoencoderConfig, FSQModelConfig, RunConfig
+from prod9.training.config_schema import STAGES, FSQModelConfig, KLModelConfig, RunConfig, Stage1Config
 from prod9.training.config_tables import markdown_table
 from prod9.training.resources import estimate
 
@@ -39,12 +39,12 @@ def shipped() -> dict[str, RunConfig]:
     return {name: load_config(name, fill_variables=False) for name in shipped_configs()}
 
 
-def stage1_model(config: RunConfig, configs: dict[str, RunConfig]) -> FSQModelConfig | None:
-    """Return the autoencoder that a transformer's config names as its input, None for stage 1."""
-    if isinstance(config, AutoencoderConfig):
+def stage1_model(config: RunConfig, configs: dict[str, RunConfig]) -> FSQModelConfig | KLModelConfig | None:
+    """Return the autoencoder that a later stage's config names as its input, None for stage 1."""
+    if isinstance(config, Stage1Config):
         return None
     for other in configs.values():
-        if isinstance(other, AutoencoderConfig) and other.output_dir == config.inputs.autoencoder:
+        if isinstance(other, Stage1Config) and other.output_dir == config.inputs.autoencoder:
             return other.model
     raise ValueError(f"{config.inputs.autoencoder} is the output_dir of no shipped stage-1 config")
 

@@ -24,6 +24,7 @@ def memory_data(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 @pytest.fixture
 def make_config(tmp_path: Path) -> Callable[..., Any]:
     """Return ``make(stage, name, **sections)``; stage 2 gets an untrained autoencoder."""
+    from tests.training import tiny_control, tiny_maisi
     from tests.training.tiny import autoencoder_config, transformer_config, write_autoencoder
 
     upstream = tmp_path / "upstream.ckpt"
@@ -31,6 +32,10 @@ def make_config(tmp_path: Path) -> Callable[..., Any]:
     def make(stage: str, name: str, **sections: Any) -> Any:
         if stage == "autoencoder":
             return autoencoder_config(tmp_path / "data", tmp_path / name, **sections)
+        if stage.startswith("maisi"):
+            return tiny_maisi.make(stage, tmp_path, name, **sections)
+        if stage == "maskgit_controlnet":
+            return tiny_control.make(tmp_path, name, **sections)
         if not upstream.exists():
             write_autoencoder(upstream)
         return transformer_config(tmp_path / "data", tmp_path / name, upstream, **sections)

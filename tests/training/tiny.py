@@ -14,7 +14,12 @@ from torch.utils.data import DataLoader
 from prod9.data.sampling import SampleKey, StepBatchSampler
 from prod9.data.splits import Split
 from prod9.training.config import config_from_dict
-from prod9.training.config_schema import AutoencoderConfig, TransformerConfig
+from prod9.training.config_schema import (
+    AutoencoderConfig,
+    MaisiDiffusionConfig,
+    Stage1Config,
+    TransformerConfig,
+)
 from prod9.training.model.checkpoint_file import write_checkpoint
 from prod9.training.model.checkpoint_manager import make_header
 from prod9.training.model.model_factory import ModelFactory
@@ -117,16 +122,23 @@ def _merged(values: dict[str, Any], sections: dict[str, dict[str, Any]]) -> Any:
 class MemoryData(LightningDataModule):
     """Random volumes, or tokens, drawn as the real data modules draw them, without files.
 
+    latent_std: of the latents of MAISI's stage 2.
     ``bad_steps`` give NaN: volumes of stage 1 only. ``stop_before`` raises in the loader, like a crash.
     """
 
     def __init__(
-        self, config: Any, *, bad_steps: Set[int] = frozenset(), stop_before: int | None = None
+        self,
+        config: Any,
+        *,
+        bad_steps: Set[int] = frozenset(),
+        stop_before: int | None = None,
+        latent_std: float = 2.0,
     ) -> None:
         super().__init__()
         self.config = config
         self.bad_steps = bad_steps
         self.stop_before = stop_before
+        self.latent_std = latent_std
         self.start_step = 0
         self.split = Split(train=("a", "b", "c", "d"), val=("e",), test=("f",))
         self.reference_affine = np.diag([4.0, 4.0, 4.0, 1.0])
@@ -163,9 +175,12 @@ class MemoryData(LightningDataModule):
         # Augmented: a resumed run that lost its place would see other numbers.
         generator = torch.Generator().manual_seed(index * 1000 + draw)
         sample = {"label": index % 4, "case_id": f"case{index}"}
-        if isinstance(self.config, AutoencoderConfig):
+        if isinstance(self.config, Stage1Config):
             image = torch.rand(1, 16, 16, 16, generator=generator)
             return sample | {"image": image * (nan if step in self.bad_steps else 1.0), "modality": "T1"}
+        if isinstance(self.config, MaisiDiffusionConfig):
+            latent = torch.randn(2, 4, 4, 4, generator=generator) * self.latent_std
+            return sample | {"label": index % 4 + 1, "latent": latent, "spacing": torch.full((3,), 4.0)}
         tokens = torch.randint(125, (4, 4, 4), generator=generator)
         foreground = torch.rand(4, 4, 4, generator=generator) > 0.3
         sources = torch.rand(3, 3, 4, 4, 4, generator=generator)
@@ -178,6 +193,11 @@ class MemoryData(LightningDataModule):
                 "source_labels": labels,
                 "co_registered": torch.ones(3, dtype=torch.bool),
             },
+        }
+        more["controlnet_maskgit"] = {
+            "seg": torch.randint(4, (16, 16, 16), generator=generator).to(torch.uint8),
+            "has_seg": torch.tensor(index != 3),
+            "modality": "T1",
         }
         kind = self.config.model.kind
         return sample | {"target_indices": tokens, "foreground": foreground} | more.get(kind, {})

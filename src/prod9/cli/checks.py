@@ -15,13 +15,25 @@ from typing import TYPE_CHECKING, Any, Literal
 from prod9.cli import shared
 from prod9.cli.inputs import Inputs, find_inputs
 from prod9.errors import ConfigError, DataError
+from prod9.training.config import STAGE_COMMANDS
 
 if TYPE_CHECKING:
     from prod9.data.layouts import Case
-    from prod9.training.config_schema import FSQModelConfig, RunConfig, TransformerConfig
+    from prod9.training.config_schema import (
+        FSQModelConfig,
+        KLModelConfig,
+        MaisiDiffusionConfig,
+        RunConfig,
+        TransformerConfig,
+    )
     from prod9.training.resources import Resources
 
 GIB = 1024**3
+STAGE1_OF: "dict[str, Literal['autoencoder', 'maisi_vae']]" = {
+    "transformer": "autoencoder",
+    "maisi_diffusion": "maisi_vae",
+}
+"""The stage 1 that a stage 2 builds on."""
 
 
 def check_inputs(config: "RunConfig", *, writes: bool = True) -> Inputs:
@@ -32,8 +44,8 @@ def check_inputs(config: "RunConfig", *, writes: bool = True) -> Inputs:
     inputs = find_inputs(config.data)
     if config.stage == "maskgit_controlnet":
         _check_earlier("transformer", config.inputs.transformer, "prod9-train-transformer")
-    elif config.stage == "transformer":
-        _check_earlier("autoencoder", config.inputs.autoencoder, "prod9-train-autoencoder")
+    elif config.stage in STAGE1_OF:
+        _check_earlier("autoencoder", config.inputs.autoencoder, STAGE_COMMANDS[STAGE1_OF[config.stage]])
     else:
         from prod9.training.weights import resolve_perceptual
 
@@ -131,19 +143,23 @@ def _split_counts(config: "RunConfig", cases: "Sequence[Case]") -> dict[str, int
     return {part: len(getattr(split, part)) for part in PARTS}
 
 
-def check_earlier_stages(config: "RunConfig") -> "tuple[TransformerConfig | None, FSQModelConfig | None]":
+def check_earlier_stages(
+    config: "RunConfig",
+) -> "tuple[TransformerConfig | None, FSQModelConfig | KLModelConfig | None]":
     """Refuse earlier stages that ``config`` does not fit; return the base's config and stage 1's section."""
     if config.stage == "maskgit_controlnet":
         from prod9.cli.checks_control import check_base
 
         return check_base(config)
-    return None, check_upstream(config) if config.stage == "transformer" else None
+    if config.stage == "transformer" or config.stage == "maisi_diffusion":
+        return None, check_upstream(config)
+    return None, None
 
 
 def _estimate(
     config: "RunConfig",
     base: "TransformerConfig | None",
-    autoencoder: "FSQModelConfig | None",
+    autoencoder: "FSQModelConfig | KLModelConfig | None",
     device: Literal["cuda", "cpu"],
 ) -> "Resources":
     from prod9.training.resources import estimate
@@ -152,11 +168,12 @@ def _estimate(
     if config.stage == "maskgit_controlnet":
         assert base is not None
         assert autoencoder is not None
+        assert autoencoder.kind == "fsq"
         return estimate_controlnet(config, base=base, autoencoder=autoencoder, device=device)
     return estimate(config, autoencoder=autoencoder, device=device)
 
 
-def check_upstream(config: "TransformerConfig") -> "FSQModelConfig":
+def check_upstream(config: "TransformerConfig | MaisiDiffusionConfig") -> "FSQModelConfig | KLModelConfig":
     """Refuse an autoencoder that ``config`` does not fit, and return its model section.
 
     Reads the checkpoint: raises CheckpointError when it is damaged or of another stage, ConfigError when the
@@ -165,30 +182,40 @@ def check_upstream(config: "TransformerConfig") -> "FSQModelConfig":
     from prod9.training.config import config_from_dict
     from prod9.training.model.checkpoint_manager import CheckpointManager
 
-    _check_earlier("autoencoder", config.inputs.autoencoder, "prod9-train-autoencoder")
-    opened = CheckpointManager.open(str(config.inputs.autoencoder), stage="autoencoder")
+    stage = STAGE1_OF[config.stage]
+    _check_earlier("autoencoder", config.inputs.autoencoder, STAGE_COMMANDS[stage])
+    opened = CheckpointManager.open(str(config.inputs.autoencoder), stage=stage)
     stage1 = config_from_dict(opened.header["config"], source=str(opened.path))
-    assert stage1.stage == "autoencoder"
-    factor, patch = stage1.model.downsampling_factor, config.model.patch_size
-    unit = factor * patch
+    assert stage1.stage in ("autoencoder", "maisi_vae")
+    factor, (what, fold) = stage1.model.downsampling_factor, _folding(config)
+    unit = factor * fold
     if any(side % unit for side in config.data.grid):
         raise ConfigError(
             f"data.grid: expected multiples of {unit}, the downsampling factor {factor} of {opened.path} times "
-            f"model.patch_size {patch}, got {list(config.data.grid)}; use "
+            f"{what} {fold}, got {list(config.data.grid)}; use "
             f"{[-(-side // unit) * unit for side in config.data.grid]}"
         )
     for key in ("spacing", "intensity"):
         ours, theirs = getattr(config.data, key), getattr(stage1.data, key)
         if ours != theirs and None not in (ours, theirs):
             raise ConfigError(
-                f"data.{key}: expected that of {opened.path}, {theirs}, got {ours}; tokens of volumes prepared "
+                f"data.{key}: expected that of {opened.path}, {theirs}, got {ours}; latents of volumes prepared "
                 "otherwise mean something else"
             )
     return stage1.model
 
 
+def _folding(config: "TransformerConfig | MaisiDiffusionConfig") -> tuple[str, int]:
+    """Return what the sides of a latent must be a multiple of, with its name."""
+    if config.stage == "maisi_diffusion":
+        return "the U-Net's", config.model.downsampling_factor
+    return "model.patch_size", config.model.patch_size
+
+
 def _build(
-    config: "RunConfig", base: "TransformerConfig | None", autoencoder: "FSQModelConfig | None"
+    config: "RunConfig",
+    base: "TransformerConfig | None",
+    autoencoder: "FSQModelConfig | KLModelConfig | None",
 ) -> int:
     """Build the networks on the meta device, which allocates nothing, and return their parameters."""
     import torch
@@ -200,6 +227,7 @@ def _build(
         if config.stage == "maskgit_controlnet":
             assert base is not None
             assert autoencoder is not None
+            assert autoencoder.kind == "fsq"
             decoder = ModelFactory.create_transformer(base.model, levels=autoencoder.levels)
             networks = [
                 ModelFactory.create_controlnet(
@@ -210,8 +238,14 @@ def _build(
                     autoencoder=autoencoder,
                 )
             ]
+        elif config.stage == "maisi_diffusion":
+            assert autoencoder is not None
+            assert autoencoder.kind == "kl"
+            channels = autoencoder.latent_channels
+            networks = [ModelFactory.create_diffusion(config.model, latent_channels=channels)]
         elif config.stage == "transformer":
             assert autoencoder is not None
+            assert autoencoder.kind == "fsq"
             networks = [ModelFactory.create_transformer(config.model, levels=autoencoder.levels)]
         else:
             networks = [ModelFactory.create_autoencoder(config.model)]

@@ -1,17 +1,17 @@
 """``prod9 generate`` and ``prod9-generate``: volumes out of trained models.
 
-``label`` is also ``prod9-train-transformer generate``.
+``label`` is also ``prod9-train-transformer generate`` and ``prod9-train-maisi-diffusion generate``.
 """
 
 from collections.abc import Iterator, Sequence
-from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from prod9.cli import shared
-from prod9.cli.outputs import OutputFolder
+from prod9.cli.control import generate_control
+from prod9.cli.outputs import OutputFolder, consecutive
 from prod9.cli.shared import (
     CheckOption,
     DebugOption,
@@ -24,15 +24,24 @@ from prod9.cli.shared import (
     new_app,
     run_app,
 )
-from prod9.cli.stage import AutoencoderOption, ModelOption, OptionalConfigOption, load_for_model, print_check
+from prod9.cli.stage import (
+    AutoencoderOption,
+    ModelOption,
+    OptionalConfigOption,
+    Stage,
+    load_for_model,
+    print_check,
+)
 from prod9.cli.translate import translate
 from prod9.errors import ConfigError
 
 if TYPE_CHECKING:
-    from prod9.pipelines.maskgit import MaskGiTPipeline
+    from prod9.pipelines.labels import AbstractLabelPipeline
     from prod9.training.config_schema import RunConfig
 
 ALL = "all"
+SAMPLING = ("sampler", "masking", "flow", "sliding_window")
+"""Sections of a config that decide what is sampled, where it has them."""
 LabelOption = Annotated[
     list[str] | None,
     typer.Option("--label", "-l", metavar="NAME|all", help="What to generate, e.g. T1; repeatable. [all]"),
@@ -40,6 +49,7 @@ LabelOption = Annotated[
 
 app = new_app("Generate volumes with trained models.")
 app.command("translate")(translate)
+app.command("control")(generate_control)
 
 
 @app.command("label")
@@ -63,6 +73,13 @@ def generate_labels(
     order: Annotated[
         str | None, typer.Option("--order", metavar="confidence|halton|random", help="Which tokens first.")
     ] = None,
+    solver: Annotated[
+        str | None, typer.Option("--solver", metavar="euler|heun", help="MAISI: how the flow is integrated.")
+    ] = None,
+    spacing: Annotated[
+        tuple[float, float, float] | None,
+        typer.Option("--spacing", metavar="X Y Z", help="MAISI: mm of a voxel; default: as trained."),
+    ] = None,
     device: DeviceOption = "auto",
     overwrite: OverwriteOption = False,
     check: CheckOption = False,
@@ -72,20 +89,24 @@ def generate_labels(
 ) -> None:
     """Generate volumes of a class label: `T1_0000.nii.gz` and so on, with a manifest.
 
+    The model is a transformer of MaskGiT or a diffusion network of MAISI; its checkpoint says which.
     Run it again with a larger --num-samples, or after an interruption, and only what is missing is made.
     """
     flags = {"steps": steps, "temperature": temperature, "guidance_scale": guidance_scale, "order": order}
+    flags["solver"] = solver
     changes = [*(overrides or []), *((f"sampler.{k}", v) for k, v in flags.items() if v is not None)]
-    run_config, path = load_for_model("transformer", config, model, overrides=changes)
+    run_config, path = load_for_model(_stage_of(config, model), config, model, overrides=changes)
     if print_config:
         shared.print_config(run_config)
         return
-    pipeline = _load_pipeline(path, run_config, device, autoencoder)
+    pipeline = _load_pipeline(path, run_config, device, autoencoder, spacing)
     labels = _chosen(label, pipeline)
     if check:
         print_check(_describe(pipeline, labels, num_samples, path), as_json)
         return
-    folder = OutputFolder(Path(output_dir), _settings(pipeline, run_config, seed), overwrite=overwrite)
+    folder = OutputFolder(
+        Path(output_dir), _settings(pipeline, run_config, seed, spacing), overwrite=overwrite
+    )
     again = f"What was made is in {folder.path}; run the same command again for the rest."
     with shared.resumable(again):
         made = list(_generate(pipeline, folder, labels, num_samples, seed, batch_size))
@@ -99,20 +120,47 @@ def generate_labels(
         )
 
 
+def _stage_of(config: str | None, model: str | None) -> Stage:
+    """Return the family to load; a checkpoint or config of neither is refused where it is read."""
+    stage = None
+    if config is not None:
+        from prod9.training.config import find_config, merge_config
+
+        stage = merge_config(find_config(config)).get("stage")
+    elif model is not None:
+        from prod9.training.model.checkpoint_manager import CheckpointManager
+
+        stage = CheckpointManager.open(model).header["stage"]
+    return "maisi_diffusion" if stage == "maisi_diffusion" else "transformer"
+
+
 def _load_pipeline(
-    path: Path, config: "RunConfig", device: str, autoencoder: str | None
-) -> "MaskGiTPipeline":
-    from prod9.pipelines.maskgit import MaskGiTPipeline
+    path: Path,
+    config: "RunConfig",
+    device: str,
+    autoencoder: str | None,
+    spacing: tuple[float, float, float] | None,
+) -> "AbstractLabelPipeline":
     from prod9.training.config import config_to_dict
 
     # The config was checked already, with the changes of the command line; only these sections matter here.
     values = config_to_dict(config)
-    sections = [(name, values[name]) for name in ("sampler", "masking", "sliding_window")]
+    sections = [(name, values[name]) for name in SAMPLING if name in values]
     chosen = shared.torch_device(device)
+    if config.stage == "maisi_diffusion":
+        from prod9.pipelines.maisi import MAISIPipeline
+
+        return MAISIPipeline.from_checkpoint(
+            path, device=chosen, autoencoder=autoencoder, overrides=sections, spacing=spacing
+        )
+    if spacing is not None:
+        raise ConfigError("--spacing: expected a MAISI model, got a transformer, which knows no spacing")
+    from prod9.pipelines.maskgit import MaskGiTPipeline
+
     return MaskGiTPipeline.from_checkpoint(path, device=chosen, autoencoder=autoencoder, overrides=sections)
 
 
-def _chosen(labels: Sequence[str] | None, pipeline: "MaskGiTPipeline") -> list[str]:
+def _chosen(labels: Sequence[str] | None, pipeline: "AbstractLabelPipeline") -> list[str]:
     if not labels or ALL in labels:
         return pipeline.label_names()
     known = pipeline.label_names()
@@ -122,7 +170,12 @@ def _chosen(labels: Sequence[str] | None, pipeline: "MaskGiTPipeline") -> list[s
     return list(dict.fromkeys(labels))
 
 
-def _settings(pipeline: "MaskGiTPipeline", config: "RunConfig", seed: int) -> dict[str, Any]:
+def _settings(
+    pipeline: "AbstractLabelPipeline",
+    config: "RunConfig",
+    seed: int,
+    spacing: tuple[float, float, float] | None,
+) -> dict[str, Any]:
     from prod9.training.config import config_to_dict
 
     values = config_to_dict(config)
@@ -130,13 +183,14 @@ def _settings(pipeline: "MaskGiTPipeline", config: "RunConfig", seed: int) -> di
         "command": "generate label",
         "sha256": pipeline.sha256,
         "seed": seed,
-        "sampler": values["sampler"],
-        "masking": values["masking"],
-        "sliding_window": values["sliding_window"],
+        **{name: values[name] for name in SAMPLING if name in values},
+        **({"spacing": list(spacing)} if spacing is not None else {}),
     }
 
 
-def _describe(pipeline: "MaskGiTPipeline", labels: list[str], num_samples: int, path: Path) -> dict[str, Any]:
+def _describe(
+    pipeline: "AbstractLabelPipeline", labels: list[str], num_samples: int, path: Path
+) -> dict[str, Any]:
     count = num_samples * len(labels)
     voxels = pipeline.grid[0] * pipeline.grid[1] * pipeline.grid[2]
     return {
@@ -144,15 +198,15 @@ def _describe(pipeline: "MaskGiTPipeline", labels: list[str], num_samples: int, 
         "labels": ", ".join(labels),
         "volumes": count,
         "grid": list(pipeline.grid),
-        "tokens": list(pipeline.token_grid),
-        "steps": pipeline.sampler.steps,
+        "tokens": list(pipeline.latent_grid),
+        "steps": pipeline.steps,
         "device": str(pipeline.device),
         "disk_mb": round(count * voxels * 4 / 1e6, 1),
     }
 
 
 def _generate(
-    pipeline: "MaskGiTPipeline",
+    pipeline: "AbstractLabelPipeline",
     folder: OutputFolder,
     labels: list[str],
     num_samples: int,
@@ -170,7 +224,7 @@ def _generate(
                 continue
             task = bar.add_task(label, total=len(indices))
             done = 0
-            for start, count in _runs(indices):
+            for start, count in consecutive(indices):
 
                 def report(share: float, _: int, task: Any = task, done: int = done) -> None:
                     bar.update(task, completed=done + share)
@@ -192,13 +246,6 @@ def _generate(
 
 def _file_name(label: str, index: int) -> str:
     return f"{label}_{index:04d}.nii.gz"
-
-
-def _runs(indices: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """Yield ``(first, count)`` of each run of consecutive numbers."""
-    for _, run in groupby(enumerate(indices), key=lambda pair: pair[1] - pair[0]):
-        numbers = [number for _, number in run]
-        yield numbers[0], len(numbers)
 
 
 def main() -> None:

@@ -30,7 +30,7 @@ from prod9.errors import ConfigError
 if TYPE_CHECKING:
     from prod9.training.config_schema import RunConfig
 
-Stage = Literal["autoencoder", "transformer", "maisi_vae", "maskgit_controlnet"]
+Stage = Literal["autoencoder", "transformer", "maisi_vae", "maisi_diffusion", "maskgit_controlnet"]
 
 OptionalConfigOption = Annotated[
     str | None,

@@ -171,16 +171,28 @@ class TokenStore:
         return {
             "indices": torch.from_numpy(self._array(row.shard, "tokens")[row.row].astype(np.int64)),
             "foreground": torch.from_numpy(np.array(self._array(row.shard, "foreground")[row.row])),
-            "label": row.label,
-            "case_id": row.case_id,
-            "modality": row.modality,
-            "flipped": row.flipped,
+            **self.describe(index),
         }
+
+    def describe(self, index: int) -> dict[str, Any]:
+        """Return what one item is: ``label`` int, ``case_id``, ``modality``, ``flipped``."""
+        row = self._rows[index]
+        names = ("label", "case_id", "modality", "flipped")
+        return {name: getattr(row, name) for name in names}
 
     def latent(self, index: int) -> Tensor:
         """Return the latent of one item: float32 [Z h w d], rounded to float16 when it was stored."""
         row = self._rows[index]
         return torch.from_numpy(self._array(row.shard, "latents")[row.row].astype(np.float32))
+
+    def latent_std(self) -> float:
+        """Return the deviation of all latent values of all items, in float64; reads every one of them."""
+        sums = np.zeros(3)
+        for row in self._rows:
+            values = self._array(row.shard, "latents")[row.row].astype(np.float64)
+            sums += values.size, values.sum(), np.square(values).sum()
+        count, total, squares = sums
+        return float(np.sqrt(squares / count - (total / count) ** 2))
 
     @property
     def token_shape(self) -> tuple[int, int, int]:

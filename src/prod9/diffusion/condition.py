@@ -7,6 +7,8 @@ from torch import Tensor
 
 UNKNOWN = 0
 """MAISI's class of "not known", which also stands for "no condition" in guidance."""
+HEAD = 0
+"""Place of head and neck among the body regions."""
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,13 @@ class FlowCondition:
     spacing: Tensor | None = None
     top_region: Tensor | None = None
     bottom_region: Tensor | None = None
+
+    @classmethod
+    def of_heads(cls, label: Tensor, spacing: Tensor) -> "FlowCondition":
+        """Return the condition of images that show a head and nothing below it."""
+        region = torch.zeros(len(label), 4, device=label.device)
+        region[:, HEAD] = 1.0
+        return cls(label, spacing.to(torch.float32), region, region)
 
     def __len__(self) -> int:
         return len(self.label)

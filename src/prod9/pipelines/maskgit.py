@@ -6,7 +6,6 @@ trains, and nothing imports Lightning.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,43 +17,17 @@ from prod9.errors import ConfigError
 from prod9.generator.condition import MaskGiTCondition
 from prod9.generator.maskgit import MaskGiTSampler
 from prod9.generator.token_decoder import AbstractTokenDecoder
+from prod9.pipelines.labels import AbstractLabelPipeline, Progress
+from prod9.pipelines.labels import GeneratedVolume as GeneratedVolume
+from prod9.pipelines.labels import derived_seed as derived_seed
 from prod9.pipelines.placement import GridPlacement
 from prod9.training.config import config_from_dict
 from prod9.training.config_schema import TransformerConfig
 from prod9.training.model.checkpoint_manager import CheckpointManager
 from prod9.training.model.model_factory import ModelFactory
 
-Progress = Callable[[float, int], None]
-"""Called with the volumes done (a fraction while one is being sampled) and their total."""
 
-
-def derived_seed(seed: int, *stream: int) -> int:
-    """Return the seed of one of many streams: 63 bits, unrelated for any two different arguments.
-
-    Seeds of neighbouring volumes and labels are neighbouring numbers; used as they are, volumes of one index
-    would share their noise over all labels. stream: numbers from 0.
-    """
-    # Their number goes first: SeedSequence ignores zeros at the end.
-    sequence = np.random.SeedSequence([len(stream), seed, *stream])
-    return int(sequence.generate_state(1, np.uint64)[0] >> np.uint64(1))
-
-
-@dataclass(frozen=True)
-class GeneratedVolume:
-    """One sample. data: float32 ``[H W D]`` in [0, 1], RAS; affine: 4×4, voxel to mm.
-
-    index: its number k among the samples of the label. seed: that of this very sample (the run's plus k), so
-    that ``generate(label, num_samples=1, seed=volume.seed)`` draws it again.
-    """
-
-    data: np.ndarray
-    affine: np.ndarray
-    label: str
-    index: int
-    seed: int
-
-
-class MaskGiTPipeline:
+class MaskGiTPipeline(AbstractLabelPipeline):
     """Label-conditional generation with a trained decoder and a trained FSQ autoencoder.
 
     grid: voxels ``(H, W, D)`` of what is generated, a multiple of the autoencoder's downsampling factor.
@@ -82,14 +55,10 @@ class MaskGiTPipeline:
             raise ValueError(
                 f"grid must be a multiple of the downsampling factor {factor}, got {tuple(grid)}."
             )
-        self.device = torch.device(device)
+        super().__init__(label_map=label_map, grid=grid, affine=affine, device=device, sha256=sha256)
         self.decoder = decoder.to(self.device).eval()
         self.autoencoder = autoencoder.to(self.device).eval()
         self.sampler = sampler
-        self.label_map = dict(label_map)
-        self.grid = tuple(grid)
-        self.affine = np.asarray(affine, dtype=np.float64)
-        self.sha256 = dict(sha256 or {})
         self.config = config
         self.placement = placement
         self.token_grid = tuple(side // factor for side in grid)
@@ -134,9 +103,15 @@ class MaskGiTPipeline:
         """The kind of decoder: what its condition is."""
         return "label_conditional" if self.config is None else self.config.model.kind
 
-    def label_names(self) -> list[str]:
-        """Return the names that can be generated, in the order of their class labels."""
-        return sorted(self.label_map, key=self.label_map.__getitem__)
+    @property
+    def latent_grid(self) -> tuple[int, ...]:
+        """Tokens along each axis."""
+        return self.token_grid
+
+    @property
+    def steps(self) -> int:
+        """Steps of the sampler."""
+        return self.sampler.steps
 
     def generate(
         self,
@@ -148,42 +123,21 @@ class MaskGiTPipeline:
         start: int = 0,
         progress: Progress | None = None,
     ) -> Iterator[GeneratedVolume]:
-        """Yield samples ``start … start + num_samples - 1`` of ``label`` (its name or class label).
-
-        Sample k draws from its own generator, seeded with ``derived_seed(seed + k, label)`` on the pipeline's
-        device, and is decoded alone: it does not depend on ``batch_size``, ``start`` or the samples beside
-        it, and sample k of another label shares nothing with it.
-        """
+        """Yield samples as :meth:`AbstractLabelPipeline.generate` does; ConfigError for other kinds of decoder."""
         if self.kind != "label_conditional":
             raise ConfigError(
                 f"expected a model of kind 'label_conditional' to generate from a label, got {self.kind!r}, which "
                 "makes a modality from others: use `prod9 generate translate`, or name a run of the stage2_label "
                 "configs."
             )
-        name = self._label_name(label)
-        if num_samples < 1 or batch_size < 1 or start < 0:
-            raise ValueError(
-                "num_samples and batch_size must be at least 1 and start at least 0, "
-                f"got {num_samples}, {batch_size} and {start}."
-            )
-        return self._generate(name, range(start, start + num_samples), seed, batch_size, progress)
-
-    def _generate(
-        self, name: str, indices: range, seed: int, batch_size: int, progress: Progress | None
-    ) -> Iterator[GeneratedVolume]:
-        for first in range(0, len(indices), batch_size):
-            batch = indices[first : first + batch_size]
-
-            def report(share: float, done: int = first, size: int = len(batch)) -> None:
-                if progress is not None:
-                    progress(done + share * size, len(indices))
-
-            tokens = self._sample_label(self.label_map[name], [seed + k for k in batch], report)
-            for position, index in enumerate(batch):
-                # One volume at a time: decoding is where the memory goes, and a batch would not be faster.
-                data = self.decode_tokens(tokens[position : position + 1])
-                yield GeneratedVolume(data, self.affine.copy(), name, index, seed + index)
-            report(1.0)
+        return super().generate(
+            label,
+            num_samples=num_samples,
+            seed=seed,
+            batch_size=batch_size,
+            start=start,
+            progress=progress,
+        )
 
     @torch.inference_mode()
     def sample_tokens(
@@ -244,16 +198,11 @@ class MaskGiTPipeline:
             stride *= level
         return codes
 
-    def _sample_label(
-        self, label: int, seeds: Sequence[int], report: Callable[[float], None]
-    ) -> torch.Tensor:
+    def sample_label(self, label: int, seeds: Sequence[int], report: Callable[[float], None]) -> torch.Tensor:
+        """Return int64 tokens ``[B h w d]`` of the class ``label``, one seed a sample."""
         labels = torch.full((len(seeds),), label, dtype=torch.int64)
-        drawn = [derived_seed(seed, label) for seed in seeds]
-        return self.sample_tokens(MaskGiTCondition(labels), seeds=drawn, report=report)
+        return self.sample_tokens(MaskGiTCondition(labels), seeds=seeds, report=report)
 
-    def _label_name(self, label: str | int) -> str:
-        for name, value in self.label_map.items():
-            if label in (name, value) and not isinstance(label, bool):
-                return name
-        known = ", ".join(f"{name} ({self.label_map[name]})" for name in self.label_names())
-        raise ConfigError(f"Label: expected one of {known}, got {label!r}; the model knows no other.")
+    def decode_sample(self, sample: torch.Tensor) -> np.ndarray:
+        """Return the volume of one token grid ``[1 h w d]``."""
+        return self.decode_tokens(sample)

@@ -13,7 +13,7 @@ from prod9.data.latents import Encode, StoreItem, TokenStore, build_token_store,
 from prod9.data.preprocessing import dequantise
 from prod9.data.splits import Part, Split
 from prod9.errors import ConfigError
-from prod9.training.config_schema import TransformerConfig
+from prod9.training.config_schema import RunConfig
 from prod9.training.lightning.datamodule import Progress
 
 
@@ -21,13 +21,14 @@ class BraTSTokens:
     """Encodes the volumes of each part once and opens the store.
 
     encode: float32 [B 1 H W D] on CPU → tokens and latents; None when everything is encoded already.
-    indices_to_codes: int64 [B h w d] on CPU → codes [B Z h w d]. encoder_hash: hash of the encoder's weights.
-    upstream_split: of the run that trained the encoder; a patient it trained on may not be held out here.
+    indices_to_codes: int64 [B h w d] on CPU → codes [B Z h w d], None for a continuous latent. encoder_hash:
+    of the encoder's weights. upstream_split: of the run that trained the encoder; a patient it trained on may
+    not be held out here.
     """
 
     def __init__(
         self,
-        config: TransformerConfig,
+        config: RunConfig,
         *,
         builder: DatasetBuilder,
         encode: Encode | None,
@@ -35,10 +36,8 @@ class BraTSTokens:
         encoder_hash: str | None,
         upstream_split: Split | None,
     ) -> None:
-        if indices_to_codes is None or encoder_hash is None:
-            raise ValueError(
-                "stage 2 needs indices_to_codes and encoder_hash, the hash of the encoder's weights"
-            )
+        if encoder_hash is None:
+            raise ValueError("stage 2 needs encoder_hash, the hash of the encoder's weights")
         self._config = config
         self._builder = builder
         self._encode = encode
@@ -56,8 +55,24 @@ class BraTSTokens:
     ) -> tuple[TokenStore, Tensor]:
         """Return the store of ``part`` and the codebook float32 [Z V'], V' covering its largest index.
 
-        A case has a row a modality, then as many for its mirror (in training, by ``data.store_flips``).
         Loader processes look codes up, since they cannot call a network that lives on a GPU.
+        """
+        if self._indices_to_codes is None:
+            raise ValueError("a codebook needs indices_to_codes; use build_store for continuous latents")
+        store = self.build_store(part, cases, split, report)
+        indices = torch.arange(store.max_index + 1)[None, :, None, None]
+        return store, self._indices_to_codes(indices)[0, :, :, 0, 0].detach().float().cpu()
+
+    def build_store(
+        self,
+        part: Part,
+        cases: CaseCache,
+        split: Split,
+        report: Callable[[str], AbstractContextManager[Progress | None]],
+    ) -> TokenStore:
+        """Return the store of ``part``, encoding what it lacks.
+
+        A case has a row a modality, then as many for its mirror (in training, by ``data.store_flips``).
         """
         self._check_leak(split)
         items = self._items(cases, mirrored=part == "train" and self._config.data.store_flips)
@@ -72,8 +87,7 @@ class BraTSTokens:
             with report(f"Encoding {part} volumes") as progress:
                 store = build_token_store(self._directory, items, self._encode, **where, progress=progress)
         self._builder.hashes.save()
-        indices = torch.arange(store.max_index + 1)[None, :, None, None]
-        return store, self._indices_to_codes(indices)[0, :, :, 0, 0].detach().float().cpu()
+        return store
 
     def _items(self, cases: CaseCache, *, mirrored: bool) -> list[StoreItem]:
         data = self._config.data

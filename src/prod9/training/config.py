@@ -23,6 +23,7 @@ STAGE_COMMANDS = {
     "autoencoder": "prod9-train-autoencoder",
     "transformer": "prod9-train-transformer",
     "maisi_vae": "prod9-train-maisi-vae",
+    "maisi_diffusion": "prod9-train-maisi-diffusion",
     "maskgit_controlnet": "prod9-train-maskgit-controlnet",
 }
 

@@ -27,7 +27,16 @@ from prod9.training.config_controlnet import (
 )
 from prod9.training.config_decoders import DecoderModelConfig, LabelConditionalModelConfig
 from prod9.training.config_in_context import ContextConfig, SingleStreamModelConfig
-from prod9.training.config_maisi import KLModelConfig, MaisiVAEConfig, MaisiVAELossConfig
+from prod9.training.config_maisi import (
+    DiffusionLossConfig,
+    FlowConfig,
+    KLModelConfig,
+    MaisiDiffusionConfig,
+    MaisiVAEConfig,
+    MaisiVAELossConfig,
+    RectifiedFlowModelConfig,
+    RectifiedFlowSamplerConfig,
+)
 from prod9.training.config_sampling import MaskingConfig, SamplerConfig, SchedulerType
 from prod9.training.config_sections import (
     AugmentConfig,
@@ -67,21 +76,26 @@ __all__ = [
     "ControlSamplingConfig",
     "DataConfig",
     "DecoderModelConfig",
+    "DiffusionLossConfig",
     "DiscriminatorConfig",
     "EMAConfig",
     "EarlyStoppingConfig",
     "FSQModelConfig",
+    "FlowConfig",
     "InputsConfig",
     "IntensityConfig",
     "KLModelConfig",
     "LabelConditionalModelConfig",
     "LrScheduleConfig",
+    "MaisiDiffusionConfig",
     "MaisiVAEConfig",
     "MaisiVAELossConfig",
     "MaskGiTControlNetLightningConfig",
     "MaskingConfig",
     "MedMNIST3DDataConfig",
     "PerceptualConfig",
+    "RectifiedFlowModelConfig",
+    "RectifiedFlowSamplerConfig",
     "RunConfig",
     "RunSection",
     "SamplerConfig",
@@ -156,7 +170,9 @@ class TransformerConfig(RunSection):
             )
         wanted = max(self.data.label_map.values()) + 1
         if self.data.kind == "medmnist3d" and self.model.num_classes != wanted:
-            raise ValueError(f"model.num_classes must be {wanted} for {self.data.name}, got {self.model.num_classes}")
+            raise ValueError(
+                f"model.num_classes must be {wanted} for {self.data.name}, got {self.model.num_classes}"
+            )
         return self
 
     @model_validator(mode="after")
@@ -177,10 +193,17 @@ class TransformerConfig(RunSection):
         return self
 
 
-RunConfig = AutoencoderConfig | TransformerConfig | MaisiVAEConfig | MaskGiTControlNetLightningConfig
+RunConfig = (
+    AutoencoderConfig
+    | TransformerConfig
+    | MaisiVAEConfig
+    | MaisiDiffusionConfig
+    | MaskGiTControlNetLightningConfig
+)
 STAGES: dict[str, type[RunConfig]] = {
     "autoencoder": AutoencoderConfig,
     "transformer": TransformerConfig,
     "maisi_vae": MaisiVAEConfig,
+    "maisi_diffusion": MaisiDiffusionConfig,
     "maskgit_controlnet": MaskGiTControlNetLightningConfig,
 }

@@ -36,12 +36,14 @@ from prod9.training.config_schema import (
     DiscriminatorConfig,
     FSQModelConfig,
     KLModelConfig,
+    MaisiDiffusionConfig,
     MaisiVAEConfig,
     RunConfig,
     Stage1Config,
     TransformerConfig,
     TransformerModelConfig,
 )
+from prod9.training.resources_flow import flow_cost
 
 GIB = 1024**3
 OVERHEAD = 1.25
@@ -113,7 +115,7 @@ class _Convolution:
 
 
 def estimate(
-    config: RunConfig, *, autoencoder: FSQModelConfig | None = None, device: Device = "cuda"
+    config: RunConfig, *, autoencoder: FSQModelConfig | KLModelConfig | None = None, device: Device = "cuda"
 ) -> Resources:
     """Estimate what training ``config`` needs.
 
@@ -121,6 +123,9 @@ def estimate(
     """
     if isinstance(config, Stage1Config):
         return _estimate_autoencoder(config, device)
+    if isinstance(config, MaisiDiffusionConfig):
+        vae = autoencoder if isinstance(autoencoder, KLModelConfig) else KLModelConfig()
+        return _estimate_diffusion(config, vae, device)
     return _estimate_transformer(config, autoencoder or FSQModelConfig(), device)
 
 
@@ -247,6 +252,26 @@ def _estimate_transformer(
         memory_bytes=peak_bytes(parameters, kept, ema),
         checkpoint_bytes=checkpoint_bytes(parameters, ema),
         store_bytes_per_volume=copies * prod(grid) * (token_bytes + 1 + 2 * len(autoencoder.levels)),
+    )
+
+
+def _estimate_diffusion(
+    config: MaisiDiffusionConfig, autoencoder: KLModelConfig, device: Device
+) -> Resources:
+    channels, half = autoencoder.latent_channels, half_bytes(config, device)
+    grid = latent_grid(config.data.grid, downsampling_factor(autoencoder))
+    cost = flow_cost(config.model, latent_channels=channels, half_bytes=half)
+    ema = config.training.ema is not None
+    copies = 2 if config.data.store_flips else 1
+    return Resources(
+        grid=config.data.grid,
+        latent_grid=grid,
+        tokens=prod(grid),
+        positions=prod(grid),
+        parameters=cost.parameters,
+        memory_bytes=peak_bytes(cost.parameters, config.data.batch_size * prod(grid) * cost.kept_bytes, ema),
+        checkpoint_bytes=checkpoint_bytes(cost.parameters, ema),
+        store_bytes_per_volume=copies * prod(grid) * (2 * channels + 1),
     )
 
 

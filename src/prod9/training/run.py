@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning.pytorch import Trainer
@@ -20,11 +20,13 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from rich.console import Console
 
 from prod9.autoencoder.autoencoder_fsq import AutoencoderFSQ
+from prod9.autoencoder.autoencoder_maisi import AutoencoderKlMaisi
 from prod9.data.latents import Encoded
 from prod9.data.splits import Part, Split
 from prod9.errors import CheckpointError, ConfigError
 from prod9.training.brats_controlnet_data import BraTSControlNetDataModule
 from prod9.training.brats_data import AbstractBraTSDataModule, BraTSDataModule
+from prod9.training.brats_diffusion_data import BraTSDiffusionDataModule
 from prod9.training.brats_in_context_data import BraTSInContextDataModule
 from prod9.training.brats_label_conditional_data import BraTSLabelConditionalDataModule
 from prod9.training.callbacks import KeepCheckpoints, build_callbacks
@@ -32,6 +34,7 @@ from prod9.training.config import config_to_dict, dump_config
 from prod9.training.config_schema import (
     AutoencoderConfig,
     FSQModelConfig,
+    MaisiDiffusionConfig,
     MaisiVAEConfig,
     MaskGiTControlNetLightningConfig,
     RunConfig,
@@ -49,8 +52,10 @@ from prod9.training.lightning.datamodule import AbstractDataModule
 from prod9.training.lightning.generative import load_upstream
 from prod9.training.lightning.in_context_lightning import InContextTransformerLightning
 from prod9.training.lightning.label_conditional_lightning import LabelConditionalTransformerLightning
+from prod9.training.lightning.maisi_diffusion_lightning import MAISIDiffusionLightning
 from prod9.training.lightning.maisi_vae_lightning import MAISIVAELightning
 from prod9.training.lightning.transformer_lightning import TransformerLightning
+from prod9.training.lightning.upstream import load_vae
 from prod9.training.medmnist3d_data import MedMNIST3DDataModule
 from prod9.training.model.checkpoint_manager import CheckpointManager, Loaded, Opened, load_strictly
 from prod9.training.model.model_factory import ModelFactory
@@ -69,8 +74,8 @@ from prod9.training.trainer import build_loggers, build_trainer, quiet
 log = logging.getLogger("prod9")
 _console = Console(stderr=True)
 
-Upstream = Loaded[AutoencoderFSQ] | ControlUpstream
-"""What stage 2 builds on, or stage 3."""
+Upstream = Loaded[AutoencoderFSQ] | Loaded[AutoencoderKlMaisi] | ControlUpstream
+"""What stage 2 builds on, of either family, or stage 3."""
 
 ADAPTERS = {
     "label_conditional": LabelConditionalTransformerLightning,
@@ -151,11 +156,12 @@ def build_module(config: RunConfig, upstream: Upstream | None = None) -> Abstrac
             return AutoencoderLightning(config)
         if isinstance(config, MaisiVAEConfig):
             return MAISIVAELightning(config)
+        if isinstance(config, MaisiDiffusionConfig):
+            return MAISIDiffusionLightning(config, cast(Loaded[AutoencoderKlMaisi] | None, upstream))
         if isinstance(config, MaskGiTControlNetLightningConfig):
             assert not isinstance(upstream, Loaded)
             return ControlNetLightningMaskGiT(config, upstream)
-        assert not isinstance(upstream, ControlUpstream)
-        return ADAPTERS[config.model.kind](config, upstream)
+        return ADAPTERS[config.model.kind](config, cast(Loaded[AutoencoderFSQ] | None, upstream))
 
 
 def build_data_module(
@@ -171,8 +177,28 @@ def build_data_module(
         assert not isinstance(inner, MedMNIST3DDataModule)  # the schema of stage 3 takes files only
         base_split = Split.from_dict(upstream.base.header["split"])
         return BraTSControlNetDataModule(config, inner=inner, base_split=base_split)
-    assert not isinstance(upstream, ControlUpstream)
-    return _token_data_module(config, upstream or load_upstream(config), device)
+    if isinstance(config, MaisiDiffusionConfig):
+        vae = cast(Loaded[AutoencoderKlMaisi] | None, upstream) or load_vae(config)
+        return _latent_data_module(config, vae, device)
+    tokenizer = cast(Loaded[AutoencoderFSQ] | None, upstream) or load_upstream(config)
+    return _token_data_module(config, tokenizer, device)
+
+
+def _latent_data_module(
+    config: MaisiDiffusionConfig, upstream: Loaded[AutoencoderKlMaisi], device: torch.device | str
+) -> AbstractBraTSDataModule:
+    wrapper = ModelFactory.create_inference_wrapper(upstream.network, config.sliding_window)
+
+    @torch.no_grad()
+    def encode(volumes: torch.Tensor) -> Encoded:
+        return Encoded(wrapper.to(device).encode(volumes.to(device))[0])
+
+    return BraTSDiffusionDataModule(
+        config,
+        encode=encode,
+        encoder_hash=upstream.sha256,
+        upstream_split=Split.from_dict(upstream.header["split"]),
+    )
 
 
 def _token_data_module(
@@ -231,6 +257,8 @@ def _train(config: RunConfig, start: Opened | None, init_from: str | Path | None
 def _load_upstream(config: RunConfig) -> Upstream | None:
     if isinstance(config, MaskGiTControlNetLightningConfig):
         return load_control_upstream(config)
+    if isinstance(config, MaisiDiffusionConfig):
+        return load_vae(config)
     return load_upstream(config) if isinstance(config, TransformerConfig) else None
 
 
@@ -257,6 +285,7 @@ def initialise(module: AbstractLightning, path: str | Path) -> None:
         state = {k.removeprefix(prefix): v for k, v in opened.state_dict.items() if k.startswith(prefix)}
         if state or position == 0:
             load_strictly(network, state, opened.path)
+    module.inherit(opened.header)
     module.fresh = False
     log.info("Starting from the weights of %s (step %d there).", opened.path, opened.header["step"])
 
@@ -348,6 +377,7 @@ def _evaluate(config: RunConfig, checkpoint: str | Path | None, device: str, wha
     prefix = f"{name}."
     state = {k.removeprefix(prefix): v for k, v in opened.state_dict.items() if k.startswith(prefix)}
     load_strictly(network, state, opened.path)
+    module.inherit(opened.header)
     module.step = opened.header["step"]
     trainer = build_trainer(config, device, [], [])
     data = build_data_module(config, upstream, device=trainer.strategy.root_device)

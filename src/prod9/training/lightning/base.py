@@ -162,6 +162,7 @@ class AbstractLightning(LightningModule, ABC):
                 "division of data.root: held-out ones may have been trained on. Restore the data and split.json, "
                 "or start in a new output_dir."
             )
+        self.inherit(header)
         self.step = header["step"]
         self.skipped_steps = checkpoint["prod9_run"]["skipped_steps"]
         self.fresh = False
@@ -175,6 +176,9 @@ class AbstractLightning(LightningModule, ABC):
             AdamW(_groups(net, training.weight_decay), lr=rate, betas=training.betas, fused=fused)
             for net, rate in zip(self.networks().values(), self.peak_rates(), strict=True)
         ]
+
+    def inherit(self, header: Header) -> None:
+        """Take over what belongs to the weights of ``header`` beside them; nothing by default."""
 
     # -- shared helpers -----------------------------------------------------------------------------
 

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 import prod9
 from prod9.autoencoder.autoencoder_fsq import AutoencoderFSQ
 from prod9.autoencoder.autoencoder_maisi import AutoencoderKlMaisi
+from prod9.diffusion.diffusion_model import DiffusionModelRF
 from prod9.errors import CheckpointError
 from prod9.files import atomic_write
 from prod9.generator.controlnet_maskgit import ControlNetMaskGiT
@@ -31,6 +32,7 @@ from prod9.training.config_schema import (
     ControlNetMaskGiTModelConfig,
     FSQModelConfig,
     KLModelConfig,
+    RectifiedFlowModelConfig,
     RunConfig,
     TransformerModelConfig,
 )
@@ -43,6 +45,7 @@ INDEX = "best.json"
 PREFIXES = {
     "autoencoder": "autoencoder.",
     "maisi_vae": "autoencoder.",
+    "maisi_diffusion": "diffusion.",
     "transformer": "decoder.",
     "maskgit_controlnet": "controlnet.",
 }
@@ -245,6 +248,28 @@ class CheckpointManager:
         return _load(opened, network, device)
 
     @staticmethod
+    def load_diffusion(
+        path: str | Path, *, device: str | torch.device = "cpu", prefer: Prefer = "best"
+    ) -> Loaded[DiffusionModelRF]:
+        """Rebuild MAISI's stage-2 network from its header and load its weights (averaged ones if there are).
+
+        The factor that latents are multiplied by is ``header["data"]["scale_factor"]``.
+        """
+        opened = CheckpointManager.open(path, stage="maisi_diffusion", prefer=prefer)
+        section = _section(opened, "diffusion", TypeAdapter(RectifiedFlowModelConfig))
+        upstream = _section(opened, "autoencoder", TypeAdapter(KLModelConfig))
+        network = ModelFactory.create_diffusion(section, latent_channels=upstream.latent_channels)
+        return _load(opened, network, device)
+
+    @staticmethod
+    def load_vae(
+        loaded: Loaded[Any] | Opened, *, path: str | Path | None = None, device: str | torch.device = "cpu"
+    ) -> Loaded[AutoencoderKlMaisi]:
+        """Load the autoencoder that the diffusion network ``loaded`` was trained on; see :meth:`load_upstream`."""
+        load = partial(CheckpointManager.load_autoencoder, stage="maisi_vae", device=device)
+        return _load_recorded(loaded, "autoencoder", load, path)
+
+    @staticmethod
     def load_base(
         loaded: Loaded[Any] | Opened, *, path: str | Path | None = None, device: str | torch.device = "cpu"
     ) -> Loaded[AbstractTokenDecoder]:
@@ -260,6 +285,7 @@ class CheckpointManager:
         loaders: dict[str, Callable[..., Loaded[Any]]] = {
             "autoencoder": CheckpointManager.load_autoencoder,
             "maisi_vae": partial(CheckpointManager.load_autoencoder, stage="maisi_vae"),
+            "maisi_diffusion": CheckpointManager.load_diffusion,
             "transformer": CheckpointManager.load_transformer,
             "maskgit_controlnet": CheckpointManager.load_controlnet,
         }
@@ -295,7 +321,8 @@ class CheckpointManager:
         opened = CheckpointManager.open(checkpoint)
         header, folder = _without_paths(opened.header), Path(folder)
         if autoencoder is not None:
-            upstream = CheckpointManager.open(autoencoder, stage="autoencoder")
+            family = "maisi_vae" if header["stage"].startswith("maisi") else "autoencoder"
+            upstream = CheckpointManager.open(autoencoder, stage=family)
             header["inputs"] = {"autoencoder": describe_input(upstream.path, upstream.sha256, folder)}
         for recorded in header["inputs"].values():
             recorded["path"] = recorded["relative"]

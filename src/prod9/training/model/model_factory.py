@@ -11,12 +11,17 @@ from prod9.autoencoder.autoencoder_maisi import AutoencoderKlMaisi
 from prod9.autoencoder.discriminator import Discriminator
 from prod9.autoencoder.factory import build_autoencoder
 from prod9.autoencoder.inference import AutoencoderInferenceWrapper, SlidingWindowConfig
+from prod9.diffusion.diffusion_model import DiffusionModelRF
+from prod9.diffusion.factory import build_diffusion_model
+from prod9.diffusion.sampler import RectifiedFlowSampler
+from prod9.diffusion.scheduler import RectifiedFlowSchedulerRF
 from prod9.generator.controlnet_maskgit import ControlNetMaskGiT
 from prod9.generator.factory import build_decoder
 from prod9.generator.maskgit import MaskGiTSampler, MaskGiTScheduler
 from prod9.generator.token_decoder import AbstractTokenDecoder
 from prod9.training.algorithms.autoencoder_trainer import AutoencoderTrainer
 from prod9.training.algorithms.controlnet_trainer import ControlNetTrainer
+from prod9.training.algorithms.diffusion_trainer import DiffusionTrainer
 from prod9.training.algorithms.transformer_trainer import TransformerTrainer
 from prod9.training.config_schema import (
     AutoencoderLossConfig,
@@ -25,12 +30,16 @@ from prod9.training.config_schema import (
     ControlNetLossConfig,
     ControlNetMaskGiTModelConfig,
     DecoderModelConfig,
+    DiffusionLossConfig,
     DiscriminatorConfig,
+    FlowConfig,
     FSQModelConfig,
     KLModelConfig,
     LabelConditionalModelConfig,
     MaisiVAELossConfig,
     MaskingConfig,
+    RectifiedFlowModelConfig,
+    RectifiedFlowSamplerConfig,
     SamplerConfig,
     SingleStreamModelConfig,
     SlidingWindowSection,
@@ -161,6 +170,28 @@ class ModelFactory:
     def create_sampler(sampler: SamplerConfig, masking: MaskingConfig) -> MaskGiTSampler:
         """Build the sampler of a decoder that was trained with ``masking``."""
         return MaskGiTSampler(scheduler=ModelFactory.create_scheduler(masking), **sampler.kwargs())
+
+    @staticmethod
+    def create_diffusion(model: RectifiedFlowModelConfig, *, latent_channels: int) -> DiffusionModelRF:
+        """Build the stage-2 U-Net for a latent of ``latent_channels``."""
+        return build_diffusion_model(model.kind, latent_channels=latent_channels, **model.kwargs())
+
+    @staticmethod
+    def create_diffusion_trainer(
+        loss: DiffusionLossConfig, *, network: DiffusionModelRF, scheduler: RectifiedFlowSchedulerRF
+    ) -> DiffusionTrainer:
+        """Build the stage-2 algorithm of MAISI."""
+        return DiffusionTrainer(network=network, scheduler=scheduler, **loss.kwargs())
+
+    @staticmethod
+    def create_flow_scheduler(flow: FlowConfig) -> RectifiedFlowSchedulerRF:
+        """Build the flow, one for training and sampling."""
+        return RectifiedFlowSchedulerRF(**flow.kwargs())
+
+    @staticmethod
+    def create_flow_sampler(sampler: RectifiedFlowSamplerConfig, flow: FlowConfig) -> RectifiedFlowSampler:
+        """Build the sampler of a network that was trained with ``flow``."""
+        return RectifiedFlowSampler(scheduler=ModelFactory.create_flow_scheduler(flow), **sampler.kwargs())
 
     @staticmethod
     def create_inference_wrapper(

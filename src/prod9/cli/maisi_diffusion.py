@@ -1,0 +1,14 @@
+"""``prod9-train-maisi-diffusion``: stage 2 of MAISI, a rectified flow from noise to latents."""
+
+from prod9.cli.generate import generate_labels
+from prod9.cli.shared import new_app, run_app
+from prod9.cli.stage import add_run_commands
+
+app = new_app("Train MAISI's diffusion network on the latents of a trained autoencoder, and generate with it.")
+add_run_commands(app, "maisi_diffusion")
+app.command("generate")(generate_labels)
+
+
+def main() -> None:
+    """Run the command line."""
+    run_app(app)
