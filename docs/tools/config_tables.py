@@ -9,9 +9,18 @@ import sys
 from pathlib import Path
 
 from prod9.training.config import CONFIG_ROOT, load_config, shipped_configs
-from prod9.training.config_schema import STAGES, FSQModelConfig, KLModelConfig, RunConfig, Stage1Config
+from prod9.training.config_schema import (
+    STAGES,
+    FSQModelConfig,
+    KLModelConfig,
+    MaskGiTControlNetLightningConfig,
+    RunConfig,
+    Stage1Config,
+    TransformerConfig,
+)
 from prod9.training.config_tables import markdown_table
-from prod9.training.resources import estimate
+from prod9.training.resources import Device, Resources, estimate
+from prod9.training.resources_controlnet import estimate_controlnet
 
 BLOCK = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end generated -->)", re.DOTALL)
 
@@ -43,10 +52,29 @@ def stage1_model(config: RunConfig, configs: dict[str, RunConfig]) -> FSQModelCo
     """Return the autoencoder that a later stage's config names as its input, None for stage 1."""
     if isinstance(config, Stage1Config):
         return None
+    if isinstance(config, MaskGiTControlNetLightningConfig):
+        config = base_config(config, configs)
     for other in configs.values():
         if isinstance(other, Stage1Config) and other.output_dir == config.inputs.autoencoder:
             return other.model
     raise ValueError(f"{config.inputs.autoencoder} is the output_dir of no shipped stage-1 config")
+
+
+def base_config(config: MaskGiTControlNetLightningConfig, configs: dict[str, RunConfig]) -> TransformerConfig:
+    """Return the config of the transformer that a control network's config names as its input."""
+    for other in configs.values():
+        if isinstance(other, TransformerConfig) and other.output_dir == config.inputs.transformer:
+            return other
+    raise ValueError(f"{config.inputs.transformer} is the output_dir of no shipped stage-2 config")
+
+
+def _need(config: RunConfig, configs: dict[str, RunConfig], device: Device) -> Resources:
+    autoencoder = stage1_model(config, configs)
+    if isinstance(config, MaskGiTControlNetLightningConfig):
+        assert isinstance(autoencoder, FSQModelConfig)
+        base = base_config(config, configs)
+        return estimate_controlnet(config, base=base, autoencoder=autoencoder, device=device)
+    return estimate(config, autoencoder=autoencoder, device=device)
 
 
 def _table(name: str) -> str:
@@ -58,7 +86,7 @@ def _config_table() -> str:
     lines = ["| name | stage | tokens | parameters | memory | checkpoint |", "|---|---|---|---|---|---|"]
     for name, config in configs.items():
         device = "cpu" if config.trainer.accelerator == "cpu" else "cuda"
-        need = estimate(config, autoencoder=stage1_model(config, configs), device=device)
+        need = _need(config, configs, device)
         grid = " × ".join(map(str, need.latent_grid))
         lines.append(
             f"| `{name}` | {config.stage} | {grid} = {need.tokens:,} | {need.parameters / 1e6:.1f} M "
