@@ -16,6 +16,7 @@ MODULES = {
     "prod9-generate": "prod9.cli.generate",
     "prod9-train-autoencoder": "prod9.cli.autoencoder",
     "prod9-train-transformer": "prod9.cli.transformer",
+    "prod9-train-maskgit-controlnet": "prod9.cli.maskgit_controlnet",
 }
 
 STAGE1 = """

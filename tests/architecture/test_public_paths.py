@@ -32,6 +32,13 @@ HOMES = {
     "prod9.training.metrics": ("CombinedMetric", "psnr", "ssim3d"),
     "prod9.training.brats_data": ("BraTSDataModule",),
     "prod9.training.brats_label_conditional_data": ("BraTSLabelConditionalDataModule",),
+    "prod9.controlnet.condition_encoder": ("ConditionEncoder",),
+    "prod9.generator.controlnet_maskgit": ("ControlNetMaskGiT",),
+    "prod9.training.algorithms.controlnet_trainer": ("ControlNetTrainer",),
+    "prod9.training.lightning.controlnet_maskgit_lightning": ("ControlNetLightningMaskGiT",),
+    "prod9.training.brats_controlnet_data": ("BraTSControlNetDataModule",),
+    "prod9.training.config_controlnet": ("MaskGiTControlNetLightningConfig",),
+    "prod9.pipelines.control": ("ControlPipeline",),
     "prod9.pipelines.maskgit": ("MaskGiTPipeline",),
 }
 SHIMS = {
@@ -43,6 +50,12 @@ SHIMS = {
     },
     "prod9.training.label_conditional_transformer": {
         "LabelConditionalTransformerLightning": "prod9.training.lightning.label_conditional_lightning",
+    },
+    "prod9.training.controlnet_maskgit_lightning": {
+        "ControlNetLightningMaskGiT": "prod9.training.lightning.controlnet_maskgit_lightning",
+    },
+    "prod9.training.maskgit_controlnet_config": {
+        "MaskGiTControlNetLightningConfig": "prod9.training.config_controlnet",
     },
     "prod9.training.transformer": {
         "TransformerLightning": "prod9.training.lightning.transformer_lightning",

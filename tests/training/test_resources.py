@@ -14,9 +14,12 @@ from prod9.training.config_schema import (
     DiscriminatorConfig,
     FSQModelConfig,
     LabelConditionalModelConfig,
+    MaskGiTControlNetLightningConfig,
     TransformerConfig,
 )
+from prod9.training.model.model_factory import ModelFactory
 from prod9.training.resources import OVERHEAD, downsampling_factor, estimate, latent_grid
+from prod9.training.resources_controlnet import estimate_controlnet
 
 SIDE = 32
 
@@ -132,3 +135,30 @@ def test_demo_configs_fit_a_laptop(name):
 def test_the_summary_names_what_matters():
     text = needs("maskgit/brats/stage2_label/base").summary()
     assert "7,776 tokens a volume (18 × 24 × 18), 57.4 M parameters" in text
+
+
+@pytest.mark.parametrize("condition_type", ["mask", "label", "both"])
+@pytest.mark.parametrize(("patch_size", "num_blocks"), [(1, 3), (2, 4)])
+def test_stage_3_counts_the_parameters_of_its_network(stage1, condition_type, patch_size, num_blocks):
+    model = LabelConditionalModelConfig(
+        embed_dim=48, num_blocks=num_blocks, num_heads=4, groups="per_level", patch_size=patch_size
+    )
+    base = TransformerConfig(output_dir="x", data=stage1.data, model=model)
+    config = MaskGiTControlNetLightningConfig(
+        output_dir="x",
+        data=stage1.data,
+        model={"channels": [4, 6]},
+        condition={"condition_type": condition_type},
+    )
+    network = ModelFactory.create_controlnet(
+        config.model,
+        config.condition,
+        base=build_decoder("label_conditional", levels=stage1.model.levels, **model.kwargs()),
+        base_model=model,
+        autoencoder=stage1.model,
+    )
+    need = estimate_controlnet(config, base=base, autoencoder=stage1.model, device="cpu")
+    assert need.parameters == sum(p.numel() for p in network.parameters())
+    alone = estimate(base, autoencoder=stage1.model, device="cpu")
+    assert need.checkpoint_bytes < alone.checkpoint_bytes
+    assert need.tokens == alone.tokens

@@ -1,4 +1,4 @@
-"""What each of two processes runs in ``test_two_ranks``: both stages, then a report of what it computed.
+"""What each of two processes runs in ``test_two_ranks``: every stage, then a report of what it computed.
 
 Usage: python -m tests.training.two_ranks FOLDER (with the variables that torchrun sets).
 """
@@ -14,6 +14,7 @@ import torch
 from prod9.training import run
 from prod9.training.lightning.base import AbstractLightning
 from tests.training.tiny import MemoryData, autoencoder_config, transformer_config, write_autoencoder
+from tests.training.tiny_control import control_config, write_transformer
 
 TWO = {"loggers": [], "progress": False, "accelerator": "cpu", "devices": 2, "strategy": "ddp"}
 
@@ -25,7 +26,7 @@ def checksum(tensors: list[torch.Tensor]) -> list[float]:
 
 
 def main(folder: Path) -> None:
-    """Train both stages and write ``rank-<n>.json``."""
+    """Train every stage and write ``rank-<n>.json``."""
     torch.set_num_threads(1)
     report: dict[str, Any] = {"gradients": [], "inputs": []}
     step_with, optimise = AbstractLightning.clip_or_raise, AbstractLightning.training_step
@@ -48,10 +49,12 @@ def main(folder: Path) -> None:
     configs = [
         autoencoder_config(folder / "data", folder / "stage1", trainer=TWO),
         transformer_config(folder / "data", folder / "stage2", upstream, trainer=TWO),
+        control_config(folder / "data", folder / "stage3", folder / "base.ckpt", trainer=TWO),
     ]
     rank = int(os.environ["RANK"])
     if rank == 0:
         write_autoencoder(upstream)
+        write_transformer(folder / "base.ckpt", upstream)
     for config in configs:
         result = run.train(config)
         opened = torch.load(Path(config.output_dir) / "checkpoints" / "last.ckpt", weights_only=True)

@@ -256,23 +256,28 @@ class ControlNetLightningMaskGiT(AbstractTokenLightning):
         if not steps:
             return None
         if self._classifier is None:
-            samples: Any = self.trainer.datamodule.build_dataset("train")  # pyright: ignore[reportAttributeAccessIssue]
-            chosen = np.linspace(0, len(samples) - 1, min(_CLASSIFIER_VOLUMES, len(samples))).astype(int)
-            items = [samples[int(index)] for index in chosen]
-            volumes = [self.decode(item["target_indices"][None].to(self.device)) for item in items]
-            classifier = train_classifier(
-                torch.cat([coarsen(torch.from_numpy(volume)[None, None]) for volume in volumes]),
-                torch.stack([item["label"] for item in items]),
-                num_classes=self.controlnet.num_labels,
-                seed=self.config.seed,
-                steps=steps,
-            )
-            self._classifier = Unregistered(classifier)
+            self._classifier = Unregistered(self._train_classifier(steps))
         names = self.config.data.label_map
         labels = torch.tensor([names[sampled.title] for sampled in self._samples])
         classifier = self._classifier.content
         self.log(f"{part}/classifier_accuracy", classifier.accuracy(coarsen(real), labels))
         return lambda generated: classifier.probabilities(coarsen(generated))
+
+    def _train_classifier(self, steps: int) -> ModalityClassifier:
+        """Train a judge of modalities on what training tokens decode to."""
+        samples: Any = self.trainer.datamodule.build_dataset("train")  # pyright: ignore[reportAttributeAccessIssue]
+        chosen = np.linspace(0, len(samples) - 1, min(_CLASSIFIER_VOLUMES, len(samples))).astype(int)
+        items = [samples[int(index)] for index in chosen]
+        volumes = [self.decode(item["target_indices"][None].to(self.device)) for item in items]
+        # A validation runs without gradients, and what it makes cannot take part in any.
+        with torch.inference_mode(False), torch.enable_grad():
+            return train_classifier(
+                torch.cat([coarsen(torch.from_numpy(volume)[None, None]) for volume in volumes]),
+                torch.stack([item["label"].clone() for item in items]),
+                num_classes=self.controlnet.num_labels,
+                seed=self.config.seed,
+                steps=steps,
+            )
 
 
 def load_control_upstream(config: MaskGiTControlNetLightningConfig) -> ControlUpstream:
