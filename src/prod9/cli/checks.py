@@ -42,7 +42,7 @@ def check_inputs(config: "RunConfig", *, writes: bool = True) -> Inputs:
     Returns what data there are. writes: whether the run writes into ``output_dir``.
     """
     inputs = find_inputs(config.data)
-    if config.stage == "maskgit_controlnet":
+    if config.stage in ("maskgit_controlnet", "refiner"):
         _check_earlier("transformer", config.inputs.transformer, "prod9-train-transformer")
     elif config.stage in STAGE1_OF:
         _check_earlier("autoencoder", config.inputs.autoencoder, STAGE_COMMANDS[STAGE1_OF[config.stage]])
@@ -81,7 +81,7 @@ def check_run(config: "RunConfig", *, device: str, checkpoint: Path | None = Non
         "patients": parts,
         "files": geometry,
         "grid": list(needs.grid),
-        "tokens": list(needs.latent_grid),
+        **({"tokens": list(needs.latent_grid)} if needs.tokens else {}),
         "parameters": parameters,
         "device": str(chosen),
         "memory_gib": round(needs.memory_gib, 2),
@@ -151,6 +151,10 @@ def check_earlier_stages(
         from prod9.cli.checks_control import check_base
 
         return check_base(config)
+    if config.stage == "refiner":
+        from prod9.training.lightning.translator import load_translator
+
+        load_translator(config)
     if config.stage == "transformer" or config.stage == "maisi_diffusion":
         return None, check_upstream(config)
     return None, None
@@ -164,12 +168,15 @@ def _estimate(
 ) -> "Resources":
     from prod9.training.resources import estimate
     from prod9.training.resources_controlnet import estimate_controlnet
+    from prod9.training.resources_refiner import estimate_refiner
 
     if config.stage == "maskgit_controlnet":
         assert base is not None
         assert autoencoder is not None
         assert autoencoder.kind == "fsq"
         return estimate_controlnet(config, base=base, autoencoder=autoencoder, device=device)
+    if config.stage == "refiner":
+        return estimate_refiner(config, device=device)
     return estimate(config, autoencoder=autoencoder, device=device)
 
 
@@ -238,6 +245,8 @@ def _build(
                     autoencoder=autoencoder,
                 )
             ]
+        elif config.stage == "refiner":
+            networks = [ModelFactory.create_refiner(config.model)]
         elif config.stage == "maisi_diffusion":
             assert autoencoder is not None
             assert autoencoder.kind == "kl"

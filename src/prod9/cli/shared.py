@@ -122,7 +122,7 @@ def new_app(text: str) -> typer.Typer:
 def load(
     config: str,
     *,
-    stage: str | None = None,
+    stage: str | Sequence[str] | None = None,
     overrides: Sequence[str] | None = None,
     output_dir: str | None = None,
     seed: int | None = None,

@@ -6,7 +6,7 @@ A stage's module adds what only it can do (``infer`` or ``generate``)::
     add_run_commands(app, "autoencoder")
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -30,7 +30,7 @@ from prod9.errors import ConfigError
 if TYPE_CHECKING:
     from prod9.training.config_schema import RunConfig
 
-Stage = Literal["autoencoder", "transformer", "maisi_vae", "maisi_diffusion", "maskgit_controlnet"]
+Stage = Literal["autoencoder", "transformer", "refiner", "maisi_vae", "maisi_diffusion", "maskgit_controlnet"]
 
 OptionalConfigOption = Annotated[
     str | None,
@@ -84,7 +84,7 @@ class ResumeCommand(TyperCommand):
 
 
 def load_for_model(
-    stage: Stage,
+    stage: Stage | Sequence[Stage],
     config: str | None,
     model: str | None,
     *,
@@ -109,8 +109,8 @@ def load_for_model(
     return config_from_dict(opened.header["config"], source=str(opened.path), overrides=changes), Path(model)
 
 
-def add_run_commands(app: typer.Typer, stage: Stage) -> None:
-    """Add ``train``, ``validate`` and ``test`` of ``stage`` to ``app``."""
+def add_run_commands(app: typer.Typer, *stages: Stage) -> None:
+    """Add ``train``, ``validate`` and ``test`` of ``stages`` to ``app``; the config or the model says which."""
 
     @app.command(cls=ResumeCommand)
     def train(
@@ -127,7 +127,7 @@ def add_run_commands(app: typer.Typer, stage: Stage) -> None:
         debug: DebugOption = False,
     ) -> None:
         """Train, validating and saving as the config says; `--resume` goes on where a run stopped."""
-        run_config = shared.load(config, stage=stage, overrides=overrides, output_dir=output_dir, seed=seed)
+        run_config = shared.load(config, stage=stages, overrides=overrides, output_dir=output_dir, seed=seed)
         if resume is not None and init_from is not None:
             raise ConfigError(
                 "--resume goes on with a run, --init-from starts a new one; give only one of them"
@@ -143,10 +143,10 @@ def add_run_commands(app: typer.Typer, stage: Stage) -> None:
         ("validate", "Measure a trained model on the validation patients."),
         ("test", "Measure a trained model on the test patients, which nothing else sees."),
     ):
-        app.command(name, help=text)(_evaluation_command(name, stage))
+        app.command(name, help=text)(_evaluation_command(name, stages))
 
 
-def _evaluation_command(name: str, stage: Stage) -> Callable[..., None]:
+def _evaluation_command(name: str, stages: Sequence[Stage]) -> Callable[..., None]:
     def command(
         config: OptionalConfigOption = None,
         model: ModelOption = None,
@@ -160,7 +160,7 @@ def _evaluation_command(name: str, stage: Stage) -> Callable[..., None]:
         debug: DebugOption = False,
     ) -> None:
         run_config, checkpoint = load_for_model(
-            stage, config, model, overrides=overrides, output_dir=output_dir, seed=seed
+            stages, config, model, overrides=overrides, output_dir=output_dir, seed=seed
         )
         if print_config:
             shared.print_config(run_config)

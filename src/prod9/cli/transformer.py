@@ -4,8 +4,11 @@ from prod9.cli.generate import generate_labels
 from prod9.cli.shared import new_app, run_app
 from prod9.cli.stage import add_run_commands
 
-app = new_app("Train the stage-2 transformer on the tokens of a trained autoencoder, and generate with it.")
-add_run_commands(app, "transformer")
+app = new_app(
+    "Train the stage-2 transformer on the tokens of a trained autoencoder, or the refiner of its translations, "
+    "and generate with it."
+)
+add_run_commands(app, "transformer", "refiner")
 app.command("generate")(generate_labels)
 
 

@@ -21,7 +21,7 @@ from prod9.data.splits import Part, Split, resolve_split
 from prod9.data.transforms import Augmentation, IntensityScaling, TransformBuilder
 from prod9.errors import ConfigError, DataError
 from prod9.training.brats_tokens import BraTSTokens
-from prod9.training.config_schema import DataConfig, RunConfig, Stage1Config, TransformerConfig
+from prod9.training.config_schema import DataConfig, RefinerConfig, RunConfig, Stage1Config, TransformerConfig
 from prod9.training.lightning.datamodule import AbstractDataModule, Progress
 from prod9.volumes import read_header
 
@@ -37,7 +37,7 @@ class AbstractBraTSDataModule(AbstractDataModule):
         self._cases: list[Case] = []
         self._caches: dict[Part, CaseCache] = {}
         # Stage 2 reads a volume once, to encode it: no use in keeping them all in memory.
-        in_memory = data.cache == "memory" and not isinstance(config, Stage1Config)
+        in_memory = data.cache == "memory" and not isinstance(config, Stage1Config | RefinerConfig)
         self._builder = DatasetBuilder(
             transforms=TransformBuilder(
                 spacing=data.spacing,

@@ -22,6 +22,7 @@ CONFIG_ROOT = Path(__file__).resolve().parent.parent / "configs"
 STAGE_COMMANDS = {
     "autoencoder": "prod9-train-autoencoder",
     "transformer": "prod9-train-transformer",
+    "refiner": "prod9-train-transformer",
     "maisi_vae": "prod9-train-maisi-vae",
     "maisi_diffusion": "prod9-train-maisi-diffusion",
     "maskgit_controlnet": "prod9-train-maskgit-controlnet",
@@ -37,14 +38,14 @@ def load_config(
     name_or_path: str | Path,
     *,
     overrides: Sequence[str | tuple[str, Any]] = (),
-    stage: str | None = None,
+    stage: str | Sequence[str] | None = None,
     environ: Mapping[str, str] | None = None,
     fill_variables: bool = True,
 ) -> RunConfig:
     """Return the checked config of a YAML file or of a shipped name such as ``demo/stage1``.
 
     overrides: ``"a.b=c"`` as typed after ``--set`` (``c`` is YAML), or ``("a.b", value)`` with a ready value;
-    later ones win. stage: the stage the caller can run; another one is refused. environ: the variables,
+    later ones win. stage: the stages the caller can run; others are refused. environ: the variables,
     default ``os.environ``. fill_variables: False leaves them as written, to show a config on a machine
     where they are not set. Raises ConfigError.
     """
@@ -155,16 +156,18 @@ def _apply_override(values: dict[str, Any], override: str | tuple[str, Any], lit
     section[last] = value
 
 
-def _check_stage(values: Mapping[str, Any], wanted: str | None, source: str | Path) -> None:
+def _check_stage(values: Mapping[str, Any], wanted: str | Sequence[str] | None, source: str | Path) -> None:
     stage = values.get("stage")
     if stage not in STAGES:
         hint = did_you_mean(str(stage), list(STAGES)) if stage is not None else ""
         expected = " or ".join(STAGES)
         got = shown(stage) if "stage" in values else "nothing"
         raise ConfigError(f"{source}: stage: expected {expected}, got {got}{hint}")
-    if wanted is not None and stage != wanted:
+    allowed = (wanted,) if isinstance(wanted, str) else wanted
+    if allowed is not None and stage not in allowed:
         raise ConfigError(
-            f"{source}: stage: expected {wanted}, got {stage}; this config belongs to {STAGE_COMMANDS[stage]}"
+            f"{source}: stage: expected {' or '.join(allowed)}, got {stage}; "
+            f"this config belongs to {STAGE_COMMANDS[stage]}"
         )
 
 

@@ -37,6 +37,12 @@ from prod9.training.config_maisi import (
     RectifiedFlowModelConfig,
     RectifiedFlowSamplerConfig,
 )
+from prod9.training.config_refiner import (
+    RefinerConfig,
+    RefinerLossConfig,
+    RefinerModelConfig,
+    TranslationsConfig,
+)
 from prod9.training.config_sampling import MaskingConfig, SamplerConfig, SchedulerType
 from prod9.training.config_sections import (
     AugmentConfig,
@@ -96,6 +102,9 @@ __all__ = [
     "PerceptualConfig",
     "RectifiedFlowModelConfig",
     "RectifiedFlowSamplerConfig",
+    "RefinerConfig",
+    "RefinerLossConfig",
+    "RefinerModelConfig",
     "RunConfig",
     "RunSection",
     "SamplerConfig",
@@ -110,6 +119,7 @@ __all__ = [
     "TransformerConfig",
     "TransformerLossConfig",
     "TransformerModelConfig",
+    "TranslationsConfig",
 ]
 
 # -- networks -------------------------------------------------------------------------------------
@@ -199,6 +209,7 @@ RunConfig = (
     | MaisiVAEConfig
     | MaisiDiffusionConfig
     | MaskGiTControlNetLightningConfig
+    | RefinerConfig
 )
 STAGES: dict[str, type[RunConfig]] = {
     "autoencoder": AutoencoderConfig,
@@ -206,4 +217,5 @@ STAGES: dict[str, type[RunConfig]] = {
     "maisi_vae": MaisiVAEConfig,
     "maisi_diffusion": MaisiDiffusionConfig,
     "maskgit_controlnet": MaskGiTControlNetLightningConfig,
+    "refiner": RefinerConfig,
 }

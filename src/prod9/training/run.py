@@ -10,7 +10,7 @@ import logging
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -29,6 +29,7 @@ from prod9.training.brats_data import AbstractBraTSDataModule, BraTSDataModule
 from prod9.training.brats_diffusion_data import BraTSDiffusionDataModule
 from prod9.training.brats_in_context_data import BraTSInContextDataModule
 from prod9.training.brats_label_conditional_data import BraTSLabelConditionalDataModule
+from prod9.training.brats_refiner_data import BraTSRefinerDataModule
 from prod9.training.callbacks import KeepCheckpoints, build_callbacks
 from prod9.training.config import config_to_dict, dump_config
 from prod9.training.config_schema import (
@@ -37,6 +38,7 @@ from prod9.training.config_schema import (
     MaisiDiffusionConfig,
     MaisiVAEConfig,
     MaskGiTControlNetLightningConfig,
+    RefinerConfig,
     RunConfig,
     Stage1Config,
     TransformerConfig,
@@ -54,7 +56,9 @@ from prod9.training.lightning.in_context_lightning import InContextTransformerLi
 from prod9.training.lightning.label_conditional_lightning import LabelConditionalTransformerLightning
 from prod9.training.lightning.maisi_diffusion_lightning import MAISIDiffusionLightning
 from prod9.training.lightning.maisi_vae_lightning import MAISIVAELightning
+from prod9.training.lightning.refiner_lightning import RefinerLightning
 from prod9.training.lightning.transformer_lightning import TransformerLightning
+from prod9.training.lightning.translator import Translator, load_translator
 from prod9.training.lightning.upstream import load_vae
 from prod9.training.medmnist3d_data import MedMNIST3DDataModule
 from prod9.training.model.checkpoint_manager import CheckpointManager, Loaded, Opened, load_strictly
@@ -74,8 +78,8 @@ from prod9.training.trainer import build_loggers, build_trainer, quiet
 log = logging.getLogger("prod9")
 _console = Console(stderr=True)
 
-Upstream = Loaded[AutoencoderFSQ] | Loaded[AutoencoderKlMaisi] | ControlUpstream
-"""What stage 2 builds on, of either family, or stage 3."""
+Upstream = Loaded[AutoencoderFSQ] | Loaded[AutoencoderKlMaisi] | ControlUpstream | Translator
+"""What stage 2 builds on, of either family, or stage 3, or a refiner."""
 
 ADAPTERS = {
     "label_conditional": LabelConditionalTransformerLightning,
@@ -158,8 +162,10 @@ def build_module(config: RunConfig, upstream: Upstream | None = None) -> Abstrac
             return MAISIVAELightning(config)
         if isinstance(config, MaisiDiffusionConfig):
             return MAISIDiffusionLightning(config, cast(Loaded[AutoencoderKlMaisi] | None, upstream))
+        if isinstance(config, RefinerConfig):
+            return RefinerLightning(config, cast(Translator | None, upstream))
         if isinstance(config, MaskGiTControlNetLightningConfig):
-            assert not isinstance(upstream, Loaded)
+            assert isinstance(upstream, ControlUpstream | None)
             return ControlNetLightningMaskGiT(config, upstream)
         return ADAPTERS[config.model.kind](config, cast(Loaded[AutoencoderFSQ] | None, upstream))
 
@@ -177,6 +183,9 @@ def build_data_module(
         assert not isinstance(inner, MedMNIST3DDataModule)  # the schema of stage 3 takes files only
         base_split = Split.from_dict(upstream.base.header["split"])
         return BraTSControlNetDataModule(config, inner=inner, base_split=base_split)
+    if isinstance(config, RefinerConfig):
+        translator = cast(Translator | None, upstream) or load_translator(config)
+        return BraTSRefinerDataModule(config, translator=replace(translator, device=device))
     if isinstance(config, MaisiDiffusionConfig):
         vae = cast(Loaded[AutoencoderKlMaisi] | None, upstream) or load_vae(config)
         return _latent_data_module(config, vae, device)
@@ -259,6 +268,8 @@ def _load_upstream(config: RunConfig) -> Upstream | None:
         return load_control_upstream(config)
     if isinstance(config, MaisiDiffusionConfig):
         return load_vae(config)
+    if isinstance(config, RefinerConfig):
+        return load_translator(config)
     return load_upstream(config) if isinstance(config, TransformerConfig) else None
 
 

@@ -7,7 +7,7 @@ by name, before any weight is looked at. Weights are loaded strictly; nothing is
 import json
 import logging
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
@@ -26,6 +26,7 @@ from prod9.diffusion.diffusion_model import DiffusionModelRF
 from prod9.errors import CheckpointError
 from prod9.files import atomic_write
 from prod9.generator.controlnet_maskgit import ControlNetMaskGiT
+from prod9.generator.refiner import Refiner
 from prod9.generator.token_decoder import AbstractTokenDecoder
 from prod9.training.config_schema import (
     ControlConditionConfig,
@@ -33,6 +34,7 @@ from prod9.training.config_schema import (
     FSQModelConfig,
     KLModelConfig,
     RectifiedFlowModelConfig,
+    RefinerModelConfig,
     RunConfig,
     TransformerModelConfig,
 )
@@ -47,6 +49,7 @@ PREFIXES = {
     "maisi_vae": "autoencoder.",
     "maisi_diffusion": "diffusion.",
     "transformer": "decoder.",
+    "refiner": "refiner.",
     "maskgit_controlnet": "controlnet.",
 }
 """Where the network of a stage lives in the state dict."""
@@ -161,8 +164,10 @@ class CheckpointManager:
         return found
 
     @staticmethod
-    def open(path: str | Path, *, stage: str | None = None, prefer: Prefer = "best") -> Opened:
-        """Read ``path`` and check its header; ``stage`` refuses every other stage.
+    def open(
+        path: str | Path, *, stage: str | Sequence[str] | None = None, prefer: Prefer = "best"
+    ) -> Opened:
+        """Read ``path`` and check its header; ``stage`` names the only ones that are not refused.
 
         In a run folder a damaged file is reported and the next one is taken; a file that was named is not
         replaced by another. Raises CheckpointError.
@@ -262,6 +267,18 @@ class CheckpointManager:
         return _load(opened, network, device)
 
     @staticmethod
+    def load_refiner(
+        path: str | Path, *, device: str | torch.device = "cpu", prefer: Prefer = "best"
+    ) -> Loaded[Refiner]:
+        """Rebuild a refiner from its header and load its weights (averaged ones if there are).
+
+        The translator it was trained on is ``header["inputs"]["transformer"]``.
+        """
+        opened = CheckpointManager.open(path, stage="refiner", prefer=prefer)
+        section = _section(opened, "refiner", TypeAdapter(RefinerModelConfig))
+        return _load(opened, ModelFactory.create_refiner(section), device)
+
+    @staticmethod
     def load_vae(
         loaded: Loaded[Any] | Opened, *, path: str | Path | None = None, device: str | torch.device = "cpu"
     ) -> Loaded[AutoencoderKlMaisi]:
@@ -287,6 +304,7 @@ class CheckpointManager:
             "maisi_vae": partial(CheckpointManager.load_autoencoder, stage="maisi_vae"),
             "maisi_diffusion": CheckpointManager.load_diffusion,
             "transformer": CheckpointManager.load_transformer,
+            "refiner": CheckpointManager.load_refiner,
             "maskgit_controlnet": CheckpointManager.load_controlnet,
         }
         return loaders[stage](folder, device=device)
@@ -380,7 +398,7 @@ def _ranked_best(folder: Path) -> list[str]:
         return sorted((file.name for file in folder.glob("best-step=*.ckpt")), reverse=True)
 
 
-def _open_file(file: Path, stage: str | None) -> Opened:
+def _open_file(file: Path, stage: str | Sequence[str] | None) -> Opened:
     if file.is_dir():
         header, tensors, digest = exports.read_export(file)
         _check_header(file, header, stage)
@@ -399,7 +417,7 @@ def _open_file(file: Path, stage: str | None) -> Opened:
     return Opened(cast(Header, header), state, file, digest)
 
 
-def _check_header(file: Path, header: dict[str, Any], stage: str | None) -> None:
+def _check_header(file: Path, header: dict[str, Any], stage: str | Sequence[str] | None) -> None:
     missing = sorted(set(Header.__annotations__) - set(header))
     if header.get("format") != FORMAT or missing:
         detail = f"format {header.get('format')!r}" + (f" without {', '.join(missing)}" if missing else "")
@@ -408,8 +426,9 @@ def _check_header(file: Path, header: dict[str, Any], stage: str | None) -> None
             f"{header.get('version', 'unknown')}); use the prod9 version that wrote it."
         )
     found = header["stage"]
-    if found not in PREFIXES or stage not in (None, found):
-        wanted = stage or " or ".join(PREFIXES)
+    allowed = tuple(PREFIXES) if stage is None else (stage,) if isinstance(stage, str) else stage
+    if found not in PREFIXES or found not in allowed:
+        wanted = " or ".join(allowed)
         raise WrongStageError(
             f"{file}: expected a checkpoint of stage {wanted}, got stage {found}; "
             f"name the {wanted} run instead."

@@ -18,10 +18,12 @@ from prod9.diffusion.scheduler import RectifiedFlowSchedulerRF
 from prod9.generator.controlnet_maskgit import ControlNetMaskGiT
 from prod9.generator.factory import build_decoder
 from prod9.generator.maskgit import MaskGiTSampler, MaskGiTScheduler
+from prod9.generator.refiner import Refiner
 from prod9.generator.token_decoder import AbstractTokenDecoder
 from prod9.training.algorithms.autoencoder_trainer import AutoencoderTrainer
 from prod9.training.algorithms.controlnet_trainer import ControlNetTrainer
 from prod9.training.algorithms.diffusion_trainer import DiffusionTrainer
+from prod9.training.algorithms.refiner_trainer import RefinerTrainer
 from prod9.training.algorithms.transformer_trainer import TransformerTrainer
 from prod9.training.config_schema import (
     AutoencoderLossConfig,
@@ -40,6 +42,8 @@ from prod9.training.config_schema import (
     MaskingConfig,
     RectifiedFlowModelConfig,
     RectifiedFlowSamplerConfig,
+    RefinerLossConfig,
+    RefinerModelConfig,
     SamplerConfig,
     SingleStreamModelConfig,
     SlidingWindowSection,
@@ -160,6 +164,16 @@ class ModelFactory:
     ) -> TransformerTrainer:
         """Build the stage-2 algorithm."""
         return TransformerTrainer(decoder=decoder, scheduler=scheduler, **loss.kwargs())
+
+    @staticmethod
+    def create_refiner(model: RefinerModelConfig) -> Refiner:
+        """Build the refiner of translations."""
+        return Refiner(**model.kwargs())
+
+    @staticmethod
+    def create_refiner_trainer(loss: RefinerLossConfig, *, refiner: Refiner) -> RefinerTrainer:
+        """Build the algorithm that trains a refiner."""
+        return RefinerTrainer(refiner=refiner, **loss.kwargs())
 
     @staticmethod
     def create_scheduler(masking: MaskingConfig) -> MaskGiTScheduler:

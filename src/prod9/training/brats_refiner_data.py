@@ -1,0 +1,192 @@
+"""BraTSRefinerDataModule: translations of a cohort's own scans, beside their sources and the scans themselves."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from prod9.data.cache import CaseCache
+from prod9.data.preprocessing import dequantise
+from prod9.data.sampling import SampleKey
+from prod9.data.splits import Part, Split
+from prod9.data.translations import VolumeStore, content_key
+from prod9.errors import ConfigError
+from prod9.training.brats_data import AbstractBraTSDataModule
+from prod9.training.config_schema import RefinerConfig
+from prod9.training.lightning.datamodule import Progress
+
+
+class TranslatesScans(Protocol):
+    """What makes the decoded targets; see ``lightning.translator.Translator``."""
+
+    @property
+    def split(self) -> Split:
+        """The patients it was trained on and not."""
+        ...
+
+    @property
+    def num_sources(self) -> range:
+        """How many sources a translation may have."""
+        ...
+
+    @property
+    def settings(self) -> Sequence[str]:
+        """All that a translation depends on beside its sources and seed."""
+        ...
+
+    def __call__(self, sources: dict[str, np.ndarray], target: str, *, seed: int) -> np.ndarray:
+        """Return the decoded target ``[H W D]`` in [0, 1] of ``sources``, ``[H W D]`` each, of one patient."""
+        ...
+
+
+@dataclass(frozen=True)
+class _Item:
+    """A translation: its key in the store, the case, and which modalities (places in ``data.modalities``)."""
+
+    key: str
+    case: int
+    target: int
+    sources: tuple[int, ...]
+    seed: int
+
+
+class BraTSRefinerDataModule(AbstractBraTSDataModule):
+    """Translates every scan from random subsets of the patient's others, once, and keeps the results.
+
+    They are translations, not reconstructions: a refiner that learnt from those would trust a decoded target
+    that nobody has. The patients are those that the translator was trained on, and no others are trained on.
+    """
+
+    def __init__(
+        self, config: RefinerConfig, *, translator: TranslatesScans, progress: Progress | None = None
+    ) -> None:
+        super().__init__(config, progress=progress)
+        fewest = translator.num_sources[0]
+        if len(config.data.modalities) <= fewest:
+            raise ConfigError(
+                f"data.modalities: expected at least {fewest + 1}, a target and the sources that inputs.transformer "
+                f"takes, got {', '.join(config.data.modalities)}; add one."
+            )
+        self._translator = translator
+        self._settings = config.translations
+        self._directory = Path(config.data.store_dir or Path(config.output_dir) / "store")
+
+    def build_dataset(self, part: Part) -> Dataset[dict[str, Any]]:
+        """Return the translated scans of the patients of ``part``."""
+        _check_leak(self.split, self._translator.split)
+        cases = self._cache(part)
+        items, store = self._items(cases), VolumeStore(self._directory / part)
+        self._fill(store, items, cases, part)
+        self._builder.hashes.save()
+        data = self.config.data
+        return _RefinerDataset(
+            cases,
+            items,
+            store,
+            modalities=data.modalities,
+            label_map=data.label_map,
+            num_classes=self.config.model.num_classes,
+            flip_prob=data.augment.flip_prob if part == "train" else 0.0,
+            seed=self.config.seed,
+        )
+
+    def _items(self, cases: CaseCache) -> list[_Item]:
+        names, settings = self.config.data.modalities, self._settings
+        items = []
+        for number, case in enumerate(cases.cases):
+            content = self._builder.case_key(case)
+            for target in range(len(names)):
+                for copy in range(settings.per_target):
+                    # From the content, not from its place: a longer cohort keeps what is translated.
+                    seed = int(content_key(content, names[target], copy, self.config.seed)[:12], 16)
+                    sources = self._draw(target, np.random.default_rng(seed))
+                    wanted = [names[m] for m in sources]
+                    key = content_key(content, names[target], wanted, seed, *self._translator.settings)
+                    items.append(_Item(key, number, target, sources, seed))
+        return items
+
+    def _draw(self, target: int, rng: np.random.Generator) -> tuple[int, ...]:
+        others = [m for m in range(len(self.config.data.modalities)) if m != target]
+        most = min(self._translator.num_sources[-1], len(others))
+        count = int(rng.integers(self._translator.num_sources[0], most + 1))
+        return tuple(sorted(rng.permutation(others)[:count].tolist()))
+
+    def _fill(self, store: VolumeStore, items: Sequence[_Item], cases: CaseCache, part: Part) -> None:
+        by_key = {item.key: item for item in items}
+
+        def make(key: str) -> Tensor:
+            item, names = by_key[key], self.config.data.modalities
+            images = cases[item.case].images
+            sources = {names[m]: dequantise(images[m]).numpy() for m in item.sources}
+            return torch.from_numpy(self._translator(sources, names[item.target], seed=item.seed))[None]
+
+        with self._report(f"Translating {part} volumes") as progress:
+            store.fill(by_key, make, progress=progress)
+
+
+class _RefinerDataset(Dataset[dict[str, Any]]):
+    """One translation a sample; a SampleKey mirrors it, together with its sources and the scan, at random."""
+
+    def __init__(
+        self,
+        cases: CaseCache,
+        items: Sequence[_Item],
+        store: VolumeStore,
+        *,
+        modalities: Sequence[str],
+        label_map: dict[str, int],
+        num_classes: int,
+        flip_prob: float,
+        seed: int,
+    ) -> None:
+        self._cases = cases
+        self._items = items
+        self._store = store
+        self._modalities = modalities
+        self._labels = [label_map[name] for name in modalities]
+        self._num_classes = num_classes
+        self._flip_prob = flip_prob
+        self._seed = seed
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __getitem__(self, key: int | SampleKey) -> dict[str, Any]:
+        """Return ``decoded`` and ``target`` [1 H W D], ``sources`` [K H W D], ``present`` [K], ``label`` …"""
+        item = self._items[key.index if isinstance(key, SampleKey) else key]
+        images = self._cases[item.case].images
+        flip = isinstance(key, SampleKey) and key.rng(self._seed).random() < self._flip_prob
+
+        def prepared(volume: Tensor) -> Tensor:
+            return volume.flip(-3) if flip else volume
+
+        sources = torch.zeros(self._num_classes, *images.shape[1:])
+        present = torch.zeros(len(sources), dtype=torch.bool)
+        for m in item.sources:
+            sources[self._labels[m]] = prepared(dequantise(images[m]))
+            present[self._labels[m]] = True
+        return {
+            "decoded": prepared(self._store[item.key]),
+            "sources": sources,
+            "present": present,
+            "target": prepared(dequantise(images[item.target]))[None],
+            "label": torch.tensor(self._labels[item.target]),
+            "case_id": self._cases.cases[item.case].case_id,
+            "modality": self._modalities[item.target],
+        }
+
+
+def _check_leak(split: Split, upstream: Split) -> None:
+    """Refuse to hold out patients that the translator was trained on (ConfigError)."""
+    leaked = split.trained_elsewhere(upstream)
+    if leaked:
+        raise ConfigError(
+            "data.split: expected patients to be held out in all stages, but the translator was trained on "
+            f"{len(leaked)} that this run holds out ({', '.join(leaked[:5])}); use the same data.split, or set "
+            "data.split.file to the split.json of the translator's run."
+        )

@@ -1,0 +1,90 @@
+"""Translator: the trained model whose translations a refiner learns to correct."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+
+from prod9.data.splits import Split
+from prod9.errors import ConfigError
+from prod9.pipelines.translation import TranslationPipeline
+from prod9.training.config import config_from_dict
+from prod9.training.config_schema import RefinerConfig, TransformerConfig
+from prod9.training.model.checkpoint_manager import CheckpointManager, Opened
+
+
+@dataclass(frozen=True, eq=False)
+class Translator:
+    """A stage-2 run that makes a modality from others, as ``inputs`` of ``config`` names it.
+
+    Its networks are loaded when the first translation is asked for: with all of them in the store, never.
+    """
+
+    config: RefinerConfig
+    opened: Opened
+    recorded: TransformerConfig
+    device: str | torch.device = "cpu"
+
+    @property
+    def split(self) -> Split:
+        """The patients that it was trained on and not."""
+        return Split.from_dict(self.opened.header["split"])
+
+    @property
+    def num_sources(self) -> range:
+        """How many sources a translation may have, at least one."""
+        if self.recorded.model.kind == "decoder":
+            return range(1, 2)
+        numbers = self.recorded.in_context.sources(len(self.recorded.data.modalities))
+        return range(max(1, numbers[0]), numbers[-1] + 1)
+
+    @property
+    def settings(self) -> list[str]:
+        """All that its translations depend on beside their sources: weights, windows and, of samples, how."""
+        autoencoder = self.opened.header["inputs"]["autoencoder"]["sha256"]
+        parts = [self.opened.sha256, autoencoder, self.config.sliding_window.model_dump_json()]
+        if self.config.translations.decode == "sample":
+            parts += [self.recorded.sampler.model_dump_json(), self.recorded.masking.model_dump_json()]
+        return [*parts, self.config.translations.decode]
+
+    def __call__(self, sources: dict[str, np.ndarray], target: str, *, seed: int) -> np.ndarray:
+        """Return ``target`` as decoded, float32 ``[H W D]`` in [0, 1]; ``sources`` are on the grid."""
+        translation = self._pipeline.translate(
+            sources, target, seed=seed, decode=self.config.translations.decode, refine=False
+        )
+        return translation.mean
+
+    @cached_property
+    def _pipeline(self) -> TranslationPipeline:
+        return TranslationPipeline.from_checkpoint(
+            self.opened.path,
+            device=self.device,
+            autoencoder=self.config.inputs.autoencoder,
+            overrides=[("sliding_window", self.config.sliding_window.model_dump(mode="json"))],
+        )
+
+
+def load_translator(config: RefinerConfig, *, device: str | torch.device = "cpu") -> Translator:
+    """Read the header of ``inputs.transformer``, and refuse what can't be refined with ``config`` (ConfigError)."""
+    if config.inputs.transformer is None:
+        raise ConfigError(
+            "inputs.transformer: expected the run folder or checkpoint of a trained translator, got null; set it, "
+            "for example with --set inputs.transformer=outputs/stage2."
+        )
+    opened = CheckpointManager.open(config.inputs.transformer, stage="transformer")
+    recorded = config_from_dict(opened.header["config"], source=str(opened.path))
+    assert isinstance(recorded, TransformerConfig)  # its stage says so
+    if recorded.model.kind == "label_conditional":
+        raise ConfigError(
+            f"inputs.transformer: expected a model of kind 'single_stream' or 'decoder', got {opened.path} of kind "
+            "'label_conditional', which takes no source; name a run of the stage2 configs."
+        )
+    for key in ("grid", "spacing", "intensity", "label_map"):
+        ours, theirs = config.data.model_dump(mode="json")[key], opened.header["data"][key]
+        if ours != theirs:
+            raise ConfigError(
+                f"data.{key}: expected that of {opened.path}, {theirs}, got {ours}; it translates volumes prepared "
+                "its way alone"
+            )
+    return Translator(config, opened, recorded, device)
