@@ -11,8 +11,9 @@ initialisation; they are equal bit for bit.
 import _harness
 import torch
 
+from prod9.generator.branches import apply_control
 from prod9.generator.condition import MaskGiTCondition
-from prod9.generator.controlnet_maskgit import ControlCondition, ControlNetMaskGiT, apply_control
+from prod9.generator.controlnet_maskgit import ControlCondition, ControlNetMaskGiT
 from prod9.generator.transformer import TransformerDecoder
 
 LEVELS = (8, 8, 8, 6, 5)

@@ -159,6 +159,29 @@ def test_generate_finds_models_that_moved(control: Control, workspace: Workspace
     assert not (tmp_path / "out").exists()
 
 
+def test_export_folders_are_models_too(control: Control, workspace: Workspace, tmp_path: Path) -> None:
+    share = tmp_path / "share"
+    steps = [
+        (workspace.run1, "a"),
+        (workspace.run2, "t", "--autoencoder", share / "a"),
+        (control.run, "c", "--transformer", share / "t"),
+    ]
+    for model, name, *upstream in steps:
+        ran = run("prod9", "export", model, share / name, *upstream)
+        assert ran.code == 0, ran.err
+    share.rename(tmp_path / "moved")
+    card = (tmp_path / "moved" / "c" / "README.md").read_text()
+    assert "MaskGiT control network" in card
+    assert "Needs the transformer at `../t`" in card
+    args = ["control", "--seg", control.seg, "--label", "T1", "--json", "-o"]
+    files = []
+    for model, out in ((control.run, "run"), (tmp_path / "moved" / "c", "export")):
+        ran = run("prod9-generate", *args, tmp_path / out, "--model", model)
+        assert ran.code == 0, ran.err
+        files.append(nib.load(tmp_path / out / ran.json["made"][0]).get_fdata())
+    np.testing.assert_array_equal(*files)
+
+
 def test_a_segmentation_without_its_scan_is_used_with_a_warning(control: Control, tmp_path: Path) -> None:
     alone = tmp_path / "drawn.nii.gz"
     alone.write_bytes(control.seg.read_bytes())

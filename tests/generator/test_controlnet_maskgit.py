@@ -3,14 +3,16 @@
 import pytest
 import torch
 
+from prod9.generator.branches import apply_control
 from prod9.generator.condition import MaskGiTCondition
 from prod9.generator.controlnet_maskgit import (
     ControlCondition,
     ControlNetMaskGiT,
-    apply_control,
     one_hot_planes,
 )
 from prod9.generator.maskgit import MaskGiTSampler, MaskGiTScheduler
+from prod9.generator.modality_processor import InContextCondition
+from prod9.generator.single_stream import TransformerDecoderSingleStream
 from prod9.generator.transformer import TransformerDecoder
 
 GRID = (2, 4, 2)
@@ -217,3 +219,48 @@ def test_a_base_of_one_block_and_an_empty_condition_are_refused():
         make_control(make_base(num_blocks=1))
     with pytest.raises(ValueError, match="got neither"):
         ControlCondition()
+
+
+# -- over the in-context decoder ------------------------------------------------------------------------
+
+
+def make_stream(attention):
+    base = TransformerDecoderSingleStream(
+        levels=(5, 4), embed_dim=24, num_blocks=4, num_heads=2, num_classes=3, attention=attention
+    )
+    generator = torch.Generator().manual_seed(0)
+    for parameter in base.parameters():
+        torch.nn.init.normal_(parameter, std=0.2, generator=generator)
+    return base.eval().requires_grad_(False)
+
+
+def make_sources():
+    """One sample with two sources, one with a single one."""
+    latents = torch.randn(2, 2, 2, *GRID, generator=torch.Generator().manual_seed(4))
+    return InContextCondition(torch.tensor([0, 1]), torch.tensor([[1, 2], [0, -1]]), latents)
+
+
+@pytest.mark.parametrize("attention", ["prefix", "full"])
+def test_over_the_in_context_decoder_it_starts_as_the_base_and_steers(attention):
+    base = make_stream(attention)
+    tokens, mask, _, told = make_batch()
+    prepared = base.prepare(make_sources())
+    plain = base(tokens, mask, prepared).values
+    control = make_control(base)
+    assert torch.equal(controlled(base, control, (tokens, mask, make_sources(), told)).values, plain)
+    steered = controlled(base, awake(control), (tokens, mask, make_sources(), told))
+    assert not torch.allclose(steered.values, plain)
+    steered.values.square().sum().backward()
+    assert all(parameter.grad is not None for parameter in control.parameters())
+
+
+def test_its_copies_see_the_sources():
+    base = make_stream("prefix")
+    tokens, mask, _, told = make_batch()
+    control = awake(make_control(base))
+    encoded, outputs = control.encode(told), []
+    for sources in (make_sources(), make_sources().unconditional()):
+        outputs.append(control(tokens, mask, base.prepare(sources), encoded).residuals[1])
+    assert not torch.allclose(*outputs)
+    alone = control(tokens[1:], mask[1:], base.prepare(make_sources())[1:], encoded[1:]).residuals[1]
+    torch.testing.assert_close(alone, outputs[0][1:], atol=1e-5, rtol=1e-5)

@@ -27,6 +27,14 @@ def export(
             help="For stage 2: the exported autoencoder to record, so that both folders can move together.",
         ),
     ] = None,
+    transformer: Annotated[
+        str | None,
+        typer.Option(
+            "--transformer",
+            metavar="EXPORT",
+            help="For stage 3: the exported transformer to record, likewise.",
+        ),
+    ] = None,
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
@@ -47,7 +55,9 @@ def export(
     from prod9.training.model.checkpoint_manager import CheckpointManager
 
     dtype = torch.float16 if half else torch.float32
-    folder = CheckpointManager.export(model, output_dir, dtype=dtype, autoencoder=autoencoder)
+    folder = CheckpointManager.export(
+        model, output_dir, dtype=dtype, autoencoder=autoencoder, transformer=transformer
+    )
     files = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
     if as_json:
         print_json({"folder": str(folder), "bytes": files})

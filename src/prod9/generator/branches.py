@@ -104,14 +104,26 @@ class Branches:
         prepared, control = branches
         if self.control is None:
             return self.decoder(tokens, mask, prepared, rows=rows)
-        strength = self.control.strength
-        result = self.control.controlnet(tokens, mask, prepared, control, rows=rows)
-        residuals = [r if strength == 1 else r * strength for r in result.residuals]
-        logits = self.decoder(tokens, mask, prepared, residuals, rows)
-        if result.logits is None:
-            return logits
-        values = logits.values + strength * result.logits.values.to(logits.values.dtype)
-        return TokenLogits(values, logits.vocabulary)
+        output = self.control.controlnet(tokens, mask, prepared, control, rows=rows)
+        return apply_control(self.decoder, output, tokens, mask, prepared, rows, self.control.strength)
+
+
+def apply_control(
+    decoder: MaskedDecoder,
+    output: ControlResult,
+    tokens: Tensor,
+    mask: Tensor,
+    prepared: Any,
+    rows: Tensor | None = None,
+    strength: float = 1.0,
+) -> TokenLogits:
+    """Return the base's logits with its residuals and adjustments in place, all times ``strength``."""
+    residuals = [r if strength == 1 else r * strength for r in output.residuals]
+    logits = decoder(tokens, mask, prepared, residuals, rows)
+    if output.logits is None:
+        return logits
+    values = logits.values + strength * output.logits.values.to(logits.values.dtype)
+    return TokenLogits(values, logits.vocabulary)
 
 
 def _joined(parts: list[Any]) -> Any:

@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from prod9.controlnet.condition_encoder import ConditionEncoder
 from prod9.generator.heads import TokenLogits
-from prod9.generator.token_decoder import AbstractTokenDecoder, MaskedDecoder
+from prod9.generator.token_decoder import AbstractTokenDecoder
 from prod9.generator.token_io import embed_tokens, predict_tokens
 from prod9.types import Segmentation, TokenGrid, TokenMask
 
@@ -231,19 +231,6 @@ class ControlNetMaskGiT(nn.Module):
         # One past the last label is the row of "not told", so the embedding alone would not complain.
         _require_below(condition.label, self.num_labels, "labels")
         return condition.label
-
-
-def apply_control(
-    decoder: MaskedDecoder,
-    output: ControlOutput,
-    tokens: Tensor,
-    mask: Tensor,
-    prepared: Any,
-    rows: Tensor | None = None,
-) -> TokenLogits:
-    """Return the base's logits with its residuals and adjustments in place: full strength, one branch."""
-    logits = decoder(tokens, mask, prepared, output.residuals, rows)
-    return TokenLogits(logits.values + output.logits.values.to(logits.values.dtype), logits.vocabulary)
 
 
 def one_hot_planes(seg: Integer[Tensor, "B H W D"], num_classes: int) -> Segmentation:

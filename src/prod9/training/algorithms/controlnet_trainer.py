@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from prod9.generator.branches import apply_control
 from prod9.generator.controlnet_maskgit import (
     ControlCondition,
     ControlNetMaskGiT,
     EncodedControl,
-    apply_control,
 )
 from prod9.generator.heads import TokenLogits
 from prod9.generator.maskgit import MaskGiTScheduler

@@ -329,12 +329,14 @@ class CheckpointManager:
         *,
         dtype: torch.dtype = torch.float32,
         autoencoder: str | Path | None = None,
+        transformer: str | Path | None = None,
     ) -> Path:
         """Write the network of ``checkpoint`` to ``folder`` as safetensors, config, model card and manifest.
 
         dtype: of the floating-point weights, float32 or float16 (half the size; loading casts back).
         autoencoder: for stage 2, the exported autoencoder to record as its input, by a relative path, so that
-        both folders can be moved and shared together. Raises CheckpointError.
+        both folders can be moved and shared together. transformer: the same for stage 3; its own autoencoder is
+        recorded with it. Raises CheckpointError.
         """
         opened = CheckpointManager.open(checkpoint)
         header, folder = _without_paths(opened.header), Path(folder)
@@ -342,10 +344,22 @@ class CheckpointManager:
             family = "maisi_vae" if header["stage"].startswith("maisi") else "autoencoder"
             upstream = CheckpointManager.open(autoencoder, stage=family)
             header["inputs"] = {"autoencoder": describe_input(upstream.path, upstream.sha256, folder)}
+        if transformer is not None:
+            header["inputs"] = _describe_base(CheckpointManager.open(transformer, stage="transformer"), folder)
         for recorded in header["inputs"].values():
             recorded["path"] = recorded["relative"]
         prefix = PREFIXES[header["stage"]]
         return exports.write_export(folder, dict(header), _strip(opened.state_dict, prefix), dtype=dtype)
+
+
+def _describe_base(base: Opened, folder: Path) -> dict[str, dict[str, str]]:
+    """Return the records of an exported transformer and of the autoencoder that it records, seen from ``folder``."""
+    inputs = {"transformer": describe_input(base.path, base.sha256, folder)}
+    recorded = base.header["inputs"].get("autoencoder")
+    if recorded is not None:
+        place = _recorded_places(base.path, recorded)[-1]
+        inputs["autoencoder"] = describe_input(place, recorded["sha256"], folder)
+    return inputs
 
 
 def _load_recorded(

@@ -26,6 +26,11 @@ WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
 CARD = "README.md"
 MANIFEST = "manifest.json"
+_NAMES = {
+    "autoencoder": "FSQ autoencoder",
+    "transformer": "MaskGiT transformer",
+    "maskgit_controlnet": "MaskGiT control network",
+}
 _FLOATS = {"float32": torch.float32, "float16": torch.float16}
 
 
@@ -107,12 +112,11 @@ def _write_text(path: Path, text: str) -> None:
 
 
 def _card(header: dict[str, Any], parameters: int, dtype: torch.dtype) -> str:
-    data, name = header["data"], {"autoencoder": "FSQ autoencoder", "transformer": "MaskGiT transformer"}
+    data, name = header["data"], _NAMES
     labels = ", ".join(f"{key} = {value}" for key, value in data.get("label_map", {}).items())
     patients = ", ".join(
         f"{len(ids)} {part}" for part, ids in header["split"].items() if isinstance(ids, list)
     )
-    upstream = header["inputs"].get("autoencoder")
     lines = [
         f"# {name.get(header['stage'], header['stage'])} (prod9)",
         "",
@@ -122,8 +126,10 @@ def _card(header: dict[str, Any], parameters: int, dtype: torch.dtype) -> str:
         f"- Labels: {labels}",
         f"- Patients: {patients}",
     ]
-    if upstream:
-        lines.append(f"- Needs the autoencoder at `{upstream['relative']}` (SHA-256 `{upstream['sha256']}`)")
+    lines += [
+        f"- Needs the {stage} at `{upstream['relative']}` (SHA-256 `{upstream['sha256']}`)"
+        for stage, upstream in header["inputs"].items()
+    ]
     lines += [
         "",
         "Research use only: no medical device, not for diagnosis. A generative model can reproduce its training",
