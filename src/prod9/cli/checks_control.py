@@ -31,7 +31,7 @@ def check_base(
     base = config_from_dict(opened.header["config"], source=str(opened.path))
     assert isinstance(base, TransformerConfig)
     for key in _SHARED:
-        ours, theirs = getattr(config.data, key), getattr(base.data, key)
+        ours, theirs = getattr(config.data, key), getattr(base.data, key, None)
         if ours != theirs:
             raise ConfigError(
                 f"data.{key}: expected that of {opened.path}, {_shown(theirs)}, got {_shown(ours)}; the base "
