@@ -11,7 +11,18 @@ import typer
 
 from prod9.cli import shared
 from prod9.cli.control import generate_control
+from prod9.cli.inpaint import inpaint
 from prod9.cli.outputs import OutputFolder, consecutive
+from prod9.cli.sampling import (
+    GuidanceScaleOption,
+    GuidanceScheduleOption,
+    OrderOption,
+    RemaskingOption,
+    StepsOption,
+    TemperatureOption,
+    TopPOption,
+    sampler_changes,
+)
 from prod9.cli.shared import (
     CheckOption,
     DebugOption,
@@ -50,6 +61,7 @@ LabelOption = Annotated[
 app = new_app("Generate volumes with trained models.")
 app.command("translate")(translate)
 app.command("control")(generate_control)
+app.command("inpaint")(inpaint)
 
 
 @app.command("label")
@@ -65,14 +77,13 @@ def generate_labels(
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Volumes sampled together.")] = 1,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Volume k is drawn with this seed plus k.")] = 0,
     autoencoder: AutoencoderOption = None,
-    steps: Annotated[int | None, typer.Option("--steps", help="Decoding steps.")] = None,
-    temperature: Annotated[float | None, typer.Option("--temperature", help="Of the drawn tokens.")] = None,
-    guidance_scale: Annotated[
-        float | None, typer.Option("--guidance-scale", help="Classifier-free guidance; 0 for none.")
-    ] = None,
-    order: Annotated[
-        str | None, typer.Option("--order", metavar="confidence|halton|random", help="Which tokens first.")
-    ] = None,
+    steps: StepsOption = None,
+    temperature: TemperatureOption = None,
+    top_p: TopPOption = None,
+    order: OrderOption = None,
+    remasking: RemaskingOption = None,
+    guidance_scale: GuidanceScaleOption = None,
+    guidance_schedule: GuidanceScheduleOption = None,
     solver: Annotated[
         str | None, typer.Option("--solver", metavar="euler|heun", help="MAISI: how the flow is integrated.")
     ] = None,
@@ -92,9 +103,17 @@ def generate_labels(
     The model is a transformer of MaskGiT or a diffusion network of MAISI; its checkpoint says which.
     Run it again with a larger --num-samples, or after an interruption, and only what is missing is made.
     """
-    flags = {"steps": steps, "temperature": temperature, "guidance_scale": guidance_scale, "order": order}
-    flags["solver"] = solver
-    changes = [*(overrides or []), *((f"sampler.{k}", v) for k, v in flags.items() if v is not None)]
+    changes = sampler_changes(
+        overrides,
+        steps=steps,
+        temperature=temperature,
+        top_p=top_p,
+        order=order,
+        remasking=remasking,
+        guidance_scale=guidance_scale,
+        guidance_schedule=guidance_schedule,
+        solver=solver,
+    )
     run_config, path = load_for_model(_stage_of(config, model), config, model, overrides=changes)
     if print_config:
         shared.print_config(run_config)

@@ -1,0 +1,287 @@
+"""Draw a region of a volume anew and leave every other voxel as it is, bit for bit.
+
+The region is first closed with what lies around it, so that neither a lesion nor a void in it reaches the
+tokens beside it; tokens whose voxels touch it are then drawn, given all others. What comes back is laid into
+the file's own voxels, its border brought to the level of the surroundings.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
+
+import numpy as np
+import torch
+from scipy import ndimage
+
+from prod9.errors import ConfigError, DataError
+from prod9.generator.condition import MaskGiTCondition
+from prod9.pipelines.control import ControlPipeline
+from prod9.pipelines.maskgit import MaskGiTPipeline, derived_seed
+from prod9.pipelines.placement import Placed, align, share_beyond
+from prod9.volumes import VolumeFile, VolumeHeader
+
+_BACKGROUND = 0.02
+"""Decoded intensities below this are background where the surroundings are."""
+
+
+@dataclass(frozen=True)
+class Inpainted:
+    """One sample: data float32 on the voxels of the source; index and seed as of a GeneratedVolume."""
+
+    data: np.ndarray
+    index: int
+    seed: int
+
+
+@dataclass(frozen=True, eq=False)
+class _Job:
+    """A source made ready: what is there, what is to be drawn, and where.
+
+    closed: the source with its region filled from around. region: bool on the same voxels. tokens: int64
+    ``[1 h w d]`` of the closed source, mask: bool, True where they are drawn anew.
+    """
+
+    source: VolumeFile
+    closed: np.ndarray
+    region: np.ndarray
+    placed: Placed
+    tokens: torch.Tensor
+    mask: torch.Tensor
+
+
+class InpaintingPipeline:
+    """Redraws regions with a label-conditional model, under control where there is a control network.
+
+    generator: loads, samples and decodes. control: steers it by a segmentation, or None. blend: voxels of the
+    model's grid from the border inwards over which what is drawn is brought to the level of its surroundings;
+    0 for none. margin: tokens around those that touch the region that are drawn anew as well.
+    """
+
+    def __init__(
+        self,
+        *,
+        generator: MaskGiTPipeline,
+        control: ControlPipeline | None = None,
+        blend: float = 2.0,
+        margin: int = 0,
+    ) -> None:
+        if generator.kind != "label_conditional":
+            raise ConfigError(
+                f"expected a model of kind 'label_conditional', got {generator.kind!r}, which needs other "
+                "modalities besides; name a run of the stage2_label configs."
+            )
+        if blend < 0 or margin < 0:
+            raise ValueError(f"blend and margin must be at least 0, got {blend} and {margin}.")
+        self.generator = generator
+        self.control = control
+        self.blend = blend
+        self.margin = margin
+
+    def inpaint(
+        self,
+        source: VolumeFile,
+        region: VolumeFile,
+        label: str,
+        *,
+        seg: VolumeFile | None = None,
+        num_samples: int = 1,
+        seed: int = 0,
+        start: int = 0,
+        batch_size: int = 1,
+        resample: bool = False,
+        report: Callable[[float], None] | None = None,
+    ) -> Iterator[Inpainted]:
+        """Yield samples ``start … start + num_samples - 1`` of ``source`` with its region drawn anew.
+
+        region: not 0 where to draw. label: what modality ``source`` is. seg: canonical labels of what shall be
+        there, on the voxels of ``source``; needed with control. Sample k draws from ``derived_seed(seed + k,
+        label)``, whatever is drawn beside it. resample: bring a region of other voxels to those of ``source``.
+        report: called with the share done. Raises ConfigError for an unknown label, DataError for a region that
+        is empty, covers everything, has other voxels, or lies outside of the volume or of what the model sees.
+        """
+        self.check(label, seg is not None)
+        if num_samples < 1 or batch_size < 1 or start < 0:
+            raise ValueError(
+                "num_samples and batch_size must be at least 1 and start at least 0, "
+                f"got {num_samples}, {batch_size} and {start}."
+            )
+        job = self._ready(source, region_on(source, region, resample=resample), region.header, label, seg)
+        number = self.generator.label_map[label]
+        return self._samples(job, number, range(start, start + num_samples), seed, batch_size, report)
+
+    def check(self, label: str, has_seg: bool) -> None:
+        """Refuse with a ConfigError what cannot be drawn, before anything is computed."""
+        known = self.generator.label_names()
+        if label not in known:
+            raise ConfigError(
+                f"expected a label among {', '.join(known)}, got {label!r}; the model knows no other."
+            )
+        if self.control is not None:
+            self.control.check(label, has_seg)
+        elif has_seg:
+            raise ConfigError("expected a control network with --seg, got none; add --control RUN.")
+
+    def _samples(
+        self,
+        job: _Job,
+        label: int,
+        indices: range,
+        seed: int,
+        batch_size: int,
+        report: Callable[[float], None] | None,
+    ) -> Iterator[Inpainted]:
+        for first in range(0, len(indices), batch_size):
+            batch = indices[first : first + batch_size]
+
+            def share(done: float, first: int = first, size: int = len(batch)) -> None:
+                if report is not None:
+                    report((first + done * size) / len(indices))
+
+            seeds = [derived_seed(seed + k, label) for k in batch]
+            tokens = self._tokens(job, label, seeds, share)
+            for position, index in enumerate(batch):
+                decoded = self.generator.decode_tokens(tokens[position : position + 1])
+                yield Inpainted(self._composed(job, decoded), index, seed + index)
+            share(1.0)
+
+    def _tokens(
+        self, job: _Job, label: int, seeds: Sequence[int], report: Callable[[float], None]
+    ) -> torch.Tensor:
+        count = len(seeds)
+        condition = MaskGiTCondition(torch.full((count,), label, dtype=torch.int64))
+        given = {
+            "initial_tokens": job.tokens.expand(count, -1, -1, -1),
+            "initial_mask": job.mask.expand(count, -1, -1, -1),
+        }
+        if self.control is None:
+            return self.generator.sample_tokens(condition, seeds=seeds, report=report, **given)
+        seg = job.placed.seg
+        segs = None if seg is None else np.repeat(seg[None], count, axis=0)
+        return self.control.sample_tokens(
+            condition, segs=segs, labels=[label] * count, seeds=seeds, report=report, **given
+        )
+
+    @torch.inference_mode()
+    def _ready(
+        self,
+        source: VolumeFile,
+        region: np.ndarray,
+        region_header: VolumeHeader,
+        label: str,
+        seg: VolumeFile | None,
+    ) -> _Job:
+        generator, placement = self.generator, self.generator.placement
+        if placement is None:
+            raise ValueError("Expected a generator with a placement; build it with from_checkpoint.")
+        closed = _closed(source, region)
+        head = region & placement.intensity.foreground(torch.from_numpy(closed)).numpy()
+        if not head.any():
+            raise DataError(
+                f"{region_header.path}: expected a region in the head, got {int(region.sum())} voxels with "
+                "background around them; check that it belongs to this volume."
+            )
+        placed = placement.place({label: VolumeFile(closed, source.header)}, seg=seg)
+        beyond = share_beyond(head, source.header, placed.affine, placement.grid)
+        if beyond:
+            raise DataError(
+                f"{region_header.path}: expected a region within the {placement.grid} voxels that the model "
+                f"sees, got {beyond:.0%} of it beyond; make the region smaller."
+            )
+        x = torch.from_numpy(placed.images[label])[None, None].to(generator.device)
+        tokens = generator.autoencoder.quantize_stage_2_inputs(x)
+        factor = generator.grid[0] // generator.token_grid[0]
+        mask = touched_tokens(region, source.header.affine, placed.affine, factor, generator.token_grid)
+        if self.margin:
+            mask = ndimage.binary_dilation(mask, iterations=self.margin)
+        return _Job(source, closed, region, placed, tokens, torch.from_numpy(mask)[None].to(generator.device))
+
+    def _composed(self, job: _Job, decoded: np.ndarray) -> np.ndarray:
+        """Return the source with its region replaced by ``decoded``, on the source's voxels."""
+        placed, region = job.placed, job.region
+        drawn = placed.lay_back(decoded)
+        span = placed.high - placed.low
+        if self.blend > 0:
+            drawn = drawn + self._correction(job, (job.closed - placed.low) / span - drawn)
+        raw = np.clip(drawn, 0.0, 1.0) * span + placed.low
+        # Around background, what is decoded as background has the source's value for it, not the head's lowest.
+        background = ~placed.head & (drawn < _BACKGROUND)
+        raw = np.where(background, job.closed, raw)
+        return np.where(region, raw, job.source.data).astype(np.float32)
+
+    def _correction(self, job: _Job, error: np.ndarray) -> np.ndarray:
+        """Return what lifts the border of the region to its surroundings, fading inwards.
+
+        error: source minus decoded. It is known outside of the region only: its local mean there, a Gaussian
+        half as wide as the blend, goes on into the region and fades out linearly over the blend.
+        """
+        spacing = np.asarray(job.source.header.spacing)
+        width = self.blend * float(np.cbrt(abs(np.linalg.det(job.placed.affine[:3, :3]))))
+        sigma = width / 2 / spacing
+        known = (job.placed.head & ~job.region).astype(np.float32)
+        weight = ndimage.gaussian_filter(known, sigma)
+        mean = ndimage.gaussian_filter(error * known, sigma) / np.maximum(weight, 1e-6)
+        # Half a voxel less: the border lies between voxel centres.
+        inwards = np.asarray(ndimage.distance_transform_edt(job.region, sampling=spacing))
+        depth = inwards - 0.5 * float(spacing.min())
+        fade = np.clip(1.0 - depth / width, 0.0, 1.0)
+        return np.where(job.region & (weight > 1e-4), fade * mean, 0.0)
+
+
+def storage_dtype(source: VolumeFile) -> np.dtype:
+    """Return the dtype in which all voxels of ``source`` can be written back: its own if whole, or float32."""
+    dtype, data = source.header.dtype, source.data
+    if np.issubdtype(dtype, np.integer):
+        limits = np.iinfo(dtype)
+        if (np.rint(data) == data).all() and data.min() >= limits.min and data.max() <= limits.max:
+            return dtype
+    return np.dtype(np.float32)
+
+
+def touched_tokens(
+    region: np.ndarray,
+    affine: np.ndarray,
+    grid_affine: np.ndarray,
+    factor: int,
+    token_grid: Sequence[int],
+) -> np.ndarray:
+    """Return bool ``[h w d]``, True for tokens whose voxels a voxel of ``region`` overlaps.
+
+    region: bool on the voxels of ``affine``. grid_affine: of the grid, each token ``factor`` voxels wide. The
+    eight corners of a voxel are looked at, which suffices while it is no larger than a token.
+    """
+    found = np.argwhere(region).astype(np.float64)
+    to_grid = np.linalg.inv(grid_affine) @ affine
+    touched = np.zeros(tuple(token_grid), dtype=bool)
+    for corner in product((-0.49, 0.49), repeat=3):
+        places = (found + corner) @ to_grid[:3, :3].T + to_grid[:3, 3]
+        tokens = np.floor((places + 0.5) / factor).astype(np.int64)
+        inside = ((tokens >= 0) & (tokens < np.asarray(token_grid))).all(1)
+        touched[tuple(tokens[inside].T)] = True
+    return touched
+
+
+def region_on(source: VolumeFile, region: VolumeFile, *, resample: bool) -> np.ndarray:
+    """Return bool on the voxels of ``source``: where ``region`` is not 0. Raises DataError; see ``inpaint``."""
+    header = region.header
+    drawn = VolumeFile((region.data != 0).astype(np.float32), header)
+    moved = align({"source": source, "region": drawn}, resample=resample)["region"].data >= 0.5
+    beyond = share_beyond(drawn.data != 0, header, source.header.affine, source.header.shape)
+    if beyond:
+        raise DataError(
+            f"{header.path}: expected a region within {source.header.path}, got {beyond:.0%} of it outside of "
+            "the volume; check that the two belong together."
+        )
+    if not moved.any() or moved.all():
+        got = "none" if not moved.any() else "all of them"
+        raise DataError(
+            f"{header.path}: expected some voxels that are not 0, the region to draw anew, got {got}."
+        )
+    return moved
+
+
+def _closed(source: VolumeFile, region: np.ndarray) -> np.ndarray:
+    """Return the source with each voxel of the region replaced by the nearest one outside of it."""
+    nearest = ndimage.distance_transform_edt(
+        region, sampling=source.header.spacing, return_distances=False, return_indices=True
+    )
+    return source.data[tuple(np.asarray(nearest))]
