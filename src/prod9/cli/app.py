@@ -11,7 +11,7 @@ from prod9.cli.shared import new_app, run_app
 
 GROUPS = ("data", "generate", "configs")
 """Modules of this package whose ``app`` becomes a group of commands."""
-COMMANDS = ("demo", "doctor", "export")
+COMMANDS = ("demo", "doctor", "encode", "export")
 """Modules of this package whose ``app`` holds the one command of that name."""
 
 app = new_app(

@@ -26,7 +26,8 @@ class DatasetBuilder:
     """Builds the datasets of one run; all share its transforms, cache settings and seed.
 
     modalities: in channel order. label_map: class of each modality. cache_dir: folder of the disk cache, also
-    where content hashes are remembered; None remembers none. seed: of the augmentation.
+    where content hashes are remembered; None remembers none. seed: of the augmentation. num_workers: threads
+    that may read cases at a time.
     """
 
     def __init__(
@@ -38,6 +39,7 @@ class DatasetBuilder:
         cache: CacheMode,
         cache_dir: Path | None,
         seed: int,
+        num_workers: int = 0,
     ) -> None:
         self._transforms = transforms
         self._modalities = tuple(modalities)
@@ -45,6 +47,7 @@ class DatasetBuilder:
         self._cache: CacheMode = cache
         self._cache_dir = cache_dir
         self._seed = seed
+        self._num_workers = num_workers
         self.hashes = ContentHashes(None if cache_dir is None else cache_dir / "hashes.json")
 
     def case_key(self, case: Case) -> str:
@@ -62,6 +65,7 @@ class DatasetBuilder:
             mode=self._cache,
             directory=self._cache_dir,
             key=self.case_key,
+            num_kept=2 * self._num_workers + 1,
         )
 
     def build_brats_stage1(self, cases: CaseCache, *, train: bool) -> CachedRandomModalityDataset:

@@ -83,7 +83,8 @@ class CaseCache:
     """Preprocessed cases by position, each preprocessed once.
 
     mode: ``memory`` keeps them in this process (loader processes forked later share it), ``disk`` keeps them
-    in ``directory`` under ``key(case)``, ``none`` preprocesses at every access but keeps the last case.
+    in ``directory`` under ``key(case)``, ``none`` preprocesses at every access but keeps the last ``num_kept`` cases
+    (as many as threads read at a time).
     """
 
     def __init__(
@@ -94,6 +95,7 @@ class CaseCache:
         mode: CacheMode,
         directory: Path | None = None,
         key: Callable[[Case], str] | None = None,
+        num_kept: int = 1,
     ) -> None:
         if mode == "disk" and (directory is None or key is None):
             raise ValueError("a disk cache needs a directory and a key")
@@ -102,6 +104,7 @@ class CaseCache:
         self._mode = mode
         self._directory = directory
         self._key = key
+        self._num_kept = num_kept
         self._kept: dict[int, CaseVolumes] = {}
         self._files: dict[int, Path] = {}
 
@@ -111,13 +114,15 @@ class CaseCache:
 
     def __getitem__(self, index: int) -> CaseVolumes:
         """Return one case; on disk its arrays are memory-mapped. DataError when its files cannot be used."""
-        if index in self._kept:
-            return self._kept[index]
+        kept = self._kept.get(index)  # not asked for twice: another thread may drop it in between
+        if kept is not None:
+            return kept
         if self._mode == "disk":
             return self._from_disk(index)
         volumes = self._preprocess(self.cases[index])
         if self._mode == "none":
-            self._kept.clear()
+            for oldest in list(self._kept)[: len(self._kept) + 1 - self._num_kept]:
+                self._kept.pop(oldest, None)
         self._kept[index] = volumes
         return volumes
 

@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from prod9.data.prefetch import prefetched
 from prod9.errors import DataError
 from prod9.files import atomic_write, sha256
 
@@ -235,11 +236,13 @@ def build_token_store(
     key: str,
     grid: Sequence[int],
     batch_size: int = 1,
+    num_workers: int = 0,
     progress: Progress | None = None,
 ) -> TokenStore:
     """Encode what the store lacks and return a store of exactly ``items``, in their order.
 
-    encode: float32 [B 1 H W D] on CPU → :class:`Encoded`. key: hash of the encoder's weights.
+    encode: float32 [B 1 H W D] on CPU → :class:`Encoded`. key: hash of the encoder's weights. num_workers:
+    cases that threads read while others are encoded; 0 reads none ahead.
     Interrupted (Ctrl-C and errors included), it keeps what is done. A folder serves one encoder and grid:
     what it holds of others is deleted at the end.
     """
@@ -252,13 +255,19 @@ def build_token_store(
     done = len(items) - len(todo)
     writer = _ShardWriter(directory, manifest)
     try:
-        for start in range(0, len(todo), batch_size):
-            batch = todo[start : start + batch_size]
-            volumes = torch.stack([_volume(item, grid) for item, _ in batch])
-            encoded = encode(volumes)
-            writer.add(batch, encoded, foreground_of(volumes, encoded.latents.shape[2:]))
-            if progress is not None:
-                progress(done + start + len(batch), len(items))
+        groups = _groups(todo, batch_size)
+        loads = [lambda group=group: [_volume(item, grid) for item, _ in group] for group in groups]
+        for group, loaded in zip(groups, prefetched(loads, num_workers), strict=True):
+            for start in range(0, len(group), batch_size):
+                batch, volumes = (
+                    group[start : start + batch_size],
+                    torch.stack(loaded[start : start + batch_size]),
+                )
+                encoded = encode(volumes)
+                writer.add(batch, encoded, foreground_of(volumes, encoded.latents.shape[2:]))
+                done += len(batch)
+                if progress is not None:
+                    progress(done, len(items))
     finally:
         writer.flush()
     rows = manifest.select(items, keys)
@@ -268,6 +277,41 @@ def build_token_store(
         for name in old.shards[shard]:
             _file(directory, shard, name).unlink(missing_ok=True)
     return TokenStore(directory, rows)
+
+
+@dataclass(frozen=True)
+class StoreReport:
+    """What lies in a store. items: encoded volumes. num_bytes: of all shards. damaged: names of shards."""
+
+    items: int
+    num_bytes: int
+    damaged: tuple[str, ...]
+
+
+def verify_store(directory: Path) -> StoreReport:
+    """Hash every shard of a store again; DataError when there is no store."""
+    manifest = _Manifest.read(directory)
+    if not manifest.rows:
+        raise DataError(f"{directory}: expected a token store, got no {_MANIFEST}; encode the data first.")
+    files = [_file(directory, shard, array) for shard, arrays in manifest.shards.items() for array in arrays]
+    damaged = manifest.shards.keys() - manifest.intact(directory).shards.keys()
+    return StoreReport(
+        items=len(manifest.rows),
+        num_bytes=sum(path.stat().st_size for path in files if path.is_file()),
+        damaged=tuple(sorted(damaged)),
+    )
+
+
+def _groups(todo: Sequence[tuple[StoreItem, str]], batch_size: int) -> list[list[tuple[StoreItem, str]]]:
+    """Divide ``todo`` into what one thread loads: whole cases, so that each is read once, at least a batch."""
+    groups: list[list[tuple[StoreItem, str]]] = []
+    for pair in todo:
+        same = groups and groups[-1][-1][0].case_id == pair[0].case_id
+        if same or (groups and len(groups[-1]) < batch_size):
+            groups[-1].append(pair)
+        else:
+            groups.append([pair])
+    return groups
 
 
 def foreground_of(volumes: Tensor, token_shape: Sequence[int]) -> Tensor:

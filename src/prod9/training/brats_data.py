@@ -51,6 +51,7 @@ class AbstractBraTSDataModule(AbstractDataModule):
             cache="none" if in_memory else data.cache,
             cache_dir=Path(data.cache_dir or Path(config.output_dir) / "cache"),
             seed=config.seed,
+            num_workers=data.num_workers,
         )
 
     def find_reference_affine(self) -> np.ndarray:

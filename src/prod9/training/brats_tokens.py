@@ -85,7 +85,10 @@ class BraTSTokens:
                     f"lacks some of the {len(items)} {part} volumes; set it."
                 )
             with report(f"Encoding {part} volumes") as progress:
-                store = build_token_store(self._directory, items, self._encode, **where, progress=progress)
+                store = build_token_store(
+                    self._directory, items, self._encode, **where,
+                    num_workers=self._config.data.num_workers, progress=progress,
+                )  # fmt: skip
         self._builder.hashes.save()
         return store
 

@@ -110,7 +110,13 @@ class MedMNIST3DDataModule(AbstractDataModule):
         if store is None:
             with self._report(f"Encoding {part} volumes") as progress:
                 store = build_token_store(
-                    directory, items, self._encode, **where, batch_size=8, progress=progress
+                    directory,
+                    items,
+                    self._encode,
+                    **where,
+                    batch_size=8,
+                    num_workers=self._data.num_workers,
+                    progress=progress,
                 )
         indices = torch.arange(store.max_index + 1)[None, :, None, None]
         codebook = self._indices_to_codes(indices)[0, :, :, 0, 0].detach().float().cpu()

@@ -488,8 +488,7 @@ def _without_paths(header: Header) -> Header:
     config |= {"output_dir": "outputs"}
     config["data"] |= {"root": "data", "store_dir": None}
     if "split" in config["data"]:  # MedMNIST3D files are divided and kept in memory as they are
-        config["data"]["split"] |= {"file": None}
-        config["data"]["cache_dir"] = None
+        config["data"] |= {"cache_dir": None, "split": config["data"]["split"] | {"file": None}}
     if "inputs" in config:
         config["inputs"] = dict.fromkeys(config["inputs"])
     return copy

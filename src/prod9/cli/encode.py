@@ -1,0 +1,99 @@
+"""``prod9 encode``: fill the token store of a stage-2 run before it trains, or verify it."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from prod9.cli import shared
+from prod9.cli.shared import (
+    FAILED,
+    ConfigOption,
+    DebugOption,
+    DeviceOption,
+    JsonOption,
+    OutputDirOption,
+    SeedOption,
+    SetOption,
+    new_app,
+)
+from prod9.errors import ConfigError
+
+if TYPE_CHECKING:
+    from prod9.training.config_schema import RunConfig
+
+STAGES = ("transformer", "maisi_diffusion")
+"""Stages that train on what another one encodes."""
+
+app = new_app("Encode the volumes of a stage-2 run once, ahead of training.")
+
+
+@app.command()
+def encode(
+    config: ConfigOption,
+    overrides: SetOption = None,
+    output_dir: OutputDirOption = None,
+    device: DeviceOption = "auto",
+    seed: SeedOption = None,
+    workers: Annotated[
+        int | None,
+        typer.Option("--workers", "-j", min=0, help="Cases read ahead, instead of data.num_workers."),
+    ] = None,
+    verify: Annotated[
+        bool,
+        typer.Option("--verify", help="Hash what is stored again, encode nothing; exit code 1 if damaged."),
+    ] = False,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Encode every volume of a stage-2 config with its autoencoder, into the store that training reads.
+
+    Cases are read by threads while others are encoded. What is there, undamaged and of the same files, preprocessing
+    and weights is kept, so an interrupted run goes on where it was. `train` does the same by itself; this is for
+    doing it elsewhere, or before.
+    """
+    changes = [*(overrides or []), *([f"data.num_workers={workers}"] if workers is not None else [])]
+    run_config = shared.load(config, overrides=changes, output_dir=output_dir, seed=seed)
+    if run_config.stage not in STAGES:
+        raise ConfigError(
+            f"stage: expected {' or '.join(STAGES)}, which train on what is encoded, got {run_config.stage}"
+        )
+    store = Path(run_config.data.store_dir or Path(run_config.output_dir) / "store")
+    if not verify:
+        _encode(run_config, device)
+    from prod9.data.latents import verify_store
+
+    report = verify_store(store)
+    result = {
+        "store": str(store),
+        "items": report.items,
+        "bytes": report.num_bytes,
+        "damaged": list(report.damaged),
+    }
+    _print(result, as_json)
+    if report.damaged:
+        raise typer.Exit(FAILED)
+
+
+def _encode(config: "RunConfig", device: str) -> None:
+    from prod9.cli.checks import check_earlier_stages, check_inputs
+
+    check_inputs(config)
+    check_earlier_stages(config)
+    from prod9.training.run import build_data_module
+    from prod9.training.run_folder import locked
+
+    again = "Stopped; what is encoded is kept, and the same command goes on from here."
+    with shared.resumable(again), locked(Path(config.output_dir)):
+        build_data_module(config, device=shared.torch_device(device)).setup(None)
+
+
+def _print(result: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        shared.print_json(result)
+        return
+    damaged = result["damaged"]
+    state = f"{len(damaged)} shards damaged; encode again to replace them" if damaged else "all shards whole"
+    shared.console.print(
+        f"{result['items']} volumes, {result['bytes'] / 1e6:.1f} MB, {state}: {result['store']}", markup=False
+    )
