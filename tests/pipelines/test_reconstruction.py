@@ -12,25 +12,24 @@ from torch import nn
 from prod9.data.transforms import Augmentation, IntensityScaling, TransformBuilder
 from prod9.errors import DataError
 from prod9.pipelines.reconstruction import ReconstructionPipeline, _cut, _paste
+from prod9.types import AutoencoderOutput
 from tests.fixtures import write_brats_tree
 
 PERCENTILES = IntensityScaling(mode="percentile", lower=0.0, upper=99.5)
 
 
 class _Mirror(nn.Module):
-    """Stands in for the inference wrapper: tokens are nothing, decoding gives back what was encoded."""
+    """Stands in for the inference wrapper: the latent is nothing, and the reconstruction is what came in."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.autoencoder = SimpleNamespace(downsampling_factor=4, indices_to_codes=lambda tokens: tokens)
+        self.autoencoder = SimpleNamespace(downsampling_factor=4)
         self.seen = torch.zeros(())
 
-    def quantize_stage_2_inputs(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor) -> AutoencoderOutput:
         self.seen = x.clone()
-        return torch.zeros(1, *(side // 4 for side in x.shape[2:]), dtype=torch.int64)
-
-    def decode(self, codes: torch.Tensor) -> torch.Tensor:
-        return self.seen
+        latent = torch.zeros(1, 3, *(side // 4 for side in x.shape[2:]))
+        return AutoencoderOutput(reconstruction=x, latent=latent, z_mu=latent, tokens=latent[:, 0].long())
 
 
 def build(
