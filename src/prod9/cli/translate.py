@@ -91,6 +91,17 @@ def translate(
     resample: Annotated[
         bool, typer.Option("--resample", help="Bring registered sources to the first one's voxels.")
     ] = False,
+    refiner: Annotated[
+        str | None,
+        typer.Option(
+            "--refiner",
+            metavar="RUN|CHECKPOINT|EXPORT",
+            help="What corrects results. [RUN_refiner beside --model]",
+        ),
+    ] = None,
+    refine: Annotated[
+        bool, typer.Option("--refine/--no-refine", help="Correct results with the detail of the sources.")
+    ] = True,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Samples drawn together.")] = 1,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Sample k is drawn with this seed plus k.")] = 0,
     autoencoder: AutoencoderOption = None,
@@ -110,6 +121,8 @@ def translate(
         raise ConfigError(
             "expected --source NAME=PATH or --patient DIR, got " + ("both" if source else "neither")
         )
+    if refiner is not None and not refine:
+        raise ConfigError("expected --refiner PATH or --no-refine, got both; leave one out")
     run_config, path = load_for_model("transformer", config, model, overrides=overrides)
     if print_config:
         shared.print_config(run_config)
@@ -118,7 +131,7 @@ def translate(
     if patient and output_dir is None:
         raise ConfigError("expected --output-dir DIR with --patient, got none; add it")
     asked = _Asked(num_samples, decode, seed, resample)
-    pipeline = _load_pipeline(path, run_config, device, autoencoder)
+    pipeline = _load_pipeline(path, run_config, device, autoencoder, refiner, refine)
     known = pipeline.generator.label_names()
     jobs, complete = ([job], []) if job else jobs_from_patients(patient or [], target, known)
     shown = find_patients(example or [])
@@ -181,7 +194,12 @@ def _writer(
 
 
 def _load_pipeline(
-    path: Path, config: "RunConfig", device: str, autoencoder: str | None
+    path: Path,
+    config: "RunConfig",
+    device: str,
+    autoencoder: str | None,
+    refiner: str | None,
+    refine: bool,
 ) -> "TranslationPipeline":
     from prod9.pipelines.translation import TranslationPipeline
     from prod9.training.config import config_to_dict
@@ -190,7 +208,7 @@ def _load_pipeline(
     sections = [(name, values[name]) for name in ("sampler", "masking", "sliding_window")]
     chosen = shared.torch_device(device)
     return TranslationPipeline.from_checkpoint(
-        path, device=chosen, autoencoder=autoencoder, overrides=sections
+        path, device=chosen, autoencoder=autoencoder, overrides=sections, refiner=refiner, refine=refine
     )
 
 
@@ -267,7 +285,7 @@ def _settings(
     values = config_to_dict(config)
     return {
         "command": "generate translate",
-        "sha256": pipeline.generator.sha256,
+        "sha256": pipeline.sha256,
         **vars(asked),
         "examples": [str(path) for path in examples],
         "sampler": values["sampler"],
@@ -289,6 +307,7 @@ def _describe(pipeline: "TranslationPipeline", jobs: Sequence[Job], path: Path) 
         "grid": list(pipeline.generator.grid),
         "tokens": list(pipeline.generator.token_grid),
         "steps": pipeline.generator.sampler.steps,
+        "refiner": pipeline.sha256.get("refiner", "none")[:12],
         "device": str(pipeline.generator.device),
     }
 

@@ -17,6 +17,7 @@ from prod9.generator.condition import MaskGiTCondition
 from prod9.generator.modality_processor import InContextCondition
 from prod9.pipelines.maskgit import MaskGiTPipeline
 from prod9.pipelines.placement import GridPlacement
+from prod9.pipelines.refinement import LoadedRefiner, find_refiner, load_refiner
 from prod9.training.config_schema import ContextConfig
 
 Decode = Literal["sample", "mean"]
@@ -72,12 +73,15 @@ class TranslationPipeline:
         device: str | torch.device = "cpu",
         autoencoder: str | Path | None = None,
         overrides: Sequence[str | tuple[str, Any]] = (),
-        refiner: Refine | None = None,
+        refiner: str | Path | None = None,
+        refine: bool = True,
     ) -> "TranslationPipeline":
         """Build from a stage-2 run folder, checkpoint file or export folder.
 
-        autoencoder, overrides: see :meth:`MaskGiTPipeline.from_checkpoint`. Raises CheckpointError as that does
-        and ConfigError for a model that makes nothing from sources.
+        autoencoder, overrides: see :meth:`MaskGiTPipeline.from_checkpoint`. refiner: its run, checkpoint or
+        export; None: what lies beside the model, if anything does. refine: False loads none. Raises
+        CheckpointError as the generator does and for a refiner of another model, ConfigError for a model that
+        makes nothing from sources.
         """
         generator = MaskGiTPipeline.from_checkpoint(
             path, device=device, autoencoder=autoencoder, overrides=overrides
@@ -88,7 +92,10 @@ class TranslationPipeline:
                 "no source; name a run of the stage2 configs, or use `prod9 generate label`."
             )
         assert generator.config is not None  # from_checkpoint sets it
-        return cls(generator=generator, context=generator.config.in_context, refiner=refiner)
+        chosen: Refine | None = None
+        if refine:
+            chosen = find_refiner(path, generator) if refiner is None else load_refiner(refiner, generator)
+        return cls(generator=generator, context=generator.config.in_context, refiner=chosen)
 
     @property
     def placement(self) -> GridPlacement:
@@ -96,6 +103,12 @@ class TranslationPipeline:
         if self.generator.placement is None:
             raise ValueError("Expected a generator with a placement; build it with from_checkpoint.")
         return self.generator.placement
+
+    @property
+    def sha256(self) -> dict[str, str]:
+        """Of the files behind it by name, for the record; ``refiner`` where one from a file is used."""
+        of_refiner = {"refiner": self.refiner.sha256} if isinstance(self.refiner, LoadedRefiner) else {}
+        return {**self.generator.sha256, **of_refiner}
 
     @property
     def max_sources(self) -> int:

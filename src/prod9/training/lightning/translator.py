@@ -51,7 +51,7 @@ class Translator:
     def __call__(self, sources: dict[str, np.ndarray], target: str, *, seed: int) -> np.ndarray:
         """Return ``target`` as decoded, float32 ``[H W D]`` in [0, 1]; ``sources`` are on the grid."""
         translation = self._pipeline.translate(
-            sources, target, seed=seed, decode=self.config.translations.decode, refine=False
+            sources, target, seed=seed, decode=self.config.translations.decode
         )
         return translation.mean
 
@@ -62,6 +62,7 @@ class Translator:
             device=self.device,
             autoencoder=self.config.inputs.autoencoder,
             overrides=[("sliding_window", self.config.sliding_window.model_dump(mode="json"))],
+            refine=False,
         )
 
 

@@ -1,0 +1,73 @@
+"""Finds the refiner of a translator and loads it."""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from prod9.errors import CheckpointError
+from prod9.generator.refiner import Refiner
+from prod9.pipelines.maskgit import MaskGiTPipeline
+from prod9.training.model.checkpoint_manager import CheckpointManager
+
+log = logging.getLogger("prod9")
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedRefiner:
+    """A refiner ready to be called, as ``TranslationPipeline`` does. sha256: of its file."""
+
+    network: Refiner
+    sha256: str
+
+    @torch.inference_mode()
+    def __call__(self, decoded: Tensor, sources: Tensor, present: Tensor, target_label: Tensor) -> Tensor:
+        """Return the refined target, clipped to [0, 1]; see ``Refiner.forward``."""
+        return self.network(decoded, sources, present, target_label).float().clamp(0.0, 1.0)
+
+
+def load_refiner(path: str | Path, generator: MaskGiTPipeline) -> LoadedRefiner:
+    """Load the refiner of a run folder, checkpoint file or export folder for the translator ``generator``.
+
+    Raises CheckpointError when it was trained on another translator, or on a model of other modalities.
+    """
+    loaded = CheckpointManager.load_refiner(path, device=generator.device)
+    recorded, used = loaded.header["inputs"]["transformer"]["sha256"], generator.sha256["transformer"]
+    if recorded != used:
+        raise CheckpointError(
+            f"{loaded.path}: expected the refiner of the translator in use ({used[:12]}…), got that of another "
+            f"({recorded[:12]}…); it corrects what that one does wrong. Train a refiner for this one, or pass "
+            "--no-refine."
+        )
+    if loaded.header["data"]["label_map"] != generator.label_map:
+        raise CheckpointError(
+            f"{loaded.path}: expected the labels {generator.label_map} of the translator, got "
+            f"{loaded.header['data']['label_map']}; train it again with the same data.label_map."
+        )
+    return LoadedRefiner(loaded.network, loaded.sha256)
+
+
+def find_refiner(model: str | Path, generator: MaskGiTPipeline) -> LoadedRefiner | None:
+    """Load the refiner that lies beside a translator, None where there is none that fits it.
+
+    Of a run or an export folder ``RUN`` it is looked for in ``RUN_refiner`` and ``RUN/refiner``.
+    """
+    for place in places_beside(Path(model)):
+        if not place.is_dir():
+            continue
+        try:
+            return load_refiner(place, generator)
+        except CheckpointError as error:
+            log.warning("%s Going on without a refiner.", error)
+    return None
+
+
+def places_beside(model: Path) -> list[Path]:
+    """Return where the refiner of a run folder, checkpoint file or export folder is looked for."""
+    model = model.expanduser().absolute()
+    run = model if model.is_dir() else model.parent
+    if run.name == "checkpoints":
+        run = run.parent
+    return [run.with_name(f"{run.name}_refiner"), run / "refiner"]
