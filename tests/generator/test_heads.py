@@ -22,6 +22,16 @@ def make_logits(groups="balanced", lead=(2, 2, 3, 2), levels=LEVELS, seed=0, sca
     return TokenLogits(scale * torch.randn(*lead, vocabulary.num_logits, generator=generator), vocabulary)
 
 
+@pytest.mark.parametrize("groups", PARTITIONS)
+def test_expected_levels_are_those_of_the_dense_distribution(groups):
+    logits = make_logits(groups)
+    values = [torch.linspace(-1, 1, level) ** 3 for level in LEVELS]
+    probs = logits.dense().exp().movedim(1, -1)
+    digits = logits.vocabulary.digits
+    expected = torch.stack([probs @ value[digits[:, i]] for i, value in enumerate(values)], -1)
+    torch.testing.assert_close(logits.expected(values), expected, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("levels", "sizes"),
     [((8, 8, 8, 6, 5), (64, 240)), ((8, 6, 5, 5), (40, 30)), ((7,), (7,)), ((3, 3), (3, 3))],

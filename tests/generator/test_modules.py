@@ -24,6 +24,12 @@ def test_positions_are_truly_three_dimensional():
     assert torch.equal(larger[:4, :5, :6], table), "a position does not depend on the size of the grid"
 
 
+def test_a_stride_puts_each_row_in_the_middle_of_its_neighbours():
+    embed = SinCosPosEmbed(embed_dim=36)
+    assert torch.equal(embed((2, 2, 2), 3)[0], embed((2, 2, 2))[7]), "the middle of 0, 1, 2 is 1"
+    assert torch.equal(embed((3, 3, 3), 3)[13], embed((6, 6, 6)).view(6, 6, 6, 36)[4, 4, 4])
+
+
 def test_bands_fill_the_first_channels():
     table = SinCosPosEmbed(embed_dim=48, num_bands=3)((4, 4, 4))
     assert not table[:, 18:].any()

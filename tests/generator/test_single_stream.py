@@ -53,7 +53,7 @@ def reordered(condition, order):
 
 
 MIXED = [[0, 1, 2], [1, -1, -1], [2, 0, -1]]
-KINDS = [{}, {"attention": "full"}, {"aligned": False}, {"patch_size": 2}]
+KINDS = [{}, {"attention": "full"}, {"aligned": False}, {"patch_size": 2}, {"context_stride": 3}]
 
 
 @pytest.mark.parametrize("kwargs", KINDS)

@@ -5,15 +5,18 @@ from prod9.autoencoder.autoencoder_fsq import AutoencoderFSQ
 from prod9.autoencoder.discriminator import Discriminator
 from prod9.generator.condition import MaskGiTCondition
 from prod9.generator.factory import build_decoder
+from prod9.generator.modality_processor import InContextCondition
 from prod9.training.config import load_config, shipped_configs
 from prod9.training.config_schema import (
     AdversarialConfig,
     AutoencoderConfig,
     AutoencoderLossConfig,
+    ContextConfig,
     DataConfig,
     DiscriminatorConfig,
     FSQModelConfig,
     LabelConditionalModelConfig,
+    SingleStreamModelConfig,
     MaskGiTControlNetLightningConfig,
     TransformerConfig,
 )
@@ -78,6 +81,31 @@ def test_stage_2_is_close_to_what_a_network_keeps(stage1):
     grid = latent_grid((SIDE,) * 3, downsampling_factor(stage1.model))
     tokens = torch.zeros(1, *grid, dtype=torch.int64)
     condition = MaskGiTCondition(label=torch.tensor([1]))
+
+    def forward():
+        mask = torch.ones(1, *grid, dtype=torch.bool)
+        return network(tokens, mask, network.prepare(condition)).log_prob(tokens)
+
+    kept = kept_bytes(forward, network)
+    assert 0.8 < activations(config, autoencoder=stage1.model) / kept < 1.4
+
+
+def test_stage_2b_counts_its_longest_context(stage1):
+    model = SingleStreamModelConfig(
+        embed_dim=48, num_blocks=3, num_heads=4, groups="per_level", patch_size=2, context_stride=2
+    )
+    context = ContextConfig(max_examples=1)
+    config = TransformerConfig(output_dir="x", data=stage1.data, model=model, context=context)
+    network = build_decoder("single_stream", levels=stage1.model.levels, **model.kwargs()).train()
+    parameters = sum(p.numel() for p in network.parameters())
+    assert estimate(config, autoencoder=stage1.model).parameters == pytest.approx(parameters, rel=0.01)
+
+    grid = latent_grid((SIDE,) * 3, downsampling_factor(stage1.model))
+    tokens = torch.zeros(1, *grid, dtype=torch.int64)
+    slots = context.slots(4)
+    assert slots == 7
+    sources = torch.randn(1, slots, len(stage1.model.levels), *grid)
+    condition = InContextCondition(torch.tensor([1]), torch.arange(slots)[None] % 4, sources)
 
     def forward():
         mask = torch.ones(1, *grid, dtype=torch.bool)

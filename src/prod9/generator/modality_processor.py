@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from prod9.autoencoder.padding import pad_to_multiple, padded_sides
 from prod9.generator.folding import fold, positions_grid
 from prod9.generator.modules import SinCosPosEmbed
 
@@ -108,7 +109,8 @@ class ModalityProcessor(nn.Module):
     hold there, each under the projection of its class. It does not depend on the order either, costs nothing
     a step, and spares the network learning to attend to its own position.
 
-    num_classes: labels. latent_channels: Z. patch_size, num_bands: the decoder's.
+    num_classes: labels. latent_channels: Z. patch_size, num_bands: the decoder's. stride: positions along each
+    axis that share one element of the context: at 2 it is an eighth as long, and detail comes by ``aligned``.
     """
 
     def __init__(
@@ -120,12 +122,14 @@ class ModalityProcessor(nn.Module):
         latent_channels: int,
         num_bands: int | None = None,
         aligned: bool = True,
+        stride: int = 1,
     ) -> None:
         super().__init__()
         self.num_classes = num_classes
         self.patch_size = patch_size
+        self.stride = stride
         folded = patch_size**3 * latent_channels
-        self.latent = nn.Linear(folded, embed_dim)
+        self.latent = nn.Linear(folded * stride**3, embed_dim)
         self.positions = SinCosPosEmbed(embed_dim=embed_dim, num_bands=num_bands)
         self.elsewhere = nn.Linear(embed_dim, embed_dim)
         self.label = nn.Embedding(num_classes, embed_dim)
@@ -182,13 +186,13 @@ class ModalityProcessor(nn.Module):
 
     def _elements(self, labels: Tensor, latents: Tensor, near: Tensor) -> Tensor:
         """Return the sources ``[B N n+1 E]``: the label, then the latent's positions."""
-        grid = positions_grid(latents.shape[3:], self.patch_size)
-        table = self.positions(grid)
+        side = self.patch_size * self.stride
+        table = self.positions(positions_grid(padded_sides(latents.shape[3:], side), side), self.stride)
         role = self.role.weight[_EXAMPLE].lerp(self.role.weight[_SOURCE], near[..., None].to(table.dtype))
         told = (self.label(labels.clamp_min(0)) + role)[:, :, None]
         # Both are computed for every batch: a weight without a gradient would hang distributed training.
         positions = torch.where(near[..., None, None], table, self.elsewhere(table).to(table.dtype))
-        held = self.latent(_fold_sources(latents, self.patch_size))
+        held = self.latent(_fold_sources(latents, side))
         return torch.cat([told, held + told + positions], 2)
 
     def _check(self, condition: InContextCondition) -> None:
@@ -215,7 +219,7 @@ def _gathered(condition: InContextCondition) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _fold_sources(latents: Tensor, patch_size: int) -> Tensor:
-    """Return ``[B N n p³Z]`` of latents ``[B N Z h w d]``."""
+    """Return ``[B N n p³Z]`` of latents ``[B N Z h w d]``, filled up with 0 to whole patches."""
     batch, count = latents.shape[:2]
-    folded = fold(latents.flatten(0, 1).movedim(1, -1), patch_size)
+    folded = fold(pad_to_multiple(latents.flatten(0, 1), patch_size).movedim(1, -1), patch_size)
     return folded.unflatten(0, (batch, count))

@@ -36,16 +36,20 @@ class SinCosPosEmbed(nn.Module):
         self.register_buffer("frequencies", _MAX_PERIOD**-exponents)
         self._tables: dict[tuple[object, ...], Tensor] = {}
 
-    def forward(self, grid: Sequence[int]) -> Float[Tensor, "n E"]:
-        """Return one row a position, last axis of the grid fastest."""
-        key = (*grid, self.frequencies.device)
+    def forward(self, grid: Sequence[int], stride: int = 1) -> Float[Tensor, "n E"]:
+        """Return one row a position, last axis of the grid fastest.
+
+        stride: each entry of ``grid`` stands for so many neighbours along an axis, and lies in their middle.
+        """
+        key = (*grid, stride, self.frequencies.device)
         if key not in self._tables:
-            self._tables[key] = self._table(grid)
+            self._tables[key] = self._table(grid, stride)
         return self._tables[key]
 
     @torch.no_grad()
-    def _table(self, grid: Sequence[int]) -> Tensor:
-        sides = [torch.arange(side, device=self.frequencies.device).float() for side in grid]
+    def _table(self, grid: Sequence[int], stride: int) -> Tensor:
+        device = self.frequencies.device
+        sides = [torch.arange(side, device=device).float() * stride + (stride - 1) / 2 for side in grid]
         axes = torch.stack(torch.meshgrid(*sides, indexing="ij"), dim=-1).flatten(0, -2)
         angles = (axes[:, :, None] * self.frequencies).flatten(1)
         table = torch.cat([angles.sin(), angles.cos()], dim=1)

@@ -52,7 +52,8 @@ class TransformerDecoderSingleStream(AbstractTokenDecoder):
 
     levels, embed_dim, num_blocks, num_heads, mlp_ratio, patch_size, groups, dropout, num_bands,
     use_checkpointing: see :class:`~prod9.generator.token_decoder.AbstractTokenDecoder`. num_classes: labels.
-    attention: ``prefix`` or ``full``. aligned: see :class:`~prod9.generator.modality_processor.ModalityProcessor`.
+    attention: ``prefix`` or ``full``. aligned, context_stride (its ``stride``): see
+    :class:`~prod9.generator.modality_processor.ModalityProcessor`.
     """
 
     condition: ModalityProcessor
@@ -73,6 +74,7 @@ class TransformerDecoderSingleStream(AbstractTokenDecoder):
         use_checkpointing: bool = False,
         attention: str = "prefix",
         aligned: bool = True,
+        context_stride: int = 1,
     ) -> None:
         super().__init__(
             levels=levels,
@@ -92,6 +94,7 @@ class TransformerDecoderSingleStream(AbstractTokenDecoder):
                 latent_channels=len(levels),
                 num_bands=num_bands,
                 aligned=aligned,
+                stride=context_stride,
             ),
         )
         if attention not in ("prefix", "full"):

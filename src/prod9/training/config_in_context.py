@@ -20,6 +20,10 @@ class SingleStreamModelConfig(DecoderSection):
         default=True,
         description="Also add what co-registered sources hold at each position to the target's input.",
     )
+    context_stride: PositiveInt = Field(
+        default=1,
+        description="Positions along each axis that share one element of the context; 2 makes it 8 times shorter.",
+    )
 
 
 class ContextConfig(Section):

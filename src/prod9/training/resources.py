@@ -238,7 +238,7 @@ def _estimate_transformer(
     block = width * (16 + half * (12 + 2 * ratio) + 2)
     blocks = model.num_blocks
     per_position = block + 4 * width * blocks if model.use_checkpointing else block * blocks
-    context = _context_positions(config, positions)
+    context = _context_positions(config, grid)
     kept = config.data.batch_size * ((positions + context) * per_position + positions * 3 * 4 * logits)
     ema = config.training.ema is not None
     token_bytes = 2 if prod(autoencoder.levels) <= 2**16 else 4
@@ -299,13 +299,14 @@ def _processor_parameters(model: TransformerModelConfig, channels: int) -> int:
         return 0
     held, width = model.patch_size**3 * channels, model.embed_dim
     aligned = model.num_classes * (held + 1) * width if model.aligned else 0
-    return (held + 1 + width + 1 + model.num_classes + 3 + 1) * width + aligned
+    return (held * model.context_stride**3 + 1 + width + 1 + model.num_classes + 3 + 1) * width + aligned
 
 
-def _context_positions(config: TransformerConfig, positions: int) -> int:
+def _context_positions(config: TransformerConfig, grid: Sequence[int]) -> int:
     """Return the longest context of a sample: a position a label beside those of the sources."""
     if config.model.kind != "single_stream":
         return 0
+    positions = prod(-(-side // (config.model.patch_size * config.model.context_stride)) for side in grid)
     return config.in_context.slots(len(config.data.modalities)) * (positions + 1) + 1
 
 
