@@ -162,6 +162,7 @@ class TranslationPipeline:
         examples: Sequence[Volumes] = (),
         refine: bool = True,
         batch_size: int = 1,
+        sample: Callable[..., Tensor] | None = None,
         progress: Callable[[float], None] | None = None,
     ) -> Translation:
         """Return ``target`` made from ``sources``, whose order does not matter.
@@ -170,7 +171,8 @@ class TranslationPipeline:
         decoded from the expected codes (least squared error, no draw), and samples are drawn only for a
         deviation, when ``num_samples`` is above 1. examples: other patients, each with the target and any of the
         sources' modalities. refine: let the refiner, where there is one, improve every volume. batch_size:
-        samples drawn together; none depends on it. progress: called with the share done.
+        samples drawn together; none depends on it. sample: draws tokens instead of the generator's own
+        ``sample_tokens``, under control for example. progress: called with the share done.
         """
         if num_samples < 1 or batch_size < 1:
             raise ValueError(
@@ -185,7 +187,8 @@ class TranslationPipeline:
         drawn: list[np.ndarray] = []
         if decode == "sample" or num_samples > 1:
             seeds = range(seed, seed + num_samples)
-            drawn = [finish(volume) for volume in self._draw(condition, seeds, batch_size, progress)]
+            draw = sample or self.generator.sample_tokens
+            drawn = [finish(volume) for volume in self._draw(draw, condition, seeds, batch_size, progress)]
         if decode == "mean":
             mean = finish(self.generator.decode_codes(self.generator.expected_codes(condition)))
         else:
@@ -197,6 +200,7 @@ class TranslationPipeline:
 
     def _draw(
         self,
+        sample: Callable[..., Tensor],
         condition: InContextCondition | MaskGiTCondition,
         seeds: range,
         batch_size: int,
@@ -211,9 +215,7 @@ class TranslationPipeline:
                 if progress is not None:
                     progress((start + share * size) / len(seeds))
 
-            tokens = self.generator.sample_tokens(
-                _repeated(condition, len(batch)), seeds=list(batch), report=report
-            )
+            tokens = sample(_repeated(condition, len(batch)), seeds=list(batch), report=report)
             decoded += [self.generator.decode_tokens(tokens[k : k + 1]) for k in range(len(batch))]
         return decoded
 
