@@ -1,7 +1,7 @@
 """What both autoencoder families share: MONAI's MAISI encoder and decoder, faster, with voxels folded first."""
 
-from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -12,6 +12,9 @@ from torch.utils.checkpoint import checkpoint
 from prod9.autoencoder.native_ops import bfloat16_pays, use_native_ops
 from prod9.autoencoder.voxel_folding import fold_voxels, unfold_voxels
 from prod9.types import Latent, Volume, VolumeOut
+
+Runner = Callable[[Iterable[nn.Module], Tensor], Tensor]
+"""Applies blocks to an activation ``[B C H W D]``, one after another."""
 
 
 class MaisiBackbone(AutoencoderKlMaisi):
@@ -70,6 +73,7 @@ class MaisiBackbone(AutoencoderKlMaisi):
         self.norm_float16 = norm_float16
         self.save_mem = save_mem
         self.native_ops = native_ops
+        self._runner: Runner | None = None
         if native_ops:
             use_native_ops(self)
 
@@ -95,7 +99,7 @@ class MaisiBackbone(AutoencoderKlMaisi):
         dtype = self.last_layer.dtype
         with self._precision(x.device.type):
             h = self._run(body, fold_voxels(x.to(dtype), self.space_to_depth))
-        with torch.autocast(x.device.type, enabled=False):
+        with torch.autocast(h.device.type, enabled=False):
             return last(h.to(dtype))
 
     def decode(self, z: Latent) -> VolumeOut:
@@ -108,6 +112,15 @@ class MaisiBackbone(AutoencoderKlMaisi):
         """Return the volume of a latent; MONAI's name for ``decode``."""
         return self.decode(z)
 
+    @contextmanager
+    def run_by(self, runner: Runner) -> Iterator[None]:
+        """Let ``runner`` apply the blocks of encoder and decoder inside the context."""
+        self._runner = runner
+        try:
+            yield
+        finally:
+            self._runner = None
+
     def _precision(self, device_type: str) -> AbstractContextManager[object]:
         """Leave autocast as the caller set it, or turn it off where it would cost time as well as accuracy."""
         if self.native_ops and not bfloat16_pays(device_type):
@@ -119,6 +132,8 @@ class MaisiBackbone(AutoencoderKlMaisi):
             raise ValueError(
                 "norm_float16 does not run on CPU; set norm_float16 to false, the weights are the same."
             )
+        if self._runner is not None:
+            return self._runner(blocks, h)
         for block in blocks:
             h = checkpoint(block, h, use_reentrant=False) if self.use_checkpoint else block(h)
             if self.save_mem and h.is_cuda:

@@ -9,21 +9,24 @@ from torch import Tensor, nn
 
 from prod9.autoencoder.autoencoder_fsq import AutoencoderFSQ
 from prod9.autoencoder.autoencoder_maisi import AutoencoderKlMaisi
+from prod9.autoencoder.exact import KEEP_DTYPES, ExactRunner
 from prod9.autoencoder.padding import crop, pad_to_multiple
 from prod9.types import AutoencoderOutput, Latent, TokenGrid, Volume, VolumeOut
 
 MODES = {"gaussian": "gaussian", "constant": "constant", "mean": "constant"}
-STRATEGIES = ("whole", "sliding_window")
+STRATEGIES = ("whole", "sliding_window", "exact")
 
 
 @dataclass(frozen=True, kw_only=True)
 class SlidingWindowConfig:
-    """How a volume is cut into windows.
+    """How a volume is cut into windows, or into slabs.
 
     roi_size: window in voxels, multiples of the network's downsampling factor. overlap: share of a window
     in [0, 1) that it has in common with the next, at least. sw_batch_size: windows at a time.
     mode: ``gaussian`` trusts the middle of a window more, ``constant`` (alias ``mean``) all of it alike.
-    strategy: ``whole`` makes one pass, ``sliding_window`` bounds the memory.
+    strategy: ``whole`` makes one pass; ``sliding_window`` bounds the memory and approximates it; ``exact`` gives
+    the result of one pass, layer by layer over ``num_slabs`` slabs whose activations are kept on the CPU as
+    ``keep_dtype``, ``float32`` or ``bfloat16``. max_attention_tokens: ``exact`` refuses larger attention.
     """
 
     roi_size: tuple[int, int, int] = (64, 64, 64)
@@ -31,6 +34,9 @@ class SlidingWindowConfig:
     sw_batch_size: int = 1
     mode: str = "gaussian"
     strategy: str = "sliding_window"
+    num_slabs: int = 16
+    keep_dtype: str = "float32"
+    max_attention_tokens: int = 32768
 
     def __post_init__(self) -> None:
         if len(self.roi_size) != 3 or min(self.roi_size) < 1:
@@ -43,6 +49,13 @@ class SlidingWindowConfig:
             raise ValueError(f"mode must be one of {', '.join(MODES)}, got {self.mode!r}.")
         if self.strategy not in STRATEGIES:
             raise ValueError(f"strategy must be one of {', '.join(STRATEGIES)}, got {self.strategy!r}.")
+        if self.num_slabs < 1 or self.max_attention_tokens < 1:
+            raise ValueError(
+                "num_slabs and max_attention_tokens must be at least 1, "
+                f"got {self.num_slabs} and {self.max_attention_tokens}."
+            )
+        if self.keep_dtype not in KEEP_DTYPES:
+            raise ValueError(f"keep_dtype must be one of {', '.join(KEEP_DTYPES)}, got {self.keep_dtype!r}.")
 
 
 class AutoencoderInferenceWrapper(nn.Module):
@@ -52,7 +65,7 @@ class AutoencoderInferenceWrapper(nn.Module):
     back. Windows start at multiples of the factor, so that the latent grids of neighbours coincide; z is
     blended in float32 and quantised once, since a mean of codes is no code; deviations are blended as
     variances. Group statistics of a window
-    differ from those of the whole volume: windows are an approximation, ``whole`` is exact.
+    differ from those of the whole volume: windows are an approximation, ``whole`` and ``exact`` are not.
     """
 
     def __init__(self, autoencoder: AutoencoderFSQ | AutoencoderKlMaisi, config: SlidingWindowConfig) -> None:
@@ -114,7 +127,15 @@ class AutoencoderInferenceWrapper(nn.Module):
         return self.autoencoder
 
     def _map(self, network: Callable[[Tensor], Tensor], values: Tensor, shrink: int) -> Tensor:
-        """Apply ``network`` whole or window by window; windows are ``roi_size / shrink`` long."""
+        """Apply ``network`` whole, in slabs or window by window; windows are ``roi_size / shrink`` long."""
+        if self.config.strategy == "exact":
+            runner = ExactRunner(
+                num_slabs=self.config.num_slabs,
+                keep_dtype=self.config.keep_dtype,
+                max_attention_tokens=self.config.max_attention_tokens,
+            )
+            with self.autoencoder.run_by(runner):
+                return network(values).float()
         sides = values.shape[2:]
         roi = tuple(min(side // shrink, s) for side, s in zip(self.config.roi_size, sides, strict=True))
         if self.config.strategy == "whole" or roi == tuple(sides):

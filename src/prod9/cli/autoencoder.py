@@ -66,7 +66,7 @@ def add_infer(app: typer.Typer, stage: Stage1) -> None:
     ) -> None:
         """Reconstruct volumes: file → latent → file, with the geometry and intensities of the input.
 
-        Large volumes: `--set sliding_window.strategy=sliding_window`. Run it again after an interruption, and
+        Large volumes: `--set sliding_window.strategy=exact`. Run it again after an interruption, and
         only what is missing is made.
         """
         run_config, path = load_for_model(stage, config, model, overrides=overrides)

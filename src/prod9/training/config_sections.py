@@ -364,8 +364,17 @@ class SlidingWindowSection(Section):
     overlap: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(default=0.5, description="Overlap of windows.")
     sw_batch_size: PositiveInt = Field(default=1, description="Windows at a time.")
     mode: Literal["gaussian", "constant", "mean"] = Field(default="gaussian", description="Blending.")
-    strategy: Literal["whole", "sliding_window"] = Field(
-        default="whole", description="`whole` in one pass, or `sliding_window` for bounded memory."
+    strategy: Literal["whole", "sliding_window", "exact"] = Field(
+        default="whole",
+        description="`whole` in one pass; for bounded memory `exact`, the same result in slabs, or "
+        "`sliding_window`, an approximation.",
+    )
+    num_slabs: PositiveInt = Field(default=16, description="`exact`: slabs along the first axis.")
+    keep_dtype: Literal["float32", "bfloat16"] = Field(
+        default="float32", description="`exact`: of activations between layers, kept on the CPU."
+    )
+    max_attention_tokens: PositiveInt = Field(
+        default=32768, description="`exact`: attention over more positions is refused."
     )
 
 

@@ -15,6 +15,8 @@ from prod9.training.model.checkpoint_manager import CheckpointManager
 from prod9.training.run import train
 from tests.training.tiny_maisi import LABELS
 
+ADVERSARIAL = {"start_step": 0, "discriminator": {"channels": 4, "num_layers_d": 1}}
+
 
 def test_the_vae_trains_and_reports_its_latent(make_config, memory_data):
     config = make_config("maisi_vae", "run")
@@ -30,7 +32,7 @@ def test_the_vae_trains_and_reports_its_latent(make_config, memory_data):
 
 
 def test_no_gradient_of_the_generator_stays_in_the_discriminator(make_config):
-    module = run.build_module(make_config("maisi_vae", "run", loss={"adversarial": {"start_step": 0}}))
+    module = run.build_module(make_config("maisi_vae", "run", loss={"adversarial": ADVERSARIAL}))
     assert isinstance(module, MAISIVAELightning)
     x = torch.rand(2, 1, 16, 16, 16)
     losses, _ = module.algorithm.compute_generator_losses(

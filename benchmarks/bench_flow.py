@@ -1,0 +1,107 @@
+"""Rectified flow against MONAI's RFlowScheduler: where a straight line ends, and what the loop costs.
+
+With the exact, constant velocity every number of steps must end at the data. MONAI runs in the continuous
+mode that NVIDIA's inference uses (times in float16, next times truncated to integers); its discrete mode is
+exact and reported beside it. ``loop_overhead`` is the share of a sampling step that is not the network.
+"""
+
+from collections.abc import Callable
+
+import torch
+from _harness import CLOCKS, Bench, start
+from monai.networks.schedulers.rectified_flow import RFlowScheduler
+from torch import Tensor
+
+from prod9.diffusion.condition import FlowCondition
+from prod9.diffusion.diffusion_model import DiffusionModelRF
+from prod9.diffusion.sampler import RectifiedFlowSampler, draw_noise
+from prod9.diffusion.scheduler import RectifiedFlowSchedulerRF
+
+SHAPE = (1, 4, 16, 16, 16)
+STEPS = (1, 10, 30, 100, 1000)
+NETWORK = {
+    "latent_channels": 4,
+    "num_channels": (32, 64),
+    "attention_levels": (False, True),
+    "num_head_channels": (0, 32),
+    "num_res_blocks": 1,
+    "norm_num_groups": 16,
+}
+
+
+def ours(steps: int, velocity: Callable[[Tensor], Tensor]) -> Tensor:
+    """Integrate with our sampler from the noise of seed 0."""
+    sampler = RectifiedFlowSampler(
+        scheduler=RectifiedFlowSchedulerRF(use_timestep_transform=True), steps=steps
+    )
+    condition = FlowCondition(torch.zeros(1, dtype=torch.int64))
+    return sampler.sample(lambda x, t, c: velocity(x), SHAPE, condition, torch.Generator().manual_seed(0))
+
+
+def theirs(steps: int, velocity: Callable[[Tensor], Tensor], *, discrete: bool) -> Tensor:
+    """Integrate as NVIDIA's inference does, from the same noise."""
+    scheduler = RFlowScheduler(
+        num_train_timesteps=1000,
+        use_discrete_timesteps=discrete,
+        use_timestep_transform=not discrete,
+        spatial_dim=3,
+    )
+    scheduler.set_timesteps(steps, input_img_size_numel=SHAPE[2] * SHAPE[3] * SHAPE[4])
+    x = draw_noise(SHAPE, torch.Generator().manual_seed(0))
+    following = torch.cat([scheduler.timesteps[1:], torch.zeros(1, dtype=scheduler.timesteps.dtype)])
+    for t, t_next in zip(scheduler.timesteps, following, strict=True):
+        x, _ = scheduler.step(velocity(x), t, x, t_next)
+    return x
+
+
+def endpoint_errors(bench: Bench) -> None:
+    x_0 = torch.randn(SHAPE, generator=torch.Generator().manual_seed(1))
+    noise = draw_noise(SHAPE, torch.Generator().manual_seed(0))
+
+    def straight(x: Tensor) -> Tensor:
+        return x_0 - noise
+
+    def error(x: Tensor) -> float:
+        return float((x - x_0).norm() / (x_0 - noise).norm())
+
+    for steps in STEPS:
+        suffix = "" if steps == 30 else f"_{steps}_steps"
+        bench.value(f"endpoint_error_ours{suffix}", error(ours(steps, straight)))
+        bench.value(f"endpoint_error_monai{suffix}", error(theirs(steps, straight, discrete=False)))
+        discrete = error(theirs(steps, straight, discrete=True))
+        bench.value(f"endpoint_error_monai_discrete{suffix}", discrete)
+
+
+def loop_overhead(bench: Bench, rounds: int) -> None:
+    torch.manual_seed(0)
+    network = DiffusionModelRF(**NETWORK).eval()
+    now, inside = CLOCKS[bench.clock], [0.0]
+
+    def timed(x: Tensor, t: Tensor, condition: FlowCondition) -> Tensor:
+        began = now()
+        velocity = network.predict(x, t, condition)
+        inside[0] += now() - began
+        return velocity
+
+    sampler = RectifiedFlowSampler(scheduler=RectifiedFlowSchedulerRF(), steps=10)
+    condition = FlowCondition.of_heads(torch.zeros(1, dtype=torch.int64), torch.ones(1, 3))
+    sampler.sample(timed, SHAPE, condition, torch.Generator().manual_seed(0))
+    inside[0], began = 0.0, now()
+    for _ in range(rounds):
+        sampler.sample(timed, SHAPE, condition, torch.Generator().manual_seed(0))
+    total = now() - began
+    bench.seconds["sampling_step"] = total / rounds / sampler.steps
+    bench.runs = rounds
+    bench.value("loop_overhead", (total - inside[0]) / total)
+
+
+def main() -> None:
+    bench = start("bench_flow", __doc__)
+    bench.sizes = {"latent": list(SHAPE), "network": NETWORK}
+    endpoint_errors(bench)
+    loop_overhead(bench, rounds=1 if bench.quick else 5)
+    bench.report(["monai"])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,233 @@
+"""Whole-volume results at bounded memory: layer by layer over slabs, with halos and global statistics.
+
+Windows change the statistics of group normalisation, so what they give is another network's output. Here every
+layer runs over slabs of the first axis, each read with the neighbouring planes that the layer needs, and the
+statistics of a normalisation are merged from those of all slabs before any slab is normalised. The result is
+that of the whole pass up to rounding. Between layers an activation is a list of slabs on the CPU, in float32
+or bfloat16; slabs that are no longer needed are freed while the next activation grows, so that a residual
+block holds two activations at most, and the computing device one slab.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from monai.apps.generation.maisi.networks.autoencoderkl_maisi import (
+    MaisiConvolution,
+    MaisiDownsample,
+    MaisiGroupNorm3D,
+    MaisiResBlock,
+    MaisiUpsample,
+)
+from monai.networks.blocks.spatialattention import SpatialAttentionBlock
+from torch import Tensor, nn
+
+KEEP_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclass
+class _Slabs:
+    """An activation ``[B C H W D]`` cut along H. starts: first plane of each slab, and H at the end.
+
+    moments: per slab (planes, mean, variance) of each sample and channel, float64 ``[B C]``, of the values
+    before they were rounded to ``dtype``.
+    """
+
+    dtype: torch.dtype
+    parts: list[Tensor | None] = field(default_factory=list)
+    starts: list[int] = field(default_factory=lambda: [0])
+    moments: list[tuple[int, Tensor, Tensor]] = field(default_factory=list)
+
+    def append(self, slab: Tensor) -> None:
+        """Keep the next slab ``[B C planes W D]``."""
+        variance, mean = torch.var_mean(slab.float().flatten(2), dim=2, correction=0)
+        self.moments.append((slab[0, 0].numel(), mean.double().cpu(), variance.double().cpu()))
+        self.parts.append(slab.to("cpu", self.dtype))
+        self.starts.append(self.starts[-1] + slab.shape[2])
+
+    def read(self, first: int, last: int, like: Tensor) -> Tensor:
+        """Return planes ``first`` to ``last`` (exclusive; those outside don't exist), on the device of ``like``."""
+        found = []
+        for part, start, end in zip(self.parts, self.starts, self.starts[1:], strict=False):
+            low, high = max(first, start), min(last, end)
+            if low < high:
+                assert part is not None  # freed only when no later layer or slab reads it
+                found.append(part[:, :, low - start : high - start])
+        return torch.cat(found, 2).to(like.device, like.dtype)
+
+    def free_before(self, plane: int) -> None:
+        """Drop the slabs that end at or before ``plane``."""
+        for i, end in enumerate(self.starts[1:]):
+            if end <= plane:
+                self.parts[i] = None
+
+    def whole(self, like: Tensor) -> Tensor:
+        """Return the activation in one piece, on the device of ``like``."""
+        return self.read(0, self.starts[-1], like)
+
+    def affine(self, norm: nn.GroupNorm) -> tuple[Tensor, Tensor]:
+        """Return (scale, shift) float32 ``[B C 1 1 1]`` that ``norm`` applies, from all slabs."""
+        counts = torch.tensor([count for count, _, _ in self.moments], dtype=torch.float64)[:, None, None]
+        mean = torch.stack([mean for _, mean, _ in self.moments])
+        variance = torch.stack([variance for _, _, variance in self.moments])
+        counts, mean, variance = (
+            value.expand_as(mean).unflatten(2, (norm.num_groups, -1)).movedim(0, -1)
+            for value in (counts, mean, variance)
+        )
+        total = counts.sum((2, 3), keepdim=True)
+        centre = (counts * mean).sum((2, 3), keepdim=True) / total
+        spread = (counts * (variance + (mean - centre) ** 2)).sum((2, 3), keepdim=True) / total
+        rstd = (spread + norm.eps).rsqrt()
+        per_group = mean.shape[2]
+        centre, rstd = (value[:, :, 0, 0].repeat_interleave(per_group, 1) for value in (centre, rstd))
+        scale = norm.weight.detach().double().cpu() * rstd
+        shift = norm.bias.detach().double().cpu() - centre * scale
+        return scale.float()[..., None, None, None], shift.float()[..., None, None, None]
+
+
+class ExactRunner:
+    """Runs the blocks of an encoder or a decoder over slabs; stands in for a loop over the whole volume.
+
+    num_slabs: into how many the first axis is cut, or as many as it has planes. keep_dtype: ``float32``, or
+    ``bfloat16`` for half the memory and rounding errors of 0.4% a layer. max_attention_tokens: attention runs
+    whole at its resolution and is refused for more positions than this.
+    """
+
+    def __init__(self, *, num_slabs: int, keep_dtype: str, max_attention_tokens: int) -> None:
+        self.num_slabs = num_slabs
+        self.dtype = KEEP_DTYPES[keep_dtype]
+        self.max_attention_tokens = max_attention_tokens
+
+    @torch.no_grad()
+    def __call__(self, blocks: Iterable[nn.Module], x: Tensor) -> Tensor:
+        """Return what ``blocks`` make of ``x`` ``[B C H W D]``, on the device of the blocks' weights."""
+        blocks = list(blocks)
+        weight = next(p for block in blocks for p in block.parameters())
+        slabs = self._cut(x)
+        affine: tuple[Tensor, Tensor] | None = None
+        for block in blocks:
+            if isinstance(block, MaisiGroupNorm3D):
+                affine = slabs.affine(block)
+                continue
+            slabs = self._block(block, slabs, affine, weight)
+            affine = None
+        whole = slabs.whole(weight)
+        return whole if affine is None else _normalised(whole, affine, silu=False)
+
+    def _cut(self, x: Tensor) -> _Slabs:
+        slabs = _Slabs(self.dtype)
+        for slab in x.split(-(-x.shape[2] // self.num_slabs), 2):
+            slabs.append(slab)
+        return slabs
+
+    def _block(
+        self, block: nn.Module, x: _Slabs, affine: tuple[Tensor, Tensor] | None, like: Tensor
+    ) -> _Slabs:
+        if isinstance(block, MaisiResBlock):
+            return self._residual(block, x, like)
+        if isinstance(block, SpatialAttentionBlock):
+            return self._attend(block, x, like)
+        out = _Slabs(self.dtype)
+        for first, last in zip(x.starts, x.starts[1:], strict=False):
+            if isinstance(block, MaisiUpsample):
+                slab = _upsampled(block, x, first, last, like)
+            elif isinstance(block, MaisiDownsample):
+                slab = _downsampled(block, x, first, last, like)
+            elif isinstance(block, MaisiConvolution):
+                slab = _convolved(block.conv.conv, x, first, last, affine, like, silu=False)
+            else:
+                raise ValueError(f"exact inference knows no layer of type {type(block).__name__}.")
+            if slab.shape[2]:
+                out.append(slab)
+            x.free_before(first)  # the next slab still reads the last planes of this one
+        return out
+
+    def _residual(self, block: Any, x: _Slabs, like: Tensor) -> _Slabs:
+        affine, identity = x.affine(block.norm1), isinstance(block.nin_shortcut, nn.Identity)
+        hidden, shortcut = _Slabs(self.dtype), x if identity else _Slabs(self.dtype)
+        for first, last in zip(x.starts, x.starts[1:], strict=False):
+            hidden.append(_convolved(block.conv1.conv.conv, x, first, last, affine, like, silu=True))
+            if not identity:
+                shortcut.append(block.nin_shortcut(x.read(first, last, like)))
+                x.free_before(first)
+        if not identity:
+            x.free_before(x.starts[-1])
+        affine, out = hidden.affine(block.norm2), _Slabs(self.dtype)
+        for first, last in zip(hidden.starts, hidden.starts[1:], strict=False):
+            slab = _convolved(block.conv2.conv.conv, hidden, first, last, affine, like, silu=True)
+            out.append(slab.add_(shortcut.read(first, last, slab)))
+            shortcut.free_before(last)
+            hidden.free_before(first)
+        return out
+
+    def _attend(self, block: nn.Module, x: _Slabs, like: Tensor) -> _Slabs:
+        whole = x.whole(like)
+        tokens = whole[0, 0].numel()
+        if tokens > self.max_attention_tokens:
+            raise ValueError(
+                f"attention at this resolution sees {tokens} positions, more than max_attention_tokens "
+                f"({self.max_attention_tokens}); raise it, or use the sliding_window strategy."
+            )
+        return self._cut(block(whole))
+
+
+def _normalised(x: Tensor, affine: tuple[Tensor, Tensor], *, silu: bool) -> Tensor:
+    scale, shift = (value.to(x.device) for value in affine)
+    x = torch.addcmul(shift, x.float(), scale)
+    return F.silu(x, inplace=True) if silu else x
+
+
+def _padded(
+    x: _Slabs, first: int, last: int, affine: tuple[Tensor, Tensor] | None, like: Tensor, *, silu: bool
+) -> Tensor:
+    """Return planes ``first`` to ``last``, normalised; those outside the volume are zeros, as padding is."""
+    end = x.starts[-1]
+    planes = x.read(max(first, 0), min(last, end), like)
+    if affine is not None:
+        planes = _normalised(planes, affine, silu=silu)
+    before, after = max(-first, 0), max(last - end, 0)
+    return F.pad(planes, (0, 0, 0, 0, before, after)) if before or after else planes
+
+
+def _convolved(
+    conv: nn.Conv3d,
+    x: _Slabs,
+    first: int,
+    last: int,
+    affine: tuple[Tensor, Tensor] | None,
+    like: Tensor,
+    *,
+    silu: bool,
+) -> Tensor:
+    halo = conv.kernel_size[0] // 2
+    planes = _padded(x, first - halo, last + halo, affine, like, silu=silu)
+    padding = (0, *(k // 2 for k in conv.kernel_size[1:]))
+    return F.conv3d(planes.to(like.dtype), conv.weight, conv.bias, 1, padding)
+
+
+def _upsampled(block: Any, x: _Slabs, first: int, last: int, like: Tensor) -> Tensor:
+    """Return the output planes ``2·first`` to ``2·last``."""
+    low, high = max(first - 1, 0), min(last + 1, x.starts[-1])
+    planes = x.read(low, high, like)
+    if block.use_convtranspose:
+        out = block.conv.conv(planes)
+        return out[:, :, 2 * (first - low) : 2 * (last - low)]
+    # Planes next to the cut are interpolated with one neighbour missing: they are left out again.
+    fine = F.interpolate(planes, scale_factor=2.0, mode="trilinear")
+    start, stop = 2 * first - 1, 2 * last + 1
+    inside = fine[:, :, max(start, 0) - 2 * low : min(stop, 2 * x.starts[-1]) - 2 * low]
+    inside = F.pad(inside, (0, 0, 0, 0, max(-start, 0), max(stop - 2 * x.starts[-1], 0)))
+    conv = block.conv.conv.conv
+    return F.conv3d(inside, conv.weight, conv.bias, 1, (0, 1, 1))
+
+
+def _downsampled(block: Any, x: _Slabs, first: int, last: int, like: Tensor) -> Tensor:
+    """Return the output planes whose first input plane lies in ``first`` to ``last``; there may be none."""
+    start, stop = 2 * ((first + 1) // 2), 2 * ((last + 1) // 2)
+    conv = block.conv.conv.conv
+    if start == stop:
+        return like.new_empty(1, conv.out_channels, 0, 1, 1)
+    planes = F.pad(_padded(x, start, stop + 1, None, like, silu=False), (0, 1, 0, 1, 0, 0))
+    return F.conv3d(planes, conv.weight, conv.bias, conv.stride)
