@@ -92,7 +92,8 @@ def _write(file: Path, seg: np.ndarray | None) -> np.ndarray:
 
 def _read(file: Path) -> np.ndarray:
     try:
-        with np.load(file, allow_pickle=False) as stored:
+        # Opened here, since np.load leaves open what it finds damaged.
+        with file.open("rb") as stream, np.load(stream, allow_pickle=False) as stored:
             return stored["seg"]
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(

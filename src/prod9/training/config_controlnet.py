@@ -11,6 +11,7 @@ from pydantic import Field
 from prod9.training.config_sampling import MaskingConfig, SamplerConfig
 from prod9.training.config_sections import (
     Count,
+    DataConfig,
     Fraction,
     InputsConfig,
     Ints,
@@ -104,6 +105,7 @@ class ControlValidationConfig(Section):
 class MaskGiTControlNetLightningConfig(RunSection):
     """Stage 3, MaskGiT."""
 
+    data: DataConfig = Field(description="Data: scans with segmentations.")
     stage: Literal["maskgit_controlnet"] = Field(default="maskgit_controlnet", description="Stage.")
     inputs: ControlInputsConfig = Field(default=ControlInputsConfig(), description="Earlier stages.")
     model: ControlNetMaskGiTModelConfig = Field(
