@@ -16,8 +16,8 @@ from prod9.training.config_schema import (
     DiscriminatorConfig,
     FSQModelConfig,
     LabelConditionalModelConfig,
-    SingleStreamModelConfig,
     MaskGiTControlNetLightningConfig,
+    SingleStreamModelConfig,
     TransformerConfig,
 )
 from prod9.training.model.model_factory import ModelFactory

@@ -140,9 +140,7 @@ class TransformBuilder:
         ]
         return _Chain(tuple(steps))
 
-    def build_placement(
-        self, modalities: Sequence[str]
-    ) -> Callable[[Mapping[str, Any]], Mapping[str, Any]]:
+    def build_placement(self, modalities: Sequence[str]) -> Callable[[Mapping[str, Any]], Mapping[str, Any]]:
         """Return the part after reading: MetaTensors [1 H W D] of one voxel grid in, on the model's grid out.
 
         Keys: the modalities and, where there is one, ``seg``, whose labels stay as they are.

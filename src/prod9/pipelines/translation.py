@@ -192,10 +192,10 @@ class TranslationPipeline:
         if decode == "mean":
             mean = finish(self.generator.decode_codes(self.generator.expected_codes(condition)))
         else:
-            mean = drawn[0] if num_samples == 1 else np.mean(drawn, axis=0, dtype=np.float32)
+            mean = drawn[0] if num_samples == 1 else np.asarray(np.mean(drawn, axis=0, dtype=np.float32))
         if progress is not None:
             progress(1.0)
-        deviation = np.std(drawn, axis=0, dtype=np.float32) if num_samples > 1 else None
+        deviation = np.asarray(np.std(drawn, axis=0, dtype=np.float32)) if num_samples > 1 else None
         return Translation(tuple(drawn or [mean]), mean, deviation)
 
     def _draw(
