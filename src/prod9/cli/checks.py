@@ -72,7 +72,7 @@ def check_run(config: "RunConfig", *, device: str, checkpoint: Path | None = Non
         CheckpointManager.open(checkpoint, stage=config.stage)
     parameters = _build(config, base, autoencoder)
     needs = _estimate(config, base, autoencoder, "cuda" if chosen.type == "cuda" else "cpu")
-    memory, disk = _memory(chosen.type), _free_disk(Path(config.output_dir))
+    memory, disk = device_memory(chosen.type), _free_disk(Path(config.output_dir))
     wanted_disk = _wanted_disk(config, needs, inputs.num_volumes)
     return {
         "stage": config.stage,
@@ -270,7 +270,7 @@ def _wanted_disk(config: "RunConfig", needs: "Resources", volumes: int) -> int:
     return checkpoints + volumes * needs.store_bytes_per_volume + cached
 
 
-def _memory(device: str) -> int | None:
+def device_memory(device: str) -> int | None:
     """Return the bytes of memory of the device, None where the system does not say."""
     if device == "cuda":
         import torch

@@ -339,3 +339,17 @@ def peak_bytes(parameters: int, kept: float, ema: bool) -> int:
 def checkpoint_bytes(parameters: int, ema: bool) -> int:
     """Return the size of one checkpoint file."""
     return parameters * (12 + _EMA_BYTES * ema)
+
+
+def stage1_multiplications(config: AutoencoderConfig) -> float:
+    """Return the multiply-adds of a training step on crops, forward and backward, adversary included."""
+    model, data = config.model, config.data
+    adversary = _discriminator_layers(config.loss.adversarial.discriminator) if config.loss.adversarial.weight else []
+    voxels = data.batch_size * prod(data.crop_size or data.grid)
+    # A backward pass costs two forward ones; real and reconstructed volumes pass the adversary about four times.
+    network = 3 * sum(_work(layer) for layer in _autoencoder_layers(model)) / model.space_to_depth**3
+    return voxels * (network + 4 * 2 * sum(_work(layer) for layer in adversary))
+
+
+def _work(layer: _Convolution) -> float:
+    return layer.kernel**3 * layer.inputs * layer.outputs * layer.fraction

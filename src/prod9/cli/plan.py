@@ -1,0 +1,176 @@
+"""``prod9 plan``: configs that fit a dataset and a machine."""
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from prod9.cli import shared
+from prod9.cli.shared import DebugOption, DeviceOption, JsonOption, OverwriteOption, console, new_app
+from prod9.errors import ConfigError
+
+if TYPE_CHECKING:
+    from prod9.training.planning import StagePlan
+    from prod9.training.resources import Device
+
+GIB = 1024**3
+FILES = ("stage1.yaml", "stage2_label.yaml")
+COMMANDS = ("prod9-train-autoencoder", "prod9-train-transformer")
+
+app = new_app("Choose grid, crops, batches and networks for a dataset and a machine.")
+
+
+@app.command()
+def plan(
+    data: Annotated[
+        Path,
+        typer.Argument(
+            metavar="DIR|FINGERPRINT", help="A dataset, or what `prod9 data info -o` wrote of it."
+        ),
+    ],
+    output_dir: Annotated[
+        Path, typer.Option("--output-dir", "-o", metavar="DIR", help="Where the configs go; made if missing.")
+    ] = Path("plan"),
+    runs_dir: Annotated[
+        str | None,
+        typer.Option("--runs-dir", metavar="DIR", help="Where the runs will go; default: beside them."),
+    ] = None,
+    memory: Annotated[
+        float | None,
+        typer.Option("--memory", min=0.1, metavar="GIB", help="Plan for a GPU of this size, wherever it is."),
+    ] = None,
+    device: DeviceOption = "auto",
+    overwrite: OverwriteOption = False,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Write a config of stage 1 and one of stage 2 that fit a dataset and a machine.
+
+    The fingerprint says how large heads are and which modalities every case has, the device how much memory there is.
+    With each config come its estimated peak memory, the disk that it and its tokens take, and, for this machine, the
+    time of a step.
+    """
+    paths = [output_dir / name for name in FILES]
+    there = [path for path in paths if path.exists()]
+    if there and not overwrite:
+        raise ConfigError(f"--output-dir: expected no {there[0]}; add --overwrite, or name another folder")
+    fingerprint = _fingerprint(data)
+    from prod9.training.planning import plan_stages
+
+    kind, memory_bytes = ("cuda", int(memory * GIB)) if memory is not None else _machine(device)
+    stages = plan_stages(
+        fingerprint, memory_bytes=memory_bytes, device=kind, output_dir=runs_dir or str(output_dir / "runs")
+    )
+    rates = (None, None) if memory is not None else _rates(device)
+    volumes = fingerprint["cases"] * len(stages[0].config.data.modalities)
+    report = []
+    for stage, path, command, rate in zip(stages, paths, COMMANDS, rates, strict=True):
+        row = _row(stage, path, command, rate, volumes)
+        report.append(row)
+        _write(path, stage, row)
+    if as_json:
+        shared.print_json({"device": kind, "memory_gib": round(memory_bytes / GIB, 2), "stages": report})
+        return
+    for row in report:
+        console.print(f"{row['config']}: {_described(row)}", markup=False)
+    for row in report:
+        console.print(f"  {row['command']} train --config {row['config']}", markup=False)
+
+
+def _fingerprint(data: Path) -> dict[str, Any]:
+    """Return the fingerprint in the file ``data``, or that of the dataset ``data``."""
+    if data.is_file() and data.suffix == ".json":
+        from prod9.data.checking.fingerprint import read_fingerprint
+        from prod9.errors import DataError
+
+        try:
+            return read_fingerprint(data)
+        except DataError:
+            pass  # perhaps a list of files: the check says what is wrong with it if not
+    from prod9.data.checking.fingerprint import fingerprint
+    from prod9.data.checking.report import check_dataset
+
+    with shared.progress() as bar:
+        task = bar.add_task("Reading volumes", total=None)
+        report = check_dataset(
+            data, deep=True, progress=lambda done, total: bar.update(task, completed=done, total=total)
+        )
+    return fingerprint(report)
+
+
+def _machine(device: str) -> "tuple[Device, int]":
+    """Return what this machine trains on, and its memory in bytes."""
+    from prod9.cli.checks import device_memory
+
+    chosen = shared.torch_device(device)
+    memory = device_memory(chosen.type)
+    if memory is None:
+        raise ConfigError("--memory: expected a number, since this system does not tell its memory; pass one")
+    return ("cuda" if chosen.type == "cuda" else "cpu"), memory
+
+
+def _rates(device: str) -> tuple[float, float]:
+    """Return the multiply-adds a second of a convolution and of a matrix product, as training runs them here."""
+    import torch
+    from torch.nn import functional as F
+
+    chosen = shared.torch_device(device)
+    half = torch.bfloat16 if chosen.type == "cuda" else torch.float32
+    image = torch.ones(1, 32, 32, 32, 32, device=chosen, dtype=half)
+    kernel = torch.ones(32, 32, 3, 3, 3, device=chosen, dtype=half)
+    matrix = torch.ones(1024, 512, device=chosen, dtype=half)
+
+    def rate(work: float, run: Any) -> float:
+        best = float("inf")
+        for _ in range(4):
+            began = time.perf_counter()
+            run()
+            if chosen.type == "cuda":
+                torch.cuda.synchronize(chosen)
+            best = min(best, time.perf_counter() - began)
+        return work / best
+
+    convolution = rate(32**3 * 27 * 32 * 32, lambda: F.conv3d(image, kernel, padding=1))
+    return convolution, rate(1024 * 512 * 1024, lambda: matrix @ matrix.T)
+
+
+def _row(stage: "StagePlan", path: Path, command: str, rate: float | None, volumes: int) -> dict[str, Any]:
+    needs, config = stage.resources, stage.config
+    kept = config.callbacks.checkpoint.save_top_k + 2
+    return {
+        "config": str(path),
+        "command": command,
+        "tokens": list(needs.latent_grid),
+        "parameters": needs.parameters,
+        "batch_size": config.data.batch_size,
+        "crop_size": None if config.data.crop_size is None else list(config.data.crop_size),
+        "memory_gib": round(needs.memory_gib, 2),
+        "store_gib": round(volumes * needs.store_bytes_per_volume / GIB, 3),
+        "checkpoints_gib": round(kept * needs.checkpoint_bytes / GIB, 3),
+        "seconds_per_step": None if rate is None else round(stage.seconds(rate), 3),
+        "steps": config.training.max_steps,
+    }
+
+
+def _described(row: dict[str, Any]) -> str:
+    parts = [
+        f"{' × '.join(map(str, row['tokens']))} tokens",
+        f"{row['parameters'] / 1e6:.1f} M parameters",
+        f"about {row['memory_gib']:.1f} GiB",
+        f"{row['store_gib'] + row['checkpoints_gib']:.1f} GiB of disk",
+    ]
+    if row["seconds_per_step"] is not None:
+        hours = row["seconds_per_step"] * row["steps"] / 3600
+        parts.append(f"about {row['seconds_per_step']:.2g} s a step, {hours:.1f} h for {row['steps']:,}")
+    return ", ".join(parts)
+
+
+def _write(path: Path, stage: "StagePlan", row: dict[str, Any]) -> None:
+    from prod9.files import atomic_write, check_writable
+    from prod9.training.config_yaml import dump_yaml
+
+    check_writable(path.parent)
+    with atomic_write(path) as temporary:
+        text = f"# Made by `prod9 plan`: {_described(row)}.\n{dump_yaml(stage.values)}"
+        temporary.write_text(text, encoding="utf-8")

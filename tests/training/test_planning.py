@@ -1,0 +1,82 @@
+"""Plans fit the memory they are for, use it, and are configs that load."""
+
+from math import prod
+from typing import Any
+
+import pytest
+
+from prod9.errors import ConfigError
+from prod9.training.config import config_from_dict
+from prod9.training.config_schema import AutoencoderConfig, TransformerConfig
+from prod9.training.planning import GIB, downsampling_for, plan_stages
+from prod9.training.resources import Device, downsampling_factor
+
+MODALITIES = ("T1", "T1ce", "T2", "FLAIR")
+
+
+def fingerprint(**changes: Any) -> dict[str, Any]:
+    """BraTS 2021 at 1 mm."""
+    return {
+        "root": "data", "layout": "brats", "cases": 1251, "modalities": dict.fromkeys(MODALITIES, 1251),
+        "resample": False, "spacing_mm": [1.0, 1.0, 1.0], "grid": [144, 192, 144],
+    } | changes  # fmt: skip
+
+
+@pytest.mark.parametrize("memory", [8, 16, 24, 48, 80])
+@pytest.mark.parametrize("grid", [[144, 192, 144], [96, 112, 96], [48, 64, 48]])
+def test_a_plan_fits_and_larger_devices_get_no_less(memory: int, grid: list[int]) -> None:
+    stages = plan_stages(fingerprint(grid=grid), memory_bytes=memory * GIB, device="cuda", output_dir="runs")
+    for stage in stages:
+        assert stage.resources.memory_bytes <= 0.9 * memory * GIB
+        assert config_from_dict(stage.values, source="test") == stage.config
+        assert stage.multiplications > 0
+    stage1, stage2 = (stage.config for stage in stages)
+    assert isinstance(stage1, AutoencoderConfig)
+    assert isinstance(stage2, TransformerConfig)
+    assert stage2.inputs.autoencoder == stage1.output_dir
+    assert stage2.data.grid == stage1.data.grid == tuple(grid)
+    factor = downsampling_factor(stage1.model)
+    assert factor == downsampling_for(grid)
+    assert all(side % factor == 0 for side in stage1.data.crop_size or grid)
+    more = plan_stages(
+        fingerprint(grid=grid), memory_bytes=2 * memory * GIB, device="cuda", output_dir="runs"
+    )
+    assert more[0].resources.parameters >= stages[0].resources.parameters
+    assert more[1].resources.parameters >= stages[1].resources.parameters
+
+
+@pytest.mark.parametrize(("grid", "factor"), [([48, 56, 48], 4), ([144, 192, 144], 8), ([256, 256, 256], 16)])
+def test_tokens_stay_within_reach_of_attention(grid: list[int], factor: int) -> None:
+    assert downsampling_for(grid) == factor
+    assert prod(grid) / factor**3 <= 12000
+
+
+def test_few_patients_get_a_small_transformer() -> None:
+    few = fingerprint(cases=20, modalities=dict.fromkeys(MODALITIES, 20))
+    sizes = [
+        plan_stages(f, memory_bytes=80 * GIB, device="cuda", output_dir="runs")[1].resources.parameters
+        for f in (few, fingerprint())
+    ]
+    assert sizes[0] < sizes[1] / 3
+
+
+def test_modalities_that_some_cases_lack_are_left_out() -> None:
+    some = fingerprint(modalities={"T1": 1251, "T1ce": 1250, "CT": 1251})
+    stage1, stage2 = plan_stages(some, memory_bytes=24 * GIB, device="cuda", output_dir="runs")
+    assert stage1.config.data.modalities == ("T1", "CT")
+    assert stage2.values["model"]["num_classes"] == 2
+    with pytest.raises(ConfigError, match="got none"):
+        plan_stages(fingerprint(modalities={"T1": 3}), memory_bytes=GIB, device="cuda", output_dir="runs")
+
+
+def test_other_spacings_are_resampled() -> None:
+    mixed = fingerprint(resample=True, spacing_mm=[1.0, 1.0, 1.5], layout="bids")
+    stage1, _ = plan_stages(mixed, memory_bytes=24 * GIB, device="cuda", output_dir="runs")
+    assert stage1.values["data"]["spacing"] == [1.0, 1.0, 1.5]
+    assert stage1.values["data"]["layout"] == "bids"
+
+
+@pytest.mark.parametrize("device", ["cuda", "cpu"])
+def test_too_little_memory_is_refused(device: Device) -> None:
+    with pytest.raises(ConfigError, match=r"expected at least .* GiB for the smallest network"):
+        plan_stages(fingerprint(), memory_bytes=GIB // 10, device=device, output_dir="runs")
