@@ -13,6 +13,7 @@ from prod9.cli import shared
 from prod9.cli.control import generate_control
 from prod9.cli.inpaint import inpaint
 from prod9.cli.outputs import OutputFolder, consecutive
+from prod9.cli.patients import generate_patients
 from prod9.cli.sampling import (
     GuidanceScaleOption,
     GuidanceScheduleOption,
@@ -62,6 +63,7 @@ app = new_app("Generate volumes with trained models.")
 app.command("translate")(translate)
 app.command("control")(generate_control)
 app.command("inpaint")(inpaint)
+app.command("patients")(generate_patients)
 
 
 @app.command("label")
