@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from prod9.autoencoder.native_conv import convolve
 from prod9.autoencoder.native_norm import group_norm
 from prod9.autoencoder.padding import crop, pad_to_multiple
-from prod9.autoencoder.voxel_folding import fold_voxels, unfold_voxels
+from prod9.autoencoder.voxel_folding import fold_voxels
 from prod9.types import Label, Volume, VolumeOut
 
 Sources = Float[Tensor, "B K H W D"]
@@ -58,12 +58,16 @@ class RefinerBlock(nn.Module):
 
 
 class Refiner(nn.Module):
-    """A small U-Net over decoded target and sources, whose zero-initialised output is added to the former.
+    """Maps decoded target and sources, voxel by voxel, as a U-Net over coarser blocks of them sees fit.
 
-    num_classes: modalities K that can be source or target. num_channels: width of each resolution, from
-    fine to coarse. num_res_blocks: a resolution, on each of the two ways. norm_num_groups: divides every
-    width. space_to_depth: folds n³ voxels into channels first; a volume's full resolution costs most of the
-    time and a block of 2³ voxels can be corrected at once. use_checkpointing: trade time for memory.
+    The U-Net works on folded volumes, since full resolution costs most of the time; the little that needs it
+    is one convolution of the intensities themselves, so that no detail has to pass through narrow features.
+    Both are added, and a readout that depends on target and sources gives the residual.
+
+    num_classes: modalities K that can be source or target. num_channels: width of each resolution of the
+    U-Net, from fine to coarse. num_res_blocks: a resolution, on each of the two ways. norm_num_groups: divides
+    every width. space_to_depth: edge n of the blocks that are folded. detail_channels: width at full
+    resolution. use_checkpointing: trade time for memory.
     """
 
     def __init__(
@@ -74,6 +78,7 @@ class Refiner(nn.Module):
         num_res_blocks: int = 1,
         norm_num_groups: int = 8,
         space_to_depth: int = 2,
+        detail_channels: int = 16,
         use_checkpointing: bool = False,
     ) -> None:
         super().__init__()
@@ -99,9 +104,11 @@ class Refiner(nn.Module):
         )
         self.up = nn.ModuleList(blocks(fine + coarse, fine) for fine, coarse in pairwise(widths))
         self.norm_out = nn.GroupNorm(norm_num_groups, widths[0])
-        self.conv_out = nn.Conv3d(widths[0], folded, 3, padding=1)
-        nn.init.zeros_(self.conv_out.weight)
-        nn.init.zeros_(self.conv_out.bias)
+        self.guide = nn.Conv3d(widths[0], detail_channels, 3, padding=1)
+        self.detail = nn.Conv3d(1 + num_classes, detail_channels, 3, padding=1)
+        self.readout = nn.Linear(dim, detail_channels + 1)
+        nn.init.zeros_(self.readout.weight)
+        nn.init.zeros_(self.readout.bias)
 
     def forward(
         self, decoded: Float[Tensor, "B 1 H W D"], sources: Sources, present: Present, target_label: Label
@@ -116,8 +123,13 @@ class Refiner(nn.Module):
         given = torch.where(present[:, :, None, None, None], sources, 0.0)
         context = self._context(decoded, present, target_label)
         x = pad_to_multiple(torch.cat([decoded, given], dim=1), self.multiple)
-        folded = fold_voxels(x, self.space_to_depth).contiguous(memory_format=torch.channels_last_3d)
-        residual = unfold_voxels(self._residual(folded, context), self.space_to_depth)
+        x = x.contiguous(memory_format=torch.channels_last_3d)
+        guide = self._guide(fold_voxels(x, self.space_to_depth), context)
+        if self.space_to_depth > 1:
+            guide = F.interpolate(guide, scale_factor=float(self.space_to_depth), mode="trilinear")
+        hidden = F.silu(convolve(self.detail, x) + guide)
+        weight, bias = self.readout(context).split([hidden.shape[1], 1], dim=1)
+        residual = torch.einsum("bchwd,bc->bhwd", hidden, weight)[:, None] + bias[:, :, None, None, None]
         return decoded + crop(residual, decoded.shape[2:]).to(decoded.dtype)
 
     def _context(self, decoded: Tensor, present: Tensor, target_label: Tensor) -> Tensor:
@@ -126,8 +138,8 @@ class Refiner(nn.Module):
         facts = torch.cat([target, present.to(target.dtype), has_decoded.to(target.dtype)], dim=1)
         return self.context(facts.to(self.stem.weight.dtype))
 
-    def _residual(self, x: Tensor, context: Tensor) -> Tensor:
-        h, skips = convolve(self.stem, x), []
+    def _guide(self, x: Tensor, context: Tensor) -> Tensor:
+        h, skips = convolve(self.stem, x.contiguous(memory_format=torch.channels_last_3d)), []
         for level, blocks in enumerate(self.down):
             if level > 0:
                 h = convolve(self.pool[level - 1], h)  # pyright: ignore[reportArgumentType]
@@ -137,7 +149,7 @@ class Refiner(nn.Module):
         for blocks in reversed(self.up):
             h = F.interpolate(h, scale_factor=2.0, mode="trilinear")
             h = self._run(blocks, torch.cat([h, skips.pop()], dim=1), context)
-        return convolve(self.conv_out, group_norm(h, self.norm_out, silu=True))
+        return convolve(self.guide, group_norm(h, self.norm_out, silu=True))
 
     def _run(self, blocks: Any, h: Tensor, context: Tensor) -> Tensor:
         for block in blocks:

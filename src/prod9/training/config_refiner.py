@@ -35,6 +35,7 @@ class RefinerModelConfig(Section):
     num_res_blocks: PositiveInt = Field(default=1, description="Blocks of a resolution, on each way.")
     norm_num_groups: PositiveInt = Field(default=8, description="Groups of the group normalisation.")
     space_to_depth: PositiveInt = Field(default=2, description="Fold n³ voxels into channels first.")
+    detail_channels: PositiveInt = Field(default=16, description="Width at full resolution.")
     use_checkpointing: bool = Field(default=False, description="Recompute activations in the backward pass.")
 
     @model_validator(mode="after")

@@ -1,7 +1,8 @@
 """What training a refiner needs: see :mod:`prod9.training.resources` for the formulas.
 
 - activations: each of a block's two convolutions keeps its input before and after the norm and after the
-  activation, the modulation its input, once a voxel of the folded volume and of each coarser resolution.
+  activation, the modulation its input, once a voxel of the folded volume and of each coarser resolution; at full
+  resolution the intensities and, before and after the activation, the detail are kept.
 - store: one byte a voxel of each translation. Volumes are read every step, so they are kept where ``data.cache``
   says.
 """
@@ -41,7 +42,9 @@ def estimate_refiner(config: RefinerConfig, *, device: Device = "cuda") -> Resou
     parameters += (27 * (1 + model.num_classes) * folded + 1) * first
     parameters += sum(block.parameters(dim) for block in blocks)
     parameters += sum((27 * fine + 1) * coarse for fine, coarse in pairwise(model.num_channels))
-    parameters += 2 * first + (27 * first + 1) * folded
+    detail = model.detail_channels
+    parameters += 2 * first + (27 * first + 1) * detail
+    parameters += (27 * (1 + model.num_classes) + 1) * detail + (dim + 1) * (detail + 1)
     half = half_bytes(config, device)
     kept = sum(block.kept_bytes(half) for block in blocks)
     if model.use_checkpointing:
@@ -49,6 +52,7 @@ def estimate_refiner(config: RefinerConfig, *, device: Device = "cuda") -> Resou
             b.kept_bytes(half) for b in blocks
         )
     kept += (8 + half) * first + half * (1 + model.num_classes) * folded
+    kept += folded * (half * (1 + model.num_classes) + 2 * half * detail)
     ema = config.training.ema is not None
     return Resources(
         grid=data.grid,
