@@ -202,8 +202,8 @@ class TokenLogits:
                 total = total + (probs * gap).sum(-1) / max(self.vocabulary.levels[level] - 1, 1)
         return total.view(tokens.shape)
 
-    def expected(self, values: Sequence[Float[Tensor, " L"]]) -> Float[Tensor, "... Z"]:
-        """Return the mean of each level under the distribution, given the ``values`` of its digits."""
+    def expected(self, values: Sequence[Tensor]) -> Float[Tensor, "... Z"]:
+        """Return the mean of each level under the distribution; ``values [L]`` of its digits, one a level."""
         means: dict[int, Tensor] = {}
         for g, part in enumerate(self.split()):
             probs, digits = part.softmax(-1), self.vocabulary.group_digits(g)
