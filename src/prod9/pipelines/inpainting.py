@@ -17,11 +17,8 @@ from prod9.errors import ConfigError, DataError
 from prod9.generator.condition import MaskGiTCondition
 from prod9.pipelines.control import ControlPipeline
 from prod9.pipelines.maskgit import MaskGiTPipeline, derived_seed
-from prod9.pipelines.placement import Placed, align, share_beyond
+from prod9.pipelines.placement import HEAD_THRESHOLD, Placed, align, share_beyond
 from prod9.volumes import VolumeFile, VolumeHeader
-
-_BACKGROUND = 0.02
-"""Decoded intensities below this are background where the surroundings are."""
 
 
 @dataclass(frozen=True)
@@ -204,7 +201,7 @@ class InpaintingPipeline:
             drawn = drawn + self._correction(job, (job.closed - placed.low) / span - drawn)
         raw = np.clip(drawn, 0.0, 1.0) * span + placed.low
         # Around background, what is decoded as background has the source's value for it, not the head's lowest.
-        background = ~placed.head & (drawn < _BACKGROUND)
+        background = ~placed.head & (drawn < HEAD_THRESHOLD)
         raw = np.where(background, job.closed, raw)
         return np.where(region, raw, job.source.data).astype(np.float32)
 

@@ -18,12 +18,11 @@ from prod9.errors import ConfigError
 from prod9.generator.condition import MaskGiTCondition
 from prod9.pipelines.control import ControlPipeline
 from prod9.pipelines.maskgit import MaskGiTPipeline, derived_seed
+from prod9.pipelines.placement import HEAD_THRESHOLD
 from prod9.pipelines.segmentation import PlacedSegmentation
 from prod9.pipelines.translation import TranslationPipeline
 from prod9.training.model.checkpoint_manager import CheckpointManager
 
-HEAD_THRESHOLD = 0.04
-"""Decoded intensities above it are head. The background decodes to less than 0.02, tissue to 0.1 and more."""
 Report = Callable[[float], None]
 
 

@@ -17,6 +17,12 @@ from prod9.volumes import VolumeFile, VolumeHeader
 _TOLERANCE = 1e-2
 """Millimetres by which affines of one voxel grid may differ, as in training."""
 
+HEAD_THRESHOLD = 0.1
+"""Decoded intensities above it are head: decoding blurs the border, and leaves the background near 0, not at it.
+
+Of 0.02, 0.04, 0.06 and 0.1 the last found the heads of the simulated cohort best (Dice 0.93 to 0.98).
+"""
+
 
 @dataclass(frozen=True, eq=False)
 class Placed:
