@@ -14,6 +14,7 @@ from prod9.training.config_schema import (
     FSQModelConfig,
     KLModelConfig,
     MaskGiTControlNetLightningConfig,
+    RefinerConfig,
     RunConfig,
     Stage1Config,
     TransformerConfig,
@@ -21,6 +22,7 @@ from prod9.training.config_schema import (
 from prod9.training.config_tables import markdown_table
 from prod9.training.resources import Device, Resources, estimate
 from prod9.training.resources_controlnet import estimate_controlnet
+from prod9.training.resources_refiner import estimate_refiner
 
 BLOCK = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end generated -->)", re.DOTALL)
 
@@ -52,7 +54,7 @@ def stage1_model(config: RunConfig, configs: dict[str, RunConfig]) -> FSQModelCo
     """Return the autoencoder that a later stage's config names as its input, None for stage 1."""
     if isinstance(config, Stage1Config):
         return None
-    if isinstance(config, MaskGiTControlNetLightningConfig):
+    if isinstance(config, MaskGiTControlNetLightningConfig | RefinerConfig):
         config = base_config(config, configs)
     for other in configs.values():
         if isinstance(other, Stage1Config) and other.output_dir == config.inputs.autoencoder:
@@ -60,15 +62,21 @@ def stage1_model(config: RunConfig, configs: dict[str, RunConfig]) -> FSQModelCo
     raise ValueError(f"{config.inputs.autoencoder} is the output_dir of no shipped stage-1 config")
 
 
-def base_config(config: MaskGiTControlNetLightningConfig, configs: dict[str, RunConfig]) -> TransformerConfig:
-    """Return the config of the transformer that a control network's config names as its input."""
+def base_config(
+    config: MaskGiTControlNetLightningConfig | RefinerConfig, configs: dict[str, RunConfig]
+) -> TransformerConfig:
+    """Return the config of the transformer that a control network's or a refiner's config names."""
     for other in configs.values():
         if isinstance(other, TransformerConfig) and other.output_dir == config.inputs.transformer:
             return other
     raise ValueError(f"{config.inputs.transformer} is the output_dir of no shipped stage-2 config")
 
 
-def _need(config: RunConfig, configs: dict[str, RunConfig], device: Device) -> Resources:
+def need_of(config: RunConfig, configs: dict[str, RunConfig]) -> Resources:
+    """Return what training a shipped config needs, on the device that it names or else on a GPU."""
+    device: Device = "cpu" if config.trainer.accelerator == "cpu" else "cuda"
+    if isinstance(config, RefinerConfig):
+        return estimate_refiner(config, device=device)
     autoencoder = stage1_model(config, configs)
     if isinstance(config, MaskGiTControlNetLightningConfig):
         assert isinstance(autoencoder, FSQModelConfig)
@@ -85,8 +93,7 @@ def _config_table() -> str:
     configs = shipped()
     lines = ["| name | stage | tokens | parameters | memory | checkpoint |", "|---|---|---|---|---|---|"]
     for name, config in configs.items():
-        device = "cpu" if config.trainer.accelerator == "cpu" else "cuda"
-        need = _need(config, configs, device)
+        need = need_of(config, configs)
         grid = " × ".join(map(str, need.latent_grid))
         lines.append(
             f"| `{name}` | {config.stage} | {grid} = {need.tokens:,} | {need.parameters / 1e6:.1f} M "

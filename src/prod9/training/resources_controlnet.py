@@ -73,7 +73,7 @@ def _parameters(
 ) -> int:
     width, ratio = base.embed_dim, base.mlp_ratio
     tokens, copies = base.patch_size**3, base.num_blocks // 2
-    attention = 4 * width * (width + 1)
+    attention = 4 * width * (width + 1) + width
     mlp = int(2 * ratio * width * width + (ratio + 1) * width)
     ends = (tokens * (len(autoencoder.levels) + 1) + 1) * width + width
     head = (width + 1) * tokens * num_logits(autoencoder.levels, base.groups)
