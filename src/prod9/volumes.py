@@ -246,7 +246,7 @@ def _header(path: Path) -> Nifti1Header:
             raise DataError(f"{path}: expected a NIfTI file, got an empty one; copy or download it again.")
         family = Nifti2Header if _sizeof_header(block) == _NIFTI2_BYTES else Nifti1Header
         header = family(block[: family.sizeof_hdr])
-        if header["magic"].item().rstrip(b"\0")[:2] not in (b"n+",):
+        if np.asarray(header["magic"]).tobytes()[:2] != b"n+":
             raise DataError(
                 f"{path}: expected a NIfTI file with its voxels inside, got the header of "
                 "another file; convert it to .nii.gz."

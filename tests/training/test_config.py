@@ -12,7 +12,7 @@ from prod9.training.config import (
 
 STAGE1 = "stage: autoencoder\noutput_dir: ${OUT:-runs/a}\ndata:\n  root: ${BRATS_DIR}\n"
 STAGE2 = "stage: transformer\noutput_dir: out\ndata: {root: /d}\nmodel: {kind: label_conditional}\n"
-ENVIRON = {"BRATS_DIR": "/brats"}
+ENVIRON = {"BRATS_DIR": "/brats", "MEDMNIST_DIR": "/medmnist"}
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ def test_every_key_has_one_row(model):
 def test_rows_say_type_bounds_and_default():
     table = markdown_table(TransformerConfig)
     assert "| `training.ema.decay` | float > 0.0, < 1.0 | `0.9999` | Decay per training batch. |" in table
-    assert "| `model.kind` | `label_conditional` or `decoder` | required |" in table
+    assert "| `model.kind` | `label_conditional` or `decoder` or `single_stream` | required |" in table
     assert "| `data.grid` | 3 × int | `[144, 192, 144]` |" in table
 
 

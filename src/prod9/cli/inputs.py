@@ -46,4 +46,9 @@ def _medmnist3d(data: "MedMNIST3DDataConfig") -> Inputs:
     counts = open_medmnist3d(Path(data.root), data.name, data.size).counts
     total = sum(counts.values())
     sides = "×".join([str(data.size)] * 3)
-    return Inputs(total, total, parts=dict(counts), files={f"{sides} in {path.name}": total})
+    return Inputs(
+        total,
+        total,
+        parts={str(part): count for part, count in counts.items()},
+        files={f"{sides} in {path.name}": total},
+    )

@@ -145,7 +145,7 @@ def _row(stage: "StagePlan", path: Path, command: str, rate: float | None, volum
         "parameters": needs.parameters,
         "batch_size": config.data.batch_size,
         "crop_size": None if config.data.crop_size is None else list(config.data.crop_size),
-        "memory_gib": round(needs.memory_gib, 2),
+        "memory_gib": round(stage.peak_bytes / GIB, 2),
         "store_gib": round(volumes * needs.store_bytes_per_volume / GIB, 3),
         "checkpoints_gib": round(kept * needs.checkpoint_bytes / GIB, 3),
         "seconds_per_step": None if rate is None else round(stage.seconds(rate), 3),

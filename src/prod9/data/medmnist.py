@@ -105,17 +105,18 @@ def open_medmnist3d(
             raise DataError(missing(path))
         fetch(path, progress)
     headers = _array_headers(path)
+    absent: tuple[tuple[int, ...], np.dtype | None] = (), None
     counts: dict[Part, int] = {}
     for part in PARTS:
-        shape, dtype = headers.get(f"{part}_images", ((), None))
-        labels, _ = headers.get(f"{part}_labels", ((), None))
-        if dtype != np.uint8 or shape[1:] != (size,) * 3 or not labels or labels[0] != shape[0]:
+        shape, dtype = headers.get(f"{part}_images", absent)
+        labels, _ = headers.get(f"{part}_labels", absent)
+        if dtype != np.uint8 or shape[1:] != (size,) * 3 or labels[:1] != shape[:1]:
             raise DataError(
                 f"{path}: expected {part}_images uint8 [N {size} {size} {size}] and {part}_labels [N 1], got "
                 f"{dtype} {list(shape)} and {list(labels)}; it is no MedMNIST3D file of size {size}: "
                 "download it again, or set data.size."
             )
-        counts[part] = shape[0]
+        counts[part] = math.prod(shape[:1])
     return MedMNIST3DFile(path, name, size, counts)
 
 

@@ -13,10 +13,12 @@ from typing import Any
 from prod9.errors import ConfigError
 from prod9.training.config import config_from_dict
 from prod9.training.config_schema import AutoencoderConfig, RunConfig, TransformerConfig
-from prod9.training.resources import Device, Resources, estimate, stage1_multiplications
+from prod9.training.resources import OVERHEAD, Device, Resources, estimate, stage1_multiplications
 
 GIB = 1024**3
 _USABLE = 0.9
+_PROCESS_BYTES = int(0.94 * GIB)
+"""Python, torch, MONAI and Lightning, before anything is trained."""
 _TOKENS = {4: 4096, 8: 12000}
 """Downsampling factor → most tokens a volume that a transformer attends to at ease; beyond the last it is 16."""
 _WIDTHS: Mapping[Device, Sequence[tuple[int, int, int]]] = {
@@ -46,6 +48,15 @@ class StagePlan:
     config: RunConfig
     resources: Resources
     multiplications: float
+    device: Device
+
+    @property
+    def peak_bytes(self) -> int:
+        """Return the peak memory: of a GPU, or of the whole process on a CPU, libraries included.
+
+        Processes of two sizes measured on a CPU stayed 5 and 15% below this.
+        """
+        return peak_bytes(self.resources, self.device)
 
     def seconds(self, rate: float) -> float:
         """Return the seconds of a step at ``rate`` multiply-adds a second."""
@@ -70,6 +81,11 @@ def plan_stages(
     return stage1, _first_fit(candidates, budget, device, stage1.config, most_parameters=most)
 
 
+def peak_bytes(needs: Resources, device: Device) -> int:
+    """Return the peak of ``needs`` on ``device``: a CPU has no workspaces to allow for, but a process around it."""
+    return int(needs.memory_bytes / OVERHEAD) + _PROCESS_BYTES if device == "cpu" else needs.memory_bytes
+
+
 def downsampling_for(grid: Sequence[int]) -> int:
     """Return the voxels a token spans along each axis: the fewest that leave tokens to attend to at ease."""
     return next((factor for factor, most in _TOKENS.items() if prod(grid) / factor**3 <= most), 16)
@@ -89,11 +105,12 @@ def _first_fit(
         config = config_from_dict(values, source="plan")
         autoencoder = stage1.model if isinstance(stage1, AutoencoderConfig) else None
         needs = estimate(config, autoencoder=autoencoder, device=device)
-        if needs.memory_bytes <= budget:
-            last = StagePlan(values, config, needs, _multiplications(config, needs))
+        if peak_bytes(needs, device) <= budget:
+            last = StagePlan(values, config, needs, _multiplications(config, needs), device)
             if needs.parameters <= most_parameters:
                 return last
-        smallest = needs.memory_bytes if smallest is None else min(smallest, needs.memory_bytes)
+        peak = peak_bytes(needs, device)
+        smallest = peak if smallest is None else min(smallest, peak)
     if last is not None:
         return last
     raise ConfigError(

@@ -56,7 +56,7 @@ def fingerprint(report: Report) -> dict[str, Any]:
         "resample": len(report.headers.count(lambda h: str(sorted(round(mm, 2) for mm in h.spacing)))) > 1,
         "spacing_mm": [round(float(mm), 3) for mm in spacing],
         "head_mm": {"median": _rounded(np.median(boxes, axis=0)), "largest": _rounded(boxes.max(axis=0))},
-        "grid": fit_grid(np.percentile(boxes, _COVERED, axis=0), spacing.tolist()),
+        "grid": fit_grid(np.percentile(boxes, _COVERED, axis=0).tolist(), spacing.tolist()),
         "intensities": facts["intensities"],
         "labels": facts["labels"],
     }

@@ -163,7 +163,7 @@ def image_stats(volume: VolumeFile) -> ImageStats:
     inside = volume.data != 0
     values = volume.data[inside]
     ras, _ = to_ras(inside, volume.header.affine)
-    box = tuple(_extent(ras.any(axis=tuple({0, 1, 2} - {axis}))) for axis in range(3))
+    box = tuple(_extent(np.asarray(ras.any(axis=tuple({0, 1, 2} - {axis})))) for axis in range(3))
     _, affine = to_ras(volume.data, volume.header.affine)
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     percentiles = np.percentile(values, PERCENTILES)
