@@ -8,6 +8,8 @@ from typing import Annotated, Any, Union, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from prod9.training.config_sections import RunSection
+
 _EXPECTED = {
     "int_type": "a whole number",
     "int_from_float": "a whole number",
@@ -72,10 +74,18 @@ def key_path(loc: Sequence[str | int], values: Any) -> list[str]:
 
 def known_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
     """Yield the dotted key of every field below ``model``: sections too, and all branches of unions."""
-    for name, info in model.model_fields.items():
+    for name in model.model_fields:
         yield prefix + name
-        for section in sections(info.annotation):
+        for section in sections_of(model, name):
             yield from known_keys(section, f"{prefix}{name}.")
+
+
+def sections_of(model: type[BaseModel], name: str) -> list[type[BaseModel]]:
+    """Return the section classes that a field may hold, less the dataset families that a stage does not take."""
+    found = sections(model.model_fields[name].annotation)
+    if name == "data" and issubclass(model, RunSection):
+        return [section for section in found if section.model_fields["kind"].default in model.data_kinds]
+    return found
 
 
 def sections(annotation: Any) -> list[type[BaseModel]]:

@@ -8,7 +8,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from prod9.training.config_errors import sections, shown
+from prod9.training.config_errors import sections, sections_of, shown
 
 
 def markdown_table(model: type[BaseModel]) -> str:
@@ -29,7 +29,7 @@ def leaf_fields(model: type[BaseModel], prefix: str = "") -> dict[str, list[Fiel
     """
     found: dict[str, list[FieldInfo]] = {}
     for name, info in model.model_fields.items():
-        below = sections(info.annotation)
+        below = sections_of(model, name)
         if not below or info.default is None:
             found[prefix + name] = [info]
         for section in below:
