@@ -8,6 +8,16 @@ import typer
 
 from prod9.cli import shared
 from prod9.cli.outputs import OutputFolder
+from prod9.cli.sampling import (
+    GuidanceScaleOption,
+    GuidanceScheduleOption,
+    OrderOption,
+    RemaskingOption,
+    StepsOption,
+    TemperatureOption,
+    TopPOption,
+    sampler_changes,
+)
 from prod9.cli.shared import (
     CheckOption,
     DebugOption,
@@ -68,8 +78,13 @@ def generate_control(
         float | None,
         typer.Option("--control-guidance-scale", help="How far to go beyond control; 0 for none."),
     ] = None,
-    steps: Annotated[int | None, typer.Option("--steps", help="Decoding steps.")] = None,
-    temperature: Annotated[float | None, typer.Option("--temperature", help="Of the drawn tokens.")] = None,
+    steps: StepsOption = None,
+    temperature: TemperatureOption = None,
+    top_p: TopPOption = None,
+    order: OrderOption = None,
+    remasking: RemaskingOption = None,
+    guidance_scale: GuidanceScaleOption = None,
+    guidance_schedule: GuidanceScheduleOption = None,
     transformer: Annotated[
         str | None,
         typer.Option("--transformer", metavar="PATH", help="Where stage 2 is now, if it has moved."),
@@ -87,13 +102,18 @@ def generate_control(
     A segmentation of any orientation, size and spacing is brought to the model's grid as in training, and lies
     beside its volumes as `NAME_seg.nii.gz`. Run it again after an interruption, and only what is missing is made.
     """
-    flags = {
-        "sampler.steps": steps,
-        "sampler.temperature": temperature,
-        "control.control_strength": control_strength,
-        "control.control_guidance_scale": control_guidance_scale,
-    }
-    changes = [*(overrides or []), *((key, value) for key, value in flags.items() if value is not None)]
+    changes = sampler_changes(
+        overrides,
+        steps=steps,
+        temperature=temperature,
+        top_p=top_p,
+        order=order,
+        remasking=remasking,
+        guidance_scale=guidance_scale,
+        guidance_schedule=guidance_schedule,
+    )
+    strength = {"control_strength": control_strength, "control_guidance_scale": control_guidance_scale}
+    changes += [(f"control.{key}", value) for key, value in strength.items() if value is not None]
     run_config, path = load_for_model("maskgit_controlnet", config, model, overrides=changes)
     if print_config:
         shared.print_config(run_config)
