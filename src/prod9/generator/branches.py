@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from prod9.generator.heads import TokenLogits
-from prod9.generator.transformer import MaskedDecoder
+from prod9.generator.token_decoder import MaskedDecoder
 
 
 @runtime_checkable

@@ -11,7 +11,7 @@ from torch import Tensor
 from prod9.generator.branches import Branches, Control, ControlResult
 from prod9.generator.heads import TokenLogits
 from prod9.generator.orders import FIXED_ORDERS, RevealQueue, draw_orders
-from prod9.generator.transformer import MaskedDecoder
+from prod9.generator.token_decoder import MaskedDecoder
 from prod9.types import MaskedSample, TokenGrid, TokenMask
 
 SCHEDULES: dict[str, Callable[[Tensor], Tensor]] = {
