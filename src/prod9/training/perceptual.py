@@ -42,6 +42,17 @@ def build_perceptual(network: str) -> nn.Module | None:
     return MedicalNetDistance(weights=weights)
 
 
+def check_perceptual(network: str, path: Path) -> None:
+    """Load ``path`` strictly into the features of ``network``; ConfigError where it does not fit."""
+    weights = PerceptualWeights(network=network, backbone=path)
+    if network in LPIPS_NETWORKS:
+        _torchvision_features(weights)
+    elif network == "radimagenet_resnet50":
+        RadImageNetDistance(weights=weights)
+    else:
+        MedicalNetDistance(weights=weights)
+
+
 # -- without weights ------------------------------------------------------------------------------
 
 

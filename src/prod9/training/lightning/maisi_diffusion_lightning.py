@@ -10,8 +10,9 @@ from prod9.diffusion.condition import FlowCondition
 from prod9.training.config_schema import MaisiDiffusionConfig
 from prod9.training.lightning.base import Batch, Panel, compile_network
 from prod9.training.lightning.upstream import AbstractUpstreamLightning, load_vae
-from prod9.training.model.checkpoint_manager import Header, Loaded
+from prod9.training.model.checkpoint_manager import Header, Loaded, require_schedule
 from prod9.training.model.model_factory import ModelFactory
+from prod9.training.released import RECTIFIED_FLOW
 
 _BINS = 64
 
@@ -56,7 +57,8 @@ class MAISIDiffusionLightning(AbstractUpstreamLightning[AutoencoderKlMaisi]):
     # -- the scale of the latents -------------------------------------------------------------------
 
     def inherit(self, header: Header) -> None:
-        """Keep the scale that the weights of ``header`` were trained with."""
+        """Keep the scale that the weights of ``header`` were trained with; CheckpointError for a DDPM's."""
+        require_schedule(header, RECTIFIED_FLOW, "The weights to start from")
         self.scale_factor = float(header["data"]["scale_factor"])
 
     def header(self) -> Header:

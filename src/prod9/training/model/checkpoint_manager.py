@@ -41,6 +41,7 @@ from prod9.training.config_schema import (
 from prod9.training.model import export as exports
 from prod9.training.model.checkpoint_file import LAST, PREVIOUS, read_checkpoint
 from prod9.training.model.model_factory import ModelFactory
+from prod9.training.released import RECTIFIED_FLOW
 
 FORMAT = 1
 INDEX = "best.json"
@@ -254,13 +255,19 @@ class CheckpointManager:
 
     @staticmethod
     def load_diffusion(
-        path: str | Path, *, device: str | torch.device = "cpu", prefer: Prefer = "best"
+        path: str | Path,
+        *,
+        schedule: str = RECTIFIED_FLOW,
+        device: str | torch.device = "cpu",
+        prefer: Prefer = "best",
     ) -> Loaded[DiffusionModelRF]:
         """Rebuild MAISI's stage-2 network from its header and load its weights (averaged ones if there are).
 
-        The factor that latents are multiplied by is ``header["data"]["scale_factor"]``.
+        The factor that latents are multiplied by is ``header["data"]["scale_factor"]``. schedule: the noise it
+        must have been trained with; ``ddpm`` for sampling with MONAI's DDPMScheduler.
         """
         opened = CheckpointManager.open(path, stage="maisi_diffusion", prefer=prefer)
+        require_schedule(opened.header, schedule, opened.path)
         section = _section(opened, "diffusion", TypeAdapter(RectifiedFlowModelConfig))
         upstream = _section(opened, "autoencoder", TypeAdapter(KLModelConfig))
         network = ModelFactory.create_diffusion(section, latent_channels=upstream.latent_channels)
@@ -388,6 +395,17 @@ def _require_same(loaded: Loaded[Any] | Opened, name: str, upstream: Loaded[Any]
             f"{upstream.path}: expected the {name} that {loaded.path} was trained on (SHA-256 "
             f"{recorded[:12]}…), got {upstream.sha256[:12]}…; its tokens mean something else. "
             "Name the right file, or train the later stage again."
+        )
+
+
+def require_schedule(header: Header, schedule: str, source: str | Path) -> None:
+    """Refuse a diffusion network that was trained with another noise schedule than ``schedule``."""
+    found = header["data"].get("schedule", RECTIFIED_FLOW)
+    if found != schedule:
+        raise CheckpointError(
+            f"{source}: expected a network trained with the schedule {schedule}, got one trained with {found}; "
+            f"its output is no velocity of a {schedule}. Load it with CheckpointManager.load_diffusion(path, "
+            f"schedule={found!r}) and sample with MONAI's DDPMScheduler, or choose a rectified flow."
         )
 
 

@@ -30,6 +30,8 @@ _NAMES = {
     "autoencoder": "FSQ autoencoder",
     "transformer": "MaskGiT transformer",
     "maskgit_controlnet": "MaskGiT control network",
+    "maisi_vae": "MAISI autoencoder",
+    "maisi_diffusion": "MAISI rectified flow",
 }
 _FLOATS = {"float32": torch.float32, "float16": torch.float16}
 

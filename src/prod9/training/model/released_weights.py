@@ -1,0 +1,142 @@
+"""Reads the files of ``training.released`` and turns them into export folders that every command takes."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import prod9
+from prod9.errors import CheckpointError
+from prod9.training.config import config_to_dict, load_config
+from prod9.training.config_schema import MaisiDiffusionConfig, MaisiVAEConfig
+from prod9.training.model import export as exports
+from prod9.training.model.checkpoint_file import read_checkpoint
+from prod9.training.model.checkpoint_manager import FORMAT, Loaded, describe_input
+from prod9.training.model.model_factory import ModelFactory
+from prod9.training.released import RELEASED, Released
+
+_WRAPPERS = ("unet_state_dict", "controlnet_state_dict", "state_dict")
+
+
+@dataclass(frozen=True)
+class ReleasedWeights:
+    """What a published file holds. state: without prefixes. scale_factor: of the latent, where it says one.
+
+    sha256: of the file.
+    """
+
+    state: dict[str, Tensor]
+    scale_factor: float | None
+    sha256: str
+
+
+def read_released(path: Path) -> ReleasedWeights:
+    """Read a raw state dict, or one under ``unet_state_dict`` or ``controlnet_state_dict``; CheckpointError."""
+    content, digest = read_checkpoint(path)
+    wrapped = next((name for name in _WRAPPERS if isinstance(content.get(name), dict)), None)
+    state: Mapping[str, Any] = content if wrapped is None else content[wrapped]
+    tensors = {name.removeprefix("module."): v for name, v in state.items() if isinstance(v, Tensor)}
+    if not tensors:
+        raise CheckpointError(
+            f"{path}: expected a state dict, raw or under {' or '.join(_WRAPPERS[:2])}, got no tensors; "
+            "get the file from its publisher."
+        )
+    scale = content.get("scale_factor") if wrapped is not None else None
+    return ReleasedWeights(tensors, None if scale is None else float(scale), digest)
+
+
+def build_released(entry: Released) -> nn.Module:
+    """Return the network of ``entry`` on the meta device, from its shipped config."""
+    config = load_config(entry.config, fill_variables=False)
+    with torch.device("meta"):
+        if isinstance(config, MaisiVAEConfig):
+            return ModelFactory.create_autoencoder(config.model)
+        assert isinstance(config, MaisiDiffusionConfig)  # the table names no other
+        return ModelFactory.create_diffusion(config.model, latent_channels=4)
+
+
+def check_released(entry: Released, weights: ReleasedWeights, path: Path) -> None:
+    """Refuse weights whose names or shapes differ from the network's, naming the first that do."""
+    wanted = {name: tuple(t.shape) for name, t in build_released(entry).state_dict().items()}
+    found = {name: tuple(t.shape) for name, t in weights.state.items()}
+    faults = [f"{name} is missing" for name in wanted if name not in found]
+    faults += [f"{name} is not expected" for name in found if name not in wanted]
+    faults += [
+        f"{name} has shape {found[name]}, not {shape}"
+        for name, shape in wanted.items()
+        if name in found and found[name] != shape
+    ]
+    if faults:
+        raise CheckpointError(
+            f"{path}: expected the {entry.tensors} tensors of {entry.name}, got others ({len(faults)} differ: "
+            f"{'; '.join(faults[:3])}); name the network that the file belongs to."
+        )
+
+
+def import_released(
+    entry: Released, path: Path, folder: Path, *, autoencoder: Loaded[Any] | None = None
+) -> Path:
+    """Check ``path`` strictly and write it to ``folder`` as an export; return ``folder``.
+
+    The SHA-256 of the file is kept in the header, and that of the export in its manifest: from now on damaged
+    or exchanged weights are noticed. autoencoder: the imported one that a diffusion network builds on.
+    """
+    weights = read_released(path)
+    check_released(entry, weights, path)
+    config = load_config(entry.config, fill_variables=False)
+    stage1 = isinstance(config, MaisiVAEConfig)
+    section = config.model.model_dump(mode="json")
+    architecture = {"autoencoder": section} if stage1 else {"diffusion": section}
+    inputs: dict[str, dict[str, str]] = {}
+    data = config.data.model_dump(mode="json", include={"grid", "label_map", "spacing", "intensity"})
+    data["reference_affine"] = _centred_affine(data["spacing"], data["grid"])
+    data["released"] = {"name": entry.name, "file": path.name, "sha256": weights.sha256}
+    if not stage1:
+        if autoencoder is None:
+            raise CheckpointError(
+                f"{path}: expected the imported {entry.autoencoder} as well, whose latent {entry.name} speaks, got "
+                "none; import it first and name it."
+            )
+        architecture["autoencoder"] = autoencoder.header["architecture"]["autoencoder"]
+        inputs["autoencoder"] = describe_input(autoencoder.path, autoencoder.sha256, folder)
+        data["scale_factor"] = _required_scale(weights, path)
+        data["schedule"] = entry.schedule
+    values = config_to_dict(config) | {"output_dir": "outputs"}
+    header = {
+        "format": FORMAT,
+        "version": prod9.__version__,
+        "stage": config.stage,
+        "architecture": architecture,
+        "config": values | {"data": values["data"] | {"root": "data"}},
+        "split": {"train": [], "val": [], "test": []},
+        "step": 0,
+        "inputs": inputs,
+        "data": data,
+    }
+    return exports.write_export(folder, header, weights.state, dtype=torch.float32)
+
+
+def _required_scale(weights: ReleasedWeights, path: Path) -> float:
+    if weights.scale_factor is None:
+        raise CheckpointError(
+            f"{path}: expected a scale_factor beside the weights, got none; get the publisher's own file."
+        )
+    return weights.scale_factor
+
+
+def _centred_affine(spacing: list[float], grid: list[int]) -> list[list[float]]:
+    """Return the axis-aligned affine of a grid whose middle is the origin."""
+    rows = [[0.0] * 4 for _ in range(4)]
+    for axis, (mm, side) in enumerate(zip(spacing, grid, strict=True)):
+        rows[axis][axis] = mm
+        rows[axis][3] = -mm * (side - 1) / 2
+    rows[3][3] = 1.0
+    return rows
+
+
+def name_of(path: Path) -> str | None:
+    """Return the entry of ``RELEASED`` whose file is called like ``path``."""
+    return next((entry.name for entry in RELEASED.values() if entry.file == path.name), None)
