@@ -24,8 +24,8 @@ QUICK = {"num_channels": (16, 32, 64), "num_res_blocks": (2, 2, 2), "norm_num_gr
 FULL = {"num_channels": (32, 64, 128), "num_res_blocks": (2, 2, 2), "norm_num_groups": 32, "side": 128}
 ARMS = {
     "whole": {"strategy": "whole"},
-    "exact": {"strategy": "exact", "num_slabs": 16},
-    "exact_bf16": {"strategy": "exact", "num_slabs": 16, "keep_dtype": "bfloat16"},
+    "exact": {"strategy": "exact", "num_slabs": 32},
+    "exact_bf16": {"strategy": "exact", "num_slabs": 32, "keep_dtype": "bfloat16"},
     "sliding_window": {"strategy": "sliding_window", "overlap": 0.5},
 }
 

@@ -8,8 +8,10 @@ or bfloat16; slabs that are no longer needed are freed while the next activation
 block holds two activations at most, and the computing device one slab.
 """
 
+import mmap
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any
 
 import torch
@@ -23,6 +25,8 @@ from monai.apps.generation.maisi.networks.autoencoderkl_maisi import (
 )
 from monai.networks.blocks.spatialattention import SpatialAttentionBlock
 from torch import Tensor, nn
+
+from prod9.autoencoder.native_conv import convolve, convolve_slab
 
 KEEP_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -39,23 +43,38 @@ class _Slabs:
     parts: list[Tensor | None] = field(default_factory=list)
     starts: list[int] = field(default_factory=lambda: [0])
     moments: list[tuple[int, Tensor, Tensor]] = field(default_factory=list)
+    _workspace: Tensor | None = None
 
     def append(self, slab: Tensor) -> None:
         """Keep the next slab ``[B C planes W D]``."""
-        variance, mean = torch.var_mean(slab.float().flatten(2), dim=2, correction=0)
-        self.moments.append((slab[0, 0].numel(), mean.double().cpu(), variance.double().cpu()))
-        self.parts.append(slab.to("cpu", self.dtype))
+        values = slab.float().flatten(2)
+        guess = values[..., :1]
+        centred = values - guess  # sums of squares of large values would cancel
+        count, offset = values.shape[2], centred.mean(2)
+        square = torch.linalg.vector_norm(centred, dim=2).double().square() / count
+        variance = square - offset.double().square()
+        self.moments.append((count, (guess[..., 0] + offset).double().cpu(), variance.cpu()))
+        self.parts.append(_kept(slab, self.dtype))
         self.starts.append(self.starts[-1] + slab.shape[2])
 
     def read(self, first: int, last: int, like: Tensor) -> Tensor:
-        """Return planes ``first`` to ``last`` (exclusive; those outside don't exist), on the device of ``like``."""
-        found = []
+        """Return planes ``first`` to ``last`` (exclusive) on the device of ``like``; those outside are zeros.
+
+        The result is valid until the next call: all reads share their memory.
+        """
+        B, C, _, W, D = next(part for part in self.parts if part is not None).shape
+        shape = (B, C, last - first, W, D)
+        if self._workspace is None or self._workspace.numel() < prod(shape):
+            self._workspace = like.new_empty(prod(shape))
+        planes = self._workspace[: prod(shape)].view(shape)
+        planes[:, :, : max(-first, 0)] = 0
+        planes[:, :, self.starts[-1] - first :] = 0
         for part, start, end in zip(self.parts, self.starts, self.starts[1:], strict=False):
             low, high = max(first, start), min(last, end)
             if low < high:
                 assert part is not None  # freed only when no later layer or slab reads it
-                found.append(part[:, :, low - start : high - start])
-        return torch.cat(found, 2).to(like.device, like.dtype)
+                planes[:, :, low - first : high - first] = part[:, :, low - start : high - start]
+        return planes
 
     def free_before(self, plane: int) -> None:
         """Drop the slabs that end at or before ``plane``."""
@@ -87,6 +106,17 @@ class _Slabs:
         return scale.float()[..., None, None, None], shift.float()[..., None, None, None]
 
 
+def _kept(slab: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return a copy on the CPU in memory of its own, which goes back to the system when it is freed.
+
+    The allocator would keep blocks of this size for later, and their number changes from layer to layer: the
+    process would grow far beyond what it holds.
+    """
+    buffer = mmap.mmap(-1, slab.numel() * dtype.itemsize)
+    kept = torch.frombuffer(buffer, dtype=dtype).view(slab.shape)
+    return kept.copy_(slab)
+
+
 class ExactRunner:
     """Runs the blocks of an encoder or a decoder over slabs; stands in for a loop over the whole volume.
 
@@ -114,7 +144,7 @@ class ExactRunner:
             slabs = self._block(block, slabs, affine, weight)
             affine = None
         whole = slabs.whole(weight)
-        return whole if affine is None else _normalised(whole, affine, silu=False)
+        return whole if affine is None else _normalise(whole, affine, silu=False)
 
     def _cut(self, x: Tensor) -> _Slabs:
         slabs = _Slabs(self.dtype)
@@ -130,7 +160,12 @@ class ExactRunner:
         if isinstance(block, SpatialAttentionBlock):
             return self._attend(block, x, like)
         out = _Slabs(self.dtype)
-        for first, last in zip(x.starts, x.starts[1:], strict=False):
+        ranges = list(zip(x.starts, x.starts[1:], strict=False))
+        if isinstance(block, MaisiUpsample):
+            # Twice as many planes: cut anew, or slabs would grow with the resolution.
+            end, step = x.starts[-1], max(1, -(-x.starts[-1] // self.num_slabs))
+            ranges = [(first, min(first + step, end)) for first in range(0, end, step)]
+        for first, last in ranges:
             if isinstance(block, MaisiUpsample):
                 slab = _upsampled(block, x, first, last, like)
             elif isinstance(block, MaisiDownsample):
@@ -141,7 +176,8 @@ class ExactRunner:
                 raise ValueError(f"exact inference knows no layer of type {type(block).__name__}.")
             if slab.shape[2]:
                 out.append(slab)
-            x.free_before(first)  # the next slab still reads the last planes of this one
+            del slab
+            x.free_before(last - 1)  # the next slab still reads the last plane of this one
         return out
 
     def _residual(self, block: Any, x: _Slabs, like: Tensor) -> _Slabs:
@@ -151,7 +187,7 @@ class ExactRunner:
             hidden.append(_convolved(block.conv1.conv.conv, x, first, last, affine, like, silu=True))
             if not identity:
                 shortcut.append(block.nin_shortcut(x.read(first, last, like)))
-                x.free_before(first)
+                x.free_before(last - 1)
         if not identity:
             x.free_before(x.starts[-1])
         affine, out = hidden.affine(block.norm2), _Slabs(self.dtype)
@@ -159,7 +195,7 @@ class ExactRunner:
             slab = _convolved(block.conv2.conv.conv, hidden, first, last, affine, like, silu=True)
             out.append(slab.add_(shortcut.read(first, last, slab)))
             shortcut.free_before(last)
-            hidden.free_before(first)
+            hidden.free_before(last - 1)
         return out
 
     def _attend(self, block: nn.Module, x: _Slabs, like: Tensor) -> _Slabs:
@@ -173,22 +209,11 @@ class ExactRunner:
         return self._cut(block(whole))
 
 
-def _normalised(x: Tensor, affine: tuple[Tensor, Tensor], *, silu: bool) -> Tensor:
-    scale, shift = (value.to(x.device) for value in affine)
-    x = torch.addcmul(shift, x.float(), scale)
+def _normalise(x: Tensor, affine: tuple[Tensor, Tensor], *, silu: bool) -> Tensor:
+    """Normalise ``x`` in place and return it."""
+    scale, shift = (value.to(x.device, x.dtype) for value in affine)
+    torch.addcmul(shift, x, scale, out=x)
     return F.silu(x, inplace=True) if silu else x
-
-
-def _padded(
-    x: _Slabs, first: int, last: int, affine: tuple[Tensor, Tensor] | None, like: Tensor, *, silu: bool
-) -> Tensor:
-    """Return planes ``first`` to ``last``, normalised; those outside the volume are zeros, as padding is."""
-    end = x.starts[-1]
-    planes = x.read(max(first, 0), min(last, end), like)
-    if affine is not None:
-        planes = _normalised(planes, affine, silu=silu)
-    before, after = max(-first, 0), max(last - end, 0)
-    return F.pad(planes, (0, 0, 0, 0, before, after)) if before or after else planes
 
 
 def _convolved(
@@ -201,10 +226,13 @@ def _convolved(
     *,
     silu: bool,
 ) -> Tensor:
-    halo = conv.kernel_size[0] // 2
-    planes = _padded(x, first - halo, last + halo, affine, like, silu=silu)
-    padding = (0, *(k // 2 for k in conv.kernel_size[1:]))
-    return F.conv3d(planes.to(like.dtype), conv.weight, conv.bias, 1, padding)
+    halo, end = conv.kernel_size[0] // 2, x.starts[-1]
+    planes = x.read(first - halo, last + halo, like)
+    if affine is not None:
+        # Padding comes after the norm: the planes outside the volume stay zero.
+        inside = slice(max(halo - first, 0), planes.shape[2] - max(last + halo - end, 0))
+        _normalise(planes[:, :, inside], affine, silu=silu)
+    return convolve_slab(conv, planes)
 
 
 def _upsampled(block: Any, x: _Slabs, first: int, last: int, like: Tensor) -> Tensor:
@@ -216,11 +244,12 @@ def _upsampled(block: Any, x: _Slabs, first: int, last: int, like: Tensor) -> Te
         return out[:, :, 2 * (first - low) : 2 * (last - low)]
     # Planes next to the cut are interpolated with one neighbour missing: they are left out again.
     fine = F.interpolate(planes, scale_factor=2.0, mode="trilinear")
-    start, stop = 2 * first - 1, 2 * last + 1
-    inside = fine[:, :, max(start, 0) - 2 * low : min(stop, 2 * x.starts[-1]) - 2 * low]
-    inside = F.pad(inside, (0, 0, 0, 0, max(-start, 0), max(stop - 2 * x.starts[-1], 0)))
-    conv = block.conv.conv.conv
-    return F.conv3d(inside, conv.weight, conv.bias, 1, (0, 1, 1))
+    start, stop, end = 2 * first - 1, 2 * last + 1, 2 * x.starts[-1]
+    inside = fine[:, :, max(start, 0) - 2 * low : min(stop, end) - 2 * low]
+    before, after = max(-start, 0), max(stop - end, 0)
+    if before or after:
+        inside = F.pad(inside, (0, 0, 0, 0, before, after))
+    return convolve_slab(block.conv.conv.conv, inside)
 
 
 def _downsampled(block: Any, x: _Slabs, first: int, last: int, like: Tensor) -> Tensor:
@@ -229,5 +258,4 @@ def _downsampled(block: Any, x: _Slabs, first: int, last: int, like: Tensor) -> 
     conv = block.conv.conv.conv
     if start == stop:
         return like.new_empty(1, conv.out_channels, 0, 1, 1)
-    planes = F.pad(_padded(x, start, stop + 1, None, like, silu=False), (0, 1, 0, 1, 0, 0))
-    return F.conv3d(planes, conv.weight, conv.bias, conv.stride)
+    return convolve(conv, F.pad(x.read(start, stop + 1, like), (0, 1, 0, 1, 0, 0)))

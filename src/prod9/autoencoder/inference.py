@@ -34,7 +34,7 @@ class SlidingWindowConfig:
     sw_batch_size: int = 1
     mode: str = "gaussian"
     strategy: str = "sliding_window"
-    num_slabs: int = 16
+    num_slabs: int = 32
     keep_dtype: str = "float32"
     max_attention_tokens: int = 32768
 

@@ -89,6 +89,14 @@ def _halves(conv: nn.Conv3d, x: Tensor) -> Tensor:
     return torch.cat([y[:1], y[1:, :, 2 * half - planes :]], 2)
 
 
+def convolve_slab(conv: nn.Conv3d, x: Tensor) -> Tensor:
+    """Return ``conv`` of planes that are padded along the first axis already, by the kernels of `convolve`."""
+    padding = [0, *_sides(conv.padding)[1:]]
+    if conv.stride == (1, 1, 1) and _takes_im2col(conv, x):
+        return _onednn(x, conv.weight, conv.bias, padding)
+    return F.conv3d(x, conv.weight, conv.bias, conv.stride, padding)
+
+
 def convolve_in_slabs(conv: nn.Conv3d, x: Tensor, num_slabs: int, axis: int) -> Tensor:
     """Return ``conv(x)`` computed in up to ``num_slabs`` slabs along ``axis`` (0, 1 or 2), one after another."""
     dim = axis + 2

@@ -369,7 +369,7 @@ class SlidingWindowSection(Section):
         description="`whole` in one pass; for bounded memory `exact`, the same result in slabs, or "
         "`sliding_window`, an approximation.",
     )
-    num_slabs: PositiveInt = Field(default=16, description="`exact`: slabs along the first axis.")
+    num_slabs: PositiveInt = Field(default=32, description="`exact`: slabs along the first axis.")
     keep_dtype: Literal["float32", "bfloat16"] = Field(
         default="float32", description="`exact`: of activations between layers, kept on the CPU."
     )
