@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from prod9.demo.scores import load_volumes, reconstruct
+from prod9.demo.sets import load_volumes, reconstruct
 from prod9.evaluation.distribution import diversity_ratio
 from prod9.evaluation.features import AutoencoderFeatures, extract
 from prod9.pipelines.maskgit import MaskGiTPipeline

@@ -8,8 +8,11 @@ from prod9.demo.plan import NOMINAL_MINUTES, make_plan, parse_minutes
 from prod9.errors import ConfigError
 
 
-def test_the_budget_scales_steps_and_patients_in_proportion(tmp_path: Path) -> None:
-    plain, double = make_plan(tmp_path), make_plan(tmp_path, budget_minutes=2 * NOMINAL_MINUTES)
+@pytest.mark.parametrize("from_scratch", [False, True])
+def test_the_budget_scales_steps_and_patients_in_proportion(tmp_path: Path, from_scratch: bool) -> None:
+    plain = make_plan(tmp_path, from_scratch=from_scratch)
+    minutes = 2 * NOMINAL_MINUTES[plain.variant]
+    double = make_plan(tmp_path, from_scratch=from_scratch, budget_minutes=minutes)
     assert double.num_patients == 2 * plain.num_patients
     assert double.stage1().training.max_steps == 2 * plain.stage1().training.max_steps
     stage2 = double.stage2(tmp_path / "stage1")
@@ -18,7 +21,7 @@ def test_the_budget_scales_steps_and_patients_in_proportion(tmp_path: Path) -> N
 
 
 def test_a_smaller_budget_keeps_the_patients(tmp_path: Path) -> None:
-    plain, half = make_plan(tmp_path), make_plan(tmp_path, budget_minutes=NOMINAL_MINUTES / 2)
+    plain, half = make_plan(tmp_path), make_plan(tmp_path, budget_minutes=NOMINAL_MINUTES["starter"] / 2)
     assert half.num_patients == plain.num_patients
     assert half.stage1().training.max_steps == round(plain.stage1().training.max_steps / 2)
 
@@ -46,3 +49,30 @@ def test_other_times_are_refused(text: str) -> None:
 def test_quick_has_no_budget(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--quick has a fixed size"):
         make_plan(tmp_path, quick=True, budget_minutes=5)
+
+
+def test_stages_are_chosen_by_name(tmp_path: Path) -> None:
+    assert make_plan(tmp_path, stages="all").stages == ("translation", "control")
+    assert make_plan(tmp_path, stages="control, translation").stages == ("translation", "control")
+    assert make_plan(tmp_path).stages == ()
+    with pytest.raises(ConfigError, match="--stages: expected all or names among translation, control"):
+        make_plan(tmp_path, stages="transaltion")
+
+
+def test_later_stages_build_on_this_runs_own(tmp_path: Path) -> None:
+    plan = make_plan(tmp_path)
+    translator = Path(plan.in_context(tmp_path / "a").output_dir)
+    assert plan.in_context(tmp_path / "a").inputs.autoencoder == str(tmp_path / "a")
+    assert plan.refiner(translator).inputs.transformer == str(translator)
+    # Where TranslationPipeline looks for it.
+    assert Path(plan.refiner(translator).output_dir) == translator.with_name(f"{translator.name}_refiner")
+    assert plan.stage3(tmp_path / "t").data.store_dir == str(tmp_path / "t" / "store")
+
+
+def test_packaged_weights_are_for_the_first_two_stages(tmp_path: Path) -> None:
+    plan = make_plan(tmp_path)
+    for stage in ("stage1", "stage2_label"):
+        assert (plan.initial_weights(stage) / "model.safetensors").is_file()
+    assert plan.initial_weights("stage2") is None
+    assert make_plan(tmp_path, from_scratch=True).initial_weights("stage1") is None
+    assert make_plan(tmp_path, quick=True).initial_weights("stage1") is None

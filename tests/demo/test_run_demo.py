@@ -21,7 +21,7 @@ def silent_bar(title: str) -> Iterator[Callable[[int, int], None]]:
 
 @pytest.mark.slow
 def test_it_leaves_volumes_pictures_and_scores_and_goes_on(tmp_path: Path) -> None:
-    plan = replace(make_plan(tmp_path, quick=True), spacing_mm=6.0, budget=0.05)
+    plan = replace(make_plan(tmp_path, quick=True, stages="all"), spacing_mm=6.0, budget=0.05)
     said: list[str] = []
     report = Reporter(say=said.append, bar=silent_bar)
     block = run_demo(plan, report=report, device="cpu")
@@ -40,7 +40,13 @@ def test_it_leaves_volumes_pictures_and_scores_and_goes_on(tmp_path: Path) -> No
     image = nib.load(volumes[0])
     assert image.shape == plan.stage1().data.grid
     np.testing.assert_allclose(image.header.get_zooms(), plan.spacing_mm, rtol=1e-5)
-    for name in ("montage.png", "generated.png"):
+    translation, control = block["stages"]["translation"], block["stages"]["control"]
+    assert set(translation) == {"T1", "T1ce", "T2", "FLAIR"}
+    assert set(translation["FLAIR"]["rows"]) == {"tokens", "sources", "both"}
+    assert translation["FLAIR"].keys() >= {"psnr_brain", "ssim_tumour", "copy_psnr_brain", "dice_drop"}
+    assert 0 <= control["dice_whole_tumour_base"] <= 1
+    assert len(list((tmp_path / "from_scratch" / "translation").glob("FLAIR_*.nii.gz"))) > 0
+    for name in ("montage.png", "generated.png", "translation.png", "control.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
 
     # Started again, it finds everything done: one volume that was lost is made again, the same as before.

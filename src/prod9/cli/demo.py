@@ -40,7 +40,7 @@ def demo(
         bool,
         typer.Option(
             "--from-scratch",
-            help="Start from random weights: the only way while no starter weights are packaged.",
+            help="Start from random weights, not from the packaged ones.",
         ),
     ] = False,
     budget: Annotated[
@@ -48,9 +48,17 @@ def demo(
         typer.Option(
             "--budget",
             metavar="TIME",
-            help="Scale steps and patients to about this time on two cores, e.g. 60m; default 15m.",
+            help="Scale steps and patients to about this time on two cores, e.g. 60m; default 6m, from scratch 12m.",
         ),
     ] = None,
+    stages: Annotated[
+        str,
+        typer.Option(
+            "--stages",
+            metavar="all|NAME,…",
+            help="What to add to stages 1 and 2a: translation, control, or all.",
+        ),
+    ] = "",
     num_patients: Annotated[
         int | None, typer.Option("--num-patients", min=14, help="Size of the simulated cohort.")
     ] = None,
@@ -71,9 +79,11 @@ def demo(
     plan = make_plan(
         output_dir,
         quick=quick,
+        from_scratch=from_scratch,
         budget_minutes=None if budget is None else parse_minutes(budget),
         num_patients=num_patients,
         seed=seed,
+        stages=stages,
     )
     check_writable(output_dir)
     with resumable("Stopped; the same command goes on from here."):

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from prod9.autoencoder.autoencoder_fsq import AutoencoderFSQ
-from prod9.demo.scores import VolumeSet, reconstruct
+from prod9.demo.sets import VolumeSet, reconstruct
 from prod9.training.montage import write_gallery, write_montage
 
 

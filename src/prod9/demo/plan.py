@@ -6,6 +6,7 @@ one; the minutes quoted are those of a two-core laptop.
 
 import re
 from dataclasses import dataclass, replace
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,11 @@ from prod9.training.config_schema import AutoencoderConfig, RunConfig, Transform
 
 Override = str | tuple[str, Any]
 
-NOMINAL_MINUTES = 15.0
-"""What the shipped step counts took on two cores; ``--budget`` scales them in proportion."""
-VARIANT = "from_scratch"
-"""Name of the block of metrics and of the folder of the runs: everything here starts from random weights."""
+STARTERS = ("stage1", "stage2_label")
+"""Stages whose weights are packaged."""
+EXTRA_STAGES = ("translation", "control")
+NOMINAL_MINUTES = {"from_scratch": 12.0, "starter": 6.0}
+"""What the shipped step counts take on two cores; ``--budget`` scales them in proportion."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,8 @@ class DemoPlan:
     spacing_mm: of the simulated scans. volumes_per_modality: generated and scored for each modality.
     judge_steps: training steps of the classifier and of the lesion detector that score them.
     config_folder: shipped configs ``<config_folder>/stage1`` and ``…/stage2_label``. budget: factor on the
-    number of steps and patients.
+    number of steps and patients. from_scratch: start from random weights, not from the packaged ones.
+    stages: of ``EXTRA_STAGES``, what comes after the two that every demo has.
     """
 
     output_dir: Path
@@ -39,11 +42,18 @@ class DemoPlan:
     seed: int = 0
     budget: float = 1.0
     config_folder: str = "demo"
+    from_scratch: bool = False
+    stages: tuple[str, ...] = ()
+
+    @property
+    def variant(self) -> str:
+        """Name of the block of metrics and of the folder of the runs."""
+        return "from_scratch" if self.from_scratch else "starter"
 
     @property
     def run_dir(self) -> Path:
         """Where the stages and the generated volumes are kept."""
-        return self.output_dir / VARIANT
+        return self.output_dir / self.variant
 
     @property
     def data_dir(self) -> Path:
@@ -62,34 +72,71 @@ class DemoPlan:
         assert isinstance(config, TransformerConfig)
         return config
 
+    def in_context(self, autoencoder: Path) -> TransformerConfig:
+        """Return the configuration of stage 2b on the same stage 1."""
+        config = self._load("stage2", [("inputs.autoencoder", str(autoencoder))])
+        assert isinstance(config, TransformerConfig)
+        return config
+
+    def refiner(self, transformer: Path) -> RunConfig:
+        """Return the configuration of the refiner of what the stage-2b run ``transformer`` makes."""
+        return self._load("stage2_refiner", [("inputs.transformer", str(transformer))])
+
+    def stage3(self, transformer: Path) -> RunConfig:
+        """Return the configuration of stage 3 on the stage-2a run ``transformer``."""
+        extra: list[Override] = [
+            ("inputs.transformer", str(transformer)),
+            ("data.store_dir", str(transformer / "store")),
+        ]
+        return self._load("stage3", extra)
+
+    def initial_weights(self, stage: str) -> Path | None:
+        """Return the packaged weights that ``stage`` starts from; None if it starts from scratch."""
+        return None if self.from_scratch or stage not in STARTERS else starter_weights(stage)
+
     def _load(self, stage: str, extra: list[Override]) -> RunConfig:
         base = [
             ("data.root", str(self.data_dir)),
             ("output_dir", str(self.run_dir / stage)),
             ("seed", self.seed),
         ]
-        name = f"{self.config_folder}/{stage}"
+        started = self.initial_weights(stage) is not None
+        folder = f"{self.config_folder}/starter" if started else self.config_folder
+        name = f"{folder}/{stage}"
         config = load_config(name, overrides=[*base, *extra])
         steps = max(1, round(config.training.max_steps * self.budget))
         return load_config(name, overrides=[*base, *extra, ("training.max_steps", steps)])
+
+
+def starter_weights(stage: str) -> Path:
+    """Return the export folder of the packaged weights of ``stage1`` or ``stage2_label``.
+
+    They were trained by ``prod9 demo --from-scratch --budget 60m --seed 100`` on simulated patients of another
+    seed than any demo's, and exported with ``prod9 export --half``.
+    """
+    return Path(str(files("prod9.demo"))) / "weights" / stage
 
 
 def make_plan(
     output_dir: Path,
     *,
     quick: bool = False,
+    from_scratch: bool = False,
     budget_minutes: float | None = None,
     num_patients: int | None = None,
     seed: int = 0,
+    stages: str = "",
 ) -> DemoPlan:
     """Return the plan for these options.
 
-    ``budget_minutes`` scales steps and, above the nominal 15 minutes, patients. Raises ConfigError for options
-    that exclude each other.
+    ``budget_minutes`` scales steps and, above the nominal minutes, patients. ``quick`` has a size of its own
+    and always starts from scratch. Raises ConfigError for options that exclude each other.
     """
     if quick and budget_minutes is not None:
         raise ConfigError("--quick has a fixed size and --budget asks for another; use one of the two.")
-    plan = DemoPlan(output_dir=output_dir, seed=seed)
+    plan = DemoPlan(
+        output_dir=output_dir, seed=seed, from_scratch=from_scratch or quick, stages=parse_stages(stages)
+    )
     if quick:
         plan = replace(
             plan,
@@ -100,11 +147,24 @@ def make_plan(
             config_folder="demo/quick",
         )
     if budget_minutes is not None:
-        factor = budget_minutes / NOMINAL_MINUTES
+        factor = budget_minutes / NOMINAL_MINUTES[plan.variant]
         plan = replace(plan, budget=factor, num_patients=round(plan.num_patients * max(1.0, factor)))
     if num_patients is not None:
         plan = replace(plan, num_patients=num_patients)
     return plan
+
+
+def parse_stages(text: str) -> tuple[str, ...]:
+    """Read ``all`` or names separated by commas. Raises ConfigError for names there are not."""
+    if text == "all":
+        return EXTRA_STAGES
+    wanted = [name.strip() for name in text.split(",") if name.strip()]
+    unknown = [name for name in wanted if name not in EXTRA_STAGES]
+    if unknown:
+        raise ConfigError(
+            f"--stages: expected all or names among {', '.join(EXTRA_STAGES)}, got {', '.join(unknown)}."
+        )
+    return tuple(name for name in EXTRA_STAGES if name in wanted)
 
 
 def parse_minutes(text: str) -> float:

@@ -8,65 +8,23 @@ import torch
 from torch import Tensor
 
 from prod9.autoencoder.autoencoder_fsq import AutoencoderFSQ
-from prod9.data.datasets.brats import CachedAllModalitiesDataset
-from prod9.evaluation.classifier import train_classifier
+from prod9.data.splits import Part
+from prod9.demo.sets import VolumeSet, reconstruct
+from prod9.evaluation.classifier import ModalityClassifier, train_classifier
 from prod9.evaluation.distribution import diversity_ratio, frechet_ratio
 from prod9.evaluation.features import AutoencoderFeatures, extract
-from prod9.evaluation.lesions import LesionCases, train_lesion_detector
+from prod9.evaluation.lesions import LesionDetector, train_lesion_detector
 from prod9.evaluation.paired import paired_scores
 from prod9.evaluation.pca_codec import fit_pca_codec
 
 Say = Callable[[str], None]
 Metrics = dict[str, Any]
 
+LESIONS_SHOW_IN = 3
+"""The class of FLAIR, where lesions are plain; the lesion detector reads no other."""
 
-@dataclass(frozen=True)
-class VolumeSet:
-    """Volumes ``[N 1 H W D]`` in [0, 1], their class labels ``[N]`` and lesion masks, bool ``[N 1 H W D]``."""
-
-    volumes: Tensor
-    labels: Tensor
-    lesions: Tensor
-
-    def replaced(self, volumes: Tensor) -> "VolumeSet":
-        """Return the same cases with other volumes, such as their reconstructions."""
-        return VolumeSet(volumes, self.labels, self.lesions)
-
-    def joined(self, other: "VolumeSet") -> "VolumeSet":
-        """Return both sets, one after the other."""
-        return VolumeSet(
-            torch.cat([self.volumes, other.volumes]),
-            torch.cat([self.labels, other.labels]),
-            torch.cat([self.lesions, other.lesions]),
-        )
-
-    def cases(self) -> LesionCases:
-        """Return what the lesion detector takes."""
-        return LesionCases(self.volumes, self.labels, self.lesions)
-
-    @property
-    def lesion_share(self) -> float:
-        """Share of volumes whose patient has a lesion."""
-        return self.lesions.flatten(1).any(1).float().mean().item()
-
-
-def load_volumes(dataset: CachedAllModalitiesDataset, label_map: dict[str, int]) -> VolumeSet:
-    """Read every modality of every patient of ``dataset``; a patient without segmentation has no lesion."""
-    volumes, labels, lesions = [], [], []
-    for i in range(len(dataset)):
-        patient = dataset[i]
-        for modality, image in patient["images"].items():
-            volumes.append(image)
-            labels.append(label_map[modality])
-            seg = patient.get("seg")
-            lesions.append(torch.zeros_like(image, dtype=torch.bool) if seg is None else seg > 0)
-    return VolumeSet(torch.stack(volumes), torch.tensor(labels), torch.stack(lesions))
-
-
-@torch.no_grad()
-def reconstruct(autoencoder: AutoencoderFSQ, volumes: Tensor, *, batch_size: int = 4) -> Tensor:
-    """Return the volumes after a pass through the tokens, clipped to [0, 1]."""
-    return torch.cat([autoencoder.reconstruct(x).clamp(0.0, 1.0) for x in volumes.split(batch_size)])
+_MAX_RECONSTRUCTIONS = 160
+"""Training volumes that the judges see as reconstructions too: enough to learn what those look like."""
 
 
 def score_stage1(autoencoder: AutoencoderFSQ, training: VolumeSet, held_out: VolumeSet) -> Metrics:
@@ -86,65 +44,77 @@ def score_stage1(autoencoder: AutoencoderFSQ, training: VolumeSet, held_out: Vol
     }
 
 
-def score_stage2(
-    autoencoder: AutoencoderFSQ,
-    sets: dict[str, VolumeSet],
-    generated: Tensor,
-    labels: Tensor,
-    *,
-    seed: int,
-    judge_steps: int,
-    say: Say,
-) -> Metrics:
-    """Return scores of ``generated`` ``[N 1 H W D]`` of the classes ``labels``.
+@dataclass(frozen=True)
+class Judges:
+    """What scores generated volumes: trained and calibrated on training and validation patients alone.
 
-    sets: ``train``, ``val`` and ``test``. The judges (classifier, lesion detector) are trained on real training
-    volumes and their reconstructions, calibrated on ``val``, and their own accuracy on reconstructions of
-    ``test`` is reported beside what they say of the generated ones.
+    sets, reconstructions: ``train``, ``val`` and ``test``, as they are and after a pass through the tokens.
+    """
+
+    sets: dict[Part, VolumeSet]
+    reconstructions: dict[Part, VolumeSet]
+    classifier: ModalityClassifier
+    detector: LesionDetector
+    extractor: AutoencoderFeatures
+    seed: int
+
+    def score(self, generated: Tensor, labels: Tensor) -> Metrics:
+        """Return the scores of ``generated`` ``[N 1 H W D]`` of the classes ``labels [N]``.
+
+        The judges' own accuracy on held-out reconstructions stands beside what they say of the generated.
+        """
+        train, test = self.reconstructions["train"], self.reconstructions["test"]
+        frechet = frechet_ratio(
+            extract(self.extractor, generated),
+            extract(self.extractor, train.volumes),
+            extract(self.extractor, test.volumes),
+            generator=torch.Generator().manual_seed(self.seed),
+            generated_labels=labels,
+            training_labels=train.labels,
+        )
+        real = self.sets["test"]
+        return {
+            "modality_accuracy": self.classifier.accuracy(generated, labels),
+            "classifier_accuracy_reconstructions": self.classifier.accuracy(test.volumes, test.labels),
+            "diversity_ratio": _diversity(generated, labels, real),
+            "diversity_ratio_reconstructions": _diversity(test.volumes, test.labels, real),
+            "frechet_ratio": frechet.ratio,
+            "frechet_distance": frechet.distance,
+            "frechet_floor": frechet.floor,
+            "frechet_extractor": self.extractor.name,
+            "lesion_share": self.detector.share(generated, labels),
+            "lesion_share_cohort": sum(s.lesion_share * len(s.labels) for s in self.sets.values())
+            / sum(len(s.labels) for s in self.sets.values()),
+            "lesion_detector_accuracy_reconstructions": self.detector.accuracy(test.cases()),
+            "volumes": len(generated),
+            "held_out_volumes": len(real.volumes),
+        }
+
+
+def train_judges(
+    autoencoder: AutoencoderFSQ, sets: dict[Part, VolumeSet], *, seed: int, steps: int, say: Say
+) -> Judges:
+    """Train the modality classifier and the lesion detector on real training volumes and reconstructions.
+
+    sets: ``train``, ``val`` and ``test``; ``val`` calibrates the detector.
     """
     say("Reconstructing the cohort for the judges")
-    recon = {part: s.replaced(reconstruct(autoencoder, s.volumes)) for part, s in sets.items()}
-    mixed = sets["train"].joined(recon["train"])
-    num_classes = int(sets["train"].labels.max()) + 1
-
+    seen: dict[Part, VolumeSet] = {part: own.first(_MAX_RECONSTRUCTIONS) for part, own in sets.items()}
+    reconstructions: dict[Part, VolumeSet] = {
+        part: own.replaced(reconstruct(autoencoder, own.volumes)) for part, own in seen.items()
+    }
+    mixed = sets["train"].joined(reconstructions["train"])
+    classes = {"num_classes": int(sets["train"].labels.max()) + 1}
     say("Training the modality classifier")
-    classifier = train_classifier(
-        mixed.volumes, mixed.labels, num_classes=num_classes, seed=seed, steps=judge_steps
-    )
+    classifier = train_classifier(mixed.volumes, mixed.labels, **classes, seed=seed, steps=steps)
     say("Training the lesion detector")
     detector = train_lesion_detector(
-        mixed.cases(), recon["val"].cases(), num_classes=num_classes, seed=seed, steps=judge_steps
+        mixed.cases(), reconstructions["val"].cases(), modality=LESIONS_SHOW_IN, seed=seed, steps=steps // 2
     )
+    return Judges(sets, reconstructions, classifier, detector, AutoencoderFeatures(autoencoder), seed)
 
-    say("Comparing generated with held-out volumes")
-    extractor = AutoencoderFeatures(autoencoder)
-    frechet = frechet_ratio(
-        extract(extractor, generated),
-        extract(extractor, recon["train"].volumes),
-        extract(extractor, recon["test"].volumes),
-        generator=torch.Generator().manual_seed(seed),
-        generated_labels=labels,
-        training_labels=recon["train"].labels,
+
+def _diversity(volumes: Tensor, labels: Tensor, held_out: VolumeSet) -> float:
+    return diversity_ratio(
+        volumes, held_out.volumes, generated_labels=labels, held_out_labels=held_out.labels
     )
-    return {
-        "modality_accuracy": classifier.accuracy(generated, labels),
-        "classifier_accuracy_reconstructions": classifier.accuracy(
-            recon["test"].volumes, recon["test"].labels
-        ),
-        "diversity_ratio": diversity_ratio(
-            generated,
-            sets["test"].volumes,
-            generated_labels=labels,
-            held_out_labels=sets["test"].labels,
-        ),
-        "frechet_ratio": frechet.ratio,
-        "frechet_distance": frechet.distance,
-        "frechet_floor": frechet.floor,
-        "frechet_extractor": extractor.name,
-        "lesion_share": detector.share(generated, labels),
-        "lesion_share_cohort": sum(s.lesion_share * len(s.labels) for s in sets.values())
-        / sum(len(s.labels) for s in sets.values()),
-        "lesion_detector_accuracy_reconstructions": detector.accuracy(recon["test"].cases()),
-        "volumes": len(generated),
-        "held_out_volumes": len(sets["test"].volumes),
-    }

@@ -12,17 +12,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from prod9.autoencoder.autoencoder_fsq import AutoencoderFSQ
 from prod9.data.layouts import find_cases
 from prod9.data.simulation import simulate_cohort
+from prod9.demo.control import score_stage3
 from prod9.demo.pictures import write_pictures
-from prod9.demo.plan import VARIANT, DemoPlan
-from prod9.demo.scores import Metrics, VolumeSet, load_volumes, score_stage1, score_stage2
+from prod9.demo.plan import DemoPlan, starter_weights
+from prod9.demo.scores import Judges, Metrics, score_stage1, train_judges
+from prod9.demo.sets import load_sets
+from prod9.demo.translation import score_translations
+from prod9.evaluation.segmenter import Segmenter, train_segmenter
 from prod9.files import atomic_write
+from prod9.pipelines.control import ControlPipeline
 from prod9.pipelines.maskgit import MaskGiTPipeline
-from prod9.training.brats_data import BraTSDataModule
-from prod9.training.config_schema import AutoencoderConfig
+from prod9.pipelines.translation import TranslationPipeline
 from prod9.training.model.checkpoint_manager import CheckpointManager
 from prod9.training.run import train
 from prod9.training.run_folder import peak_memory_gib
@@ -42,106 +47,151 @@ class Reporter:
 def run_demo(plan: DemoPlan, *, report: Reporter, device: str = "auto") -> Metrics:
     """Do whatever of ``plan`` is not done yet and return its block of metrics.
 
-    Writes ``volumes/``, ``checkpoints/`` of both stages under ``plan.run_dir``, ``montage.png``,
-    ``generated.png`` and, last, ``metrics.json`` in ``plan.output_dir``.
+    Writes runs and volumes under ``plan.run_dir``, the pictures and, last, ``metrics.json`` in
+    ``plan.output_dir``.
     """
     began = time.monotonic()
     torch.manual_seed(plan.seed)
-    _simulate(plan, report)
-    stage1 = plan.stage1()
-    stage1_dir = _train(stage1, plan, "stage1", report, device)
-    stage2 = plan.stage2(stage1_dir)
-    stage2_dir = _train(stage2, plan, "stage2_label", report, device)
-    generated, labels = _generate(plan, stage2_dir, report, device)
-    stages = _score(plan, stage1, stage1_dir, stage2_dir, generated, labels, report)
-    block = {
+    block = _Demo(plan, report, device).run()
+    summary = {
         "seconds": round(_seconds(plan, time.monotonic() - began), 1),
         "peak_rss_gib": round(peak_memory_gib(), 2),
         "patients": plan.num_patients,
         "seed": plan.seed,
-        "stages": stages,
     }
+    block = {**summary, **block}
     _write_metrics(plan, block)
     return block
 
 
-def _simulate(plan: DemoPlan, report: Reporter) -> None:
-    with report.bar(f"Simulating {plan.num_patients} patients") as progress:
-        simulate_cohort(
-            plan.data_dir,
-            num_subjects=plan.num_patients,
-            spacing_mm=plan.spacing_mm,
-            seed=plan.seed,
-            progress=progress,
+class _Demo:
+    """One run of a plan."""
+
+    def __init__(self, plan: DemoPlan, report: Reporter, device: str) -> None:
+        self.plan, self.report, self.device = plan, report, device
+        self._segmenters: dict[int, Segmenter] = {}
+
+    def run(self) -> Metrics:
+        """Return the scores of the stages, and those of the packaged weights before they were fine-tuned."""
+        plan = self.plan
+        self._simulate()
+        config = plan.stage1()
+        stage1 = self._train(config, "stage1")
+        label = self._train(plan.stage2(stage1), "stage2_label")
+        generated, labels = self._generate(label, plan.run_dir / "volumes")
+        self.report.say("Scoring reconstructions of held-out patients")
+        sets, autoencoder = load_sets(config), _autoencoder(stage1)
+        stages: Metrics = {"stage1": score_stage1(autoencoder, sets["train"], sets["test"])}
+        judges = train_judges(autoencoder, sets, seed=plan.seed, steps=plan.judge_steps, say=self.report.say)
+        self.report.say("Comparing generated with held-out volumes")
+        stages["stage2_label"] = judges.score(generated, labels)
+        write_pictures(
+            plan.output_dir, autoencoder=autoencoder, held_out=sets["test"], generated=generated, labels=labels,
+            label_map=config.data.label_map,
+        )  # fmt: skip
+        block: Metrics = {"stages": stages}
+        if not plan.from_scratch:
+            block["before_fine_tuning"] = self._score_before(judges)
+        if "translation" in plan.stages:
+            stages["translation"] = self._translate(stage1, judges)
+        if "control" in plan.stages:
+            stages["control"] = self._control(label, judges)
+        return block
+
+    def _simulate(self) -> None:
+        plan = self.plan
+        with self.report.bar(f"Simulating {plan.num_patients} patients") as progress:
+            simulate_cohort(
+                plan.data_dir,
+                num_subjects=plan.num_patients,
+                spacing_mm=plan.spacing_mm,
+                seed=plan.seed,
+                progress=progress,
+            )
+        # Read back at once: a folder that training would refuse should be refused before anything is trained.
+        find_cases(plan.data_dir)
+
+    def _train(self, config: Any, stage: str) -> Path:
+        weights = self.plan.initial_weights(stage)
+        doing = "Training" if weights is None else "Fine-tuning"
+        self.report.say(f"{doing} {stage}: {config.training.max_steps} steps")
+        train(config, resume="auto", init_from=weights, device=self.device)
+        return Path(config.output_dir)
+
+    def _generate(self, model: Path, folder: Path) -> tuple[Tensor, Tensor]:
+        """Generate with ``model`` what is not in ``folder`` yet; return volumes ``[N 1 H W D]`` and labels."""
+        pipeline = MaskGiTPipeline.from_checkpoint(model, device=_torch_device(self.device))
+        names, count = pipeline.label_names(), self.plan.volumes_per_modality
+        folder.mkdir(parents=True, exist_ok=True)
+        volumes: list[Tensor] = []
+        with self.report.bar(f"Generating {len(names) * count} volumes") as progress:
+            for name in names:
+                paths = [folder / f"{name}_{k:04d}.nii.gz" for k in range(count)]
+                start = next((k for k, path in enumerate(paths) if not path.exists()), count)
+                if start < count:
+                    for volume in pipeline.generate(
+                        name, num_samples=count - start, start=start, seed=self.plan.seed, batch_size=8
+                    ):
+                        write(paths[volume.index], volume.data, volume.affine)
+                        progress(len(volumes) + volume.index + 1, len(names) * count)
+                volumes += [torch.from_numpy(read(path).data)[None] for path in paths]
+                progress(len(volumes), len(names) * count)
+        labels = torch.tensor([pipeline.label_map[name] for name in names]).repeat_interleave(count)
+        return torch.stack(volumes), labels
+
+    def _score_before(self, judges: Judges) -> Metrics:
+        """Score the packaged weights as they are, by the judges of the fine-tuned ones."""
+        self.report.say("Scoring the packaged weights as they were before")
+        generated, labels = self._generate(
+            starter_weights("stage2_label"), self.plan.run_dir / "volumes_before"
         )
-    # Read back at once: a folder that training would refuse should be refused before anything is trained.
-    find_cases(plan.data_dir)
+        autoencoder = _autoencoder(starter_weights("stage1"))
+        return {
+            "stage1": score_stage1(autoencoder, judges.sets["train"], judges.sets["test"]),
+            "stage2_label": judges.score(generated, labels),
+        }
+
+    def _translate(self, stage1: Path, judges: Judges) -> Metrics:
+        translator = self._train(self.plan.in_context(stage1), "stage2")
+        self._train(self.plan.refiner(translator), "stage2_refiner")
+        with self.report.bar("Translating held-out patients") as progress:
+            return score_translations(
+                TranslationPipeline.from_checkpoint(translator, device=_torch_device(self.device)),
+                judges.sets["train"],
+                judges.sets["test"],
+                segmenter_of=lambda label: self._segmenter(judges, label),
+                folder=self.plan.run_dir / "translation",
+                picture=self.plan.output_dir / "translation.png",
+                seed=self.plan.seed,
+                progress=progress,
+            )
+
+    def _segmenter(self, judges: Judges, label: int) -> Segmenter:
+        """Return a segmenter trained on real training volumes of ``label``; each is trained once."""
+        if label not in self._segmenters:
+            real = judges.sets["train"].of(label)
+            self._segmenters[label] = train_segmenter(
+                real.volumes, real.lesions, steps=self.plan.judge_steps, seed=self.plan.seed
+            )
+        return self._segmenters[label]
+
+    def _control(self, label: Path, judges: Judges) -> Metrics:
+        run = self._train(self.plan.stage3(label), "stage3")
+        self.report.say("Generating under the segmentations of held-out patients")
+        return score_stage3(
+            ControlPipeline.from_checkpoint(run, device=_torch_device(self.device)),
+            judges,
+            segmenter_of=lambda label: self._segmenter(judges, label),
+            folder=self.plan.run_dir / "control",
+            picture=self.plan.output_dir / "control.png",
+            seed=self.plan.seed,
+        )
 
 
-def _train(config: Any, plan: DemoPlan, stage: str, report: Reporter, device: str) -> Path:
-    output_dir = Path(config.output_dir)
-    report.say(f"Training {stage}: {config.training.max_steps} steps")
-    train(config, resume="auto", device=device)
-    return output_dir
-
-
-def _generate(
-    plan: DemoPlan, stage2_dir: Path, report: Reporter, device: str
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Generate what is not there yet; return all volumes ``[N 1 H W D]`` and their labels."""
-    pipeline = MaskGiTPipeline.from_checkpoint(stage2_dir, device=_torch_device(device))
-    names = pipeline.label_names()
-    total = len(names) * plan.volumes_per_modality
-    folder = plan.run_dir / "volumes"
-    folder.mkdir(parents=True, exist_ok=True)
-    volumes, labels = [], []
-    with report.bar(f"Generating {total} volumes") as progress:
-        for position, name in enumerate(names):
-            paths = [folder / f"{name}_{k:04d}.nii.gz" for k in range(plan.volumes_per_modality)]
-            start = next((k for k, path in enumerate(paths) if not path.exists()), len(paths))
-            if start < len(paths):
-                for volume in pipeline.generate(
-                    name, num_samples=len(paths) - start, start=start, seed=plan.seed, batch_size=8
-                ):
-                    write(paths[volume.index], volume.data, volume.affine)
-                    progress(position * len(paths) + volume.index + 1, total)
-            volumes += [torch.from_numpy(read(path).data)[None] for path in paths]
-            labels += [pipeline.label_map[name]] * len(paths)
-            progress((position + 1) * len(paths), total)
-    return torch.stack(volumes), torch.tensor(labels)
-
-
-def _score(
-    plan: DemoPlan,
-    stage1: AutoencoderConfig,
-    stage1_dir: Path,
-    stage2_dir: Path,
-    generated: torch.Tensor,
-    labels: torch.Tensor,
-    report: Reporter,
-) -> Metrics:
-    sets = _load_sets(stage1)
-    autoencoder = CheckpointManager.load_autoencoder(stage1_dir).network
-    assert isinstance(autoencoder, AutoencoderFSQ)
-    report.say("Scoring reconstructions of held-out patients")
-    stages: Metrics = {"stage1": score_stage1(autoencoder, sets["train"], sets["test"])}
-    stages["stage2_label"] = score_stage2(
-        autoencoder, sets, generated, labels, seed=plan.seed, judge_steps=plan.judge_steps, say=report.say
-    )
-    report.say("Drawing")
-    write_pictures(
-        plan.output_dir, autoencoder=autoencoder, held_out=sets["test"], generated=generated, labels=labels,
-        label_map=stage1.data.label_map,
-    )  # fmt: skip
-    return stages
-
-
-def _load_sets(config: AutoencoderConfig) -> dict[str, VolumeSet]:
-    data = BraTSDataModule(config)
-    return {
-        part: load_volumes(data.build_patients(part), config.data.label_map)
-        for part in ("train", "val", "test")
-    }
+def _autoencoder(path: Path) -> AutoencoderFSQ:
+    network = CheckpointManager.load_autoencoder(path).network
+    assert isinstance(network, AutoencoderFSQ)
+    return network
 
 
 def _seconds(plan: DemoPlan, this_session: float) -> float:
@@ -154,8 +204,11 @@ def _seconds(plan: DemoPlan, this_session: float) -> float:
 
 
 def _write_metrics(plan: DemoPlan, block: Metrics) -> None:
+    """Write this run's block beside that of the other variant, if it was run in the same folder."""
     path = plan.output_dir / "metrics.json"
-    content = {**block, VARIANT: block}
+    content = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    blocks = {name: content[name] for name in ("from_scratch", "starter") if name in content}
+    content = {**block, **blocks, plan.variant: block}
     with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 

@@ -182,7 +182,7 @@ class TranslationPipeline:
         condition = self._condition(sources, target, examples)
 
         def finish(volume: np.ndarray) -> np.ndarray:
-            return self._refined(volume, sources, target) if refine and self.refiner is not None else volume
+            return self.refined(volume, sources, target) if refine and self.refiner is not None else volume
 
         drawn: list[np.ndarray] = []
         if decode == "sample" or num_samples > 1:
@@ -266,8 +266,9 @@ class TranslationPipeline:
         z, _ = self.generator.autoencoder.encode(x.to(self.generator.device))
         return (z if source == "latent" else self.generator.autoencoder.tokenizer.quantize(z))[0].cpu()
 
-    def _refined(self, volume: np.ndarray, sources: Volumes, target: str) -> np.ndarray:
-        """Return what the refiner makes of a decoded volume and its sources."""
+    @torch.inference_mode()
+    def refined(self, volume: np.ndarray, sources: Volumes, target: str) -> np.ndarray:
+        """Return what the refiner makes of a decoded volume ``[H W D]`` and its sources; there must be one."""
         assert self.refiner is not None
         labels, device = self.generator.label_map, self.generator.device
         held = torch.zeros(1, max(labels.values()) + 1, *volume.shape)

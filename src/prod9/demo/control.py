@@ -1,0 +1,102 @@
+"""The demo's stage 3: volumes under the segmentations of held-out patients, and whether they follow."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from prod9.demo.scores import Judges, Metrics
+from prod9.demo.translation import SegmenterOf
+from prod9.evaluation.control import ControlScores, score_control
+from prod9.generator.condition import MaskGiTCondition
+from prod9.pipelines.control import ControlPipeline
+from prod9.training.montage import write_montage
+from prod9.volumes import write
+
+MODALITIES = ("T1ce", "FLAIR")
+"""What is generated: where the core shows best, and where the oedema does."""
+_ROWS = 3
+
+
+def score_stage3(
+    pipeline: ControlPipeline,
+    judges: Judges,
+    *,
+    segmenter_of: SegmenterOf,
+    folder: Path,
+    picture: Path,
+    seed: int,
+) -> Metrics:
+    """Generate T1ce and FLAIR under each held-out tumour, with and without control, and compare.
+
+    segmenter_of: trained on real volumes of a class label; it reads the tumour back. Writes the volumes and the
+    segmentations that steered them to ``folder``, and ``picture``.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    scores: dict[str, ControlScores] = {}
+    rows: list[list[tuple[str, np.ndarray]]] = []
+    for name in MODALITIES:
+        label = pipeline.generator.label_map[name]
+        held_out = judges.sets["test"].of(label)
+        ill = held_out.lesions.flatten(1).any(1)
+        segs = held_out.segs[ill, 0]
+        controlled, base = _generate(pipeline, label, segs, seed)
+        for k, volume in enumerate(controlled):
+            write(folder / f"{name}_{k:04d}.nii.gz", volume[0].numpy(), pipeline.generator.affine)
+            seg_file = folder / f"seg_{k:04d}.nii.gz"
+            write(seg_file, segs[k].numpy(), pipeline.generator.affine, dtype=np.uint8)
+        again = judges.reconstructions["test"].of(label)
+        scores[name] = score_control(
+            segmenter_of(label),
+            held_out.lesions[ill],
+            controlled=controlled,
+            base=base,
+            reconstructions=again.volumes[ill],
+            real=held_out.volumes[ill],
+        )
+        rows += _draw(name, held_out.volumes[ill], segs, controlled, base)
+    write_montage(picture, rows)
+    every = list(scores.values())
+    return {
+        "dice_whole_tumour": _mean([s.controlled for s in every]),
+        "dice_whole_tumour_base": _mean([s.base for s in every]),
+        "dice_whole_tumour_reconstructions": _mean([s.reconstructions for s in every]),
+        **{name: {**vars(s), "share": s.share} for name, s in scores.items()},
+        "patients": int(judges.sets["test"].of(0).lesions.flatten(1).any(1).sum()),
+    }
+
+
+def _generate(pipeline: ControlPipeline, label: int, segs: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+    """Return a volume ``[B 1 H W D]`` for each segmentation with control, and from the same draws without."""
+    count, generator = len(segs), pipeline.generator
+    condition = MaskGiTCondition(torch.full((count,), label, dtype=torch.int64))
+    seeds = [seed + k for k in range(count)]
+    controlled = pipeline.sample_tokens(condition, segs=segs.numpy(), labels=[label] * count, seeds=seeds)
+    base = generator.sample_tokens(condition, seeds=seeds)
+
+    def decode(tokens: Tensor) -> Tensor:
+        volumes = [generator.decode_tokens(tokens[k : k + 1]) for k in range(count)]
+        return torch.from_numpy(np.stack(volumes))[:, None]
+
+    return decode(controlled), decode(base)
+
+
+def _draw(
+    name: str, real: Tensor, segs: Tensor, controlled: Tensor, base: Tensor
+) -> list[list[tuple[str, np.ndarray]]]:
+    """Return the rows of the picture: the patients with the largest tumours."""
+    largest = (segs > 0).flatten(1).sum(1).argsort(descending=True)[:_ROWS].tolist()
+    return [
+        [
+            (f"{name}: segmentation given", segs[k].float().numpy() / 3.0),
+            ("generated under it", controlled[k, 0].numpy()),
+            ("the same draws without", base[k, 0].numpy()),
+            ("the patient's own scan", real[k, 0].numpy()),
+        ]
+        for k in largest
+    ]
+
+
+def _mean(values: list[float]) -> float:
+    return float(np.mean(values))

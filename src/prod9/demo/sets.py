@@ -1,0 +1,87 @@
+"""The volumes that a demo run is scored on, by part of the cohort."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from prod9.autoencoder.autoencoder_fsq import AutoencoderFSQ
+from prod9.data.datasets.brats import CachedAllModalitiesDataset
+from prod9.data.splits import Part
+from prod9.evaluation.lesions import LesionCases
+from prod9.training.brats_data import BraTSDataModule
+from prod9.training.config_schema import AutoencoderConfig
+
+PARTS: tuple[Part, ...] = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class VolumeSet:
+    """Volumes ``[N 1 H W D]`` in [0, 1], their class labels ``[N]`` and segmentations, uint8 ``[N 1 H W D]``.
+
+    The volumes of a patient follow each other, those of one label have the patients' order.
+    """
+
+    volumes: Tensor
+    labels: Tensor
+    segs: Tensor
+
+    @property
+    def lesions(self) -> Tensor:
+        """Bool ``[N 1 H W D]``: where there is any class of lesion."""
+        return self.segs > 0
+
+    def replaced(self, volumes: Tensor) -> "VolumeSet":
+        """Return the same cases with other volumes, such as their reconstructions."""
+        return VolumeSet(volumes, self.labels, self.segs)
+
+    def joined(self, other: "VolumeSet") -> "VolumeSet":
+        """Return both sets, one after the other."""
+        return VolumeSet(
+            torch.cat([self.volumes, other.volumes]),
+            torch.cat([self.labels, other.labels]),
+            torch.cat([self.segs, other.segs]),
+        )
+
+    def of(self, label: int) -> "VolumeSet":
+        """Return the volumes of one class, a row a patient."""
+        own = self.labels == label
+        return VolumeSet(self.volumes[own], self.labels[own], self.segs[own])
+
+    def first(self, count: int) -> "VolumeSet":
+        """Return the first ``count`` volumes, or all if there are fewer."""
+        return VolumeSet(self.volumes[:count], self.labels[:count], self.segs[:count])
+
+    def cases(self) -> LesionCases:
+        """Return what the lesion detector takes."""
+        return LesionCases(self.volumes, self.labels, self.lesions)
+
+    @property
+    def lesion_share(self) -> float:
+        """Share of volumes whose patient has a lesion."""
+        return self.lesions.flatten(1).any(1).float().mean().item()
+
+
+def load_sets(config: AutoencoderConfig) -> dict[Part, VolumeSet]:
+    """Read the volumes of each part of the cohort, preprocessed as in training."""
+    data = BraTSDataModule(config)
+    return {part: load_volumes(data.build_patients(part), config.data.label_map) for part in PARTS}
+
+
+def load_volumes(dataset: CachedAllModalitiesDataset, label_map: dict[str, int]) -> VolumeSet:
+    """Read every modality of every patient of ``dataset``; a patient without segmentation has no lesion."""
+    volumes, labels, segs = [], [], []
+    for i in range(len(dataset)):
+        patient = dataset[i]
+        for modality, image in patient["images"].items():
+            volumes.append(image)
+            labels.append(label_map[modality])
+            seg = patient.get("seg")
+            segs.append((torch.zeros_like(image) if seg is None else seg).to(torch.uint8))
+    return VolumeSet(torch.stack(volumes), torch.tensor(labels), torch.stack(segs))
+
+
+@torch.no_grad()
+def reconstruct(autoencoder: AutoencoderFSQ, volumes: Tensor, *, batch_size: int = 4) -> Tensor:
+    """Return the volumes after a pass through the tokens, clipped to [0, 1]."""
+    return torch.cat([autoencoder.reconstruct(x).clamp(0.0, 1.0) for x in volumes.split(batch_size)])

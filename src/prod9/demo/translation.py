@@ -1,0 +1,130 @@
+"""The demo's stage 2b: every modality of held-out patients made from the three others."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from prod9.demo.scores import Metrics
+from prod9.demo.sets import VolumeSet
+from prod9.evaluation.segmenter import Segmenter
+from prod9.evaluation.translation import (
+    BOTH,
+    SOURCES,
+    TOKENS,
+    Translations,
+    TranslationSet,
+    score_translation,
+)
+from prod9.pipelines.translation import TranslationPipeline
+from prod9.training.montage import write_montage
+from prod9.volumes import write
+
+NUM_SAMPLES = 4
+"""Samples a deviation is taken over."""
+READ_BACK = ("T1ce", "FLAIR")
+"""Targets in which a segmenter looks for the tumour."""
+
+SegmenterOf = Callable[[int], Segmenter]
+
+
+def score_translations(
+    pipeline: TranslationPipeline,
+    training: VolumeSet,
+    held_out: VolumeSet,
+    *,
+    segmenter_of: SegmenterOf,
+    folder: Path,
+    picture: Path,
+    seed: int,
+    progress: Callable[[int, int], None],
+) -> Metrics:
+    """Make each modality of every held-out patient from the others and score it beside the baselines.
+
+    segmenter_of: trained on real volumes of a class label. Writes the volumes to ``folder``, and ``picture``.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    names = pipeline.generator.label_names()
+    count = len(held_out.of(pipeline.generator.label_map[names[0]]).volumes)
+    scores: Metrics = {}
+    rows: list[list[tuple[str, np.ndarray]]] = []
+    for position, target in enumerate(names):
+        made = _translate(
+            pipeline,
+            held_out,
+            target,
+            seed,
+            lambda k, p=position: progress(p * count + k, count * len(names)),
+        )
+        label = pipeline.generator.label_map[target]
+        real = _patients(pipeline, held_out, target)
+        scores[target] = score_translation(
+            _patients(pipeline, training, target),
+            real,
+            made,
+            segmenter=segmenter_of(label) if target in READ_BACK else None,
+        )
+        for k, volume in enumerate(made.rows[made.result]):
+            write(folder / f"{target}_{k:04d}.nii.gz", volume[0].numpy(), pipeline.generator.affine)
+        rows.append(_draw(target, _others(names, target), real, made))
+    write_montage(picture, rows)
+    return scores
+
+
+def _others(names: list[str], target: str) -> list[str]:
+    return [name for name in names if name != target]
+
+
+def _patients(pipeline: TranslationPipeline, volumes: VolumeSet, target: str) -> TranslationSet:
+    labels = pipeline.generator.label_map
+    others = [volumes.of(labels[name]).volumes for name in _others(pipeline.generator.label_names(), target)]
+    own = volumes.of(labels[target])
+    return TranslationSet(torch.cat(others, dim=1), own.volumes, own.lesions)
+
+
+def _translate(
+    pipeline: TranslationPipeline, held_out: VolumeSet, target: str, seed: int, done: Callable[[int], None]
+) -> Translations:
+    """Return the expected volume of each patient in every row, and mean and deviation over samples."""
+    patients = _patients(pipeline, held_out, target)
+    names = _others(pipeline.generator.label_names(), target)
+    rows: dict[str, list[np.ndarray]] = {TOKENS: [], SOURCES: [], BOTH: []}
+    means, deviations = [], []
+    for k, volumes in enumerate(patients.sources.numpy()):
+        sources = dict(zip(names, volumes, strict=True))
+        tokens = pipeline.translate(sources, target, decode="mean", refine=False).mean
+        rows[TOKENS].append(tokens)
+        rows[SOURCES].append(pipeline.refined(np.zeros_like(tokens), sources, target))
+        rows[BOTH].append(pipeline.refined(tokens, sources, target))
+        drawn = pipeline.translate(
+            sources, target, num_samples=NUM_SAMPLES, seed=seed + k * NUM_SAMPLES, batch_size=NUM_SAMPLES
+        )
+        assert drawn.deviation is not None  # there are several samples
+        means.append(drawn.mean)
+        deviations.append(drawn.deviation)
+        done(k + 1)
+    return Translations(
+        {name: _stack(made) for name, made in rows.items()},
+        deviation=_stack(deviations),
+        sampled_mean=_stack(means),
+    )
+
+
+def _draw(
+    target: str, sources: list[str], real: TranslationSet, made: Translations
+) -> list[tuple[str, np.ndarray]]:
+    """Return the patient with the largest tumour: sources, what was made, the truth, and how they differ."""
+    k = int(real.tumours.flatten(1).sum(1).argmax())
+    result, truth = made.rows[made.result][k, 0], real.targets[k, 0]
+    cells = [*zip(sources, real.sources[k], strict=True)]
+    cells += [(f"{target}, made from them", result), (f"{target}, the truth", truth)]
+    cells += [("difference x 3", ((result - truth).abs() * 3).clamp(max=1.0))]
+    if made.deviation is not None:
+        cells += [("deviation of samples x 3", (made.deviation[k, 0] * 3).clamp(max=1.0))]
+    return [(title, volume.numpy()) for title, volume in cells]
+
+
+def _stack(volumes: list[np.ndarray]) -> Tensor:
+    return torch.from_numpy(np.stack(volumes))[:, None]
