@@ -16,6 +16,8 @@ MODULES = {
     "prod9-generate": "prod9.cli.generate",
     "prod9-train-autoencoder": "prod9.cli.autoencoder",
     "prod9-train-transformer": "prod9.cli.transformer",
+    "prod9-train-maisi-vae": "prod9.cli.maisi_vae",
+    "prod9-train-maisi-diffusion": "prod9.cli.maisi_diffusion",
     "prod9-train-maskgit-controlnet": "prod9.cli.maskgit_controlnet",
 }
 

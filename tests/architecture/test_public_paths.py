@@ -9,6 +9,14 @@ HOMES = {
     "prod9.autoencoder.autoencoder_fsq": ("AutoencoderFSQ", "FiniteScalarQuantizer"),
     "prod9.autoencoder.inference": ("AutoencoderInferenceWrapper", "SlidingWindowConfig"),
     "prod9.autoencoder.padding": (),
+    "prod9.autoencoder.autoencoder_maisi": ("AutoencoderKlMaisi",),
+    "prod9.diffusion.diffusion_model": ("DiffusionModelRF",),
+    "prod9.diffusion.scheduler": ("RectifiedFlowSchedulerRF",),
+    "prod9.diffusion.sampler": ("RectifiedFlowSampler",),
+    "prod9.training.algorithms.diffusion_trainer": ("DiffusionTrainer",),
+    "prod9.training.lightning.maisi_vae_lightning": ("MAISIVAELightning",),
+    "prod9.training.lightning.maisi_diffusion_lightning": ("MAISIDiffusionLightning",),
+    "prod9.pipelines.maisi": ("MAISIPipeline",),
     "prod9.autoencoder.factory": (),
     "prod9.data.builders": ("DatasetBuilder",),
     "prod9.data.transforms": ("TransformBuilder",),
@@ -42,6 +50,11 @@ HOMES = {
     "prod9.pipelines.maskgit": ("MaskGiTPipeline",),
 }
 SHIMS = {
+    "prod9.diffusion.scheduler": {"DiffusionModelRF": "prod9.diffusion.diffusion_model"},
+    "prod9.training.maisi_vae": {"MAISIVAELightning": "prod9.training.lightning.maisi_vae_lightning"},
+    "prod9.training.maisi_diffusion": {
+        "MAISIDiffusionLightning": "prod9.training.lightning.maisi_diffusion_lightning"
+    },
     "prod9.generator.transformer": {"TransformerDecoderSingleStream": "prod9.generator.single_stream"},
     "prod9.training.metrics": {"LPIPS": "prod9.training.perceptual"},
     "prod9.training.lightning_module": {

@@ -13,10 +13,15 @@ from prod9.training.config_schema import (
     ControlNetLossConfig,
     ControlNetMaskGiTModelConfig,
     DecoderModelConfig,
+    DiffusionLossConfig,
     DiscriminatorConfig,
+    FlowConfig,
     FSQModelConfig,
+    KLModelConfig,
     LabelConditionalModelConfig,
     MaskingConfig,
+    RectifiedFlowModelConfig,
+    RectifiedFlowSamplerConfig,
     RefinerLossConfig,
     RefinerModelConfig,
     SamplerConfig,
@@ -37,6 +42,15 @@ SECTIONS = sorted({s for model in STAGES.values() for s in all_sections(model)},
 
 # section, constructor, keywords that come from elsewhere than the section
 CONSTRUCTORS = [
+    (KLModelConfig, "prod9.autoencoder.autoencoder_maisi:AutoencoderKlMaisi", set()),
+    (RectifiedFlowModelConfig, "prod9.diffusion.diffusion_model:DiffusionModelRF", {"latent_channels"}),
+    (FlowConfig, "prod9.diffusion.scheduler:RectifiedFlowSchedulerRF", set()),
+    (RectifiedFlowSamplerConfig, "prod9.diffusion.sampler:RectifiedFlowSampler", {"scheduler"}),
+    (
+        DiffusionLossConfig,
+        "prod9.training.algorithms.diffusion_trainer:DiffusionTrainer",
+        {"network", "scheduler"},
+    ),
     (FSQModelConfig, "prod9.autoencoder.autoencoder_fsq:AutoencoderFSQ", set()),
     (DiscriminatorConfig, "prod9.autoencoder.discriminator:Discriminator", set()),
     (

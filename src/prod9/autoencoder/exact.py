@@ -171,7 +171,8 @@ class ExactRunner:
             elif isinstance(block, MaisiDownsample):
                 slab = _downsampled(block, x, first, last, like)
             elif isinstance(block, MaisiConvolution):
-                slab = _convolved(block.conv.conv, x, first, last, affine, like, silu=False)
+                conv: Any = block.conv.conv
+                slab = _convolved(conv, x, first, last, affine, like, silu=False)
             else:
                 raise ValueError(f"exact inference knows no layer of type {type(block).__name__}.")
             if slab.shape[2]:

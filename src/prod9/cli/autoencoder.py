@@ -218,7 +218,7 @@ def _write_latent(path: Path, pipeline: "ReconstructionPipeline", result: "Recon
 
     from prod9.files import atomic_write
 
-    arrays = {
+    arrays: dict[str, Any] = {
         "affine": result.grid_affine,
         "downsampling_factor": np.asarray(pipeline.autoencoder.autoencoder.downsampling_factor),
     }

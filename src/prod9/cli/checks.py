@@ -42,9 +42,9 @@ def check_inputs(config: "RunConfig", *, writes: bool = True) -> Inputs:
     Returns what data there are. writes: whether the run writes into ``output_dir``.
     """
     inputs = find_inputs(config.data)
-    if config.stage in ("maskgit_controlnet", "refiner"):
+    if config.stage == "maskgit_controlnet" or config.stage == "refiner":
         _check_earlier("transformer", config.inputs.transformer, "prod9-train-transformer")
-    elif config.stage in STAGE1_OF:
+    elif config.stage == "transformer" or config.stage == "maisi_diffusion":
         _check_earlier("autoencoder", config.inputs.autoencoder, STAGE_COMMANDS[STAGE1_OF[config.stage]])
     else:
         from prod9.training.weights import resolve_perceptual
@@ -193,7 +193,7 @@ def check_upstream(config: "TransformerConfig | MaisiDiffusionConfig") -> "FSQMo
     _check_earlier("autoencoder", config.inputs.autoencoder, STAGE_COMMANDS[stage])
     opened = CheckpointManager.open(str(config.inputs.autoencoder), stage=stage)
     stage1 = config_from_dict(opened.header["config"], source=str(opened.path))
-    assert stage1.stage in ("autoencoder", "maisi_vae")
+    assert stage1.stage == "autoencoder" or stage1.stage == "maisi_vae"
     factor, (what, fold) = stage1.model.downsampling_factor, _folding(config)
     unit = factor * fold
     if any(side % unit for side in config.data.grid):

@@ -139,22 +139,28 @@ class DiffusionModelRF(DiffusionModelUNetMaisi):
         return value.to(x.dtype) * scale
 
     def _apply_down_blocks(
-        self, h: Tensor, emb: Tensor, context: Tensor | None, residuals: Sequence[Tensor] | None
+        self,
+        h: Tensor,
+        emb: Tensor,
+        context: Tensor | None,
+        down_block_additional_residuals: Sequence[Tensor] | None,
     ) -> tuple[Tensor, list[Tensor]]:
         skips = [h]
         for block in self.down_blocks:
             h, more = self._call(block, h, emb, context)
             skips += more
-        if residuals is not None:
+        if down_block_additional_residuals is not None:
             # MONAI adds in place, which breaks the backward pass of a network that is trained as well. Its last
             # skip is the very tensor that goes on, so released control networks reach the middle block too.
-            skips = [skip + residual for skip, residual in zip(skips, residuals, strict=True)]
+            pairs = zip(skips, down_block_additional_residuals, strict=True)
+            skips = [skip + residual for skip, residual in pairs]
             h = skips[-1]
         return h, skips
 
     def _apply_up_blocks(
-        self, h: Tensor, emb: Tensor, context: Tensor | None, skips: Sequence[Tensor]
+        self, h: Tensor, emb: Tensor, context: Tensor | None, down_block_res_samples: Sequence[Tensor]
     ) -> Tensor:
+        skips = down_block_res_samples
         for block in self.up_blocks:
             count = len(block.resnets)
             skips, own = skips[:-count], skips[-count:]

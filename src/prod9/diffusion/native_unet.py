@@ -17,9 +17,9 @@ class NativeUNetConvolution(Convolution):
 
     conv: Any
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """Return the convolution of ``[B C h w d]``."""
-        return convolve(self.conv, x)
+        return convolve(self.conv, input)
 
 
 class NativeUNetResBlock(DiffusionUNetResnetBlock):

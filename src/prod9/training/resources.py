@@ -126,7 +126,9 @@ def estimate(
     if isinstance(config, MaisiDiffusionConfig):
         vae = autoencoder if isinstance(autoencoder, KLModelConfig) else KLModelConfig()
         return _estimate_diffusion(config, vae, device)
-    return _estimate_transformer(config, autoencoder or FSQModelConfig(), device)
+    assert isinstance(config, TransformerConfig)  # later stages have estimates of their own
+    tokenizer = autoencoder if isinstance(autoencoder, FSQModelConfig) else FSQModelConfig()
+    return _estimate_transformer(config, tokenizer, device)
 
 
 def downsampling_factor(model: FSQModelConfig | KLModelConfig) -> int:

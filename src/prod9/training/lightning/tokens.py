@@ -14,8 +14,6 @@ from prod9.training.model.model_factory import ModelFactory
 class AbstractTokenLightning(AbstractUpstreamLightning[AutoencoderFSQ]):
     """A run on tokens."""
 
-    config: TransformerConfig | MaskGiTControlNetLightningConfig
-
     def __init__(
         self,
         config: TransformerConfig | MaskGiTControlNetLightningConfig,

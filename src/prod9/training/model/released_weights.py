@@ -104,7 +104,7 @@ def import_released(
         inputs["autoencoder"] = describe_input(autoencoder.path, autoencoder.sha256, folder)
         data["scale_factor"] = _required_scale(weights, path)
         data["schedule"] = entry.schedule
-    values = config_to_dict(config) | {"output_dir": "outputs"}
+    values: dict[str, Any] = config_to_dict(config) | {"output_dir": "outputs"}
     header = {
         "format": FORMAT,
         "version": prod9.__version__,

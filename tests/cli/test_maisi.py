@@ -1,0 +1,168 @@
+"""The MAISI family through its commands: from files to generated files, and back from mistakes."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from prod9.training.model.released_weights import build_released
+from prod9.training.released import RELEASED
+from prod9.volumes import read
+from tests.fixtures import write_brats_tree
+from tests.harness import run
+
+DATA = """
+data:
+  root: {folder}/cohort
+  split: {{train: 0.5, val: 0.25, test: 0.25}}
+  grid: [16, 16, 16]
+  label_map: {{T1: 1, T1ce: 2, T2: 3, FLAIR: 4}}
+  batch_size: 2
+training: {{max_steps: 2, validate_every_steps: 2, lr_schedule: {{warmup_steps: 1}}}}
+callbacks: {{num_samples: 1}}
+trainer: {{accelerator: cpu, loggers: [csv], progress: false}}
+"""
+VAE = """
+stage: maisi_vae
+output_dir: {folder}/vae
+model: {{latent_channels: 2, num_channels: [8, 8], num_res_blocks: [1, 1], norm_num_groups: 4, space_to_depth: 2}}
+loss: {{adversarial: {{weight: 0.0}}}}
+"""
+FLOW = """
+stage: maisi_diffusion
+output_dir: {folder}/flow
+inputs: {{autoencoder: {folder}/vae}}
+model:
+  num_channels: [8, 8]
+  attention_levels: [false, true]
+  num_head_channels: [0, 4]
+  num_res_blocks: 1
+  norm_num_groups: 4
+  num_class_embeds: 5
+sampler: {{steps: 2}}
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A cohort with both stages trained for two steps."""
+    folder = tmp_path_factory.mktemp("maisi")
+    write_brats_tree(folder / "cohort", 4)
+    for name, text in (("vae", VAE), ("flow", FLOW)):
+        (folder / f"{name}.yaml").write_text((text + DATA).format(folder=folder))
+    for command, name in (("prod9-train-maisi-vae", "vae"), ("prod9-train-maisi-diffusion", "flow")):
+        checked = run(command, "train", "--config", folder / f"{name}.yaml", "--check", "--json")
+        assert checked.code == 0, checked.err
+        assert checked.json["parameters"] > 1000
+        ran = run(command, "train", "--config", folder / f"{name}.yaml", "--json")
+        assert ran.code == 0, ran.err
+        assert ran.json["step"] == 2
+    return folder
+
+
+def test_both_stages_are_measured_on_held_out_patients(folder):
+    vae = run("prod9-train-maisi-vae", "test", "--model", folder / "vae", "--json")
+    assert vae.code == 0, vae.err
+    assert {"test/psnr", "test/kl"} <= set(vae.json["metrics"])
+    flow = run("prod9-train-maisi-diffusion", "validate", "--config", folder / "flow.yaml", "--json")
+    assert flow.code == 0, flow.err
+    assert flow.json["metrics"]["val/loss"] > 0
+
+
+def test_infer_writes_volumes_and_latents(folder):
+    case = next((folder / "cohort").iterdir())
+    out = folder / "inferred"
+    strategy = "sliding_window.strategy=exact"
+    ran = run(
+        "prod9-train-maisi-vae", "infer", case, "--model", folder / "vae", "-o", out,
+        "--save-latents", "--set", strategy, "--json",
+    )  # fmt: skip
+    assert ran.code == 0, ran.err
+    assert len(ran.json["made"]) == 4
+    source, result = next(case.glob("*t1n*")), next(out.glob("*t1n.nii.gz"))
+    assert read(source).header.shape == read(result).header.shape
+    latent = np.load(next(out.glob("*t1n_latent.npz")))
+    assert latent["latent"].shape[0] == 2
+    assert set(latent.files) == {"latent", "affine", "downsampling_factor"}
+
+
+@pytest.mark.parametrize(
+    "command", [("prod9-generate", "label"), ("prod9-train-maisi-diffusion", "generate")]
+)
+def test_generate_takes_the_flow(folder, command):
+    out = folder / command[0]
+    ran = run(
+        *command,
+        "--model",
+        folder / "flow",
+        "-o",
+        out,
+        "--label",
+        "T2",
+        "-n",
+        2,
+        "--solver",
+        "heun",
+        "--json",
+    )
+    assert ran.code == 0, ran.err
+    assert ran.json["made"] == ["T2_0000.nii.gz", "T2_0001.nii.gz"]
+    first = read(out / "T2_0000.nii.gz")
+    assert first.header.shape == (16, 16, 16)
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert manifest["settings"]["flow"]["num_train_timesteps"] == 1000
+    again = run(
+        *command,
+        "--model",
+        folder / "flow",
+        "-o",
+        out,
+        "--label",
+        "T2",
+        "-n",
+        2,
+        "--solver",
+        "heun",
+        "--json",
+    )
+    assert again.json == {"output_dir": str(out), "made": [], "kept": 2}
+
+
+def test_mistakes_are_named(folder, tmp_path):
+    wrong = run("prod9-generate", "label", "--model", folder / "vae", "-o", tmp_path)
+    assert wrong.code == 1
+    assert "stage maisi_vae" in wrong.err
+    option = run("prod9-generate", "label", "--model", folder / "flow", "-o", tmp_path, "--order", "halton")
+    assert option.code == 2
+    assert "sampler.order" in option.err
+    grid = run(
+        "prod9-train-maisi-diffusion", "train", "--config", folder / "flow.yaml", "--check",
+        "--set", "data.grid=[20, 16, 16]",
+    )  # fmt: skip
+    assert grid.code == 2
+    assert "expected multiples of 8" in grid.err
+    assert "the U-Net's 2" in grid.err
+    label = run(
+        "prod9-train-maisi-diffusion", "train", "--config", folder / "flow.yaml",
+        "--set", "data.label_map={T1: 0, T1ce: 1, T2: 2, FLAIR: 3}",
+    )  # fmt: skip
+    assert label.code == 2
+    assert "0 means unknown" in label.err
+
+
+def test_weights_are_listed_and_what_is_no_weight_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("PROD9_WEIGHTS_DIR", str(tmp_path))
+    listed = run("prod9", "weights", "list", "--json")
+    names = {row["name"]: row for row in listed.json}
+    assert set(RELEASED) <= set(names)
+    assert names["rflow-mr"]["file"] == "diff_unet_3d_rflow-mr.pt"
+    assert names["alex"]["licence"]
+    entry = RELEASED["autoencoder_v1"]
+    torch.save({k: torch.zeros(1) for k in build_released(entry).state_dict()}, tmp_path / entry.file)
+    ran = run("prod9", "weights", "verify", "--json")
+    assert ran.code == 1
+    assert "has shape (1,)" in ran.err
+    strange = run("prod9", "weights", "import", tmp_path / "model.pt")
+    assert strange.code == 2
+    assert "--name" in strange.err
