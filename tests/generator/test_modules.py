@@ -24,6 +24,14 @@ def test_positions_are_truly_three_dimensional():
     assert torch.equal(larger[:4, :5, :6], table), "a position does not depend on the size of the grid"
 
 
+def test_a_table_made_while_generating_does_for_training():
+    embed, layer = SinCosPosEmbed(embed_dim=48), torch.nn.Linear(48, 1)
+    with torch.inference_mode():
+        embed((2, 3, 4))
+    layer(embed((2, 3, 4))).sum().backward()
+    assert layer.weight.grad is not None
+
+
 def test_a_stride_puts_each_row_in_the_middle_of_its_neighbours():
     embed = SinCosPosEmbed(embed_dim=36)
     assert torch.equal(embed((2, 2, 2), 3)[0], embed((2, 2, 2))[7]), "the middle of 0, 1, 2 is 1"

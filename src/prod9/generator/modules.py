@@ -46,6 +46,8 @@ class SinCosPosEmbed(nn.Module):
             self._tables[key] = self._table(grid, stride)
         return self._tables[key]
 
+    # A table made while generating must do for training too, which inference tensors don't.
+    @torch.inference_mode(False)
     @torch.no_grad()
     def _table(self, grid: Sequence[int], stride: int) -> Tensor:
         device = self.frequencies.device
