@@ -19,8 +19,10 @@ def make_volumes(contrast, batch=2):
     return volumes, seg
 
 
-def test_contrasts_are_against_the_rest_of_the_brain():
-    contrasts, present = region_contrasts(*make_volumes(0.2))
+def test_contrasts_are_against_the_mirror_image():
+    volumes, seg = make_volumes(0.2)
+    volumes[:, :, :, 1:3] += 0.3  # brighter on both sides: anatomy, not lesion
+    contrasts, present = region_contrasts(volumes, seg)
     assert contrasts.tolist() == pytest.approx([0.2, -0.1, 0.2], abs=1e-6)
     assert present.tolist() == [[True, True], [True, False]]
 

@@ -89,7 +89,7 @@ def test_copies_are_trained_though_the_base_is_frozen():
 def test_nothing_of_the_base_is_inside():
     base = make_base()
     names = {name.split(".")[0] for name in make_control(base).state_dict()}
-    assert names == {"input", "positions", "encoder", "absent", "blocks", "residuals", "head"}
+    assert names == {"input", "positions", "encoder", "project", "absent", "blocks", "residuals", "head"}
     assert not any("modulation" in name for name in make_control(base).state_dict())
 
 

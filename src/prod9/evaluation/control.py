@@ -13,20 +13,20 @@ Lesions = Bool[Tensor, "B 1 H W D"]
 
 
 def region_contrasts(volumes: Volume, seg: Tensor) -> tuple[Float[Tensor, " R"], Bool[Tensor, "B C"]]:
-    """Return how much brighter each segmented class is than the rest of the brain, and which there are.
+    """Return how much brighter each segmented class is than its mirror image, and which there are.
 
-    volumes: in [0, 1]. seg: integer ``[B H W D]``. One number for each class from 1 that a sample holds,
-    samples first; the brain is where intensity exceeds 2% of the range.
+    volumes: in [0, 1], RAS, the head centred. seg: integer ``[B H W D]``. A brain is symmetric and a lesion is
+    not, so what is left of the contrast is the lesion's own, wherever it lies. One number for each class from 1
+    that a sample holds, samples first; a class that is segmented on both sides throughout has none.
     """
-    brain = volumes[:, 0] > 0.02
-    rest = _mean(volumes[:, 0], brain & (seg == 0))
-    classes = range(1, int(seg.max()) + 1)
-    inside = [seg == label for label in classes]
-    if not inside:
+    image, classes = volumes[:, 0], range(1, int(seg.max()) + 1)
+    if not classes:
         return volumes.new_zeros(0), torch.zeros(len(volumes), 0, dtype=torch.bool)
-    present = torch.stack([where.flatten(1).any(1) for where in inside], dim=1)
-    means = torch.stack([_mean(volumes[:, 0], where) for where in inside], dim=1)
-    return (means - rest[:, None])[present], present
+    healthy_mirror = seg.flip(1) == 0
+    compared = [(seg == label) & healthy_mirror for label in classes]
+    present = torch.stack([where.flatten(1).any(1) for where in compared], dim=1)
+    contrasts = torch.stack([_mean(image - image.flip(1), where) for where in compared], dim=1)
+    return contrasts[present], present
 
 
 def contrast_slope(generated: Volume, real: Volume, seg: Tensor) -> float:

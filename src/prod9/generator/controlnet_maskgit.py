@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from prod9.controlnet.condition_encoder import ConditionEncoder
+from prod9.generator.folding import fold
 from prod9.generator.heads import TokenLogits
 from prod9.generator.token_decoder import AbstractTokenDecoder
 from prod9.generator.token_io import embed_tokens, predict_tokens
@@ -138,10 +139,12 @@ class ControlNetMaskGiT(nn.Module):
         self.encoder = ConditionEncoder(
             in_channels=0 if condition_type == "label" else num_mask_classes,
             num_labels=0 if condition_type == "mask" else num_labels,
-            out_channels=base.embed_dim,
-            downsampling_factor=downsampling_factor * base.patch_size,
+            out_channels=channels[-1],
+            downsampling_factor=downsampling_factor,
             channels=channels,
         )
+        # Down to tokens and folded, like the tokens: where in a position a lesion is stays in plain sight.
+        self.project = nn.Linear(base.patch_size**3 * channels[-1], base.embed_dim)
         self.absent = nn.Parameter(torch.zeros(base.embed_dim))
         copied = [_copy_block(base.blocks[2 * i]) for i in range(base.num_residuals)]
         self.blocks = nn.ModuleList(copied)
@@ -157,9 +160,10 @@ class ControlNetMaskGiT(nn.Module):
         """Return what depends on the condition alone, once a sample; sides must fit the token grid."""
         planes = None if self.condition_type == "label" else self._one_hot(condition)
         label = None if self.condition_type == "mask" else self._checked_label(condition)
-        grid = (1, 1, 1) if planes is None else self._positions_grid(planes)
+        grid = (self.patch_size,) * 3 if planes is None else self._token_grid(planes)
         dropped = condition.is_dropped
-        features = self.encoder(planes, label, grid=grid, dropped=dropped).flatten(2).transpose(1, 2)
+        encoded = self.encoder(planes, label, grid=grid, dropped=dropped)
+        features = self.project(fold(encoded.movedim(1, -1), self.patch_size))
         features = torch.where(dropped[:, None, None], self.absent.to(features.dtype), features)
         return EncodedControl(features, self.absent)
 
@@ -207,11 +211,12 @@ class ControlNetMaskGiT(nn.Module):
         )
         return ControlOutput(tuple(residuals), adjustments)
 
-    def _positions_grid(self, planes: Tensor) -> tuple[int, ...]:
+    def _token_grid(self, planes: Tensor) -> tuple[int, ...]:
         factor = self.encoder.downsampling_factor
-        if any(side % factor for side in planes.shape[2:]):
+        unit = factor * self.patch_size
+        if any(side % unit for side in planes.shape[2:]):
             raise ValueError(
-                f"Expected a segmentation whose sides are multiples of {factor}, the voxels of a position of "
+                f"Expected a segmentation whose sides are multiples of {unit}, the voxels of a position of "
                 f"the base, got {tuple(planes.shape[2:])}; bring it to the grid of the base."
             )
         return tuple(side // factor for side in planes.shape[2:])

@@ -43,7 +43,7 @@ def estimate_controlnet(
     blocks = base.model.num_blocks
     kept = (need.memory_bytes - peak_bytes(need.parameters, 0, ema)) / OVERHEAD
     kept *= 1 + (blocks // 2) / blocks
-    kept += config.data.batch_size * _encoder_bytes(config, base.model, autoencoder, device)
+    kept += config.data.batch_size * _encoder_bytes(config, autoencoder, device)
     return replace(
         need,
         parameters=parameters,
@@ -52,9 +52,9 @@ def estimate_controlnet(
     )
 
 
-def _strides(base: TransformerModelConfig, autoencoder: FSQModelConfig) -> list[int]:
-    """Return the strides of the condition encoder: the prime factors of a position's voxels along an axis."""
-    left, strides, divisor = autoencoder.downsampling_factor * base.patch_size, [], 2
+def _strides(autoencoder: FSQModelConfig) -> list[int]:
+    """Return the strides of the condition encoder: the prime factors of a token's voxels along an axis."""
+    left, strides, divisor = autoencoder.downsampling_factor, [], 2
     while left > 1:
         while left % divisor == 0:
             strides.append(divisor)
@@ -90,7 +90,7 @@ def _encoder_parameters(
 ) -> int:
     told, last = config.condition, config.model.channels[-1]
     planes = 0 if told.condition_type == "label" else told.num_mask_classes
-    strides = _strides(base, autoencoder) if planes else []
+    strides = _strides(autoencoder) if planes else []
     widths = _widths(config, len(strides))
     total, before = 0, 0
     for stride, width in zip(strides, widths, strict=True):
@@ -98,22 +98,20 @@ def _encoder_parameters(
         total += kernel**3 * (before + planes) * width + width + 27 * width * width + width
         before = width
     labels = last if told.condition_type != "mask" else 0
-    total += 27 * (before + planes + labels) * last + last + (last + 1) * base.embed_dim
+    total += 27 * (before + planes + labels) * last + last + (last + 1) * last
+    total += (base.patch_size**3 * last + 1) * base.embed_dim
     return total + (labels and (base.num_classes + 1) * last)
 
 
 def _encoder_bytes(
-    config: MaskGiTControlNetLightningConfig,
-    base: TransformerModelConfig,
-    autoencoder: FSQModelConfig,
-    device: Device,
+    config: MaskGiTControlNetLightningConfig, autoencoder: FSQModelConfig, device: Device
 ) -> float:
     """Return the activations of the encoder on one volume."""
     if config.condition.condition_type == "label":
         return 0.0
     half, voxels, total = half_bytes(config, device), float(prod(config.data.grid)), 0.0
     total += 4 * voxels * config.condition.num_mask_classes
-    strides = _strides(base, autoencoder)
+    strides = _strides(autoencoder)
     for stride, width in zip(strides, _widths(config, len(strides)), strict=True):
         voxels /= stride**3
         total += 4 * half * width * voxels
