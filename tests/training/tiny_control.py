@@ -7,7 +7,8 @@ import torch
 
 from prod9.training.config_schema import MaskGiTControlNetLightningConfig
 from prod9.training.model.checkpoint_file import write_checkpoint
-from prod9.training.model.checkpoint_manager import CheckpointManager, describe_input, make_header
+from prod9.training.model.checkpoint_manager import CheckpointManager, make_header
+from prod9.training.model.checkpoint_places import describe_input
 from prod9.training.model.model_factory import ModelFactory
 from tests.training.tiny import QUIET, _data, _merged, _training, transformer_config, write_autoencoder
 

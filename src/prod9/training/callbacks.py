@@ -21,7 +21,7 @@ from prod9.errors import ConfigError, TrainingError
 from prod9.training.config_schema import RunConfig
 from prod9.training.lightning.base import AbstractLightning
 from prod9.training.model.checkpoint_file import LAST, remove_checkpoint, sidecar
-from prod9.training.model.checkpoint_manager import write_index
+from prod9.training.model.checkpoint_places import write_index
 from prod9.training.montage import write_montage
 from prod9.training.progress import RunProgress
 

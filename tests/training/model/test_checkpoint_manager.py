@@ -9,10 +9,9 @@ from prod9.errors import CheckpointError
 from prod9.training.model.checkpoint_file import read_checkpoint, sidecar, write_checkpoint
 from prod9.training.model.checkpoint_manager import (
     CheckpointManager,
-    describe_input,
     make_header,
-    write_index,
 )
+from prod9.training.model.checkpoint_places import describe_input, write_index
 from prod9.training.model.model_factory import ModelFactory
 from tests.training.tiny import transformer_config, write_autoencoder
 

@@ -10,7 +10,7 @@ from prod9.training.algorithms.refiner_trainer import RefinerInputs
 from prod9.training.config_schema import RefinerConfig
 from prod9.training.lightning.base import AbstractLightning, Batch, Panel, compile_network
 from prod9.training.lightning.translator import Translator, load_translator
-from prod9.training.model.checkpoint_manager import describe_input
+from prod9.training.model.checkpoint_places import describe_input
 from prod9.training.model.model_factory import ModelFactory
 
 

@@ -9,7 +9,8 @@ from prod9.autoencoder.inference import AutoencoderInferenceWrapper
 from prod9.errors import ConfigError
 from prod9.training.config_schema import MaisiDiffusionConfig, RunConfig
 from prod9.training.lightning.base import AbstractLightning, Batch, Unregistered
-from prod9.training.model.checkpoint_manager import CheckpointManager, Loaded, describe_input
+from prod9.training.model.checkpoint_manager import CheckpointManager, Loaded
+from prod9.training.model.checkpoint_places import describe_input
 from prod9.training.model.model_factory import ModelFactory
 
 A = TypeVar("A", AutoencoderFSQ, AutoencoderKlMaisi)

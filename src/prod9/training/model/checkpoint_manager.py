@@ -4,10 +4,8 @@ Everything read has a typed header (``Header``), so a file of another stage or o
 by name, before any weight is looked at. Weights are loaded strictly; nothing is ever unpickled.
 """
 
-import json
 import logging
-import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
@@ -24,7 +22,6 @@ from prod9.autoencoder.autoencoder_fsq import AutoencoderFSQ
 from prod9.autoencoder.autoencoder_maisi import AutoencoderKlMaisi
 from prod9.diffusion.diffusion_model import DiffusionModelRF
 from prod9.errors import CheckpointError
-from prod9.files import atomic_write
 from prod9.generator.controlnet_maskgit import ControlNetMaskGiT
 from prod9.generator.refiner import Refiner
 from prod9.generator.token_decoder import AbstractTokenDecoder
@@ -40,11 +37,11 @@ from prod9.training.config_schema import (
 )
 from prod9.training.model import export as exports
 from prod9.training.model.checkpoint_file import LAST, PREVIOUS, read_checkpoint
+from prod9.training.model.checkpoint_places import describe_input, ranked_best, recorded_places
 from prod9.training.model.model_factory import ModelFactory
 from prod9.training.released import RECTIFIED_FLOW
 
 FORMAT = 1
-INDEX = "best.json"
 PREFIXES = {
     "autoencoder": "autoencoder.",
     "maisi_vae": "autoencoder.",
@@ -155,7 +152,7 @@ class CheckpointManager:
             )
         folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
         last = [folder / name for name in (LAST, PREVIOUS)]
-        best = [folder / name for name in _ranked_best(folder)]
+        best = [folder / name for name in ranked_best(folder)]
         found = [file for file in (best + last if prefer == "best" else last + best) if file.is_file()]
         if not found:
             raise CheckpointError(
@@ -352,7 +349,9 @@ class CheckpointManager:
             upstream = CheckpointManager.open(autoencoder, stage=family)
             header["inputs"] = {"autoencoder": describe_input(upstream.path, upstream.sha256, folder)}
         if transformer is not None:
-            header["inputs"] = _describe_base(CheckpointManager.open(transformer, stage="transformer"), folder)
+            header["inputs"] = _describe_base(
+                CheckpointManager.open(transformer, stage="transformer"), folder
+            )
         for recorded in header["inputs"].values():
             recorded["path"] = recorded["relative"]
         prefix = PREFIXES[header["stage"]]
@@ -364,7 +363,7 @@ def _describe_base(base: Opened, folder: Path) -> dict[str, dict[str, str]]:
     inputs = {"transformer": describe_input(base.path, base.sha256, folder)}
     recorded = base.header["inputs"].get("autoencoder")
     if recorded is not None:
-        place = _recorded_places(base.path, recorded)[-1]
+        place = recorded_places(base.path, recorded)[-1]
         inputs["autoencoder"] = describe_input(place, recorded["sha256"], folder)
     return inputs
 
@@ -376,7 +375,7 @@ def _load_recorded(
     recorded = loaded.header["inputs"].get(name)
     if recorded is None:
         raise CheckpointError(f"{loaded.path}: expected the {name} in `inputs`, got none recorded there.")
-    tried = [Path(path)] if path is not None else _recorded_places(loaded.path, recorded)
+    tried = [Path(path)] if path is not None else recorded_places(loaded.path, recorded)
     for place in tried:
         if place.exists():
             upstream = load(place)
@@ -407,27 +406,6 @@ def require_schedule(header: Header, schedule: str, source: str | Path) -> None:
             f"its output is no velocity of a {schedule}. Load it with CheckpointManager.load_diffusion(path, "
             f"schedule={found!r}) and sample with MONAI's DDPMScheduler, or choose a rectified flow."
         )
-
-
-def describe_input(path: Path, sha256: str, base: Path) -> dict[str, str]:
-    """Return the record of an earlier stage: where it is, where it is seen from ``base``, and its hash."""
-    path, base = path.resolve(), base.resolve()
-    return {"path": str(path), "relative": Path(os.path.relpath(path, base)).as_posix(), "sha256": sha256}
-
-
-def write_index(folder: Path, entries: Iterable[dict[str, Any]]) -> None:
-    """Record which best checkpoints ``folder`` holds, best first: ``{"file", "step", "value"}`` each."""
-    with atomic_write(folder / INDEX) as temporary:
-        Path(temporary).write_text(json.dumps(list(entries), indent=2) + "\n", encoding="utf-8")
-
-
-def _ranked_best(folder: Path) -> list[str]:
-    try:
-        entries = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-        # A name from a file never leads out of the folder.
-        return [Path(str(entry["file"])).name for entry in entries]
-    except (OSError, ValueError, TypeError, KeyError):
-        return sorted((file.name for file in folder.glob("best-step=*.ckpt")), reverse=True)
 
 
 def _open_file(file: Path, stage: str | Sequence[str] | None) -> Opened:
@@ -510,9 +488,3 @@ def _without_paths(header: Header) -> Header:
     if "inputs" in config:
         config["inputs"] = dict.fromkeys(config["inputs"])
     return copy
-
-
-def _recorded_places(path: Path, recorded: dict[str, str]) -> list[Path]:
-    run = path if path.is_dir() else path.parent.parent if path.parent.name == "checkpoints" else path.parent
-    places = [Path(recorded["path"]), run / recorded["relative"]]
-    return [place for place in places if place.is_absolute()] or places[1:]

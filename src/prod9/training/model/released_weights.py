@@ -14,7 +14,8 @@ from prod9.training.config import config_to_dict, load_config
 from prod9.training.config_schema import MaisiDiffusionConfig, MaisiVAEConfig
 from prod9.training.model import export as exports
 from prod9.training.model.checkpoint_file import read_checkpoint
-from prod9.training.model.checkpoint_manager import FORMAT, Loaded, describe_input
+from prod9.training.model.checkpoint_manager import FORMAT, Loaded
+from prod9.training.model.checkpoint_places import describe_input
 from prod9.training.model.model_factory import ModelFactory
 from prod9.training.released import RELEASED, Released
 
