@@ -58,4 +58,6 @@ def test_configs_schema(capsys, stage):
 
 def test_configs_schema_refuses_an_unknown_stage(capsys):
     assert run(app, ["configs", "schema", "--stage", "vae"]) == 2
-    assert "expected autoencoder or transformer, got 'vae'" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "expected autoencoder or transformer or maisi_vae" in error
+    assert "got 'vae'" in error

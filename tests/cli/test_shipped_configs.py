@@ -34,7 +34,9 @@ ORDER = ("autoencoder", "maisi_vae", "transformer", "refiner", "maisi_diffusion"
 """Earlier stages come first: later ones find them where their configs say."""
 
 
-@pytest.mark.parametrize("name", sorted(shipped_configs(), key=lambda name: (ORDER.index(_stage(name)), name)))
+@pytest.mark.parametrize(
+    "name", sorted(shipped_configs(), key=lambda name: (ORDER.index(_stage(name)), name))
+)
 def test_one_step(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     monkeypatch.setenv("BRATS_DIR", str(folder / "outputs" / "demo" / "data"))

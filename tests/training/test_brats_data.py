@@ -287,7 +287,9 @@ class Stage2:
             "indices_to_codes": self.network.indices_to_codes,
             "encoder_hash": "weights-1",
         } | how
-        return DATA_MODULES[kind](config, **{name: value for name, value in options.items() if name not in without})
+        return DATA_MODULES[kind](
+            config, **{name: value for name, value in options.items() if name not in without}
+        )
 
 
 @pytest.fixture

@@ -171,7 +171,8 @@ def test_one_error_is_one_line(write):
 def test_a_wrong_kind_is_named_with_the_right_ones(write):
     message = errors_of(write(STAGE2), "model.kind=decodr")
     assert (
-        "model.kind: expected one of 'label_conditional', 'decoder', 'single_stream', got 'decodr'; did you mean 'decoder'?"
+        "model.kind: expected one of 'label_conditional', 'decoder', 'single_stream', got 'decodr'; "
+        "did you mean 'decoder'?"
         in message
     )
 

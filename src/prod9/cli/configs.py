@@ -18,9 +18,7 @@ from prod9.cli.shared import (
 app = new_app("List, show and explain configurations.")
 
 NameArgument = Annotated[str, typer.Argument(metavar="NAME_OR_PATH", help="A shipped name or a YAML file.")]
-StageOption = Annotated[
-    str | None, typer.Option("--stage", metavar="STAGE", help="Only this stage.")
-]
+StageOption = Annotated[str | None, typer.Option("--stage", metavar="STAGE", help="Only this stage.")]
 
 
 @app.command("list")

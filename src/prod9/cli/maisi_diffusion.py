@@ -4,7 +4,9 @@ from prod9.cli.generate import generate_labels
 from prod9.cli.shared import new_app, run_app
 from prod9.cli.stage import add_run_commands
 
-app = new_app("Train MAISI's diffusion network on the latents of a trained autoencoder, and generate with it.")
+app = new_app(
+    "Train MAISI's diffusion network on the latents of a trained autoencoder, and generate with it."
+)
 add_run_commands(app, "maisi_diffusion")
 app.command("generate")(generate_labels)
 

@@ -346,7 +346,9 @@ def checkpoint_bytes(parameters: int, ema: bool) -> int:
 def stage1_multiplications(config: AutoencoderConfig) -> float:
     """Return the multiply-adds of a training step on crops, forward and backward, adversary included."""
     model, data = config.model, config.data
-    adversary = _discriminator_layers(config.loss.adversarial.discriminator) if config.loss.adversarial.weight else []
+    adversary = (
+        _discriminator_layers(config.loss.adversarial.discriminator) if config.loss.adversarial.weight else []
+    )
     voxels = data.batch_size * prod(data.crop_size or data.grid)
     # A backward pass costs two forward ones; real and reconstructed volumes pass the adversary about four times.
     network = 3 * sum(_work(layer) for layer in _autoencoder_layers(model)) / model.space_to_depth**3
