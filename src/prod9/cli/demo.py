@@ -48,7 +48,7 @@ def demo(
         typer.Option(
             "--budget",
             metavar="TIME",
-            help="Scale steps and patients to about this time on two cores, e.g. 60m; default 6m, from scratch 12m.",
+            help="Scale steps and patients to about this time on two cores, e.g. 60m; default 6m, from scratch 15m.",
         ),
     ] = None,
     stages: Annotated[
