@@ -71,7 +71,7 @@ class ControlNetLossConfig(Section):
         default=0.25, description="Loss weight of tokens whose volume patch is pure background."
     )
     region_weight: Positive = Field(
-        default=4.0, description="Loss weight of tokens in or near a segmented class; 1 weighs all alike."
+        default=20.0, description="Loss weight of tokens in or near a segmented class; 1 weighs all alike."
     )
     region_margin: Count = Field(default=1, description="How many tokens around a class are near it.")
     privileged_share: Fraction = Field(

@@ -66,7 +66,7 @@ class ControlNetTrainer:
         control_dropout: float = 0.1,
         anchor_weight: float = 1.0,
         background_weight: float = 0.25,
-        region_weight: float = 4.0,
+        region_weight: float = 20.0,
         region_margin: int = 1,
         privileged_share: float = 0.5,
     ) -> None:
