@@ -94,9 +94,9 @@ def _config_table() -> str:
     lines = ["| name | stage | tokens | parameters | memory | checkpoint |", "|---|---|---|---|---|---|"]
     for name, config in configs.items():
         need = need_of(config, configs)
-        grid = " × ".join(map(str, need.latent_grid))
+        tokens = " × ".join(map(str, need.latent_grid)) + f" = {need.tokens:,}" if need.tokens else "none"
         lines.append(
-            f"| `{name}` | {config.stage} | {grid} = {need.tokens:,} | {need.parameters / 1e6:.1f} M "
+            f"| `{name}` | {config.stage} | {tokens} | {need.parameters / 1e6:.1f} M "
             f"| {max(need.memory_gib, 0.1):.1f} GiB | {need.checkpoint_bytes / 1e6:,.0f} MB |"
         )
     return "\n".join(lines) + "\n"

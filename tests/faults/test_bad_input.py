@@ -78,7 +78,7 @@ def test_missing_perceptual_weights(configs: tuple[Path, Path], monkeypatch: pyt
 
 def test_no_upstream(configs: tuple[Path, Path]) -> None:
     ran = run("prod9-train-transformer", "train", "--config", configs[1])
-    assert_refused(ran, 2, "inputs.autoencoder", configs[0].parent / "stage1", "train stage 1 first")
+    assert_refused(ran, 2, "inputs.autoencoder", configs[0].parent / "stage1", "train the autoencoder first")
 
 
 @pytest.mark.parametrize(

@@ -172,8 +172,7 @@ def test_a_wrong_kind_is_named_with_the_right_ones(write):
     message = errors_of(write(STAGE2), "model.kind=decodr")
     assert (
         "model.kind: expected one of 'label_conditional', 'decoder', 'single_stream', got 'decodr'; "
-        "did you mean 'decoder'?"
-        in message
+        "did you mean 'decoder'?" in message
     )
 
 

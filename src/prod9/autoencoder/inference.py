@@ -85,11 +85,11 @@ class AutoencoderInferenceWrapper(nn.Module):
         """
         network = self.autoencoder
         x = pad_to_multiple(x.float(), network.downsampling_factor)
-        if isinstance(network, AutoencoderFSQ):
-            z = self._map(network.encode, x, 1)
-            return z, torch.zeros_like(z)
-        z_mu, variance = self._map(lambda window: _moments(network, window), x, 1).chunk(2, 1)
-        return z_mu, variance.sqrt()
+        if isinstance(network, AutoencoderKlMaisi):
+            z_mu, variance = self._map(lambda window: _moments(network, window), x, 1).chunk(2, 1)
+            return z_mu, variance.sqrt()
+        z = self._map(network.encode, x, 1)
+        return z, torch.zeros_like(z)
 
     @torch.no_grad()
     def quantize_stage_2_inputs(self, x: Volume) -> TokenGrid:

@@ -50,7 +50,8 @@ def test_the_loss_takes_every_setting_of_its_section():
     assert vars(loss) | {"perceptual": None} == {
         "reconstruction": "l2", "reconstruction_weight": 2.0, "perceptual": None, "perceptual_weight": 0.3,
         "adversarial_weight": 0.4, "criterion": "hinge", "adaptive": False, "adaptive_max": 9.0, "start_step": 7,
-        "gradient_penalty": 0.5, "regularizers": {"commitment": 0.6, "range": 0.7, "kl": 0.0}, "warmup_steps": {"kl": 0},
+        "gradient_penalty": 0.5, "regularizers": {"commitment": 0.6, "range": 0.7, "kl": 0.0},
+        "warmup_steps": {"kl": 0},
     }  # fmt: skip
     assert type(loss.perceptual).__name__ == "FocalFrequencyLoss"
 
