@@ -7,7 +7,7 @@ from prod9.generator.refiner import Refiner, RefinerBlock
 
 def build(**changes):
     torch.manual_seed(0)
-    options = {"num_classes": 3, "num_channels": (8, 8), "norm_num_groups": 4, **changes}
+    options = {"num_classes": 3, "num_channels": (8, 8), "space_to_depth": 2, "detail_channels": 4, **changes}
     return Refiner(**options)
 
 
@@ -33,7 +33,8 @@ def test_untrained_it_returns_the_decoded_target_whatever_the_sides():
 
 
 @pytest.mark.parametrize(
-    "changes", [{"num_channels": (8,)}, {"num_channels": (8, 8, 8)}, {"space_to_depth": 1}]
+    "changes",
+    [{"num_channels": (8,)}, {"num_channels": (8, 8, 8)}, {"space_to_depth": 1}, {"space_to_depth": 3}],
 )
 def test_every_depth_and_folding_takes_any_sides(changes):
     decoded, sources, present, label = inputs()
@@ -77,10 +78,30 @@ def test_every_parameter_gets_a_gradient():
     assert not [name for name, p in refiner.named_parameters() if p.grad is None or not p.grad.any()]
 
 
-def test_a_fresh_block_ignores_its_context():
-    block = RefinerBlock(in_channels=4, out_channels=8, context_dim=3, norm_num_groups=2)
+def test_a_fresh_block_ignores_the_facts():
+    block = RefinerBlock(in_channels=4, out_channels=8, num_facts=3)
     x = torch.rand(1, 4, 4, 4, 4)
     assert torch.equal(block(x, torch.zeros(1, 3)), block(x, torch.ones(1, 3)))
+
+
+def test_facts_of_one_target_say_nothing_about_another():
+    refiner, (decoded, _, present, label) = build(), inputs()
+    facts = refiner._facts(decoded, present, label).view(2, 3, 5)
+    assert facts[0, 2].tolist() == [
+        1,
+        1,
+        1,
+        1,
+        0,
+    ]  # it is the target, it was decoded, sources 0 and 1 are there
+    assert not facts[0, :2].any()
+    assert refiner._facts(torch.zeros_like(decoded), present, label).view(2, 3, 5)[0, 2].tolist() == [
+        1,
+        0,
+        1,
+        1,
+        0,
+    ]
 
 
 def test_a_wrong_number_of_sources_is_refused():

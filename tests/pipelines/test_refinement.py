@@ -25,7 +25,7 @@ def write_refiner(path: Path, *, translator: str = TRANSLATOR, labels: dict[str,
             "stage": "refiner",
             "output_dir": "x",
             "data": {"root": "x", "grid": list(GRID)},
-            "model": {"num_channels": [8, 8], "norm_num_groups": 4},
+            "model": {"num_channels": [8, 8], "space_to_depth": 2},
         },
         source="test",
     )

@@ -91,7 +91,8 @@ class BraTSRefinerDataModule(AbstractBraTSDataModule):
             modalities=data.modalities,
             label_map=data.label_map,
             num_classes=self.config.model.num_classes,
-            flip_prob=data.augment.flip_prob if part == "train" else 0.0,
+            crop_size=data.crop_size,
+            flip_prob=data.augment.flip_prob,
             seed=self.config.seed,
         )
 
@@ -130,7 +131,7 @@ class BraTSRefinerDataModule(AbstractBraTSDataModule):
 
 
 class _RefinerDataset(Dataset[dict[str, Any]]):
-    """One translation a sample; a SampleKey mirrors it, together with its sources and the scan, at random."""
+    """One translation a sample with its sources and the scan; a SampleKey mirrors and crops all of them alike."""
 
     def __init__(
         self,
@@ -141,6 +142,7 @@ class _RefinerDataset(Dataset[dict[str, Any]]):
         modalities: Sequence[str],
         label_map: dict[str, int],
         num_classes: int,
+        crop_size: tuple[int, int, int] | None,
         flip_prob: float,
         seed: int,
     ) -> None:
@@ -150,6 +152,7 @@ class _RefinerDataset(Dataset[dict[str, Any]]):
         self._modalities = modalities
         self._labels = [label_map[name] for name in modalities]
         self._num_classes = num_classes
+        self._crop_size = crop_size
         self._flip_prob = flip_prob
         self._seed = seed
 
@@ -160,12 +163,13 @@ class _RefinerDataset(Dataset[dict[str, Any]]):
         """Return ``decoded`` and ``target`` [1 H W D], ``sources`` [K H W D], ``present`` [K], ``label`` …"""
         item = self._items[key.index if isinstance(key, SampleKey) else key]
         images = self._cases[item.case].images
-        flip = isinstance(key, SampleKey) and key.rng(self._seed).random() < self._flip_prob
+        window, flip = self._draw(key, images.shape[1:])
 
         def prepared(volume: Tensor) -> Tensor:
-            return volume.flip(-3) if flip else volume
+            cut = volume[(..., *window)]
+            return cut.flip(-3) if flip else cut
 
-        sources = torch.zeros(self._num_classes, *images.shape[1:])
+        sources = torch.zeros(self._num_classes, *(axis.stop - axis.start for axis in window))
         present = torch.zeros(len(sources), dtype=torch.bool)
         for m in item.sources:
             sources[self._labels[m]] = prepared(dequantise(images[m]))
@@ -179,6 +183,16 @@ class _RefinerDataset(Dataset[dict[str, Any]]):
             "case_id": self._cases.cases[item.case].case_id,
             "modality": self._modalities[item.target],
         }
+
+    def _draw(self, key: int | SampleKey, sides: Sequence[int]) -> tuple[list[slice], bool]:
+        """Return where to crop and whether to mirror; an int takes all as it is."""
+        if not isinstance(key, SampleKey):
+            return [slice(0, side) for side in sides], False
+        rng = key.rng(self._seed)
+        flip = bool(rng.random() < self._flip_prob)
+        wanted = [min(c, side) for c, side in zip(self._crop_size or sides, sides, strict=True)]
+        starts = [int(rng.integers(side - c + 1)) for side, c in zip(sides, wanted, strict=True)]
+        return [slice(start, start + c) for start, c in zip(starts, wanted, strict=True)], flip
 
 
 def _check_leak(split: Split, upstream: Split) -> None:

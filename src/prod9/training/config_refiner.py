@@ -31,32 +31,26 @@ class RefinerModelConfig(Section):
 
     kind: Literal["refiner"] = Field(default="refiner", description="Picks the adapter.")
     num_classes: PositiveInt = Field(default=4, description="Class labels.")
-    num_channels: Ints = Field(default=(32, 64, 128), description="Width of each resolution.")
+    num_channels: Ints = Field(default=(32, 64, 128), description="Width of each resolution of the U-Net.")
     num_res_blocks: PositiveInt = Field(default=1, description="Blocks of a resolution, on each way.")
-    norm_num_groups: PositiveInt = Field(default=8, description="Groups of the group normalisation.")
-    space_to_depth: PositiveInt = Field(default=2, description="Fold n³ voxels into channels first.")
-    detail_channels: PositiveInt = Field(default=16, description="Width at full resolution.")
+    space_to_depth: PositiveInt = Field(
+        default=4, description="Edge of the blocks of voxels that the U-Net sees as one."
+    )
+    detail_channels: PositiveInt = Field(
+        default=16, description="Width of the perceptron at full resolution."
+    )
     use_checkpointing: bool = Field(default=False, description="Recompute activations in the backward pass.")
-
-    @model_validator(mode="after")
-    def _groups_divide_widths(self) -> "RefinerModelConfig":
-        if any(width % self.norm_num_groups for width in self.num_channels):
-            raise ValueError(
-                f"norm_num_groups ({self.norm_num_groups}) must divide every entry of num_channels, "
-                f"got {list(self.num_channels)}"
-            )
-        return self
 
 
 class RefinerLossConfig(Section):
     """RefinerTrainer."""
 
-    reconstruction: Literal["l1", "l2"] = Field(default="l1", description="Distance to the target.")
+    reconstruction: Literal["l1", "l2"] = Field(default="l2", description="Distance to the target.")
     background_weight: NonNegative = Field(
         default=0.1, description="Weight of the voxels outside the target's brain."
     )
     fit_weight: NonNegative = Field(
-        default=1.0,
+        default=4.0,
         description="Weight of the squared distance left after the best affine map of intensities.",
     )
     decoded_dropout: Fraction = Field(

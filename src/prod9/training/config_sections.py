@@ -79,7 +79,7 @@ class VolumesSection(Section):
         default=(144, 192, 144), description="Voxels of a whole volume: pad or centre-crop to this."
     )
     crop_size: Triple | None = Field(
-        default=None, description="Stage 1: random training crops; null for whole volumes."
+        default=None, description="Stage 1 and refiner: random training crops; null for whole volumes."
     )
     whole_volume_fraction: Fraction = Field(
         default=0.4, description="Stage 1: last share of the steps that trains on whole volumes at batch 1."

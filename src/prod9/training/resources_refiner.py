@@ -1,8 +1,8 @@
 """What training a refiner needs: see :mod:`prod9.training.resources` for the formulas.
 
-- activations: each of a block's two convolutions keeps its input before and after the norm and after the
-  activation, the modulation its input, once a voxel of the folded volume and of each coarser resolution; at full
-  resolution the intensities and, before and after the activation, the detail are kept.
+- activations: a block's convolutions keep their inputs, its norms, its modulation and its SiLUs theirs, once for
+  each of the U-Net's voxels. At full resolution the intensities are kept twice and the perceptron's hidden values
+  five times, in float32.
 - store: one byte a voxel of each translation. Volumes are read every step, so they are kept where ``data.cache``
   says.
 """
@@ -23,36 +23,33 @@ class _Block:
     outputs: int
     share: float
 
-    def parameters(self, context_dim: int) -> int:
+    def parameters(self, num_facts: int) -> int:
         i, o = self.inputs, self.outputs
-        shortcut = 0 if i == o else (i + 1) * o
-        return 2 * i + (27 * i + 1) * o + 2 * (context_dim + 1) * o + 2 * o + (27 * o + 1) * o + shortcut
+        return (27 * i + 1) * o + 2 * (num_facts + 1) * o + (27 * o + 1) * o + 4 * o
 
     def kept_bytes(self, half: int) -> float:
-        return self.share * ((8 + half) * self.inputs + (8 + half + 4) * self.outputs)
+        # A convolution's input, what its norm is given and, of the first, what is modulated and activated.
+        return self.share * (half * (self.inputs + self.outputs) + (8 + 4 + half) * self.outputs)
 
 
 def estimate_refiner(config: RefinerConfig, *, device: Device = "cuda") -> Resources:
     """Estimate what training ``config`` needs."""
     model, data = config.model, config.data
-    folded, dim = model.space_to_depth**3, 4 * model.num_channels[0]
-    blocks = _blocks(model)
-    first = model.num_channels[0]
-    parameters = (2 * model.num_classes + 2) * dim
-    parameters += (27 * (1 + model.num_classes) * folded + 1) * first
-    parameters += sum(block.parameters(dim) for block in blocks)
+    folded, detail, inputs = model.space_to_depth**3, model.detail_channels, 1 + model.num_classes
+    blocks, first, facts = _blocks(model), model.num_channels[0], model.num_classes * (model.num_classes + 2)
+    parameters = (inputs * folded + 1) * first + (first + 1) * detail
+    parameters += sum(block.parameters(facts) for block in blocks)
     parameters += sum((27 * fine + 1) * coarse for fine, coarse in pairwise(model.num_channels))
-    detail = model.detail_channels
-    parameters += 2 * first + (27 * first + 1) * detail
-    parameters += (27 * (1 + model.num_classes) + 1) * detail + (dim + 1) * (detail + 1)
+    parameters += (inputs + 1) * detail + 2 * (facts + 1) * detail + (detail + 1) * detail
+    parameters += (facts + 1) * (detail + inputs + 1)
     half = half_bytes(config, device)
     kept = sum(block.kept_bytes(half) for block in blocks)
     if model.use_checkpointing:
         kept = sum(half * block.share * block.inputs for block in blocks) + max(
             b.kept_bytes(half) for b in blocks
         )
-    kept += (8 + half) * first + half * (1 + model.num_classes) * folded
-    kept += folded * (half * (1 + model.num_classes) + 2 * half * detail)
+    kept += half * (inputs * folded + first) + folded * (half * 2 * inputs + 4 * 5 * detail)
+    voxels = data.batch_size * prod(data.crop_size or data.grid)
     ema = config.training.ema is not None
     return Resources(
         grid=data.grid,
@@ -60,7 +57,7 @@ def estimate_refiner(config: RefinerConfig, *, device: Device = "cuda") -> Resou
         tokens=0,
         positions=0,
         parameters=parameters,
-        memory_bytes=peak_bytes(parameters, kept * data.batch_size * prod(data.grid) / folded, ema),
+        memory_bytes=peak_bytes(parameters, kept * voxels / folded, ema),
         checkpoint_bytes=checkpoint_bytes(parameters, ema),
         store_bytes_per_volume=config.translations.per_target * prod(data.grid),
     )

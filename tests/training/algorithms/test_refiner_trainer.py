@@ -43,7 +43,11 @@ def test_the_background_weighs_what_it_is_told():
     off = RefinerInputs(target + 0.1 * (target == 0), inputs.sources, inputs.present, inputs.target_label)
     for weight, expected in ((0.0, 0.0), (1.0, 0.1 * 0.25)):  # a quarter of the voxels
         trainer = RefinerTrainer(
-            refiner=keep_decoded, background_weight=weight, fit_weight=0.0, decoded_dropout=0.0
+            refiner=keep_decoded,
+            reconstruction="l1",
+            background_weight=weight,
+            fit_weight=0.0,
+            decoded_dropout=0.0,
         )
         assert losses(trainer, off, target)["total"] == pytest.approx(expected, abs=1e-7)
 
@@ -73,7 +77,7 @@ def test_metrics_tell_both_halves_of_the_input_apart():
 
 def test_it_learns_to_add_the_detail_of_a_source():
     torch.manual_seed(0)
-    refiner = Refiner(num_classes=2, num_channels=(8, 8), norm_num_groups=4)
+    refiner = Refiner(num_classes=2, num_channels=(8, 8), space_to_depth=2)
     trainer = RefinerTrainer(refiner=refiner, reconstruction="l2", decoded_dropout=0.0)
     inputs, target = batch()
     smooth = torch.nn.functional.avg_pool3d(target, 3, 1, 1)

@@ -48,9 +48,9 @@ class RefinerTrainer:
         self,
         *,
         refiner: RefinerNetwork,
-        reconstruction: Literal["l1", "l2"] = "l1",
+        reconstruction: Literal["l1", "l2"] = "l2",
         background_weight: float = 0.1,
-        fit_weight: float = 1.0,
+        fit_weight: float = 4.0,
         decoded_dropout: float = 0.25,
     ) -> None:
         self.refiner = refiner

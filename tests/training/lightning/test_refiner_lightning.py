@@ -1,0 +1,147 @@
+"""RefinerLightning and its Translator: a run from data to a checkpoint that loads, and what is refused."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from prod9.errors import CheckpointError, ConfigError
+from prod9.training import run
+from prod9.training.brats_refiner_data import BraTSRefinerDataModule
+from prod9.training.config import config_from_dict
+from prod9.training.lightning.refiner_lightning import RefinerLightning, inputs_of
+from prod9.training.lightning.translator import load_translator
+from prod9.training.model.checkpoint_file import write_checkpoint
+from prod9.training.model.checkpoint_manager import CheckpointManager, make_header
+from prod9.training.model.model_factory import ModelFactory
+from prod9.training.resources import OVERHEAD
+from prod9.training.resources_refiner import estimate_refiner
+from tests.fixtures import write_brats_tree
+from tests.training.tiny import transformer_config, write_autoencoder
+from tests.training.tiny_refiner import Average, refiner_config
+
+DECODER = {"kind": "decoder", "embed_dim": 24, "num_blocks": 1, "num_heads": 2}
+
+
+def write_translator(folder: Path, *, seed: int = 0, **model: Any) -> None:
+    """Write an untrained stage-2 run on the grid of the refiner's configuration."""
+    write_autoencoder(folder / "stage1.ckpt")
+    upstream = CheckpointManager.load_autoencoder(folder / "stage1.ckpt")
+    config = transformer_config(folder, folder / "stage2", folder / "stage1.ckpt", model=DECODER | model)
+    section = upstream.header["architecture"]["autoencoder"]
+    torch.manual_seed(seed)
+    network = ModelFactory.create_transformer(config.model, levels=section["levels"])
+    data = refiner_config(folder, folder / "refiner").data.model_dump(mode="json")
+    header = make_header(
+        config,
+        architecture={"transformer": config.model.model_dump(mode="json"), "autoencoder": section},
+        step=1,
+        split={"train": [], "val": [], "test": []},
+        inputs={
+            "autoencoder": {
+                "path": str(upstream.path),
+                "relative": "../stage1.ckpt",
+                "sha256": upstream.sha256,
+            }
+        },
+        data={
+            **{key: data[key] for key in ("grid", "label_map", "spacing", "intensity")},
+            "reference_affine": torch.eye(4).tolist(),
+        },
+    )
+    state = {f"decoder.{name}": tensor for name, tensor in network.state_dict().items()}
+    path = folder / "stage2" / "checkpoints" / "last.ckpt"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_checkpoint({"prod9": header, "state_dict": state}, path)
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Any:
+    write_translator(tmp_path)
+    return refiner_config(tmp_path / "cohort", tmp_path / "refiner")
+
+
+def test_a_run_ends_in_a_checkpoint_that_loads_as_a_refiner_and_as_nothing_else(config: Any) -> None:
+    write_brats_tree(Path(config.data.root), 5)
+    result = run.train(config)
+    assert result.step == 3
+    wanted = {"psnr", "psnr_fitted", "ssim", "psnr_fitted_decoded", "psnr_fitted_sources"}
+    assert {f"val/{name}" for name in wanted} <= result.metrics.keys()
+    loaded = CheckpointManager.load_refiner(config.output_dir)
+    assert not loaded.network.training
+    translator = CheckpointManager.open(config.inputs.transformer, stage="transformer")
+    assert loaded.header["inputs"]["transformer"]["sha256"] == translator.sha256
+    assert type(
+        CheckpointManager.from_pretrained(Path(config.output_dir) / "checkpoints" / "last.ckpt").network
+    ) is (type(loaded.network))
+    with pytest.raises(
+        CheckpointError, match="expected a checkpoint of stage transformer, got stage refiner"
+    ):
+        CheckpointManager.load_transformer(config.output_dir)
+    assert "test/psnr_fitted" in run.test(config)
+    assert (Path(config.output_dir) / "samples").is_dir()
+
+
+def test_the_picture_shows_sources_and_each_step_towards_the_scan(config: Any, tmp_path: Path) -> None:
+    write_brats_tree(Path(config.data.root), 5)
+    module = run.build_module(config)
+    assert isinstance(module, RefinerLightning)
+    data = BraTSRefinerDataModule(config, translator=Average())
+    data.setup("validate")
+    batch = next(iter(data.val_dataloader()))
+    module.examples = [batch]
+    ((*sources, decoded, refined, scan),) = module.sample_validation(3)
+    assert len(sources) == int(batch["present"].sum())
+    assert [panel.title.split(", ")[1] for panel in (decoded, refined, scan)] == [
+        "decoded",
+        "refined",
+        "scan",
+    ]
+    assert torch.equal(torch.from_numpy(scan.data), batch["target"][0, 0])
+    # Untrained, it changes nothing.
+    assert (decoded.data == refined.data).all()
+    assert inputs_of(batch).target_label.tolist() == batch["label"].tolist()
+
+
+def test_a_translator_has_to_be_named_and_to_fit(config: Any, tmp_path: Path) -> None:
+    unnamed = refiner_config(tmp_path, tmp_path / "refiner", inputs={"transformer": None})
+    with pytest.raises(ConfigError, match=r"inputs.transformer: expected the run folder"):
+        load_translator(unnamed)
+    other = refiner_config(tmp_path, tmp_path / "refiner", data={"grid": [24, 16, 16]})
+    with pytest.raises(ConfigError, match=r"data.grid: expected that of"):
+        load_translator(other)
+    write_translator(tmp_path, kind="label_conditional")
+    with pytest.raises(ConfigError, match="which takes no source"):
+        load_translator(config)
+
+
+def test_what_a_translation_depends_on_is_named(config: Any, tmp_path: Path) -> None:
+    translator = load_translator(config)
+    assert translator.num_sources == range(1, 2)
+    sampled = load_translator(
+        refiner_config(tmp_path / "cohort", tmp_path / "refiner", translations={"decode": "sample"})
+    )
+    assert translator.settings != sampled.settings
+    assert set(translator.settings[:3]) <= set(sampled.settings)
+    write_translator(tmp_path, seed=1)
+    assert load_translator(config).settings != translator.settings
+    write_translator(tmp_path, kind="single_stream", patch_size=2)
+    assert load_translator(config).num_sources == range(1, 4)
+
+
+def test_labels_and_classes_have_to_agree() -> None:
+    with pytest.raises(ConfigError, match=r"model.num_classes must be one more than the largest label"):
+        config_from_dict(
+            {"stage": "refiner", "output_dir": "x", "data": {"root": "x"}, "model": {"num_classes": 3}},
+            source="x",
+        )
+
+
+@pytest.mark.parametrize("model", [{}, {"num_res_blocks": 2, "num_channels": [8, 16, 24]}])
+def test_the_estimate_counts_every_parameter(model: Any, tmp_path: Path) -> None:
+    config = refiner_config(tmp_path, tmp_path / "refiner", model=model)
+    network = ModelFactory.create_refiner(config.model)
+    need = estimate_refiner(config, device="cpu")
+    assert need.parameters == sum(p.numel() for p in network.parameters())
+    assert need.memory_bytes > OVERHEAD * 16 * need.parameters
