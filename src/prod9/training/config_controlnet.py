@@ -105,7 +105,10 @@ class ControlValidationConfig(Section):
 class MaskGiTControlNetLightningConfig(RunSection):
     """Stage 3, MaskGiT."""
 
-    data: DataConfig = Field(description="Data: scans with segmentations.")
+    # Frozen, so narrowing it is safe.
+    data: DataConfig = Field(  # pyright: ignore[reportIncompatibleVariableOverride]
+        description="Data: scans with segmentations."
+    )
     stage: Literal["maskgit_controlnet"] = Field(default="maskgit_controlnet", description="Stage.")
     inputs: ControlInputsConfig = Field(default=ControlInputsConfig(), description="Earlier stages.")
     model: ControlNetMaskGiTModelConfig = Field(
