@@ -7,6 +7,7 @@ learns in seconds, from whatever cohort is at hand.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -59,7 +60,8 @@ class TumourUNet(nn.Module):
 
     def expect_few(self) -> None:
         """Let a fresh network call next to nothing a lesion; unlearning "half of the brain" takes long."""
-        nn.init.constant_(self.network.output_block.conv.conv.bias, -2.0)
+        bias = cast(Any, self.network.output_block).conv.conv.bias
+        nn.init.constant_(bias, -2.0)
 
     def forward(self, x: Volume) -> Volume:
         """Return lesion logits of each voxel; ``x`` is ``[B 1 H W D]`` in [0, 1], of any sides."""

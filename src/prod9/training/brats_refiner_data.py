@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from prod9.data.splits import Part, Split
 from prod9.data.translations import VolumeStore, content_key
 from prod9.errors import ConfigError
 from prod9.training.brats_data import AbstractBraTSDataModule
-from prod9.training.config_schema import RefinerConfig
+from prod9.training.config_schema import RefinerConfig, RefinerModelConfig
 from prod9.training.lightning.datamodule import Progress
 
 
@@ -90,7 +90,7 @@ class BraTSRefinerDataModule(AbstractBraTSDataModule):
             store,
             modalities=data.modalities,
             label_map=data.label_map,
-            num_classes=self.config.model.num_classes,
+            num_classes=cast(RefinerModelConfig, self.config.model).num_classes,
             crop_size=data.crop_size,
             flip_prob=data.augment.flip_prob,
             seed=self.config.seed,

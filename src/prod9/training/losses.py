@@ -5,6 +5,7 @@ Everything is arithmetic on tensors: which networks produced them, and who steps
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -245,7 +246,7 @@ RECONSTRUCTIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"l1": F.l1_los
 REGULARIZERS: dict[str, Callable[[AutoencoderOutput], Tensor]] = {
     "commitment": lambda output: commitment_loss(output.z_mu, output.latent),
     "range": lambda output: range_penalty(output.z_mu),
-    "kl": lambda output: kl_divergence(output.z_mu, output.z_sigma),
+    "kl": lambda output: kl_divergence(output.z_mu, cast(Tensor, output.z_sigma)),
 }
 
 
