@@ -17,6 +17,7 @@ from prod9.training.config import config_from_dict
 from prod9.training.config_schema import (
     AutoencoderConfig,
     MaisiDiffusionConfig,
+    RefinerConfig,
     Stage1Config,
     TransformerConfig,
 )
@@ -181,6 +182,11 @@ class MemoryData(LightningDataModule):
         if isinstance(self.config, MaisiDiffusionConfig):
             latent = torch.randn(2, 4, 4, 4, generator=generator) * self.latent_std
             return sample | {"label": index % 4 + 1, "latent": latent, "spacing": torch.full((3,), 4.0)}
+        if isinstance(self.config, RefinerConfig):
+            volumes = torch.rand(6, 16, 16, 16, generator=generator)
+            present = torch.arange(4) == (index + 1) % 4
+            inputs = {"decoded": volumes[:1], "sources": volumes[1:5], "present": present}
+            return sample | inputs | {"target": volumes[5:], "modality": "T1"}
         tokens = torch.randint(125, (4, 4, 4), generator=generator)
         foreground = torch.rand(4, 4, 4, generator=generator) > 0.3
         sources = torch.rand(3, 3, 4, 4, 4, generator=generator)

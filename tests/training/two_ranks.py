@@ -15,6 +15,7 @@ from prod9.training import run
 from prod9.training.lightning.base import AbstractLightning
 from tests.training.tiny import MemoryData, autoencoder_config, transformer_config, write_autoencoder
 from tests.training.tiny_control import control_config, write_transformer
+from tests.training.tiny_refiner import refiner_config, write_translator
 
 TWO = {"loggers": [], "progress": False, "accelerator": "cpu", "devices": 2, "strategy": "ddp"}
 
@@ -50,11 +51,16 @@ def main(folder: Path) -> None:
         autoencoder_config(folder / "data", folder / "stage1", trainer=TWO),
         transformer_config(folder / "data", folder / "stage2", upstream, trainer=TWO),
         control_config(folder / "data", folder / "stage3", folder / "base.ckpt", trainer=TWO),
+        refiner_config(
+            folder / "data", folder / "translator" / "refiner", trainer=TWO, training={"max_steps": 6}
+        ),
     ]
     rank = int(os.environ["RANK"])
     if rank == 0:
         write_autoencoder(upstream)
         write_transformer(folder / "base.ckpt", upstream)
+        (folder / "translator").mkdir()
+        write_translator(folder / "translator")
     for config in configs:
         result = run.train(config)
         opened = torch.load(Path(config.output_dir) / "checkpoints" / "last.ckpt", weights_only=True)

@@ -12,48 +12,12 @@ from prod9.training.brats_refiner_data import BraTSRefinerDataModule
 from prod9.training.config import config_from_dict
 from prod9.training.lightning.refiner_lightning import RefinerLightning, inputs_of
 from prod9.training.lightning.translator import load_translator
-from prod9.training.model.checkpoint_file import write_checkpoint
-from prod9.training.model.checkpoint_manager import CheckpointManager, make_header
+from prod9.training.model.checkpoint_manager import CheckpointManager
 from prod9.training.model.model_factory import ModelFactory
 from prod9.training.resources import OVERHEAD
 from prod9.training.resources_refiner import estimate_refiner
 from tests.fixtures import write_brats_tree
-from tests.training.tiny import transformer_config, write_autoencoder
-from tests.training.tiny_refiner import Average, refiner_config
-
-DECODER = {"kind": "decoder", "embed_dim": 24, "num_blocks": 1, "num_heads": 2}
-
-
-def write_translator(folder: Path, *, seed: int = 0, **model: Any) -> None:
-    """Write an untrained stage-2 run on the grid of the refiner's configuration."""
-    write_autoencoder(folder / "stage1.ckpt")
-    upstream = CheckpointManager.load_autoencoder(folder / "stage1.ckpt")
-    config = transformer_config(folder, folder / "stage2", folder / "stage1.ckpt", model=DECODER | model)
-    section = upstream.header["architecture"]["autoencoder"]
-    torch.manual_seed(seed)
-    network = ModelFactory.create_transformer(config.model, levels=section["levels"])
-    data = refiner_config(folder, folder / "refiner").data.model_dump(mode="json")
-    header = make_header(
-        config,
-        architecture={"transformer": config.model.model_dump(mode="json"), "autoencoder": section},
-        step=1,
-        split={"train": [], "val": [], "test": []},
-        inputs={
-            "autoencoder": {
-                "path": str(upstream.path),
-                "relative": "../stage1.ckpt",
-                "sha256": upstream.sha256,
-            }
-        },
-        data={
-            **{key: data[key] for key in ("grid", "label_map", "spacing", "intensity")},
-            "reference_affine": torch.eye(4).tolist(),
-        },
-    )
-    state = {f"decoder.{name}": tensor for name, tensor in network.state_dict().items()}
-    path = folder / "stage2" / "checkpoints" / "last.ckpt"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_checkpoint({"prod9": header, "state_dict": state}, path)
+from tests.training.tiny_refiner import Average, refiner_config, write_translator
 
 
 @pytest.fixture
