@@ -15,7 +15,7 @@ from torch import Tensor
 from prod9.errors import ConfigError
 from prod9.generator.condition import MaskGiTCondition
 from prod9.generator.modality_processor import InContextCondition
-from prod9.pipelines.maskgit import MaskGiTPipeline
+from prod9.pipelines.maskgit import MaskGiTPipeline, derived_seed
 from prod9.pipelines.placement import GridPlacement
 from prod9.pipelines.refinement import LoadedRefiner, find_refiner, load_refiner
 from prod9.training.config_schema import ContextConfig
@@ -115,7 +115,10 @@ class TranslationPipeline:
         """The most sources that the model was trained on."""
         if self.generator.kind == "decoder":
             return 1
-        return self.context.sources(len(self.generator.label_map))[-1]
+        config = self.generator.config
+        return self.context.sources(
+            len(self.generator.label_map) if config is None else config.data.images_per_case
+        )[-1]
 
     @property
     def max_examples(self) -> int:
@@ -167,7 +170,8 @@ class TranslationPipeline:
     ) -> Translation:
         """Return ``target`` made from ``sources``, whose order does not matter.
 
-        num_samples: how many are drawn, sample k with seed ``seed + k``. decode: ``sample``, or ``mean``: the mean is
+        num_samples: how many are drawn, sample k from ``derived_seed(seed + k, label of target)``, so that two
+        targets of a patient share no noise. decode: ``sample``, or ``mean``: the mean is
         decoded from the expected codes (least squared error, no draw), and samples are drawn only for a
         deviation, when ``num_samples`` is above 1. examples: other patients, each with the target and any of the
         sources' modalities. refine: let the refiner, where there is one, improve every volume. batch_size:
@@ -186,7 +190,8 @@ class TranslationPipeline:
 
         drawn: list[np.ndarray] = []
         if decode == "sample" or num_samples > 1:
-            seeds = range(seed, seed + num_samples)
+            label = self.generator.label_map[target]
+            seeds = [derived_seed(seed + k, label) for k in range(num_samples)]
             draw = sample or self.generator.sample_tokens
             drawn = [finish(volume) for volume in self._draw(draw, condition, seeds, batch_size, progress)]
         if decode == "mean":
@@ -202,7 +207,7 @@ class TranslationPipeline:
         self,
         sample: Callable[..., Tensor],
         condition: InContextCondition | MaskGiTCondition,
-        seeds: range,
+        seeds: Sequence[int],
         batch_size: int,
         progress: Callable[[float], None] | None,
     ) -> list[np.ndarray]:
@@ -215,7 +220,7 @@ class TranslationPipeline:
                 if progress is not None:
                     progress((start + share * size) / len(seeds))
 
-            tokens = sample(_repeated(condition, len(batch)), seeds=list(batch), report=report)
+            tokens = sample(_repeated(condition, len(batch)), seeds=batch, report=report)
             decoded += [self.generator.decode_tokens(tokens[k : k + 1]) for k in range(len(batch))]
         return decoded
 
@@ -230,7 +235,7 @@ class TranslationPipeline:
             (name,) = names
             return MaskGiTCondition(
                 label=torch.tensor([labels[target]]),
-                source_latent=self._encode(sources[name], "codes")[None],
+                source_latent=self.generator.encode(sources[name])[None],
                 source_label=torch.tensor([labels[name]]),
             )
         rows = [(name, sources[name], True) for name in names]
@@ -241,7 +246,7 @@ class TranslationPipeline:
                     f"{number}; leave it out."
                 )
             rows += [(name, example[name], False) for name in (target, *names) if name in example]
-        latents = [self._encode(volume, self.context.source) for _, volume, _ in rows]
+        latents = [self.generator.encode(volume) for _, volume, _ in rows]
         factor = self.generator.autoencoder.tokenizer.downsampling_factor
         empty = torch.zeros(0, len(self._levels), *(side // factor for side in self.generator.grid))
         return InContextCondition(
@@ -254,17 +259,6 @@ class TranslationPipeline:
     @property
     def _levels(self) -> Sequence[int]:
         return self.generator.autoencoder.tokenizer.levels
-
-    def _encode(self, volume: np.ndarray, source: str) -> Tensor:
-        """Return the latent, or the codes, of a volume: float32 ``[Z h w d]`` on CPU."""
-        x = torch.from_numpy(np.ascontiguousarray(volume, dtype=np.float32))[None, None]
-        if tuple(x.shape[2:]) != self.generator.grid:
-            raise ValueError(
-                f"Expected volumes on the model's grid {self.generator.grid}, got {tuple(x.shape[2:])}; "
-                "place them first."
-            )
-        z, _ = self.generator.autoencoder.encode(x.to(self.generator.device))
-        return (z if source == "latent" else self.generator.autoencoder.tokenizer.quantize(z))[0].cpu()
 
     @torch.inference_mode()
     def refined(self, volume: np.ndarray, sources: Volumes, target: str) -> np.ndarray:
