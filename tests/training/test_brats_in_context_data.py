@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from prod9.errors import ConfigError
-from prod9.training.brats_in_context_data import _InContextDataset
+from prod9.training.brats_in_context_data import InContextDataset
 from tests.fixtures import write_brats_tree
 from tests.training.test_brats_data import Stage2
 
@@ -19,11 +19,11 @@ def stage2(tmp_path: Path) -> Stage2:
     return Stage2(tmp_path / "cohort", tmp_path)
 
 
-def dataset(stage2: Stage2, part: str = "train", **context: Any) -> _InContextDataset:
+def dataset(stage2: Stage2, part: str = "train", **context: Any) -> InContextDataset:
     data = stage2.make(kind="single_stream", context=context)
     data.setup("fit")
     found = data._dataset(part)  # type: ignore[arg-type]
-    assert isinstance(found, _InContextDataset)
+    assert isinstance(found, InContextDataset)
     return found
 
 

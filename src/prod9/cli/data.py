@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from prod9.cli.data_check import check, info
+from prod9.cli.data_unpack import unpack
 from prod9.cli.shared import (
     DebugOption,
     JsonOption,
@@ -20,6 +21,7 @@ from prod9.cli.shared import (
 app = new_app("Make volumes to work with, and look at those you have.")
 app.command()(check)
 app.command()(info)
+app.command()(unpack)
 
 
 @app.command()

@@ -73,6 +73,12 @@ def generate_labels(
     config: OptionalConfigOption = None,
     overrides: SetOption = None,
     label: LabelOption = None,
+    example: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--example", metavar="FILE", help="Few-shot: another volume of the one label; repeatable."
+        ),
+    ] = None,
     num_samples: Annotated[
         int, typer.Option("--num-samples", "-n", min=1, help="Volumes of each label.")
     ] = 1,
@@ -122,11 +128,12 @@ def generate_labels(
         return
     pipeline = _load_pipeline(path, run_config, device, autoencoder, spacing)
     labels = _chosen(label, pipeline)
+    _show(pipeline, labels, example or [])
     if check:
         print_check(_describe(pipeline, labels, num_samples, path), as_json)
         return
     folder = OutputFolder(
-        Path(output_dir), _settings(pipeline, run_config, seed, spacing), overwrite=overwrite
+        Path(output_dir), _settings(pipeline, run_config, seed, spacing, example or []), overwrite=overwrite
     )
     again = f"What was made is in {folder.path}; run the same command again for the rest."
     with shared.resumable(again):
@@ -191,12 +198,29 @@ def _chosen(labels: Sequence[str] | None, pipeline: "AbstractLabelPipeline") -> 
     return list(dict.fromkeys(labels))
 
 
+def _show(pipeline: "AbstractLabelPipeline", labels: Sequence[str], files: Sequence[Path]) -> None:
+    """Let a few-shot model go by the volumes in ``files``, brought to its grid as in training."""
+    if not files:
+        return
+    from prod9 import volumes
+    from prod9.pipelines.maskgit import MaskGiTPipeline
+
+    if not isinstance(pipeline, MaskGiTPipeline) or pipeline.placement is None:
+        raise ConfigError("--example: expected a transformer of kind single_stream, got a MAISI model")
+    if len(labels) != 1:
+        raise ConfigError(f"--example: expected one --label that they are of, got {', '.join(labels)}")
+    placed = [pipeline.placement.place({labels[0]: volumes.read(file)}) for file in files]
+    pipeline.show([one.images[labels[0]] for one in placed])
+
+
 def _settings(
     pipeline: "AbstractLabelPipeline",
     config: "RunConfig",
     seed: int,
     spacing: tuple[float, float, float] | None,
+    examples: Sequence[Path],
 ) -> dict[str, Any]:
+    from prod9.files import sha256
     from prod9.training.config import config_to_dict
 
     values = config_to_dict(config)
@@ -206,6 +230,7 @@ def _settings(
         "seed": seed,
         **{name: values[name] for name in SAMPLING if name in values},
         **({"spacing": list(spacing)} if spacing is not None else {}),
+        **({"examples": [sha256(file) for file in examples]} if examples else {}),
     }
 
 

@@ -159,9 +159,14 @@ def fetch(path: Path, progress: Progress | None = None) -> None:
 
 def padded(image: np.ndarray, grid: Sequence[int]) -> np.ndarray:
     """Return ``image`` uint8 [S S S] as uint16 on ``grid``, centred in zeros; 255 becomes 65535 exactly."""
+    return pad_evenly(image.astype(np.uint16) * np.uint16(257), grid)
+
+
+def pad_evenly(image: np.ndarray, grid: Sequence[int]) -> np.ndarray:
+    """Return ``image`` [S S S] on ``grid``, centred in zeros; of an odd number of voxels one more is behind it."""
     before = [(side - n) // 2 for side, n in zip(grid, image.shape, strict=True)]
     room = [(b, side - n - b) for b, side, n in zip(before, grid, image.shape, strict=True)]
-    return np.pad(image.astype(np.uint16) * np.uint16(257), room)
+    return np.pad(image, room)
 
 
 def _address(stem: str) -> str:

@@ -7,6 +7,7 @@ one of other files or options is never read. A brain's segmentation compresses t
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -19,6 +20,23 @@ from prod9.files import atomic_write
 
 Progress = Callable[[int, int], None]
 """Called with (done, total)."""
+
+
+class Segmentations(Protocol):
+    """What tells a control network where things are, by the names of the cases."""
+
+    @property
+    def num_segmented(self) -> int:
+        """Return how many of the cases have a segmentation."""
+        ...
+
+    def has(self, case_id: str) -> bool:
+        """Tell whether the case has a segmentation."""
+        ...
+
+    def __getitem__(self, case_id: str) -> Tensor:
+        """Return labels, uint8 [H W D], background everywhere for a case without segmentation."""
+        ...
 
 
 class SegmentationStore:

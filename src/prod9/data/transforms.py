@@ -140,10 +140,13 @@ class TransformBuilder:
         ]
         return _Chain(tuple(steps))
 
-    def build_placement(self, modalities: Sequence[str]) -> Callable[[Mapping[str, Any]], Mapping[str, Any]]:
+    def build_placement(
+        self, modalities: Sequence[str], *, crop: bool = True
+    ) -> Callable[[Mapping[str, Any]], Mapping[str, Any]]:
         """Return the part after reading: MetaTensors [1 H W D] of one voxel grid in, on the model's grid out.
 
-        Keys: the modalities and, where there is one, ``seg``, whose labels stay as they are.
+        Keys: the modalities and, where there is one, ``seg``, whose labels stay as they are. crop: to the foreground
+        first; False keeps the field of view.
         """
         images = list(modalities)
         keys = [*images, "seg"]
@@ -153,15 +156,18 @@ class TransformBuilder:
         if self.spacing is not None:
             modes = ["bilinear"] * len(images) + ["nearest"]
             steps.append(mt.Spacingd(keys, pixdim=self.spacing, mode=modes, allow_missing_keys=True))
+        if crop:
+            steps += [
+                AddForegroundd(images, foreground=self.intensity.foreground),
+                mt.CropForegroundd(
+                    [*keys, "foreground"],
+                    source_key="foreground",
+                    select_fn=_positive,
+                    allow_smaller=True,
+                    allow_missing_keys=True,
+                ),
+            ]
         steps += [
-            AddForegroundd(images, foreground=self.intensity.foreground),
-            mt.CropForegroundd(
-                [*keys, "foreground"],
-                source_key="foreground",
-                select_fn=_positive,
-                allow_smaller=True,
-                allow_missing_keys=True,
-            ),
             self.intensity.build(images),
             mt.ResizeWithPadOrCropd(keys, spatial_size=self.grid, mode="constant", allow_missing_keys=True),
         ]

@@ -2,10 +2,12 @@
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from prod9.data.foreground import foreground_of_image
 from prod9.evaluation.segmenter import Segmenter, dice
 from prod9.types import Volume
 
@@ -36,6 +38,24 @@ def contrast_slope(generated: Volume, real: Volume, seg: Tensor) -> float:
     """
     made, there = region_contrasts(generated, seg)[0], region_contrasts(real, seg)[0]
     return ((made * there).sum() / there.square().sum()).item() if len(there) else float("nan")
+
+
+def foreground_dice(volumes: Volume, seg: Tensor) -> float:
+    """Return the mean Dice overlap of the foreground of ``volumes`` (above Otsu's threshold) with ``seg > 0``.
+
+    volumes: in [0, 1]. seg: integer ``[B H W D]``. For data whose segmentation is the foreground itself.
+    """
+    found = [foreground_of_image(_bytes(volume[0])) for volume in volumes]
+    wanted = (seg > 0).cpu().numpy()
+    scores = [
+        2.0 * (one & other).sum() / max(1, one.sum() + other.sum())
+        for one, other in zip(found, wanted, strict=True)
+    ]
+    return float(np.mean(scores))
+
+
+def _bytes(image: Tensor) -> np.ndarray:
+    return (image.float().clamp(0.0, 1.0) * 255).round().to(torch.uint8).cpu().numpy()
 
 
 def _mean(volumes: Tensor, where: Tensor) -> Tensor:

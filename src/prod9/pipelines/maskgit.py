@@ -16,6 +16,7 @@ from prod9.autoencoder.inference import AutoencoderInferenceWrapper
 from prod9.errors import ConfigError
 from prod9.generator.condition import MaskGiTCondition
 from prod9.generator.maskgit import MaskGiTSampler
+from prod9.generator.modality_processor import InContextCondition
 from prod9.generator.token_decoder import AbstractTokenDecoder
 from prod9.pipelines.labels import AbstractLabelPipeline, Progress
 from prod9.pipelines.labels import GeneratedVolume as GeneratedVolume
@@ -62,6 +63,7 @@ class MaskGiTPipeline(AbstractLabelPipeline):
         self.config = config
         self.placement = placement
         self.token_grid = tuple(side // factor for side in grid)
+        self._examples: torch.Tensor | None = None
 
     @classmethod
     def from_checkpoint(
@@ -123,8 +125,8 @@ class MaskGiTPipeline(AbstractLabelPipeline):
         start: int = 0,
         progress: Progress | None = None,
     ) -> Iterator[GeneratedVolume]:
-        """Yield samples as :meth:`AbstractLabelPipeline.generate` does; ConfigError for other kinds of decoder."""
-        if self.kind != "label_conditional":
+        """Yield samples as :meth:`AbstractLabelPipeline.generate` does; ConfigError for decoders that need sources."""
+        if self.kind != "label_conditional" and not self.is_few_shot:
             raise ConfigError(
                 f"expected a model of kind 'label_conditional' to generate from a label, got {self.kind!r}, which "
                 "makes a modality from others: use `prod9 generate translate`, or name a run of the stage2_label "
@@ -138,6 +140,48 @@ class MaskGiTPipeline(AbstractLabelPipeline):
             start=start,
             progress=progress,
         )
+
+    @property
+    def is_few_shot(self) -> bool:
+        """Whether the decoder makes volumes from a label and examples of it, without any source."""
+        return (
+            self.kind == "single_stream"
+            and self.config is not None
+            and self.config.in_context.min_sources == 0
+        )
+
+    @property
+    def max_examples(self) -> int:
+        """The most examples that the decoder was trained on."""
+        return self.config.in_context.max_examples if self.is_few_shot and self.config is not None else 0
+
+    @torch.inference_mode()
+    def show(self, examples: Sequence[np.ndarray]) -> None:
+        """Let :meth:`generate` go by ``examples`` of the label asked for: float32 ``[H W D]`` in [0, 1], on the grid.
+
+        Raises ConfigError for more of them than the decoder was trained on; none takes them back.
+        """
+        if len(examples) > self.max_examples:
+            raise ConfigError(
+                f"expected at most {self.max_examples} examples, as in training, got {len(examples)}; leave some out, "
+                "or name a run of a stage2 config with context.max_examples and min_sources: 0."
+            )
+        encoded = [self.encode(volume) for volume in examples]
+        self._examples = torch.stack(encoded) if encoded else None
+
+    @torch.inference_mode()
+    def encode(self, volume: np.ndarray) -> torch.Tensor:
+        """Return what the decoder is shown of a volume on the grid: latent or codes, float32 ``[Z h w d]`` on CPU."""
+        x = torch.from_numpy(np.ascontiguousarray(volume, dtype=np.float32))[None, None]
+        if tuple(x.shape[2:]) != self.grid:
+            raise ValueError(
+                f"Expected volumes on the model's grid {self.grid}, got {tuple(x.shape[2:])}; place them first."
+            )
+        z, _ = self.autoencoder.encode(x.to(self.device))
+        as_codes = self.kind != "single_stream" or (
+            self.config is not None and self.config.in_context.source == "codes"
+        )
+        return (self.autoencoder.tokenizer.quantize(z) if as_codes else z)[0].cpu()
 
     @torch.inference_mode()
     def sample_tokens(
@@ -201,7 +245,20 @@ class MaskGiTPipeline(AbstractLabelPipeline):
     def sample_label(self, label: int, seeds: Sequence[int], report: Callable[[float], None]) -> torch.Tensor:
         """Return int64 tokens ``[B h w d]`` of the class ``label``, one seed a sample."""
         labels = torch.full((len(seeds),), label, dtype=torch.int64)
-        return self.sample_tokens(MaskGiTCondition(labels), seeds=seeds, report=report)
+        condition = self._from_examples(labels) if self.is_few_shot else MaskGiTCondition(labels)
+        return self.sample_tokens(condition, seeds=seeds, report=report)
+
+    def _from_examples(self, labels: torch.Tensor) -> InContextCondition:
+        shown = self._examples
+        if shown is None:
+            shown = torch.zeros(0, len(self.autoencoder.tokenizer.levels), *self.token_grid)
+        count = len(labels), len(shown)
+        return InContextCondition(
+            target_label=labels,
+            source_labels=labels[:, None].expand(count),
+            source_latents=shown.expand(len(labels), *shown.shape),
+            co_registered=torch.zeros(count, dtype=torch.bool),
+        )
 
     def decode_sample(self, sample: torch.Tensor) -> np.ndarray:
         """Return the volume of one token grid ``[1 h w d]``."""

@@ -65,7 +65,7 @@ class GridPlacement:
     """Brings files to a model's grid: RAS, spacing, foreground box of all of them, intensities, pad or crop.
 
     spacing: mm to resample to, None for the file's. grid: voxels ``(H, W, D)``. intensity: how raw values
-    become [0, 1].
+    become [0, 1]. crop: False where training keeps the whole field of view, as with MedMNIST3D.
     """
 
     def __init__(
@@ -74,8 +74,10 @@ class GridPlacement:
         spacing: tuple[float, float, float] | None,
         grid: tuple[int, int, int],
         intensity: IntensityScaling,
+        crop: bool = True,
     ) -> None:
         self.grid = grid
+        self._crop = crop
         self.intensity = intensity
         self._builder = TransformBuilder(
             spacing=spacing,
@@ -95,6 +97,7 @@ class GridPlacement:
             spacing=None if spacing is None else tuple(spacing),
             grid=tuple(data["grid"]),
             intensity=IntensityScaling(**data["intensity"]),
+            crop=data.get("crop_foreground", True),
         )
 
     def place(self, files: Mapping[str, VolumeFile], *, seg: VolumeFile | None = None) -> Placed:
@@ -105,7 +108,7 @@ class GridPlacement:
         data = {name: _from_file(file) for name, file in files.items()}
         if seg is not None:
             data["seg"] = _from_file(seg)
-        placed = self._builder.build_placement(list(files))(data)
+        placed = self._builder.build_placement(list(files), crop=self._crop)(data)
         reference = next(iter(files.values()))
         head = np.any([self._foreground(file.data) for file in files.values()], axis=0)
         low, high = self._bounds(reference)

@@ -1,19 +1,42 @@
 """BraTSControlNetDataModule: what the base was trained on, and the segmentation that goes with it."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 
 from prod9.data.sampling import SampleKey
-from prod9.data.segmentations import SegmentationStore
+from prod9.data.segmentations import Segmentations
 from prod9.data.splits import Part, Split
 from prod9.errors import ConfigError
-from prod9.training.brats_data import AbstractBraTSDataModule
 from prod9.training.config_schema import MaskGiTControlNetLightningConfig
 from prod9.training.lightning.datamodule import AbstractDataModule, Progress
+
+
+class SegmentedData(Protocol):
+    """The data module of a base whose cases have segmentations, or something that stands for them."""
+
+    @property
+    def reference_affine(self) -> np.ndarray:
+        """See :class:`~prod9.training.lightning.datamodule.AbstractDataModule`."""
+        ...
+
+    @property
+    def split(self) -> Split:
+        """See :class:`~prod9.training.lightning.datamodule.AbstractDataModule`."""
+        ...
+
+    def build_dataset(self, part: Part) -> Dataset[dict[str, Any]]:
+        """Return the base's samples of ``part``."""
+        ...
+
+    def build_segmentations(
+        self, part: Part, *, directory: Path, num_classes: int, progress: Progress | None
+    ) -> Segmentations:
+        """Return the segmentations of ``part``, of labels below ``num_classes``, kept in ``directory``."""
+        ...
 
 
 class BraTSControlNetDataModule(AbstractDataModule):
@@ -28,7 +51,7 @@ class BraTSControlNetDataModule(AbstractDataModule):
         self,
         config: MaskGiTControlNetLightningConfig,
         *,
-        inner: AbstractBraTSDataModule,
+        inner: SegmentedData,
         base_split: Split | None = None,
         progress: Progress | None = None,
     ) -> None:
@@ -79,7 +102,7 @@ class BraTSControlNetDataModule(AbstractDataModule):
 class _ControlDataset(Dataset[dict[str, Any]]):
     """The base's samples, each with the segmentation of its case, mirrored alike."""
 
-    def __init__(self, samples: Dataset[dict[str, Any]], segmentations: SegmentationStore) -> None:
+    def __init__(self, samples: Dataset[dict[str, Any]], segmentations: Segmentations) -> None:
         self._samples = samples
         self._segmentations = segmentations
 

@@ -53,21 +53,22 @@ class BraTSInContextDataModule(AbstractBraTSDataModule):
         """Return the encoded volumes of the patients of ``part``."""
         cases = self._cache(part)
         store, codebook = self._tokens.build(part, cases, self.split, self._report)
-        return _InContextDataset(
+        return InContextDataset(
             store,
             codebook,
             patients=[case.patient_id for case in cases.cases],
-            num_modalities=len(self.config.data.modalities),
+            num_modalities=self.config.data.images_per_case,
             settings=self._settings,
             seed=self.config.seed,
         )
 
 
-class _InContextDataset(Dataset[dict[str, Any]]):
+class InContextDataset(Dataset[dict[str, Any]]):
     """One target a sample, with a random subset of the other modalities in random order, mirrored alike.
 
     The store lists blocks of ``num_modalities`` rows, one block a case and mirroring. A SampleKey seeds the
-    draw of sources and examples; an int draws the same ones every time. patients: of each case.
+    draw of sources and examples; an int draws the same ones every time. patients: of each case. groups: of each
+    case: examples are of the target's own group; None for one group of all.
     """
 
     def __init__(
@@ -79,6 +80,7 @@ class _InContextDataset(Dataset[dict[str, Any]]):
         num_modalities: int,
         settings: ContextConfig,
         seed: int,
+        groups: Sequence[int] | None = None,
     ) -> None:
         self._store = store
         self._codebook = codebook
@@ -87,6 +89,7 @@ class _InContextDataset(Dataset[dict[str, Any]]):
         self._seed = seed
         copies = len(store) // (num_modalities * len(patients))
         self._patients = np.repeat(np.asarray(patients), copies)
+        self._groups = np.repeat(np.zeros(len(patients)) if groups is None else np.asarray(groups), copies)
 
     def __len__(self) -> int:
         return len(self._store)
@@ -135,7 +138,8 @@ class _InContextDataset(Dataset[dict[str, Any]]):
         count = int(rng.integers(self._settings.max_examples + 1))
         if count == 0:
             return []
-        others = np.flatnonzero(self._patients != self._patients[block])
+        alike = self._groups == self._groups[block]
+        others = np.flatnonzero(alike & (self._patients != self._patients[block]))
         return rng.permutation(others)[:count].tolist()
 
     def _held(self, row: int) -> Tensor:

@@ -146,6 +146,8 @@ L = TypeVar("L", bound=Stage1LossSection)
 class Stage1Config(RunSection, Generic[M, L]):
     """What the roots of stage 1 share; a root adds ``stage``."""
 
+    data_kinds: ClassVar[tuple[str, ...]] = ("brats", "medmnist3d")
+
     model: M = Field(description="Autoencoder.")
     loss: L = Field(description="Loss.")
 
@@ -168,8 +170,6 @@ class Stage1Config(RunSection, Generic[M, L]):
 
 class AutoencoderConfig(Stage1Config[FSQModelConfig, AutoencoderLossConfig]):
     """Stage 1, MaskGiT."""
-
-    data_kinds: ClassVar[tuple[str, ...]] = ("brats", "medmnist3d")
 
     stage: Literal["autoencoder"] = Field(default="autoencoder", description="Stage.")
     model: FSQModelConfig = Field(default=FSQModelConfig(), description="Autoencoder.")

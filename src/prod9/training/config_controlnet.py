@@ -4,14 +4,13 @@ Imported by :mod:`prod9.training.config_schema`; import the root from there, or 
 :mod:`prod9.training.maskgit_controlnet_config`.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from prod9.training.config_sampling import MaskingConfig, SamplerConfig
 from prod9.training.config_sections import (
     Count,
-    DataConfig,
     Fraction,
     InputsConfig,
     Ints,
@@ -49,6 +48,11 @@ class ControlConditionConfig(Section):
     num_mask_classes: Annotated[int, Field(ge=2, le=256)] = Field(
         default=4, description="Classes of a segmentation, background included: 0 to this minus 1."
     )
+
+    @property
+    def takes_seg(self) -> bool:
+        """Whether a segmentation is part of the condition."""
+        return self.condition_type != "label"
 
 
 class ControlNetLossConfig(Section):
@@ -105,10 +109,8 @@ class ControlValidationConfig(Section):
 class MaskGiTControlNetLightningConfig(RunSection):
     """Stage 3, MaskGiT."""
 
-    # Frozen, so narrowing it is safe.
-    data: DataConfig = Field(  # pyright: ignore[reportIncompatibleVariableOverride]
-        description="Data: scans with segmentations."
-    )
+    data_kinds: ClassVar[tuple[str, ...]] = ("brats", "medmnist3d")
+
     stage: Literal["maskgit_controlnet"] = Field(default="maskgit_controlnet", description="Stage.")
     inputs: ControlInputsConfig = Field(default=ControlInputsConfig(), description="Earlier stages.")
     model: ControlNetMaskGiTModelConfig = Field(
@@ -124,3 +126,13 @@ class MaskGiTControlNetLightningConfig(RunSection):
     validation: ControlValidationConfig = Field(
         default=ControlValidationConfig(), description="Samples of a validation."
     )
+
+    @model_validator(mode="after")
+    def _classes_are_those_of_the_masks(self) -> Self:
+        told = self.condition
+        if self.data.kind == "medmnist3d" and told.condition_type != "label" and told.num_mask_classes != 2:
+            raise ValueError(
+                "condition.num_mask_classes must be 2 for data.kind medmnist3d, whose masks are foreground and "
+                f"background, got {told.num_mask_classes}"
+            )
+        return self

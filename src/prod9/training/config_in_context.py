@@ -40,7 +40,8 @@ class ContextConfig(Section):
     )
     max_examples: Count = Field(
         default=0,
-        description="Most other patients shown as examples, each with the target's and the sources' modalities.",
+        description="Most other patients shown as examples, each with the target's and the sources' modalities; of "
+        "MedMNIST3D, other samples of the class.",
     )
 
     @model_validator(mode="after")

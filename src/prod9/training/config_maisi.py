@@ -4,7 +4,7 @@ Imported by :mod:`prod9.training.config_schema`; import the sections from there.
 """
 
 import math
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -164,6 +164,8 @@ class DiffusionLossConfig(Section):
 class MaisiDiffusionConfig(RunSection):
     """Stage 2, MAISI."""
 
+    data_kinds: ClassVar[tuple[str, ...]] = ("brats", "medmnist3d")
+
     stage: Literal["maisi_diffusion"] = Field(default="maisi_diffusion", description="Stage.")
     inputs: InputsConfig = Field(default=InputsConfig(), description="Earlier stages.")
     model: RectifiedFlowModelConfig = Field(default=RectifiedFlowModelConfig(), description="U-Net.")
@@ -176,6 +178,11 @@ class MaisiDiffusionConfig(RunSection):
         count = self.model.num_class_embeds
         labels = {name: self.data.label_map[name] for name in self.data.modalities}
         if count is not None and not all(0 < label < count for label in labels.values()):
+            if self.data.kind == "medmnist3d":
+                raise ValueError(
+                    f"data.first_label must be 1, since 0 means unknown here, and model.num_class_embeds above "
+                    f"{len(labels)}, the classes of {self.data.name}; got {self.data.first_label} and {count}"
+                )
             raise ValueError(
                 f"data.label_map must give labels from 1 to model.num_class_embeds - 1 ({count - 1}), since 0 "
                 f"means unknown here, got {labels}; use {dict(zip(labels, range(1, len(labels) + 1), strict=True))}"

@@ -37,6 +37,13 @@ from prod9.training.config_maisi import (
     RectifiedFlowModelConfig,
     RectifiedFlowSamplerConfig,
 )
+from prod9.training.config_maisi_controlnet import (
+    ControlNetRFModelConfig,
+    FlowControlConditionConfig,
+    FlowControlLossConfig,
+    MaisiControlNetConfig,
+    RegionContrastConfig,
+)
 from prod9.training.config_refiner import (
     RefinerConfig,
     RefinerLossConfig,
@@ -79,6 +86,7 @@ __all__ = [
     "ControlConditionConfig",
     "ControlNetLossConfig",
     "ControlNetMaskGiTModelConfig",
+    "ControlNetRFModelConfig",
     "ControlSamplingConfig",
     "DataConfig",
     "DecoderModelConfig",
@@ -88,11 +96,14 @@ __all__ = [
     "EarlyStoppingConfig",
     "FSQModelConfig",
     "FlowConfig",
+    "FlowControlConditionConfig",
+    "FlowControlLossConfig",
     "InputsConfig",
     "IntensityConfig",
     "KLModelConfig",
     "LabelConditionalModelConfig",
     "LrScheduleConfig",
+    "MaisiControlNetConfig",
     "MaisiDiffusionConfig",
     "MaisiVAEConfig",
     "MaisiVAELossConfig",
@@ -105,6 +116,7 @@ __all__ = [
     "RefinerConfig",
     "RefinerLossConfig",
     "RefinerModelConfig",
+    "RegionContrastConfig",
     "RunConfig",
     "RunSection",
     "SamplerConfig",
@@ -173,10 +185,10 @@ class TransformerConfig(RunSection):
 
     @model_validator(mode="after")
     def _classes_are_enough(self) -> "TransformerConfig":
-        if self.data.kind == "medmnist3d" and self.model.kind != "label_conditional":
+        if self.data.kind == "medmnist3d" and self.model.kind == "decoder":
             raise ValueError(
-                f"model.kind must be label_conditional for data.kind medmnist3d, which has one channel and no second "
-                f"modality, got {self.model.kind}"
+                "model.kind must be label_conditional or single_stream (few-shot) for data.kind medmnist3d, which has "
+                f"no second modality to start from, got {self.model.kind}"
             )
         wanted = max(self.data.label_map.values()) + 1
         if self.data.kind == "medmnist3d" and self.model.num_classes != wanted:
@@ -193,12 +205,24 @@ class TransformerConfig(RunSection):
                     f"context is read by model.kind single_stream alone, got kind {self.model.kind}; remove it"
                 )
             return self
-        others = len(self.data.modalities) - 1
+        if self.data.kind == "medmnist3d":
+            return self._shows_examples_alone()
+        others = self.data.images_per_case - 1
         wanted = max(1, self.in_context.min_sources, self.in_context.max_sources or 0)
         if wanted > others:
             raise ValueError(
                 f"data.modalities must name at least {wanted + 1} for {wanted} sources of a target, "
                 f"got {others + 1}; name more, or lower context.max_sources"
+            )
+        return self
+
+    def _shows_examples_alone(self) -> "TransformerConfig":
+        context = self.in_context
+        if context.min_sources or context.max_sources or not context.max_examples:
+            raise ValueError(
+                "context must be {min_sources: 0, max_examples: N} with N of 1 or more for data.kind medmnist3d, whose "
+                f"samples have no other modality, got min_sources {context.min_sources}, max_sources "
+                f"{context.max_sources}, max_examples {context.max_examples}"
             )
         return self
 
@@ -208,6 +232,7 @@ RunConfig = (
     | TransformerConfig
     | MaisiVAEConfig
     | MaisiDiffusionConfig
+    | MaisiControlNetConfig
     | MaskGiTControlNetLightningConfig
     | RefinerConfig
 )
@@ -216,6 +241,7 @@ STAGES: dict[str, type[RunConfig]] = {
     "transformer": TransformerConfig,
     "maisi_vae": MaisiVAEConfig,
     "maisi_diffusion": MaisiDiffusionConfig,
+    "maisi_controlnet": MaisiControlNetConfig,
     "maskgit_controlnet": MaskGiTControlNetLightningConfig,
     "refiner": RefinerConfig,
 }

@@ -138,6 +138,11 @@ class DataConfig(VolumesSection):
     )
     cache_dir: str | None = Field(default=None, description="Folder of the disk cache; never inside `root`.")
 
+    @property
+    def images_per_case(self) -> int:
+        """How many co-registered images a case has."""
+        return len(self.modalities)
+
     @model_validator(mode="after")
     def _labels_cover_modalities(self) -> "DataConfig":
         missing = [m for m in self.modalities if m not in self.label_map]
@@ -168,10 +173,19 @@ class MedMNIST3DDataConfig(VolumesSection):
         default=(32, 32, 32), description="Voxels of a sample: the published ones are padded."
     )
 
+    first_label: Count = Field(
+        default=0, description="Label of the first class; 1 for stage 2 of MAISI, where 0 means unknown."
+    )
+
     @property
     def label_map(self) -> dict[str, int]:
         """Class label of each class name."""
-        return {name: label for label, name in enumerate(MEDMNIST3D_CLASSES[self.name])}
+        return {name: label for label, name in enumerate(MEDMNIST3D_CLASSES[self.name], self.first_label)}
+
+    @property
+    def images_per_case(self) -> int:
+        """One: there is no second modality."""
+        return 1
 
     @property
     def modalities(self) -> tuple[str, ...]:

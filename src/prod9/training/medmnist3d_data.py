@@ -1,4 +1,4 @@
-"""MedMNIST3DDataModule: MedMNIST3D for stage 1, and tokens with class labels for stage 2."""
+"""MedMNIST3DDataModule: MedMNIST3D for every stage: volumes, tokens or latents with class labels, examples, masks."""
 
 import hashlib
 import logging
@@ -13,14 +13,23 @@ from torch.utils.data import Dataset
 
 from prod9.data.builders import DatasetBuilder
 from prod9.data.datasets.medmnist import MedMNIST3DVolumes
-from prod9.data.latents import Encode, StoreItem, build_token_store, find_in_store
+from prod9.data.foreground import ForegroundMasks
+from prod9.data.latents import Encode, StoreItem, TokenStore, build_token_store, find_in_store
 from prod9.data.medmnist import SHAPE_SETS, MedMNIST3DFile, is_published, open_medmnist3d
 from prod9.data.preprocessing import dequantise
 from prod9.data.splits import PARTS, Part, Split
 from prod9.data.transforms import Augmentation, IntensityScaling, TransformBuilder
 from prod9.errors import ConfigError
 from prod9.files import sha256
-from prod9.training.config_schema import MedMNIST3DDataConfig, RunConfig, Stage1Config
+from prod9.training.brats_diffusion_data import LatentDataset
+from prod9.training.brats_in_context_data import InContextDataset
+from prod9.training.config_schema import (
+    MaisiDiffusionConfig,
+    MedMNIST3DDataConfig,
+    RunConfig,
+    Stage1Config,
+    TransformerConfig,
+)
 from prod9.training.lightning.datamodule import AbstractDataModule, Progress
 
 _LOG = logging.getLogger(__name__)
@@ -29,8 +38,9 @@ _LOG = logging.getLogger(__name__)
 class MedMNIST3DDataModule(AbstractDataModule):
     """One MedMNIST3D file, divided as its makers did.
 
-    Stage 1 gives volumes; stage 2 encodes them once and gives tokens with the class. encode, indices_to_codes,
-    encoder_hash, upstream_split: for stage 2, as in :class:`~prod9.training.brats_tokens.BraTSTokens`.
+    Stage 1 gives volumes; stage 2 encodes them once and gives tokens with the class, with examples of the class too
+    (kind ``single_stream``), or latents (MAISI). encode, indices_to_codes, encoder_hash, upstream_split: for stage 2,
+    as in :class:`~prod9.training.brats_tokens.BraTSTokens`.
     """
 
     def __init__(
@@ -97,11 +107,45 @@ class MedMNIST3DDataModule(AbstractDataModule):
         return round(self._data.whole_volume_fraction * self.config.training.max_steps)
 
     def build_dataset(self, part: Part) -> Dataset[dict[str, Any]]:
-        """Return the volumes of ``part`` (stage 1) or their tokens (stage 2)."""
-        volumes = self._volumes(part)
+        """Return the volumes of ``part`` (stage 1), their tokens or their latents (stage 2)."""
+        volumes, config = self._volumes(part), self.config
         if self._encode is None:
             return self._builder.build_medmnist3d_stage1(volumes, train=part == "train")
+        store = self._build_store(part, volumes)
+        if isinstance(config, MaisiDiffusionConfig):
+            return LatentDataset(store, spacing=(1.0, 1.0, 1.0))
         assert self._indices_to_codes is not None
+        indices = torch.arange(store.max_index + 1)[None, :, None, None]
+        codebook = self._indices_to_codes(indices)[0, :, :, 0, 0].detach().float().cpu()
+        if isinstance(config, TransformerConfig) and config.model.kind == "single_stream":
+            return InContextDataset(
+                store,
+                codebook,
+                patients=volumes.names,
+                num_modalities=self._data.images_per_case,
+                settings=config.in_context,
+                seed=config.seed,
+                groups=volumes.labels.tolist(),
+            )
+        return self._builder.build_medmnist3d_stage2(store, codebook)
+
+    def build_segmentations(
+        self, part: Part, *, directory: Path, num_classes: int, progress: Progress | None
+    ) -> ForegroundMasks:
+        """Return the foreground of the samples of ``part``: two classes, made from the images in memory."""
+        del directory, num_classes, progress  # nothing is read or kept, and the schema knows of two classes
+        return ForegroundMasks(self._volumes(part), is_shape=self._data.name in SHAPE_SETS)
+
+    @property
+    def latent_std(self) -> float:
+        """Deviation of all latent values of the training part, mirrored copies included."""
+        dataset = self._dataset("train")
+        assert isinstance(dataset, LatentDataset)
+        return dataset.store.latent_std()
+
+    def _build_store(self, part: Part, volumes: MedMNIST3DVolumes) -> TokenStore:
+        """Return the encoded samples of ``part``, encoding what the store lacks."""
+        assert self._encode is not None
         assert self._encoder_hash is not None
         directory = Path(self._data.store_dir or Path(self.config.output_dir) / "store")
         items = self._items(volumes, mirrored=part == "train" and self._data.store_flips)
@@ -118,9 +162,7 @@ class MedMNIST3DDataModule(AbstractDataModule):
                     num_workers=self._data.num_workers,
                     progress=progress,
                 )
-        indices = torch.arange(store.max_index + 1)[None, :, None, None]
-        codebook = self._indices_to_codes(indices)[0, :, :, 0, 0].detach().float().cpu()
-        return self._builder.build_medmnist3d_stage2(store, codebook)
+        return store
 
     def _volumes(self, part: Part) -> MedMNIST3DVolumes:
         _ = self.split  # opens the file
@@ -131,18 +173,18 @@ class MedMNIST3DDataModule(AbstractDataModule):
 
     def _items(self, volumes: MedMNIST3DVolumes, *, mirrored: bool) -> list[StoreItem]:
         assert self._file is not None
-        content = sha256(self._file.path)
+        content, labels = sha256(self._file.path), self._data.label_map
         return [
             StoreItem(
                 case_id=volumes.names[i],
                 modality=volumes.class_name(i),
-                label=int(volumes.labels[i]),
+                label=labels[volumes.class_name(i)],
                 flipped=flipped,
                 content=hashlib.sha256(f"{content} {volumes.names[i]}".encode()).hexdigest(),
                 load=lambda i=i: dequantise(volumes[i])[None],
             )
-            for flipped in ([False, True] if mirrored else [False])
             for i in range(len(volumes))
+            for flipped in ([False, True] if mirrored else [False])
         ]
 
     def _check_leak(self, split: Split) -> None:

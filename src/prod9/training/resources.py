@@ -309,7 +309,7 @@ def _context_positions(config: TransformerConfig, grid: Sequence[int]) -> int:
     if config.model.kind != "single_stream":
         return 0
     positions = prod(-(-side // (config.model.patch_size * config.model.context_stride)) for side in grid)
-    return config.in_context.slots(len(config.data.modalities)) * (positions + 1) + 1
+    return config.in_context.slots(config.data.images_per_case) * (positions + 1) + 1
 
 
 def num_logits(levels: Sequence[int], groups: str | list[list[int]]) -> int:

@@ -180,7 +180,6 @@ def build_data_module(
         if not isinstance(upstream, ControlUpstream):
             upstream = load_control_upstream(config)
         inner = _token_data_module(upstream.base_config(config), upstream.autoencoder, device)
-        assert not isinstance(inner, MedMNIST3DDataModule)  # the schema of stage 3 takes files only
         base_split = Split.from_dict(upstream.base.header["split"])
         return BraTSControlNetDataModule(config, inner=inner, base_split=base_split)
     if isinstance(config, RefinerConfig):
@@ -195,14 +194,15 @@ def build_data_module(
 
 def _latent_data_module(
     config: MaisiDiffusionConfig, upstream: Loaded[AutoencoderKlMaisi], device: torch.device | str
-) -> AbstractBraTSDataModule:
+) -> AbstractBraTSDataModule | MedMNIST3DDataModule:
     wrapper = ModelFactory.create_inference_wrapper(upstream.network, config.sliding_window)
 
     @torch.no_grad()
     def encode(volumes: torch.Tensor) -> Encoded:
         return Encoded(wrapper.to(device).encode(volumes.to(device))[0])
 
-    return BraTSDiffusionDataModule(
+    family = MedMNIST3DDataModule if config.data.kind == "medmnist3d" else BraTSDiffusionDataModule
+    return family(
         config,
         encode=encode,
         encoder_hash=upstream.sha256,

@@ -190,6 +190,7 @@ class AbstractLightning(LightningModule, ABC):
             "label_map": data.label_map,
             "spacing": None if data.spacing is None else list(data.spacing),
             "intensity": data.intensity.model_dump(mode="json"),
+            "crop_foreground": data.kind == "brats",
         }
         described["reference_affine"] = np.asarray(module.reference_affine, dtype=float).tolist()
         return make_header(

@@ -8,12 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from prod9.autoencoder.autoencoder_fsq import AutoencoderFSQ
+from prod9.controlnet.condition import ControlCondition
 from prod9.errors import ConfigError
-from prod9.evaluation.classifier import ModalityClassifier, train_classifier
-from prod9.evaluation.control import contrast_slope
-from prod9.evaluation.features import AutoencoderFeatures, extract
-from prod9.evaluation.networks import coarsen
-from prod9.generator.controlnet_maskgit import ControlCondition
 from prod9.generator.token_decoder import AbstractTokenDecoder
 from prod9.training.algorithms.controlnet_trainer import ControlNetTrainer
 from prod9.training.config import config_from_dict, config_to_dict
@@ -22,14 +18,12 @@ from prod9.training.config_schema import (
     MaskGiTControlNetLightningConfig,
     TransformerConfig,
 )
-from prod9.training.lightning.base import Batch, Panel, Unregistered, compile_network
+from prod9.training.lightning.base import Batch, Unregistered, compile_network
 from prod9.training.lightning.conditions import CONDITIONS
+from prod9.training.lightning.control_samples import SampledControl
 from prod9.training.lightning.tokens import AbstractTokenLightning
 from prod9.training.model.checkpoint_manager import CheckpointManager, Loaded
 from prod9.training.model.model_factory import ModelFactory
-
-_CLASSIFIER_VOLUMES = 64
-"""Training volumes that the classifier of the Inception Score is trained on."""
 
 
 @dataclass(frozen=True)
@@ -52,22 +46,10 @@ class ControlUpstream:
         return built
 
 
-@dataclass(frozen=True)
-class _Sampled:
-    """Volumes ``[1 1 H W D]`` for one held-out segmentation ``[1 H W D]``, on the CPU."""
-
-    title: str
-    seg: Tensor
-    real: Tensor
-    controlled: Tensor
-    base: Tensor
-
-
-class ControlNetLightningMaskGiT(AbstractTokenLightning):
+class ControlNetLightningMaskGiT(SampledControl, AbstractTokenLightning):
     """Final adapter of ``stage: maskgit_controlnet``.
 
     The base stays out of the module tree, as the autoencoder does: frozen, neither stored nor averaged.
-    A validation samples with and without control for held-out segmentations; see ``on_validation_epoch_end``.
     """
 
     config: MaskGiTControlNetLightningConfig
@@ -96,8 +78,7 @@ class ControlNetLightningMaskGiT(AbstractTokenLightning):
                 scheduler=ModelFactory.create_scheduler(config.masking),
             )
         )
-        self._samples: list[_Sampled] = []
-        self._classifier: Unregistered[ModalityClassifier] | None = None
+        self._samples = []
         if config.training.compile:
             compile_network(self.controlnet)
 
@@ -156,9 +137,8 @@ class ControlNetLightningMaskGiT(AbstractTokenLightning):
         return {name: value.detach() for name, value in losses.items()}
 
     def evaluate(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        """Return token metrics; sample for the first held-out lesions, here, where averaged weights are."""
-        if len(self._samples) < self.config.validation.num_volumes and self._is_worth_sampling(batch):
-            self._samples.append(self._sample(batch, batch_idx))
+        """Return token metrics; sample for the first held-out lesions."""
+        self.sample_for(batch, batch_idx)
         return self.algorithm.compute_metrics(
             batch["target_indices"],
             self._condition_of(batch),
@@ -169,48 +149,8 @@ class ControlNetLightningMaskGiT(AbstractTokenLightning):
 
     # -- sampling -----------------------------------------------------------------------------------
 
-    def on_validation_epoch_start(self) -> None:
-        """Forget the samples of the last validation."""
-        super().on_validation_epoch_start()
-        self._samples = []
-
-    on_test_epoch_start = on_validation_epoch_start
-
-    def on_validation_epoch_end(self) -> None:
-        """Log what the samples are worth: ``val/fid``, ``val/region_contrast`` and more.
-
-        ``fid``: Fréchet distance to the real volumes of the same segmentations, in features of the
-        autoencoder. ``region_contrast``: 1 where classes stand out from the brain as in those volumes, 0
-        without trace. ``…_base``: the same of samples without control. With a classifier its
-        ``classifier_accuracy`` and the ``inception_score``. Every rank has the same samples.
-        """
-        super().on_validation_epoch_end()
-        self._log_samples("val")
-
-    def on_test_epoch_end(self) -> None:
-        """Log the same of the test patients, as ``test/fid`` …"""
-        self._log_samples("test")
-
-    def sample_validation(self, num_samples: int) -> list[list[Panel]]:
-        """Return segmentation, real volume, and samples with and without control, centred on the lesion."""
-        classes = self.config.condition.num_mask_classes
-        return [
-            [
-                Panel(f"{s.title}: segmentation", _centred(s.seg[0].float() / (classes - 1), s.seg[0])),
-                Panel("real", _centred(s.real[0, 0], s.seg[0])),
-                Panel("with control", _centred(s.controlled[0, 0], s.seg[0])),
-                Panel("without", _centred(s.base[0, 0], s.seg[0])),
-            ]
-            for s in self._samples[:num_samples]
-        ]
-
-    def _is_worth_sampling(self, batch: Batch) -> bool:
-        return self.config.condition.condition_type == "label" or bool((batch["seg"] > 0).any())
-
-    @torch.no_grad()
-    def _sample(self, batch: Batch, batch_idx: int) -> _Sampled:
-        """Sample the first of a batch with and without control, from the same random numbers."""
-        one = {name: value[:1] for name, value in batch.items()}
+    def draw(self, one: Batch, batch_idx: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return volumes of one sample: decoded, sampled with control, and without."""
         condition, shape = self._condition_of(one), (1, *self.token_grid)
         controlled = self.sampler.sample_with_controlnet(
             self.base,
@@ -222,62 +162,11 @@ class ControlNetLightningMaskGiT(AbstractTokenLightning):
             **self.config.control.kwargs(),
         )
         base = self.sampler.sample(self.base, shape, condition, [self.seeded_generator(batch_idx, 3)])
-        volumes = [
-            torch.from_numpy(self.decode(tokens))[None, None]
-            for tokens in (one["target_indices"], controlled, base)
-        ]
-        return _Sampled(one["modality"][0], one["seg"].cpu(), *volumes)
+        return self.decode(one["target_indices"]), self.decode(controlled), self.decode(base)
 
-    def _log_samples(self, part: str) -> None:
-        if len(self._samples) < 2:
-            return
-        seg, real, controlled, base = (
-            torch.cat([getattr(sampled, name) for sampled in self._samples])
-            for name in ("seg", "real", "controlled", "base")
-        )
-        features = AutoencoderFeatures(self.wrapper.autoencoder)
-
-        def extractor(volumes: Tensor) -> Tensor:
-            return extract(features, volumes.to(self.device), batch_size=1)
-
-        classify = self._trained_classifier(part, real)
-        metrics: dict[str, Any] = {}
-        for suffix, volumes in (("", controlled), ("_base", base)):
-            scores = self.algorithm.compute_sample_metrics(
-                volumes, real, extractor=extractor, classify=classify
-            )
-            scores["region_contrast"] = torch.tensor(contrast_slope(volumes, real, seg))
-            metrics |= {f"{part}/{k}{suffix}": v.float() for k, v in scores.items() if v.isfinite()}
-        self.log_dict(metrics)
-
-    def _trained_classifier(self, part: str, real: Tensor) -> Any:
-        """Return volumes → class probabilities, and log how far it can be trusted; None if not asked for."""
-        steps = self.config.validation.classifier_steps
-        if not steps:
-            return None
-        if self._classifier is None:
-            self._classifier = Unregistered(self._train_classifier(steps))
-        names = self.config.data.label_map
-        labels = torch.tensor([names[sampled.title] for sampled in self._samples])
-        classifier = self._classifier.content
-        self.log(f"{part}/classifier_accuracy", classifier.accuracy(coarsen(real), labels))
-        return lambda generated: classifier.probabilities(coarsen(generated))
-
-    def _train_classifier(self, steps: int) -> ModalityClassifier:
-        """Train a judge of modalities on what training tokens decode to."""
-        samples: Any = self.trainer.datamodule.build_dataset("train")  # pyright: ignore[reportAttributeAccessIssue]
-        chosen = np.linspace(0, len(samples) - 1, min(_CLASSIFIER_VOLUMES, len(samples))).astype(int)
-        items = [samples[int(index)] for index in chosen]
-        volumes = [self.decode(item["target_indices"][None].to(self.device)) for item in items]
-        # A validation runs without gradients, and what it makes cannot take part in any.
-        with torch.inference_mode(False), torch.enable_grad():
-            return train_classifier(
-                torch.cat([coarsen(torch.from_numpy(volume)[None, None]) for volume in volumes]),
-                torch.stack([item["label"].clone() for item in items]),
-                num_classes=self.controlnet.num_labels,
-                seed=self.config.seed,
-                steps=steps,
-            )
+    def decode_item(self, item: Batch) -> np.ndarray:
+        """Return the volume of an item's tokens."""
+        return self.decode(item["target_indices"][None].to(self.device))
 
 
 def load_control_upstream(config: MaskGiTControlNetLightningConfig) -> ControlUpstream:
@@ -289,17 +178,3 @@ def load_control_upstream(config: MaskGiTControlNetLightningConfig) -> ControlUp
         )
     base = CheckpointManager.load_transformer(config.inputs.transformer)
     return ControlUpstream(base, CheckpointManager.load_upstream(base, path=config.inputs.autoencoder))
-
-
-def _centred(volume: Tensor, seg: Tensor) -> np.ndarray:
-    """Return ``volume [H W D]`` moved so that the middle of the lesion is its middle: pictures show that."""
-    inside = (seg > 0).nonzero()
-    if not len(inside):
-        return volume.numpy()
-    moved = volume
-    for axis, (side, middle) in enumerate(zip(seg.shape, inside.float().mean(0).tolist(), strict=True)):
-        shift = side // 2 - round(middle)
-        moved = moved.roll(shift, axis)
-        edge = slice(None, shift) if shift > 0 else slice(side + shift, None)
-        moved.movedim(axis, 0)[edge] = 0.0
-    return moved.numpy()

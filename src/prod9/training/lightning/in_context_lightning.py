@@ -29,7 +29,9 @@ class InContextTransformerLightning(AbstractGenerativeLightning):
         names = {label: name for name, label in self.config.data.label_map.items()}
         titles = []
         for k, target in enumerate(condition.target_label.tolist()):
-            near = condition.is_co_registered[k] & (condition.source_labels[k] != PADDING)
-            sources = "+".join(names[label] for label in condition.source_labels[k][near].tolist())
-            titles.append(f"{sources} → {names[target]}")
+            there, near = condition.source_labels[k] != PADDING, condition.is_co_registered[k]
+            sources = [names[label] for label in condition.source_labels[k][there & near].tolist()]
+            examples = int((there & ~near).sum())
+            shown = [*sources, *([f"{examples} examples"] if examples else [])]
+            titles.append(f"{'+'.join(shown) or 'label'} → {names[target]}")
         return titles

@@ -1,0 +1,67 @@
+"""The foreground of a small volume that has no segmentation: what lies above Otsu's threshold.
+
+N. Otsu, "A threshold selection method from gray-level histograms", IEEE Transactions on Systems, Man, and
+Cybernetics 9 (1), 1979: the threshold that leaves the least variance within the two sides.
+"""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from prod9.data.datasets.medmnist import MedMNIST3DVolumes
+from prod9.data.medmnist import pad_evenly
+
+_LEVELS = 256
+
+
+def otsu_threshold(image: np.ndarray) -> int:
+    """Return the level t of ``image`` uint8 that divides it best into t and below, and above t.
+
+    An image of one intensity is all on the lower side.
+    """
+    counts = np.bincount(image.reshape(-1), minlength=_LEVELS).astype(np.float64)
+    below = counts.cumsum()
+    total, mass = below[-1], (counts * np.arange(_LEVELS)).cumsum()
+    above = total - below
+    with np.errstate(divide="ignore", invalid="ignore"):
+        between = below * above * (mass / below - (mass[-1] - mass) / above) ** 2
+    between[(below == 0) | (above == 0)] = 0.0
+    if not between.any():
+        return int(image.max())
+    # Levels that no voxel has are equally good: the middle of them is what both sides keep most distance from.
+    best = np.flatnonzero(between >= between.max() * (1 - 1e-12))
+    return int(best[len(best) // 2])
+
+
+def foreground_of_image(image: np.ndarray, *, is_shape: bool = False) -> np.ndarray:
+    """Return bool of the shape of ``image`` uint8: above Otsu's threshold, or, of a binary shape, the shape itself."""
+    return image > (0 if is_shape else otsu_threshold(image))
+
+
+class ForegroundMasks:
+    """Masks of one part of a MedMNIST3D file, by the names of the samples, in place of segmentations.
+
+    volumes: the part. is_shape: the file holds binary shapes. A sample of one intensity has no mask.
+    """
+
+    def __init__(self, volumes: MedMNIST3DVolumes, *, is_shape: bool) -> None:
+        self._volumes = volumes
+        self._is_shape = is_shape
+        self._index = {name: index for index, name in enumerate(volumes.names)}
+        flat = volumes.images.reshape(len(volumes), -1)
+        self._has = flat.any(axis=1) if is_shape else flat.min(axis=1) < flat.max(axis=1)
+
+    @property
+    def num_segmented(self) -> int:
+        """Return how many of the samples have a mask."""
+        return int(self._has.sum())
+
+    def has(self, case_id: str) -> bool:
+        """Tell whether the sample has a mask."""
+        return bool(self._has[self._index[case_id]])
+
+    def __getitem__(self, case_id: str) -> Tensor:
+        """Return the mask on the grid, uint8 [H W D]: 1 in the foreground."""
+        image = self._volumes.images[self._index[case_id]]
+        mask = foreground_of_image(image, is_shape=self._is_shape).astype(np.uint8)
+        return torch.from_numpy(pad_evenly(mask, self._volumes.grid))
