@@ -4,15 +4,20 @@ from pathlib import Path
 
 import pytest
 
-from prod9.demo.plan import NOMINAL_MINUTES, make_plan, parse_minutes
+from prod9.demo.families import FAMILIES, family_named
+from prod9.demo.plan import make_plan, parse_minutes
 from prod9.errors import ConfigError
 
 
-@pytest.mark.parametrize("from_scratch", [False, True])
-def test_the_budget_scales_steps_and_patients_in_proportion(tmp_path: Path, from_scratch: bool) -> None:
-    plain = make_plan(tmp_path, from_scratch=from_scratch)
-    minutes = 2 * NOMINAL_MINUTES[plain.variant]
-    double = make_plan(tmp_path, from_scratch=from_scratch, budget_minutes=minutes)
+@pytest.mark.parametrize(
+    ("family", "from_scratch"), [("maskgit", False), ("maskgit", True), ("maisi", False)]
+)
+def test_the_budget_scales_steps_and_patients_in_proportion(
+    tmp_path: Path, family: str, from_scratch: bool
+) -> None:
+    plain = make_plan(tmp_path, family=family, from_scratch=from_scratch)
+    minutes = 2 * FAMILIES[family].minutes[plain.variant]
+    double = make_plan(tmp_path, family=family, from_scratch=from_scratch, budget_minutes=minutes)
     assert double.num_patients == 2 * plain.num_patients
     assert double.stage1().training.max_steps == 2 * plain.stage1().training.max_steps
     stage2 = double.stage2(tmp_path / "stage1")
@@ -21,14 +26,20 @@ def test_the_budget_scales_steps_and_patients_in_proportion(tmp_path: Path, from
 
 
 def test_a_smaller_budget_keeps_the_patients(tmp_path: Path) -> None:
-    plain, half = make_plan(tmp_path), make_plan(tmp_path, budget_minutes=NOMINAL_MINUTES["starter"] / 2)
+    plain, half = (
+        make_plan(tmp_path),
+        make_plan(tmp_path, budget_minutes=FAMILIES["maskgit"].minutes["starter"] / 2),
+    )
     assert half.num_patients == plain.num_patients
     assert half.stage1().training.max_steps == round(plain.stage1().training.max_steps / 2)
 
 
-def test_both_stages_see_the_same_patients_on_the_same_grid(tmp_path: Path) -> None:
-    for plan in (make_plan(tmp_path), make_plan(tmp_path, quick=True)):
+@pytest.mark.parametrize("family", FAMILIES)
+def test_both_stages_see_the_same_patients_on_the_same_grid(tmp_path: Path, family: str) -> None:
+    for plan in (make_plan(tmp_path, family=family), make_plan(tmp_path, family=family, quick=True)):
         stage1, stage2 = plan.stage1(), plan.stage2(tmp_path)
+        # The held-out volumes carry the labels of stage 1, the generated ones those of stage 2.
+        assert stage1.data.label_map == stage2.data.label_map
         assert stage1.data.split == stage2.data.split
         assert stage1.data.grid == stage2.data.grid
         assert stage1.data.spacing == (plan.spacing_mm,) * 3
@@ -76,3 +87,28 @@ def test_packaged_weights_are_for_the_first_two_stages(tmp_path: Path) -> None:
     assert plan.initial_weights("stage2") is None
     assert make_plan(tmp_path, from_scratch=True).initial_weights("stage1") is None
     assert make_plan(tmp_path, quick=True).initial_weights("stage1") is None
+
+
+def test_the_families_keep_out_of_each_others_way(tmp_path: Path) -> None:
+    plans = [make_plan(tmp_path, family=family) for family in FAMILIES]
+    assert len({plan.run_dir for plan in plans}) == len(plans)
+    folders = [folder for f in FAMILIES.values() for folder in (f.folder, f.quick_folder)]
+    assert len(set(folders)) == len(folders)
+
+
+def test_maisi_starts_from_random_weights(tmp_path: Path) -> None:
+    plan = make_plan(tmp_path, family="maisi")
+    assert plan.from_scratch
+    assert plan.initial_weights("maisi_vae") is None
+    assert plan.stage1().stage == "maisi_vae"
+    assert plan.stage2(tmp_path).stage == "maisi_diffusion"
+
+
+def test_an_unknown_family_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"--family: expected one of maskgit, maisi, got 'masigit'\."):
+        family_named("masigit")
+
+
+def test_stages_that_a_family_has_not_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--stages: --family maisi trains its two stages"):
+        make_plan(tmp_path, family="maisi", stages="control")

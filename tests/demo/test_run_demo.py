@@ -55,3 +55,24 @@ def test_it_leaves_volumes_pictures_and_scores_and_goes_on(tmp_path: Path) -> No
     again = run_demo(plan, report=report, device="cpu")
     assert again["stages"] == block["stages"]
     np.testing.assert_array_equal(np.asarray(nib.load(volumes[0]).dataobj), before)
+
+
+@pytest.mark.slow
+def test_the_other_family_leaves_the_same_files_and_scores(tmp_path: Path) -> None:
+    plan = replace(make_plan(tmp_path, quick=True, family="maisi"), budget=0.05)
+    report = Reporter(say=lambda text: None, bar=silent_bar)
+    block = run_demo(plan, report=report, device="cpu")
+
+    vae, flow = block["stages"]["maisi_vae"], block["stages"]["maisi_diffusion"]
+    assert 0 < vae["psnr_brain"] < 40
+    assert 0 < vae["psnr_brain_pca"] < 40
+    assert vae["volumes"] == flow["held_out_volumes"] > 0
+    assert flow.keys() >= {"modality_accuracy", "diversity_ratio", "frechet_ratio", "lesion_share"}
+    written = json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))
+    assert written["stages"] == written["maisi"]["stages"] == block["stages"]
+    volumes = sorted((tmp_path / "maisi" / "volumes").glob("*.nii.gz"))
+    assert [v.name for v in volumes[:2]] == ["FLAIR_0000.nii.gz", "FLAIR_0001.nii.gz"]
+    assert len(volumes) == 4 * plan.volumes_per_modality
+    for name in ("montage.png", "generated.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+    assert run_demo(plan, report=report, device="cpu")["stages"] == block["stages"]

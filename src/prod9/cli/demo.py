@@ -30,9 +30,17 @@ def demo(
         typer.Option(
             "--output-dir",
             metavar="DIR",
-            help="Where everything goes; default outputs/demo or outputs/demo-quick.",
+            help="Where everything goes; default outputs/demo, with -maisi and -quick after it for those.",
         ),
     ] = None,
+    family: Annotated[
+        str,
+        typer.Option(
+            "--family",
+            metavar="maskgit|maisi",
+            help="Tokens and a masked transformer, or latents and a rectified flow.",
+        ),
+    ] = "maskgit",
     quick: Annotated[
         bool, typer.Option("--quick", help="A smoke run of a minute; pictures stay blurs.")
     ] = False,
@@ -40,7 +48,7 @@ def demo(
         bool,
         typer.Option(
             "--from-scratch",
-            help="Start from random weights, not from the packaged ones.",
+            help="Start from random weights, not from the packaged ones; MAISI always does.",
         ),
     ] = False,
     budget: Annotated[
@@ -56,7 +64,7 @@ def demo(
         typer.Option(
             "--stages",
             metavar="all|NAME,…",
-            help="What to add to stages 1 and 2a: translation, control, or all.",
+            help="What to add to the first two stages: translation, control, or all; MaskGiT only.",
         ),
     ] = "",
     num_patients: Annotated[
@@ -67,15 +75,16 @@ def demo(
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Simulate a cohort, train stages 1 and 2a, generate every modality, score and draw the result.
+    """Simulate a cohort, train an autoencoder and a generator, generate every modality, score and draw.
 
     Run again after an interruption and it goes on where it was.
     """
+    from prod9.demo.families import family_named
     from prod9.demo.plan import make_plan, parse_minutes
     from prod9.files import check_writable
 
-    # Folders of their own: a smoke run must not stand in the way of the real one.
-    output_dir = output_dir or Path("outputs/demo-quick" if quick else "outputs/demo")
+    names = family_named(family)
+    output_dir = output_dir or Path(names.quick_folder if quick else names.folder)
     plan = make_plan(
         output_dir,
         quick=quick,
@@ -84,6 +93,7 @@ def demo(
         num_patients=num_patients,
         seed=seed,
         stages=stages,
+        family=family,
     )
     check_writable(output_dir)
     with resumable("Stopped; the same command goes on from here."):

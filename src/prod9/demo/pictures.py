@@ -6,15 +6,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prod9.autoencoder.autoencoder_fsq import AutoencoderFSQ
-from prod9.demo.sets import VolumeSet, reconstruct
+from prod9.demo.sets import Autoencoder, VolumeSet, reconstruct
 from prod9.training.montage import write_gallery, write_montage
 
 
 def write_pictures(
     folder: Path,
     *,
-    autoencoder: AutoencoderFSQ,
+    autoencoder: Autoencoder,
     held_out: VolumeSet,
     generated: Tensor,
     labels: Tensor,

@@ -10,17 +10,18 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from prod9.demo.families import FAMILIES, Family, family_named
 from prod9.errors import ConfigError
 from prod9.training.config import load_config
-from prod9.training.config_schema import AutoencoderConfig, RunConfig, TransformerConfig
+from prod9.training.config_schema import (
+    AutoencoderConfig,
+    MaisiDiffusionConfig,
+    MaisiVAEConfig,
+    RunConfig,
+    TransformerConfig,
+)
 
 Override = str | tuple[str, Any]
-
-STARTERS = ("stage1", "stage2_label")
-"""Stages whose weights are packaged."""
-EXTRA_STAGES = ("translation", "control")
-NOMINAL_MINUTES = {"from_scratch": 15.0, "starter": 6.0}
-"""What the shipped step counts take on two cores; ``--budget`` scales them in proportion."""
 
 
 @dataclass(frozen=True)
@@ -29,9 +30,9 @@ class DemoPlan:
 
     spacing_mm: of the simulated scans. volumes_per_modality: generated and scored for each modality.
     judge_steps: training steps of the classifier and of the lesion detector that score them.
-    config_folder: shipped configs ``<config_folder>/stage1`` and ``…/stage2_label``. budget: factor on the
-    number of steps and patients. from_scratch: start from random weights, not from the packaged ones.
-    stages: of ``EXTRA_STAGES``, what comes after the two that every demo has.
+    config_folder: of the shipped configs, named as the family's stages. budget: factor on the number of steps
+    and patients. from_scratch: start from random weights, not from the packaged ones. stages: of the family's
+    ``extra_stages``, what comes after the two that every demo has. family: a name of ``FAMILIES``.
     """
 
     output_dir: Path
@@ -44,10 +45,18 @@ class DemoPlan:
     config_folder: str = "demo"
     from_scratch: bool = False
     stages: tuple[str, ...] = ()
+    family: str = "maskgit"
+
+    @property
+    def names(self) -> Family:
+        """What the stages of the family are called."""
+        return family_named(self.family)
 
     @property
     def variant(self) -> str:
         """Name of the block of metrics and of the folder of the runs."""
+        if not self.names.starters:
+            return self.family
         return "from_scratch" if self.from_scratch else "starter"
 
     @property
@@ -60,16 +69,16 @@ class DemoPlan:
         """The simulated cohort."""
         return self.output_dir / "data"
 
-    def stage1(self) -> AutoencoderConfig:
-        """Return the configuration of stage 1."""
-        config = self._load("stage1", [])
-        assert isinstance(config, AutoencoderConfig)
+    def stage1(self) -> AutoencoderConfig | MaisiVAEConfig:
+        """Return the configuration of the family's autoencoder."""
+        config = self._load(self.names.autoencoder, [])
+        assert isinstance(config, AutoencoderConfig | MaisiVAEConfig)
         return config
 
-    def stage2(self, autoencoder: Path) -> TransformerConfig:
-        """Return the configuration of stage 2a on top of the stage-1 run or checkpoint ``autoencoder``."""
-        config = self._load("stage2_label", [("inputs.autoencoder", str(autoencoder))])
-        assert isinstance(config, TransformerConfig)
+    def stage2(self, autoencoder: Path) -> TransformerConfig | MaisiDiffusionConfig:
+        """Return the configuration of the label-conditional generator on the run or checkpoint ``autoencoder``."""
+        config = self._load(self.names.generator, [("inputs.autoencoder", str(autoencoder))])
+        assert isinstance(config, TransformerConfig | MaisiDiffusionConfig)
         return config
 
     def in_context(self, autoencoder: Path) -> TransformerConfig:
@@ -92,7 +101,7 @@ class DemoPlan:
 
     def initial_weights(self, stage: str) -> Path | None:
         """Return the packaged weights that ``stage`` starts from; None if it starts from scratch."""
-        return None if self.from_scratch or stage not in STARTERS else starter_weights(stage)
+        return None if self.from_scratch or stage not in self.names.starters else starter_weights(stage)
 
     def _load(self, stage: str, extra: list[Override]) -> RunConfig:
         base = [
@@ -126,16 +135,22 @@ def make_plan(
     num_patients: int | None = None,
     seed: int = 0,
     stages: str = "",
+    family: str = "maskgit",
 ) -> DemoPlan:
     """Return the plan for these options.
 
     ``budget_minutes`` scales steps and, above the nominal minutes, patients. ``quick`` has a size of its own
-    and always starts from scratch. Raises ConfigError for options that exclude each other.
+    and always starts from scratch, as a ``family`` without packaged weights does. Raises ConfigError for options
+    that exclude each other.
     """
     if quick and budget_minutes is not None:
         raise ConfigError("--quick has a fixed size and --budget asks for another; use one of the two.")
     plan = DemoPlan(
-        output_dir=output_dir, seed=seed, from_scratch=from_scratch or quick, stages=parse_stages(stages)
+        output_dir=output_dir,
+        seed=seed,
+        from_scratch=from_scratch or quick or not family_named(family).starters,
+        stages=parse_stages(stages, family),
+        family=family,
     )
     if quick:
         plan = replace(
@@ -147,24 +162,31 @@ def make_plan(
             config_folder="demo/quick",
         )
     if budget_minutes is not None:
-        factor = budget_minutes / NOMINAL_MINUTES[plan.variant]
+        factor = budget_minutes / plan.names.minutes[plan.variant]
         plan = replace(plan, budget=factor, num_patients=round(plan.num_patients * max(1.0, factor)))
     if num_patients is not None:
         plan = replace(plan, num_patients=num_patients)
     return plan
 
 
-def parse_stages(text: str) -> tuple[str, ...]:
-    """Read ``all`` or names separated by commas. Raises ConfigError for names there are not."""
-    if text == "all":
-        return EXTRA_STAGES
+def parse_stages(text: str, family: str = "maskgit") -> tuple[str, ...]:
+    """Read ``all`` or names separated by commas. Raises ConfigError for names that ``family`` has not."""
+    known = family_named(family).extra_stages
     wanted = [name.strip() for name in text.split(",") if name.strip()]
-    unknown = [name for name in wanted if name not in EXTRA_STAGES]
+    if wanted and not known:
+        others = ", ".join(name for name, other in FAMILIES.items() if other.extra_stages)
+        raise ConfigError(
+            f"--stages: --family {family} trains its two stages and adds no other, got {text!r}; leave it out, or "
+            f"use --family {others}."
+        )
+    if wanted == ["all"]:
+        return known
+    unknown = [name for name in wanted if name not in known]
     if unknown:
         raise ConfigError(
-            f"--stages: expected all or names among {', '.join(EXTRA_STAGES)}, got {', '.join(unknown)}."
+            f"--stages: expected all or names among {', '.join(known)}, got {', '.join(unknown)}."
         )
-    return tuple(name for name in EXTRA_STAGES if name in wanted)
+    return tuple(name for name in known if name in wanted)
 
 
 def parse_minutes(text: str) -> float:

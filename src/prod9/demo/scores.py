@@ -9,7 +9,7 @@ from torch import Tensor
 
 from prod9.autoencoder.autoencoder_fsq import AutoencoderFSQ
 from prod9.data.splits import Part
-from prod9.demo.sets import VolumeSet, reconstruct
+from prod9.demo.sets import Autoencoder, VolumeSet, reconstruct
 from prod9.evaluation.classifier import ModalityClassifier, train_classifier
 from prod9.evaluation.distribution import diversity_ratio, frechet_ratio
 from prod9.evaluation.features import AutoencoderFeatures, extract
@@ -20,20 +20,23 @@ from prod9.evaluation.pca_codec import fit_pca_codec
 Say = Callable[[str], None]
 Metrics = dict[str, Any]
 
-LESIONS_SHOW_IN = 3
-"""The class of FLAIR, where lesions are plain; the lesion detector reads no other."""
+LESIONS_SHOW_IN = "FLAIR"
+"""Where lesions are plain; the lesion detector reads no other modality."""
 
 _MAX_RECONSTRUCTIONS = 160
 """Training volumes that the judges see as reconstructions too: enough to learn what those look like."""
 
 
-def score_stage1(autoencoder: AutoencoderFSQ, training: VolumeSet, held_out: VolumeSet) -> Metrics:
-    """Return reconstruction scores on ``held_out`` beside the PCA codec of equal rate."""
+def score_stage1(autoencoder: Autoencoder, training: VolumeSet, held_out: VolumeSet) -> Metrics:
+    """Return reconstruction scores on ``held_out`` beside the PCA codec of equal rate.
+
+    Equal rate is as many values a block: quantised to the same levels for tokens, floats for a KL latent.
+    """
     codec = fit_pca_codec(
         training.volumes,
         block=autoencoder.downsampling_factor,
-        num_coefficients=len(autoencoder.levels),
-        levels=autoencoder.levels,
+        num_coefficients=autoencoder.latent_channels,
+        levels=autoencoder.levels if isinstance(autoencoder, AutoencoderFSQ) else None,
     )
     scores = paired_scores(reconstruct(autoencoder, held_out.volumes), held_out.volumes)
     return {
@@ -48,7 +51,7 @@ def score_stage1(autoencoder: AutoencoderFSQ, training: VolumeSet, held_out: Vol
 class Judges:
     """What scores generated volumes: trained and calibrated on training and validation patients alone.
 
-    sets, reconstructions: ``train``, ``val`` and ``test``, as they are and after a pass through the tokens.
+    sets, reconstructions: ``train``, ``val`` and ``test``, as they are and after a pass through stage 1.
     """
 
     sets: dict[Part, VolumeSet]
@@ -92,11 +95,17 @@ class Judges:
 
 
 def train_judges(
-    autoencoder: AutoencoderFSQ, sets: dict[Part, VolumeSet], *, seed: int, steps: int, say: Say
+    autoencoder: Autoencoder,
+    sets: dict[Part, VolumeSet],
+    *,
+    label_map: dict[str, int],
+    seed: int,
+    steps: int,
+    say: Say,
 ) -> Judges:
     """Train the modality classifier and the lesion detector on real training volumes and reconstructions.
 
-    sets: ``train``, ``val`` and ``test``; ``val`` calibrates the detector.
+    sets: ``train``, ``val`` and ``test``; ``val`` calibrates the detector. label_map: that of the sets.
     """
     say("Reconstructing the cohort for the judges")
     seen: dict[Part, VolumeSet] = {part: own.first(_MAX_RECONSTRUCTIONS) for part, own in sets.items()}
@@ -109,7 +118,11 @@ def train_judges(
     classifier = train_classifier(mixed.volumes, mixed.labels, **classes, seed=seed, steps=steps)
     say("Training the lesion detector")
     detector = train_lesion_detector(
-        mixed.cases(), reconstructions["val"].cases(), modality=LESIONS_SHOW_IN, seed=seed, steps=steps // 2
+        mixed.cases(),
+        reconstructions["val"].cases(),
+        modality=label_map[LESIONS_SHOW_IN],
+        seed=seed,
+        steps=steps // 2,
     )
     return Judges(sets, reconstructions, classifier, detector, AutoencoderFeatures(autoencoder), seed)
 

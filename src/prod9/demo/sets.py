@@ -6,13 +6,17 @@ import torch
 from torch import Tensor
 
 from prod9.autoencoder.autoencoder_fsq import AutoencoderFSQ
+from prod9.autoencoder.autoencoder_maisi import AutoencoderKlMaisi
 from prod9.data.datasets.brats import CachedAllModalitiesDataset
 from prod9.data.splits import Part
 from prod9.evaluation.lesions import LesionCases
 from prod9.training.brats_data import BraTSDataModule
-from prod9.training.config_schema import AutoencoderConfig
+from prod9.training.config_schema import AutoencoderConfig, MaisiVAEConfig
 
 PARTS: tuple[Part, ...] = ("train", "val", "test")
+
+Autoencoder = AutoencoderFSQ | AutoencoderKlMaisi
+"""Stage 1 of either family."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +66,7 @@ class VolumeSet:
         return self.lesions.flatten(1).any(1).float().mean().item()
 
 
-def load_sets(config: AutoencoderConfig) -> dict[Part, VolumeSet]:
+def load_sets(config: AutoencoderConfig | MaisiVAEConfig) -> dict[Part, VolumeSet]:
     """Read the volumes of each part of the cohort, preprocessed as in training."""
     data = BraTSDataModule(config)
     return {part: load_volumes(data.build_patients(part), config.data.label_map) for part in PARTS}
@@ -82,6 +86,6 @@ def load_volumes(dataset: CachedAllModalitiesDataset, label_map: dict[str, int])
 
 
 @torch.no_grad()
-def reconstruct(autoencoder: AutoencoderFSQ, volumes: Tensor, *, batch_size: int = 4) -> Tensor:
-    """Return the volumes after a pass through the tokens, clipped to [0, 1]."""
+def reconstruct(autoencoder: Autoencoder, volumes: Tensor, *, batch_size: int = 4) -> Tensor:
+    """Return the volumes after a pass through the tokens or the mean latent, clipped to [0, 1]."""
     return torch.cat([autoencoder.reconstruct(x).clamp(0.0, 1.0) for x in volumes.split(batch_size)])

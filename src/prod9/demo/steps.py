@@ -14,18 +14,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prod9.autoencoder.autoencoder_fsq import AutoencoderFSQ
 from prod9.data.layouts import find_cases
 from prod9.data.simulation import simulate_cohort
 from prod9.demo.control import score_stage3
 from prod9.demo.pictures import write_pictures
 from prod9.demo.plan import DemoPlan, starter_weights
 from prod9.demo.scores import Judges, Metrics, score_stage1, train_judges
-from prod9.demo.sets import load_sets
+from prod9.demo.sets import Autoencoder, load_sets
 from prod9.demo.translation import score_translations
 from prod9.evaluation.segmenter import Segmenter, train_segmenter
 from prod9.files import atomic_write
 from prod9.pipelines.control import ControlPipeline
+from prod9.pipelines.maisi import MAISIPipeline
 from prod9.pipelines.maskgit import MaskGiTPipeline
 from prod9.pipelines.translation import TranslationPipeline
 from prod9.training.model.checkpoint_manager import CheckpointManager
@@ -34,6 +34,8 @@ from prod9.training.run_folder import peak_memory_gib
 from prod9.volumes import read, write
 
 Progress = Callable[[int, int], None]
+
+_PIPELINES = {"maskgit": MaskGiTPipeline, "maisi": MAISIPipeline}
 
 
 @dataclass(frozen=True)
@@ -73,21 +75,24 @@ class _Demo:
 
     def run(self) -> Metrics:
         """Return the scores of the stages, and those of the packaged weights before they were fine-tuned."""
-        plan = self.plan
+        plan, names = self.plan, self.plan.names
         self._simulate()
         config = plan.stage1()
-        stage1 = self._train(config, "stage1")
-        label = self._train(plan.stage2(stage1), "stage2_label")
-        generated, labels = self._generate(label, plan.run_dir / "volumes")
+        stage1 = self._train(config, names.autoencoder)
+        stage2 = self._train(plan.stage2(stage1), names.generator)
+        generated, labels = self._generate(stage2, plan.run_dir / "volumes")
         self.report.say("Scoring reconstructions of held-out patients")
         sets, autoencoder = load_sets(config), _autoencoder(stage1)
-        stages: Metrics = {"stage1": score_stage1(autoencoder, sets["train"], sets["test"])}
-        judges = train_judges(autoencoder, sets, seed=plan.seed, steps=plan.judge_steps, say=self.report.say)
+        label_map = config.data.label_map
+        stages: Metrics = {names.autoencoder: score_stage1(autoencoder, sets["train"], sets["test"])}
+        judges = train_judges(
+            autoencoder, sets, label_map=label_map, seed=plan.seed, steps=plan.judge_steps, say=self.report.say
+        )  # fmt: skip
         self.report.say("Comparing generated with held-out volumes")
-        stages["stage2_label"] = judges.score(generated, labels)
+        stages[names.generator] = judges.score(generated, labels)
         write_pictures(
             plan.output_dir, autoencoder=autoencoder, held_out=sets["test"], generated=generated, labels=labels,
-            label_map=config.data.label_map,
+            label_map=label_map,
         )  # fmt: skip
         block: Metrics = {"stages": stages}
         if not plan.from_scratch:
@@ -95,7 +100,7 @@ class _Demo:
         if "translation" in plan.stages:
             stages["translation"] = self._translate(stage1, judges)
         if "control" in plan.stages:
-            stages["control"] = self._control(label, judges)
+            stages["control"] = self._control(stage2, judges)
         return block
 
     def _simulate(self) -> None:
@@ -120,7 +125,7 @@ class _Demo:
 
     def _generate(self, model: Path, folder: Path) -> tuple[Tensor, Tensor]:
         """Generate with ``model`` what is not in ``folder`` yet; return volumes ``[N 1 H W D]`` and labels."""
-        pipeline = MaskGiTPipeline.from_checkpoint(model, device=_torch_device(self.device))
+        pipeline = _PIPELINES[self.plan.family].from_checkpoint(model, device=_torch_device(self.device))
         names, count = pipeline.label_names(), self.plan.volumes_per_modality
         folder.mkdir(parents=True, exist_ok=True)
         volumes: list[Tensor] = []
@@ -188,10 +193,8 @@ class _Demo:
         )
 
 
-def _autoencoder(path: Path) -> AutoencoderFSQ:
-    network = CheckpointManager.load_autoencoder(path).network
-    assert isinstance(network, AutoencoderFSQ)
-    return network
+def _autoencoder(path: Path) -> Autoencoder:
+    return CheckpointManager.from_pretrained(path).network
 
 
 def _seconds(plan: DemoPlan, this_session: float) -> float:
@@ -204,10 +207,10 @@ def _seconds(plan: DemoPlan, this_session: float) -> float:
 
 
 def _write_metrics(plan: DemoPlan, block: Metrics) -> None:
-    """Write this run's block beside that of the other variant, if it was run in the same folder."""
+    """Write this run's block beside those of other variants, if they were run in the same folder."""
     path = plan.output_dir / "metrics.json"
     content = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    blocks = {name: content[name] for name in ("from_scratch", "starter") if name in content}
+    blocks = {name: content[name] for name in VARIANTS if name in content}
     content = {**block, **blocks, plan.variant: block}
     with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
