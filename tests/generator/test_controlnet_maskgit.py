@@ -3,10 +3,10 @@
 import pytest
 import torch
 
+from prod9.controlnet.condition import ControlCondition
 from prod9.generator.branches import apply_control
 from prod9.generator.condition import MaskGiTCondition
 from prod9.generator.controlnet_maskgit import (
-    ControlCondition,
     ControlNetMaskGiT,
     one_hot_planes,
 )
@@ -217,7 +217,7 @@ def test_conditions_that_do_not_fit_are_refused(condition_type, told, text):
 def test_a_base_of_one_block_and_an_empty_condition_are_refused():
     with pytest.raises(ValueError, match="two blocks"):
         make_control(make_base(num_blocks=1))
-    with pytest.raises(ValueError, match="got neither"):
+    with pytest.raises(ValueError, match="got none of them"):
         ControlCondition()
 
 

@@ -29,6 +29,12 @@ class ControlResiduals:
     down: tuple[Tensor, ...]
     mid: Tensor
 
+    def scaled(self, strength: float) -> "ControlResiduals":
+        """Return all residuals times ``strength``."""
+        if strength == 1:
+            return self
+        return ControlResiduals(tuple(residual * strength for residual in self.down), self.mid * strength)
+
 
 class DiffusionModelRF(DiffusionModelUNetMaisi):
     """Time-, class- and spacing-conditioned U-Net over latents ``[B Z h w d]``.
@@ -39,6 +45,7 @@ class DiffusionModelRF(DiffusionModelUNetMaisi):
     use_checkpointing: recompute activations in the backward pass. The other keywords are MONAI's.
     """
 
+    conv_in: Any
     down_blocks: Any
     up_blocks: Any
     middle_block: Any
@@ -109,6 +116,16 @@ class DiffusionModelRF(DiffusionModelUNetMaisi):
             top_region_index_tensor=self._given(condition, "top_region", REGION_SCALE, x_t),
             bottom_region_index_tensor=self._given(condition, "bottom_region", REGION_SCALE, x_t),
             spacing_tensor=self._given(condition, "spacing", SPACING_SCALE, x_t),
+        )
+
+    def geometry_embedding(self, condition: FlowCondition) -> Tensor:
+        """Return what the network adds to the time embedding for spacing and regions: ``[B E]``, E 0 for neither."""
+        start = self.conv_in.conv.weight.new_zeros(len(condition), 0)
+        return self._get_input_embeddings(
+            start,
+            self._given(condition, "top_region", REGION_SCALE, start),
+            self._given(condition, "bottom_region", REGION_SCALE, start),
+            self._given(condition, "spacing", SPACING_SCALE, start),
         )
 
     def _labels(self, condition: FlowCondition) -> Tensor | None:

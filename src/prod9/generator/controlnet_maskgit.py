@@ -8,15 +8,16 @@ for bit.
 
 from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Int64, Integer
+from jaxtyping import Int64
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from prod9.controlnet.condition import ControlCondition, one_hot_planes, require_below
 from prod9.controlnet.condition_encoder import ConditionEncoder
 from prod9.generator.folding import fold
 from prod9.generator.heads import TokenLogits
@@ -25,46 +26,6 @@ from prod9.generator.token_io import embed_tokens, predict_tokens
 from prod9.types import Segmentation, TokenGrid, TokenMask
 
 ConditionType = Literal["mask", "label", "both"]
-
-
-@dataclass(frozen=True)
-class ControlCondition:
-    """A batch of control conditions.
-
-    seg: integer ``[B H W D]`` on the voxel grid, classes from 0 (background), or None. label: int64 ``[B]``,
-    a class label, or None. dropped: bool ``[B]``, True where nothing is known; default: nowhere.
-    """
-
-    seg: Tensor | None = None
-    label: Tensor | None = None
-    dropped: Tensor | None = None
-
-    def __post_init__(self) -> None:
-        if self.seg is None and self.label is None:
-            raise ValueError("Expected a segmentation, a label or both to control with, got neither.")
-
-    def __len__(self) -> int:
-        return len(self._any)
-
-    @property
-    def _any(self) -> Tensor:
-        return cast(Tensor, self.label if self.seg is None else self.seg)
-
-    @property
-    def is_dropped(self) -> Tensor:
-        """``dropped`` as a bool tensor ``[B]``."""
-        if self.dropped is not None:
-            return self.dropped
-        return torch.zeros(len(self), dtype=torch.bool, device=self._any.device)
-
-    def drop(self, where: Tensor) -> "ControlCondition":
-        """Return the batch with the control of the samples of bool ``where [B]`` taken away."""
-        return replace(self, dropped=self.is_dropped | where)
-
-    def to(self, device: torch.device | str) -> "ControlCondition":
-        """Return the batch on ``device``."""
-        given = {name: value.to(device) for name, value in vars(self).items() if value is not None}
-        return replace(self, **given)
 
 
 @dataclass(frozen=True)
@@ -158,6 +119,11 @@ class ControlNetMaskGiT(nn.Module):
 
     def encode(self, condition: ControlCondition) -> EncodedControl:
         """Return what depends on the condition alone, once a sample; sides must fit the token grid."""
+        if condition.images is not None:
+            raise ValueError(
+                f"Expected a condition of {self.condition_type!r}, got images as well; sources of a translation "
+                "belong into the condition of the base."
+            )
         planes = None if self.condition_type == "label" else self._one_hot(condition)
         label = None if self.condition_type == "mask" else self._checked_label(condition)
         grid = (self.patch_size,) * 3 if planes is None else self._token_grid(planes)
@@ -234,29 +200,8 @@ class ControlNetMaskGiT(nn.Module):
                 f"Expected a label for condition_type {self.condition_type!r}, got None; pass label."
             )
         # One past the last label is the row of "not told", so the embedding alone would not complain.
-        _require_below(condition.label, self.num_labels, "labels")
+        require_below(condition.label, self.num_labels, "labels")
         return condition.label
-
-
-def one_hot_planes(seg: Integer[Tensor, "B H W D"], num_classes: int) -> Segmentation:
-    """Return one float plane a class, background first; a class number is never fed to a convolution.
-
-    "Background everywhere" and "nothing known" thus differ: the latter is 0 in every plane.
-    """
-    _require_below(seg, num_classes, "classes")
-    classes = torch.arange(num_classes, device=seg.device, dtype=seg.dtype).view(1, -1, 1, 1, 1)
-    return (seg[:, None] == classes).float()
-
-
-def _require_below(values: Tensor, count: int, what: str) -> None:
-    known = ((values >= 0) & (values < count)).all()
-    if values.device.type == "cuda":
-        torch._assert_async(known)  # waiting for the result here would stall every step
-    elif values.device.type == "cpu" and not known:
-        raise ValueError(
-            f"Expected {what} from 0 to {count - 1}, got {values.unique().tolist()[:10]}; map them first, or "
-            "train with more."
-        )
 
 
 def _copy_block(block: nn.Module) -> nn.Module:
