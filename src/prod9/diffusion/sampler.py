@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from prod9.diffusion.condition import FlowCondition
+from prod9.diffusion.diffusion_model import ControlResiduals
 from prod9.diffusion.scheduler import RectifiedFlowSchedulerRF
 from prod9.types import Latent
 
@@ -15,6 +16,12 @@ SOLVERS = ("euler", "heun")
 
 Velocity = Callable[[Tensor, Tensor, FlowCondition], Tensor]
 """(x_t ``[B Z h w d]``, network times ``[B]``, condition) → velocity ``[B Z h w d]``, as DiffusionModelRF.predict."""
+
+SteeredVelocity = Callable[[Tensor, Tensor, FlowCondition, ControlResiduals | None], Tensor]
+"""The same with residuals of a control network, or None, as DiffusionModelRF.predict too."""
+
+Residuals = Callable[[Tensor, Tensor, FlowCondition, Tensor], ControlResiduals]
+"""(x_t, network times, condition, encoded control ``[B E h w d]``) → residuals, as ControlNetRF.residuals."""
 
 
 @dataclass(frozen=True)
@@ -77,15 +84,72 @@ class RectifiedFlowSampler:
         beside it. callback: called after every step. The latents are in the network's scale: divide by the
         scale factor before decoding.
         """
-        x = draw_noise(shape, generator).to(condition.device)
+
+        def evaluate(x: Tensor, time: Tensor, guided: bool) -> Tensor:
+            return self._guided(velocity, x, time, condition, guided)
+
+        return self._integrate(evaluate, shape, condition.device, generator, callback)
+
+    @torch.no_grad()
+    def sample_with_controlnet(
+        self,
+        velocity: SteeredVelocity,
+        shape: Sequence[int],
+        condition: FlowCondition,
+        generator: torch.Generator | Sequence[torch.Generator],
+        *,
+        controlnet: Residuals,
+        control: Tensor,
+        control_strength: float = 1.0,
+        control_guidance_scale: float = 0.0,
+        callback: Callable[[FlowState], None] | None = None,
+    ) -> Latent:
+        """Return latents as :meth:`sample` does, steered by a control network.
+
+        control: the condition as ``ControlNetRF.encode`` returned it, once for all steps. control_strength: factor
+        of the residuals; 0 is the base, bit for bit, and never calls the control network. control_guidance_scale:
+        how far to go from the base's velocity beyond the steered one, where guidance applies; the unconditional
+        branch of ``guidance_scale`` knows neither label nor control.
+        """
+        if control_strength < 0:
+            raise ValueError(f"control_strength must be at least 0, got {control_strength}; 0 is the base.")
+        if control_strength == 0:
+            return self.sample(
+                lambda x, t, c: velocity(x, t, c, None), shape, condition, generator, callback=callback
+            )
+
+        def evaluate(x: Tensor, time: Tensor, guided: bool) -> Tensor:
+            residuals = controlnet(x, time, condition, control).scaled(control_strength)
+            steered = velocity(x, time, condition, residuals).float()
+            result = steered
+            if guided and self.guidance_scale != 0.0:
+                free = velocity(x, time, condition.unconditional(), None).float()
+                result = result + self.guidance_scale * (steered - free)
+            if guided and control_guidance_scale != 0.0:
+                base = velocity(x, time, condition, None).float()
+                result = result + control_guidance_scale * (steered - base)
+            return result
+
+        return self._integrate(evaluate, shape, condition.device, generator, callback)
+
+    def _integrate(
+        self,
+        evaluate: Callable[[Tensor, Tensor, bool], Tensor],
+        shape: Sequence[int],
+        device: torch.device,
+        generator: torch.Generator | Sequence[torch.Generator],
+        callback: Callable[[FlowState], None] | None,
+    ) -> Tensor:
+        """Follow ``evaluate(x_t, network times, guided)`` from noise to data."""
+        x = draw_noise(shape, generator).to(device)
         lost = torch.zeros_like(x)
         times = self.scheduler.times(self.steps, shape[2:])
         for i, (t, t_next) in enumerate(pairwise(times)):
             guided = self._is_guided(i)
-            v = self._evaluate(velocity, x, t, condition, guided)
+            v = evaluate(x, self._network_time(x, t), guided)
             if self.solver == "heun":
                 ahead = self.scheduler.step(x, v, t, t_next)
-                v = 0.5 * (v + self._evaluate(velocity, ahead, t_next, condition, guided))
+                v = 0.5 * (v + evaluate(ahead, self._network_time(x, t_next), guided))
             x, lost = _advance(x, lost, (t - t_next) * v)
             if callback is not None:
                 callback(FlowState(i + 1, self.steps, t_next, x))
@@ -93,13 +157,15 @@ class RectifiedFlowSampler:
 
     def _is_guided(self, step: int) -> bool:
         start, end = self.guidance_interval
-        return self.guidance_scale != 0.0 and start <= step / self.steps < end
+        return start <= step / self.steps < end
 
-    def _evaluate(
-        self, velocity: Velocity, x: Tensor, t: float, condition: FlowCondition, guided: bool
+    def _network_time(self, x: Tensor, t: float) -> Tensor:
+        return self.scheduler.network_time(torch.full((len(x),), t, dtype=torch.float32, device=x.device))
+
+    def _guided(
+        self, velocity: Velocity, x: Tensor, time: Tensor, condition: FlowCondition, guided: bool
     ) -> Tensor:
-        time = self.scheduler.network_time(torch.full((len(x),), t, dtype=torch.float32, device=x.device))
-        if not guided:
+        if not guided or self.guidance_scale == 0.0:
             return velocity(x, time, condition).float()
         both = condition.cat(condition.unconditional())
         v, free = velocity(torch.cat([x, x]), torch.cat([time, time]), both).float().chunk(2)
