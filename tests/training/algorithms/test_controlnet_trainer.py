@@ -5,18 +5,15 @@ from functools import cache
 import pytest
 import torch
 
+from prod9.controlnet.condition import ControlCondition
 from prod9.generator.condition import MaskGiTCondition
-from prod9.generator.controlnet_maskgit import ControlCondition, ControlNetMaskGiT
+from prod9.generator.controlnet_maskgit import ControlNetMaskGiT
 from prod9.generator.heads import TokenLogits, TokenVocabulary
 from prod9.generator.maskgit import MaskGiTSampler, MaskGiTScheduler
 from prod9.generator.transformer import TransformerDecoder
-from prod9.training.algorithms.controlnet_trainer import (
-    OBJECTIVES,
-    ControlNetTrainer,
-    _keep_hidden,
-    region_of,
-    squared_distance,
-)
+from prod9.training.algorithms.control_regions import region_of
+from prod9.training.algorithms.control_tokens import keep_hidden, squared_distance
+from prod9.training.algorithms.controlnet_trainer import ControlNetTrainer
 from prod9.training.algorithms.transformer_trainer import TransformerTrainer
 
 GRID = (2, 2, 4)
@@ -75,7 +72,7 @@ def test_the_start_is_the_base():
 
 
 def test_the_literal_mse_has_no_gradient_at_the_start_and_the_others_have():
-    for objective in OBJECTIVES:
+    for objective in ("cross_entropy", "mse_privileged", "mse"):
         trainer = make_trainer(objective=objective)
         losses = trainer.compute_losses(*make_batch(), generator=seeded())
         assert set(losses) == {"total", objective}
@@ -125,7 +122,7 @@ def test_lesions_weigh_more_and_background_less():
     tokens = torch.zeros(2, *GRID, dtype=torch.int64)
     foreground = torch.zeros(2, *GRID, dtype=torch.bool)
     foreground[:, :, :, 1:] = True
-    weights = trainer.token_weights(tokens, control, foreground)
+    weights = trainer.position_weights(tokens, control, foreground)
     assert weights[0, 0, 0].tolist() == [0.25, 1.0, 5.0, 5.0]
     assert weights[1, 0, 0].tolist() == [0.25, 1.0, 1.0, 1.0]
     assert region_of(control, GRID, margin=0).sum() == 1
@@ -136,7 +133,7 @@ def test_the_teacher_sees_more_and_something_is_left_to_predict():
     mask = torch.rand(6, *GRID, generator=seeded(3)) < 0.5
     mask[0] = False
     mask[0, 0, 0, 0] = True
-    hidden = _keep_hidden(mask, 0.5, seeded())
+    hidden = keep_hidden(mask, 0.5, seeded())
     assert not (hidden & ~mask).any()
     expected = (mask.flatten(1).sum(1) * 0.5).ceil().clamp_min(1)
     assert hidden.flatten(1).sum(1).tolist() == expected.tolist()

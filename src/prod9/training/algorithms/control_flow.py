@@ -1,0 +1,156 @@
+"""What stage 3 of MAISI compares: velocities under control, and how much of them the lesions decide."""
+
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from prod9.controlnet.condition import ControlCondition
+from prod9.controlnet.controlnet_model import ControlNetRF
+from prod9.diffusion.condition import FlowCondition
+from prod9.diffusion.diffusion_model import DiffusionModelRF
+from prod9.diffusion.scheduler import RectifiedFlowSchedulerRF
+from prod9.training.algorithms.base import weighted_mean
+from prod9.training.algorithms.control_regions import Measured, region_of
+from prod9.types import FlowSample
+
+DISTANCES = {"l2": torch.square, "l1": torch.abs}
+
+
+@dataclass(frozen=True)
+class RegionContrast:
+    """MAISI-v2's region contrast: removing the lesions from the condition must change them, and nothing else.
+
+    weight, final_weight: λ before and from ``switch_step`` on (the authors report that the reverse order fails).
+    delta: change inside lesions that is enough, in units of the velocity. margin: positions around a lesion that
+    belong neither to it nor to the rest. host_class: what takes the lesions' place.
+    """
+
+    weight: float = 0.01
+    final_weight: float = 0.001
+    switch_step: int = 0
+    delta: float = 2.0
+    margin: int = 1
+    host_class: int = 0
+
+    def weight_at(self, step: int) -> float:
+        """Return λ at a training step."""
+        return self.weight if step < self.switch_step else self.final_weight
+
+
+@dataclass(frozen=True)
+class FlowStep:
+    """One training step: what an objective may look at.
+
+    times: what the networks are told, ``[B]``. velocity: under control. weights: of the positions ``[B h w d]``, 0
+    where nothing is known of the sample.
+    """
+
+    sample: FlowSample
+    times: Tensor
+    condition: FlowCondition
+    control: ControlCondition
+    velocity: Tensor
+    weights: Tensor
+
+
+class FlowControl:
+    """Corrupts latents, predicts their velocity under control, compares. For the keywords see ControlNetTrainer."""
+
+    def __init__(
+        self,
+        *,
+        base: DiffusionModelRF,
+        controlnet: ControlNetRF,
+        scheduler: RectifiedFlowSchedulerRF,
+        distance: str,
+        contrast: RegionContrast | None,
+    ) -> None:
+        if distance not in DISTANCES:
+            raise ValueError(f"distance must be one of {', '.join(DISTANCES)}, got {distance!r}.")
+        self.base = base
+        self.controlnet = controlnet
+        self.scheduler = scheduler
+        self.distance = DISTANCES[distance]
+        self.contrast_settings = contrast
+
+    def step(
+        self,
+        x_0: Tensor,
+        condition: FlowCondition,
+        control: ControlCondition,
+        weights: Tensor,
+        generator: torch.Generator,
+    ) -> FlowStep:
+        """Put latents ``[B Z h w d]`` somewhere between data and noise, and predict; ``weights``: of positions."""
+        sample, times = self._corrupt(x_0, generator)
+        velocity = self._controlled(sample, times, condition, control)
+        known = (~control.is_dropped).float().view(-1, 1, 1, 1)
+        return FlowStep(sample, times, condition, control, velocity, weights * known)
+
+    def _corrupt(self, x_0: Tensor, generator: torch.Generator) -> tuple[FlowSample, Tensor]:
+        t = self.scheduler.sample_times(x_0.shape, generator).to(x_0.device)
+        noise = torch.empty_like(x_0).normal_(generator=generator)
+        return self.scheduler.corrupt(x_0, noise, t), self.scheduler.network_time(t)
+
+    def _controlled(
+        self, sample: FlowSample, times: Tensor, condition: FlowCondition, control: ControlCondition
+    ) -> Tensor:
+        encoded = self.controlnet.encode(control)
+        residuals = self.controlnet.residuals(sample.x_t, times, condition, encoded)
+        return self.base.predict(sample.x_t, times, condition, residuals).float()
+
+    def anchor(self, step: FlowStep) -> Tensor:
+        """Squared distance to the base where nothing is known: there control has nothing to add."""
+        dropped = step.control.is_dropped
+        # Few samples are dropped, often none. One sync: whether any.
+        if not dropped.any():
+            return step.velocity.sum() * 0.0
+        with torch.no_grad():
+            base = self.base.predict(step.sample.x_t, step.times, step.condition).float()
+        return (step.velocity - base)[dropped].square().mean()
+
+    def measure(
+        self, x_0: Tensor, condition: FlowCondition, control: ControlCondition, generator: torch.Generator
+    ) -> Measured:
+        """Return the ``loss`` of each position with and without control."""
+        sample, times = self._corrupt(x_0, generator)
+        predicted = {
+            "": self._controlled(sample, times, condition, control),
+            "_base": self.base.predict(sample.x_t, times, condition).float(),
+        }
+        values = {
+            ("loss", suffix): self._errors(velocity, sample).flatten()
+            for suffix, velocity in predicted.items()
+        }
+        return Measured(torch.arange(values["loss", ""].numel(), device=x_0.device), values)
+
+    def _errors(self, velocity: Tensor, sample: FlowSample) -> Float[Tensor, "B h w d"]:
+        return self.distance(velocity - sample.velocity.float()).mean(1)
+
+    # -- objectives -----------------------------------------------------------------------------------
+
+    def velocity(self, step: FlowStep) -> Tensor:
+        """Distance of the controlled velocity to the true one, lesions weighing more."""
+        return weighted_mean(self._errors(step.velocity, step.sample).flatten(), step.weights.flatten())
+
+    def contrast(self, step: FlowStep) -> Tensor:
+        """Change of the velocity where the lesions are taken from the condition: wanted inside, not outside.
+
+        Costs a second pass of both networks. 0 where no sample of the batch has a lesion.
+        """
+        settings, seg = self.contrast_settings, step.control.seg
+        grid = tuple(step.velocity.shape[2:])
+        inside = region_of(step.control, grid, margin=0)
+        if settings is None or seg is None or inside is None:
+            return step.velocity.sum() * 0.0
+        host = replace(step.control, seg=seg.masked_fill(seg > 0, settings.host_class))
+        without = self._controlled(step.sample, step.times, step.condition, host)
+        change = (step.velocity - without).abs().mean(1).flatten()
+        near = region_of(step.control, grid, margin=settings.margin)
+        assert near is not None  # as inside
+        ill = inside.flatten(1).any(1).float().view(-1, 1, 1, 1)
+        in_lesions = weighted_mean(change, inside.flatten().float())
+        elsewhere = weighted_mean(change, (~near * ill).flatten())
+        return elsewhere - in_lesions.clamp_max(settings.delta)
