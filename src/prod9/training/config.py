@@ -25,6 +25,7 @@ STAGE_COMMANDS = {
     "refiner": "prod9-train-transformer",
     "maisi_vae": "prod9-train-maisi-vae",
     "maisi_diffusion": "prod9-train-maisi-diffusion",
+    "maisi_controlnet": "prod9-train-maisi-controlnet",
     "maskgit_controlnet": "prod9-train-maskgit-controlnet",
 }
 

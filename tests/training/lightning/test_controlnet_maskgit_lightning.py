@@ -8,7 +8,8 @@ import torch
 
 from prod9.errors import CheckpointError, ConfigError
 from prod9.training import run
-from prod9.training.lightning.controlnet_maskgit_lightning import ControlNetLightningMaskGiT, _centred
+from prod9.training.lightning.control_samples import centred
+from prod9.training.lightning.controlnet_maskgit_lightning import ControlNetLightningMaskGiT
 from prod9.training.model.checkpoint_file import read_checkpoint
 from prod9.training.model.checkpoint_manager import CheckpointManager
 from prod9.training.run import train, validate
@@ -133,10 +134,10 @@ def test_pictures_are_centred_on_the_lesion():
     volume = torch.arange(5 * 6 * 7, dtype=torch.float32).view(5, 6, 7)
     seg = torch.zeros(5, 6, 7, dtype=torch.uint8)
     seg[1, 5, 2] = 3
-    moved = _centred(volume, seg)
+    moved = centred(volume, seg)
     assert moved[2, 3, 3] == volume[1, 5, 2]
     assert moved[0].max() == 0, "what came from beyond is empty"
-    np.testing.assert_array_equal(_centred(volume, torch.zeros_like(seg)), volume.numpy())
+    np.testing.assert_array_equal(centred(volume, torch.zeros_like(seg)), volume.numpy())
 
 
 def test_samples_of_a_config_are_the_bases_own(make_config):

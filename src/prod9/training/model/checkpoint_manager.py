@@ -7,11 +7,10 @@ by name, before any weight is looked at. Weights are loaded strictly; nothing is
 import logging
 from collections.abc import Callable, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Generic, Literal, TypedDict, TypeVar, cast, overload
+from typing import Any, Literal, cast, overload
 
 import torch
 from pydantic import TypeAdapter, ValidationError
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 import prod9
 from prod9.autoencoder.autoencoder_fsq import AutoencoderFSQ
 from prod9.autoencoder.autoencoder_maisi import AutoencoderKlMaisi
+from prod9.controlnet.controlnet_model import ControlNetRF
 from prod9.diffusion.diffusion_model import DiffusionModelRF
 from prod9.errors import CheckpointError
 from prod9.generator.controlnet_maskgit import ControlNetMaskGiT
@@ -28,20 +28,26 @@ from prod9.generator.token_decoder import AbstractTokenDecoder
 from prod9.training.config_schema import (
     ControlConditionConfig,
     ControlNetMaskGiTModelConfig,
+    ControlNetRFModelConfig,
+    FlowControlConditionConfig,
     FSQModelConfig,
     KLModelConfig,
     RectifiedFlowModelConfig,
     RefinerModelConfig,
-    RunConfig,
     TransformerModelConfig,
 )
 from prod9.training.model import export as exports
 from prod9.training.model.checkpoint_file import LAST, PREVIOUS, read_checkpoint
+from prod9.training.model.checkpoint_header import FORMAT as FORMAT
+from prod9.training.model.checkpoint_header import Header as Header
+from prod9.training.model.checkpoint_header import Loaded as Loaded
+from prod9.training.model.checkpoint_header import N, WrongStageError
+from prod9.training.model.checkpoint_header import Opened as Opened
+from prod9.training.model.checkpoint_header import make_header as make_header
 from prod9.training.model.checkpoint_places import describe_input, ranked_best, recorded_places
 from prod9.training.model.model_factory import ModelFactory
 from prod9.training.released import RECTIFIED_FLOW
 
-FORMAT = 1
 PREFIXES = {
     "autoencoder": "autoencoder.",
     "maisi_vae": "autoencoder.",
@@ -49,82 +55,15 @@ PREFIXES = {
     "transformer": "decoder.",
     "refiner": "refiner.",
     "maskgit_controlnet": "controlnet.",
+    "maisi_controlnet": "controlnet.",
 }
 """Where the network of a stage lives in the state dict."""
 
 STAGE1_MODELS = {"autoencoder": FSQModelConfig, "maisi_vae": KLModelConfig}
 """The model section of each stage-1 family."""
 
-N = TypeVar("N", bound=nn.Module)
 Prefer = Literal["best", "last"]
 log = logging.getLogger("prod9")
-
-
-class WrongStageError(CheckpointError):
-    """The checkpoint is sound but belongs to another stage."""
-
-
-class Header(TypedDict):
-    """What a checkpoint says about itself; plain JSON values throughout.
-
-    architecture: network name to ``{"kind": …, **constructor keywords}``. config: the whole configuration.
-    split: patient ids of train, val, test. step: training batches done. inputs: earlier stages as
-    ``{"path", "relative", "sha256"}``. data: ``grid``, ``reference_affine`` (4×4, voxel to mm),
-    ``label_map``, ``spacing``, ``intensity``.
-    """
-
-    format: int
-    version: str
-    stage: str
-    architecture: dict[str, dict[str, Any]]
-    config: dict[str, Any]
-    split: dict[str, Any]
-    step: int
-    inputs: dict[str, dict[str, str]]
-    data: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Loaded(Generic[N]):
-    """A network in evaluation mode and what its file says. sha256: of ``path``, identifies the weights."""
-
-    network: N
-    header: Header
-    path: Path
-    sha256: str
-
-
-@dataclass(frozen=True)
-class Opened:
-    """A file that was read and recognised; ``state_dict`` has the prefixes of ``PREFIXES``."""
-
-    header: Header
-    state_dict: dict[str, Tensor]
-    path: Path
-    sha256: str
-
-
-def make_header(
-    config: RunConfig,
-    *,
-    architecture: dict[str, Any],
-    step: int,
-    split: dict[str, Any],
-    inputs: dict[str, dict[str, str]],
-    data: dict[str, Any],
-) -> Header:
-    """Return the header of a checkpoint of ``config.stage`` at ``step``."""
-    return {
-        "format": FORMAT,
-        "version": prod9.__version__,
-        "stage": config.stage,
-        "architecture": architecture,
-        "config": config.model_dump(mode="json"),
-        "split": split,
-        "step": step,
-        "inputs": inputs,
-        "data": data,
-    }
 
 
 class CheckpointManager:
@@ -251,6 +190,20 @@ class CheckpointManager:
         return _load(opened, network, device)
 
     @staticmethod
+    def load_flow_controlnet(
+        path: str | Path, *, device: str | torch.device = "cpu", prefer: Prefer = "best"
+    ) -> Loaded[ControlNetRF]:
+        """Rebuild MAISI's stage-3 network from its header and load its weights (averaged if any)."""
+        opened = CheckpointManager.open(path, stage="maisi_controlnet", prefer=prefer)
+        network = ModelFactory.create_flow_controlnet(
+            _section(opened, "controlnet", TypeAdapter(ControlNetRFModelConfig)),
+            _section(opened, "condition", TypeAdapter(FlowControlConditionConfig)),
+            base_model=_section(opened, "diffusion", TypeAdapter(RectifiedFlowModelConfig)),
+            autoencoder=_section(opened, "autoencoder", TypeAdapter(KLModelConfig)),
+        )
+        return _load(opened, network, device)
+
+    @staticmethod
     def load_diffusion(
         path: str | Path,
         *,
@@ -300,6 +253,14 @@ class CheckpointManager:
         )
 
     @staticmethod
+    def load_flow(
+        loaded: Loaded[Any] | Opened, *, path: str | Path | None = None, device: str | torch.device = "cpu"
+    ) -> Loaded[DiffusionModelRF]:
+        """Load the U-Net that the control network ``loaded`` was trained on; see :meth:`load_upstream`."""
+        load = partial(CheckpointManager.load_diffusion, device=device)
+        return _load_recorded(loaded, "diffusion", load, path)
+
+    @staticmethod
     def from_pretrained(folder: str | Path, *, device: str | torch.device = "cpu") -> Loaded[Any]:
         """Load what ``folder`` holds, whichever stage it is."""
         stage = CheckpointManager.open(folder).header["stage"]
@@ -310,6 +271,7 @@ class CheckpointManager:
             "transformer": CheckpointManager.load_transformer,
             "refiner": CheckpointManager.load_refiner,
             "maskgit_controlnet": CheckpointManager.load_controlnet,
+            "maisi_controlnet": CheckpointManager.load_flow_controlnet,
         }
         return loaders[stage](folder, device=device)
 

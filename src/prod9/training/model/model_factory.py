@@ -11,6 +11,7 @@ from prod9.autoencoder.autoencoder_maisi import AutoencoderKlMaisi
 from prod9.autoencoder.discriminator import Discriminator
 from prod9.autoencoder.factory import build_autoencoder
 from prod9.autoencoder.inference import AutoencoderInferenceWrapper, SlidingWindowConfig
+from prod9.controlnet.controlnet_model import ControlNetRF
 from prod9.diffusion.diffusion_model import DiffusionModelRF
 from prod9.diffusion.factory import build_diffusion_model
 from prod9.diffusion.sampler import RectifiedFlowSampler
@@ -21,6 +22,7 @@ from prod9.generator.maskgit import MaskGiTSampler, MaskGiTScheduler
 from prod9.generator.refiner import Refiner
 from prod9.generator.token_decoder import AbstractTokenDecoder
 from prod9.training.algorithms.autoencoder_trainer import AutoencoderTrainer
+from prod9.training.algorithms.control_flow import RegionContrast
 from prod9.training.algorithms.controlnet_trainer import ControlNetTrainer
 from prod9.training.algorithms.diffusion_trainer import DiffusionTrainer
 from prod9.training.algorithms.refiner_trainer import RefinerTrainer
@@ -31,10 +33,13 @@ from prod9.training.config_schema import (
     ControlConditionConfig,
     ControlNetLossConfig,
     ControlNetMaskGiTModelConfig,
+    ControlNetRFModelConfig,
     DecoderModelConfig,
     DiffusionLossConfig,
     DiscriminatorConfig,
     FlowConfig,
+    FlowControlConditionConfig,
+    FlowControlLossConfig,
     FSQModelConfig,
     KLModelConfig,
     LabelConditionalModelConfig,
@@ -56,6 +61,18 @@ from prod9.training.perceptual import build_perceptual
 
 METRIC_LPIPS = "alex"
 """The LPIPS network that is reported: the one its authors recommend for comparing images."""
+
+_SHARED_WITH_BASE = (
+    "num_channels",
+    "attention_levels",
+    "num_head_channels",
+    "num_res_blocks",
+    "norm_num_groups",
+    "resblock_updown",
+    "include_fc",
+    "num_class_embeds",
+)
+"""Fields of a U-Net that its control network has too."""
 
 
 class ModelFactory:
@@ -121,6 +138,47 @@ class ModelFactory:
     ) -> ControlNetTrainer:
         """Build the stage-3 algorithm on a frozen ``decoder``."""
         return ControlNetTrainer(decoder=decoder, controlnet=controlnet, scheduler=scheduler, **loss.kwargs())
+
+    @staticmethod
+    def create_flow_controlnet(
+        model: ControlNetRFModelConfig,
+        condition: FlowControlConditionConfig,
+        *,
+        base_model: RectifiedFlowModelConfig,
+        autoencoder: KLModelConfig,
+    ) -> ControlNetRF:
+        """Build MAISI's stage-3 network for a U-Net of ``base_model`` over the latents of ``autoencoder``."""
+        shared = {name: getattr(base_model, name) for name in _SHARED_WITH_BASE}
+        return ControlNetRF(
+            latent_channels=autoencoder.latent_channels,
+            downsampling_factor=autoencoder.downsampling_factor,
+            **shared,
+            **model.kwargs(),
+            **condition.kwargs(),
+        )
+
+    @staticmethod
+    def create_flow_controlnet_trainer(
+        loss: FlowControlLossConfig,
+        *,
+        base: DiffusionModelRF,
+        controlnet: ControlNetRF,
+        scheduler: RectifiedFlowSchedulerRF,
+        max_steps: int,
+    ) -> ControlNetTrainer:
+        """Build MAISI's stage-3 algorithm on a frozen ``base``; max_steps: of the training."""
+        contrast = loss.contrast
+        return ControlNetTrainer(
+            decoder=base,
+            controlnet=controlnet,
+            scheduler=scheduler,
+            contrast=None
+            if contrast is None
+            else RegionContrast(
+                switch_step=round(contrast.switch_fraction * max_steps), **contrast.kwargs("switch_fraction")
+            ),
+            **loss.kwargs("contrast"),
+        )
 
     @staticmethod
     def create_loss(loss: AutoencoderLossConfig | MaisiVAELossConfig) -> VAEGANLoss:

@@ -1,0 +1,81 @@
+"""What a checkpoint says about itself, and what reading one gives."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypedDict, TypeVar
+
+from torch import Tensor, nn
+
+import prod9
+from prod9.errors import CheckpointError
+from prod9.training.config_schema import RunConfig
+
+FORMAT = 1
+N = TypeVar("N", bound=nn.Module)
+
+
+class WrongStageError(CheckpointError):
+    """The checkpoint is sound but belongs to another stage."""
+
+
+class Header(TypedDict):
+    """What a checkpoint says about itself; plain JSON values throughout.
+
+    architecture: network name to ``{"kind": …, **constructor keywords}``. config: the whole configuration.
+    split: patient ids of train, val, test. step: training batches done. inputs: earlier stages as
+    ``{"path", "relative", "sha256"}``. data: ``grid``, ``reference_affine`` (4×4, voxel to mm),
+    ``label_map``, ``spacing``, ``intensity``.
+    """
+
+    format: int
+    version: str
+    stage: str
+    architecture: dict[str, dict[str, Any]]
+    config: dict[str, Any]
+    split: dict[str, Any]
+    step: int
+    inputs: dict[str, dict[str, str]]
+    data: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Loaded(Generic[N]):
+    """A network in evaluation mode and what its file says. sha256: of ``path``, identifies the weights."""
+
+    network: N
+    header: Header
+    path: Path
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A file that was read and recognised; ``state_dict`` has the prefixes of the manager's ``PREFIXES``."""
+
+    header: Header
+    state_dict: dict[str, Tensor]
+    path: Path
+    sha256: str
+
+
+def make_header(
+    config: RunConfig,
+    *,
+    architecture: dict[str, Any],
+    step: int,
+    split: dict[str, Any],
+    inputs: dict[str, dict[str, str]],
+    data: dict[str, Any],
+) -> Header:
+    """Return the header of a checkpoint of ``config.stage`` at ``step``."""
+    return {
+        "format": FORMAT,
+        "version": prod9.__version__,
+        "stage": config.stage,
+        "architecture": architecture,
+        "config": config.model_dump(mode="json"),
+        "split": split,
+        "step": step,
+        "inputs": inputs,
+        "data": data,
+    }
