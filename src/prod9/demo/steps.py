@@ -176,7 +176,7 @@ class _Demo:
         if label not in self._segmenters:
             real = judges.sets["train"].of(label)
             self._segmenters[label] = train_segmenter(
-                real.volumes, real.lesions, steps=self.plan.judge_steps, seed=self.plan.seed
+                real.volumes, real.lesions, steps=2 * self.plan.judge_steps, seed=self.plan.seed
             )
         return self._segmenters[label]
 
