@@ -31,7 +31,7 @@ FAMILIES = {
     "maskgit": Family(
         autoencoder="stage1",
         generator="stage2_label",
-        minutes={"from_scratch": 15.0, "starter": 6.0},
+        minutes={"from_scratch": 12.0, "starter": 6.0},
         starters=("stage1", "stage2_label"),
         extra_stages=("translation", "control"),
         folder="outputs/demo",
