@@ -9,9 +9,9 @@ import typer
 import prod9
 from prod9.cli.shared import new_app, run_app
 
-GROUPS = ("data", "generate", "configs", "weights")
+GROUPS = ("data", "generate", "evaluate", "configs", "weights")
 """Modules of this package whose ``app`` becomes a group of commands."""
-COMMANDS = ("demo", "doctor", "encode", "export", "plan")
+COMMANDS = ("audit", "demo", "doctor", "encode", "export", "plan")
 """Modules of this package whose ``app`` holds the one command of that name."""
 
 app = new_app(

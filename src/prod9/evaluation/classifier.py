@@ -36,8 +36,12 @@ class ModalityClassifier(nn.Module):
 
     def features(self, x: Volume) -> Float[Tensor, "B F"]:
         """Return means over cells, then maxima, of the last feature maps."""
-        h = self.body(standardise(coarsen(x)))
+        h = self.maps(x)
         return torch.cat([F.adaptive_avg_pool3d(h, CELLS).flatten(1), h.amax((2, 3, 4))], dim=1)
+
+    def maps(self, x: Volume) -> Float[Tensor, "B F h w d"]:
+        """Return the last feature maps."""
+        return self.body(standardise(coarsen(x)))
 
     def forward(self, x: Volume) -> Float[Tensor, "B K"]:
         """Return class logits."""

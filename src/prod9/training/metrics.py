@@ -1,4 +1,4 @@
-"""Scores of reconstructions and of sets of features: PSNR, SSIM, Fréchet distance, Inception Score.
+"""Scores of reconstructions and of sets of features: PSNR, SSIM, MS-SSIM, Fréchet distance, Inception Score.
 
 Everything here is a plain function of tensors, so nothing can end up in a state dict and averaging over
 batches and ranks is the caller's. Scores of volumes come one a sample, ``[B]``, NaN where the mask is empty.
@@ -50,20 +50,60 @@ def ssim3d(
     windows whose centre it covers: in a flat background SSIM is 1 and would hide what happens in the brain.
     The window is a product of three one-dimensional ones, so it costs 3 · 11 operations a voxel, not 11³.
     """
-    smallest = min(pred.shape[2:])
-    size = min(window, smallest - (smallest + 1) % 2)
-    kernel = _gaussian(size, sigma).to(pred.device)
-    x, y = pred.float(), target.float()
-    mu_x, mu_y, xx, yy, xy = _blur(torch.cat([x, y, x * x, y * y, x * y]), kernel).chunk(5)
-    # Rounding may make a variance of a flat region slightly negative.
-    var_x, var_y = (xx - mu_x**2).clamp_min(0), (yy - mu_y**2).clamp_min(0)
-    c1, c2 = (0.01 * data_range) ** 2, (0.03 * data_range) ** 2
-    luminance = (2 * mu_x * mu_y + c1) / (mu_x**2 + mu_y**2 + c1)
-    structure = (2 * (xy - mu_x * mu_y) + c2) / (var_x + var_y + c2)
-    margin = size // 2
-    if mask is not None and margin:
-        mask = mask[..., margin:-margin, margin:-margin, margin:-margin]
-    return _masked_mean(luminance * structure, mask)
+    size = ssim_window(pred.shape[2:], window)
+    luminance, structure = _ssim_maps(pred.float(), target.float(), size, sigma, data_range)
+    return _masked_mean(luminance * structure, _valid(mask, size))
+
+
+def ssim_window(sides: Sequence[int], window: int = 11) -> int:
+    """Return ``window`` cut to the largest odd number that fits the smallest side."""
+    smallest = min(sides)
+    return min(window, smallest - (smallest + 1) % 2)
+
+
+MS_SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
+"""What each scale counts, finest first (Wang et al. 2003)."""
+
+
+def ms_ssim_scales(sides: Sequence[int], *, window: int = 11) -> int:
+    """Return how many scales, at most five, volumes of ``sides`` are compared at: the window fits the coarsest."""
+    size = ssim_window(sides, window)
+    return max(s for s in range(1, len(MS_SSIM_WEIGHTS) + 1) if min(sides) // 2 ** (s - 1) >= size)
+
+
+def ms_ssim3d(
+    pred: Volume,
+    target: Volume,
+    *,
+    data_range: float = 1.0,
+    mask: VolumeMask | None = None,
+    window: int = 11,
+    sigma: float = 1.5,
+) -> PerSample:
+    """Return the multi-scale structural similarity of each sample (Wang et al. 2003), in [0, 1].
+
+    Scales follow from the sides (``ms_ssim_scales``), since the usual five need sides of 176; the weights of
+    those used sum to 1. Each scale averages blocks of 2³ voxels; a block belongs to ``mask`` if any voxel does.
+    """
+    size, scales = ssim_window(pred.shape[2:], window), ms_ssim_scales(pred.shape[2:], window=window)
+    total = sum(MS_SSIM_WEIGHTS[:scales])
+    x, y, inside = pred.float(), target.float(), None if mask is None else mask.float()
+    score = torch.ones(len(x), device=x.device)
+    for scale in range(scales):
+        luminance, structure = _ssim_maps(x, y, size, sigma, data_range)
+        values = luminance * structure if scale == scales - 1 else structure
+        mean = _masked_mean(values, _valid(None if inside is None else inside > 0, size))
+        # A negative mean has no real power; such volumes are as unlike as this score can say.
+        score = score * mean.clamp_min(0.0) ** (MS_SSIM_WEIGHTS[scale] / total)
+        if scale < scales - 1:
+            x, y = F.avg_pool3d(x, 2), F.avg_pool3d(y, 2)
+            inside = None if inside is None else F.max_pool3d(inside, 2)
+    return score
+
+
+def mean_absolute_error(pred: Volume, target: Volume, *, mask: VolumeMask | None = None) -> PerSample:
+    """Return the mean absolute difference of intensities of each sample."""
+    return _masked_mean((pred.float() - target.float()).abs(), mask)
 
 
 def foreground(volume: Volume) -> VolumeMask:
@@ -95,6 +135,25 @@ def _masked_mean(values: Float[Tensor, "B C H W D"], mask: VolumeMask | None) ->
         return values.flatten(1).mean(1)
     weight = mask.to(values.dtype)
     return (values * weight).flatten(1).sum(1) / weight.flatten(1).sum(1)
+
+
+def _ssim_maps(
+    x: Volume, y: Volume, size: int, sigma: float, data_range: float
+) -> tuple[Float[Tensor, "B C H2 W2 D2"], Float[Tensor, "B C H2 W2 D2"]]:
+    """Return the luminance and the contrast-and-structure terms at every place where the window fits."""
+    kernel = _gaussian(size, sigma).to(x.device)
+    mu_x, mu_y, xx, yy, xy = _blur(torch.cat([x, y, x * x, y * y, x * y]), kernel).chunk(5)
+    # Rounding may make a variance of a flat region slightly negative.
+    var_x, var_y = (xx - mu_x**2).clamp_min(0), (yy - mu_y**2).clamp_min(0)
+    c1, c2 = (0.01 * data_range) ** 2, (0.03 * data_range) ** 2
+    luminance = (2 * mu_x * mu_y + c1) / (mu_x**2 + mu_y**2 + c1)
+    return luminance, (2 * (xy - mu_x * mu_y) + c2) / (var_x + var_y + c2)
+
+
+def _valid(mask: VolumeMask | None, size: int) -> VolumeMask | None:
+    """Cut ``mask`` to the places where a window of ``size`` fits."""
+    margin = size // 2
+    return mask if mask is None or not margin else mask[..., margin:-margin, margin:-margin, margin:-margin]
 
 
 def _gaussian(size: int, sigma: float) -> Float[Tensor, " n"]:

@@ -1,0 +1,162 @@
+"""``prod9 evaluate``: what generated volumes are worth."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from prod9.cli import shared
+from prod9.cli.shared import DebugOption, DeviceOption, JsonOption, OverwriteOption, new_app
+from prod9.errors import ConfigError
+
+if TYPE_CHECKING:
+    from prod9.evaluation.score_table import Evaluation
+
+app = new_app("Measure generated volumes against real ones.")
+
+FILE = "evaluation.json"
+Grid = tuple[int, int, int]
+Spacing = tuple[float, float, float]
+RealArgument = Annotated[
+    Path, typer.Argument(metavar="REAL", help="Folder of real volumes, of any known layout or none.")
+]
+ModalityOption = Annotated[
+    list[str] | None, typer.Option("--modality", metavar="NAME", help="Only this one; repeatable. [all]")
+]
+SplitOption = Annotated[
+    Path | None,
+    typer.Option("--split", metavar="FILE", help="A run's split.json: compare with its test patients alone."),
+]
+LayoutOption = Annotated[
+    str, typer.Option("--layout", metavar="NAME", help="How the folders are laid out, if it is not found.")
+]
+EvaluationDirOption = Annotated[
+    Path, typer.Option("--output-dir", "-o", metavar="DIR", help="Where tables and JSON go.")
+]
+SkipBadOption = Annotated[
+    bool, typer.Option("--skip-bad", help="List files that cannot be read and go on without them.")
+]
+SpacingOption = Annotated[
+    Spacing | None, typer.Option("--spacing", metavar="X Y Z", help="Resample all volumes to this, in mm.")
+]
+SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Seed of all draws.")]
+ReplicatesOption = Annotated[
+    int, typer.Option("--replicates", min=0, help="Bootstrap samples behind an interval; 0 for none.")
+]
+
+
+@app.command("images")
+def images(
+    real: RealArgument,
+    generated: Annotated[Path, typer.Argument(metavar="GENERATED", help="Folder of generated volumes.")],
+    output_dir: EvaluationDirOption = Path("evaluation"),
+    paired: Annotated[
+        bool, typer.Option("--paired", help="Also compare volumes of the same case and modality.")
+    ] = False,
+    resample: Annotated[
+        bool, typer.Option("--resample", help="Bring registered pairs to the real volume's voxels.")
+    ] = False,
+    extractor: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--extractor",
+            "-x",
+            metavar="NAME",
+            help="random, autoencoder, classifier or file:PATH; repeatable. [random]",
+        ),
+    ] = None,
+    autoencoder: Annotated[
+        str | None,
+        typer.Option("--autoencoder", metavar="PATH", help="Run, checkpoint or export of that extractor."),
+    ] = None,
+    classifier: Annotated[
+        str | None,
+        typer.Option(
+            "--classifier", metavar="FILE", help="A classifier.safetensors of an earlier evaluation."
+        ),
+    ] = None,
+    classifier_steps: Annotated[
+        int, typer.Option("--classifier-steps", min=1, help="Training steps of the classifier.")
+    ] = 400,
+    inception_score: Annotated[
+        bool, typer.Option("--inception-score", help="Needs a classifier of the same labels.")
+    ] = False,
+    modality: ModalityOption = None,
+    split: SplitOption = None,
+    layout: LayoutOption = "auto",
+    grid: Annotated[
+        Grid | None,
+        typer.Option("--grid", metavar="H W D", help="Voxels to compare on. [the generated volumes']"),
+    ] = None,
+    spacing: SpacingOption = None,
+    skip_bad: SkipBadOption = False,
+    replicates: ReplicatesOption = 100,
+    seed: SeedOption = 0,
+    device: DeviceOption = "auto",
+    overwrite: OverwriteOption = False,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Compare a folder of generated volumes with a folder of real ones.
+
+    Distances of distributions, diversity and appearance, each beside what real volumes score against each
+    other; with `--paired` also PSNR, SSIM, MS-SSIM and more over whole volume, brain, tumour and healthy part.
+    """
+    _check_folder(output_dir, overwrite)
+    from prod9.evaluation.images import ImageSettings, check_settings, evaluate_images
+    from prod9.evaluation.judge import FILE as CLASSIFIER
+
+    settings = ImageSettings(
+        extractors=tuple(extractor or ["random"]),
+        autoencoder=autoencoder,
+        classifier=classifier,
+        classifier_steps=classifier_steps,
+        inception_score=inception_score,
+        paired=paired,
+        resample=resample,
+        modalities=tuple(modality or ()),
+        split=None if split is None else str(split),
+        layout=layout,
+        grid=grid,
+        spacing=spacing,
+        skip_bad=skip_bad,
+        replicates=replicates,
+        seed=seed,
+    )
+    check_settings(settings)
+    with shared.progress() as bar:
+        tasks: dict[str, Any] = {}
+
+        def report(what: str, done: int, total: int) -> None:
+            task = tasks.setdefault(what, bar.add_task(what, total=total) if what not in tasks else None)
+            bar.update(task, completed=done)
+
+        result = evaluate_images(real, generated, settings, device=shared.torch_device(device), report=report)
+    if result.judge is not None:
+        result.judge.save(output_dir / CLASSIFIER)
+    _finish(result.evaluation, output_dir, as_json)
+
+
+def _check_folder(output_dir: Path, overwrite: bool) -> None:
+    from prod9.files import check_writable
+
+    if (output_dir / FILE).exists() and not overwrite:
+        raise ConfigError(
+            f"{output_dir / FILE}: exists already; choose another --output-dir, or replace it with --overwrite."
+        )
+    check_writable(output_dir)
+
+
+def _finish(evaluation: "Evaluation", output_dir: Path, as_json: bool) -> None:
+    files = evaluation.write(output_dir)
+    for item in evaluation.skipped:
+        shared.messages.print(f"Skipped: {item.reason}", markup=False)
+    for warning in evaluation.warnings:
+        shared.messages.print(f"Warning: {warning}", markup=False)
+    if as_json:
+        shared.print_json(evaluation.to_dict())
+        return
+    from prod9.cli.score_tables import print_scores
+
+    print_scores(evaluation)
+    shared.console.print(f"Written: {', '.join(str(file) for file in files)}", markup=False)

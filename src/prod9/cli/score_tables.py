@@ -1,0 +1,92 @@
+"""Tables of an evaluation's scores on the screen."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from prod9.cli import shared
+
+if TYPE_CHECKING:
+    from prod9.evaluation.score_table import Evaluation
+
+ARROWS = {"higher": "↑", "lower": "↓", "floor": "="}
+Row = Mapping[str, Any]
+
+
+def print_scores(evaluation: "Evaluation") -> None:
+    """Print one table for each group of scores: over all modalities; the files hold the rest."""
+    rows = [row for row in evaluation.scores if row.get("modality", "all") == "all"]
+    for group in dict.fromkeys(row["group"] for row in rows):
+        own = [row for row in rows if row["group"] == group]
+        _TABLES.get(group, _print_sets)(own)
+    shared.console.print(
+        "↑ higher is better, ↓ lower, = as near to the floor as can be; ? too few volumes to rely on. Floor: real "
+        "volumes against each other, at the numbers of 'matched'.",
+        markup=False,
+    )
+
+
+def _print_paired(rows: Sequence[Row]) -> None:
+    regions = list(dict.fromkeys(row["region"] for row in rows))
+    table = _table("paired", "metric", *regions, "volumes")
+    for metric in dict.fromkeys(row["metric"] for row in rows):
+        own = {row["region"]: row for row in rows if row["metric"] == metric}
+        first = own[regions[0]]
+        cells = [_with_interval(own[region]) for region in regions]
+        table.add_row(f"{metric} {ARROWS[first['better']]}", *cells, str(first["num_generated"]))
+    shared.console.print(table, markup=False)
+
+
+def _print_sets(rows: Sequence[Row]) -> None:
+    for extractor in dict.fromkeys(row["extractor"] for row in rows):
+        own = [row for row in rows if row["extractor"] == extractor]
+        first = own[0]
+        title = (
+            f"{first['group']}{f', {extractor}' if extractor else ''}: {first['num_generated']} generated, "
+        )
+        table = _table(f"{title}{first['num_real']} real", "metric", "score", "matched", "floor", "D")
+        for row in own:
+            table.add_row(
+                f"{row['metric']} {ARROWS[row['better']]}{'' if row['reliable'] else ' ?'}",
+                _with_interval(row),
+                _number(row["matched"]),
+                _number(row["floor"]),
+                str(row["dimensions"] or ""),
+            )
+        shared.console.print(table, markup=False)
+    absent = [row for row in rows if row["value"] is None]
+    for note in dict.fromkeys(row["note"] for row in absent if row["note"]):
+        names = ", ".join(row["metric"] for row in absent if row["note"] == note)
+        shared.console.print(f"{names}: {note}", markup=False)
+
+
+def _print_utility(rows: Sequence[Row]) -> None:
+    regions = list(dict.fromkeys(row["region"] for row in rows))
+    table = _table("utility", "trained on", "score", *regions, "patients")
+    for metric in dict.fromkeys(row["metric"] for row in rows):
+        for trained in dict.fromkeys(row["trained_on"] for row in rows if row["metric"] == metric):
+            own = {r["region"]: r for r in rows if (r["metric"], r["trained_on"]) == (metric, trained)}
+            first = next(iter(own.values()))
+            cells = [_with_interval(own[region]) for region in regions]
+            table.add_row(trained, metric, *cells, str(first["num_training"]))
+    shared.console.print(table, markup=False)
+
+
+_TABLES = {"paired": _print_paired, "utility": _print_utility}
+
+
+def _table(title: str, *columns: str) -> Any:
+    from rich.table import Column, Table
+
+    return Table(
+        *(Column(name, no_wrap=True) for name in columns), title=title, title_justify="left", box=None
+    )
+
+
+def _with_interval(row: Row) -> str:
+    if row["low"] is None:
+        return _number(row["value"])
+    return f"{_number(row['value'])} [{_number(row['low'])}, {_number(row['high'])}]"
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3g}"

@@ -1,0 +1,146 @@
+"""Scores of generated volumes against the real ones of the same case and modality, file by file."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from prod9 import volumes
+from prod9.data.labels import canonical_seg
+from prod9.errors import ConfigError, DataError, MissingDependencyError
+from prod9.evaluation.intervals import mean_interval
+from prod9.evaluation.paired import BETTER, Perceptual, regional_scores
+from prod9.evaluation.regions import REGIONS
+from prod9.evaluation.score_table import Score, finite
+from prod9.evaluation.volume_sets import BadFiles, Entry
+from prod9.pipelines.placement import align
+from prod9.training.metrics import ms_ssim_scales, ssim_window
+from prod9.training.perceptual import LPIPS
+from prod9.training.weights import LPIPS_NETWORKS, resolve_perceptual
+
+UNITS = {"psnr": "dB", "psnr_brasyn": "dB"}
+Case = dict[str, Any]
+
+
+def score_pairs(
+    pairs: Sequence[tuple[Entry, Entry]],
+    bad: BadFiles,
+    *,
+    resample: bool,
+    replicates: int,
+    seed: int,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[list[Score], list[Case]]:
+    """Return the scores over (real, generated) pairs, over all and by modality, and the rows of each case.
+
+    resample: bring generated volumes to the voxels of the real ones; otherwise a DataError names the two files whose
+    grids differ. Unreadable files go to ``bad``.
+    """
+    perceptual = find_lpips()
+    cases: list[Case] = []
+    sides: tuple[int, ...] = ()
+    for done, (real, generated) in enumerate(pairs, 1):
+        try:
+            target, made, seg = _read_pair(real, generated, bad, resample=resample)
+        except _SkippedError:
+            continue
+        sides = tuple(target.shape[2:])
+        for region, row in regional_scores(made, target, seg, perceptual=perceptual).items():
+            cases.append({"case": real.case_id, "modality": real.modality, "region": region, **row})
+        if progress is not None:
+            progress(done, len(pairs))
+    if not cases:
+        raise DataError("expected at least one readable pair of volumes, got none.")
+    modalities = sorted({case["modality"] for case in cases})
+    groups = ["all", *modalities] if len(modalities) > 1 else ["all"]
+    scores = [
+        score
+        for modality in groups
+        for score in _means(cases, modality, sides, replicates=replicates, seed=seed)
+    ]
+    return scores, [{name: finite(value) for name, value in case.items()} for case in cases]
+
+
+def find_lpips() -> Perceptual | None:
+    """Return the first LPIPS network whose weights are on this computer, None where there is none."""
+    for network in LPIPS_NETWORKS:
+        try:
+            weights = resolve_perceptual(network)
+        except (ConfigError, MissingDependencyError):
+            continue
+        assert weights is not None  # none of these is weightless
+        return torch.no_grad()(LPIPS(weights=weights))
+    return None
+
+
+class _SkippedError(Exception):
+    """A file of this pair was reported and left out."""
+
+
+def _read_pair(
+    real: Entry, generated: Entry, bad: BadFiles, *, resample: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return target and made volume ``[1 1 H W D]`` in RAS, and the canonical segmentation if there is one."""
+    files = {}
+    for name, entry in (("real", real), ("generated", generated)):
+        try:
+            files[name] = volumes.read(entry.path, channel=entry.channel)
+        except DataError as error:
+            bad.report(entry, error)
+            raise _SkippedError from error
+    # Of segmentations labels are needed, which a linear interpolation would mix: they lie on the real volume's grid.
+    if real.seg is not None:
+        try:
+            files["seg"] = volumes.read(real.seg)
+            align({"real": files["real"], "seg": files["seg"]})
+            labels = canonical_seg(files["seg"].data, real.label_scheme, real.seg)
+        except DataError as error:
+            bad.report(real, error)
+            raise _SkippedError from error
+    aligned = align({"real": files["real"], "generated": files["generated"]}, resample=resample)
+    target, made = (_ras(aligned[name].data, files["real"]) for name in ("real", "generated"))
+    seg = None if real.seg is None else _ras(labels, files["real"]).long()
+    return target.float(), made.float(), seg
+
+
+def _ras(data: Any, reference: volumes.VolumeFile) -> Tensor:
+    turned, _ = volumes.to_ras(data, reference.header.affine)
+    return torch.from_numpy(turned.copy())[None, None]
+
+
+def _means(
+    cases: Sequence[Case], modality: str, sides: Sequence[int], *, replicates: int, seed: int
+) -> list[Score]:
+    own = [case for case in cases if modality in ("all", case["modality"])]
+    metrics = [name for name in own[0] if name not in ("case", "modality", "region")]
+    scores = []
+    for region in REGIONS:
+        rows = [case for case in own if case["region"] == region]
+        for metric in metrics:
+            values = torch.tensor([row[metric] for row in rows], dtype=torch.float64)
+            count = int((~values.isnan()).sum())
+            scores.append(
+                Score(
+                    group="paired",
+                    metric=metric,
+                    value=values.nanmean().item(),
+                    better=BETTER.get(metric, "higher"),
+                    num_generated=count,
+                    num_real=count,
+                    modality=modality,
+                    region=region,
+                    interval=mean_interval(values, replicates=replicates, seed=seed),
+                    unit=UNITS.get(metric, ""),
+                    note=_note(metric, count, sides),
+                )
+            )
+    return scores
+
+
+def _note(metric: str, count: int, sides: Sequence[int]) -> str | None:
+    if not count:
+        return "no case has this region"
+    if metric == "ms_ssim":
+        return f"{ms_ssim_scales(sides)} scales, window {ssim_window(sides)}"
+    return f"window {ssim_window(sides)}" if metric.startswith("ssim") else None

@@ -1,0 +1,124 @@
+"""The form of an evaluation's result: rows of scores, rows of cases, and the files they go to."""
+
+import csv
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from prod9 import __version__
+from prod9.evaluation.intervals import Floor, Interval
+from prod9.files import atomic_write
+
+FORMAT = 1
+FILE = "evaluation.json"
+
+
+@dataclass(frozen=True)
+class Score:
+    """One figure and all it takes to read it.
+
+    group: ``paired``, ``distribution``, ``diversity``, ``appearance``, ``classifier`` or ``utility``. modality: or
+    ``all``. better: ``higher``, ``lower``, or ``floor``, as near to the real volumes' own figure as can be.
+    value: NaN where it is undefined, ``note`` saying why. floor: real against real at the numbers of
+    ``floor.matched``. reliable: False where there are too few volumes to lean on it.
+    """
+
+    group: str
+    metric: str
+    value: float
+    better: str
+    num_generated: int
+    num_real: int
+    modality: str = "all"
+    region: str | None = None
+    extractor: str | None = None
+    dimensions: int | None = None
+    interval: Interval | None = None
+    floor: Floor | None = None
+    unit: str = ""
+    reliable: bool = True
+    note: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the row as it is written: no NaN, the interval and the floor taken apart."""
+        low, high = self.interval or (math.nan, math.nan)
+        matched, floor = (self.floor.matched, self.floor.value) if self.floor else (math.nan, math.nan)
+        row = {
+            "group": self.group,
+            "metric": self.metric,
+            "modality": self.modality,
+            "region": self.region,
+            "extractor": self.extractor,
+            "value": self.value,
+            "low": low,
+            "high": high,
+            "matched": matched,
+            "floor": floor,
+            "num_generated": self.num_generated,
+            "num_real": self.num_real,
+            "dimensions": self.dimensions,
+            "better": self.better,
+            "unit": self.unit,
+            "reliable": self.reliable,
+            "note": self.note,
+        }
+        return {name: finite(value) for name, value in row.items()}
+
+
+@dataclass
+class Evaluation:
+    """What ``evaluation.json`` holds. scores, cases: rows of plain values."""
+
+    command: str
+    settings: Mapping[str, Any]
+    sets: Mapping[str, Any]
+    scores: Sequence[Mapping[str, Any]]
+    cases: Sequence[Mapping[str, Any]] = ()
+    skipped: Sequence[Any] = ()
+    warnings: list[str] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the content of the file."""
+        return {
+            "format": FORMAT,
+            "command": self.command,
+            "prod9": __version__,
+            "settings": dict(self.settings),
+            "sets": dict(self.sets),
+            "skipped": [asdict(item) for item in self.skipped],
+            "warnings": list(self.warnings),
+            "scores": list(self.scores),
+            "cases": list(self.cases),
+        }
+
+    def write(self, folder: Path) -> list[Path]:
+        """Write ``evaluation.json``, ``scores.csv`` and, where there are cases, ``cases.csv``; return their paths.
+
+        The JSON comes last: where it is, the tables are whole.
+        """
+        files = [folder / "scores.csv"]
+        _write_csv(files[0], self.scores)
+        if self.cases:
+            files.append(folder / "cases.csv")
+            _write_csv(files[-1], self.cases)
+        files.append(folder / FILE)
+        with atomic_write(files[-1]) as temporary:
+            text = json.dumps(self.to_dict(), indent=1, allow_nan=False)
+            temporary.write_text(text + "\n", encoding="utf-8")
+        return files
+
+
+def finite(value: Any) -> Any:
+    """Return ``value``, None in place of a number that JSON does not have."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    with atomic_write(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, columns)
+        writer.writeheader()
+        writer.writerows(rows)
