@@ -9,6 +9,11 @@ from pathlib import Path
 
 from prod9.errors import DataError
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
 
 @contextmanager
 def atomic_write(path: str | Path) -> Iterator[Path]:
@@ -33,6 +38,25 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         ) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def exclusive(path: str | Path) -> Iterator[None]:
+    """Hold the lock file ``path``, which stays there empty; waits for the process that has it.
+
+    The system frees it when the holder ends, however that comes. Where there is no such lock (Windows) nothing is
+    held.
+    """
+    try:
+        file = Path(path).open("ab")  # noqa: SIM115 (closed below, by which the lock is freed)
+    except OSError as error:
+        raise DataError(
+            f"{path}: cannot be written ({error.strerror or error}); choose a folder that you may write to."
+        ) from error
+    with file:
+        if fcntl is not None:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def sha256(path: str | Path) -> str:

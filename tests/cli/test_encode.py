@@ -46,6 +46,19 @@ def test_threads_store_the_same_tokens(workspace: Workspace, tmp_path: Path, arg
         assert stores[0].describe(k) == stores[1].describe(k)
 
 
+def test_processes_store_the_same_tokens(tmp_path: Path, args: list[object]) -> None:
+    stores = []
+    for processes in (1, 2):
+        folder = tmp_path / f"run{processes}"
+        ran = run("prod9", "encode", *args[:2], "--output-dir", folder, "--processes", processes)
+        assert ran.code == 0, ran.err
+        stores.append(latents.TokenStore.open(folder / "store"))
+    assert len(stores[0]) == len(stores[1])
+    for k in range(len(stores[0])):
+        assert (stores[0][k]["indices"] == stores[1][k]["indices"]).all()
+        assert stores[0].describe(k) == stores[1].describe(k)
+
+
 def test_an_interrupted_store_goes_on(
     tmp_path: Path, args: list[object], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -88,6 +89,57 @@ def test_large_vocabularies_keep_their_indices(tmp_path: Path, scale: int, dtype
     store = build(tmp_path, make_items(2), Encoder(scale=scale))
     assert torch.equal(store[1]["indices"], Encoder(scale=scale)(volume(1)[None]).tokens[0])
     assert str(store._array(store._rows[0].shard, "tokens").dtype) == dtype
+
+
+def test_several_may_fill_one_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(latents, "_SHARD_BYTES", 1)  # a shard each, so that they write in turn
+    everything = make_items(24)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda k: build(tmp_path, everything[k::4], Encoder()), range(4)))
+    encoder = Encoder()
+    store = build(tmp_path, everything, encoder)
+    assert encoder.seen == 0, "no one lost what another wrote"
+    assert latents.verify_store(tmp_path).items == len(store) == 24
+    assert torch.equal(store[7]["indices"], Encoder()(volume(7)[None]).tokens[0])
+
+
+def test_the_same_volumes_twice_at_a_time(tmp_path: Path) -> None:
+    class Meanwhile(Encoder):
+        def __call__(self, volumes: Tensor) -> Encoded:
+            if not self.seen:
+                build(tmp_path, make_items(3), Encoder())
+            return super().__call__(volumes)
+
+    store = build(tmp_path, make_items(3), Meanwhile())
+    report = latents.verify_store(tmp_path)
+    assert (report.items, report.damaged) == (3, ())
+    assert torch.equal(store[2]["indices"], Encoder()(volume(2)[None]).tokens[0])
+
+
+class Futures:
+    """Encodes when asked for the result, and counts how many wait."""
+
+    num_ahead = 3
+
+    def __init__(self) -> None:
+        self.encoder, self.waiting, self.most = Encoder(), 0, 0
+
+    def submit(self, volumes: Tensor) -> Tensor:
+        self.waiting += 1
+        self.most = max(self.most, self.waiting)
+        return volumes
+
+    def result(self, future: Tensor) -> Encoded:
+        self.waiting -= 1
+        return self.encoder(future)
+
+
+def test_a_parallel_encoder_is_kept_busy_and_order_holds(tmp_path: Path) -> None:
+    encoder = Futures()
+    store = build_token_store(tmp_path, make_items(9), encoder, key="e1", grid=GRID)
+    assert encoder.most == 4
+    for k in range(9):
+        assert torch.equal(store[k]["indices"], Encoder()(volume(k)[None]).tokens[0])
 
 
 def test_a_second_build_encodes_nothing_and_relabels(tmp_path: Path) -> None:

@@ -20,6 +20,8 @@ from prod9.cli.shared import (
 from prod9.errors import ConfigError
 
 if TYPE_CHECKING:
+    import torch
+
     from prod9.training.config_schema import RunConfig
 
 STAGES = ("transformer", "maisi_diffusion")
@@ -39,6 +41,9 @@ def encode(
         int | None,
         typer.Option("--workers", "-j", min=0, help="Cases read ahead, instead of data.num_workers."),
     ] = None,
+    processes: Annotated[
+        int, typer.Option("--processes", min=1, help="Encoders at a time; on several GPUs they take turns.")
+    ] = 1,
     verify: Annotated[
         bool,
         typer.Option("--verify", help="Hash what is stored again, encode nothing; exit code 1 if damaged."),
@@ -48,9 +53,9 @@ def encode(
 ) -> None:
     """Encode every volume of a stage-2 config with its autoencoder, into the store that training reads.
 
-    Cases are read by threads while others are encoded. What is there, undamaged and of the same files, preprocessing
-    and weights is kept, so an interrupted run goes on where it was. `train` does the same by itself; this is for
-    doing it elsewhere, or before.
+    Cases are read by threads (`--workers`) while others are encoded, by `--processes` at a time. What is there,
+    undamaged and of the same files, preprocessing and weights is kept, so an interrupted run goes on where it was.
+    Several runs may share a store. `train` does the same by itself; this is for doing it elsewhere, or before.
     """
     changes = [*(overrides or []), *([f"data.num_workers={workers}"] if workers is not None else [])]
     run_config = shared.load(config, overrides=changes, output_dir=output_dir, seed=seed)
@@ -60,7 +65,7 @@ def encode(
         )
     store = Path(run_config.data.store_dir or Path(run_config.output_dir) / "store")
     if not verify:
-        _encode(run_config, device)
+        _encode(run_config, device, processes)
     from prod9.data.latents import verify_store
 
     report = verify_store(store)
@@ -75,17 +80,34 @@ def encode(
         raise typer.Exit(FAILED)
 
 
-def _encode(config: "RunConfig", device: str) -> None:
+def _encode(config: "RunConfig", device: str, processes: int) -> None:
     from prod9.cli.checks import check_earlier_stages, check_inputs
 
     check_inputs(config)
     check_earlier_stages(config)
-    from prod9.training.run import build_data_module
+    from prod9.training.encoders import EncoderPool
+    from prod9.training.run import build_data_module, load_autoencoder
     from prod9.training.run_folder import locked
 
     again = "Stopped; what is encoded is kept, and the same command goes on from here."
     with shared.resumable(again), locked(Path(config.output_dir)):
-        build_data_module(config, device=shared.torch_device(device)).setup(None)
+        chosen = shared.torch_device(device)
+        if processes == 1:
+            build_data_module(config, device=chosen).setup(None)
+            return
+        upstream = load_autoencoder(config)
+        names = _devices(chosen, processes)
+        with EncoderPool(upstream, config.sliding_window, devices=names) as pool:
+            build_data_module(config, upstream, encode=pool).setup(None)
+
+
+def _devices(chosen: "torch.device", processes: int) -> list[str]:
+    """Return the device of each process: GPUs in turn where none is named, else the one that is."""
+    import torch
+
+    if chosen.type != "cuda" or chosen.index is not None:
+        return [str(chosen)] * processes
+    return [f"cuda:{k % torch.cuda.device_count()}" for k in range(processes)]
 
 
 def _print(result: dict[str, Any], as_json: bool) -> None:

@@ -11,10 +11,11 @@ that is killed loses at most the shard it was filling, and the next one goes on 
 import hashlib
 import json
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -23,13 +24,14 @@ from torch import Tensor
 
 from prod9.data.prefetch import prefetched
 from prod9.errors import DataError
-from prod9.files import atomic_write, sha256
+from prod9.files import atomic_write, exclusive, sha256
 
 Progress = Callable[[int, int], None]
 """Called with (done, total)."""
 
 _FORMAT = 2
 _MANIFEST = "manifest.json"
+_LOCK = "manifest.lock"
 _SHARD_BYTES = 64 * 2**20
 # A shard is also closed after so long, so that an interruption costs at most this much encoding.
 _SHARD_SECONDS = 60.0
@@ -49,6 +51,21 @@ class Encoded:
 
 Encode = Callable[[Tensor], Encoded]
 """Float32 volumes [B 1 H W D] on CPU → what the store keeps of them."""
+
+
+@runtime_checkable
+class ParallelEncode(Protocol):
+    """An encoder that works on several batches at a time; num_ahead: how many it is worth handing over."""
+
+    num_ahead: int
+
+    def submit(self, volumes: Tensor) -> Any:
+        """Begin with float32 volumes [B 1 H W D] on CPU."""
+        ...
+
+    def result(self, future: Any) -> Encoded:
+        """Wait for what ``submit`` returned."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -87,11 +104,15 @@ class _Row:
 
 @dataclass
 class _Manifest:
-    """made_for: encoder and grid. rows: by item key. shards: by name, array name to SHA-256 of its file."""
+    """made_for: encoder and grid. rows: by item key. shards: by name, array name to SHA-256 of its file.
+
+    damaged: shards that another manifest lists and that are not what was written.
+    """
 
     made_for: str
     rows: dict[str, _Row]
     shards: dict[str, dict[str, str]]
+    damaged: dict[str, dict[str, str]] = field(default_factory=dict)
 
     @classmethod
     def read(cls, directory: Path) -> "_Manifest":
@@ -104,6 +125,16 @@ class _Manifest:
             return cls(content["made_for"], {row.key: row for row in rows}, dict(content["shards"]))
         except (OSError, ValueError, KeyError, TypeError):
             return cls("", {}, {})
+
+    def merge(self, directory: Path) -> None:
+        """Take in what other processes have written of the same encoder and grid; call with the lock held."""
+        there = _Manifest.read(directory)
+        if there.made_for != self.made_for:
+            return
+        new = {name: h for name, h in there.shards.items() if self.damaged.get(name) != h}
+        self.shards = self.shards | new
+        rows = {key: row for key, row in there.rows.items() if row.shard in new and key not in self.rows}
+        self.rows |= rows
 
     def write(self, directory: Path) -> None:
         """Write it, atomically."""
@@ -128,7 +159,8 @@ class _Manifest:
             )
         }
         rows = {key: row for key, row in self.rows.items() if row.shard in whole}
-        return _Manifest(self.made_for, rows, whole)
+        damaged = {name: hashes for name, hashes in self.shards.items() if name not in whole}
+        return _Manifest(self.made_for, rows, whole, damaged)
 
     def select(self, items: Sequence[StoreItem], keys: Sequence[str]) -> list[_Row]:
         """Return the rows of ``items``, with the items' names and labels as they are now."""
@@ -171,7 +203,7 @@ class TokenStore:
         row = self._rows[index]
         return {
             "indices": torch.from_numpy(self._array(row.shard, "tokens")[row.row].astype(np.int64)),
-            "foreground": torch.from_numpy(np.array(self._array(row.shard, "foreground")[row.row])),
+            "foreground": self.foreground(index),
             **self.describe(index),
         }
 
@@ -185,6 +217,11 @@ class TokenStore:
         """Return the latent of one item: float32 [Z h w d], rounded to float16 when it was stored."""
         row = self._rows[index]
         return torch.from_numpy(self._array(row.shard, "latents")[row.row].astype(np.float32))
+
+    def foreground(self, index: int) -> Tensor:
+        """Return where the patches of one item hold any of the head: bool [h w d]."""
+        row = self._rows[index]
+        return torch.from_numpy(np.array(self._array(row.shard, "foreground")[row.row]))
 
     def latent_std(self) -> float:
         """Return the deviation of all latent values of all items, in float64; reads every one of them."""
@@ -231,7 +268,7 @@ def find_in_store(
 def build_token_store(
     directory: Path,
     items: Sequence[StoreItem],
-    encode: Encode,
+    encode: Encode | ParallelEncode,
     *,
     key: str,
     grid: Sequence[int],
@@ -243,8 +280,9 @@ def build_token_store(
 
     encode: float32 [B 1 H W D] on CPU → :class:`Encoded`. key: hash of the encoder's weights. num_workers:
     cases that threads read while others are encoded; 0 reads none ahead.
-    Interrupted (Ctrl-C and errors included), it keeps what is done. A folder serves one encoder and grid:
-    what it holds of others is deleted at the end.
+    Interrupted (Ctrl-C and errors included), it keeps what is done. Several processes may fill one folder: each adds
+    its shards to the manifest under a lock. A folder serves one encoder and grid: what it holds of others is deleted
+    at the end.
     """
     directory.mkdir(parents=True, exist_ok=True)
     old = _Manifest.read(directory)
@@ -257,26 +295,48 @@ def build_token_store(
     try:
         groups = _groups(todo, batch_size)
         loads = [lambda group=group: [_volume(item, grid) for item, _ in group] for group in groups]
-        for group, loaded in zip(groups, prefetched(loads, num_workers), strict=True):
-            for start in range(0, len(group), batch_size):
-                batch, volumes = (
-                    group[start : start + batch_size],
-                    torch.stack(loaded[start : start + batch_size]),
-                )
-                encoded = encode(volumes)
-                writer.add(batch, encoded, foreground_of(volumes, encoded.latents.shape[2:]))
-                done += len(batch)
-                if progress is not None:
-                    progress(done, len(items))
+        batches = (
+            (group[start : start + batch_size], torch.stack(loaded[start : start + batch_size]))
+            for group, loaded in zip(groups, prefetched(loads, num_workers), strict=True)
+            for start in range(0, len(group), batch_size)
+        )
+        for batch, volumes, encoded in _encoded(batches, encode):
+            writer.add(batch, encoded, foreground_of(volumes, encoded.latents.shape[2:]))
+            done += len(batch)
+            if progress is not None:
+                progress(done, len(items))
     finally:
         writer.flush()
     rows = manifest.select(items, keys)
-    manifest.rows |= {row.key: row for row in rows}
-    manifest.write(directory)
-    for shard in old.shards.keys() - manifest.shards.keys():
-        for name in old.shards[shard]:
-            _file(directory, shard, name).unlink(missing_ok=True)
+    with exclusive(directory / _LOCK):
+        manifest.merge(directory)
+        manifest.rows |= {row.key: row for row in rows}
+        manifest.write(directory)
+        for shard in old.shards.keys() - manifest.shards.keys():
+            for name in old.shards[shard]:
+                _file(directory, shard, name).unlink(missing_ok=True)
     return TokenStore(directory, rows)
+
+
+Batch = Sequence[tuple[StoreItem, str]]
+
+
+def _encoded(
+    batches: Iterator[tuple[Batch, Tensor]], encode: Encode | ParallelEncode
+) -> Iterator[tuple[Batch, Tensor, Encoded]]:
+    """Yield each batch with what ``encode`` makes of it, in order; some are ahead where it works on several."""
+    if not isinstance(encode, ParallelEncode):
+        for batch, volumes in batches:
+            yield batch, volumes, encode(volumes)
+        return
+    waiting: deque[tuple[Batch, Tensor, Any]] = deque()
+    for batch, volumes in batches:
+        waiting.append((batch, volumes, encode.submit(volumes)))
+        if len(waiting) > encode.num_ahead:
+            first, its_volumes, future = waiting.popleft()
+            yield first, its_volumes, encode.result(future)
+    for batch, volumes, future in waiting:
+        yield batch, volumes, encode.result(future)
 
 
 @dataclass(frozen=True)
@@ -355,15 +415,19 @@ class _ShardWriter:
             arrays["tokens"] = arrays["tokens"].astype(np.uint16)
         name = hashlib.sha256("".join(key for _, key in self._batch).encode()).hexdigest()[:16]
         paths = {array: _file(self._directory, name, array) for array in arrays}
-        for array, path in paths.items():
-            with atomic_write(path) as temporary, temporary.open("wb") as file:
-                np.save(file, arrays[array], allow_pickle=False)
-        self._manifest.shards[name] = {array: sha256(path) for array, path in paths.items()}
-        for row, (item, key) in enumerate(self._batch):
-            self._manifest.rows[key] = _Row(
-                key, item.case_id, item.modality, item.label, item.flipped, shard=name, row=row
-            )
-        self._manifest.write(self._directory)
+        with exclusive(self._directory / _LOCK):
+            self._manifest.merge(self._directory)
+            # Another process may have written the very same shard meanwhile.
+            if name not in self._manifest.shards:
+                for array, path in paths.items():
+                    with atomic_write(path) as temporary, temporary.open("wb") as file:
+                        np.save(file, arrays[array], allow_pickle=False)
+                self._manifest.shards[name] = {array: sha256(path) for array, path in paths.items()}
+            for row, (item, key) in enumerate(self._batch):
+                self._manifest.rows[key] = _Row(
+                    key, item.case_id, item.modality, item.label, item.flipped, shard=name, row=row
+                )
+            self._manifest.write(self._directory)
         self._clear()
 
     def _clear(self) -> None:

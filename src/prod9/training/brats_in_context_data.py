@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from prod9.data.latents import Encode, TokenStore
+from prod9.data.latents import Encode, ParallelEncode, TokenStore
 from prod9.data.sampling import SampleKey
 from prod9.data.splits import Part, Split
 from prod9.generator.modality_processor import PADDING
@@ -32,7 +32,7 @@ class BraTSInContextDataModule(AbstractBraTSDataModule):
         self,
         config: TransformerConfig,
         *,
-        encode: Encode | None = None,
+        encode: Encode | ParallelEncode | None = None,
         indices_to_codes: Callable[[Tensor], Tensor] | None = None,
         encoder_hash: str | None = None,
         upstream_split: Split | None = None,

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from prod9.data.datasets.tokens import LabelledTokens
-from prod9.data.latents import Encode
+from prod9.data.latents import Encode, ParallelEncode
 from prod9.data.splits import Part, Split
 from prod9.training.brats_data import AbstractBraTSDataModule
 from prod9.training.brats_tokens import BraTSTokens
@@ -26,7 +26,7 @@ class BraTSLabelConditionalDataModule(AbstractBraTSDataModule):
         self,
         config: TransformerConfig,
         *,
-        encode: Encode | None = None,
+        encode: Encode | ParallelEncode | None = None,
         indices_to_codes: Callable[[Tensor], Tensor] | None = None,
         encoder_hash: str | None = None,
         upstream_split: Split | None = None,

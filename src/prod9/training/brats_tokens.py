@@ -9,7 +9,7 @@ from torch import Tensor
 
 from prod9.data.builders import DatasetBuilder
 from prod9.data.cache import CaseCache
-from prod9.data.latents import Encode, StoreItem, TokenStore, build_token_store, find_in_store
+from prod9.data.latents import Encode, ParallelEncode, StoreItem, TokenStore, build_token_store, find_in_store
 from prod9.data.preprocessing import dequantise
 from prod9.data.splits import Part, Split
 from prod9.errors import ConfigError
@@ -31,7 +31,7 @@ class BraTSTokens:
         config: RunConfig,
         *,
         builder: DatasetBuilder,
-        encode: Encode | None,
+        encode: Encode | ParallelEncode | None,
         indices_to_codes: Callable[[Tensor], Tensor] | None,
         encoder_hash: str | None,
         upstream_split: Split | None,

@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from prod9.data.builders import DatasetBuilder
 from prod9.data.datasets.medmnist import MedMNIST3DVolumes
 from prod9.data.foreground import ForegroundMasks
-from prod9.data.latents import Encode, StoreItem, TokenStore, build_token_store, find_in_store
+from prod9.data.latents import Encode, ParallelEncode, StoreItem, TokenStore, build_token_store, find_in_store
 from prod9.data.medmnist import SHAPE_SETS, MedMNIST3DFile, is_published, open_medmnist3d
 from prod9.data.preprocessing import dequantise
 from prod9.data.splits import PARTS, Part, Split
@@ -47,7 +47,7 @@ class MedMNIST3DDataModule(AbstractDataModule):
         self,
         config: RunConfig,
         *,
-        encode: Encode | None = None,
+        encode: Encode | ParallelEncode | None = None,
         indices_to_codes: Callable[[Tensor], Tensor] | None = None,
         encoder_hash: str | None = None,
         upstream_split: Split | None = None,

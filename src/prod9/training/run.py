@@ -21,7 +21,7 @@ from rich.console import Console
 
 from prod9.autoencoder.autoencoder_fsq import AutoencoderFSQ
 from prod9.autoencoder.autoencoder_maisi import AutoencoderKlMaisi
-from prod9.data.latents import Encoded
+from prod9.data.latents import Encode, ParallelEncode
 from prod9.data.splits import Part, Split
 from prod9.errors import CheckpointError, ConfigError
 from prod9.training.brats_controlnet_data import BraTSControlNetDataModule
@@ -35,6 +35,7 @@ from prod9.training.config import config_to_dict, dump_config
 from prod9.training.config_schema import (
     AutoencoderConfig,
     FSQModelConfig,
+    MaisiControlNetConfig,
     MaisiDiffusionConfig,
     MaisiVAEConfig,
     MaskGiTControlNetLightningConfig,
@@ -43,8 +44,14 @@ from prod9.training.config_schema import (
     Stage1Config,
     TransformerConfig,
 )
+from prod9.training.encoders import build_encode
 from prod9.training.lightning.autoencoder_lightning import AutoencoderLightning
 from prod9.training.lightning.base import AbstractLightning
+from prod9.training.lightning.controlnet_lightning import (
+    ControlNetLightning,
+    FlowUpstream,
+    load_flow_upstream,
+)
 from prod9.training.lightning.controlnet_maskgit_lightning import (
     ControlNetLightningMaskGiT,
     ControlUpstream,
@@ -78,7 +85,7 @@ from prod9.training.trainer import build_loggers, build_trainer, quiet
 log = logging.getLogger("prod9")
 _console = Console(stderr=True)
 
-Upstream = Loaded[AutoencoderFSQ] | Loaded[AutoencoderKlMaisi] | ControlUpstream | Translator
+Upstream = Loaded[AutoencoderFSQ] | Loaded[AutoencoderKlMaisi] | ControlUpstream | FlowUpstream | Translator
 """What stage 2 builds on, of either family, or stage 3, or a refiner."""
 
 ADAPTERS = {
@@ -164,6 +171,8 @@ def build_module(config: RunConfig, upstream: Upstream | None = None) -> Abstrac
             return MAISIDiffusionLightning(config, cast(Loaded[AutoencoderKlMaisi] | None, upstream))
         if isinstance(config, RefinerConfig):
             return RefinerLightning(config, cast(Translator | None, upstream))
+        if isinstance(config, MaisiControlNetConfig):
+            return ControlNetLightning(config, cast(FlowUpstream | None, upstream))
         if isinstance(config, MaskGiTControlNetLightningConfig):
             assert isinstance(upstream, ControlUpstream | None)
             return ControlNetLightningMaskGiT(config, upstream)
@@ -171,36 +180,60 @@ def build_module(config: RunConfig, upstream: Upstream | None = None) -> Abstrac
 
 
 def build_data_module(
-    config: RunConfig, upstream: Upstream | None = None, *, device: torch.device | str = "cpu"
+    config: RunConfig,
+    upstream: Upstream | None = None,
+    *,
+    device: torch.device | str = "cpu",
+    encode: ParallelEncode | None = None,
 ) -> AbstractDataModule:
-    """Return the data module of ``config``; stages 2 and 3 encode each volume once, with ``upstream``."""
+    """Return the data module of ``config``; stages 2 and 3 encode each volume once, with ``upstream``.
+
+    encode: for stage 2, an :class:`~prod9.training.encoders.EncoderPool` of that upstream; None encodes here.
+    """
     if isinstance(config, Stage1Config):
         return MedMNIST3DDataModule(config) if config.data.kind == "medmnist3d" else BraTSDataModule(config)
     if isinstance(config, MaskGiTControlNetLightningConfig):
         if not isinstance(upstream, ControlUpstream):
             upstream = load_control_upstream(config)
-        inner = _token_data_module(upstream.base_config(config), upstream.autoencoder, device)
+        base, tokenizer = upstream.base_config(config), upstream.autoencoder
+        inner = _token_data_module(
+            base, tokenizer, build_encode(tokenizer, base.sliding_window, device=device)
+        )
         base_split = Split.from_dict(upstream.base.header["split"])
         return BraTSControlNetDataModule(config, inner=inner, base_split=base_split)
+    if isinstance(config, MaisiControlNetConfig):
+        flow = cast(FlowUpstream | None, upstream) or load_flow_upstream(config)
+        encoder = build_encode(flow.autoencoder, config.sliding_window, device=device)
+        latents = _latent_data_module(config, flow.autoencoder, encoder)
+        return BraTSControlNetDataModule(
+            config, inner=latents, base_split=Split.from_dict(flow.base.header["split"])
+        )
     if isinstance(config, RefinerConfig):
         translator = cast(Translator | None, upstream) or load_translator(config)
         return BraTSRefinerDataModule(config, translator=replace(translator, device=device))
     if isinstance(config, MaisiDiffusionConfig):
         vae = cast(Loaded[AutoencoderKlMaisi] | None, upstream) or load_vae(config)
-        return _latent_data_module(config, vae, device)
+        return _latent_data_module(
+            config, vae, encode or build_encode(vae, config.sliding_window, device=device)
+        )
     tokenizer = cast(Loaded[AutoencoderFSQ] | None, upstream) or load_upstream(config)
-    return _token_data_module(config, tokenizer, device)
+    return _token_data_module(
+        config, tokenizer, encode or build_encode(tokenizer, config.sliding_window, device=device)
+    )
+
+
+def load_autoencoder(
+    config: TransformerConfig | MaisiDiffusionConfig,
+) -> Loaded[AutoencoderFSQ] | Loaded[AutoencoderKlMaisi]:
+    """Load what ``inputs.autoencoder`` of a stage 2 names; ConfigError when it is not set."""
+    return load_vae(config) if isinstance(config, MaisiDiffusionConfig) else load_upstream(config)
 
 
 def _latent_data_module(
-    config: MaisiDiffusionConfig, upstream: Loaded[AutoencoderKlMaisi], device: torch.device | str
+    config: MaisiDiffusionConfig | MaisiControlNetConfig,
+    upstream: Loaded[AutoencoderKlMaisi],
+    encode: Encode | ParallelEncode,
 ) -> AbstractBraTSDataModule | MedMNIST3DDataModule:
-    wrapper = ModelFactory.create_inference_wrapper(upstream.network, config.sliding_window)
-
-    @torch.no_grad()
-    def encode(volumes: torch.Tensor) -> Encoded:
-        return Encoded(wrapper.to(device).encode(volumes.to(device))[0])
-
     family = MedMNIST3DDataModule if config.data.kind == "medmnist3d" else BraTSDiffusionDataModule
     return family(
         config,
@@ -211,16 +244,8 @@ def _latent_data_module(
 
 
 def _token_data_module(
-    config: TransformerConfig, upstream: Loaded[AutoencoderFSQ], device: torch.device | str
+    config: TransformerConfig, upstream: Loaded[AutoencoderFSQ], encode: Encode | ParallelEncode
 ) -> AbstractBraTSDataModule | MedMNIST3DDataModule:
-    wrapper = ModelFactory.create_inference_wrapper(upstream.network, config.sliding_window)
-
-    @torch.no_grad()
-    def encode(volumes: torch.Tensor) -> Encoded:
-        # The adapter holds the same network and may have moved it.
-        z, _ = wrapper.to(device).encode(volumes.to(device))
-        return Encoded(z, upstream.network.embed(upstream.network.quantize(z)))
-
     # Loader processes look codes up on the CPU, wherever the network is.
     section = FSQModelConfig.model_validate(upstream.header["architecture"]["autoencoder"])
     codebook = ModelFactory.create_quantizer(section)
@@ -268,6 +293,8 @@ def _load_upstream(config: RunConfig) -> Upstream | None:
         return load_control_upstream(config)
     if isinstance(config, MaisiDiffusionConfig):
         return load_vae(config)
+    if isinstance(config, MaisiControlNetConfig):
+        return load_flow_upstream(config)
     if isinstance(config, RefinerConfig):
         return load_translator(config)
     return load_upstream(config) if isinstance(config, TransformerConfig) else None
@@ -286,16 +313,9 @@ def _require_inputs(opened: Opened, module: AbstractLightning) -> None:
 
 
 def initialise(module: AbstractLightning, path: str | Path) -> None:
-    """Load the weights of another run into ``module``, strictly; optimizers and step start anew.
-
-    A discriminator is taken over where the file has one. Raises CheckpointError.
-    """
+    """Load the weights of another run into ``module``; optimizers and step start anew. Raises CheckpointError."""
     opened = CheckpointManager.open(path, stage=module.config.stage)
-    for position, (name, network) in enumerate(module.networks().items()):
-        prefix = f"{name}."
-        state = {k.removeprefix(prefix): v for k, v in opened.state_dict.items() if k.startswith(prefix)}
-        if state or position == 0:
-            load_strictly(network, state, opened.path)
+    module.take_weights(opened)
     module.inherit(opened.header)
     module.fresh = False
     log.info("Starting from the weights of %s (step %d there).", opened.path, opened.header["step"])
