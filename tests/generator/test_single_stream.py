@@ -10,6 +10,7 @@ from prod9.generator.maskgit import MaskGiTSampler, MaskGiTScheduler
 from prod9.generator.modality_processor import InContextCondition
 from prod9.generator.single_stream import TransformerDecoderSingleStream
 from prod9.generator.token_decoder import finish
+from prod9.generator.transformer import TransformerDecoder
 
 GRID = (2, 4, 6)
 LEVELS = (5, 4, 3)
@@ -255,3 +256,33 @@ def test_bfloat16_autocast_stays_close():
     with torch.autocast("cpu", torch.bfloat16):
         rough = predict(decoder, condition)
     assert (rough - exact).abs().max() < 0.1 * exact.abs().max()
+
+
+def test_it_starts_from_a_label_conditional_decoder_of_its_size():
+    label = TransformerDecoder(levels=LEVELS, embed_dim=24, num_blocks=4, num_heads=2, num_classes=4)
+    for parameter in label.parameters():
+        torch.nn.init.normal_(parameter, std=0.2, generator=torch.Generator().manual_seed(3))
+    decoder = make_decoder()
+    fresh = decoder.start_from(label)
+
+    kept = dict(label.named_parameters())
+    for name, value in decoder.named_parameters():
+        other = "condition.label.weight" if name == "condition.target.weight" else name
+        assert (name in fresh) != (other in kept and not name.startswith("condition.label")), name
+        if name not in fresh:
+            torch.testing.assert_close(value, kept[other], rtol=0, atol=0)
+    condition = make_condition(MIXED)
+    assert decoder.condition.aligned(condition).abs().max() == 0
+    # What modulates the blocks is the label's, and nobody's where it is dropped.
+    dropped = condition.drop(torch.tensor([False, True, False]))
+    expected = label.condition.label(torch.tensor([3, 4, 3]))[:, None]
+    assert torch.equal(decoder.condition.modulator(dropped), expected)
+
+
+def test_it_does_not_start_from_a_decoder_of_another_size():
+    label = TransformerDecoder(levels=LEVELS, embed_dim=24, num_blocks=2, num_heads=2, num_classes=4)
+    decoder = make_decoder()
+    before = {name: value.clone() for name, value in decoder.state_dict().items()}
+    with pytest.raises(ValueError, match=r"same size.*blocks\.2\."):
+        decoder.start_from(label)
+    assert all(torch.equal(value, before[name]) for name, value in decoder.state_dict().items())

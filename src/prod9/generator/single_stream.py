@@ -7,7 +7,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from prod9.generator.context import BlockContext, Buckets
@@ -114,6 +114,32 @@ class TransformerDecoderSingleStream(AbstractTokenDecoder):
         if self.attention == "full":
             return PreparedContext(tuple(modulations), final, aligned, buckets, tuple(streams))
         return PreparedContext(self._read(streams, modulations, buckets), final, aligned, buckets, None)
+
+    def start_from(self, decoder: AbstractTokenDecoder) -> tuple[str, ...]:
+        """Copy what a label-conditional decoder of the same size knows of the target; return what is new.
+
+        Copied are the tokens' way in and out, the blocks, and the labels' embeddings, those of "no label" among
+        them. What reads the sources is new, and ``aligned`` starts from zero, adding nothing yet. Raises
+        ValueError with the first tensors that are missing there or have another shape; then nothing is copied.
+        """
+        own, other = self.state_dict(), decoder.state_dict()
+        names = {name: name for name in own if not name.startswith("condition.")}
+        names["condition.target.weight"] = "condition.label.weight"
+        differ = [
+            f"{name} {tuple(own[name].shape)}"
+            for name, source in names.items()
+            if source not in other or other[source].shape != own[name].shape
+        ]
+        if differ:
+            raise ValueError(
+                f"expected a label-conditional decoder of the same size, but these of {len(names)} tensors differ: "
+                f"{', '.join(differ[:3])}; give both the same model and data.label_map, or start anew."
+            )
+        self.load_state_dict({name: other[source] for name, source in names.items()}, strict=False)
+        if self.condition.aligned_weight is not None:
+            nn.init.zeros_(self.condition.aligned_weight)
+            nn.init.zeros_(self.condition.aligned_bias.weight)
+        return tuple(name for name, _ in self.named_parameters() if name not in names)
 
     def features(
         self,

@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from prod9.errors import CheckpointError
 from prod9.training import run
 from prod9.training.lightning.generative import _level_distance
 from prod9.training.lightning.in_context_lightning import InContextTransformerLightning
@@ -80,6 +81,27 @@ def test_in_context_training_resumes_bit_for_bit(make_config, memory_data, last_
     whole, parts = (last_state(Path(trained(name).output_dir)) for name in ("whole", "parts"))
     for name, value in whole["state_dict"].items():
         assert torch.equal(value, parts["state_dict"][name]), name
+
+
+def test_in_context_training_starts_from_a_label_conditional_run(make_config, memory_data, last_state):
+    from pathlib import Path
+
+    label = make_config("transformer", "label", training={"ema": None, "max_steps": 2})
+    train(label)
+    size = label.model.model_dump(mode="json", include={"embed_dim", "num_blocks", "num_heads", "patch_size"})
+    tiny = {"ema": None, "max_steps": 1, "learning_rate": 1e-12}
+    config = make_config("transformer", "c", model=IN_CONTEXT | size, training=tiny)
+    train(config, init_from=label.output_dir)
+
+    before, after = (last_state(Path(run.output_dir))["state_dict"] for run in (label, config))
+    shared = [name for name in after if name in before and not name.startswith("decoder.condition.")]
+    assert len(shared) > 20
+    for name in shared:
+        torch.testing.assert_close(after[name], before[name], rtol=0, atol=1e-9)
+
+    wider = make_config("transformer", "d", model=IN_CONTEXT | size | {"num_blocks": 4}, training=tiny)
+    with pytest.raises(CheckpointError, match="same size"):
+        train(wider, init_from=label.output_dir)
 
 
 def test_samples_depend_on_the_weights_and_the_seed_only(make_config):

@@ -24,7 +24,7 @@ from torch.optim import AdamW, Optimizer
 
 from prod9.errors import CheckpointError, ConfigError, TrainingError
 from prod9.training.config_schema import RunConfig
-from prod9.training.model.checkpoint_manager import Header, make_header
+from prod9.training.model.checkpoint_manager import Header, Opened, load_strictly, make_header
 from prod9.training.schedules import learning_rate_factor
 
 Batch = dict[str, Any]
@@ -176,6 +176,17 @@ class AbstractLightning(LightningModule, ABC):
             AdamW(_groups(net, training.weight_decay), lr=rate, betas=training.betas, fused=fused)
             for net, rate in zip(self.networks().values(), self.peak_rates(), strict=True)
         ]
+
+    def take_weights(self, opened: Opened) -> None:
+        """Load the weights of another run, strictly; a discriminator's where the file has them.
+
+        Raises CheckpointError.
+        """
+        for position, (name, network) in enumerate(self.networks().items()):
+            prefix = f"{name}."
+            state = {k.removeprefix(prefix): v for k, v in opened.state_dict.items() if k.startswith(prefix)}
+            if state or position == 0:
+                load_strictly(network, state, opened.path)
 
     def inherit(self, header: Header) -> None:
         """Take over what belongs to the weights of ``header`` beside them; nothing by default."""

@@ -1,15 +1,38 @@
 """InContextTransformerLightning: stage 2b, tokens of one modality from any others of the same patient."""
 
+import logging
 from functools import reduce
+from typing import cast
 
+from prod9.errors import CheckpointError
 from prod9.generator.modality_processor import PADDING, InContextCondition
+from prod9.generator.single_stream import TransformerDecoderSingleStream
 from prod9.training.lightning.base import Batch, Panel
 from prod9.training.lightning.conditions import in_context
 from prod9.training.lightning.generative import AbstractGenerativeLightning
+from prod9.training.model.checkpoint_manager import CheckpointManager, Opened
+
+log = logging.getLogger(__name__)
 
 
 class InContextTransformerLightning(AbstractGenerativeLightning):
     """Final adapter of ``stage: transformer`` with ``model.kind: single_stream``."""
+
+    def take_weights(self, opened: Opened) -> None:
+        """Load the weights of another run: of this kind whole, of a label-conditional one what it has.
+
+        The second starts from a network that knows the target's tokens and has only the sources to learn.
+        """
+        if opened.header["config"]["model"]["kind"] != "label_conditional":
+            super().take_weights(opened)
+            return
+        # From the same file, whatever its folder holds besides; the averaged weights if there are.
+        loaded = CheckpointManager.load_transformer(opened.path)
+        try:
+            fresh = cast(TransformerDecoderSingleStream, self.decoder).start_from(loaded.network)
+        except ValueError as error:
+            raise CheckpointError(f"{opened.path}: {error}") from error
+        log.info("Taken over from a label-conditional transformer; new are %s.", ", ".join(fresh))
 
     def condition(self, batch: Batch) -> InContextCondition:
         """Return the target's label, and label and latent of each source."""
