@@ -65,8 +65,8 @@ def write_medmnist3d(
 ) -> Path:
     """Write a small file in the format of MedMNIST3D and return it: blobs whose size tells the class."""
     arrays = {}
-    for part, count in zip(("train", "val", "test"), counts, strict=True):
-        rng = np.random.default_rng(count)
+    for place, (part, count) in enumerate(zip(("train", "val", "test"), counts, strict=True)):
+        rng = np.random.default_rng(place)  # no sample is in two parts
         labels = (np.arange(count) % num_classes).astype(np.uint8)
         distance = np.linalg.norm(
             np.stack(np.meshgrid(*[np.arange(size) - size / 2] * 3, indexing="ij")), axis=0

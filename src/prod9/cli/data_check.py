@@ -9,13 +9,18 @@ from prod9.cli.shared import FAILED, DebugOption, JsonOption, console, messages,
 from prod9.errors import ConfigError
 
 if TYPE_CHECKING:
+    from prod9.data.checking.medmnist import MedMNIST3DReport
     from prod9.data.checking.report import Report
 
 _SHOWN = 20
 _COLOURS = {"error": "bold red", "warning": "yellow", "note": "dim"}
 
 RootArgument = Annotated[
-    Path, typer.Argument(metavar="DIR", help="Folder with cases, or a .csv, .tsv or .json list of them.")
+    Path,
+    typer.Argument(
+        metavar="DIR",
+        help="Folder with cases, a .csv, .tsv or .json list of them, or a MedMNIST3D .npz file.",
+    ),
 ]
 LayoutOption = Annotated[str, typer.Option("--layout", help="Layout, if `auto` gets it wrong (data.layout).")]
 SchemeOption = Annotated[
@@ -52,9 +57,13 @@ def check(
     code is 1 when there is an error: something that would stop training or spoil it.
     """
     _keep_out(html, root, "--html")
-    report = _checked(
-        root, layout, label_scheme, modality, split=split, deep=deep or html is not None, workers=workers
-    )
+    deep = deep or html is not None
+    report: Report | MedMNIST3DReport
+    if is_medmnist3d(root):
+        _refuse_options(root, layout, label_scheme, modality, split)
+        report = checked_medmnist3d(root, deep=deep)
+    else:
+        report = _checked(root, layout, label_scheme, modality, split=split, deep=deep, workers=workers)
     if html is not None:
         from prod9.data.checking.page import write_page
 
@@ -87,21 +96,29 @@ def info(
     Every voxel is read. A dataset with errors is refused: see `prod9 data check --deep`.
     """
     _keep_out(output, root, "--output")
-    report = _checked(root, layout, label_scheme, modality, split=None, deep=True, workers=workers)
     from prod9.data.checking.fingerprint import fingerprint, write_fingerprint
 
-    content = fingerprint(report)
+    report: Report | MedMNIST3DReport
+    if is_medmnist3d(root):
+        from prod9.data.checking.medmnist import fingerprint_medmnist3d
+
+        _refuse_options(root, layout, label_scheme, modality, None)
+        report = checked_medmnist3d(root, deep=True)
+        content = fingerprint_medmnist3d(report)
+    else:
+        report = _checked(root, layout, label_scheme, modality, split=None, deep=True, workers=workers)
+        content = fingerprint(report)
     if output is not None:
         write_fingerprint(output, content)
     if as_json:
         print_json(content)
         return
     _print(report)
-    boxes = content["head_mm"]
-    console.print(f"Heads: {_sides(boxes['median'])} mm, the largest {_sides(boxes['largest'])} mm.")
-    console.print(
-        f"Suggested: data.spacing {content['spacing_mm']}, data.grid {content['grid']}.", markup=False
-    )
+    if "head_mm" in content:
+        boxes = content["head_mm"]
+        console.print(f"Heads: {_sides(boxes['median'])} mm, the largest {_sides(boxes['largest'])} mm.")
+    spacing = f"data.spacing {content['spacing_mm']}, " if content["spacing_mm"] else ""
+    console.print(f"Suggested: {spacing}data.grid {content['grid']}.", markup=False)
     if output is not None:
         console.print(f"Fingerprint: {output}", markup=False)
 
@@ -132,13 +149,51 @@ def _checked(
         )
 
 
+def is_medmnist3d(root: Path) -> bool:
+    """Tell whether ``root`` is a MedMNIST3D file by its suffix; a folder of such is refused with their names."""
+    if root.is_dir():
+        files = sorted(path.name for path in root.glob("*mnist3d*.npz"))
+        if files and not any(root.rglob("*.nii*")):
+            raise ConfigError(
+                f"DIR: expected one MedMNIST3D file, got {root} with {', '.join(files)}; name one of them"
+            )
+    return root.suffix == ".npz"
+
+
+def _refuse_options(
+    root: Path, layout: str, label_scheme: str, modality: list[str] | None, split: Path | None
+) -> None:
+    given = {"--layout": layout != "auto", "--label-scheme": label_scheme != "auto", "--modality": bool(modality),
+             "--split": split is not None}  # fmt: skip
+    wrong = [name for name, there in given.items() if there]
+    if wrong:
+        raise ConfigError(
+            f"{wrong[0]}: expected a folder or a list, got {root}, which says all of that itself; leave it out"
+        )
+
+
+def checked_medmnist3d(path: Path, *, deep: bool) -> "MedMNIST3DReport":
+    """Check a MedMNIST3D file with a progress bar."""
+    from prod9.data.checking.medmnist import check_medmnist3d
+    from prod9.training.config_sections import MEDMNIST3D_CLASSES
+
+    with progress() as bar:
+        task = bar.add_task("Reading samples" if deep else "Reading labels", total=None)
+        return check_medmnist3d(
+            path,
+            classes=MEDMNIST3D_CLASSES,
+            deep=deep,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+
+
 def _keep_out(path: Path | None, root: Path, option: str) -> None:
     """Refuse to write into the dataset."""
     if path is not None and root.is_dir() and path.resolve().is_relative_to(root.resolve()):
         raise ConfigError(f"{option}: expected a file outside {root}, which is never written to, got {path}")
 
 
-def _print(report: "Report") -> None:
+def _print(report: "Report | MedMNIST3DReport") -> None:
     from prod9.data.checking.page import facts_of
 
     facts = report.to_dict()

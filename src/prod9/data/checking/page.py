@@ -6,11 +6,11 @@ import struct
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
-from prod9.data.checking.report import Report
+from prod9.data.checking.findings import Finding
 from prod9.data.checking.voxels import BINS, CaseVoxels
 from prod9.files import atomic_write
 
@@ -26,7 +26,19 @@ MAX_THUMBNAILS = 60
 """Cases shown; the page stays below a few MB."""
 
 
-def write_page(path: Path, report: Report) -> None:
+class Reported(Protocol):
+    """What a page is made of: the report of a folder, or of a MedMNIST3D file."""
+
+    root: Path
+    findings: list[Finding]
+    voxels: list[CaseVoxels]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values."""
+        ...
+
+
+def write_page(path: Path, report: Reported) -> None:
     """Write the page; pictures and histograms are there after a deep check."""
     facts = report.to_dict()
     rows = "".join(f"<tr><th>{_text(name)}<td>{_text(value)}" for name, value in facts_of(facts))
@@ -59,7 +71,11 @@ def facts_of(report: dict[str, Any]) -> list[tuple[str, str]]:
         ("orientation", _listed(report["orientations"])),
         ("stored as", _listed(report["types"])),
     ]
-    return rows + ([("split", _listed(report["parts"]))] if report["parts"] else [])
+    rows += [("split", _listed(report["parts"]))] if report["parts"] else []
+    return rows + [
+        (part, ", ".join(f"{name} {number}" for name, number in classes.items()))
+        for part, classes in report.get("classes", {}).items()
+    ]
 
 
 def png(image: np.ndarray) -> bytes:
@@ -79,7 +95,7 @@ def png(image: np.ndarray) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + body
 
 
-def _findings(report: Report) -> str:
+def _findings(report: Reported) -> str:
     if not report.findings:
         return "<h2>Findings</h2><p>None."
     items = "".join(f"<li class={f.level}><b>{f.level}</b> {_text(f.message)}" for f in report.findings)

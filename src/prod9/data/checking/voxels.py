@@ -160,12 +160,15 @@ def _add_image(result: CaseVoxels, kind: str, volume: VolumeFile, *, alone: bool
 
 def image_stats(volume: VolumeFile) -> ImageStats:
     """Return the statistics of a volume that has finite voxels of more than one intensity."""
-    inside = volume.data != 0
-    values = volume.data[inside]
-    ras, _ = to_ras(inside, volume.header.affine)
-    box = tuple(_extent(np.asarray(ras.any(axis=tuple({0, 1, 2} - {axis})))) for axis in range(3))
-    _, affine = to_ras(volume.data, volume.header.affine)
-    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    data, affine = to_ras(volume.data, volume.header.affine)
+    return array_stats(np.asarray(data), np.linalg.norm(affine[:3, :3], axis=0).tolist())
+
+
+def array_stats(data: np.ndarray, spacing: Sequence[float]) -> ImageStats:
+    """Return the statistics of ``data [H W D]`` along the axes of RAS. spacing: mm."""
+    inside = data != 0
+    values = data[inside]
+    box = tuple(_extent(np.asarray(inside.any(axis=tuple({0, 1, 2} - {axis})))) for axis in range(3))
     percentiles = np.percentile(values, PERCENTILES)
     histogram, _ = np.histogram(
         values, bins=BINS, range=(percentiles[1], max(percentiles[3], percentiles[1] + 1e-6))
@@ -176,17 +179,21 @@ def image_stats(volume: VolumeFile) -> ImageStats:
         deviation=float(values.std()),
         foreground=float(inside.mean()),
         box=(box[0], box[1], box[2]),
-        box_mm=tuple((np.asarray(box) * spacing).tolist()),
+        box_mm=tuple((np.asarray(box) * np.asarray(spacing)).tolist()),
         histogram=tuple(histogram.tolist()),
     )
 
 
 def thumbnail(volume: VolumeFile, bright: float) -> np.ndarray:
     """Return the middle axial, coronal and sagittal slices of RAS side by side, uint8 [96 288], 0 to ``bright``."""
-    data, _ = to_ras(volume.data, volume.header.affine)
+    return planes(np.asarray(to_ras(volume.data, volume.header.affine)[0]), bright)
+
+
+def planes(data: np.ndarray, bright: float) -> np.ndarray:
+    """Return the middle slices of ``data [H W D]``, its axes those of RAS, as :func:`thumbnail` does."""
     centre = [side // 2 for side in data.shape]
-    planes = [data[:, :, centre[2]], data[:, centre[1], :], data[centre[0], :, :]]
-    return np.concatenate([_small(np.flipud(plane.T) / max(bright, 1e-6)) for plane in planes], axis=1)
+    middle = [data[:, :, centre[2]], data[:, centre[1], :], data[centre[0], :, :]]
+    return np.concatenate([_small(np.flipud(plane.T) / max(bright, 1e-6)) for plane in middle], axis=1)
 
 
 def _small(plane: np.ndarray) -> np.ndarray:

@@ -1,0 +1,229 @@
+"""The check of a MedMNIST3D file: counts and labels at once, every voxel and its checksum on request."""
+
+import hashlib
+import zipfile
+import zlib
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from prod9.data.cases import PARTS, Part
+from prod9.data.checking.findings import Finding, counts, error, note, warning
+from prod9.data.checking.fingerprint import FORMAT, fit_grid
+from prod9.data.checking.headers import Progress, sides
+from prod9.data.checking.page import MAX_THUMBNAILS
+from prod9.data.checking.voxels import CaseVoxels, array_stats, planes, summarise
+from prod9.data.medmnist import SHAPE_SETS, MedMNIST3DFile, is_published, open_medmnist3d
+from prod9.errors import DataError
+
+_SHOWN = 3
+
+
+@dataclass
+class MedMNIST3DReport:
+    """What was found in the file ``root``; the same questions as a :class:`~prod9.data.checking.report.Report`.
+
+    file: None where it is no such file. labels: class labels of each part that can be read. voxels: of the deep
+    check. published: whether it is the file as published; None without the deep check.
+    """
+
+    root: Path
+    name: str
+    classes: tuple[str, ...]
+    file: MedMNIST3DFile | None = None
+    labels: dict[Part, np.ndarray] = field(default_factory=dict)
+    findings: list[Finding] = field(default_factory=list)
+    voxels: list[CaseVoxels] = field(default_factory=list)
+    published: bool | None = None
+
+    @property
+    def ok(self) -> bool:
+        """Whether there is no error."""
+        return not counts(self.findings)["error"]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON, under the names of the check of folders."""
+        numbers = {str(part): number for part, number in self.file.counts.items()} if self.file else {}
+        total = sum(numbers.values())
+        side = self.file.side if self.file else 0
+        return {
+            "root": str(self.root),
+            "layout": "medmnist3d",
+            "label_schemes": {},
+            "names": {self.name: total},
+            "cases": total,
+            "patients": total,
+            "time_points": 1,
+            "modalities": {self.name: total},
+            "segmentations": 0,
+            "shapes": {sides((side,) * 3): total},
+            "spacings_mm": {"not told": total},
+            "orientations": {"not told": total},
+            "types": {"uint8": total},
+            "parts": numbers,
+            "classes": {str(part): self._by_class(labels) for part, labels in self.labels.items()},
+            "published": self.published,
+            "ignored_files": 0,
+            "deep": bool(self.voxels),
+            "intensities": summarise(self.voxels),
+            "labels": {},
+            "findings": [asdict(finding) for finding in self.findings],
+            **{f"{level}s": number for level, number in counts(self.findings).items()},
+        }
+
+    def _by_class(self, labels: np.ndarray) -> dict[str, int]:
+        found = Counter(labels.tolist())
+        return {name: found[label] for label, name in enumerate(self.classes)}
+
+
+def check_medmnist3d(
+    path: Path,
+    *,
+    classes: Mapping[str, tuple[str, ...]],
+    deep: bool = False,
+    progress: Progress | None = None,
+) -> MedMNIST3DReport:
+    """Look a file over. classes: of each set, in order of their labels. deep: read and hash every voxel.
+
+    Raises DataError for a name that is of no set, or where nothing is.
+    """
+    name, _, size = path.name.removesuffix(".npz").partition("_")
+    if name not in classes or size not in ("", "64"):
+        raise DataError(
+            f"{path}: expected {', '.join(classes)} with .npz or _64.npz, got another name, which would say "
+            "what the labels mean; rename it."
+        )
+    report = MedMNIST3DReport(path, name, classes[name])
+    if not path.is_file():
+        raise DataError(
+            f"{path}: expected a MedMNIST3D file, got nothing there; place it, or correct the path."
+        )
+    try:
+        report.file = open_medmnist3d(path.parent, name, int(size or 28))
+    except DataError as problem:
+        report.findings.append(error("unreadable", str(problem)))
+        return report
+    for part in PARTS:
+        report.findings += _read_labels(report, part)
+    if name in SHAPE_SETS:
+        report.findings.append(note("shapes", f"{path}: {name} holds binary shapes, not images."))
+    if deep:
+        report.findings += _look_inside(report, report.file, progress)
+    return report
+
+
+def fingerprint_medmnist3d(report: MedMNIST3DReport) -> dict[str, Any]:
+    """Return what ``prod9 plan`` needs to know of the file; DataError when the report has errors."""
+    if not report.ok or report.file is None:
+        first = next(f.message for f in report.findings if f.level == "error")
+        raise DataError(f"{report.root}: expected a file without errors; the first: {first}")
+    facts = report.to_dict()
+    keep = (
+        "layout",
+        "cases",
+        "patients",
+        "modalities",
+        "segmentations",
+        "shapes",
+        "parts",
+        "classes",
+        "intensities",
+    )
+    return {
+        "format": FORMAT,
+        "root": str(report.root.parent),
+        "name": report.name,
+        "size": report.file.side,
+        **{key: facts[key] for key in keep},
+        "resample": False,
+        "spacing_mm": None,
+        "grid": fit_grid([report.file.side / 1.02] * 3, [1.0] * 3),
+    }
+
+
+def _read_labels(report: MedMNIST3DReport, part: Part) -> Iterator[Finding]:
+    try:
+        with np.load(report.root, allow_pickle=False) as arrays:
+            labels = arrays[f"{part}_labels"].reshape(-1).astype(np.int64)
+    except (OSError, ValueError, zipfile.BadZipFile, zlib.error, EOFError) as problem:
+        yield error("unreadable", f"{report.root}: {part}_labels is damaged ({problem}); download it again.")
+        return
+    report.labels[part] = labels
+    known = len(report.classes)
+    wrong = np.flatnonzero((labels < 0) | (labels >= known))
+    if not labels.size:
+        yield error("empty", f"{report.root}: expected samples in {part}, got none; download the file again.")
+    elif wrong.size:
+        yield error(
+            "labels",
+            f"{report.root}: expected labels 0 to {known - 1} for {report.name}, got {labels[wrong[0]]} in {part} "
+            f"sample {wrong[0]} ({wrong.size} such); give the file the name of the set it holds.",
+        )
+    absent = [
+        name for label, name in enumerate(report.classes) if labels.size and not (labels == label).any()
+    ]
+    if absent:
+        yield warning("absent", f"{report.root}: no {part} sample is of {', '.join(absent)}.")
+
+
+def _look_inside(
+    report: MedMNIST3DReport, file: MedMNIST3DFile, progress: Progress | None
+) -> Iterator[Finding]:
+    total, done, owners = sum(file.counts.values()), 0, dict[bytes, tuple[Part, str]]()
+    step = max(1, total // MAX_THUMBNAILS)
+    for part in PARTS:
+        try:
+            with np.load(report.root, allow_pickle=False) as arrays:
+                images = arrays[f"{part}_images"]  # zipfile compares the checksum at the end
+        except (OSError, ValueError, zipfile.BadZipFile, zlib.error, EOFError) as problem:
+            yield error(
+                "unreadable", f"{report.root}: {part}_images is damaged ({problem}); download it again."
+            )
+            continue
+        names, constant = file.identities(part), []
+        for index, image in enumerate(images):
+            done += 1
+            if progress is not None:
+                progress(done, total)
+            if image.min() == image.max():
+                constant.append(names[index])
+                continue
+            yield from _double(report.root, image, (part, names[index]), owners)
+            stats = array_stats(image, (1.0, 1.0, 1.0))
+            shown = planes(image, stats.percentiles[3]) if done % step == 0 else None
+            report.voxels.append(CaseVoxels(names[index], {report.name: stats}, thumbnail=shown))
+        if constant:
+            yield _constant(report.root, part, constant, len(images))
+    report.published = is_published(report.root)
+    if not report.published:
+        yield note("other", f"{report.root}: not the published file; its own counts are used.")
+
+
+def _double(
+    path: Path, image: np.ndarray, mine: tuple[Part, str], owners: dict[bytes, tuple[Part, str]]
+) -> Iterator[Finding]:
+    """Find a sample of equal voxels: across parts it spoils what is measured, within one it weighs double."""
+    digest = hashlib.blake2b(np.ascontiguousarray(image).data, digest_size=16).digest()
+    part, name = owners.setdefault(digest, mine)
+    if name == mine[1]:
+        return
+    text = f"{path}: expected a volume of its own as {mine[1]}, got that of {name}"
+    if part != mine[0]:
+        yield error(
+            "leak", f"{text}, in another part; scores on {mine[0]} would flatter: use a file without it."
+        )
+    else:
+        yield warning("doubled", f"{text}; it weighs double.")
+
+
+def _constant(path: Path, part: Part, names: Sequence[str], total: int) -> Finding:
+    shown = ", ".join(names[:_SHOWN]) + (", …" if len(names) > _SHOWN else "")
+    return warning(
+        "constant",
+        f"{path}: {len(names)} of {total} {part} samples are of one intensity ({shown}); they teach nothing: a newer "
+        "release of the file may have them mended.",
+    )
