@@ -18,6 +18,7 @@ MODULES = {
     "prod9-train-transformer": "prod9.cli.transformer",
     "prod9-train-maisi-vae": "prod9.cli.maisi_vae",
     "prod9-train-maisi-diffusion": "prod9.cli.maisi_diffusion",
+    "prod9-train-maisi-controlnet": "prod9.cli.maisi_controlnet",
     "prod9-train-maskgit-controlnet": "prod9.cli.maskgit_controlnet",
 }
 

@@ -41,6 +41,10 @@ HOMES = {
     "prod9.training.brats_data": ("BraTSDataModule",),
     "prod9.training.brats_label_conditional_data": ("BraTSLabelConditionalDataModule",),
     "prod9.controlnet.condition_encoder": ("ConditionEncoder",),
+    "prod9.controlnet.controlnet_model": ("ControlNetRF",),
+    "prod9.controlnet.factory": (),
+    "prod9.training.lightning.controlnet_lightning": ("ControlNetLightning",),
+    "prod9.pipelines.maisi_control": ("MAISIControlPipeline",),
     "prod9.generator.controlnet_maskgit": ("ControlNetMaskGiT",),
     "prod9.training.algorithms.controlnet_trainer": ("ControlNetTrainer",),
     "prod9.training.lightning.controlnet_maskgit_lightning": ("ControlNetLightningMaskGiT",),
@@ -63,6 +67,9 @@ SHIMS = {
     },
     "prod9.training.label_conditional_transformer": {
         "LabelConditionalTransformerLightning": "prod9.training.lightning.label_conditional_lightning",
+    },
+    "prod9.training.controlnet_lightning": {
+        "ControlNetLightning": "prod9.training.lightning.controlnet_lightning",
     },
     "prod9.training.controlnet_maskgit_lightning": {
         "ControlNetLightningMaskGiT": "prod9.training.lightning.controlnet_maskgit_lightning",

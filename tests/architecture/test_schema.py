@@ -12,10 +12,13 @@ from prod9.training.config_schema import (
     ControlConditionConfig,
     ControlNetLossConfig,
     ControlNetMaskGiTModelConfig,
+    ControlNetRFModelConfig,
     DecoderModelConfig,
     DiffusionLossConfig,
     DiscriminatorConfig,
     FlowConfig,
+    FlowControlConditionConfig,
+    FlowControlLossConfig,
     FSQModelConfig,
     KLModelConfig,
     LabelConditionalModelConfig,
@@ -39,6 +42,13 @@ def all_sections(model):
 
 
 SECTIONS = sorted({s for model in STAGES.values() for s in all_sections(model)}, key=lambda s: s.__name__)
+
+# Keywords of ControlNetRF that are those of its base.
+_OF_THE_BASE = {
+    "latent_channels", "num_channels", "attention_levels", "num_head_channels", "num_res_blocks",
+    "downsampling_factor", "norm_num_groups", "resblock_updown", "include_fc", "num_class_embeds",
+}  # fmt: skip
+_TOLD = {"conditions", "num_mask_classes", "seg_planes", "source_modalities"}
 
 # section, constructor, keywords that come from elsewhere than the section
 CONSTRUCTORS = [
@@ -79,7 +89,22 @@ CONSTRUCTORS = [
     (
         ControlNetLossConfig,
         "prod9.training.algorithms.controlnet_trainer:ControlNetTrainer",
-        {"decoder", "controlnet", "scheduler"},
+        {"decoder", "controlnet", "scheduler", "distance", "contrast"},
+    ),
+    (
+        ControlNetRFModelConfig,
+        "prod9.controlnet.controlnet_model:ControlNetRF",
+        _OF_THE_BASE | _TOLD,
+    ),
+    (
+        FlowControlConditionConfig,
+        "prod9.controlnet.controlnet_model:ControlNetRF",
+        _OF_THE_BASE | {"encoder", "channels", "use_checkpointing", "native_ops"},
+    ),
+    (
+        FlowControlLossConfig,
+        "prod9.training.algorithms.controlnet_trainer:ControlNetTrainer",
+        {"decoder", "controlnet", "scheduler", "label_smoothing", "privileged_share"},
     ),
     (MaskingConfig, "prod9.generator.maskgit:MaskGiTScheduler", set()),
     (SamplerConfig, "prod9.generator.maskgit:MaskGiTSampler", {"scheduler"}),

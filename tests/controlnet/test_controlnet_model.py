@@ -216,7 +216,7 @@ def test_weights_of_another_network_are_refused_before_anything_changes():
     before = {name: value.clone() for name, value in control.state_dict().items()}
     with pytest.raises(ValueError, match=r"\d+ tensors differ: .*conv_in.*not \(8, 2, 3, 3, 3\)"):
         control.start_from(make_base(num_channels=(16, 16)), geometry=condition(1))
-    with pytest.raises(ValueError, match="class_embedding.weight is missing"):
+    with pytest.raises(ValueError, match=r"class_embedding\.weight is missing"):
         control.start_from(make_base(num_class_embeds=None), geometry=condition(1))
     assert all(torch.equal(before[name], value) for name, value in control.state_dict().items())
 
@@ -229,16 +229,16 @@ def test_what_does_not_fit_is_refused():
         control.encode(ControlCondition(torch.full((1, 8, 8, 8), 3, dtype=torch.uint8)))
     with pytest.raises(ValueError, match="multiples of 2"):
         control.encode(ControlCondition(torch.zeros(1, 7, 8, 8, dtype=torch.uint8)))
+    small = control.encode(ControlCondition(torch.zeros(2, 4, 4, 4, dtype=torch.uint8)))
     with pytest.raises(ValueError, match=r"encoded on the latent's grid \(4, 4, 4\)"):
-        small = control.encode(ControlCondition(torch.zeros(2, 4, 4, 4, dtype=torch.uint8)))
         control.residuals(torch.zeros(SHAPE), torch.zeros(2), condition(), small)
     told = make_control(conditions=("label",))
     with pytest.raises(ValueError, match="labels from 0 to 4"):
         told.encode(ControlCondition(label=torch.tensor([5])))
     with pytest.raises(ValueError, match="class_labels should be provided"):
         control(torch.zeros(SHAPE), torch.zeros(2), torch.zeros(2, 3, 8, 8, 8))
+    images = make_control(conditions=("image",), source_modalities=("T1", "T2"))
     with pytest.raises(ValueError, match="a slot each for T1, T2"):
-        images = make_control(conditions=("image",), source_modalities=("T1", "T2"))
         images.encode(ControlCondition(images=torch.zeros(1, 1, 8, 8, 8)))
     with pytest.raises(ValueError, match="source_modalities must name"):
         make_control(conditions=("image",))

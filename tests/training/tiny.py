@@ -16,6 +16,7 @@ from prod9.data.splits import Split
 from prod9.training.config import config_from_dict
 from prod9.training.config_schema import (
     AutoencoderConfig,
+    MaisiControlNetConfig,
     MaisiDiffusionConfig,
     RefinerConfig,
     Stage1Config,
@@ -182,6 +183,17 @@ class MemoryData(LightningDataModule):
         if isinstance(self.config, MaisiDiffusionConfig):
             latent = torch.randn(2, 4, 4, 4, generator=generator) * self.latent_std
             return sample | {"label": index % 4 + 1, "latent": latent, "spacing": torch.full((3,), 4.0)}
+        if isinstance(self.config, MaisiControlNetConfig):
+            return sample | {
+                "label": index % 4 + 1,
+                "latent": torch.randn(2, 4, 4, 4, generator=generator) * self.latent_std,
+                "spacing": torch.full((3,), 4.0),
+                "foreground": torch.rand(4, 4, 4, generator=generator) > 0.3,
+                "seg": torch.randint(4, (16, 16, 16), generator=generator).to(torch.uint8),
+                "has_seg": torch.tensor(index != 3),
+                "images": torch.rand(2, 16, 16, 16, generator=generator),
+                "modality": "T1",
+            }
         if isinstance(self.config, RefinerConfig):
             volumes = torch.rand(6, 16, 16, 16, generator=generator)
             present = torch.arange(4) == (index + 1) % 4

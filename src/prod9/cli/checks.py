@@ -44,6 +44,8 @@ def check_inputs(config: "RunConfig", *, writes: bool = True) -> Inputs:
     inputs = find_inputs(config.data)
     if config.stage == "maskgit_controlnet" or config.stage == "refiner":
         _check_earlier("transformer", config.inputs.transformer, "prod9-train-transformer")
+    elif config.stage == "maisi_controlnet":
+        _check_earlier("diffusion", config.inputs.diffusion, "prod9-train-maisi-diffusion")
     elif config.stage == "transformer" or config.stage == "maisi_diffusion":
         _check_earlier("autoencoder", config.inputs.autoencoder, STAGE_COMMANDS[STAGE1_OF[config.stage]])
     else:
@@ -65,13 +67,13 @@ def check_run(config: "RunConfig", *, device: str, checkpoint: Path | None = Non
     geometry = inputs.files or _check_headers(inputs.cases)
     parts = _split_counts(config, inputs.cases) if inputs.parts is None else inputs.parts
     chosen = shared.torch_device(device)
-    base, autoencoder = check_earlier_stages(config)
+    earlier = check_earlier_stages(config)
     if checkpoint is not None:
         from prod9.training.model.checkpoint_manager import CheckpointManager
 
         CheckpointManager.open(checkpoint, stage=config.stage)
-    parameters = _build(config, base, autoencoder)
-    needs = _estimate(config, base, autoencoder, "cuda" if chosen.type == "cuda" else "cpu")
+    parameters = _build(config, *earlier)
+    needs = _estimate(config, *earlier, parameters, "cuda" if chosen.type == "cuda" else "cpu")
     memory, disk = device_memory(chosen.type), _free_disk(Path(config.output_dir))
     wanted_disk = _wanted_disk(config, needs, inputs.num_volumes)
     return {
@@ -145,12 +147,16 @@ def _split_counts(config: "RunConfig", cases: "Sequence[Case]") -> dict[str, int
 
 def check_earlier_stages(
     config: "RunConfig",
-) -> "tuple[TransformerConfig | None, FSQModelConfig | KLModelConfig | None]":
+) -> "tuple[TransformerConfig | MaisiDiffusionConfig | None, FSQModelConfig | KLModelConfig | None]":
     """Refuse earlier stages that ``config`` does not fit; return the base's config and stage 1's section."""
     if config.stage == "maskgit_controlnet":
         from prod9.cli.checks_control import check_base
 
         return check_base(config)
+    if config.stage == "maisi_controlnet":
+        from prod9.cli.checks_control import check_flow_base
+
+        return check_flow_base(config)
     if config.stage == "refiner":
         from prod9.training.lightning.translator import load_translator
 
@@ -162,16 +168,27 @@ def check_earlier_stages(
 
 def _estimate(
     config: "RunConfig",
-    base: "TransformerConfig | None",
+    base: "TransformerConfig | MaisiDiffusionConfig | None",
     autoencoder: "FSQModelConfig | KLModelConfig | None",
+    parameters: int,
     device: Literal["cuda", "cpu"],
 ) -> "Resources":
     from prod9.training.resources import estimate
     from prod9.training.resources_controlnet import estimate_controlnet
+    from prod9.training.resources_flow_controlnet import estimate_flow_controlnet
     from prod9.training.resources_refiner import estimate_refiner
 
+    if config.stage == "maisi_controlnet":
+        assert base is not None
+        assert base.stage == "maisi_diffusion"
+        assert autoencoder is not None
+        assert autoencoder.kind == "kl"
+        return estimate_flow_controlnet(
+            config, base=base, autoencoder=autoencoder, parameters=parameters, device=device
+        )
     if config.stage == "maskgit_controlnet":
         assert base is not None
+        assert base.stage == "transformer"
         assert autoencoder is not None
         assert autoencoder.kind == "fsq"
         return estimate_controlnet(config, base=base, autoencoder=autoencoder, device=device)
@@ -221,7 +238,7 @@ def _folding(config: "TransformerConfig | MaisiDiffusionConfig") -> tuple[str, i
 
 def _build(
     config: "RunConfig",
-    base: "TransformerConfig | None",
+    base: "TransformerConfig | MaisiDiffusionConfig | None",
     autoencoder: "FSQModelConfig | KLModelConfig | None",
 ) -> int:
     """Build the networks on the meta device, which allocates nothing, and return their parameters."""
@@ -231,8 +248,19 @@ def _build(
 
     networks: list[torch.nn.Module]
     with torch.device("meta"):
-        if config.stage == "maskgit_controlnet":
+        if config.stage == "maisi_controlnet":
             assert base is not None
+            assert base.stage == "maisi_diffusion"
+            assert autoencoder is not None
+            assert autoencoder.kind == "kl"
+            networks = [
+                ModelFactory.create_flow_controlnet(
+                    config.model, config.condition, base_model=base.model, autoencoder=autoencoder
+                )
+            ]
+        elif config.stage == "maskgit_controlnet":
+            assert base is not None
+            assert base.stage == "transformer"
             assert autoencoder is not None
             assert autoencoder.kind == "fsq"
             decoder = ModelFactory.create_transformer(base.model, levels=autoencoder.levels)

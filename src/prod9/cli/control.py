@@ -1,4 +1,7 @@
-"""``prod9 generate control``: volumes that follow a segmentation; also ``prod9-train-maskgit-controlnet generate``."""
+"""``prod9 generate control``: volumes that follow a segmentation or source images, of either family.
+
+Also ``prod9-train-maskgit-controlnet generate`` and ``prod9-train-maisi-controlnet generate``.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -28,15 +31,25 @@ from prod9.cli.shared import (
     PrintConfigOption,
     SetOption,
 )
-from prod9.cli.stage import AutoencoderOption, ModelOption, OptionalConfigOption, load_for_model, print_check
+from prod9.cli.stage import (
+    AutoencoderOption,
+    ModelOption,
+    OptionalConfigOption,
+    Stage,
+    load_for_model,
+    print_check,
+)
 from prod9.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    from prod9.pipelines.control import ControlPipeline
     from prod9.pipelines.segmentation import PlacedSegmentation
+    from prod9.pipelines.steering import AbstractControlPipeline
     from prod9.training.config_schema import RunConfig
 
 ALL = "all"
+STAGES: tuple[Stage, ...] = ("maskgit_controlnet", "maisi_controlnet")
+SAMPLING = ("control", "sampler", "masking", "sliding_window")
+"""Sections of a config that decide what is sampled, where it has them."""
 NO_SEG = "sample"
 """What results are named after when no segmentation steers them."""
 _CUT = 0.001
@@ -62,6 +75,12 @@ def generate_control(
             "--label-scheme", metavar="NAME|TABLE", help="What its values mean, e.g. brats2021 or `1=2, 2=1`."
         ),
     ] = "auto",
+    source: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--source", metavar="NAME=FILE", help="MAISI: a source image, e.g. T1=t1.nii.gz; repeatable."
+        ),
+    ] = None,
     label: Annotated[
         list[str] | None,
         typer.Option("--label", "-l", metavar="NAME|all", help="Modality, e.g. T1ce; repeatable. [all]"),
@@ -85,9 +104,14 @@ def generate_control(
     remasking: RemaskingOption = None,
     guidance_scale: GuidanceScaleOption = None,
     guidance_schedule: GuidanceScheduleOption = None,
-    transformer: Annotated[
+    solver: Annotated[
+        str | None, typer.Option("--solver", metavar="euler|heun", help="MAISI: how the flow is integrated.")
+    ] = None,
+    stage2: Annotated[
         str | None,
-        typer.Option("--transformer", metavar="PATH", help="Where stage 2 is now, if it has moved."),
+        typer.Option(
+            "--transformer", "--diffusion", metavar="PATH", help="Where stage 2 is now, if it has moved."
+        ),
     ] = None,
     autoencoder: AutoencoderOption = None,
     device: DeviceOption = "auto",
@@ -100,7 +124,8 @@ def generate_control(
     """Generate volumes whose lesions lie where a segmentation says: `NAME_T1ce_0000.nii.gz` and so on.
 
     A segmentation of any orientation, size and spacing is brought to the model's grid as in training, and lies
-    beside its volumes as `NAME_seg.nii.gz`. Run it again after an interruption, and only what is missing is made.
+    beside its volumes as `NAME_seg.nii.gz`. The model is stage 3 of either family; its checkpoint says which. Run it
+    again after an interruption, and only what is missing is made.
     """
     changes = sampler_changes(
         overrides,
@@ -111,30 +136,35 @@ def generate_control(
         remasking=remasking,
         guidance_scale=guidance_scale,
         guidance_schedule=guidance_schedule,
+        solver=solver,
     )
     strength = {"control_strength": control_strength, "control_guidance_scale": control_guidance_scale}
     changes += [(f"control.{key}", value) for key, value in strength.items() if value is not None]
-    run_config, path = load_for_model("maskgit_controlnet", config, model, overrides=changes)
+    run_config, path = load_for_model(STAGES, config, model, overrides=changes)
     if print_config:
         shared.print_config(run_config)
         return
-    files = find_segmentations(seg or [])
+    files, shown = find_segmentations(seg or []), find_sources(source or [])
     if reference is not None and len(files) != 1:
         raise ConfigError(f"--reference: expected a single segmentation to go with it, got {len(files)}")
-    pipeline = _load_pipeline(path, run_config, device, transformer, autoencoder)
+    if shown and len(files) > 1:
+        raise ConfigError(f"--source: expected a single segmentation to go with it, got {len(files)}")
+    pipeline = _load_pipeline(path, run_config, device, stage2, autoencoder)
     labels = _chosen(label, pipeline)
     for name in labels:
-        pipeline.check(name, bool(files))
+        pipeline.check(name, bool(files), bool(shown))
     placed = {
-        name: pipeline.place(file, reference=reference, label_scheme=label_scheme)
+        name: pipeline.place(file, reference=reference, label_scheme=label_scheme, sources=shown)
         for name, file in files.items()
     }
+    if shown and not files:
+        placed = {NO_SEG: pipeline.place(None, sources=shown)}
     _warn(placed, files)
     sources = placed or {NO_SEG: None}
     if check:
         print_check(_describe(pipeline, labels, len(sources), num_samples, path), as_json)
         return
-    settings = _settings(pipeline, run_config, seed, files, reference, label_scheme)
+    settings = _settings(pipeline, run_config, seed, {**files, **shown}, reference, label_scheme)
     folder = OutputFolder(Path(output_dir), settings, overwrite=overwrite)
     again = f"What was made is in {folder.path}; run the same command again for the rest."
     with shared.resumable(again):
@@ -171,6 +201,19 @@ def find_segmentations(given: Sequence[Path]) -> dict[str, Path]:
     return files
 
 
+def find_sources(given: Sequence[str]) -> dict[str, Path]:
+    """Return modality → file of ``NAME=FILE`` each; ConfigError for anything else, DataError for no file."""
+    files: dict[str, Path] = {}
+    for text in given:
+        name, equals, path = text.partition("=")
+        if not (name and equals and path) or name in files:
+            raise ConfigError(f"--source: expected NAME=FILE such as T1=t1.nii.gz, each once, got {text!r}")
+        files[name] = Path(path).expanduser()
+        if not files[name].is_file():
+            raise DataError(f"{files[name]}: expected a source image, got nothing there; check the path")
+    return files
+
+
 def _stem(name: str) -> str:
     """Return a file's name without its suffix and a trailing ``seg``."""
     stem = name.removesuffix(".gz").removesuffix(".nii")
@@ -181,24 +224,30 @@ def _stem(name: str) -> str:
 
 
 def _load_pipeline(
-    path: Path, config: "RunConfig", device: str, transformer: str | None, autoencoder: str | None
-) -> "ControlPipeline":
-    from prod9.pipelines.control import ControlPipeline
+    path: Path, config: "RunConfig", device: str, stage2: str | None, autoencoder: str | None
+) -> "AbstractControlPipeline":
     from prod9.training.config import config_to_dict
 
     # The config was checked already, with the changes of the command line; only these sections matter here.
     values = config_to_dict(config)
-    names = ("sampler", "masking", "control", "sliding_window")
+    sections, chosen = (
+        [(name, values[name]) for name in SAMPLING if name in values],
+        shared.torch_device(device),
+    )
+    if config.stage == "maisi_controlnet":
+        from prod9.pipelines.maisi_control import MAISIControlPipeline
+
+        return MAISIControlPipeline.from_checkpoint(
+            path, device=chosen, diffusion=stage2, autoencoder=autoencoder, overrides=sections
+        )
+    from prod9.pipelines.control import ControlPipeline
+
     return ControlPipeline.from_checkpoint(
-        path,
-        device=shared.torch_device(device),
-        transformer=transformer,
-        autoencoder=autoencoder,
-        overrides=[(name, values[name]) for name in names],
+        path, device=chosen, transformer=stage2, autoencoder=autoencoder, overrides=sections
     )
 
 
-def _chosen(labels: Sequence[str] | None, pipeline: "ControlPipeline") -> list[str]:
+def _chosen(labels: Sequence[str] | None, pipeline: "AbstractControlPipeline") -> list[str]:
     if not labels or ALL in labels:
         return pipeline.generator.label_names()
     return list(dict.fromkeys(labels))
@@ -206,6 +255,8 @@ def _chosen(labels: Sequence[str] | None, pipeline: "ControlPipeline") -> list[s
 
 def _warn(placed: "Mapping[str, PlacedSegmentation]", files: Mapping[str, Path]) -> None:
     for name, one in placed.items():
+        if not one.has_seg:
+            continue
         if not one.seg.any():
             text = "nothing is segmented: the volumes will show a brain without lesion"
         elif one.cut > _CUT:
@@ -221,27 +272,27 @@ def _warn(placed: "Mapping[str, PlacedSegmentation]", files: Mapping[str, Path])
 
 
 def _describe(
-    pipeline: "ControlPipeline", labels: list[str], sources: int, num_samples: int, path: Path
+    pipeline: "AbstractControlPipeline", labels: list[str], sources: int, num_samples: int, path: Path
 ) -> dict[str, Any]:
     generator = pipeline.generator
     count = sources * len(labels) * num_samples
     voxels = generator.grid[0] * generator.grid[1] * generator.grid[2]
     return {
         "model": str(path),
-        "condition": pipeline.controlnet.condition_type,
+        "condition": pipeline.condition_type,
         "segmentations": sources if pipeline.needs_seg else 0,
         "labels": ", ".join(labels),
         "volumes": count,
         "grid": list(generator.grid),
-        "tokens": list(generator.token_grid),
-        "steps": generator.sampler.steps,
+        "tokens": list(generator.latent_grid),
+        "steps": generator.steps,
         "device": str(generator.device),
         "disk_mb": round(count * voxels * 4 / 1e6, 1),
     }
 
 
 def _settings(
-    pipeline: "ControlPipeline",
+    pipeline: "AbstractControlPipeline",
     config: "RunConfig",
     seed: int,
     files: Mapping[str, Path],
@@ -259,12 +310,12 @@ def _settings(
         "reference": None if reference is None else sha256(reference),
         "label_scheme": label_scheme,
         "seed": seed,
-        **{name: values[name] for name in ("control", "sampler", "masking", "sliding_window")},
+        **{name: values[name] for name in SAMPLING if name in values},
     }
 
 
 def _generate(
-    pipeline: "ControlPipeline",
+    pipeline: "AbstractControlPipeline",
     folder: OutputFolder,
     sources: "Mapping[str, PlacedSegmentation | None]",
     labels: list[str],
@@ -277,7 +328,7 @@ def _generate(
 
     with shared.progress() as bar:
         for source, seg in sources.items():
-            if seg is not None:
+            if seg is not None and seg.has_seg:
                 _write_seg(folder, f"{source}_seg.nii.gz", seg)
             for label in labels:
                 names = [f"{source}_{label}_{k:04d}.nii.gz" for k in range(num_samples)]

@@ -30,7 +30,15 @@ from prod9.errors import ConfigError
 if TYPE_CHECKING:
     from prod9.training.config_schema import RunConfig
 
-Stage = Literal["autoencoder", "transformer", "refiner", "maisi_vae", "maisi_diffusion", "maskgit_controlnet"]
+Stage = Literal[
+    "autoencoder",
+    "transformer",
+    "refiner",
+    "maisi_vae",
+    "maisi_diffusion",
+    "maskgit_controlnet",
+    "maisi_controlnet",
+]
 
 OptionalConfigOption = Annotated[
     str | None,

@@ -4,30 +4,28 @@
 header names the transformer by path and SHA-256, and that one's the autoencoder.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from prod9.controlnet.condition import ControlCondition
 from prod9.errors import ConfigError
 from prod9.generator.condition import MaskGiTCondition
-from prod9.generator.controlnet_maskgit import ControlCondition, ControlNetMaskGiT
-from prod9.pipelines.maskgit import GeneratedVolume, MaskGiTPipeline, Progress, derived_seed
-from prod9.pipelines.placement import GridPlacement
-from prod9.pipelines.segmentation import PlacedSegmentation, place_segmentation
+from prod9.generator.controlnet_maskgit import ControlNetMaskGiT
+from prod9.pipelines.maskgit import MaskGiTPipeline
+from prod9.pipelines.steering import AbstractControlPipeline
 from prod9.training.config import config_from_dict, config_to_dict
 from prod9.training.config_schema import MaskGiTControlNetLightningConfig
 from prod9.training.model.checkpoint_manager import CheckpointManager
 
 
-class ControlPipeline:
-    """Steers a MaskGiTPipeline.
+class ControlPipeline(AbstractControlPipeline):
+    """Steers a MaskGiTPipeline with a control network that was trained on its decoder.
 
-    generator: the base, which samples and decodes. controlnet: trained on that base. control_strength: factor
-    of all that control adds, 0 being the base bit for bit. control_guidance_scale: how far to go from the
-    base's prediction beyond the controlled one.
+    For the strengths see the base class.
     """
 
     def __init__(
@@ -38,10 +36,9 @@ class ControlPipeline:
         control_strength: float = 1.0,
         control_guidance_scale: float = 0.0,
     ) -> None:
-        self.generator = generator
+        super().__init__(control_strength=control_strength, control_guidance_scale=control_guidance_scale)
+        self._generator = generator
         self.controlnet = controlnet.to(generator.device).eval()
-        self.control_strength = control_strength
-        self.control_guidance_scale = control_guidance_scale
 
     @classmethod
     def from_checkpoint(
@@ -74,28 +71,29 @@ class ControlPipeline:
         return cls(generator=generator, controlnet=loaded.network, **config.control.kwargs())
 
     @property
+    def generator(self) -> MaskGiTPipeline:
+        """The base, which samples and decodes."""
+        return self._generator
+
+    @property
+    def condition_type(self) -> str:
+        """What the control network is told."""
+        return self.controlnet.condition_type
+
+    @property
     def needs_seg(self) -> bool:
         """Whether a segmentation is part of the condition."""
         return self.controlnet.condition_type != "label"
 
     @property
-    def placement(self) -> GridPlacement:
-        """What brings files to the model's grid."""
-        if self.generator.placement is None:
-            raise ValueError("Expected a generator with a placement; build it with from_checkpoint.")
-        return self.generator.placement
+    def num_mask_classes(self) -> int:
+        """Classes of a segmentation, background included."""
+        return self.controlnet.num_mask_classes
 
-    def place(
-        self, path: str | Path, *, reference: str | Path | None = None, label_scheme: str = "auto"
-    ) -> PlacedSegmentation:
-        """Bring a segmentation file to the grid; see :func:`~prod9.pipelines.segmentation.place_segmentation`."""
-        return place_segmentation(
-            Path(path),
-            self.placement,
-            num_classes=self.controlnet.num_mask_classes,
-            reference=None if reference is None else Path(reference),
-            label_scheme=label_scheme,
-        )
+    @property
+    def source_modalities(self) -> tuple[str, ...]:
+        """None: an in-context base takes source volumes itself."""
+        return ()
 
     @torch.inference_mode()
     def sample_tokens(
@@ -130,77 +128,28 @@ class ControlPipeline:
             **arguments,
         )
 
-    def generate(
+    def sample_label(
         self,
-        label: str,
+        label: int,
         *,
-        seg: PlacedSegmentation | None,
-        num_samples: int,
-        seed: int = 0,
-        batch_size: int = 1,
-        start: int = 0,
-        progress: Progress | None = None,
-    ) -> Iterator[GeneratedVolume]:
-        """Yield samples ``start … start + num_samples - 1`` of the modality ``label`` under ``seg``.
+        segs: np.ndarray | None,
+        seeds: Sequence[int],
+        images: np.ndarray | None = None,
+        report: Callable[[float], None] | None = None,
+    ) -> torch.Tensor:
+        """Return int64 tokens ``[B h w d]`` of the class ``label`` under control; there are no ``images`` to show."""
+        if images is not None:
+            raise ValueError("Expected no source images for a control network of tokens, got some.")
+        labels = [label] * len(seeds)
+        condition = MaskGiTCondition(torch.tensor(labels))
+        return self.sample_tokens(condition, segs=segs, labels=labels, seeds=seeds, report=report)
 
-        Sample k has the random numbers of sample k of :meth:`MaskGiTPipeline.generate`, so that strength 0
-        gives just that volume; it does not depend on ``batch_size``, ``start`` or the samples beside it. Volumes
-        lie where the segmentation lies.
-        """
-        self.check(label, seg is not None)
-        if num_samples < 1 or batch_size < 1 or start < 0:
-            raise ValueError(
-                "num_samples and batch_size must be at least 1 and start at least 0, "
-                f"got {num_samples}, {batch_size} and {start}."
-            )
-        return self._generate(label, seg, range(start, start + num_samples), seed, batch_size, progress)
-
-    def check(self, label: str, has_seg: bool) -> None:
+    def check(self, label: str, has_seg: bool, has_images: bool = False) -> None:
         """Refuse with a ConfigError what cannot be generated, before anything is computed."""
-        names = self.generator.label_names()
-        if label not in names:
-            raise ConfigError(
-                f"Label: expected one of {', '.join(names)}, got {label!r}; the model knows no other."
-            )
         if self.generator.kind != "label_conditional":
             raise ConfigError(
                 f"expected control of a model of kind 'label_conditional' to generate from a label, got one of "
                 f"kind {self.generator.kind!r}, which needs source volumes too; name a stage-3 run on a "
                 "stage2_label model."
             )
-        if has_seg != self.needs_seg:
-            wanted = "a segmentation" if self.needs_seg else "no segmentation"
-            raise ConfigError(
-                f"expected {wanted} for control of condition_type {self.controlnet.condition_type!r}, got "
-                f"{'one' if has_seg else 'none'}; {'pass' if self.needs_seg else 'leave out'} --seg."
-            )
-
-    def _generate(
-        self,
-        label: str,
-        seg: PlacedSegmentation | None,
-        indices: range,
-        seed: int,
-        batch_size: int,
-        progress: Progress | None,
-    ) -> Iterator[GeneratedVolume]:
-        number = self.generator.label_map[label]
-        affine = self.generator.affine if seg is None else seg.affine
-        for first in range(0, len(indices), batch_size):
-            batch = indices[first : first + batch_size]
-
-            def report(share: float, done: int = first, size: int = len(batch)) -> None:
-                if progress is not None:
-                    progress(done + share * size, len(indices))
-
-            tokens = self.sample_tokens(
-                MaskGiTCondition(torch.full((len(batch),), number, dtype=torch.int64)),
-                segs=None if seg is None else np.repeat(seg.seg[None], len(batch), axis=0),
-                labels=[number] * len(batch),
-                seeds=[derived_seed(seed + k, number) for k in batch],
-                report=report,
-            )
-            for position, index in enumerate(batch):
-                data = self.generator.decode_tokens(tokens[position : position + 1])
-                yield GeneratedVolume(data, affine.copy(), label, index, seed + index)
-            report(1.0)
+        super().check(label, has_seg, has_images)

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from prod9.errors import ConfigError
+from prod9.pipelines.placement import GridPlacement
 
 Progress = Callable[[float, int], None]
 """Called with the volumes done (a fraction while one is being sampled) and their total."""
@@ -43,7 +44,8 @@ class AbstractLabelPipeline(ABC):
     """Label-conditional generation. A final class says how latents are sampled and decoded.
 
     label_map: name to class label. grid: voxels ``(H, W, D)`` of what is generated, affine: 4×4 of that grid.
-    sha256: of the files of all stages, for the record.
+    sha256: of the files of all stages, for the record. placement: brings files to the grid as in training; None
+    where that is not known.
     """
 
     def __init__(
@@ -54,12 +56,14 @@ class AbstractLabelPipeline(ABC):
         affine: np.ndarray,
         device: str | torch.device,
         sha256: dict[str, str] | None,
+        placement: GridPlacement | None = None,
     ) -> None:
         self.device = torch.device(device)
         self.label_map = dict(label_map)
         self.grid = tuple(grid)
         self.affine = np.asarray(affine, dtype=np.float64)
         self.sha256 = dict(sha256 or {})
+        self.placement = placement
 
     @property
     @abstractmethod

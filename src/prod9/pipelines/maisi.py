@@ -18,6 +18,7 @@ from prod9.diffusion.condition import FlowCondition
 from prod9.diffusion.diffusion_model import DiffusionModelRF
 from prod9.diffusion.sampler import RectifiedFlowSampler
 from prod9.pipelines.labels import AbstractLabelPipeline
+from prod9.pipelines.placement import GridPlacement
 from prod9.training.config import config_from_dict
 from prod9.training.config_schema import MaisiDiffusionConfig
 from prod9.training.model.checkpoint_manager import CheckpointManager
@@ -32,7 +33,7 @@ class MAISIPipeline(AbstractLabelPipeline):
 
     grid: voxels ``(H, W, D)``, a multiple of the autoencoder's factor times the U-Net's. scale_factor: what
     latents were multiplied by in training. spacing: mm to condition on, default that of ``affine``; another
-    one than the network was trained with is tried, with a warning. sha256, label_map: see the base class.
+    one than the network was trained with is tried, with a warning. The others: see the base class.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class MAISIPipeline(AbstractLabelPipeline):
         spacing: Sequence[float] | None = None,
         device: str | torch.device = "cpu",
         sha256: dict[str, str] | None = None,
+        placement: GridPlacement | None = None,
     ) -> None:
         factor = autoencoder.autoencoder.downsampling_factor
         unit = factor * diffusion.downsampling_factor
@@ -57,7 +59,9 @@ class MAISIPipeline(AbstractLabelPipeline):
                 f"{diffusion.downsampling_factor}, got {tuple(grid)}; use "
                 f"{tuple(-(-side // unit) * unit for side in grid)}."
             )
-        super().__init__(label_map=label_map, grid=grid, affine=affine, device=device, sha256=sha256)
+        super().__init__(
+            label_map=label_map, grid=grid, affine=affine, device=device, sha256=sha256, placement=placement
+        )
         self.diffusion = diffusion.to(self.device).eval()
         self.autoencoder = autoencoder.to(self.device).eval()
         self.sampler = sampler
@@ -106,6 +110,7 @@ class MAISIPipeline(AbstractLabelPipeline):
             spacing=spacing,
             device=device,
             sha256={"diffusion": loaded.sha256, "autoencoder": upstream.sha256},
+            placement=GridPlacement.from_header(data),
         )
 
     @property
@@ -120,9 +125,13 @@ class MAISIPipeline(AbstractLabelPipeline):
 
     def sample_label(self, label: int, seeds: Sequence[int], report: Callable[[float], None]) -> torch.Tensor:
         """Return latents ``[B Z h w d]`` of the class ``label``, in the autoencoder's scale."""
-        labels = torch.full((len(seeds),), label, dtype=torch.int64)
-        spacing = torch.tensor(self.spacing, dtype=torch.float32).expand(len(seeds), 3)
-        return self.sample_latents(FlowCondition.of_heads(labels, spacing), seeds=seeds, report=report)
+        return self.sample_latents(self.condition_of(label, len(seeds)), seeds=seeds, report=report)
+
+    def condition_of(self, label: int, count: int) -> FlowCondition:
+        """Return what the network is told of ``count`` volumes of the class ``label``."""
+        labels = torch.full((count,), label, dtype=torch.int64)
+        spacing = torch.tensor(self.spacing, dtype=torch.float32).expand(count, 3)
+        return FlowCondition.of_heads(labels, spacing)
 
     @torch.inference_mode()
     def sample_latents(
@@ -131,17 +140,21 @@ class MAISIPipeline(AbstractLabelPipeline):
         *,
         seeds: Sequence[int],
         report: Callable[[float], None] | None = None,
+        **arguments: Any,
     ) -> torch.Tensor:
         """Return latents ``[B Z h w d]`` for a condition, one seed a sample, in the autoencoder's scale.
 
-        report: called with the share done, up to 0.9: the rest of a volume's time is decoding.
+        report: called with the share done, up to 0.9: the rest of a volume's time is decoding. arguments: those of
+        ``RectifiedFlowSampler.sample_with_controlnet``, with a ``controlnet`` among them.
         """
-        latents = self.sampler.sample(
+        sample = self.sampler.sample_with_controlnet if "controlnet" in arguments else self.sampler.sample
+        latents = sample(
             self.diffusion.predict,
             (len(seeds), self.diffusion.latent_channels, *self.latent_grid),
             condition.to(self.device),
             [torch.Generator(self.device).manual_seed(s) for s in seeds],
             callback=None if report is None else lambda state: report(0.9 * state.step / state.steps),
+            **arguments,
         )
         return latents / self.scale_factor
 

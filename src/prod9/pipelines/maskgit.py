@@ -56,12 +56,13 @@ class MaskGiTPipeline(AbstractLabelPipeline):
             raise ValueError(
                 f"grid must be a multiple of the downsampling factor {factor}, got {tuple(grid)}."
             )
-        super().__init__(label_map=label_map, grid=grid, affine=affine, device=device, sha256=sha256)
+        super().__init__(
+            label_map=label_map, grid=grid, affine=affine, device=device, sha256=sha256, placement=placement
+        )
         self.decoder = decoder.to(self.device).eval()
         self.autoencoder = autoencoder.to(self.device).eval()
         self.sampler = sampler
         self.config = config
-        self.placement = placement
         self.token_grid = tuple(side // factor for side in grid)
         self._examples: torch.Tensor | None = None
 

@@ -1,6 +1,6 @@
 """A segmentation from a file to the grid of a model, by the preprocessing that training uses."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,8 +10,8 @@ from prod9 import volumes
 from prod9.data.labels import canonical_seg
 from prod9.data.layouts import scan_dataset
 from prod9.data.segmentations import check_classes
-from prod9.errors import DataError
-from prod9.pipelines.placement import GridPlacement, share_beyond
+from prod9.errors import ConfigError, DataError
+from prod9.pipelines.placement import GridPlacement, Placed, align, share_beyond
 from prod9.volumes import VolumeFile
 
 DEFAULT_SCHEME = "canonical"
@@ -21,14 +21,17 @@ DEFAULT_SCHEME = "canonical"
 class PlacedSegmentation:
     """Canonical labels on a model's grid: ``seg`` uint8 ``[H W D]``, ``affine`` 4×4, voxel to mm.
 
-    found_by: what centred it: ``reference``, ``case`` (volumes beside the file) or ``field`` (of view).
-    cut: share of the segmented voxels that lies beyond the grid.
+    found_by: what centred it: ``reference``, ``case`` (volumes beside the file), ``sources`` or ``field`` (of view).
+    cut: share of the segmented voxels that lies beyond the grid. images: source images float32 ``[N H W D]`` in
+    [0, 1] beside it, or None. has_seg: False for images alone; ``seg`` is background then.
     """
 
     seg: np.ndarray
     affine: np.ndarray
     found_by: str
     cut: float
+    images: np.ndarray | None = None
+    has_seg: bool = True
 
 
 def place_segmentation(
@@ -38,13 +41,16 @@ def place_segmentation(
     num_classes: int,
     reference: Path | None = None,
     label_scheme: str = "auto",
+    sources: Mapping[str, Path] | None = None,
+    slots: Sequence[str] = (),
 ) -> PlacedSegmentation:
     """Read a segmentation of any orientation, size and spacing and bring it to the model's grid, nearest only.
 
     Training centres the head. reference: a volume of the head on the segmentation's voxels; without one the
     volumes of its case beside it are looked for, and without those its field of view counts as the head, so
     that a file on the model's own grid stays as it is. label_scheme: what its values mean; ``auto`` goes by
-    the name of its case, else canonical. Raises DataError for values outside the scheme or of
+    the name of its case, else canonical. sources, slots: see :func:`place_sources`; sources find the head, too.
+    Raises DataError for values outside the scheme or of
     ``num_classes`` and above, volumes on other voxels, or when all that is segmented lies beyond the grid.
     """
     images, scheme = _its_case(path)
@@ -56,6 +62,8 @@ def place_segmentation(
     found_by = "reference" if reference is not None else "case" if images else "field"
     if reference is not None:
         images = {"reference": reference}
+    if sources:
+        found_by, images = "sources", dict(sources)
     heads = {name: volumes.read(image) for name, image in images.items()}
     for head in heads.values():
         _require_same_voxels(file, head)
@@ -68,7 +76,36 @@ def place_segmentation(
             f"{path}: expected something segmented within the model's grid of {placement.grid} voxels, got all "
             f"of it beyond (the head was found by {found_by}); name the scan it belongs to as the reference."
         )
-    return PlacedSegmentation(placed.seg, placed.affine, found_by, cut)
+    shown = _in_slots(placed, sources, slots) if sources else None
+    return PlacedSegmentation(placed.seg, placed.affine, found_by, cut, shown)
+
+
+def place_sources(
+    sources: Mapping[str, Path], placement: GridPlacement, *, slots: Sequence[str]
+) -> PlacedSegmentation:
+    """Bring source images of one voxel grid to the model's grid, without a segmentation.
+
+    sources: modality → file. slots: the modalities that the model takes; those without a file stay 0. Raises
+    ConfigError for other modalities or none, DataError for volumes on different voxels.
+    """
+    if not sources:
+        raise ConfigError(
+            f"--source: expected at least one of {', '.join(slots) or 'nothing'}, got none; name it."
+        )
+    placed = placement.place(align({name: volumes.read(path) for name, path in sources.items()}))
+    nothing = np.zeros(placement.grid, dtype=np.uint8)
+    shown = _in_slots(placed, sources, slots)
+    return PlacedSegmentation(nothing, placed.affine, "sources", 0.0, shown, has_seg=False)
+
+
+def _in_slots(placed: Placed, sources: Mapping[str, Path], slots: Sequence[str]) -> np.ndarray:
+    unknown = [name for name in sources if name not in slots]
+    if unknown:
+        raise ConfigError(
+            f"--source: expected {', '.join(slots) or 'none'} for this model, got {', '.join(unknown)}; leave it out."
+        )
+    empty = np.zeros(placed.images[next(iter(sources))].shape, dtype=np.float32)
+    return np.stack([placed.images.get(name, empty) for name in slots])
 
 
 def _its_case(path: Path) -> tuple[dict[str, Path], str]:

@@ -11,7 +11,7 @@ from prod9.data.sampling import SampleKey
 from prod9.data.segmentations import Segmentations
 from prod9.data.splits import Part, Split
 from prod9.errors import ConfigError
-from prod9.training.config_schema import MaskGiTControlNetLightningConfig
+from prod9.training.config_schema import MaisiControlNetConfig, MaskGiTControlNetLightningConfig
 from prod9.training.lightning.datamodule import AbstractDataModule, Progress
 
 
@@ -49,14 +49,14 @@ class BraTSControlNetDataModule(AbstractDataModule):
 
     def __init__(
         self,
-        config: MaskGiTControlNetLightningConfig,
+        config: MaskGiTControlNetLightningConfig | MaisiControlNetConfig,
         *,
         inner: SegmentedData,
         base_split: Split | None = None,
         progress: Progress | None = None,
     ) -> None:
         super().__init__(config, progress=progress)
-        self.config: MaskGiTControlNetLightningConfig = config
+        self.config: MaskGiTControlNetLightningConfig | MaisiControlNetConfig = config
         self._inner = inner
         self._base_split = base_split
 
@@ -70,9 +70,9 @@ class BraTSControlNetDataModule(AbstractDataModule):
         leaked = [] if self._base_split is None else split.trained_elsewhere(self._base_split)
         if leaked:
             raise ConfigError(
-                "data.split: expected patients to be held out in all stages, but the transformer was trained "
+                "data.split: expected patients to be held out in all stages, but the base was trained "
                 f"on {len(leaked)} that this run holds out ({', '.join(leaked[:5])}); use the same data.split, "
-                "or set data.split.file to the split.json of the transformer's run."
+                "or set data.split.file to the split.json of the base's run."
             )
         return split
 
@@ -86,7 +86,7 @@ class BraTSControlNetDataModule(AbstractDataModule):
                 progress=progress,
             )
         wanted = self.config.condition.condition_type
-        if wanted != "label" and not segmentations.num_segmented:
+        if self.config.condition.takes_seg and not segmentations.num_segmented:
             raise ConfigError(
                 f"condition.condition_type: expected segmentations to train {wanted!r} with, but no case of "
                 f"the {part} split in {self.config.data.root} has one; add them, or use label."

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 from prod9.data.builders import DatasetBuilder
 from prod9.data.cache import CaseCache
 from prod9.data.datasets.brats import CachedAllModalitiesDataset
-from prod9.data.latents import Encode, TokenStore
+from prod9.data.latents import Encode, ParallelEncode, TokenStore
 from prod9.data.layouts import Case, find_cases
 from prod9.data.sampling import SampleKey
 from prod9.data.segmentations import SegmentationStore, build_segmentation_store
@@ -21,7 +21,14 @@ from prod9.data.splits import Part, Split, resolve_split
 from prod9.data.transforms import Augmentation, IntensityScaling, TransformBuilder
 from prod9.errors import ConfigError, DataError
 from prod9.training.brats_tokens import BraTSTokens
-from prod9.training.config_schema import DataConfig, RefinerConfig, RunConfig, Stage1Config, TransformerConfig
+from prod9.training.config_schema import (
+    DataConfig,
+    MaisiControlNetConfig,
+    RefinerConfig,
+    RunConfig,
+    Stage1Config,
+    TransformerConfig,
+)
 from prod9.training.lightning.datamodule import AbstractDataModule, Progress
 from prod9.volumes import read_header
 
@@ -37,7 +44,7 @@ class AbstractBraTSDataModule(AbstractDataModule):
         self._cases: list[Case] = []
         self._caches: dict[Part, CaseCache] = {}
         # Stage 2 reads a volume once, to encode it: no use in keeping them all in memory.
-        in_memory = data.cache == "memory" and not isinstance(config, Stage1Config | RefinerConfig)
+        in_memory = data.cache == "memory" and not _reads_images(config)
         self._builder = DatasetBuilder(
             transforms=TransformBuilder(
                 spacing=data.spacing,
@@ -95,6 +102,13 @@ class AbstractBraTSDataModule(AbstractDataModule):
         return self._caches[part]
 
 
+def _reads_images(config: RunConfig) -> bool:
+    """Tell whether training reads volumes at every step, not what they were encoded to."""
+    if isinstance(config, MaisiControlNetConfig):
+        return bool(config.condition.source_modalities)
+    return isinstance(config, Stage1Config | RefinerConfig)
+
+
 class BraTSDataModule(AbstractBraTSDataModule):
     """Stage 1: single-modality volumes. Stage 2, kind ``decoder``: tokens of a target and codes of a source.
 
@@ -108,7 +122,7 @@ class BraTSDataModule(AbstractBraTSDataModule):
         self,
         config: RunConfig,
         *,
-        encode: Encode | None = None,
+        encode: Encode | ParallelEncode | None = None,
         indices_to_codes: Callable[[Tensor], Tensor] | None = None,
         encoder_hash: str | None = None,
         upstream_split: Split | None = None,

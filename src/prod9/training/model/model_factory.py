@@ -12,6 +12,7 @@ from prod9.autoencoder.discriminator import Discriminator
 from prod9.autoencoder.factory import build_autoencoder
 from prod9.autoencoder.inference import AutoencoderInferenceWrapper, SlidingWindowConfig
 from prod9.controlnet.controlnet_model import ControlNetRF
+from prod9.controlnet.factory import build_control_network
 from prod9.diffusion.diffusion_model import DiffusionModelRF
 from prod9.diffusion.factory import build_diffusion_model
 from prod9.diffusion.sampler import RectifiedFlowSampler
@@ -149,7 +150,8 @@ class ModelFactory:
     ) -> ControlNetRF:
         """Build MAISI's stage-3 network for a U-Net of ``base_model`` over the latents of ``autoencoder``."""
         shared = {name: getattr(base_model, name) for name in _SHARED_WITH_BASE}
-        return ControlNetRF(
+        return build_control_network(
+            model.kind,
             latent_channels=autoencoder.latent_channels,
             downsampling_factor=autoencoder.downsampling_factor,
             **shared,
