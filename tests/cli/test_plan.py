@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.fixtures import write_brats_tree
+from tests.fixtures import write_brats_tree, write_medmnist3d
 from tests.harness import run
 
 SHRINK = [
@@ -16,6 +16,10 @@ SHRINK = [
 ]  # fmt: skip
 SMALL = [*SHRINK, "--set=model.num_channels=[8, 8, 8]", "--set=model.norm_num_groups=4",
          "--set=loss.adversarial.discriminator.channels=4", "--set=loss.adversarial.start_step=0"]  # fmt: skip
+
+
+SMALL_DECODER = ["--set=model.embed_dim=16", "--set=model.num_blocks=2", "--set=model.num_heads=2",
+                 "--set=sampler.steps=2"]  # fmt: skip
 
 
 @pytest.fixture
@@ -32,9 +36,46 @@ def test_a_plan_trains_as_it_stands(tmp_path: Path, cohort: Path) -> None:
     ran = run("prod9-train-autoencoder", "train", "--config", tmp_path / "plan" / "stage1.yaml", *SMALL)
     assert ran.code == 0, ran.err
     ran = run(
-        "prod9-train-transformer", "train", "--config", tmp_path / "plan" / "stage2_label.yaml", *SHRINK
+        "prod9-train-transformer", "train", "--config", tmp_path / "plan" / "stage2_label.yaml", *SHRINK,
+        *SMALL_DECODER,
+    )  # fmt: skip
+    assert ran.code == 0, ran.err
+    ran = run("prod9-train-transformer", "train", "--config", tmp_path / "plan" / "stage2.yaml", *SHRINK,
+              *SMALL_DECODER)  # fmt: skip
+    assert ran.code == 0, ran.err
+    ran = run("prod9-train-maskgit-controlnet", "train", "--config", tmp_path / "plan" / "stage3.yaml", *SHRINK,
+              "--set=sampler.steps=2", "--set=validation.num_volumes=0")  # fmt: skip
+    assert ran.code == 0, ran.err
+
+
+def test_a_plan_of_the_other_family_trains(tmp_path: Path, cohort: Path) -> None:
+    ran = run(
+        "prod9", "plan", cohort, "-o", tmp_path / "plan", "--device", "cpu", "--family", "maisi", "--json"
     )
     assert ran.code == 0, ran.err
+    assert [Path(stage["config"]).name for stage in ran.json["stages"]] == [
+        "maisi_vae.yaml",
+        "maisi_diffusion.yaml",
+    ]
+    ran = run("prod9-train-maisi-vae", "train", "--config", tmp_path / "plan" / "maisi_vae.yaml", *SHRINK,
+              "--set=model.num_channels=[8, 8]", *SMALL[-3:])  # fmt: skip
+    assert ran.code == 0, ran.err
+    ran = run("prod9-train-maisi-diffusion", "train", "--config", tmp_path / "plan" / "maisi_diffusion.yaml", *SHRINK,
+              "--set=sampler.steps=2")  # fmt: skip
+    assert ran.code == 0, ran.err
+
+
+def test_a_plan_of_a_medmnist3d_file(tmp_path: Path) -> None:
+    path = write_medmnist3d(tmp_path / "data")
+    ran = run("prod9", "plan", path, "-o", tmp_path / "plan", "--memory", 8, "--family", "all", "--json")
+    assert ran.code == 0, ran.err
+    assert len(ran.json["stages"]) == 6
+    ran = run("prod9-train-autoencoder", "train", "--config", tmp_path / "plan" / "stage1.yaml", *SMALL,
+              "--set=data.batch_size=2")  # fmt: skip
+    assert ran.code == 0, ran.err
+    ran = run("prod9", "plan", path, "-o", tmp_path / "plan", "--family", "gan")
+    assert ran.code == 2
+    assert "expected maskgit, maisi or all" in ran.err
 
 
 def test_a_plan_for_a_gpu_elsewhere(tmp_path: Path, cohort: Path) -> None:

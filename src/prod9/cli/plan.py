@@ -12,11 +12,15 @@ from prod9.errors import ConfigError
 
 if TYPE_CHECKING:
     from prod9.training.planning import StagePlan
+    from prod9.training.planning_families import Family
     from prod9.training.resources import Device
 
 GIB = 1024**3
-FILES = ("stage1.yaml", "stage2_label.yaml")
-COMMANDS = ("prod9-train-autoencoder", "prod9-train-transformer")
+FAMILIES: "dict[Family, tuple[str, ...]]" = {
+    "maskgit": ("stage1", "stage2_label", "stage2", "stage3"),
+    "maisi": ("maisi_vae", "maisi_diffusion"),
+}
+"""The stages of each family, as their files are called."""
 
 app = new_app("Choose grid, crops, batches and networks for a dataset and a machine.")
 
@@ -36,6 +40,9 @@ def plan(
         str | None,
         typer.Option("--runs-dir", metavar="DIR", help="Where the runs will go; default: beside them."),
     ] = None,
+    family: Annotated[
+        str, typer.Option("--family", metavar="maskgit|maisi|all", help="Which models to plan.")
+    ] = "maskgit",
     memory: Annotated[
         float | None,
         typer.Option("--memory", min=0.1, metavar="GIB", help="Plan for a GPU of this size, wherever it is."),
@@ -45,28 +52,35 @@ def plan(
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Write a config of stage 1 and one of stage 2 that fit a dataset and a machine.
+    """Write configs of every stage that the data allow, each fitting the dataset and the machine.
 
+    Translation needs two modalities, control segmentations; of a MedMNIST3D file, examples and foregrounds do.
     The fingerprint says how large heads are and which modalities every case has, the device how much memory there is.
     With each config come its estimated peak memory, the disk that it and its tokens take, and, for this machine, the
     time of a step.
     """
-    paths = [output_dir / name for name in FILES]
-    there = [path for path in paths if path.exists()]
+    if family not in (*FAMILIES, "all"):
+        raise ConfigError(f"--family: expected {', '.join(FAMILIES)} or all, got {family!r}")
+    chosen = [one for one in FAMILIES if family in (one, "all")]
+    possible = [output_dir / f"{name}.yaml" for one in chosen for name in FAMILIES[one]]
+    there = [path for path in possible if path.exists()]
     if there and not overwrite:
         raise ConfigError(f"--output-dir: expected no {there[0]}; add --overwrite, or name another folder")
     fingerprint = _fingerprint(data)
-    from prod9.training.planning import plan_stages
+    from prod9.training.planning import images_of
+    from prod9.training.planning_families import plan_family
 
     kind, memory_bytes = ("cuda", int(memory * GIB)) if memory is not None else _machine(device)
-    stages = plan_stages(
-        fingerprint, memory_bytes=memory_bytes, device=kind, output_dir=runs_dir or str(output_dir / "runs")
-    )
-    rates = (None, None) if memory is not None else _rates(device)
-    volumes = fingerprint["cases"] * len(stages[0].config.data.modalities)
+    runs = runs_dir or str(output_dir / "runs")
+    plans = [
+        plan_family(fingerprint, family=one, memory_bytes=memory_bytes, device=kind, output_dir=runs)
+        for one in chosen
+    ]
+    rates = None if memory is not None else _rates(device)
     report = []
-    for stage, path, command, rate in zip(stages, paths, COMMANDS, rates, strict=True):
-        row = _row(stage, path, command, rate, volumes)
+    for name, stage in (pair for plan in plans for pair in plan.items()):
+        path = output_dir / f"{name}.yaml"
+        row = _row(stage, path, rates, images_of(fingerprint))
         report.append(row)
         _write(path, stage, row)
     if as_json:
@@ -88,6 +102,12 @@ def _fingerprint(data: Path) -> dict[str, Any]:
             return read_fingerprint(data)
         except DataError:
             pass  # perhaps a list of files: the check says what is wrong with it if not
+    from prod9.cli.data_check import checked_medmnist3d, is_medmnist3d
+
+    if is_medmnist3d(data):
+        from prod9.data.checking.medmnist import fingerprint_medmnist3d
+
+        return fingerprint_medmnist3d(checked_medmnist3d(data, deep=True))
     from prod9.data.checking.fingerprint import fingerprint
     from prod9.data.checking.report import check_dataset
 
@@ -135,12 +155,15 @@ def _rates(device: str) -> tuple[float, float]:
     return convolution, rate(1024 * 512 * 1024, lambda: matrix @ matrix.T)
 
 
-def _row(stage: "StagePlan", path: Path, command: str, rate: float | None, volumes: int) -> dict[str, Any]:
+def _row(stage: "StagePlan", path: Path, rates: tuple[float, float] | None, volumes: int) -> dict[str, Any]:
+    from prod9.training.config import STAGE_COMMANDS
+
     needs, config = stage.resources, stage.config
+    rate = None if rates is None else rates[config.stage in ("transformer", "maskgit_controlnet")]
     kept = config.callbacks.checkpoint.save_top_k + 2
     return {
         "config": str(path),
-        "command": command,
+        "command": STAGE_COMMANDS[config.stage],
         "tokens": list(needs.latent_grid),
         "parameters": needs.parameters,
         "batch_size": config.data.batch_size,

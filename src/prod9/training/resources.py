@@ -240,7 +240,7 @@ def _estimate_transformer(
     block = width * (16 + half * (12 + 2 * ratio) + 2)
     blocks = model.num_blocks
     per_position = block + 4 * width * blocks if model.use_checkpointing else block * blocks
-    context = _context_positions(config, grid)
+    context = context_positions(config, grid)
     kept = config.data.batch_size * ((positions + context) * per_position + positions * 3 * 4 * logits)
     ema = config.training.ema is not None
     token_bytes = 2 if prod(autoencoder.levels) <= 2**16 else 4
@@ -304,7 +304,7 @@ def _processor_parameters(model: TransformerModelConfig, channels: int) -> int:
     return (held * model.context_stride**3 + 1 + width + 1 + model.num_classes + 3 + 1) * width + aligned
 
 
-def _context_positions(config: TransformerConfig, grid: Sequence[int]) -> int:
+def context_positions(config: TransformerConfig, grid: Sequence[int]) -> int:
     """Return the longest context of a sample: a position a label beside those of the sources."""
     if config.model.kind != "single_stream":
         return 0
@@ -343,7 +343,7 @@ def checkpoint_bytes(parameters: int, ema: bool) -> int:
     return parameters * (12 + _EMA_BYTES * ema)
 
 
-def stage1_multiplications(config: AutoencoderConfig) -> float:
+def stage1_multiplications(config: AutoencoderConfig | MaisiVAEConfig) -> float:
     """Return the multiply-adds of a training step on crops, forward and backward, adversary included."""
     model, data = config.model, config.data
     adversary = (

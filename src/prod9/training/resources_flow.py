@@ -6,6 +6,7 @@ layers. What is kept for the backward pass follows the rules of :mod:`prod9.trai
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 from prod9.training.config_schema import RectifiedFlowModelConfig
 
@@ -48,6 +49,30 @@ def flow_cost(model: RectifiedFlowModelConfig, *, latent_channels: int, half_byt
             total += _conv(width, width)
             kept += share * half_bytes * width
     return FlowCost(total, kept / 4 if model.use_checkpointing else kept)
+
+
+def flow_multiplications(model: RectifiedFlowModelConfig, *, latent_channels: int) -> float:
+    """Return the multiply-adds of a forward pass for each position of the latent; attention's products aside."""
+    ends = 27 * 2 * latent_channels * model.num_channels[0]
+    return ends + sum(
+        block.share
+        * (27 * (block.inputs + block.outputs) * block.outputs + 4 * block.attention * block.outputs**2)
+        for block in _blocks(model)
+    )
+
+
+def copied_parameters(model: RectifiedFlowModelConfig, *, latent_channels: int) -> int:
+    """Count what a control network copies of ``model``: all but the way up and what spacing and regions add."""
+    widths, last = model.num_channels, len(model.num_channels) - 1
+    first, embedding = widths[0], 4 * widths[0]
+    total = _linear(first, embedding) + _linear(embedding, embedding) + _conv(latent_channels, first)
+    total += (model.num_class_embeds or 0) * embedding
+    down = len(widths) * model.num_res_blocks + (last if model.resblock_updown else 0)
+    for block in islice(_blocks(model), down + 2):
+        total += _block_parameters(block, embedding, model.include_fc)
+    if not model.resblock_updown:
+        total += sum(_conv(width, width) for width in widths[:-1])
+    return total
 
 
 def _blocks(model: RectifiedFlowModelConfig) -> Iterator[_Block]:

@@ -1,0 +1,222 @@
+"""Plans of all stages of a family: what builds on stage 1, or on stage 2, with the smallest that fits last.
+
+:mod:`prod9.training.planning` says how one is chosen; this module adds translation or few-shot (stage 2b), control
+(stage 3) and the two stages of MAISI. Nothing here imports torch.
+"""
+
+from collections.abc import Iterator, Mapping
+from functools import partial
+from itertools import product
+from math import prod
+from typing import Any, Literal
+
+from prod9.training.config_schema import (
+    AutoencoderConfig,
+    MaisiDiffusionConfig,
+    MaisiVAEConfig,
+    MaskGiTControlNetLightningConfig,
+    RunConfig,
+    TransformerConfig,
+)
+from prod9.training.planning import (
+    DECODERS,
+    PARAMETERS_A_TOKEN,
+    STEPS,
+    USABLE,
+    StagePlan,
+    batches,
+    data_section,
+    first_fit,
+    images_of,
+    plan_stages,
+    section,
+    stage1_candidates,
+    training_section,
+)
+from prod9.training.resources import Device, Resources, context_positions, estimate, stage1_multiplications
+from prod9.training.resources_controlnet import estimate_controlnet
+from prod9.training.resources_flow import flow_multiplications
+
+Family = Literal["maskgit", "maisi"]
+_PATCHED_TOKENS = 4096
+"""From so many tokens a volume on, a context of several is read 2³ tokens at a time."""
+_MAISI_FACTOR = 4
+_FLOWS: Mapping[Device, tuple[tuple[int, int, int], ...]] = {
+    "cuda": ((128, 256, 512), (64, 128, 256), (32, 64, 128)),
+    "cpu": ((32, 64, 64), (16, 32, 32)),
+}
+
+
+def plan_family(
+    fingerprint: Mapping[str, Any], *, family: Family, memory_bytes: int, device: Device, output_dir: str
+) -> dict[str, StagePlan]:
+    """Return the plan of every stage of ``family`` that the data allow, by its name, earlier stages first.
+
+    Stage 2b needs two modalities, or MedMNIST3D (few-shot); stage 3 segmentations, or MedMNIST3D (foregrounds).
+    Arguments and errors: see :func:`~prod9.training.planning.plan_stages`.
+    """
+    budget = int(USABLE * memory_bytes)
+    if family == "maisi":
+        return _plan_maisi(fingerprint, budget, device, output_dir)
+    stage1, label = plan_stages(fingerprint, memory_bytes=memory_bytes, device=device, output_dir=output_dir)
+    plans = {"stage1": stage1, "stage2_label": label}
+    data, small = data_section(fingerprint), fingerprint["layout"] == "medmnist3d"
+    assert isinstance(stage1.config, AutoencoderConfig)
+    if small or len(data["modalities"]) > 1:
+        most = PARAMETERS_A_TOKEN * 2 * images_of(fingerprint) * stage1.resources.tokens
+        needs = partial(estimate, autoencoder=stage1.config.model, device=device)
+        candidates = _stage2b_candidates(data, stage1.resources.tokens, device, output_dir)
+        plans["stage2"] = first_fit(candidates, budget, device, needs, in_context_work, most_parameters=most)
+    if small or fingerprint["segmentations"]:
+        base, model = label.config, stage1.config.model
+        assert isinstance(base, TransformerConfig)
+
+        def control_needs(config: RunConfig) -> Resources:
+            assert isinstance(config, MaskGiTControlNetLightningConfig)
+            return estimate_controlnet(config, base=base, autoencoder=model, device=device)
+
+        # The base runs forward and hands gradients through; half of its blocks are copied and trained.
+        work = (2 / 3 + 0.5) * label.multiplications / base.data.batch_size
+        plans["stage3"] = first_fit(
+            _stage3_candidates(data, fingerprint, device, output_dir), budget, device, control_needs,
+            lambda config, _: work * config.data.batch_size,
+        )  # fmt: skip
+    return plans
+
+
+def _plan_maisi(
+    fingerprint: Mapping[str, Any], budget: int, device: Device, output_dir: str
+) -> dict[str, StagePlan]:
+    data = data_section(fingerprint, first_label=1)
+    needs = partial(estimate, device=device)
+    vae = first_fit(
+        stage1_candidates(data, _MAISI_FACTOR, device, output_dir, kind="kl"),
+        budget,
+        device,
+        needs,
+        lambda config, _: stage1_multiplications(_as_vae(config)),
+    )
+    model = _as_vae(vae.config).model
+    flow = first_fit(
+        _flow_candidates(data, device, output_dir),
+        budget,
+        device,
+        partial(estimate, autoencoder=model, device=device),
+        lambda config, need: flow_work(config, need, model.latent_channels),
+    )
+    return {"maisi_vae": vae, "maisi_diffusion": flow}
+
+
+def _as_vae(config: RunConfig) -> MaisiVAEConfig:
+    assert isinstance(config, MaisiVAEConfig)
+    return config
+
+
+def in_context_work(config: RunConfig, needs: Resources) -> float:
+    """Return the multiply-adds of a step of stage 2b, with the longest context."""
+    assert isinstance(config, TransformerConfig)
+    targets, model = needs.positions, config.model
+    context = context_positions(config, needs.latent_grid)
+    attention = 2 * (targets * (targets + context) + context**2) * model.embed_dim * model.num_blocks
+    return 3 * config.data.batch_size * (needs.parameters * (targets + context) + attention)
+
+
+def flow_work(config: RunConfig, needs: Resources, latent_channels: int) -> float:
+    """Return the multiply-adds of a step of the flow."""
+    assert isinstance(config, MaisiDiffusionConfig)
+    work = flow_multiplications(config.model, latent_channels=latent_channels)
+    return 3 * config.data.batch_size * needs.positions * work
+
+
+def _stage2b_candidates(
+    data: Mapping[str, Any], tokens: int, device: Device, output_dir: str
+) -> Iterator[dict[str, Any]]:
+    steps, few_shot = STEPS[device][1], data.get("kind") == "medmnist3d"
+    patch = 2 if tokens >= _PATCHED_TOKENS else 1
+    context = {"min_sources": 0, "max_examples": 4} if few_shot else {"min_sources": 1}
+    for (width, blocks, heads), checkpointing, batch in product(
+        DECODERS[device], (False, True), batches(data, device)
+    ):
+        yield {
+            "stage": "transformer",
+            "output_dir": f"{output_dir}/stage2",
+            "inputs": {"autoencoder": f"{output_dir}/stage1"},
+            "data": section(data, device, batch_size=batch, cache="none"),
+            "model": {
+                "kind": "single_stream",
+                "num_classes": len(data["modalities"]),
+                "embed_dim": width,
+                "num_blocks": blocks,
+                "num_heads": heads,
+                "patch_size": patch,
+                "context_stride": 1 if patch == 2 else 2,
+                "aligned": not few_shot,
+                "use_checkpointing": checkpointing,
+            },
+            "context": {"source": "latent", **context},
+            "masking": {"scheduler_type": "arccos"},
+            "sampler": {"steps": 24, "order": "halton"},
+            "training": {**training_section(steps, 2e-4 if device == "cuda" else 1e-3), "betas": [0.9, 0.98]},
+        }
+
+
+def _stage3_candidates(
+    data: Mapping[str, Any], fingerprint: Mapping[str, Any], device: Device, output_dir: str
+) -> Iterator[dict[str, Any]]:
+    few = data.get("kind") == "medmnist3d"
+    classes = 2 if few else 1 + max((int(label) for label in fingerprint["labels"]), default=3)
+    widths = ((16, 32, 64), (8, 16, 32), (4, 8)) if device == "cuda" else ((8, 16), (4, 8))
+    for channels, batch in product(widths, batches(data, device)):
+        yield {
+            "stage": "maskgit_controlnet",
+            "output_dir": f"{output_dir}/stage3",
+            "inputs": {"transformer": f"{output_dir}/stage2_label"},
+            "data": {
+                **section(data, device, batch_size=batch, cache="none"),
+                "store_dir": f"{output_dir}/stage2_label/store",
+            },
+            "model": {"channels": list(channels)},
+            "condition": {"condition_type": "both", "num_mask_classes": max(2, classes)},
+            # A foreground is no rare lesion.
+            "loss": {"region_weight": 1.0, "background_weight": 1.0} if few else {},
+            "masking": {"scheduler_type": "arccos"},
+            "sampler": {
+                "steps": 24,
+                "order": "halton",
+                "guidance_scale": 1.5,
+                "guidance_interval": [0.2, 1.0],
+            },
+            "control": {"control_guidance_scale": 0.5},
+            "training": {
+                **training_section(STEPS[device][1] // 3, 1e-4 if device == "cuda" else 1e-3),
+                "betas": [0.9, 0.98],
+            },
+        }
+
+
+def _flow_candidates(data: Mapping[str, Any], device: Device, output_dir: str) -> Iterator[dict[str, Any]]:
+    steps, known = STEPS[device][1], data.get("kind") != "medmnist3d"
+    # A latent must halve as often as there are resolutions after the first.
+    latent = [side // _MAISI_FACTOR for side in data["grid"]]
+    levels = max(depth for depth in (1, 2, 3) if all(side % 2 ** (depth - 1) == 0 for side in latent))
+    attended = prod(latent) // 8 ** (levels - 1) <= _PATCHED_TOKENS
+    for widths, checkpointing, batch in product(_FLOWS[device], (False, True), batches(data, device)):
+        last = widths[levels - 1]
+        yield {
+            "stage": "maisi_diffusion",
+            "output_dir": f"{output_dir}/maisi_diffusion",
+            "inputs": {"autoencoder": f"{output_dir}/maisi_vae"},
+            "data": section(data, device, batch_size=batch, cache="none"),
+            "model": {
+                "num_channels": list(widths[:levels]),
+                "attention_levels": [False] * (levels - 1) + [attended],
+                "num_head_channels": [0] * (levels - 1) + [min(32, last)],
+                "num_res_blocks": 2 if device == "cuda" else 1,
+                "norm_num_groups": min(32, widths[0] // 2),
+                "num_class_embeds": len(data["modalities"]) + 1,
+                "include_spacing_input": known,
+                "use_checkpointing": checkpointing,
+            },
+            "sampler": {"steps": 30, "guidance_scale": 1.0},
+            "training": {**training_section(steps, 1e-4 if device == "cuda" else 5e-4), "betas": [0.9, 0.99]},
+        }
