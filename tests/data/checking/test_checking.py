@@ -2,6 +2,7 @@
 
 import json
 import struct
+import time
 import zlib
 from pathlib import Path
 
@@ -99,6 +100,14 @@ def test_the_page_needs_nothing_from_outside(tmp_path: Path) -> None:
     assert text.count("data:image/png;base64,") == 3
     assert text.count("<svg") == 4
     assert "http" not in text
+
+
+def test_headers_of_two_hundred_cases_take_a_second(tmp_path: Path) -> None:
+    write_brats_tree(tmp_path, 100, (4, 4, 4))
+    check_dataset(tmp_path)  # files and modules are warm now
+    began = time.process_time()  # other work on the machine does not count
+    report = check_dataset(tmp_path)
+    assert len(report.dataset.cases) / (time.process_time() - began) > 200
 
 
 # ---- the fingerprint ----
