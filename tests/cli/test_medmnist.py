@@ -97,6 +97,11 @@ UNET = """model: {num_channels: [8, 8], attention_levels: [false, true], num_hea
         num_res_blocks: 1, num_class_embeds: 12, include_spacing_input: false}
 sampler: {steps: 2}"""
 
+FLOW_CONTROL = """model: {channels: [4]}
+condition: {num_mask_classes: 2}
+sampler: {steps: 2}
+validation: {num_volumes: 2}"""
+
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -191,6 +196,26 @@ def test_maisi_from_the_class(trained: Path) -> None:
     ran = run("prod9-train-maisi-diffusion", "train", "--config", config, "--set", "data.first_label=0")
     assert ran.code == 2
     assert "data.first_label must be 1" in ran.err
+    config = trained / "flow_control.yaml"
+    more = {"inputs": f"inputs: {{diffusion: {trained}/maisi_diffusion}}", "first": "first_label: 1",
+            "model": FLOW_CONTROL}  # fmt: skip
+    config.write_text(MAISI.format(folder=trained, stage="controlnet", **more), encoding="utf-8")
+    ran = run("prod9-train-maisi-controlnet", "train", "--config", config, "--json")
+    assert ran.code == 0, ran.err
+    assert "val/foreground_dice" in ran.json["metrics"]
+    unpacked = trained / "shape"
+    source = trained / "medmnist" / "organmnist3d.npz"
+    assert run("prod9", "data", "unpack", source, "-o", unpacked, "-l", "liver").code == 0
+    ran = run("prod9-train-maisi-controlnet", "generate", "--model", trained / "maisi_controlnet", "--label", "liver",
+              "--seg", unpacked / "organmnist3d-test-00000_seg.nii.gz", "-o", trained / "steered_flow")  # fmt: skip
+    assert ran.code == 0, ran.err
+    made = trained / "steered_flow" / "organmnist3d-test-00000_liver_0000.nii.gz"
+    assert nib.load(made).shape == (32, 32, 32)
+    ran = run(
+        "prod9-train-maisi-controlnet", "train", "--config", config, "--set", "condition.num_mask_classes=4"
+    )
+    assert ran.code == 2
+    assert "num_mask_classes 2" in ran.err
 
 
 def test_what_cannot_be_unpacked(tmp_path: Path) -> None:

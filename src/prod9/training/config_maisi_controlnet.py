@@ -3,7 +3,7 @@
 Imported by :mod:`prod9.training.config_schema`; import the root from there.
 """
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -11,7 +11,6 @@ from prod9.training.config_controlnet import ControlSamplingConfig, ControlValid
 from prod9.training.config_maisi import RectifiedFlowSamplerConfig
 from prod9.training.config_sections import (
     Count,
-    DataConfig,
     Fraction,
     InputsConfig,
     Ints,
@@ -130,10 +129,8 @@ class FlowControlLossConfig(Section):
 class MaisiControlNetConfig(RunSection):
     """Stage 3, MAISI."""
 
-    # Frozen, so narrowing it is safe.
-    data: DataConfig = Field(  # pyright: ignore[reportIncompatibleVariableOverride]
-        description="Data: scans with segmentations."
-    )
+    data_kinds: ClassVar[tuple[str, ...]] = ("brats", "medmnist3d")
+
     stage: Literal["maisi_controlnet"] = Field(default="maisi_controlnet", description="Stage.")
     inputs: FlowControlInputsConfig = Field(default=FlowControlInputsConfig(), description="Earlier stages.")
     model: ControlNetRFModelConfig = Field(default=ControlNetRFModelConfig(), description="Control network.")
@@ -151,6 +148,14 @@ class MaisiControlNetConfig(RunSection):
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
+        told = self.condition
+        if self.data.kind == "medmnist3d" and (
+            told.source_modalities or (told.takes_seg and told.num_mask_classes != 2)
+        ):
+            raise ValueError(
+                "condition must be of mask (with num_mask_classes 2: foreground and background), label or both for "
+                f"data.kind medmnist3d, got {told.condition_type} and {told.num_mask_classes} classes"
+            )
         unknown = [m for m in self.condition.source_modalities if m not in self.data.modalities]
         if unknown:
             raise ValueError(

@@ -24,6 +24,7 @@ from prod9.files import sha256
 from prod9.training.brats_diffusion_data import LatentDataset
 from prod9.training.brats_in_context_data import InContextDataset
 from prod9.training.config_schema import (
+    MaisiControlNetConfig,
     MaisiDiffusionConfig,
     MedMNIST3DDataConfig,
     RunConfig,
@@ -112,7 +113,7 @@ class MedMNIST3DDataModule(AbstractDataModule):
         if self._encode is None:
             return self._builder.build_medmnist3d_stage1(volumes, train=part == "train")
         store = self._build_store(part, volumes)
-        if isinstance(config, MaisiDiffusionConfig):
+        if isinstance(config, MaisiDiffusionConfig | MaisiControlNetConfig):
             return LatentDataset(store, spacing=(1.0, 1.0, 1.0))
         assert self._indices_to_codes is not None
         indices = torch.arange(store.max_index + 1)[None, :, None, None]
