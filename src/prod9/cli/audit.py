@@ -1,0 +1,270 @@
+"""``prod9 audit``: whether generated volumes are copies of training patients."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from prod9.cli import shared
+from prod9.cli.shared import FAILED, DebugOption, DeviceOption, JsonOption, console, messages, new_app
+from prod9.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from prod9.evaluation.audit_embeddings import Embedding, VoxelEmbedding
+    from prod9.evaluation.audit_volumes import Audit, AuditSets
+    from prod9.evaluation.volume_sets import Entry
+
+_SHOWN = 10
+
+app = new_app("Find copies of training patients among generated volumes.")
+
+
+@app.command()
+def audit(
+    generated: Annotated[
+        Path, typer.Option("--generated", metavar="DIR", help="Folder of generated volumes.")
+    ],
+    train: Annotated[
+        Path | None, typer.Option("--train", metavar="DIR", help="Folder of the training cases.")
+    ] = None,
+    heldout: Annotated[
+        Path | None,
+        typer.Option("--heldout", metavar="DIR", help="Folder of cases that the model never saw."),
+    ] = None,
+    run: Annotated[
+        Path | None,
+        typer.Option(
+            "--run",
+            metavar="RUN",
+            help="Instead of both: a run, whose data and split tell who was trained on.",
+        ),
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option("--data", metavar="DIR", help="With --run: where its data lie now.")
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            metavar="RUN|CHECKPOINT|EXPORT",
+            help="Compare latents too, of this run's autoencoder; with --run its own by default.",
+        ),
+    ] = None,
+    voxels_only: Annotated[
+        bool, typer.Option("--voxels-only", help="Compare voxels alone: faster, needs no model.")
+    ] = False,
+    modality: Annotated[
+        list[str] | None, typer.Option("--modality", help="Compare only these; repeatable.")
+    ] = None,
+    false_alarms: Annotated[
+        float,
+        typer.Option(
+            "--false-alarms", min=0.001, max=0.5, help="Share of honest volumes that may be suspect."
+        ),
+    ] = 0.05,
+    max_share: Annotated[
+        float,
+        typer.Option("--max-share", min=0.0, max=1.0, help="Exit with 1 when more than this is suspect."),
+    ] = 0.1,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Leave files that cannot be read out, and list them.")
+    ] = False,
+    output_dir: Annotated[
+        Path | None,
+        typer.Option(
+            "--output-dir", "-o", metavar="DIR", help="Where to write; default RUN/audit or outputs/audit."
+        ),
+    ] = None,
+    device: DeviceOption = "auto",
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Compare every generated volume with its nearest training and its nearest held-out volume.
+
+    Mirrored, shifted, rescaled and noisy copies are found as well. Writes audit.json, and
+    nearest.png with the nearest pairs. The exit code is 1 when more than --max-share of the volumes is suspect.
+    """
+    _require_one_source(train, heldout, run, data)
+    output_dir = output_dir or (run / "audit" if run is not None else Path("outputs/audit"))
+    from prod9.files import check_writable
+
+    check_writable(output_dir)
+    sets = _sets(generated, train, heldout, run, data, modality or ())
+    source = None if voxels_only else model or (str(run) if run is not None else None)
+    result, voxels = _audit(sets, source, device, false_alarms, max_share, skip_bad)
+    _write(result, voxels, output_dir)
+    if as_json:
+        shared.print_json(result.to_dict())
+    else:
+        _print(result, output_dir)
+    if not result.passed:
+        raise typer.Exit(FAILED)
+
+
+def _require_one_source(
+    train: Path | None, heldout: Path | None, run: Path | None, data: Path | None
+) -> None:
+    if run is not None and (train is not None or heldout is not None):
+        raise ConfigError("--run: expected it alone or --train with --heldout, got both; leave one out.")
+    if run is None and data is not None:
+        raise ConfigError("--data: expected a --run whose data lie there, got none; name the run too.")
+    if run is None and heldout is None:
+        raise ConfigError(
+            "--heldout: expected cases that the model never saw, since only they tell how near an honest volume comes "
+            "to the training set; got none. Name their folder, or the --run whose test patients they are."
+        )
+    if run is None and train is None:
+        raise ConfigError("--train: expected the training cases or a --run, got neither; name one.")
+
+
+def _sets(
+    generated: Path,
+    train: Path | None,
+    heldout: Path | None,
+    run: Path | None,
+    data: Path | None,
+    modalities: "Sequence[str]",
+) -> "AuditSets":
+    from prod9.evaluation.audit_volumes import AuditSets
+    from prod9.evaluation.volume_sets import find_volumes
+
+    made = find_volumes(generated, modalities=modalities)
+    if run is not None:
+        known, unseen = _split_of(run, data, modalities)
+    else:
+        assert train is not None
+        assert heldout is not None
+        known = find_volumes(train, modalities=modalities)
+        unseen = find_volumes(heldout, modalities=modalities)
+    return AuditSets(known, unseen, made)
+
+
+def _split_of(
+    run: Path, data: Path | None, modalities: "Sequence[str]"
+) -> tuple[list["Entry"], list["Entry"]]:
+    """Return the training and the test volumes of ``run``."""
+    from prod9.data.splits import Split
+    from prod9.evaluation.volume_sets import find_volumes
+    from prod9.training.config import load_config
+
+    if not (run / "config.yaml").is_file():
+        raise ConfigError(f"--run: expected a run folder with config.yaml and split.json, got {run}.")
+    config = load_config(str(run / "config.yaml"))
+    if config.data.kind == "medmnist3d":
+        raise ConfigError(
+            "--run: expected a run on files, got one on MedMNIST3D, whose volumes lie in one .npz; write training and "
+            "test volumes as NIfTI and name them with --train and --heldout."
+        )
+    if not (run / "split.json").is_file():
+        raise ConfigError(f"--run: expected {run / 'split.json'}, got none; train first, or use --train.")
+    split = Split.load(run / "split.json")
+    if not split.test:
+        raise ConfigError(
+            f"{run / 'split.json'}: expected test patients, got none: validation patients were spent on choosing the "
+            "model. Train with data.split.test above 0, or name unseen cases with --train and --heldout."
+        )
+    wanted = modalities or config.data.modalities
+    entries = find_volumes(data or config.data.root, layout=config.data.layout, modalities=wanted)
+    parts = [[e for e in entries if e.patient_id in set(ids)] for ids in (split.train, split.test)]
+    for name, part in zip(("training", "test"), parts, strict=True):
+        if not part:
+            raise ConfigError(
+                f"{data or config.data.root}: expected the {name} patients of {run}, got none; name their folder with "
+                "--data."
+            )
+    return parts[0], parts[1]
+
+
+def _audit(
+    sets: "AuditSets", model: str | None, device: str, false_alarms: float, max_share: float, skip_bad: bool
+) -> tuple["Audit", "VoxelEmbedding"]:
+    from prod9.evaluation.audit_embeddings import VoxelEmbedding
+    from prod9.evaluation.audit_volumes import run_audit
+    from prod9.evaluation.volume_sets import BadFiles
+
+    bad = BadFiles(skip=skip_bad)
+    voxels = VoxelEmbedding.fit(_readable(sets.train, bad))
+    embeddings: list[Embedding] = [voxels] if model is None else [voxels, _latents(model, device)]
+    with shared.progress() as bar:
+        task = bar.add_task("Comparing", total=None)
+        result = run_audit(
+            sets,
+            embeddings,
+            false_alarms=false_alarms,
+            max_share=max_share,
+            bad=bad,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    return result, voxels
+
+
+def _readable(entries: "Sequence[Entry]", bad: Any) -> Any:
+    """Yield the volumes of ``entries``; what cannot be read is met again, and then listed, by the audit."""
+    from prod9.errors import DataError
+    from prod9.volumes import read
+
+    for entry in entries:
+        try:
+            yield read(entry.path, channel=entry.channel)
+        except DataError as error:
+            if not bad.skip:
+                bad.report(entry, error)
+
+
+def _latents(model: str, device: str) -> "Embedding":
+    from prod9.evaluation.audit_embeddings import LatentEmbedding
+    from prod9.evaluation.features import AutoencoderFeatures
+    from prod9.evaluation.volume_sets import Preparation
+    from prod9.training.model.checkpoint_manager import STAGE1_MODELS, CheckpointManager
+
+    where = shared.torch_device(device)
+    opened = CheckpointManager.open(model)
+    stage = opened.header["stage"]
+    if stage in STAGE1_MODELS:
+        loaded: Any = CheckpointManager.load_autoencoder(opened.path, stage=stage, device=where)
+    elif stage.startswith("maisi"):
+        loaded = CheckpointManager.load_vae(opened, device=where)
+    else:
+        loaded = CheckpointManager.load_upstream(opened, device=where)
+    data = loaded.header["data"]
+    preparation = Preparation(tuple(data["grid"]), data["spacing"] and tuple(data["spacing"]))
+    return LatentEmbedding(AutoencoderFeatures(loaded.network), preparation, device=where)
+
+
+def _write(result: "Audit", voxels: "VoxelEmbedding", folder: Path) -> None:
+    import json
+
+    from prod9.evaluation.audit_volumes import PICTURE, RESULT
+    from prod9.files import atomic_write
+
+    result.write_pictures(folder / PICTURE, voxels)
+    with atomic_write(folder / RESULT) as temporary:
+        temporary.write_text(json.dumps(result.to_dict(), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def _print(result: "Audit", folder: Path) -> None:
+    content = result.to_dict()
+    for name, part in content["sets"].items():
+        console.print(f"{name:>10}  {part['volumes']} volumes of {part['patients']} patients", markup=False)
+    for row in content["embeddings"]:
+        console.print(
+            f"{row['name']}: relative distance {row['median_generated']:.2f} (held-out patients "
+            f"{row['median_held_out']:.2f}), suspect below {row['threshold']:.2f}, authenticity "
+            f"{row['authenticity']:.2f}",
+            markup=False,
+        )
+    for suspect in result.suspects[:_SHOWN]:
+        distance = min(suspect.distances.values())
+        console.print(
+            f"{distance:10.2f}  {suspect.generated.path.name} resembles {suspect.train.path.name}",
+            markup=False,
+        )
+    if len(result.suspects) > _SHOWN:
+        console.print(f"… and {len(result.suspects) - _SHOWN} more in {folder}", markup=False)
+    verdict = (
+        f"{len(result.suspects)} of {len(result.sets.generated)} suspect ({result.share:.1%}; limit "
+        f"{result.max_share:.1%}): {'passed' if result.passed else 'failed'}. {folder}"
+    )
+    (console if result.passed else messages).print(verdict, markup=False)
