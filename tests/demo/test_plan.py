@@ -109,6 +109,11 @@ def test_an_unknown_family_is_refused() -> None:
         family_named("masigit")
 
 
-def test_stages_that_a_family_has_not_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="--stages: --family maisi trains its two stages"):
-        make_plan(tmp_path, family="maisi", stages="control")
+def test_each_family_has_its_own_stages(tmp_path: Path) -> None:
+    plan = make_plan(tmp_path, family="maisi", stages="all")
+    assert plan.stages == ("control",)
+    control = plan.stage3(tmp_path / "flow")
+    assert control.stage == "maisi_controlnet"
+    assert control.inputs.diffusion == str(tmp_path / "flow")
+    with pytest.raises(ConfigError, match="--stages: expected all or names among control, got translation"):
+        make_plan(tmp_path, family="maisi", stages="translation")

@@ -59,7 +59,8 @@ def test_it_leaves_volumes_pictures_and_scores_and_goes_on(tmp_path: Path) -> No
 
 @pytest.mark.slow
 def test_the_other_family_leaves_the_same_files_and_scores(tmp_path: Path) -> None:
-    plan = replace(make_plan(tmp_path, quick=True, family="maisi"), budget=0.05)
+    plan = make_plan(tmp_path, quick=True, family="maisi", stages="all")
+    plan = replace(plan, budget=0.05, judge_steps=4)
     report = Reporter(say=lambda text: None, bar=silent_bar)
     block = run_demo(plan, report=report, device="cpu")
 
@@ -73,6 +74,7 @@ def test_the_other_family_leaves_the_same_files_and_scores(tmp_path: Path) -> No
     volumes = sorted((tmp_path / "maisi" / "volumes").glob("*.nii.gz"))
     assert [v.name for v in volumes[:2]] == ["FLAIR_0000.nii.gz", "FLAIR_0001.nii.gz"]
     assert len(volumes) == 4 * plan.volumes_per_modality
-    for name in ("montage.png", "generated.png"):
+    assert 0 <= block["stages"]["control"]["dice_whole_tumour"] <= 1
+    for name in ("montage.png", "generated.png", "control.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
     assert run_demo(plan, report=report, device="cpu")["stages"] == block["stages"]

@@ -64,7 +64,7 @@ def demo(
         typer.Option(
             "--stages",
             metavar="all|NAME,…",
-            help="What to add to the first two stages: translation, control, or all; MaskGiT only.",
+            help="What to add to the first two stages: translation (MaskGiT alone), control, or all.",
         ),
     ] = "",
     num_patients: Annotated[

@@ -9,8 +9,7 @@ from torch import Tensor
 from prod9.demo.scores import Judges, Metrics
 from prod9.demo.translation import SegmenterOf
 from prod9.evaluation.control import ControlScores, score_control
-from prod9.generator.condition import MaskGiTCondition
-from prod9.pipelines.control import ControlPipeline
+from prod9.pipelines.steering import AbstractControlPipeline
 from prod9.training.montage import write_montage
 from prod9.volumes import write
 
@@ -20,7 +19,7 @@ _ROWS = 3
 
 
 def score_stage3(
-    pipeline: ControlPipeline,
+    pipeline: AbstractControlPipeline,
     judges: Judges,
     *,
     segmenter_of: SegmenterOf,
@@ -36,11 +35,13 @@ def score_stage3(
     folder.mkdir(parents=True, exist_ok=True)
     scores: dict[str, ControlScores] = {}
     rows: list[list[tuple[str, np.ndarray]]] = []
+    patients = 0
     for name in MODALITIES:
         label = pipeline.generator.label_map[name]
         held_out = judges.sets["test"].of(label)
         ill = held_out.lesions.flatten(1).any(1)
         segs = held_out.segs[ill, 0]
+        patients = len(segs)
         controlled, base = _generate(pipeline, label, segs, seed)
         for k, volume in enumerate(controlled):
             write(folder / f"{name}_{k:04d}.nii.gz", volume[0].numpy(), pipeline.generator.affine)
@@ -63,20 +64,20 @@ def score_stage3(
         "dice_whole_tumour_base": _mean([s.base for s in every]),
         "dice_whole_tumour_reconstructions": _mean([s.reconstructions for s in every]),
         **{name: {**vars(s), "share": s.share} for name, s in scores.items()},
-        "patients": int(judges.sets["test"].of(0).lesions.flatten(1).any(1).sum()),
+        "patients": patients,
     }
 
 
-def _generate(pipeline: ControlPipeline, label: int, segs: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+def _generate(
+    pipeline: AbstractControlPipeline, label: int, segs: Tensor, seed: int
+) -> tuple[Tensor, Tensor]:
     """Return a volume ``[B 1 H W D]`` for each segmentation with control, and from the same draws without."""
-    count, generator = len(segs), pipeline.generator
-    condition = MaskGiTCondition(torch.full((count,), label, dtype=torch.int64))
-    seeds = [seed + k for k in range(count)]
-    controlled = pipeline.sample_tokens(condition, segs=segs.numpy(), labels=[label] * count, seeds=seeds)
-    base = generator.sample_tokens(condition, seeds=seeds)
+    generator, seeds = pipeline.generator, [seed + k for k in range(len(segs))]
+    controlled = pipeline.sample_label(label, segs=segs.numpy(), seeds=seeds)
+    base = generator.sample_label(label, seeds, lambda share: None)
 
-    def decode(tokens: Tensor) -> Tensor:
-        volumes = [generator.decode_tokens(tokens[k : k + 1]) for k in range(count)]
+    def decode(samples: Tensor) -> Tensor:
+        volumes = [generator.decode_sample(sample) for sample in samples.split(1)]
         return torch.from_numpy(np.stack(volumes))[:, None]
 
     return decode(controlled), decode(base)

@@ -13,13 +13,16 @@ class Family:
     """One way from nothing to brains.
 
     autoencoder, generator: the two stages that every demo has, names of shipped configs, run folders and
-    blocks of metrics. minutes: what they take on two cores by variant; ``--budget`` scales them in proportion.
+    blocks of metrics. control: the stage that ``control`` trains; its config names the generator at
+    ``inputs.<generator_key>``. minutes: what they take on two cores by variant; ``--budget`` scales them in proportion.
     starters: stages whose weights are packaged. extra_stages: what ``--stages`` can add. folder: where a run
     goes by default. quick_folder: where a smoke run goes, which must not stand in the way of a real one.
     """
 
     autoencoder: str
     generator: str
+    control: str
+    generator_key: str
     minutes: dict[str, float]
     starters: tuple[str, ...]
     extra_stages: tuple[str, ...]
@@ -31,6 +34,8 @@ FAMILIES = {
     "maskgit": Family(
         autoencoder="stage1",
         generator="stage2_label",
+        control="stage3",
+        generator_key="transformer",
         minutes={"from_scratch": 12.0, "starter": 6.0},
         starters=("stage1", "stage2_label"),
         extra_stages=("translation", "control"),
@@ -40,9 +45,11 @@ FAMILIES = {
     "maisi": Family(
         autoencoder="maisi_vae",
         generator="maisi_diffusion",
+        control="maisi_controlnet",
+        generator_key="diffusion",
         minutes={"maisi": 15.0},
         starters=(),
-        extra_stages=(),
+        extra_stages=("control",),
         folder="outputs/demo-maisi",
         quick_folder="outputs/demo-maisi-quick",
     ),

@@ -10,7 +10,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from prod9.demo.families import FAMILIES, Family, family_named
+from prod9.demo.families import Family, family_named
 from prod9.errors import ConfigError
 from prod9.training.config import load_config
 from prod9.training.config_schema import (
@@ -91,13 +91,13 @@ class DemoPlan:
         """Return the configuration of the refiner of what the stage-2b run ``transformer`` makes."""
         return self._load("stage2_refiner", [("inputs.transformer", str(transformer))])
 
-    def stage3(self, transformer: Path) -> RunConfig:
-        """Return the configuration of stage 3 on the stage-2a run ``transformer``."""
+    def stage3(self, generator: Path) -> RunConfig:
+        """Return the configuration of the family's control network on the run ``generator`` of its stage 2."""
         extra: list[Override] = [
-            ("inputs.transformer", str(transformer)),
-            ("data.store_dir", str(transformer / "store")),
+            (f"inputs.{self.names.generator_key}", str(generator)),
+            ("data.store_dir", str(generator / "store")),
         ]
-        return self._load("stage3", extra)
+        return self._load(self.names.control, extra)
 
     def initial_weights(self, stage: str) -> Path | None:
         """Return the packaged weights that ``stage`` starts from; None if it starts from scratch."""
@@ -173,12 +173,6 @@ def parse_stages(text: str, family: str = "maskgit") -> tuple[str, ...]:
     """Read ``all`` or names separated by commas. Raises ConfigError for names that ``family`` has not."""
     known = family_named(family).extra_stages
     wanted = [name.strip() for name in text.split(",") if name.strip()]
-    if wanted and not known:
-        others = ", ".join(name for name, other in FAMILIES.items() if other.extra_stages)
-        raise ConfigError(
-            f"--stages: --family {family} trains its two stages and adds no other, got {text!r}; leave it out, or "
-            f"use --family {others}."
-        )
     if wanted == ["all"]:
         return known
     unknown = [name for name in wanted if name not in known]

@@ -26,6 +26,7 @@ from prod9.evaluation.segmenter import Segmenter, train_segmenter
 from prod9.files import atomic_write
 from prod9.pipelines.control import ControlPipeline
 from prod9.pipelines.maisi import MAISIPipeline
+from prod9.pipelines.maisi_control import MAISIControlPipeline
 from prod9.pipelines.maskgit import MaskGiTPipeline
 from prod9.pipelines.translation import TranslationPipeline
 from prod9.training.model.checkpoint_manager import CheckpointManager
@@ -36,6 +37,7 @@ from prod9.volumes import read, write
 Progress = Callable[[int, int], None]
 
 _PIPELINES = {"maskgit": MaskGiTPipeline, "maisi": MAISIPipeline}
+_CONTROL_PIPELINES = {"maskgit": ControlPipeline, "maisi": MAISIControlPipeline}
 
 
 @dataclass(frozen=True)
@@ -180,11 +182,12 @@ class _Demo:
             )
         return self._segmenters[label]
 
-    def _control(self, label: Path, judges: Judges) -> Metrics:
-        run = self._train(self.plan.stage3(label), "stage3")
+    def _control(self, generator: Path, judges: Judges) -> Metrics:
+        run = self._train(self.plan.stage3(generator), self.plan.names.control)
         self.report.say("Generating under the segmentations of held-out patients")
+        pipeline = _CONTROL_PIPELINES[self.plan.family]
         return score_stage3(
-            ControlPipeline.from_checkpoint(run, device=_torch_device(self.device)),
+            pipeline.from_checkpoint(run, device=_torch_device(self.device)),
             judges,
             segmenter_of=lambda label: self._segmenter(judges, label),
             folder=self.plan.run_dir / "control",
