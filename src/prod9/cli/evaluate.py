@@ -10,6 +10,10 @@ from prod9.cli.shared import DebugOption, DeviceOption, JsonOption, OverwriteOpt
 from prod9.errors import ConfigError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from rich.progress import Progress
+
     from prod9.evaluation.score_table import Evaluation
 
 app = new_app("Measure generated volumes against real ones.")
@@ -125,16 +129,85 @@ def images(
     )
     check_settings(settings)
     with shared.progress() as bar:
-        tasks: dict[str, Any] = {}
-
-        def report(what: str, done: int, total: int) -> None:
-            task = tasks.setdefault(what, bar.add_task(what, total=total) if what not in tasks else None)
-            bar.update(task, completed=done)
-
-        result = evaluate_images(real, generated, settings, device=shared.torch_device(device), report=report)
+        result = evaluate_images(
+            real, generated, settings, device=shared.torch_device(device), report=_reporter(bar)
+        )
     if result.judge is not None:
         result.judge.save(output_dir / CLASSIFIER)
     _finish(result.evaluation, output_dir, as_json)
+
+
+@app.command("utility")
+def utility(
+    real: Annotated[Path, typer.Argument(metavar="REAL", help="Folder of real patients with segmentations.")],
+    synthetic: Annotated[
+        Path, typer.Argument(metavar="SYNTHETIC", help="The same of `prod9 generate patients`.")
+    ],
+    output_dir: EvaluationDirOption = Path("evaluation_utility"),
+    split: Annotated[
+        Path | None,
+        typer.Option("--split", metavar="FILE", help="A run's split.json: train on train, test on test."),
+    ] = None,
+    heldout: Annotated[
+        Path | None, typer.Option("--heldout", metavar="DIR", help="Real patients to test on instead.")
+    ] = None,
+    modality: ModalityOption = None,
+    layout: LayoutOption = "auto",
+    steps: Annotated[int, typer.Option("--steps", min=1, help="Training steps of each network.")] = 400,
+    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Networks trained on each set.")] = 3,
+    grid: Annotated[
+        Grid | None,
+        typer.Option("--grid", metavar="H W D", help="Voxels of a volume. [the synthetic patients']"),
+    ] = None,
+    spacing: SpacingOption = None,
+    skip_bad: SkipBadOption = False,
+    replicates: ReplicatesOption = 1000,
+    seed: SeedOption = 0,
+    device: DeviceOption = "auto",
+    overwrite: OverwriteOption = False,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Train the same small segmenter on real, on synthetic and on both patients, and test it on real ones.
+
+    Dice of whole tumour, tumour core and enhancing tumour, with intervals over patients and seeds.
+    """
+    if split is not None and heldout is not None:
+        raise ConfigError("expected --split FILE or --heldout DIR, got both; leave one out")
+    _check_folder(output_dir, overwrite)
+    from prod9.evaluation.utility import UtilitySettings, evaluate_utility
+
+    chosen = {} if not modality else {"modalities": tuple(modality)}
+    settings = UtilitySettings(
+        split=None if split is None else str(split),
+        heldout=None if heldout is None else str(heldout),
+        layout=layout,
+        grid=grid,
+        spacing=spacing,
+        steps=steps,
+        seeds=seeds,
+        seed=seed,
+        replicates=replicates,
+        skip_bad=skip_bad,
+        **chosen,
+    )
+    with shared.progress() as bar:
+        evaluation = evaluate_utility(
+            real, synthetic, settings, device=shared.torch_device(device), report=_reporter(bar)
+        )
+    _finish(evaluation, output_dir, as_json)
+
+
+def _reporter(bar: "Progress") -> "Callable[[str, int, int], None]":
+    """Return what moves one line of ``bar`` for each kind of work."""
+    tasks: dict[str, Any] = {}
+
+    def report(what: str, done: int, total: int) -> None:
+        if what not in tasks:
+            tasks[what] = bar.add_task(what, total=total)
+        bar.update(tasks[what], completed=done)
+
+    return report
 
 
 def _check_folder(output_dir: Path, overwrite: bool) -> None:

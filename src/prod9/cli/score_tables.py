@@ -27,7 +27,7 @@ def print_scores(evaluation: "Evaluation") -> None:
 
 def _print_paired(rows: Sequence[Row]) -> None:
     regions = list(dict.fromkeys(row["region"] for row in rows))
-    table = _table("paired", "metric", *regions, "volumes")
+    table = _table("paired", "metric", *regions, "volumes", wrap=True)
     for metric in dict.fromkeys(row["metric"] for row in rows):
         own = {row["region"]: row for row in rows if row["metric"] == metric}
         first = own[regions[0]]
@@ -61,25 +61,24 @@ def _print_sets(rows: Sequence[Row]) -> None:
 
 def _print_utility(rows: Sequence[Row]) -> None:
     regions = list(dict.fromkeys(row["region"] for row in rows))
-    table = _table("utility", "trained on", "score", *regions, "patients")
-    for metric in dict.fromkeys(row["metric"] for row in rows):
-        for trained in dict.fromkeys(row["trained_on"] for row in rows if row["metric"] == metric):
-            own = {r["region"]: r for r in rows if (r["metric"], r["trained_on"]) == (metric, trained)}
-            first = next(iter(own.values()))
-            cells = [_with_interval(own[region]) for region in regions]
-            table.add_row(trained, metric, *cells, str(first["num_training"]))
+    table = _table("utility: Dice, and Dice over that of real", "trained on", *regions, "patients", wrap=True)
+    for kind in dict.fromkeys((row["metric"], row["trained_on"]) for row in rows):
+        own = {row["region"]: row for row in rows if (row["metric"], row["trained_on"]) == kind}
+        name = kind[1] if kind[0] == "dice" else f"{kind[1]} / real"
+        cells = [_with_interval(own[region]) for region in regions]
+        table.add_row(name, *cells, str(own[regions[0]]["num_training"]))
     shared.console.print(table, markup=False)
 
 
 _TABLES = {"paired": _print_paired, "utility": _print_utility}
 
 
-def _table(title: str, *columns: str) -> Any:
+def _table(title: str, *columns: str, wrap: bool = False) -> Any:
+    """Return an empty table; the first column is never cut, the others only where they must not ``wrap``."""
     from rich.table import Column, Table
 
-    return Table(
-        *(Column(name, no_wrap=True) for name in columns), title=title, title_justify="left", box=None
-    )
+    cells = (Column(name, no_wrap=not (wrap and k)) for k, name in enumerate(columns))
+    return Table(*cells, title=title, title_justify="left", box=None)
 
 
 def _with_interval(row: Row) -> str:

@@ -75,8 +75,10 @@ def regional_scores(
     theirs = scale_by_target(pred, target, target.flatten(), (0.005, 0.995))
     scores: dict[str, dict[str, float]] = {}
     for region, mask in regions.items():
-        row = {name: score(*ours, mask=mask).item() for name, score in OURS.items()}
-        row |= {name: score(*theirs, mask=mask).item() for name, score in BRASYN.items()}
+        # Of whole volumes there is nothing to leave out: the scores as every library has them.
+        where = None if region == "whole" else mask
+        row = {name: score(*ours, mask=where).item() for name, score in OURS.items()}
+        row |= {name: score(*theirs, mask=where).item() for name, score in BRASYN.items()}
         if perceptual is not None:
             inside = [volume * mask for volume in ours]
             row["lpips"] = perceptual(*inside).item() if mask.any() else float("nan")

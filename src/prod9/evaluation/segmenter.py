@@ -29,7 +29,8 @@ from prod9.types import Volume
 Progress = Callable[[int, int], None]
 """Called with (steps done, total)."""
 
-Lesions = Bool[Tensor, "B 1 H W D"]
+Lesions = Bool[Tensor, "B R H W D"]
+"""Masks of one region or of several, which may overlap."""
 
 _FOLD = 2
 _WIDTHS = (16, 32, 48)
@@ -41,15 +42,16 @@ class TumourUNet(nn.Module):
 
     Blocks of 2³ voxels are folded into channels first and unfolded last: a full-resolution layer would cost
     more than all others together, and a lesion's outline is read as well from eight voxels at once.
+    num_modalities: channels of a volume, each standardised by itself. num_regions: masks to predict.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, num_modalities: int = 1, num_regions: int = 1) -> None:
         super().__init__()
         depth = len(_WIDTHS)
         self.network = DynUNet(
             spatial_dims=3,
-            in_channels=2 * _FOLD**3,
-            out_channels=_FOLD**3,
+            in_channels=2 * num_modalities * _FOLD**3,
+            out_channels=num_regions * _FOLD**3,
             filters=_WIDTHS,
             kernel_size=(3,) * depth,
             strides=(1,) + (2,) * (depth - 1),
@@ -63,10 +65,10 @@ class TumourUNet(nn.Module):
         bias = cast(Any, self.network.output_block).conv.conv.bias
         nn.init.constant_(bias, -2.0)
 
-    def forward(self, x: Volume) -> Volume:
-        """Return lesion logits of each voxel; ``x`` is ``[B 1 H W D]`` in [0, 1], of any sides."""
+    def forward(self, x: Volume) -> Float[Tensor, "B R H W D"]:
+        """Return lesion logits of each voxel and region; ``x`` is in [0, 1], of any sides."""
         sides = x.shape[2:]
-        x = standardise(x)
+        x = _each(standardise, x)
         x = pad_to_multiple(torch.cat([x, x.flip(2)], dim=1), _MULTIPLE)
         folded = fold_voxels(x, _FOLD).contiguous(memory_format=torch.channels_last_3d)
         return crop(unfold_voxels(self.network(folded), _FOLD), sides)
@@ -80,8 +82,8 @@ class Segmenter:
     threshold: float = 0.5
 
     @torch.no_grad()
-    def probabilities(self, volumes: Volume, *, batch_size: int = 4) -> Volume:
-        """Return the probability of lesion of each voxel of ``[N 1 H W D]`` in [0, 1]."""
+    def probabilities(self, volumes: Volume, *, batch_size: int = 4) -> Float[Tensor, "B R H W D"]:
+        """Return the probability of lesion of each voxel of ``volumes`` in [0, 1]."""
         return torch.cat([self.network(part).sigmoid() for part in volumes.split(batch_size)])
 
     def predict(self, volumes: Volume) -> Lesions:
@@ -99,12 +101,14 @@ def train_segmenter(
     learning_rate: float = 1.2e-2,
     progress: Progress | None = None,
 ) -> Segmenter:
-    """Train on ``volumes`` in [0, 1] of one modality and the lesions in them; deterministic in ``seed``.
+    """Train on ``volumes`` in [0, 1] and the lesions in them; deterministic in ``seed``.
 
-    Random gamma, gain and offset leave it contrast and shape to go by: a synthetic volume of another
-    brightness is not punished for that.
+    volumes: ``[N M H W D]``, usually of one modality. masks: ``[N R H W D]``, usually of one region. Random gamma,
+    gain and offset leave it contrast and shape to go by: a synthetic volume of another brightness is not
+    punished for that.
     """
-    network = build_seeded(TumourUNet, seed=seed).to(volumes.device)
+    channels = {"num_modalities": volumes.shape[1], "num_regions": masks.shape[1]}
+    network = build_seeded(lambda: TumourUNet(**channels), seed=seed).to(volumes.device)
     network.expect_few()
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(network.parameters(), lr=learning_rate, weight_decay=1e-3)
@@ -113,10 +117,12 @@ def train_segmenter(
     )
     for step in range(steps):
         index = torch.randint(len(volumes), (batch_size,), generator=generator)
-        x = augment_sharpness(augment_intensity(volumes[index], generator), generator)
+        x = _each(
+            lambda part: augment_sharpness(augment_intensity(part, generator), generator), volumes[index]
+        )
         # No shift: the mirrored volume lies on the volume only while the midline is central.
         both = augment_geometry(torch.cat([x, masks[index].to(x.dtype)], dim=1), generator, shift=0)
-        loss = _dice_loss(network(both[:, :1]), both[:, 1:])
+        loss = _dice_loss(network(both[:, : x.shape[1]]), both[:, x.shape[1] :])
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
@@ -127,7 +133,7 @@ def train_segmenter(
 
 
 def dice(prediction: Lesions, truth: Lesions) -> Float[Tensor, " B"]:
-    """Return the Dice overlap of each pair, in [0, 1]; NaN where ``truth`` is empty.
+    """Return the Dice overlap of each pair, in [0, 1]; NaN where ``truth`` is empty. Regions count together.
 
     Average with ``nanmean``: whether a lesion is found where there is none is another question, which
     ``lesions.LesionDetector`` answers.
@@ -135,6 +141,11 @@ def dice(prediction: Lesions, truth: Lesions) -> Float[Tensor, " B"]:
     both = (prediction & truth).flatten(1).sum(1)
     sizes = prediction.flatten(1).sum(1) + truth.flatten(1).sum(1)
     return torch.where(truth.flatten(1).any(1), 2 * both / sizes.clamp_min(1), torch.nan)
+
+
+def _each(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Apply ``function`` to each channel as if it were a volume of its own."""
+    return function(x.flatten(0, 1)[:, None]).reshape(x.shape)
 
 
 def _dice_loss(logits: Tensor, truth: Tensor) -> Tensor:

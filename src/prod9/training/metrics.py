@@ -84,15 +84,18 @@ def ms_ssim3d(
 
     Scales follow from the sides (``ms_ssim_scales``), since the usual five need sides of 176; the weights of
     those used sum to 1. Each scale averages blocks of 2³ voxels; a block belongs to ``mask`` if any voxel does.
+    With a mask the volumes go on as background, or at coarse scales no window would be centred in a small region;
+    without one, only windows that fit count.
     """
     size, scales = ssim_window(pred.shape[2:], window), ms_ssim_scales(pred.shape[2:], window=window)
     total = sum(MS_SSIM_WEIGHTS[:scales])
     x, y, inside = pred.float(), target.float(), None if mask is None else mask.float()
     score = torch.ones(len(x), device=x.device)
     for scale in range(scales):
-        luminance, structure = _ssim_maps(x, y, size, sigma, data_range)
+        around = [0 if inside is None else size // 2] * 6
+        luminance, structure = _ssim_maps(F.pad(x, around), F.pad(y, around), size, sigma, data_range)
         values = luminance * structure if scale == scales - 1 else structure
-        mean = _masked_mean(values, _valid(None if inside is None else inside > 0, size))
+        mean = _masked_mean(values, None if inside is None else inside > 0)
         # A negative mean has no real power; such volumes are as unlike as this score can say.
         score = score * mean.clamp_min(0.0) ** (MS_SSIM_WEIGHTS[scale] / total)
         if scale < scales - 1:
@@ -150,7 +153,7 @@ def _ssim_maps(
     return luminance, (2 * (xy - mu_x * mu_y) + c2) / (var_x + var_y + c2)
 
 
-def _valid(mask: VolumeMask | None, size: int) -> VolumeMask | None:
+def _valid(mask: VolumeMask | None, size: int) -> Bool[Tensor, "B C H2 W2 D2"] | None:
     """Cut ``mask`` to the places where a window of ``size`` fits."""
     margin = size // 2
     return mask if mask is None or not margin else mask[..., margin:-margin, margin:-margin, margin:-margin]

@@ -1,0 +1,315 @@
+"""``prod9 evaluate utility``: can a segmenter learn from synthetic patients what it learns from real ones?
+
+The same small network with the same number of steps is trained on real patients, on synthetic ones, and on both,
+several times each, and tested on real patients that neither the generator nor any of them has seen.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from prod9 import volumes
+from prod9.data.cases import Case
+from prod9.data.layouts import find_cases
+from prod9.data.names import MODALITIES
+from prod9.data.preprocessing import Preprocessor, dequantise
+from prod9.data.splits import Split
+from prod9.data.transforms import Augmentation, TransformBuilder
+from prod9.errors import ConfigError, DataError
+from prod9.evaluation.intervals import crossed_interval
+from prod9.evaluation.score_table import Evaluation, finite
+from prod9.evaluation.segmenter import dice, train_segmenter
+from prod9.evaluation.volume_sets import PERCENTILES, BadFiles, Entry
+
+REGIONS: Mapping[str, tuple[int, ...]] = {
+    "whole_tumour": (1, 2, 3),
+    "tumour_core": (1, 3),
+    "enhancing": (3,),
+}
+"""Canonical labels of each region, as BraTS scores them."""
+SETS = ("real", "synthetic", "both")
+MAX_BYTES = 8 << 30
+"""Most that the volumes of all patients may take in memory."""
+
+Report = Callable[[str, int, int], None]
+"""Called with (what is under way, done, total)."""
+
+
+@dataclass(frozen=True)
+class UtilitySettings:
+    """What is asked for. steps: training steps of each network. seeds: networks trained on each set.
+
+    split: a ``split.json``: train on the real train patients, test on the real test patients. heldout: a folder of
+    real patients to test on instead. grid: voxels of a volume, those of the synthetic patients by default.
+    """
+
+    modalities: tuple[str, ...] = MODALITIES
+    split: str | None = None
+    heldout: str | None = None
+    layout: str = "auto"
+    grid: tuple[int, int, int] | None = None
+    spacing: tuple[float, float, float] | None = None
+    steps: int = 400
+    seeds: int = 3
+    seed: int = 0
+    replicates: int = 1000
+    skip_bad: bool = False
+
+
+@dataclass(frozen=True)
+class PatientSet:
+    """Patients with their lesions: volumes ``[N M H W D]`` in [0, 1], masks bool ``[N R H W D]``, names."""
+
+    volumes: Tensor
+    masks: Tensor
+    names: tuple[str, ...]
+
+    def joined(self, other: "PatientSet") -> "PatientSet":
+        """Return the patients of both."""
+        return PatientSet(
+            torch.cat([self.volumes, other.volumes]),
+            torch.cat([self.masks, other.masks]),
+            self.names + other.names,
+        )
+
+
+def evaluate_utility(
+    real_root: Path,
+    synthetic_root: Path,
+    settings: UtilitySettings,
+    *,
+    device: torch.device | None = None,
+    report: Report = lambda what, done, total: None,
+) -> Evaluation:
+    """Train and test as ``settings`` say; both folders hold patients of a known layout with segmentations.
+
+    Raises ConfigError without held-out patients, DataError for folders and files that cannot be used.
+    """
+    device, bad = device or torch.device("cpu"), BadFiles(skip=settings.skip_bad)
+    training, held_out = _real_cases(real_root, settings)
+    synthetic = _find(synthetic_root, settings)
+    grid = settings.grid or _grid_of(synthetic[0], settings.modalities)
+    _require_memory(grid, len(settings.modalities), len(training) + len(synthetic) + len(held_out))
+    read = _reader(grid, settings, bad)
+    found = {
+        name: read(name, cases, report)
+        for name, cases in (("real", training), ("synthetic", synthetic), ("held out", held_out))
+    }
+    sets = {
+        "real": found["real"],
+        "synthetic": found["synthetic"],
+        "both": found["real"].joined(found["synthetic"]),
+    }
+    overlaps = _train_and_test(sets, found["held out"], settings, device, report)
+    return Evaluation(
+        command="evaluate utility",
+        settings={**asdict(settings), "grid": list(grid)},
+        sets={
+            key: _about(root, found[name], settings)
+            for key, root, name in (
+                ("real", real_root, "real"),
+                ("synthetic", synthetic_root, "synthetic"),
+                ("heldout", settings.heldout or real_root, "held out"),
+            )
+        },
+        scores=list(_scores(overlaps, sets, settings)),
+        cases=list(_cases(overlaps, found["held out"])),
+        skipped=bad.skipped,
+        warnings=_warnings(settings, found["held out"]),
+    )
+
+
+# -- patients -------------------------------------------------------------------------------------
+
+
+def _real_cases(root: Path, settings: UtilitySettings) -> tuple[list[Case], list[Case]]:
+    cases = _find(root, settings)
+    if settings.heldout is not None:
+        held_out = _find(Path(settings.heldout), settings)
+        shared = sorted({c.patient_id for c in cases} & {c.patient_id for c in held_out})
+        if shared:
+            raise DataError(
+                f"{settings.heldout}: expected other patients than {root}, got {', '.join(shared[:5])} in both; "
+                "remove them from one."
+            )
+        return cases, held_out
+    if settings.split is None:
+        raise ConfigError(
+            "expected --split FILE (a run's split.json) or --heldout DIR, got neither: the networks are tested "
+            "on real patients that nothing was trained on."
+        )
+    file = Path(settings.split)
+    if not file.is_file():
+        raise ConfigError(f"--split {file}: expected a split file, got none; a run keeps it as split.json.")
+    split = Split.load(file)
+    training, held_out = split.select(cases, "train"), split.select(cases, "test")
+    for part, chosen in (("train", training), ("test", held_out)):
+        if not chosen:
+            raise DataError(
+                f"{file}: expected {part} patients that are in {root}, got none; split with data.split.{part} above 0, "
+                "or name another folder."
+            )
+    return training, held_out
+
+
+def _find(root: Path, settings: UtilitySettings) -> list[Case]:
+    return find_cases(root, layout=settings.layout, modalities=settings.modalities, require_seg=True)
+
+
+def _grid_of(case: Case, modalities: Sequence[str]) -> tuple[int, int, int]:
+    name = modalities[0]
+    file = volumes.read(case.images[name], channel=case.channels.get(name))
+    h, w, d = volumes.to_ras(file.data, file.header.affine)[0].shape
+    return h, w, d
+
+
+def _require_memory(grid: tuple[int, int, int], num_modalities: int, num_cases: int) -> None:
+    # "both" holds real and synthetic patients a second time.
+    wanted = 2 * num_cases * grid[0] * grid[1] * grid[2] * (4 * num_modalities + len(REGIONS))
+    if wanted > MAX_BYTES:
+        raise ConfigError(
+            f"expected volumes that fit into {MAX_BYTES >> 30} GiB, got {num_cases} patients of {grid} voxels, "
+            f"{wanted / 2**30:.0f} GiB; use larger voxels (--spacing 2 2 2 with --grid), or fewer patients."
+        )
+
+
+def _reader(
+    grid: tuple[int, int, int], settings: UtilitySettings, bad: BadFiles
+) -> Callable[[str, Sequence[Case], Report], PatientSet]:
+    builder = TransformBuilder(
+        spacing=settings.spacing,
+        grid=grid,
+        crop_size=None,
+        intensity=PERCENTILES,
+        augment=Augmentation(
+            flip_prob=0.0, bias_field_prob=0.0, gamma_prob=0.0, scale_prob=0.0, affine_prob=0.0
+        ),
+    )
+    preprocess = Preprocessor(
+        transform=builder.build_preprocessing(settings.modalities), modalities=settings.modalities
+    )
+
+    def read(what: str, cases: Sequence[Case], report: Report) -> PatientSet:
+        images, masks, names = [], [], []
+        for done, case in enumerate(cases, 1):
+            try:
+                found = preprocess(case)
+            except DataError as error:
+                name = settings.modalities[0]
+                bad.report(Entry(case.case_id, case.patient_id, name, case.images[name]), error)
+                continue
+            assert found.seg is not None  # asked for
+            seg = torch.from_numpy(found.seg)
+            images.append(dequantise(found.images))
+            masks.append(torch.stack([torch.isin(seg, torch.tensor(v)) for v in REGIONS.values()]))
+            names.append(case.case_id)
+            report(f"Reading {what}", done, len(cases))
+        if not names:
+            raise DataError(f"expected at least one readable patient of the {what} ones, got none.")
+        return PatientSet(torch.stack(images), torch.stack(masks), tuple(names))
+
+    return read
+
+
+def _about(root: str | Path, patients: PatientSet, settings: UtilitySettings) -> dict[str, Any]:
+    return {
+        "path": str(root),
+        "cases": len(patients.names),
+        "volumes": len(patients.names) * len(settings.modalities),
+        "modalities": list(settings.modalities),
+    }
+
+
+# -- training, testing ----------------------------------------------------------------------------
+
+
+def _train_and_test(
+    sets: Mapping[str, PatientSet],
+    held_out: PatientSet,
+    settings: UtilitySettings,
+    device: torch.device,
+    report: Report,
+) -> dict[str, Tensor]:
+    """Return, for each training set, Dice ``[seeds, patients, regions]``; NaN where the patient has no such region."""
+    overlaps: dict[str, list[Tensor]] = {name: [] for name in sets}
+    for k in range(settings.seeds):
+        for name, patients in sets.items():
+            segmenter = train_segmenter(
+                patients.volumes.to(device),
+                patients.masks.to(device),
+                steps=settings.steps,
+                seed=settings.seed + k,
+                progress=lambda done, total, what=f"{name}, seed {settings.seed + k}": report(
+                    what, done, total
+                ),
+            )
+            predicted = segmenter.predict(held_out.volumes.to(device)).cpu()
+            regions = [
+                dice(predicted[:, r : r + 1], held_out.masks[:, r : r + 1]) for r in range(len(REGIONS))
+            ]
+            overlaps[name].append(torch.stack(regions, dim=1))
+    return {name: torch.stack(values) for name, values in overlaps.items()}
+
+
+def _scores(
+    overlaps: Mapping[str, Tensor], sets: Mapping[str, PatientSet], settings: UtilitySettings
+) -> Iterator[dict[str, Any]]:
+    draws = {"replicates": settings.replicates, "seed": settings.seed}
+    for r, region in enumerate(REGIONS):
+        real = overlaps["real"][..., r].double()
+        for name in SETS:
+            own = overlaps[name][..., r].double()
+            common = {"trained_on": name, "region": region, "num_training": len(sets[name].names)}
+            yield _row("dice", own.nanmean().item(), crossed_interval(own, **draws), own, common)
+            if name != "real":
+                share = (own.nanmean() / real.nanmean()).item()
+                interval = crossed_interval(own, over=real, **draws)
+                yield _row("dice_share", share, interval, own, common)
+
+
+def _row(
+    metric: str,
+    value: float,
+    interval: tuple[float, float] | None,
+    values: Tensor,
+    common: Mapping[str, Any],
+) -> dict[str, Any]:
+    seeds, patients = values.shape[0], int((~values.isnan()).any(0).sum())
+    low, high = interval or (float("nan"), float("nan"))
+    return {
+        "group": "utility",
+        "metric": metric,
+        **common,
+        "value": finite(value),
+        "low": finite(low),
+        "high": finite(high),
+        "num_seeds": seeds,
+        "num_heldout": patients,
+        "better": "higher",
+        "unit": "",
+        "reliable": patients >= 10 and seeds >= 3,
+        "note": None if patients else "no held-out patient has this region",
+    }
+
+
+def _cases(overlaps: Mapping[str, Tensor], held_out: PatientSet) -> Iterator[dict[str, Any]]:
+    for trained_on, values in overlaps.items():
+        for k, patients in enumerate(values.tolist()):
+            for case, row in zip(held_out.names, patients, strict=True):
+                for region, value in zip(REGIONS, row, strict=True):
+                    yield {
+                        "case": case,
+                        "trained_on": trained_on,
+                        "seed": k,
+                        "region": region,
+                        "dice": finite(value),
+                    }
+
+
+def _warnings(settings: UtilitySettings, held_out: PatientSet) -> list[str]:
+    few = len(held_out.names) < 10 or settings.seeds < 3
+    return ["Fewer than 10 held-out patients or 3 seeds: the intervals say little."] if few else []
