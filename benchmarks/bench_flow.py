@@ -3,15 +3,23 @@
 With the exact, constant velocity every number of steps must end at the data. MONAI runs in the continuous
 mode that NVIDIA's inference uses (times in float16, next times truncated to integers); its discrete mode is
 exact and reported beside it. ``loop_overhead`` is the share of a sampling step that is not the network.
+
+``control_step``: time of MONAI's ControlNetMaisi in a sampling step over that of ours with the same weights and the
+same operators: it encodes the segmentation at every step, ours once a sample. ``control_step_native``: with our
+operators too. The published network, at image 128³ (``--quick``: a quarter of its widths, 64³).
 """
 
 from collections.abc import Callable
 
 import torch
-from _harness import CLOCKS, Bench, start
+from _harness import CLOCKS, Bench, max_rel_diff, start
+from monai.apps.generation.maisi.networks.controlnet_maisi import ControlNetMaisi
+from monai.networks.blocks.selfattention import SABlock
 from monai.networks.schedulers.rectified_flow import RFlowScheduler
 from torch import Tensor
 
+from prod9.controlnet.condition import ControlCondition, bit_planes
+from prod9.controlnet.controlnet_model import ControlNetRF
 from prod9.diffusion.condition import FlowCondition
 from prod9.diffusion.diffusion_model import DiffusionModelRF
 from prod9.diffusion.sampler import RectifiedFlowSampler, draw_noise
@@ -95,11 +103,77 @@ def loop_overhead(bench: Bench, rounds: int) -> None:
     bench.value("loop_overhead", (total - inside[0]) / total)
 
 
+def control_networks(divisor: int) -> tuple[ControlNetMaisi, ControlNetRF, ControlNetRF]:
+    """Return MONAI's network, ours with its operators and ours, of the published widths over ``divisor``.
+
+    All have the same random weights.
+    """
+    widths = [width // divisor for width in (64, 128, 256, 512)]
+    shared = {
+        "num_channels": widths,
+        "attention_levels": (False, False, True, True),
+        "num_head_channels": (0, 0, 32, 32),
+        "num_res_blocks": 2,
+        "norm_num_groups": 32 // divisor,
+        "resblock_updown": True,
+        "include_fc": True,
+        "num_class_embeds": 128,
+    }
+    stages = [max(1, width // divisor) for width in (8, 32, 64)]
+    theirs = ControlNetMaisi(
+        spatial_dims=3,
+        in_channels=4,
+        conditioning_embedding_in_channels=8,
+        conditioning_embedding_num_channels=stages,
+        use_checkpointing=False,
+        **shared,
+    ).eval()
+    told = {"encoder": "maisi", "channels": stages, "seg_planes": "bits", "num_mask_classes": 256}
+    same, ours = (
+        ControlNetRF(latent_channels=4, downsampling_factor=4, native_ops=native, **told, **shared).eval()
+        for native in (False, True)
+    )
+    generator = torch.Generator().manual_seed(0)
+    for parameter in theirs.parameters():
+        torch.nn.init.normal_(parameter, std=0.05, generator=generator)
+    for network in (same, ours):
+        network.load_state_dict(theirs.state_dict())
+    for module in (*theirs.modules(), *same.modules()):
+        if isinstance(module, SABlock):
+            module.use_flash_attention = True  # its best; the constructor wants CUDA
+    return theirs, same, ours
+
+
+@torch.no_grad()
+def control_step(bench: Bench, *, side: int, divisor: int, rounds: int) -> None:
+    theirs, same, ours = control_networks(divisor)
+    generator = torch.Generator().manual_seed(0)
+    seg = torch.randint(133, (1, side, side, side), generator=generator)
+    x, t = torch.randn(1, 4, *[side // 4] * 3, generator=generator), torch.full((1,), 500.0)
+    condition = FlowCondition(torch.ones(1, dtype=torch.int64))
+    planes, encoded = bit_planes(seg, 256), ours.encode(ControlCondition(seg))
+    arms = {
+        "monai": lambda: theirs(x, t, planes, class_labels=condition.label),
+        "cached": lambda: same.residuals(x, t, condition, encoded),
+        "native": lambda: ours.residuals(x, t, condition, encoded),
+    }
+    seconds = bench.time(arms, rounds=rounds, warmup=1)
+    bench.value("control_step", seconds["monai"] / seconds["cached"])
+    bench.value("control_step_native", seconds["monai"] / seconds["native"])
+    wanted, found = arms["monai"]()[1], arms["native"]().mid
+    bench.value("control_max_rel_diff", max_rel_diff(wanted, found))
+    bench.sizes |= {"control_image_side": side, "control_width_divisor": divisor}
+
+
 def main() -> None:
     bench = start("bench_flow", __doc__)
     bench.sizes = {"latent": list(SHAPE), "network": NETWORK}
     endpoint_errors(bench)
     loop_overhead(bench, rounds=1 if bench.quick else 5)
+    if bench.quick:
+        control_step(bench, side=64, divisor=4, rounds=3)
+    else:
+        control_step(bench, side=128, divisor=1, rounds=3)
     bench.report(["monai"])
 
 

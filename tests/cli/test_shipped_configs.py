@@ -30,7 +30,15 @@ def _stage(name: str) -> str:
     return merge_config(shipped_configs()[name])["stage"]
 
 
-ORDER = ("autoencoder", "maisi_vae", "transformer", "refiner", "maisi_diffusion", "maskgit_controlnet", "maisi_controlnet")
+ORDER = (
+    "autoencoder",
+    "maisi_vae",
+    "transformer",
+    "refiner",
+    "maisi_diffusion",
+    "maskgit_controlnet",
+    "maisi_controlnet",
+)
 """Earlier stages come first: later ones find them where their configs say."""
 
 

@@ -38,6 +38,7 @@ def test_same_options_everywhere(command: str) -> None:
         "prod9-train-transformer": ["train", "validate", "test", "generate"],
         "prod9-train-maisi-vae": ["train", "validate", "test", "infer"],
         "prod9-train-maisi-diffusion": ["train", "validate", "test", "generate"],
+        "prod9-train-maisi-controlnet": ["train", "validate", "test", "generate"],
         "prod9-train-maskgit-controlnet": ["train", "validate", "test", "generate"],
         "prod9-generate": ["label"],
         "prod9": [],

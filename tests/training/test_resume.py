@@ -27,7 +27,8 @@ def assert_same(a, b, name=""):
 
 
 @pytest.mark.parametrize(
-    "stage", ["autoencoder", "transformer", "maisi_vae", "maisi_diffusion", "maskgit_controlnet", "maisi_controlnet"]
+    "stage",
+    ["autoencoder", "transformer", "maisi_vae", "maisi_diffusion", "maskgit_controlnet", "maisi_controlnet"],
 )
 @pytest.mark.parametrize("crash", [3, 5])
 def test_a_run_that_crashed_and_went_on_equals_one_that_did_not(

@@ -47,11 +47,11 @@ def reports(tmp_path_factory):
 def test_gradients_are_the_same_on_both_ranks_and_their_batches_are_not(reports):
     first, second = reports
     # Stage 1: 6 steps of the autoencoder and 4 of the discriminator, less one skipped step of both; then the
-    # three others, 6 each.
-    assert len(first["gradients"]) == (6 - 1) + (4 - 1) + 3 * 6
+    # four others, 6 each.
+    assert len(first["gradients"]) == (6 - 1) + (4 - 1) + 4 * 6
     assert first["gradients"] == second["gradients"]
     assert first["inputs"] != second["inputs"]
-    assert len(first["inputs"]) == 4 * 6
+    assert len(first["inputs"]) == 5 * 6
 
 
 @pytest.mark.slow
@@ -61,5 +61,5 @@ def test_a_bad_batch_on_one_rank_is_skipped_by_both(reports):
 
 @pytest.mark.slow
 def test_metrics_and_checkpoints_agree(reports):
-    for stage in ("autoencoder", "transformer", "maskgit_controlnet", "refiner"):
+    for stage in ("autoencoder", "transformer", "maskgit_controlnet", "refiner", "maisi_controlnet"):
         assert reports[0][stage] == reports[1][stage]

@@ -13,6 +13,7 @@ import torch
 
 from prod9.training import run
 from prod9.training.lightning.base import AbstractLightning
+from tests.training import tiny_maisi
 from tests.training.tiny import MemoryData, autoencoder_config, transformer_config, write_autoencoder
 from tests.training.tiny_control import control_config, write_transformer
 from tests.training.tiny_refiner import refiner_config, write_translator
@@ -54,11 +55,14 @@ def main(folder: Path) -> None:
         refiner_config(
             folder / "data", folder / "translator" / "refiner", trainer=TWO, training={"max_steps": 6}
         ),
+        tiny_maisi.control_config(folder / "data", folder / "control", folder / "flow.ckpt", trainer=TWO),
     ]
     rank = int(os.environ["RANK"])
     if rank == 0:
         write_autoencoder(upstream)
         write_transformer(folder / "base.ckpt", upstream)
+        tiny_maisi.write_vae(folder / "vae.ckpt")
+        tiny_maisi.write_flow(folder / "flow.ckpt", folder / "vae.ckpt")
         (folder / "translator").mkdir()
         write_translator(folder / "translator")
     for config in configs:
