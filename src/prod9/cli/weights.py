@@ -83,6 +83,10 @@ def import_weights(
             "--autoencoder", metavar="EXPORT", help="For a diffusion network: its imported autoencoder."
         ),
     ] = None,
+    diffusion: Annotated[
+        Path | None,
+        typer.Option("--diffusion", metavar="EXPORT", help="For a control network: its imported base."),
+    ] = None,
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
@@ -96,7 +100,7 @@ def import_weights(
     from prod9.training.released import RELEASED
 
     if entry in RELEASED:
-        target = _import_network(RELEASED[entry], file, output_dir, autoencoder)
+        target = _import_network(RELEASED[entry], file, output_dir, autoencoder, diffusion)
     else:
         target = _copy_feature_network(entry, file, digest)
     result = {"name": entry, "sha256": digest, "imported": str(target)}
@@ -166,15 +170,19 @@ def _verify(name: str, path: Path) -> str:
     return sha256(path)
 
 
-def _import_network(entry: Any, file: Path, output_dir: str | None, autoencoder: Path | None) -> Path:
+def _import_network(
+    entry: Any, file: Path, output_dir: str | None, autoencoder: Path | None, diffusion: Path | None
+) -> Path:
     from prod9.training.model.checkpoint_manager import CheckpointManager
     from prod9.training.model.released_weights import import_released
 
-    upstream = None
+    upstream = base = None
     if autoencoder is not None:
         upstream = CheckpointManager.load_autoencoder(autoencoder, stage="maisi_vae")
+    if diffusion is not None:
+        base = CheckpointManager.load_diffusion(diffusion, schedule=entry.schedule)
     folder = Path(output_dir or Path("weights") / entry.name)
-    return import_released(entry, file, folder, autoencoder=upstream)
+    return import_released(entry, file, folder, autoencoder=upstream, base=base)
 
 
 def _copy_feature_network(name: str, file: Path, digest: str) -> Path:

@@ -21,7 +21,8 @@ class Released:
 
     file: as its publisher calls it. config: the shipped config that builds the network. source: repository.
     licence: of the weights. parameters, tensors: of the network. schedule: the noise it was trained with, None
-    for an autoencoder. autoencoder: the published one whose latent it speaks.
+    for an autoencoder. autoencoder: the published one whose latent it speaks. base: of a control network, the published
+    diffusion network that it steers.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Released:
     tensors: int
     schedule: str | None = None
     autoencoder: str | None = None
+    base: str | None = None
 
 
 _AUTOENCODER = {"config": "maisi/released/autoencoder", "parameters": 20_944_897, "tensors": 130}
@@ -58,6 +60,14 @@ RELEASED: Mapping[str, Released] = {
         Released(
             "ddpm-ct", "diff_unet_3d_ddpm-ct.pt", "maisi/released/ddpm-ct", _CTMR, _OPEN,
             169_370_884, 372, schedule=DDPM, autoencoder="autoencoder_v1",
+        ),
+        Released(
+            "controlnet-rflow-ct", "controlnet_3d_rflow-ct.pt", "maisi/released/controlnet-rflow-ct", _CTMR, _OPEN,
+            72_037_072, 231, schedule=RECTIFIED_FLOW, base="rflow-ct",
+        ),
+        Released(
+            "controlnet-ddpm-ct", "controlnet_3d_ddpm-ct.pt", "maisi/released/controlnet-ddpm-ct", _CTMR, _OPEN,
+            68_644_944, 196, schedule=DDPM, base="ddpm-ct",
         ),
     )
 }  # fmt: skip

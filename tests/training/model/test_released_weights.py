@@ -2,13 +2,17 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from monai.apps.generation.maisi.networks.autoencoderkl_maisi import AutoencoderKlMaisi
+from monai.apps.generation.maisi.networks.controlnet_maisi import ControlNetMaisi
 from monai.apps.generation.maisi.networks.diffusion_model_unet_maisi import DiffusionModelUNetMaisi
 
 from prod9.errors import CheckpointError
 from prod9.pipelines.maisi import MAISIPipeline
+from prod9.pipelines.maisi_control import MAISIControlPipeline
+from prod9.training.model import released_weights
 from prod9.training.model.checkpoint_manager import CheckpointManager
 from prod9.training.model.released_weights import (
     build_released,
@@ -47,6 +51,13 @@ def published(entry):
                 norm_num_groups=32,
                 attention_levels=[False] * 3,
             )
+        if entry.base is not None:
+            own = FLOW if entry.schedule != "ddpm" else {}
+            shared = {
+                k: v for k, v in UNET_PUBLISHED.items() if k not in ("out_channels", "include_spacing_input")
+            }
+            planes = {"conditioning_embedding_in_channels": 8}
+            return ControlNetMaisi(**shared, **own, **planes, conditioning_embedding_num_channels=(8, 32, 64))
         return DiffusionModelUNetMaisi(**UNET_PUBLISHED, **(FLOW if entry.schedule != "ddpm" else REGIONS))
 
 
@@ -80,6 +91,17 @@ def tiny(tmp_path, monkeypatch):
         "flow": replace(RELEASED["rflow-ct"], name="flow", config=str(tmp_path / "unet.yaml")),
         "ddpm": replace(RELEASED["ddpm-ct"], name="ddpm", config=str(tmp_path / "unet.yaml")),
     }
+    (tmp_path / "control.yaml").write_text(
+        f"stage: maisi_controlnet\noutput_dir: out\n{common}model: {{encoder: maisi, channels: [4, 4, 4]}}\n"
+        "condition: {num_mask_classes: 256, seg_planes: bits}\nsampler: {steps: 1}\n"
+    )
+    entries["control"] = replace(
+        RELEASED["controlnet-rflow-ct"], name="control", config=str(tmp_path / "control.yaml"), base="flow"
+    )
+    # What a control network builds on is looked up by name.
+    tiny_table = dict(RELEASED) | entries
+    tiny_table["flow"] = entries["flow"] = replace(entries["flow"], autoencoder="vae")
+    monkeypatch.setattr(released_weights, "RELEASED", tiny_table)
     torch.manual_seed(0)
     for name, entry in entries.items():
         state = {k: torch.randn(v.shape) * 0.1 for k, v in build_released(entry).state_dict().items()}
@@ -88,6 +110,8 @@ def tiny(tmp_path, monkeypatch):
             state = {f"module.{k}": v for k, v in state.items()}
             content = {"epoch": 3, "loss": 0.5, "num_train_timesteps": 1000}
             content |= {"scale_factor": torch.tensor(0.97), "unet_state_dict": state}
+        if name == "control":
+            content = {"epoch": 3, "loss": 0.5, "controlnet_state_dict": state}
         torch.save(content, tmp_path / f"{name}.pt")
     return tmp_path, entries
 
@@ -115,6 +139,24 @@ def test_imported_weights_are_ready_for_use_and_pinned(tiny):
         CheckpointManager.load_diffusion(flow)
 
 
+def test_an_imported_control_network_steers_its_base(tiny):
+    folder, entries = tiny
+    vae = import_released(entries["vae"], folder / "vae.pt", folder / "vae")
+    loaded = CheckpointManager.load_autoencoder(vae, stage="maisi_vae")
+    flow = import_released(entries["flow"], folder / "flow.pt", folder / "flow", autoencoder=loaded)
+    base = CheckpointManager.load_diffusion(flow)
+    control = import_released(entries["control"], folder / "control.pt", folder / "control", base=base)
+    pipeline = MAISIControlPipeline.from_checkpoint(control)
+    saved = torch.load(folder / "control.pt", weights_only=True)["controlnet_state_dict"]
+    for name, tensor in pipeline.controlnet.state_dict().items():
+        torch.testing.assert_close(tensor, saved[f"module.{name}"], rtol=0, atol=0)
+    seg = np.full((1, 16, 16, 16), 200, dtype=np.uint8)
+    steered = pipeline.sample_label(1, segs=seg, seeds=[0])
+    assert not torch.equal(steered, pipeline.generator.sample_label(1, [0], lambda share: None))
+    with pytest.raises(CheckpointError, match="the imported flow as well, which control steers"):
+        import_released(entries["control"], folder / "control.pt", folder / "out")
+
+
 def test_a_ddpm_is_refused_by_the_flow_unless_it_is_asked_for(tiny):
     folder, entries = tiny
     vae = CheckpointManager.load_autoencoder(
@@ -139,7 +181,7 @@ def test_weights_of_another_network_are_refused_by_their_first_keys(tiny):
 
 def test_what_is_missing_is_named(tiny):
     folder, entries = tiny
-    with pytest.raises(CheckpointError, match="the imported autoencoder_v1 as well"):
+    with pytest.raises(CheckpointError, match="the imported vae as well"):
         import_released(entries["flow"], folder / "flow.pt", folder / "out")
     torch.save({"epoch": 1}, folder / "empty.pt")
     with pytest.raises(CheckpointError, match="got no tensors"):

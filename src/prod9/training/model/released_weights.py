@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import prod9
 from prod9.errors import CheckpointError
 from prod9.training.config import config_to_dict, load_config
-from prod9.training.config_schema import MaisiDiffusionConfig, MaisiVAEConfig
+from prod9.training.config_schema import MaisiControlNetConfig, MaisiDiffusionConfig, MaisiVAEConfig
 from prod9.training.model import export as exports
 from prod9.training.model.checkpoint_file import read_checkpoint
 from prod9.training.model.checkpoint_manager import FORMAT, Loaded
@@ -55,8 +55,23 @@ def build_released(entry: Released) -> nn.Module:
     with torch.device("meta"):
         if isinstance(config, MaisiVAEConfig):
             return ModelFactory.create_autoencoder(config.model)
+        if isinstance(config, MaisiControlNetConfig):
+            base, autoencoder = _earlier_sections(entry)
+            return ModelFactory.create_flow_controlnet(
+                config.model, config.condition, base_model=base.model, autoencoder=autoencoder.model
+            )
         assert isinstance(config, MaisiDiffusionConfig)  # the table names no other
         return ModelFactory.create_diffusion(config.model, latent_channels=4)
+
+
+def _earlier_sections(entry: Released) -> tuple[MaisiDiffusionConfig, MaisiVAEConfig]:
+    """Return the shipped configs of what a control network builds on."""
+    flow = RELEASED[str(entry.base)]
+    base = load_config(flow.config, fill_variables=False)
+    autoencoder = load_config(RELEASED[str(flow.autoencoder)].config, fill_variables=False)
+    assert isinstance(base, MaisiDiffusionConfig)  # the table names no other
+    assert isinstance(autoencoder, MaisiVAEConfig)
+    return base, autoencoder
 
 
 def check_released(entry: Released, weights: ReleasedWeights, path: Path) -> None:
@@ -78,30 +93,41 @@ def check_released(entry: Released, weights: ReleasedWeights, path: Path) -> Non
 
 
 def import_released(
-    entry: Released, path: Path, folder: Path, *, autoencoder: Loaded[Any] | None = None
+    entry: Released,
+    path: Path,
+    folder: Path,
+    *,
+    autoencoder: Loaded[Any] | None = None,
+    base: Loaded[Any] | None = None,
 ) -> Path:
     """Check ``path`` strictly and write it to ``folder`` as an export; return ``folder``.
 
     The SHA-256 of the file is kept in the header, and that of the export in its manifest: from now on damaged
-    or exchanged weights are noticed. autoencoder: the imported one that a diffusion network builds on.
+    or exchanged weights are noticed. autoencoder: the imported one that a diffusion network builds on. base: the
+    imported diffusion network that a control network steers.
     """
     weights = read_released(path)
     check_released(entry, weights, path)
     config = load_config(entry.config, fill_variables=False)
-    stage1 = isinstance(config, MaisiVAEConfig)
     section = config.model.model_dump(mode="json")
-    architecture = {"autoencoder": section} if stage1 else {"diffusion": section}
+    architecture: dict[str, Any] = {"autoencoder": section}
     inputs: dict[str, dict[str, str]] = {}
     data = config.data.model_dump(mode="json", include={"grid", "label_map", "spacing", "intensity"})
     data["reference_affine"] = _centred_affine(data["spacing"], data["grid"])
     data["released"] = {"name": entry.name, "file": path.name, "sha256": weights.sha256}
-    if not stage1:
-        if autoencoder is None:
-            raise CheckpointError(
-                f"{path}: expected the imported {entry.autoencoder} as well, whose latent {entry.name} speaks, got "
-                "none; import it first and name it."
-            )
-        architecture["autoencoder"] = autoencoder.header["architecture"]["autoencoder"]
+    if isinstance(config, MaisiControlNetConfig):
+        base = _required(base, entry.base, f"which {entry.name} steers", path)
+        architecture = {"controlnet": section, "condition": config.condition.model_dump(mode="json")}
+        architecture |= base.header["architecture"]
+        inputs["diffusion"] = describe_input(base.path, base.sha256, folder)
+        data["scale_factor"] = base.header["data"]["scale_factor"]
+        data["schedule"] = entry.schedule
+    elif isinstance(config, MaisiDiffusionConfig):
+        autoencoder = _required(autoencoder, entry.autoencoder, f"whose latent {entry.name} speaks", path)
+        architecture = {
+            "diffusion": section,
+            "autoencoder": autoencoder.header["architecture"]["autoencoder"],
+        }
         inputs["autoencoder"] = describe_input(autoencoder.path, autoencoder.sha256, folder)
         data["scale_factor"] = _required_scale(weights, path)
         data["schedule"] = entry.schedule
@@ -118,6 +144,14 @@ def import_released(
         "data": data,
     }
     return exports.write_export(folder, header, weights.state, dtype=torch.float32)
+
+
+def _required(given: Loaded[Any] | None, name: str | None, why: str, path: Path) -> Loaded[Any]:
+    if given is None:
+        raise CheckpointError(
+            f"{path}: expected the imported {name} as well, {why}, got none; import it first and name it."
+        )
+    return given
 
 
 def _required_scale(weights: ReleasedWeights, path: Path) -> float:
