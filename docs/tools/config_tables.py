@@ -13,6 +13,8 @@ from prod9.training.config_schema import (
     STAGES,
     FSQModelConfig,
     KLModelConfig,
+    MaisiControlNetConfig,
+    MaisiDiffusionConfig,
     MaskGiTControlNetLightningConfig,
     RefinerConfig,
     RunConfig,
@@ -22,6 +24,7 @@ from prod9.training.config_schema import (
 from prod9.training.config_tables import markdown_table
 from prod9.training.resources import Device, Resources, estimate
 from prod9.training.resources_controlnet import estimate_controlnet
+from prod9.training.resources_flow_controlnet import estimate_flow_controlnet
 from prod9.training.resources_refiner import estimate_refiner
 
 BLOCK = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end generated -->)", re.DOTALL)
@@ -56,6 +59,8 @@ def stage1_model(config: RunConfig, configs: dict[str, RunConfig]) -> FSQModelCo
         return None
     if isinstance(config, MaskGiTControlNetLightningConfig | RefinerConfig):
         config = base_config(config, configs)
+    if isinstance(config, MaisiControlNetConfig):
+        config = flow_config(config, configs)
     for other in configs.values():
         if isinstance(other, Stage1Config) and other.output_dir == config.inputs.autoencoder:
             return other.model
@@ -72,12 +77,24 @@ def base_config(
     raise ValueError(f"{config.inputs.transformer} is the output_dir of no shipped stage-2 config")
 
 
+def flow_config(config: MaisiControlNetConfig, configs: dict[str, RunConfig]) -> MaisiDiffusionConfig:
+    """Return the config of the flow that a control network's config names."""
+    for other in configs.values():
+        if isinstance(other, MaisiDiffusionConfig) and other.output_dir == config.inputs.diffusion:
+            return other
+    raise ValueError(f"{config.inputs.diffusion} is the output_dir of no shipped stage-2 config")
+
+
 def need_of(config: RunConfig, configs: dict[str, RunConfig]) -> Resources:
     """Return what training a shipped config needs, on the device that it names or else on a GPU."""
     device: Device = "cpu" if config.trainer.accelerator == "cpu" else "cuda"
     if isinstance(config, RefinerConfig):
         return estimate_refiner(config, device=device)
     autoencoder = stage1_model(config, configs)
+    if isinstance(config, MaisiControlNetConfig):
+        assert isinstance(autoencoder, KLModelConfig)
+        flow = flow_config(config, configs)
+        return estimate_flow_controlnet(config, base=flow, autoencoder=autoencoder, device=device)
     if isinstance(config, MaskGiTControlNetLightningConfig):
         assert isinstance(autoencoder, FSQModelConfig)
         base = base_config(config, configs)

@@ -17,15 +17,22 @@ from prod9.training.config_schema import (
     ContextConfig,
     DataConfig,
     DiscriminatorConfig,
+    FlowControlLossConfig,
     FSQModelConfig,
+    KLModelConfig,
     LabelConditionalModelConfig,
+    MaisiControlNetConfig,
+    MaisiDiffusionConfig,
     MaskGiTControlNetLightningConfig,
+    RectifiedFlowModelConfig,
+    RegionContrastConfig,
     SingleStreamModelConfig,
     TransformerConfig,
 )
 from prod9.training.model.model_factory import ModelFactory
 from prod9.training.resources import OVERHEAD, downsampling_factor, estimate, latent_grid
 from prod9.training.resources_controlnet import estimate_controlnet
+from prod9.training.resources_flow_controlnet import estimate_flow_controlnet
 
 SIDE = 32
 
@@ -165,6 +172,47 @@ def test_demo_configs_fit_a_laptop(name, needs):
 def test_the_summary_names_what_matters(needs):
     text = needs["maskgit/brats/stage2_label/base"].summary()
     assert "7,776 tokens a volume (18 × 24 × 18), 57.4 M parameters" in text
+
+
+@pytest.mark.parametrize(
+    ("model", "condition"),
+    [
+        ({"channels": (4, 6)}, {"conditions": ("mask",)}),
+        ({"channels": (4, 6)}, {"conditions": ("label",)}),
+        ({"channels": (4,)}, {"conditions": ("mask", "image", "label"), "source_modalities": ("T1", "T2")}),
+        ({"encoder": "maisi", "channels": (4, 6, 8)}, {"seg_planes": "bits", "num_mask_classes": 256}),
+    ],
+    ids=["mask", "label", "all", "maisi"],
+)
+@pytest.mark.parametrize("updown", [True, False])
+def test_stage_3_of_maisi_counts_the_parameters_of_its_network(stage1, model, condition, updown):
+    autoencoder = KLModelConfig(
+        num_channels=(8, 8), num_res_blocks=(1, 1), norm_num_groups=4, space_to_depth=2
+    )
+    unet = RectifiedFlowModelConfig(
+        num_channels=(8, 16),
+        attention_levels=(False, True),
+        num_head_channels=(0, 8),
+        num_res_blocks=2,
+        norm_num_groups=4,
+        num_class_embeds=5,
+        resblock_updown=updown,
+        include_fc=updown,
+    )
+    data = stage1.data.model_copy(update={"label_map": {"T1": 1, "T1ce": 2, "T2": 3, "FLAIR": 4}})
+    base = MaisiDiffusionConfig(output_dir="x", data=data, model=unet)
+    config = MaisiControlNetConfig(output_dir="x", data=data, model=model, condition=condition)
+    network = ModelFactory.create_flow_controlnet(
+        config.model, config.condition, base_model=unet, autoencoder=autoencoder
+    )
+    need = estimate_flow_controlnet(config, base=base, autoencoder=autoencoder, device="cpu")
+    assert need.parameters == sum(p.numel() for p in network.parameters())
+    assert need.memory_bytes > 16 * need.parameters
+    twice = config.model_copy(update={"loss": FlowControlLossConfig(contrast=RegionContrastConfig())})
+    assert (
+        estimate_flow_controlnet(twice, base=base, autoencoder=autoencoder, device="cpu").memory_bytes
+        > need.memory_bytes
+    )
 
 
 @pytest.mark.parametrize("condition_type", ["mask", "label", "both"])

@@ -73,7 +73,7 @@ def check_run(config: "RunConfig", *, device: str, checkpoint: Path | None = Non
 
         CheckpointManager.open(checkpoint, stage=config.stage)
     parameters = _build(config, *earlier)
-    needs = _estimate(config, *earlier, parameters, "cuda" if chosen.type == "cuda" else "cpu")
+    needs = _estimate(config, *earlier, "cuda" if chosen.type == "cuda" else "cpu")
     memory, disk = device_memory(chosen.type), _free_disk(Path(config.output_dir))
     wanted_disk = _wanted_disk(config, needs, inputs.num_volumes)
     return {
@@ -170,7 +170,6 @@ def _estimate(
     config: "RunConfig",
     base: "TransformerConfig | MaisiDiffusionConfig | None",
     autoencoder: "FSQModelConfig | KLModelConfig | None",
-    parameters: int,
     device: Literal["cuda", "cpu"],
 ) -> "Resources":
     from prod9.training.resources import estimate
@@ -183,9 +182,7 @@ def _estimate(
         assert base.stage == "maisi_diffusion"
         assert autoencoder is not None
         assert autoencoder.kind == "kl"
-        return estimate_flow_controlnet(
-            config, base=base, autoencoder=autoencoder, parameters=parameters, device=device
-        )
+        return estimate_flow_controlnet(config, base=base, autoencoder=autoencoder, device=device)
     if config.stage == "maskgit_controlnet":
         assert base is not None
         assert base.stage == "transformer"

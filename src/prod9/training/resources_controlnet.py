@@ -52,9 +52,9 @@ def estimate_controlnet(
     )
 
 
-def _strides(autoencoder: FSQModelConfig) -> list[int]:
-    """Return the strides of the condition encoder: the prime factors of a token's voxels along an axis."""
-    left, strides, divisor = autoencoder.downsampling_factor, [], 2
+def encoder_strides(factor: int) -> list[int]:
+    """Return the strides of the condition encoder: the prime factors of a latent position's voxels along an axis."""
+    left, strides, divisor = factor, [], 2
     while left > 1:
         while left % divisor == 0:
             strides.append(divisor)
@@ -90,7 +90,7 @@ def _encoder_parameters(
 ) -> int:
     told, last = config.condition, config.model.channels[-1]
     planes = 0 if told.condition_type == "label" else told.num_mask_classes
-    strides = _strides(autoencoder) if planes else []
+    strides = encoder_strides(autoencoder.downsampling_factor) if planes else []
     widths = _widths(config, len(strides))
     total, before = 0, 0
     for stride, width in zip(strides, widths, strict=True):
@@ -111,7 +111,7 @@ def _encoder_bytes(
         return 0.0
     half, voxels, total = half_bytes(config, device), float(prod(config.data.grid)), 0.0
     total += 4 * voxels * config.condition.num_mask_classes
-    strides = _strides(autoencoder)
+    strides = encoder_strides(autoencoder.downsampling_factor)
     for stride, width in zip(strides, _widths(config, len(strides)), strict=True):
         voxels /= stride**3
         total += 4 * half * width * voxels
