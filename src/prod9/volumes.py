@@ -196,6 +196,13 @@ def write(
         nib.save(image, temporary)
 
 
+def encode(data: np.ndarray, affine: np.ndarray) -> bytes:
+    """Return ``data [H W D]`` as the bytes of a NIfTI-1 file of its own dtype, not compressed."""
+    image = Nifti1Image(data, affine, dtype=data.dtype)
+    image.header.set_xyzt_units("mm")
+    return image.to_bytes()
+
+
 def to_ras(data: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Flip and permute axes to the RAS+ order nearest to ``affine``; voxel values are not touched."""
     transform = ornt_transform(io_orientation(affine), _RAS)

@@ -1,0 +1,50 @@
+"""``prod9 report``: one HTML file that tells what a run made and how far it can be trusted."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from prod9.cli.shared import DebugOption, JsonOption, console, new_app, print_json
+
+app = new_app("Write a report that opens in any browser, without a network.")
+
+
+@app.command()
+def report(
+    folder: Annotated[
+        Path, typer.Argument(metavar="RUN_DIR", help="A run, or a folder of runs such as the demo's.")
+    ],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Default: RUN_DIR/report.html.")
+    ] = None,
+    generated: Annotated[
+        Path | None,
+        typer.Option("--generated", metavar="DIR", help="Generated volumes; by default those in RUN_DIR."),
+    ] = None,
+    include: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--include", metavar="DIR", help="Another folder with evaluation.json or audit.json; repeatable."
+        ),
+    ] = None,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Gather curves, scores, pictures, the copy audit and the configuration of RUN_DIR into one HTML file.
+
+    Volumes are embedded with a viewer that overlays segmentations. What is not there is left out, and the report says
+    which command makes it.
+    """
+    from prod9.errors import ConfigError
+    from prod9.evaluation.report.page import Sources, write_report
+
+    output = output or folder / "report.html"
+    if output.suffix.lower() not in (".html", ".htm"):
+        raise ConfigError(f"--output: expected a file ending in .html, got {output}; rename it.")
+    written = write_report(folder, output, Sources(generated, include or ()))
+    megabytes = written.stat().st_size / 1e6
+    if as_json:
+        print_json({"report": str(written), "megabytes": round(megabytes, 2)})
+    else:
+        console.print(f"{written} ({megabytes:.1f} MB)", markup=False)

@@ -1,0 +1,129 @@
+"""Small charts as SVG text for an HTML page: curves over steps, and a strip of values beside a threshold."""
+
+import math
+from collections.abc import Sequence
+from html import escape
+
+Points = Sequence[tuple[float, float]]
+
+_WIDTH, _HEIGHT, _STRIP = 360, 200, 560
+_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 14, 12, 28
+_COLOURS = ("#0d7d87", "#d9652b", "#5b4fc4", "#5f6b76", "#b0396e", "#3f8f3a")
+
+
+def curve_chart(title: str, series: dict[str, Points]) -> str:
+    """Return a figure of named curves over steps; values must be finite."""
+    xs = [x for points in series.values() for x, _ in points]
+    ys = [y for points in series.values() for _, y in points]
+    x_of, y_of = _scale(xs, _LEFT, _WIDTH - _RIGHT), _scale(ys, _HEIGHT - _BOTTOM, _TOP)
+    parts = [_grid(ys, y_of), _x_labels(xs, x_of)]
+    for colour, points in zip(_cycled(len(series)), series.values(), strict=True):
+        path = " ".join(f"{x_of(x):.1f},{y_of(y):.1f}" for x, y in points)
+        x, y = points[-1]
+        parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.8"/>')
+        parts.append(f'<circle cx="{x_of(x):.1f}" cy="{y_of(y):.1f}" r="2.6" fill="{colour}"/>')
+    legend = "".join(
+        f'<span><i style="background:{colour}"></i>{escape(name)} <b>{points[-1][1]:.4g}</b></span>'
+        for colour, (name, points) in zip(_cycled(len(series)), series.items(), strict=True)
+    )
+    return _figure(title, "".join(parts), legend, _HEIGHT)
+
+
+def strip_chart(rows: dict[str, Sequence[float]], *, threshold: float, title: str) -> str:
+    """Return rows of dots on one axis from 0, with the range below ``threshold`` shaded."""
+    values = [value for row in rows.values() for value in row]
+    top = max([*values, threshold]) * 1.05
+    left, height = 96, 46 * len(rows) + 40
+    x_of = _scale([0.0, top], left, _STRIP - _RIGHT)
+    parts = [
+        f'<rect x="{left}" y="6" width="{x_of(threshold) - left:.1f}" height="{height - 34}" class="alarm"/>',
+        f'<text x="{left + 6}" y="20" class="alarm-text">suspect below {threshold:.2f}</text>',
+    ]
+    for k, (name, row) in enumerate(rows.items()):
+        y = 36 + 46 * k
+        parts.append(f'<text x="{left - 10}" y="{y + 4}" text-anchor="end">{escape(name)}</text>')
+        for j, value in enumerate(row):
+            # Spread by a fixed pattern, so that equal values don't hide each other.
+            offset = ((j * 7) % 13 - 6) * 1.6
+            colour = "#b3261e" if value < threshold else _COLOURS[k % len(_COLOURS)]
+            parts.append(
+                f'<circle cx="{x_of(value):.1f}" cy="{y + offset:.1f}" r="3.2" fill="{colour}" fill-opacity=".6"/>'
+            )
+    for tick in _ticks(0.0, top):
+        parts.append(f'<text x="{x_of(tick):.1f}" y="{height - 8}" text-anchor="middle">{tick:g}</text>')
+    return _figure(title, "".join(parts), "", height, width=_STRIP)
+
+
+def interval_bar(
+    value: float, low: float | None, high: float | None, lowest: float, highest: float, floor: float | None
+) -> str:
+    """Return a value with its interval on an axis from ``lowest`` to ``highest``, and a tick at ``floor``."""
+    x_of = _scale([lowest, highest], 4, 156)
+    parts = ['<line x1="4" x2="156" y1="9" y2="9" class="axis"/>']
+    if low is not None and high is not None:
+        parts.append(
+            f'<line x1="{x_of(low):.1f}" x2="{x_of(high):.1f}" y1="9" y2="9" stroke="{_COLOURS[0]}" '
+            'stroke-width="5" stroke-opacity=".35"/>'
+        )
+    if floor is not None:
+        x = x_of(floor)
+        parts.append(
+            f'<line x1="{x:.1f}" x2="{x:.1f}" y1="2" y2="16" stroke="{_COLOURS[1]}" stroke-width="2"/>'
+        )
+    parts.append(f'<circle cx="{x_of(value):.1f}" cy="9" r="3.6" fill="{_COLOURS[0]}"/>')
+    return f'<svg viewBox="0 0 160 18" class="bar" role="img">{"".join(parts)}</svg>'
+
+
+def _figure(title: str, body: str, legend: str, height: int, *, width: int = _WIDTH) -> str:
+    return (
+        f'<figure class="chart"><figcaption>{escape(title)}</figcaption>'
+        f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(title)}">{body}</svg>'
+        f'<div class="legend">{legend}</div></figure>'
+    )
+
+
+def _grid(ys: Sequence[float], y_of: "_Scale") -> str:
+    lines = []
+    for tick in _ticks(min(ys), max(ys)):
+        y = y_of(tick)
+        lines.append(f'<line x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}" class="grid"/>')
+        lines.append(f'<text x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{tick:.4g}</text>')
+    return "".join(lines)
+
+
+def _x_labels(xs: Sequence[float], x_of: "_Scale") -> str:
+    y = _HEIGHT - 8
+    return "".join(
+        f'<text x="{x_of(tick):.1f}" y="{y}" text-anchor="middle">{tick:g}</text>'
+        for tick in _ticks(min(xs), max(xs))
+    )
+
+
+class _Scale:
+    """A linear map; a single value lands in the middle."""
+
+    def __init__(self, low: float, high: float, start: float, end: float) -> None:
+        self.low, self.high, self.start, self.end = low, high, start, end
+
+    def __call__(self, value: float) -> float:
+        share = (value - self.low) / (self.high - self.low) if self.high > self.low else 0.5
+        return self.start + min(1.0, max(0.0, share)) * (self.end - self.start)
+
+
+def _scale(values: Sequence[float], start: float, end: float) -> _Scale:
+    return _Scale(min(values), max(values), start, end)
+
+
+def _ticks(low: float, high: float, *, wanted: int = 4) -> list[float]:
+    """Return round numbers between ``low`` and ``high``."""
+    if not high > low:
+        return [low]
+    raw = (high - low) / wanted
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = next(m * power for m in (1, 2, 5, 10) if m * power >= raw)
+    first = math.ceil(low / step)
+    return [round(k * step, 12) for k in range(first, math.floor(high / step) + 1)] or [low]
+
+
+def _cycled(count: int) -> list[str]:
+    return [_COLOURS[k % len(_COLOURS)] for k in range(count)]

@@ -1,0 +1,174 @@
+"""What a folder says about its runs: configs, logs, versions, scores. Nothing is computed here, no model loaded."""
+
+import csv
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from prod9.errors import DataError
+
+Curves = dict[str, list[tuple[float, float]]]
+_DEPTH = 3
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """One training run as its folder tells it. Parts that are not there are empty.
+
+    config: as written, every default spelt out. sessions: of ``run.json``. metrics: of the best checkpoint, or the
+    last. hashes: checkpoint name to SHA-256. sample: the last picture of training.
+    """
+
+    folder: Path
+    name: str
+    stage: str
+    config: dict[str, Any]
+    config_text: str
+    sessions: list[dict[str, Any]] = field(default_factory=list)
+    metrics: dict[str, float] = field(default_factory=dict)
+    best: list[dict[str, Any]] = field(default_factory=list)
+    curves: Curves = field(default_factory=dict)
+    hashes: dict[str, str] = field(default_factory=dict)
+    split: dict[str, int] = field(default_factory=dict)
+    sample: Path | None = None
+
+    @property
+    def kind(self) -> str:
+        """Kind of its model."""
+        return str(self.config.get("model", {}).get("kind", ""))
+
+    @property
+    def steps(self) -> int:
+        """Steps trained."""
+        return max((int(s.get("to_step", 0)) for s in self.sessions), default=0)
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of all sessions."""
+        return sum(float(s.get("seconds", 0.0)) for s in self.sessions)
+
+
+def find_runs(folder: Path) -> list[RunRecord]:
+    """Return the runs of ``folder``: itself, or those below it, in the order of the stages they build on.
+
+    Raises DataError where there is none.
+    """
+    if not folder.is_dir():
+        raise DataError(
+            f"{folder}: expected a run folder, or one that holds runs, got nothing there; check the path."
+        )
+    runs = [read_run(path.parent, folder) for path in _below(folder, "config.yaml")]
+    if not runs:
+        raise DataError(
+            f"{folder}: expected a run folder with config.yaml, or one that holds runs, got neither; name what a "
+            "training command or `prod9 demo` wrote."
+        )
+    order = ("autoencoder", "maisi_vae", "transformer", "maisi_diffusion", "refiner")
+    return sorted(runs, key=lambda r: (order.index(r.stage) if r.stage in order else len(order), r.name))
+
+
+def read_run(folder: Path, root: Path) -> RunRecord:
+    """Return what one run's folder tells; damaged logs and records count as missing, a damaged config does not."""
+    text = (folder / "config.yaml").read_text(encoding="utf-8")
+    try:
+        config = dict(yaml.safe_load(text))
+        stage = str(config["stage"])
+    except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
+        raise DataError(f"{folder / 'config.yaml'}: expected the config of a run, got {error}.") from error
+    metrics = read_json(folder / "metrics.json")
+    split = read_json(folder / "split.json")
+    samples = sorted((folder / "samples").glob("*.png"))
+    name = folder.relative_to(root).as_posix() if folder != root else folder.resolve().name
+    return RunRecord(
+        folder=folder,
+        name=name,
+        stage=stage,
+        config=config,
+        config_text=text,
+        sessions=list(read_json(folder / "run.json").get("runs", [])),
+        metrics={k: v for k, v in dict(metrics.get("metrics", {})).items() if _is_number(v)},
+        best=list(metrics.get("best", [])),
+        curves=read_curves(folder / "logs"),
+        hashes={
+            p.name.removesuffix(".sha256"): _digest(p) for p in (folder / "checkpoints").glob("*.sha256")
+        },
+        split={
+            part: len(split[part]) for part in ("train", "val", "test") if isinstance(split.get(part), list)
+        },
+        sample=samples[-1] if samples else None,
+    )
+
+
+def read_curves(logs: Path) -> Curves:
+    """Return every logged value by step, from the JSON lines or, without them, from the CSV files of a run."""
+    curves: dict[str, dict[float, float]] = {}
+    rows = _json_lines(logs) if any(logs.rglob("*.jsonl")) else _csv_rows(logs)
+    for row in rows:
+        try:
+            step = float(row.get("step") or "nan")
+        except ValueError:
+            continue
+        for name, text in row.items():
+            if name and name != "step" and text not in (None, ""):
+                _note(curves, name, step, text)
+    return {name: sorted(points.items()) for name, points in curves.items() if len(points) > 1}
+
+
+def find_results(folders: list[Path], name: str) -> list[tuple[Path, dict[str, Any]]]:
+    """Return the JSON files called ``name`` in and below ``folders`` with their content."""
+    paths = dict.fromkeys(path.resolve() for folder in folders for path in _below(folder, name))
+    return [(path, content) for path in paths if (content := read_json(path))]
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the object in ``path``; empty where there is no file or no object in it."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _below(folder: Path, name: str) -> Iterator[Path]:
+    for depth in range(_DEPTH):
+        yield from sorted(folder.glob("*/" * depth + name))
+
+
+def _json_lines(logs: Path) -> Iterator[dict[str, Any]]:
+    for path in sorted(logs.rglob("*.jsonl")):
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            try:
+                row = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(row, dict):
+                yield row
+
+
+def _csv_rows(logs: Path) -> Iterator[dict[str, Any]]:
+    for path in sorted(logs.rglob("metrics.csv")):
+        with path.open(encoding="utf-8", errors="replace", newline="") as file:
+            yield from csv.DictReader(file)
+
+
+def _note(curves: dict[str, dict[float, float]], name: str, step: float, text: Any) -> None:
+    try:
+        value = float(text)
+    except (TypeError, ValueError):
+        return
+    if math.isfinite(value) and math.isfinite(step):
+        curves.setdefault(name, {})[step] = value
+
+
+def _digest(path: Path) -> str:
+    words = path.read_text(encoding="utf-8", errors="replace").split()
+    return words[0] if words else ""
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
