@@ -10,6 +10,7 @@ from monai import transforms as mt
 from monai.data.meta_tensor import MetaTensor
 
 from prod9 import volumes
+from prod9.data.dictionary import FILENAME
 from prod9.data.transforms import Augmentation, IntensityScaling, TransformBuilder
 from prod9.errors import DataError
 from prod9.volumes import VolumeFile, VolumeHeader
@@ -171,7 +172,9 @@ def _resampled(file: VolumeFile, reference: VolumeHeader) -> VolumeFile:
 
 
 def _from_file(file: VolumeFile) -> MetaTensor:
-    return _meta(file.data, file.header.affine)
+    volume = _meta(file.data, file.header.affine)
+    volume.meta[FILENAME] = str(file.header.path)  # what refuses a volume names its file
+    return volume
 
 
 def _meta(volume: np.ndarray, affine: np.ndarray) -> MetaTensor:

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from jaxtyping import Float
 from monai.networks.nets.resnet import resnet10, resnet50
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from prod9.errors import ConfigError, MissingDependencyError
@@ -237,8 +238,11 @@ def _torchvision_features(weights: PerceptualWeights) -> nn.Sequential:
 
 
 def _read(path: Path) -> dict[str, Tensor]:
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    state = state.get("state_dict", state)
+    if path.suffix == ".safetensors":
+        state = load_file(path)
+    else:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = state.get("state_dict", state)
     return {k.removeprefix("module."): v for k, v in state.items()}
 
 
