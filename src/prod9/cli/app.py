@@ -11,7 +11,7 @@ from prod9.cli.shared import new_app, run_app
 
 GROUPS = ("data", "generate", "evaluate", "configs", "weights")
 """Modules of this package whose ``app`` becomes a group of commands."""
-COMMANDS = ("audit", "demo", "doctor", "encode", "export", "plan", "report")
+COMMANDS = ("audit", "card", "demo", "doctor", "encode", "export", "plan", "report")
 """Modules of this package whose ``app`` holds the one command of that name."""
 
 app = new_app(

@@ -7,19 +7,14 @@ from typing import Any
 from prod9.evaluation.report.charts import interval_bar
 
 _TILES = (
-    ("stage1", "psnr_brain", "{:.1f} dB", "PSNR of held-out brains after the autoencoder"),
-    ("stage1", "ssim_brain", "{:.2f}", "SSIM of held-out brains after the autoencoder"),
-    ("stage2_label", "modality_accuracy", "{:.0%}", "of generated volumes show the modality asked for"),
-    (
-        "stage2_label",
-        "diversity_ratio",
-        "{:.2f}",
-        "diversity of generated volumes, held-out patients being 1",
-    ),
-    ("stage2_label", "frechet_ratio", "{:.2f}", "Fréchet distance, that of training patients being 1"),
-    ("control", "dice_whole_tumour", "{:.2f}", "Dice of generated tumours with those asked for"),
+    ("psnr_brain", "{:.1f} dB", "PSNR of held-out brains after the autoencoder"),
+    ("ssim_brain", "{:.2f}", "SSIM of held-out brains after the autoencoder"),
+    ("modality_accuracy", "{:.0%}", "of generated volumes show the modality asked for"),
+    ("diversity_ratio", "{:.2f}", "diversity of generated volumes, held-out patients being 1"),
+    ("frechet_ratio", "{:.2f}", "Fréchet distance, that of training patients being 1"),
+    ("dice_whole_tumour", "{:.2f}", "Dice of generated tumours with those asked for"),
 )
-"""Stage, figure, its form and its words."""
+"""Figure, its form and its words."""
 _BESIDE = {
     "psnr_brain": ("psnr_brain_pca", "PCA codec of equal rate {:.1f} dB"),
     "dice_whole_tumour": ("dice_whole_tumour_base", "without control {:.2f}"),
@@ -50,8 +45,9 @@ class Table:
 def demo_tiles(metrics: dict[str, Any]) -> list[Tile]:
     """Return the key figures of a demo."""
     stages, tiles = metrics.get("stages", {}), []
-    for stage, key, form, words in _TILES:
-        values = stages.get(stage, {})
+    for key, form, words in _TILES:
+        # Stages are called differently in the two families; the first one that has the figure is meant.
+        values = next((stage for stage in stages.values() if key in stage), {})
         if isinstance(values.get(key), float):
             other, note = _BESIDE.get(key, ("", ""))
             beside = note.format(values[other]) if isinstance(values.get(other), float) else ""

@@ -21,18 +21,12 @@ from torch import Tensor
 
 from prod9.errors import CheckpointError
 from prod9.files import atomic_write, sha256
+from prod9.training.model.cards import export_card
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
 CARD = "README.md"
 MANIFEST = "manifest.json"
-_NAMES = {
-    "autoencoder": "FSQ autoencoder",
-    "transformer": "MaskGiT transformer",
-    "maskgit_controlnet": "MaskGiT control network",
-    "maisi_vae": "MAISI autoencoder",
-    "maisi_diffusion": "MAISI rectified flow",
-}
 _FLOATS = {"float32": torch.float32, "float16": torch.float16}
 
 
@@ -55,7 +49,8 @@ def write_export(
     with atomic_write(folder / WEIGHTS) as temporary:
         save_file(weights, str(temporary), metadata={"format": "pt", "prod9_stage": header["stage"]})
     _write_text(folder / CONFIG, json.dumps({"prod9": header}, indent=2, ensure_ascii=False) + "\n")
-    _write_text(folder / CARD, _card(header, sum(t.numel() for t in weights.values()), dtype))
+    values = sum(t.numel() for t in weights.values())
+    _write_text(folder / CARD, export_card(header, values, str(dtype).removeprefix("torch.")))
     files = {
         name: {"sha256": sha256(folder / name), "bytes": (folder / name).stat().st_size}
         for name in (WEIGHTS, CONFIG, CARD)
@@ -111,32 +106,3 @@ def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
 def _write_text(path: Path, text: str) -> None:
     with atomic_write(path) as temporary:
         Path(temporary).write_text(text, encoding="utf-8")
-
-
-def _card(header: dict[str, Any], parameters: int, dtype: torch.dtype) -> str:
-    data, name = header["data"], _NAMES
-    labels = ", ".join(f"{key} = {value}" for key, value in data.get("label_map", {}).items())
-    patients = ", ".join(
-        f"{len(ids)} {part}" for part, ids in header["split"].items() if isinstance(ids, list)
-    )
-    lines = [
-        f"# {name.get(header['stage'], header['stage'])} (prod9)",
-        "",
-        f"- Stage: `{header['stage']}`, {parameters:,} values, {str(dtype).removeprefix('torch.')}",
-        f"- Trained for {header['step']:,} steps with prod9 {header['version']}",
-        f"- Volumes: {data.get('grid')} voxels, intensities in [0, 1], RAS",
-        f"- Labels: {labels}",
-        f"- Patients: {patients}",
-    ]
-    lines += [
-        f"- Needs the {stage} at `{upstream['relative']}` (SHA-256 `{upstream['sha256']}`)"
-        for stage, upstream in header["inputs"].items()
-    ]
-    lines += [
-        "",
-        "Research use only: no medical device, not for diagnosis. A generative model can reproduce its training",
-        "data; audit samples before sharing them. Files are checked against `manifest.json` when loaded with",
-        "`prod9.training.model.checkpoint_manager.CheckpointManager.from_pretrained(folder)`.",
-        "",
-    ]
-    return "\n".join(lines)

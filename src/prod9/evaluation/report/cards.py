@@ -1,0 +1,160 @@
+"""Model card and data card of a run, as Markdown with the metadata block of Hugging Face."""
+
+from pathlib import Path
+from typing import Any
+
+import prod9
+from prod9.errors import DataError
+from prod9.evaluation.report.gather import RunRecord, find_results, read_run
+from prod9.files import atomic_write
+from prod9.training.model.cards import DISCLAIMER, front_matter, model_front_matter, model_title
+
+MODEL_CARD, DATA_CARD = "MODEL_CARD.md", "DATA_CARD.md"
+_SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"))
+_MAX_SCORES = 40
+_NOTHING = "Nothing recorded yet."
+
+
+def write_cards(folder: Path, output: Path) -> list[Path]:
+    """Write both cards of the run ``folder`` to ``output`` and return their paths.
+
+    Raises DataError for a folder that is no run.
+    """
+    if not (folder / "config.yaml").is_file():
+        raise DataError(
+            f"{folder}: expected a run folder with config.yaml, got none; name one run, not several."
+        )
+    run = read_run(folder, folder)
+    audits = [
+        content for _, content in find_results([folder], "audit.json") if content.get("command") == "audit"
+    ]
+    evaluations = [content for _, content in find_results([folder], "evaluation.json")]
+    output.mkdir(parents=True, exist_ok=True)
+    texts = {MODEL_CARD: model_card(run, audits, evaluations), DATA_CARD: data_card(run)}
+    for name, text in texts.items():
+        with atomic_write(output / name) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    return [output / name for name in texts]
+
+
+def model_card(run: RunRecord, audits: list[dict[str, Any]], evaluations: list[dict[str, Any]]) -> str:
+    """Return the model card: what it is, what it was trained on, how well it does, whether it copies."""
+    data = run.config.get("data", {})
+    dataset = Path(str(data.get("root", "data"))).name
+    scores = [
+        row for content in evaluations for row in content.get("scores", []) if row.get("value") is not None
+    ]
+    metrics = [(name, dataset, value) for name, value in run.metrics.items()]
+    sessions = run.sessions[-1] if run.sessions else {}
+    versions = ", ".join(f"{name} {value}" for name, value in dict(sessions.get("versions", {})).items())
+    lines = [
+        model_front_matter(run.stage, metrics=metrics),
+        f"# {model_title(run.stage)}: {run.name}",
+        "",
+        f"- Stage `{run.stage}`{f', kind `{run.kind}`' if run.kind else ''}, trained for {run.steps:,} steps "
+        f"({run.seconds / 60:.1f} minutes on {sessions.get('device', 'an unknown device')})",
+        f"- Trained on {run.split.get('train', 0)} patients of `{dataset}`; see {DATA_CARD}",
+        f"- Volumes of {_sides(data.get('grid'))} voxels{_spacing(data)}, intensities in [0, 1], RAS",
+        f"- Software: {versions or f'prod9 {prod9.__version__}'}",
+        "",
+        "## Use",
+        "",
+        DISCLAIMER,
+        "",
+        "## Validation during training",
+        "",
+        *(_table(["figure", "value"], [[k, f"{v:.4g}"] for k, v in run.metrics.items()]) or [_NOTHING]),
+        "",
+        "## Evaluation",
+        "",
+        *(_table(["score", "value", "95% interval", "real against real"], [_score(r) for r in scores[:_MAX_SCORES]])
+          or ["Not evaluated: `prod9 evaluate images REAL GENERATED`."]),
+        "",
+        "## Copies of patients",
+        "",
+        *([_verdict(audit) for audit in audits] or [f"Not audited: `prod9 audit --run {run.name} --generated DIR`."]),
+        "",
+        "## Weights",
+        "",
+        *(_table(["file", "SHA-256"], [[k, f"`{v}`"] for k, v in sorted(run.hashes.items())]) or [_NOTHING]),
+        "",
+    ]  # fmt: skip
+    return "\n".join(lines)
+
+
+def data_card(run: RunRecord) -> str:
+    """Return the data card: which volumes the run read, how they were prepared and divided."""
+    data = run.config.get("data", {})
+    total = sum(run.split.values())
+    size = next((name for limit, name in _SIZES if total < limit), "n>100K")
+    name = Path(str(data.get("root", "data"))).name
+    intensity = data.get("intensity") or {}
+    rows = [
+        ["layout", str(data.get("layout") or data.get("kind"))],
+        ["modalities", ", ".join(data.get("modalities") or []) or str(data.get("name", ""))],
+        ["grid", f"{_sides(data.get('grid'))} voxels"],
+        ["voxel size", _spacing(data).removeprefix(" of ") or "as in the files"],
+        ["intensities", " ".join(str(value) for value in intensity.values()) or "scaled to [0, 1]"],
+        ["segmentations", f"label scheme {data.get('label_scheme', 'none')}"],
+    ]
+    parts = [[part, str(count)] for part, count in run.split.items()]
+    lines = [
+        front_matter(
+            pretty_name=name,
+            license="other",
+            license_name="as-its-owner-says",
+            task_categories=["unconditional-image-generation", "image-to-image"],
+            tags=["medical-imaging", "mri", "3d"],
+            size_categories=[size],
+        ),
+        f"# Data of {run.name}: {name}",
+        "",
+        "Licence and consent are those of the dataset's owner: name them here before the card is shared.",
+        "",
+        "## Preparation",
+        "",
+        *_table(["what", "how"], rows),
+        "",
+        "## Division",
+        "",
+        "By patient: all scans of a patient are in one part. The model saw `train`, was chosen by `val`, and is scored "
+        "on `test` alone.",
+        "",
+        *(_table(["part", "patients"], parts) or ["No split is recorded."]),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _verdict(audit: dict[str, Any]) -> str:
+    sets, count = audit["sets"], sum(pair["suspect"] for pair in audit["pairs"])
+    share, limit = f"{audit['share_suspect']:.1%}", f"{audit['max_share']:.0%}"
+    patients = f"{sets['train']['patients']} training and {sets['held_out']['patients']} held-out patients"
+    total = sets["generated"]["volumes"]
+    return (
+        f"- `prod9 audit`: {count} of {total} generated volumes suspect ({share}, limit {limit}), "
+        f"compared with {patients}: {'passed' if audit['passed'] else '**failed**'}"
+    )
+
+
+def _score(row: dict[str, Any]) -> list[str]:
+    keys = ("metric", "trained_on", "modality", "region", "extractor")
+    words = " · ".join(str(row[key]) for key in keys if row.get(key) not in (None, "all"))
+    low, high, floor = (row.get(key) for key in ("low", "high", "floor"))
+    interval = "" if low is None or high is None else f"{low:.4g} to {high:.4g}"
+    return [words, f"{row['value']:.4g}", interval, "" if floor is None else f"{floor:.4g}"]
+
+
+def _table(head: list[str], rows: list[list[str]]) -> list[str]:
+    if not rows:
+        return []
+    return [f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows)]
+
+
+def _sides(grid: Any) -> str:
+    return " × ".join(str(side) for side in grid) if grid else "any number of"
+
+
+def _spacing(data: dict[str, Any]) -> str:
+    spacing = data.get("spacing")
+    return f" of {' × '.join(f'{mm:g}' for mm in spacing)} mm" if spacing else ""
