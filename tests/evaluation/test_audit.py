@@ -73,7 +73,7 @@ def test_it_finds_disguised_copies_and_leaves_honest_volumes_alone(cohort, tmp_p
 
 
 def decoded(x, seed):
-    """Return ``x`` as a model overtrained on it would: one in twenty of its 4³ blocks another's, all a little blurred."""
+    """Return ``x`` as a model overtrained on it would: some 4³ blocks another's, all a little blurred."""
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.rand((1, 1, 6, 6, 6), generator=generator) < 0.05
     swapped = F.interpolate(drawn.float(), scale_factor=4)[0, 0].bool().numpy()

@@ -91,10 +91,17 @@ def audit(
     from prod9.files import check_writable
 
     check_writable(output_dir)
-    sets = _sets(generated, train, heldout, run, data, modality or ())
+    from prod9.evaluation.audit_sets import sets_of_folders, sets_of_run
+
+    if run is not None:
+        sets = sets_of_run(run, generated, data=data, modalities=modality or ())
+    else:
+        assert train is not None
+        assert heldout is not None
+        sets = sets_of_folders(train, heldout, generated, modalities=modality or ())
     source = None if voxels_only else model or (str(run) if run is not None else None)
     result, voxels = _audit(sets, source, device, false_alarms, max_share, skip_bad)
-    _write(result, voxels, output_dir)
+    result.write(output_dir, voxels)
     if as_json:
         shared.print_json(result.to_dict())
     else:
@@ -117,64 +124,6 @@ def _require_one_source(
         )
     if run is None and train is None:
         raise ConfigError("--train: expected the training cases or a --run, got neither; name one.")
-
-
-def _sets(
-    generated: Path,
-    train: Path | None,
-    heldout: Path | None,
-    run: Path | None,
-    data: Path | None,
-    modalities: "Sequence[str]",
-) -> "AuditSets":
-    from prod9.evaluation.audit_volumes import AuditSets
-    from prod9.evaluation.volume_sets import find_volumes
-
-    made = find_volumes(generated, modalities=modalities)
-    if run is not None:
-        known, unseen = _split_of(run, data, modalities)
-    else:
-        assert train is not None
-        assert heldout is not None
-        known = find_volumes(train, modalities=modalities)
-        unseen = find_volumes(heldout, modalities=modalities)
-    return AuditSets(known, unseen, made)
-
-
-def _split_of(
-    run: Path, data: Path | None, modalities: "Sequence[str]"
-) -> tuple[list["Entry"], list["Entry"]]:
-    """Return the training and the test volumes of ``run``."""
-    from prod9.data.splits import Split
-    from prod9.evaluation.volume_sets import find_volumes
-    from prod9.training.config import load_config
-
-    if not (run / "config.yaml").is_file():
-        raise ConfigError(f"--run: expected a run folder with config.yaml and split.json, got {run}.")
-    config = load_config(str(run / "config.yaml"))
-    if config.data.kind == "medmnist3d":
-        raise ConfigError(
-            "--run: expected a run on files, got one on MedMNIST3D, whose volumes lie in one .npz; write training and "
-            "test volumes as NIfTI and name them with --train and --heldout."
-        )
-    if not (run / "split.json").is_file():
-        raise ConfigError(f"--run: expected {run / 'split.json'}, got none; train first, or use --train.")
-    split = Split.load(run / "split.json")
-    if not split.test:
-        raise ConfigError(
-            f"{run / 'split.json'}: expected test patients, got none: validation patients were spent on choosing the "
-            "model. Train with data.split.test above 0, or name unseen cases with --train and --heldout."
-        )
-    wanted = modalities or config.data.modalities
-    entries = find_volumes(data or config.data.root, layout=config.data.layout, modalities=wanted)
-    parts = [[e for e in entries if e.patient_id in set(ids)] for ids in (split.train, split.test)]
-    for name, part in zip(("training", "test"), parts, strict=True):
-        if not part:
-            raise ConfigError(
-                f"{data or config.data.root}: expected the {name} patients of {run}, got none; name their folder with "
-                "--data."
-            )
-    return parts[0], parts[1]
 
 
 def _audit(
@@ -231,17 +180,6 @@ def _latents(model: str, device: str) -> "Embedding":
     data = loaded.header["data"]
     preparation = Preparation(tuple(data["grid"]), data["spacing"] and tuple(data["spacing"]))
     return LatentEmbedding(AutoencoderFeatures(loaded.network), preparation, device=where)
-
-
-def _write(result: "Audit", voxels: "VoxelEmbedding", folder: Path) -> None:
-    import json
-
-    from prod9.evaluation.audit_volumes import PICTURE, RESULT
-    from prod9.files import atomic_write
-
-    result.write_pictures(folder / PICTURE, voxels)
-    with atomic_write(folder / RESULT) as temporary:
-        temporary.write_text(json.dumps(result.to_dict(), indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def _print(result: "Audit", folder: Path) -> None:

@@ -1,6 +1,7 @@
 """The copy audit from files to its report: reads each volume once, compares, and draws the suspects."""
 
 import hashlib
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,7 @@ from prod9.errors import DataError
 from prod9.evaluation.audit import MIN_PATIENTS, Comparison, Described, compare, required_held_out
 from prod9.evaluation.audit_embeddings import Embedding, VoxelEmbedding
 from prod9.evaluation.volume_sets import BadFiles, Entry
+from prod9.files import atomic_write
 from prod9.training.montage import write_montage
 from prod9.volumes import VolumeFile, read
 
@@ -106,6 +108,14 @@ class Audit:
             "pairs": [_plain(pair) for pair in self.pairs],
             "skipped": self.skipped,
         }
+
+    def write(self, folder: Path, voxels: VoxelEmbedding) -> None:
+        """Write ``nearest.png`` and, last, ``audit.json`` into ``folder``."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self.write_pictures(folder / PICTURE, voxels)
+        with atomic_write(folder / RESULT) as temporary:
+            text = json.dumps(self.to_dict(), indent=1, allow_nan=False)
+            temporary.write_text(text + "\n", encoding="utf-8")
 
     def write_pictures(self, path: Path, voxels: VoxelEmbedding) -> None:
         """Draw the first of ``pairs``, beside what they are nearest to, and the difference, as one PNG."""

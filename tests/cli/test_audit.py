@@ -1,0 +1,64 @@
+from tests.evaluation.audit_cohort import head, write_heads
+from tests.harness import run
+
+
+def test_copies_end_with_exit_code_1_a_list_and_pictures(tmp_path):
+    train = write_heads(tmp_path / "train", [head(k) for k in range(6)])
+    heldout = write_heads(tmp_path / "heldout", [head(100 + k) for k in range(9)])
+    generated = write_heads(tmp_path / "generated", [head(2)[::-1], head(1000)])
+    common = [
+        "--train",
+        str(train),
+        "--heldout",
+        str(heldout),
+        "--generated",
+        str(generated),
+        "--false-alarms",
+        "0.1",
+    ]
+    ran = run("prod9", "audit", *common, "-o", str(tmp_path / "out"), "--json")
+    assert ran.code == 1, ran.err
+    first = ran.json["pairs"][0]
+    assert first["suspect"]
+    assert first["generated"].endswith("generated000_t1.nii.gz")
+    assert first["train"]["case"] == "train002"
+    assert first["mirrored_axes"] == [0]
+    assert (tmp_path / "out" / "nearest.png").read_bytes().startswith(b"\x89PNG")
+    again = run("prod9", "audit", *common, "-o", str(tmp_path / "out"), "--max-share", "0.5")
+    assert again.code == 0, again.err
+    assert "1 of 2 suspect (50.0%; limit 50.0%): passed" in again.out
+
+
+def test_without_held_out_cases_it_refuses(tmp_path):
+    ran = run("prod9", "audit", "--train", str(tmp_path), "--generated", str(tmp_path))
+    assert ran.code == 2
+    assert "--heldout" in ran.err
+    assert "never saw" in ran.err
+
+
+def test_a_run_and_folders_together_are_refused(tmp_path):
+    ran = run(
+        "prod9", "audit", "--run", str(tmp_path), "--train", str(tmp_path), "--generated", str(tmp_path)
+    )
+    assert ran.code == 2
+    assert "got both" in ran.err
+
+
+def test_a_run_gives_its_patients_and_too_few_are_refused(workspace, tmp_path):
+    generated = write_heads(tmp_path / "generated", [head(0)])
+    ran = run("prod9", "audit", "--run", str(workspace.run2), "--generated", str(generated))
+    assert ran.code == 1
+    assert "at least 39 held-out volumes of 5 or more patients" in ran.err
+    assert not (workspace.run2 / "audit" / "audit.json").exists()
+
+
+def test_report_and_card_of_a_trained_run(workspace, tmp_path):
+    page = tmp_path / "page.html"
+    ran = run("prod9", "report", str(workspace.run2), "-o", str(page), "--json")
+    assert ran.code == 0, ran.err
+    assert ran.json["megabytes"] < 12
+    assert "Real, held out" in page.read_text()
+    assert run("prod9", "report", str(workspace.run2), "-o", str(tmp_path / "page.txt")).code == 2
+    cards = run("prod9", "card", str(workspace.run1), "-o", str(tmp_path / "cards"))
+    assert cards.code == 0, cards.err
+    assert "FSQ autoencoder" in (tmp_path / "cards" / "MODEL_CARD.md").read_text()
