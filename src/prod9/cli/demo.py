@@ -128,5 +128,5 @@ def _summarise(block: dict[str, Any], output_dir: Path) -> None:
             if isinstance(value, float):
                 console.print(f"{stage:14} {name:42} {value:8.3f}")
     console.print(f"{block['seconds'] / 60:.1f} minutes, {block['peak_rss_gib']:.1f} GiB at the peak")
-    for name in ("montage.png", "generated.png", "metrics.json"):
+    for name in ("montage.png", "generated.png", "metrics.json", "report.html"):
         console.print(str(output_dir / name), markup=False)

@@ -19,6 +19,7 @@ from prod9.data.simulation import simulate_cohort
 from prod9.demo.control import score_stage3
 from prod9.demo.pictures import write_pictures
 from prod9.demo.plan import DemoPlan, starter_weights
+from prod9.demo.report import finish_demo
 from prod9.demo.scores import Judges, Metrics, score_stage1, train_judges
 from prod9.demo.sets import Autoencoder, load_sets
 from prod9.demo.translation import score_translations
@@ -51,7 +52,7 @@ class Reporter:
 def run_demo(plan: DemoPlan, *, report: Reporter, device: str = "auto") -> Metrics:
     """Do whatever of ``plan`` is not done yet and return its block of metrics.
 
-    Writes runs and volumes under ``plan.run_dir``, the pictures and, last, ``metrics.json`` in
+    Writes runs and volumes under ``plan.run_dir``, the pictures, ``metrics.json`` and, last, ``report.html`` in
     ``plan.output_dir``.
     """
     began = time.monotonic()
@@ -65,6 +66,12 @@ def run_demo(plan: DemoPlan, *, report: Reporter, device: str = "auto") -> Metri
     }
     block = {**summary, **block}
     _write_metrics(plan, block)
+    finish_demo(
+        plan.output_dir,
+        run=plan.run_dir / plan.names.generator,
+        generated=plan.run_dir / "volumes",
+        say=report.say,
+    )
     return block
 
 

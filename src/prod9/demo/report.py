@@ -1,0 +1,39 @@
+"""The end of the demo: the copy audit of what was generated, and the report of it all."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from prod9.errors import Prod9Error
+from prod9.evaluation.audit_embeddings import VoxelEmbedding
+from prod9.evaluation.audit_sets import sets_of_run
+from prod9.evaluation.audit_volumes import AuditSets, run_audit
+from prod9.evaluation.report.page import write_report
+from prod9.evaluation.volume_sets import BadFiles
+from prod9.volumes import VolumeFile, read
+
+REPORT = "report.html"
+FALSE_ALARMS, MAX_SHARE = 0.05, 0.1
+"""As ``prod9 audit`` has them by default."""
+
+
+def finish_demo(output_dir: Path, *, run: Path, generated: Path, say: Callable[[str], None]) -> Path:
+    """Audit ``generated`` against the patients of ``run``, voxels alone, and write the report of ``output_dir``.
+
+    A cohort too small for an audit goes without: the report says so. Returns the report's path.
+    """
+    say("Looking for copies of training patients")
+    try:
+        sets = sets_of_run(run, generated)
+        voxels = VoxelEmbedding.fit(_volumes(sets))
+        result = run_audit(
+            sets, [voxels], false_alarms=FALSE_ALARMS, max_share=MAX_SHARE, bad=BadFiles(skip=False)
+        )
+        result.write(generated.parent / "audit", voxels)
+    except Prod9Error as error:
+        say(f"No copy audit: {error}")
+    say("Writing the report")
+    return write_report(output_dir, output_dir / REPORT)
+
+
+def _volumes(sets: AuditSets) -> Iterator[VolumeFile]:
+    return (read(entry.path, channel=entry.channel) for entry in sets.train)
