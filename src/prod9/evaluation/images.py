@@ -216,8 +216,11 @@ def _build(name: str, settings: ImageSettings, judge: Judge | None, device: torc
         return ClassifierFeatures(judge.classifier.to(device))
     if name == "autoencoder":
         assert settings.autoencoder is not None  # checked above
-        stage = CheckpointManager.open(settings.autoencoder, stage=STAGES).header["stage"]
-        network = CheckpointManager.load_autoencoder(settings.autoencoder, stage=stage).network
+        path = settings.autoencoder
+        if CheckpointManager.open(path, stage=STAGES).header["stage"] == "maisi_vae":
+            network = CheckpointManager.load_autoencoder(path, stage="maisi_vae").network
+        else:
+            network = CheckpointManager.load_autoencoder(path).network
         return AutoencoderFeatures(_PaddedEncoder(network.to(device).eval().requires_grad_(False)))
     return load_file_features(name.removeprefix("file:"))
 

@@ -82,7 +82,7 @@ def _read_pair(
     real: Entry, generated: Entry, bad: BadFiles, *, resample: bool
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Return target and made volume ``[1 1 H W D]`` in RAS, and the canonical segmentation if there is one."""
-    files = {}
+    files, seg = {}, None
     for name, entry in (("real", real), ("generated", generated)):
         try:
             files[name] = volumes.read(entry.path, channel=entry.channel)
@@ -94,13 +94,12 @@ def _read_pair(
         try:
             files["seg"] = volumes.read(real.seg)
             align({"real": files["real"], "seg": files["seg"]})
-            labels = canonical_seg(files["seg"].data, real.label_scheme, real.seg)
+            seg = _ras(canonical_seg(files["seg"].data, real.label_scheme, real.seg), files["real"]).long()
         except DataError as error:
             bad.report(real, error)
             raise _SkippedError from error
     aligned = align({"real": files["real"], "generated": files["generated"]}, resample=resample)
     target, made = (_ras(aligned[name].data, files["real"]) for name in ("real", "generated"))
-    seg = None if real.seg is None else _ras(labels, files["real"]).long()
     return target.float(), made.float(), seg
 
 

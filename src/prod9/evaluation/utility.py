@@ -6,6 +6,7 @@ several times each, and tested on real patients that neither the generator nor a
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -258,17 +259,16 @@ def _train_and_test(
 def _scores(
     overlaps: Mapping[str, Tensor], sets: Mapping[str, PatientSet], settings: UtilitySettings
 ) -> Iterator[dict[str, Any]]:
-    draws = {"replicates": settings.replicates, "seed": settings.seed}
+    interval = partial(crossed_interval, replicates=settings.replicates, seed=settings.seed)
     for r, region in enumerate(REGIONS):
         real = overlaps["real"][..., r].double()
         for name in SETS:
             own = overlaps[name][..., r].double()
             common = {"trained_on": name, "region": region, "num_training": len(sets[name].names)}
-            yield _row("dice", own.nanmean().item(), crossed_interval(own, **draws), own, common)
+            yield _row("dice", own.nanmean().item(), interval(own), own, common)
             if name != "real":
                 share = (own.nanmean() / real.nanmean()).item()
-                interval = crossed_interval(own, over=real, **draws)
-                yield _row("dice_share", share, interval, own, common)
+                yield _row("dice_share", share, interval(own, over=real), own, common)
 
 
 def _row(
