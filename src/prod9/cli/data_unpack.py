@@ -74,12 +74,13 @@ def _write(
     import numpy as np
 
     from prod9 import volumes
+    from prod9.data.cases import PARTS as KNOWN
     from prod9.data.foreground import foreground_of_image
     from prod9.data.medmnist import SHAPE_SETS, open_medmnist3d
     from prod9.files import check_writable
 
     opened = open_medmnist3d(file.parent, name, size)
-    (side,) = (wanted for wanted in PARTS if wanted == part)
+    (side,) = (known for known in KNOWN if known == part)
     images, labels = opened.read(side, len(classes))
     names = opened.identities(side)
     check_writable(output_dir)

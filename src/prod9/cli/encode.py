@@ -22,7 +22,7 @@ from prod9.errors import ConfigError
 if TYPE_CHECKING:
     import torch
 
-    from prod9.training.config_schema import RunConfig
+    from prod9.training.config_schema import MaisiDiffusionConfig, TransformerConfig
 
 STAGES = ("transformer", "maisi_diffusion")
 """Stages that train on what another one encodes."""
@@ -59,7 +59,7 @@ def encode(
     """
     changes = [*(overrides or []), *([f"data.num_workers={workers}"] if workers is not None else [])]
     run_config = shared.load(config, overrides=changes, output_dir=output_dir, seed=seed)
-    if run_config.stage not in STAGES:
+    if run_config.stage != "transformer" and run_config.stage != "maisi_diffusion":
         raise ConfigError(
             f"stage: expected {' or '.join(STAGES)}, which train on what is encoded, got {run_config.stage}"
         )
@@ -80,7 +80,7 @@ def encode(
         raise typer.Exit(FAILED)
 
 
-def _encode(config: "RunConfig", device: str, processes: int) -> None:
+def _encode(config: "TransformerConfig | MaisiDiffusionConfig", device: str, processes: int) -> None:
     from prod9.cli.checks import check_earlier_stages, check_inputs
 
     check_inputs(config)

@@ -61,7 +61,7 @@ def plan(
     """
     if family not in (*FAMILIES, "all"):
         raise ConfigError(f"--family: expected {', '.join(FAMILIES)} or all, got {family!r}")
-    chosen = [one for one in FAMILIES if family in (one, "all")]
+    chosen: list[Family] = [one for one in FAMILIES if family in (one, "all")]
     possible = [output_dir / f"{name}.yaml" for one in chosen for name in FAMILIES[one]]
     there = [path for path in possible if path.exists()]
     if there and not overwrite:

@@ -18,8 +18,7 @@ from prod9.training.lightning.datamodule import AbstractDataModule, Progress
 class SegmentedData(Protocol):
     """The data module of a base whose cases have segmentations, or something that stands for them."""
 
-    @property
-    def reference_affine(self) -> np.ndarray:
+    def find_reference_affine(self) -> np.ndarray:
         """See :class:`~prod9.training.lightning.datamodule.AbstractDataModule`."""
         ...
 
@@ -62,7 +61,7 @@ class BraTSControlNetDataModule(AbstractDataModule):
 
     def find_reference_affine(self) -> np.ndarray:
         """Return that of the base's data module."""
-        return self._inner.reference_affine
+        return self._inner.find_reference_affine()
 
     def find_split(self) -> Split:
         """Return the division of the base's data module; ConfigError where the base knows held-out patients."""
