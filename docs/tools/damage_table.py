@@ -25,7 +25,7 @@ from prod9.evaluation.networks import coarsen
 from prod9.evaluation.rows import SetRows, describe_set
 from prod9.evaluation.score_table import Score
 from prod9.evaluation.set_scores import Resampling, score_sets
-from prod9.evaluation.volume_sets import BadFiles, Entry, Preparation, find_volumes
+from prod9.evaluation.volume_sets import BadFiles, Entry, Preparation, find_volumes, shuffled
 from prod9.training.model.checkpoint_manager import CheckpointManager
 
 BEGIN, END = "<!-- damage table -->", "<!-- end of damage table -->"
@@ -102,7 +102,8 @@ def _collapsed(entries: Sequence[Entry]) -> list[Entry]:
     for modality in MODALITIES:
         own = [entry for entry in entries if entry.modality == modality]
         result += [own[k % 2] for k in range(len(own))]
-    return result
+    # Pairs of the diversity are neighbours: in this order they would always be of both patients.
+    return shuffled(result, seed=0)
 
 
 def to_markdown(tables: dict[str, list[Score]], extractors: Sequence[SliceExtractor]) -> str:
