@@ -75,12 +75,14 @@ def _write(
 
     from prod9 import volumes
     from prod9.data.cases import PARTS as KNOWN
+    from prod9.data.cases import Part
     from prod9.data.foreground import foreground_of_image
     from prod9.data.medmnist import SHAPE_SETS, open_medmnist3d
     from prod9.files import check_writable
 
     opened = open_medmnist3d(file.parent, name, size)
-    (side,) = (known for known in KNOWN if known == part)
+    known: dict[str, Part] = {str(name): name for name in KNOWN}
+    side = known[part]
     images, labels = opened.read(side, len(classes))
     names = opened.identities(side)
     check_writable(output_dir)

@@ -49,7 +49,7 @@ class ForegroundMasks:
         self._is_shape = is_shape
         self._index = {name: index for index, name in enumerate(volumes.names)}
         flat = volumes.images.reshape(len(volumes), -1)
-        self._has: np.ndarray = flat.any(axis=1) if is_shape else flat.min(axis=1) < flat.max(axis=1)
+        self._has = np.asarray(flat.any(axis=1) if is_shape else flat.min(axis=1) < flat.max(axis=1))
 
     @property
     def num_segmented(self) -> int:
