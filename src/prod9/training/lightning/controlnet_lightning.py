@@ -64,7 +64,7 @@ class ControlNetLightning(SampledControl):
     network starts from its weights; what was copied and what is fresh is logged.
     """
 
-    config: MaisiControlNetConfig
+    config: MaisiControlNetConfig  # pyright: ignore[reportIncompatibleVariableOverride]  # set once
 
     def __init__(self, config: MaisiControlNetConfig, upstream: FlowUpstream | None = None) -> None:
         upstream = upstream or load_flow_upstream(config)

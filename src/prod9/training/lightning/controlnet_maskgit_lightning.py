@@ -52,7 +52,7 @@ class ControlNetLightningMaskGiT(SampledControl, AbstractTokenLightning):
     The base stays out of the module tree, as the autoencoder does: frozen, neither stored nor averaged.
     """
 
-    config: MaskGiTControlNetLightningConfig
+    config: MaskGiTControlNetLightningConfig  # pyright: ignore[reportIncompatibleVariableOverride]  # set once
 
     def __init__(
         self, config: MaskGiTControlNetLightningConfig, upstream: ControlUpstream | None = None
