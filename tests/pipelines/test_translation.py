@@ -191,6 +191,17 @@ def test_progress_goes_to_the_end(pipeline: TranslationPipeline) -> None:
     assert len(seen) > 3
 
 
+@pytest.mark.parametrize("decode", ["sample", "mean"])
+def test_nothing_is_left_outside_the_head_of_the_sources(pipeline: TranslationPipeline, decode: Any) -> None:
+    given = sources("T1", "T2")
+    for name in given:
+        given[name] = given[name].copy()
+        given[name][:2] = 0.0
+    made = pipeline.translate(given, "FLAIR", decode=decode, seed=1).mean
+    assert (made[:2] == 0).all()
+    assert (made[2:] != 0).any()
+
+
 def test_a_label_is_generated_by_its_examples() -> None:
     made = build(min_sources=0, max_examples=2)
     generator = made.generator

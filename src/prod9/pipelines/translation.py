@@ -168,7 +168,7 @@ class TranslationPipeline:
         sample: Callable[..., Tensor] | None = None,
         progress: Callable[[float], None] | None = None,
     ) -> Translation:
-        """Return ``target`` made from ``sources``, whose order does not matter.
+        """Return ``target`` made from ``sources``, whose order does not matter; 0 where all of them are.
 
         num_samples: how many are drawn, sample k from ``derived_seed(seed + k, label of target)``, so that two
         targets of a patient share no noise. decode: ``sample``, or ``mean``: the mean is
@@ -186,7 +186,9 @@ class TranslationPipeline:
         condition = self._condition(sources, target, examples)
 
         def finish(volume: np.ndarray) -> np.ndarray:
-            return self.refined(volume, sources, target) if refine and self.refiner is not None else volume
+            if refine and self.refiner is not None:
+                return self.refined(volume, sources, target)
+            return np.where(_head(sources), volume, np.float32(0.0))
 
         drawn: list[np.ndarray] = []
         if decode == "sample" or num_samples > 1:
@@ -262,7 +264,10 @@ class TranslationPipeline:
 
     @torch.inference_mode()
     def refined(self, volume: np.ndarray, sources: Volumes, target: str) -> np.ndarray:
-        """Return what the refiner makes of a decoded volume ``[H W D]`` and its sources; there must be one."""
+        """Return what the refiner makes of a decoded volume ``[H W D]`` and its sources; there must be one.
+
+        0 outside the head, as every result of ``translate`` is.
+        """
         assert self.refiner is not None
         labels, device = self.generator.label_map, self.generator.device
         held = torch.zeros(1, max(labels.values()) + 1, *volume.shape)
@@ -273,7 +278,15 @@ class TranslationPipeline:
         decoded = torch.from_numpy(volume)[None, None].to(device)
         wanted = torch.tensor([labels[target]], device=device)
         better = self.refiner(decoded, held.to(device), present.to(device), wanted)
-        return better[0, 0].float().clamp(0.0, 1.0).cpu().numpy()
+        return np.where(_head(sources), better[0, 0].float().clamp(0.0, 1.0).cpu().numpy(), np.float32(0.0))
+
+
+def _head(sources: Volumes) -> np.ndarray:
+    """Return bool ``[H W D]``: where any source is above 0, everywhere without sources.
+
+    Decoders leave a rim around the head that no scan has.
+    """
+    return np.any([source > 0 for source in sources.values()], axis=0) if sources else np.asarray(True)
 
 
 def _repeated(
