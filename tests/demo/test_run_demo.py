@@ -48,6 +48,9 @@ def test_it_leaves_volumes_pictures_and_scores_and_goes_on(tmp_path: Path) -> No
     assert len(list((tmp_path / "from_scratch" / "translation").glob("FLAIR_*.nii.gz"))) > 0
     for name in ("montage.png", "generated.png", "translation.png", "control.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "Real, held out" in page
+    assert "prod9 audit --run" in page  # the cohort is too small for an audit, and the page says how to get one
 
     # Started again, it finds everything done: one volume that was lost is made again, the same as before.
     before = np.asarray(image.dataobj)

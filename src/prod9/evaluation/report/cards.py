@@ -44,11 +44,10 @@ def model_card(run: RunRecord, audits: list[dict[str, Any]], evaluations: list[d
     scores = [
         row for content in evaluations for row in content.get("scores", []) if row.get("value") is not None
     ]
-    metrics = [(name, dataset, value) for name, value in run.metrics.items()]
     sessions = run.sessions[-1] if run.sessions else {}
     versions = ", ".join(f"{name} {value}" for name, value in dict(sessions.get("versions", {})).items())
     lines = [
-        model_front_matter(run.stage, metrics=metrics),
+        model_front_matter(run.stage, dataset=dataset, metrics=list(run.metrics.items())),
         f"# {model_title(run.stage)}: {run.name}",
         "",
         f"- Stage `{run.stage}`{f', kind `{run.kind}`' if run.kind else ''}, trained for {run.steps:,} steps "

@@ -30,8 +30,8 @@ def model_title(stage: str) -> str:
     return _NAMES.get(stage, stage)
 
 
-def model_front_matter(stage: str, *, metrics: Sequence[tuple[str, str, float]] = ()) -> str:
-    """Return the metadata block of a model card. metrics: (name, dataset, value) of the model index."""
+def model_front_matter(stage: str, *, dataset: str = "", metrics: Sequence[tuple[str, float]] = ()) -> str:
+    """Return the metadata block of a model card. metrics: (name, value) on ``dataset``, for the model index."""
     family = "maisi" if stage.startswith("maisi") else "maskgit"
     tags = ["prod9", family, "medical-imaging", "mri", "3d", "image-generation"]
     fields: dict[str, Any] = {
@@ -42,15 +42,12 @@ def model_front_matter(stage: str, *, metrics: Sequence[tuple[str, str, float]] 
         "tags": tags,
     }
     if metrics:
-        results = [
-            {
-                "task": {"type": "unconditional-image-generation"},
-                "dataset": {"name": dataset, "type": dataset.lower().replace(" ", "-")},
-                "metrics": [{"type": name, "name": name, "value": round(value, 6)}],
-            }
-            for name, dataset, value in metrics
-        ]
-        fields["model-index"] = [{"name": f"prod9-{stage}", "results": results}]
+        result = {
+            "task": {"type": "unconditional-image-generation"},
+            "dataset": {"name": dataset, "type": dataset.lower().replace(" ", "-")},
+            "metrics": [{"type": name, "name": name, "value": round(value, 6)} for name, value in metrics],
+        }
+        fields["model-index"] = [{"name": f"prod9-{stage}", "results": [result]}]
     return front_matter(**fields)
 
 
