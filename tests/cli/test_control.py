@@ -234,7 +234,8 @@ class TestRefusals:
         self, control: Control, workspace: Workspace, tmp_path: Path
     ) -> None:
         args = ["control", "--seg", control.seg, "-o", tmp_path / "out", "--model", workspace.run2]
-        assert_refused(run("prod9-generate", *args), 1, "stage maskgit_controlnet, got stage transformer")
+        text = "stage maskgit_controlnet or maisi_controlnet, got stage transformer"
+        assert_refused(run("prod9-generate", *args), 1, text)
 
     def test_another_transformer(self, control: Control, workspace: Workspace, tmp_path: Path) -> None:
         other = tmp_path / "other"

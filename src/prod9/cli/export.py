@@ -31,8 +31,9 @@ def export(
         str | None,
         typer.Option(
             "--transformer",
+            "--diffusion",
             metavar="EXPORT",
-            help="For stage 3: the exported transformer to record, likewise.",
+            help="For stage 3: the exported transformer or diffusion network to record, likewise.",
         ),
     ] = None,
     as_json: JsonOption = False,

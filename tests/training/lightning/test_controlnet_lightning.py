@@ -81,6 +81,22 @@ def test_the_conditions_decide_what_is_told(make_config, conditions, sources):
     torch.testing.assert_close(sampled.controlled, sampled.base, rtol=0, atol=1e-4)
 
 
+def test_exports_of_all_stages_find_each_other_where_they_are_moved(make_config, memory_data, tmp_path):
+    config = make_config("maisi_controlnet", "run", training={"max_steps": 1}, callbacks={"num_samples": 0})
+    train(config)
+    share = tmp_path / "share"
+    vae = CheckpointManager.export(tmp_path / "vae.ckpt", share / "vae")
+    flow = CheckpointManager.export(tmp_path / "flow.ckpt", share / "flow", autoencoder=vae)
+    CheckpointManager.export(config.output_dir, share / "control", transformer=flow)
+    share.rename(tmp_path / "moved")
+    (tmp_path / "flow.ckpt").unlink()
+    (tmp_path / "vae.ckpt").unlink()
+    pipeline = MAISIControlPipeline.from_checkpoint(tmp_path / "moved" / "control")
+    seg = np.zeros((1, 16, 16, 16), dtype=np.uint8)
+    assert pipeline.sample_label(1, segs=seg, seeds=[0]).shape == (1, 2, 4, 4, 4)
+    assert CheckpointManager.from_pretrained(tmp_path / "moved" / "control").header["step"] == 1
+
+
 def test_the_contrast_is_part_of_the_loss(make_config, memory_data, logged, tmp_path):
     train(make_config("maisi_controlnet", "run", loss={"contrast": {"weight": 0.1}}))
     assert any(row.get("train/contrast") for row in logged(tmp_path / "run"))

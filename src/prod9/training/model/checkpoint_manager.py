@@ -59,6 +59,12 @@ PREFIXES = {
 }
 """Where the network of a stage lives in the state dict."""
 
+BASES = {
+    "maskgit_controlnet": ("transformer", "transformer"),
+    "maisi_controlnet": ("diffusion", "maisi_diffusion"),
+}
+"""What a stage 3 calls the network that it steers, and that one's stage."""
+
 STAGE1_MODELS = {"autoencoder": FSQModelConfig, "maisi_vae": KLModelConfig}
 """The model section of each stage-1 family."""
 
@@ -301,8 +307,8 @@ class CheckpointManager:
 
         dtype: of the floating-point weights, float32 or float16 (half the size; loading casts back).
         autoencoder: for stage 2, the exported autoencoder to record as its input, by a relative path, so that
-        both folders can be moved and shared together. transformer: the same for stage 3; its own autoencoder is
-        recorded with it. Raises CheckpointError.
+        both folders can be moved and shared together. transformer: the same for stage 3, a transformer or, of MAISI, a
+        diffusion network; its own autoencoder is recorded with it. Raises CheckpointError.
         """
         opened = CheckpointManager.open(checkpoint)
         header, folder = _without_paths(opened.header), Path(folder)
@@ -311,18 +317,18 @@ class CheckpointManager:
             upstream = CheckpointManager.open(autoencoder, stage=family)
             header["inputs"] = {"autoencoder": describe_input(upstream.path, upstream.sha256, folder)}
         if transformer is not None:
-            header["inputs"] = _describe_base(
-                CheckpointManager.open(transformer, stage="transformer"), folder
-            )
+            name, stage = BASES.get(header["stage"], BASES["maskgit_controlnet"])
+            base = CheckpointManager.open(transformer, stage=stage)
+            header["inputs"] = _describe_base(name, base, folder)
         for recorded in header["inputs"].values():
             recorded["path"] = recorded["relative"]
         prefix = PREFIXES[header["stage"]]
         return exports.write_export(folder, dict(header), _strip(opened.state_dict, prefix), dtype=dtype)
 
 
-def _describe_base(base: Opened, folder: Path) -> dict[str, dict[str, str]]:
-    """Return the records of an exported transformer and of the autoencoder that it records, seen from ``folder``."""
-    inputs = {"transformer": describe_input(base.path, base.sha256, folder)}
+def _describe_base(name: str, base: Opened, folder: Path) -> dict[str, dict[str, str]]:
+    """Return the records of an exported base and of the autoencoder that it records, seen from ``folder``."""
+    inputs = {name: describe_input(base.path, base.sha256, folder)}
     recorded = base.header["inputs"].get("autoencoder")
     if recorded is not None:
         place = recorded_places(base.path, recorded)[-1]
