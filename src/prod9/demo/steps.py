@@ -17,6 +17,7 @@ from torch import Tensor
 from prod9.data.layouts import find_cases
 from prod9.data.simulation import simulate_cohort
 from prod9.demo.control import score_stage3
+from prod9.demo.families import VARIANTS
 from prod9.demo.pictures import write_pictures
 from prod9.demo.plan import DemoPlan, starter_weights
 from prod9.demo.report import finish_demo
