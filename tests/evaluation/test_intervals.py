@@ -57,3 +57,5 @@ def test_seeds_and_patients_both_widen_the_interval():
     wide = crossed_interval(patients + seeds, replicates=500, seed=0)
     assert wide[1] - wide[0] > 1.5 * (narrow[1] - narrow[0])
     assert crossed_interval(patients, over=patients, replicates=500, seed=0) == pytest.approx((1.0, 1.0))
+    nothing = torch.zeros(3, 30)
+    assert crossed_interval(patients, over=nothing, replicates=50, seed=0) is None

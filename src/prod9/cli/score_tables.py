@@ -18,6 +18,8 @@ def print_scores(evaluation: "Evaluation") -> None:
     for group in dict.fromkeys(row["group"] for row in rows):
         own = [row for row in rows if row["group"] == group]
         _TABLES.get(group, _print_sets)(own)
+    if evaluation.command == "evaluate utility":
+        return
     shared.console.print(
         "↑ higher is better, ↓ lower, = as near to the floor as can be; ? too few volumes to rely on. Floor: real "
         "volumes against each other, at the numbers of 'matched'.",

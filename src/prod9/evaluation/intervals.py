@@ -121,7 +121,10 @@ def crossed_interval(
                 / columns[torch.randint(len(rows), (len(rows),), generator=generator)][:, patients].mean()
             )
         means.append(mean)
-    return _ends(torch.stack(means).nan_to_num(nan=0.0, posinf=0.0))
+    found = torch.stack(means)
+    # A ratio to nothing is no number; where that is common, neither is the interval.
+    finite = found[found.isfinite()]
+    return _ends(finite) if len(finite) > 0.9 * replicates else None
 
 
 def _ends(values: Tensor) -> Interval:
