@@ -84,3 +84,17 @@ def test_what_cannot_be_right_is_refused():
 def test_the_factory_builds_what_a_configuration_says():
     section = KLModelConfig(latent_channels=3, **NETWORK)
     assert type(build_autoencoder("kl", **section.kwargs())) is AutoencoderKlMaisi
+
+
+def test_calibration_gives_every_channel_more_signal_than_noise():
+    network, x = build(), volume(2, 1, 16, 16, 16)
+    network.calibrate(x)
+    z_mu, z_sigma = network.encode(x)
+    torch.testing.assert_close(z_mu.mean((0, 2, 3, 4)), torch.zeros(len(LEVELS)), rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        z_mu.std((0, 2, 3, 4), correction=0), torch.ones(len(LEVELS)), rtol=1e-4, atol=0
+    )
+    torch.testing.assert_close(z_sigma, torch.full_like(z_sigma, 0.1))
+    network.train()
+    network(x).latent.square().mean().backward()
+    assert network.quant_conv_log_sigma.conv.weight.grad.abs().max() > 0

@@ -233,12 +233,7 @@ class AutoencoderFSQ(MaisiBackbone):
 
         Outside the quantiser's range tanh saturates and nothing is learnt; call once, before training.
         """
-        z = self.encode(x)
-        mean = z.mean((0, 2, 3, 4))
-        std = z.std((0, 2, 3, 4), correction=0).clamp_min(1e-6)
-        conv = self.quant_conv_mu.conv
-        conv.bias.sub_(mean).div_(std)
-        conv.weight.div_(std.view(-1, 1, 1, 1, 1))
+        self._standardise(self.encode(x))
 
 
 def _refuse_non_finite(values: Tensor) -> None:

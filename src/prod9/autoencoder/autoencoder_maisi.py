@@ -5,6 +5,7 @@ strictly. Unlike MONAI's, evaluation is deterministic: its ``forward`` and ``enc
 sample of the latent whatever the mode.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -15,6 +16,7 @@ from prod9.types import AutoencoderOutput, Latent, Volume, VolumeOut
 
 # MONAI's bounds of the log-variance: exp stays finite in float32.
 _LOG_VARIANCE = (-30.0, 20.0)
+_FIRST_SIGMA = 0.1
 
 
 class AutoencoderKlMaisi(MaisiBackbone):
@@ -68,6 +70,18 @@ class AutoencoderKlMaisi(MaisiBackbone):
         with torch.autocast(x.device.type, enabled=False):
             log_variance = self.quant_conv_log_sigma(h).float().clamp(*_LOG_VARIANCE)
             return self.quant_conv_mu(h).float(), torch.exp(log_variance / 2)
+
+    @torch.no_grad()
+    def calibrate(self, x: Volume) -> None:
+        """Bring z_mu of ``x`` to mean 0 and std 1 in each channel and z_sigma to 0.1, in place.
+
+        Fresh weights give z_sigma near 1 and a smaller z_mu: a channel that is all noise teaches the decoder to
+        ignore it, and the KL divergence then keeps it so. Call once, before training from scratch.
+        """
+        self._standardise(self.encode(x)[0])
+        conv = self.quant_conv_log_sigma.conv
+        conv.weight.zero_()
+        conv.bias.fill_(2 * math.log(_FIRST_SIGMA))
 
     def reparameterize(
         self, z_mu: Latent, z_sigma: Latent, generator: torch.Generator | None = None

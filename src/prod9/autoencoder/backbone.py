@@ -108,6 +108,14 @@ class MaisiBackbone(AutoencoderKlMaisi):
             h = self._run(self.decoder.blocks, self.post_quant_conv(z.to(self.last_layer.dtype)))
         return unfold_voxels(h, self.space_to_depth).to(z.dtype)
 
+    def _standardise(self, z: Latent) -> None:
+        """Rescale ``quant_conv_mu`` in place so that ``z``, which it gave, has mean 0 and std 1 in each channel."""
+        mean = z.mean((0, 2, 3, 4))
+        std = z.std((0, 2, 3, 4), correction=0).clamp_min(1e-6)
+        conv = self.quant_conv_mu.conv
+        conv.bias.sub_(mean).div_(std)
+        conv.weight.div_(std.view(-1, 1, 1, 1, 1))
+
     def decode_stage_2_outputs(self, z: Latent) -> VolumeOut:
         """Return the volume of a latent; MONAI's name for ``decode``."""
         return self.decode(z)
