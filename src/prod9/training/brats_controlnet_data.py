@@ -1,7 +1,7 @@
 """BraTSControlNetDataModule: what the base was trained on, and the segmentation that goes with it."""
 
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,30 +12,7 @@ from prod9.data.segmentations import Segmentations
 from prod9.data.splits import Part, Split
 from prod9.errors import ConfigError
 from prod9.training.config_schema import MaisiControlNetConfig, MaskGiTControlNetLightningConfig
-from prod9.training.lightning.datamodule import AbstractDataModule, Progress
-
-
-class SegmentedData(Protocol):
-    """The data module of a base whose cases have segmentations, or something that stands for them."""
-
-    def find_reference_affine(self) -> np.ndarray:
-        """See :class:`~prod9.training.lightning.datamodule.AbstractDataModule`."""
-        ...
-
-    @property
-    def split(self) -> Split:
-        """See :class:`~prod9.training.lightning.datamodule.AbstractDataModule`."""
-        ...
-
-    def build_dataset(self, part: Part) -> Dataset[dict[str, Any]]:
-        """Return the base's samples of ``part``."""
-        ...
-
-    def build_segmentations(
-        self, part: Part, *, directory: Path, num_classes: int, progress: Progress | None
-    ) -> Segmentations:
-        """Return the segmentations of ``part``, of labels below ``num_classes``, kept in ``directory``."""
-        ...
+from prod9.training.lightning.datamodule import AbstractDataModule, AbstractSegmentedDataModule, Progress
 
 
 class BraTSControlNetDataModule(AbstractDataModule):
@@ -50,7 +27,7 @@ class BraTSControlNetDataModule(AbstractDataModule):
         self,
         config: MaskGiTControlNetLightningConfig | MaisiControlNetConfig,
         *,
-        inner: SegmentedData,
+        inner: AbstractSegmentedDataModule,
         base_split: Split | None = None,
         progress: Progress | None = None,
     ) -> None:

@@ -29,13 +29,13 @@ from prod9.training.config_schema import (
     Stage1Config,
     TransformerConfig,
 )
-from prod9.training.lightning.datamodule import AbstractDataModule, Progress
+from prod9.training.lightning.datamodule import AbstractSegmentedDataModule, Progress
 from prod9.volumes import read_header
 
 _LOG = logging.getLogger(__name__)
 
 
-class AbstractBraTSDataModule(AbstractDataModule):
+class AbstractBraTSDataModule(AbstractSegmentedDataModule):
     """Cases, split, preprocessing and geometry that all BraTS data modules share."""
 
     def __init__(self, config: RunConfig, *, progress: Progress | None = None) -> None:

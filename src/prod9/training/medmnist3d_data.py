@@ -31,12 +31,12 @@ from prod9.training.config_schema import (
     Stage1Config,
     TransformerConfig,
 )
-from prod9.training.lightning.datamodule import AbstractDataModule, Progress
+from prod9.training.lightning.datamodule import AbstractSegmentedDataModule, Progress
 
 _LOG = logging.getLogger(__name__)
 
 
-class MedMNIST3DDataModule(AbstractDataModule):
+class MedMNIST3DDataModule(AbstractSegmentedDataModule):
     """One MedMNIST3D file, divided as its makers did.
 
     Stage 1 gives volumes; stage 2 encodes them once and gives tokens with the class, with examples of the class too

@@ -20,6 +20,7 @@ from rich.progress import Progress as ProgressBar
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from prod9.data.sampling import StepBatchSampler
+from prod9.data.segmentations import Segmentations
 from prod9.data.splits import PARTS, Part, Split
 from prod9.errors import ConfigError
 from prod9.training.config_schema import RunConfig
@@ -173,6 +174,16 @@ class AbstractDataModule(LightningDataModule, ABC):
         with ProgressBar(*columns, transient=True) as bar:
             task = bar.add_task(description, total=None)
             yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+class AbstractSegmentedDataModule(AbstractDataModule):
+    """A data module whose cases have segmentations, or something that stands for them: what stage 3 wraps."""
+
+    @abstractmethod
+    def build_segmentations(
+        self, part: Part, *, directory: Path, num_classes: int, progress: Progress | None
+    ) -> Segmentations:
+        """Return the segmentations of ``part``, of labels below ``num_classes``, kept in ``directory``."""
 
 
 def check_paths(config: RunConfig) -> None:
