@@ -62,3 +62,23 @@ def test_report_and_card_of_a_trained_run(workspace, tmp_path):
     cards = run("prod9", "card", str(workspace.run1), "-o", str(tmp_path / "cards"))
     assert cards.code == 0, cards.err
     assert "FSQ autoencoder" in (tmp_path / "cards" / "MODEL_CARD.md").read_text()
+
+
+def test_latents_of_a_runs_autoencoder_are_compared_too(workspace, tmp_path):
+    folders = {
+        "--train": write_heads(tmp_path / "train", [head(k) for k in range(4)]),
+        "--heldout": write_heads(tmp_path / "heldout", [head(100 + k) for k in range(7)]),
+        "--generated": write_heads(tmp_path / "generated", [head(1)[::-1]]),
+    }
+    options = [text for option, folder in folders.items() for text in (option, str(folder))]
+    for model in (workspace.run1, workspace.run2):
+        ran = run(
+            "prod9", "audit", *options, "--model", model, "--false-alarms", "0.3", "-o", tmp_path, "--json"
+        )
+        assert ran.code == 1, ran.err
+        names = [row["name"].split("-")[0] for row in ran.json["embeddings"]]
+        assert names == ["voxels", "latents"]
+        assert ran.json["pairs"][0]["train"]["case"] == "train001"
+        assert (
+            ran.json["embeddings"][1]["generated"][0] < 1e-3
+        )  # mirrored left to right, its latents are a copy's

@@ -166,13 +166,16 @@ def _latents(model: str, device: str) -> "Embedding":
     from prod9.evaluation.audit_embeddings import LatentEmbedding
     from prod9.evaluation.features import AutoencoderFeatures
     from prod9.evaluation.volume_sets import Preparation
-    from prod9.training.model.checkpoint_manager import STAGE1_MODELS, CheckpointManager
+    from prod9.training.model.checkpoint_manager import CheckpointManager
 
     where = shared.torch_device(device)
     opened = CheckpointManager.open(model)
     stage = opened.header["stage"]
-    if stage in STAGE1_MODELS:
-        loaded: Any = CheckpointManager.load_autoencoder(opened.path, stage=stage, device=where)
+    loaded: Any
+    if stage == "autoencoder":
+        loaded = CheckpointManager.load_autoencoder(opened.path, device=where)
+    elif stage == "maisi_vae":
+        loaded = CheckpointManager.load_autoencoder(opened.path, stage="maisi_vae", device=where)
     elif stage.startswith("maisi"):
         loaded = CheckpointManager.load_vae(opened, device=where)
     else:

@@ -7,8 +7,8 @@ near to the training set. Blurred volumes are near to everything, and are not su
 
 The threshold is set for the share ``false_alarms`` of suspects among volumes of a model that copies nothing: the rank
 among the held-out values that leaves this share below (a conformal p-value), or the lower prediction bound of a
-normal distribution of their logarithms where that is lower. The bound counts patients, not volumes: the modalities
-of one patient are no independent witnesses. Distances are cosine distances of embeddings centred on
+normal distribution of their logarithms where that is lower. The bound is that of patients, each by its lowest volume:
+the modalities of one patient are no independent witnesses. Distances are cosine distances of embeddings centred on
 the training set. Authenticity is that of Alaa et al., ICML 2022: a volume is authentic unless it is nearer to
 its training neighbour than that one is to any other patient.
 """
@@ -124,18 +124,21 @@ def compare(
         held_out=honest,
         generated=relative,
         p_values=(1.0 + ranks) / (len(honest) + 1.0),
-        threshold=_threshold(honest, patients, false_alarms),
+        threshold=_threshold(honest, held_out.patients, false_alarms),
         nearest=nearest,
         authentic=nearest.distance >= _spread(train, train_rows, nearest.index),
         copies_held_out=_copies(honest, own),
     )
 
 
-def _threshold(honest: Float[Tensor, " M"], patients: int, false_alarms: float) -> float:
+def _threshold(honest: Float[Tensor, " M"], patients: Sequence[str], false_alarms: float) -> float:
     allowed = math.floor(false_alarms * (len(honest) + 1) + 1e-9)
     rank = honest.sort().values[allowed - 1].item()
-    logs = honest.clamp_min(_SMALLEST).double().log()
-    deviations = stats.t.ppf(1 - false_alarms, patients - 1) * math.sqrt(1 + 1 / patients)
+    lowest: dict[str, float] = {}
+    for patient, value in zip(patients, honest.clamp_min(_SMALLEST).log().tolist(), strict=True):
+        lowest[patient] = min(value, lowest.get(patient, math.inf))
+    logs = torch.tensor(list(lowest.values()), dtype=torch.float64)
+    deviations = stats.t.ppf(1 - false_alarms, len(logs) - 1) * math.sqrt(1 + 1 / len(logs))
     return min(rank, math.exp((logs.mean() - deviations * logs.std()).item()))
 
 
@@ -145,7 +148,7 @@ def _ratio(train: Nearest, held_out: Nearest) -> Float[Tensor, " N"]:
 
 def _spread(train: Described, rows: Rows, index: Int64[Tensor, " N"]) -> Float[Tensor, " N"]:
     """Return for each training volume of ``index`` the distance to the nearest of another patient."""
-    chosen = Described(rows[index], [train.patients[i] for i in index.tolist()])
+    chosen = Described(rows[index], [train.patients[int(i)] for i in index])
     return find_nearest(chosen.rows[:, :1], rows, excluded=_same_patient(chosen, train)).distance
 
 

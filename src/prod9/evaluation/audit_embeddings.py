@@ -58,7 +58,7 @@ class VoxelEmbedding:
     another rather than that it is a head. field_mm: side of the cube; ``cells`` of them along each axis.
     """
 
-    mirrors = ALL_MIRRORS
+    mirrors: tuple[Mirror, ...] = ALL_MIRRORS
 
     def __init__(self, *, field_mm: float, cells: int = CELLS) -> None:
         self.field_mm = field_mm
@@ -103,7 +103,7 @@ class LatentEmbedding:
     preparation: brings files to that grid. Mirrorings are left and right only: each costs a pass of the encoder.
     """
 
-    mirrors = LEFT_RIGHT
+    mirrors: tuple[Mirror, ...] = LEFT_RIGHT
 
     def __init__(
         self, extractor: AutoencoderFeatures, preparation: Preparation, *, device: torch.device

@@ -1,7 +1,7 @@
 """Small charts as SVG text for an HTML page: curves over steps, and a strip of values beside a threshold."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 
 Points = Sequence[tuple[float, float]]
@@ -11,7 +11,7 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 14, 12, 28
 _COLOURS = ("#0d7d87", "#d9652b", "#5b4fc4", "#5f6b76", "#b0396e", "#3f8f3a")
 
 
-def curve_chart(title: str, series: dict[str, Points]) -> str:
+def curve_chart(title: str, series: Mapping[str, Points]) -> str:
     """Return a figure of named curves over steps; values must be finite."""
     xs = [x for points in series.values() for x, _ in points]
     ys = [y for points in series.values() for _, y in points]
@@ -29,7 +29,7 @@ def curve_chart(title: str, series: dict[str, Points]) -> str:
     return _figure(title, "".join(parts), legend, _HEIGHT)
 
 
-def strip_chart(rows: dict[str, Sequence[float]], *, threshold: float, title: str) -> str:
+def strip_chart(rows: Mapping[str, Sequence[float]], *, threshold: float, title: str) -> str:
     """Return rows of dots on one axis from 0, with the range below ``threshold`` shaded."""
     values = [value for row in rows.values() for value in row]
     top = max([*values, threshold]) * 1.05
