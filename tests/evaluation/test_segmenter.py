@@ -56,3 +56,16 @@ def test_dice_of_known_overlaps():
     scores = dice(found, truth)
     assert scores[:3].tolist() == pytest.approx([2 / 3, 1.0, 0.0])
     assert scores[3].isnan()  # nothing to find: no overlap to speak of
+
+
+def test_several_modalities_and_regions():
+    network = TumourUNet(num_modalities=2, num_regions=3).eval()
+    x = 0.1 + 0.9 * torch.rand(1, 2, 16, 16, 16, generator=torch.Generator().manual_seed(0))
+    logits = network(x)
+    assert logits.shape == (1, 3, 16, 16, 16)
+    # Each modality is standardised by itself: the brightness of one says nothing about the other.
+    darker = torch.cat([x[:, :1], 0.5 * x[:, 1:]], dim=1)
+    torch.testing.assert_close(network(darker), logits, atol=0.02 * logits.abs().max().item(), rtol=0)
+    masks = torch.rand(2, 3, 16, 16, 16) > 0.5
+    segmenter = train_segmenter(torch.rand(2, 2, 16, 16, 16), masks, steps=1, seed=0)
+    assert segmenter.predict(torch.rand(1, 2, 8, 8, 8)).shape == (1, 3, 8, 8, 8)

@@ -32,7 +32,11 @@ SplitOption = Annotated[
     typer.Option("--split", metavar="FILE", help="A run's split.json: compare with its test patients alone."),
 ]
 LayoutOption = Annotated[
-    str, typer.Option("--layout", metavar="NAME", help="How the folders are laid out, if it is not found.")
+    str, typer.Option("--layout", metavar="NAME", help="How real folders are laid out, if it is not found.")
+]
+LabelSchemeOption = Annotated[
+    str,
+    typer.Option("--label-scheme", metavar="NAME", help="What the labels of real segmentations mean."),
 ]
 EvaluationDirOption = Annotated[
     Path, typer.Option("--output-dir", "-o", metavar="DIR", help="Where tables and JSON go.")
@@ -88,6 +92,7 @@ def images(
     modality: ModalityOption = None,
     split: SplitOption = None,
     layout: LayoutOption = "auto",
+    label_scheme: LabelSchemeOption = "auto",
     grid: Annotated[
         Grid | None,
         typer.Option("--grid", metavar="H W D", help="Voxels to compare on. [the generated volumes']"),
@@ -121,6 +126,7 @@ def images(
         modalities=tuple(modality or ()),
         split=None if split is None else str(split),
         layout=layout,
+        label_scheme=label_scheme,
         grid=grid,
         spacing=spacing,
         skip_bad=skip_bad,
@@ -153,6 +159,7 @@ def utility(
     ] = None,
     modality: ModalityOption = None,
     layout: LayoutOption = "auto",
+    label_scheme: LabelSchemeOption = "auto",
     steps: Annotated[int, typer.Option("--steps", min=1, help="Training steps of each network.")] = 400,
     seeds: Annotated[int, typer.Option("--seeds", min=1, help="Networks trained on each set.")] = 3,
     grid: Annotated[
@@ -182,6 +189,7 @@ def utility(
         split=None if split is None else str(split),
         heldout=None if heldout is None else str(heldout),
         layout=layout,
+        label_scheme=label_scheme,
         grid=grid,
         spacing=spacing,
         steps=steps,

@@ -51,8 +51,8 @@ class ImageSettings:
 
     autoencoder: run folder, checkpoint or export of the extractor of that name. classifier: a file that an
     earlier evaluation wrote; None to train one where it is needed. paired, resample: also compare volumes of the
-    same case, brought to the real one's voxels. split: a ``split.json``; of the real set only its test patients
-    are used. replicates: bootstrap samples.
+    same case, brought to the real one's voxels. layout, label_scheme: of the real set. split: a ``split.json``; of
+    the real set only its test patients are used. replicates: bootstrap samples.
     """
 
     extractors: tuple[str, ...] = ("random",)
@@ -65,6 +65,7 @@ class ImageSettings:
     modalities: tuple[str, ...] = ()
     split: str | None = None
     layout: str = "auto"
+    label_scheme: str = "auto"
     grid: tuple[int, int, int] | None = None
     spacing: tuple[float, float, float] | None = None
     skip_bad: bool = False
@@ -110,10 +111,14 @@ def evaluate_images(
     """
     check_settings(settings)
     device = device or torch.device("cpu")
-    chosen = {"layout": settings.layout, "modalities": settings.modalities}
-    split = None if settings.split is None else Path(settings.split)
-    real = find_volumes(real_root, split=split, **chosen)
-    generated = find_volumes(generated_root, **chosen)
+    real = find_volumes(
+        real_root,
+        layout=settings.layout,
+        label_scheme=settings.label_scheme,
+        modalities=settings.modalities,
+        split=None if settings.split is None else Path(settings.split),
+    )
+    generated = find_volumes(generated_root, modalities=settings.modalities)
     bad, scores, cases = BadFiles(skip=settings.skip_bad), [], []
     if settings.paired:
         pairs = match_pairs(real, generated)

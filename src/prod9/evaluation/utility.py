@@ -52,6 +52,7 @@ class UtilitySettings:
     split: str | None = None
     heldout: str | None = None
     layout: str = "auto"
+    label_scheme: str = "auto"
     grid: tuple[int, int, int] | None = None
     spacing: tuple[float, float, float] | None = None
     steps: int = 400
@@ -92,7 +93,7 @@ def evaluate_utility(
     """
     device, bad = device or torch.device("cpu"), BadFiles(skip=settings.skip_bad)
     training, held_out = _real_cases(real_root, settings)
-    synthetic = _find(synthetic_root, settings)
+    synthetic = find_cases(synthetic_root, modalities=settings.modalities, require_seg=True)
     grid = settings.grid or _grid_of(synthetic[0], settings.modalities)
     _require_memory(grid, len(settings.modalities), len(training) + len(synthetic) + len(held_out))
     read = _reader(grid, settings, bad)
@@ -158,7 +159,13 @@ def _real_cases(root: Path, settings: UtilitySettings) -> tuple[list[Case], list
 
 
 def _find(root: Path, settings: UtilitySettings) -> list[Case]:
-    return find_cases(root, layout=settings.layout, modalities=settings.modalities, require_seg=True)
+    return find_cases(
+        root,
+        layout=settings.layout,
+        label_scheme=settings.label_scheme,
+        modalities=settings.modalities,
+        require_seg=True,
+    )
 
 
 def _grid_of(case: Case, modalities: Sequence[str]) -> tuple[int, int, int]:

@@ -80,7 +80,12 @@ class BadFiles:
 
 
 def find_volumes(
-    root: str | Path, *, layout: str = "auto", modalities: Sequence[str] = (), split: Path | None = None
+    root: str | Path,
+    *,
+    layout: str = "auto",
+    label_scheme: str = "auto",
+    modalities: Sequence[str] = (),
+    split: Path | None = None,
 ) -> list[Entry]:
     """Return the volumes below ``root``, sorted by modality and case.
 
@@ -88,7 +93,7 @@ def find_volumes(
     Raises DataError for a folder without volumes, without the modalities, or without a test patient.
     """
     root = Path(root)
-    dataset = scan_dataset(root, layout=layout)
+    dataset = scan_dataset(root, layout=layout, label_scheme=label_scheme)
     entries = [
         Entry(
             case.case_id,
