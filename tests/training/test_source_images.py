@@ -29,7 +29,9 @@ def make(items: list[dict]) -> tuple[SourceImages, Cases]:
 
 
 def test_each_latent_has_the_sources_of_its_own_case_mirrored_alike() -> None:
-    items = [{"case_id": case, "modality": "FLAIR", "flipped": flip} for case in "ab" for flip in (False, True)]
+    items = [
+        {"case_id": case, "modality": "FLAIR", "flipped": flip} for case in "ab" for flip in (False, True)
+    ]
     dataset, cases = make(items)
     assert len(dataset) == 4
     for k, (place, flipped) in enumerate([(0, False), (0, True), (1, False), (1, True)]):
