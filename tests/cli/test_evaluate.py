@@ -226,6 +226,10 @@ def test_utility(real: Path, tmp_path: Path) -> None:
     assert "--heldout DIR" in ran.err
     ran = evaluate("utility", real, made, *options, "--heldout", real, "-o", tmp_path / "out", code=1)
     assert "expected other patients than" in ran.err
+    ran = evaluate(
+        "utility", real, made, *options, "--heldout", made, "--grid", 8, 8, 8, "-o", tmp_path, code=2
+    )
+    assert "expected volumes of 9 voxels or more" in ran.err
     file = tmp_path / "split.json"
     patients = [f"BraTS-GLI-{k:05d}" for k in range(10)]
     Split(tuple(patients[:6]), (), tuple(patients[6:])).save(file)

@@ -33,6 +33,8 @@ REGIONS: Mapping[str, tuple[int, ...]] = {
 }
 """Canonical labels of each region, as BraTS scores them."""
 SETS = ("real", "synthetic", "both")
+MIN_SIDE = 9
+"""Smaller volumes leave the segmenter's coarsest level a single voxel."""
 MAX_BYTES = 8 << 30
 """Most that the volumes of all patients may take in memory."""
 
@@ -95,7 +97,7 @@ def evaluate_utility(
     training, held_out = _real_cases(real_root, settings)
     synthetic = find_cases(synthetic_root, modalities=settings.modalities, require_seg=True)
     grid = settings.grid or _grid_of(synthetic[0], settings.modalities)
-    _require_memory(grid, len(settings.modalities), len(training) + len(synthetic) + len(held_out))
+    _require_sizes(grid, len(settings.modalities), len(training) + len(synthetic) + len(held_out))
     read = _reader(grid, settings, bad)
     found = {
         name: read(name, cases, report)
@@ -175,7 +177,11 @@ def _grid_of(case: Case, modalities: Sequence[str]) -> tuple[int, int, int]:
     return h, w, d
 
 
-def _require_memory(grid: tuple[int, int, int], num_modalities: int, num_cases: int) -> None:
+def _require_sizes(grid: tuple[int, int, int], num_modalities: int, num_cases: int) -> None:
+    if max(grid) < MIN_SIDE:
+        raise ConfigError(
+            f"expected volumes of {MIN_SIDE} voxels or more along some axis, got {grid}; use smaller ones (--spacing)."
+        )
     # "both" holds real and synthetic patients a second time.
     wanted = 2 * num_cases * grid[0] * grid[1] * grid[2] * (4 * num_modalities + len(REGIONS))
     if wanted > MAX_BYTES:
