@@ -108,7 +108,7 @@ class _Demo:
         if not plan.from_scratch:
             block["before_fine_tuning"] = self._score_before(judges)
         if "translation" in plan.stages:
-            stages["translation"] = self._translate(stage1, judges)
+            stages["translation"] = self._translate(stage1, stage2, judges)
         if "control" in plan.stages:
             stages["control"] = self._control(stage2, judges)
         return block
@@ -126,8 +126,8 @@ class _Demo:
         # Read back at once: a folder that training would refuse should be refused before anything is trained.
         find_cases(plan.data_dir)
 
-    def _train(self, config: Any, stage: str) -> Path:
-        weights = self.plan.initial_weights(stage)
+    def _train(self, config: Any, stage: str, *, init_from: Path | None = None) -> Path:
+        weights = init_from or self.plan.initial_weights(stage)
         doing = "Training" if weights is None else "Fine-tuning"
         self.report.say(f"{doing} {stage}: {config.training.max_steps} steps")
         train(config, resume="auto", init_from=weights, device=self.device)
@@ -166,8 +166,9 @@ class _Demo:
             "stage2_label": judges.score(generated, labels),
         }
 
-    def _translate(self, stage1: Path, judges: Judges) -> Metrics:
-        translator = self._train(self.plan.in_context(stage1), "stage2")
+    def _translate(self, stage1: Path, stage2: Path, judges: Judges) -> Metrics:
+        # The label's transformer knows the target's tokens already; the sources are what is left to learn.
+        translator = self._train(self.plan.in_context(stage1), "stage2", init_from=stage2)
         self._train(self.plan.refiner(translator), "stage2_refiner")
         with self.report.bar("Translating held-out patients") as progress:
             return score_translations(
