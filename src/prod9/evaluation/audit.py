@@ -6,9 +6,10 @@ with the other held-out patients. A generated volume is suspect when next to no 
 near to the training set. Blurred volumes are near to everything, and are not suspect for that.
 
 The threshold is set for the share ``false_alarms`` of suspects among volumes of a model that copies nothing: the rank
-among the held-out values that leaves this share below (a conformal p-value), or the lower prediction bound of a
-normal distribution of their logarithms where that is lower. The bound is that of patients, each by its lowest volume:
-the modalities of one patient are no independent witnesses. Distances are cosine distances of embeddings centred on
+among the held-out values that leaves this share below (a conformal p-value), or, where that is lower, the bound below
+which at most this share of a normal distribution of their logarithms lies, with 95% confidence (a one-sided
+tolerance bound). The bound is that of patients, each by its lowest volume: the modalities of one patient are no
+independent witnesses, and few patients make it wide. Distances are cosine distances of embeddings centred on
 the training set. Authenticity is that of Alaa et al., ICML 2022: a volume is authentic unless it is nearer to
 its training neighbour than that one is to any other patient.
 """
@@ -30,6 +31,7 @@ MIN_PATIENTS = 5
 """Held-out patients below which no threshold is worth its name."""
 
 _CHUNK = 64
+_CONFIDENCE = 0.95
 _SMALLEST = 1e-6
 
 
@@ -138,7 +140,8 @@ def _threshold(honest: Float[Tensor, " M"], patients: Sequence[str], false_alarm
     for patient, value in zip(patients, honest.clamp_min(_SMALLEST).log().tolist(), strict=True):
         lowest[patient] = min(value, lowest.get(patient, math.inf))
     logs = torch.tensor(list(lowest.values()), dtype=torch.float64)
-    deviations = stats.t.ppf(1 - false_alarms, len(logs) - 1) * math.sqrt(1 + 1 / len(logs))
+    root = math.sqrt(len(logs))
+    deviations = stats.nct.ppf(_CONFIDENCE, len(logs) - 1, stats.norm.ppf(1 - false_alarms) * root) / root
     return min(rank, math.exp((logs.mean() - deviations * logs.std()).item()))
 
 
