@@ -50,7 +50,8 @@ def test_it_leaves_volumes_pictures_and_scores_and_goes_on(tmp_path: Path) -> No
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "Real, held out" in page
-    assert "prod9 audit --run" in page  # the cohort is too small for an audit, and the page says how to get one
+    # The cohort is too small for an audit, and the page says how to get one.
+    assert "prod9 audit --run" in page
 
     # Started again, it finds everything done: one volume that was lost is made again, the same as before.
     before = np.asarray(image.dataobj)
