@@ -68,7 +68,13 @@ from prod9.training.lightning.transformer_lightning import TransformerLightning
 from prod9.training.lightning.translator import Translator, load_translator
 from prod9.training.lightning.upstream import load_vae
 from prod9.training.medmnist3d_data import MedMNIST3DDataModule
-from prod9.training.model.checkpoint_manager import CheckpointManager, Loaded, Opened, load_strictly
+from prod9.training.model.checkpoint_manager import (
+    CheckpointManager,
+    Loaded,
+    Opened,
+    load_strictly,
+    weights_of,
+)
 from prod9.training.model.model_factory import ModelFactory
 from prod9.training.run_folder import (
     append_run,
@@ -405,9 +411,7 @@ def _evaluate(config: RunConfig, checkpoint: str | Path | None, device: str, wha
     module = build_module(config, upstream)
     _require_inputs(opened, module)
     name, network = next(iter(module.networks().items()))
-    prefix = f"{name}."
-    state = {k.removeprefix(prefix): v for k, v in opened.state_dict.items() if k.startswith(prefix)}
-    load_strictly(network, state, opened.path)
+    load_strictly(network, weights_of(opened.state_dict, f"{name}."), opened.path)
     module.inherit(opened.header)
     module.step = opened.header["step"]
     trainer = build_trainer(config, device, [], [])

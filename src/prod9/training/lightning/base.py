@@ -24,7 +24,7 @@ from torch.optim import AdamW, Optimizer
 
 from prod9.errors import CheckpointError, ConfigError, TrainingError
 from prod9.training.config_schema import RunConfig
-from prod9.training.model.checkpoint_manager import Header, Opened, load_strictly, make_header
+from prod9.training.model.checkpoint_manager import Header, Opened, load_strictly, make_header, weights_of
 from prod9.training.schedules import learning_rate_factor
 
 Batch = dict[str, Any]
@@ -183,8 +183,7 @@ class AbstractLightning(LightningModule, ABC):
         Raises CheckpointError.
         """
         for position, (name, network) in enumerate(self.networks().items()):
-            prefix = f"{name}."
-            state = {k.removeprefix(prefix): v for k, v in opened.state_dict.items() if k.startswith(prefix)}
+            state = weights_of(opened.state_dict, f"{name}.")
             if state or position == 0:
                 load_strictly(network, state, opened.path)
 

@@ -323,7 +323,7 @@ class CheckpointManager:
         for recorded in header["inputs"].values():
             recorded["path"] = recorded["relative"]
         prefix = PREFIXES[header["stage"]]
-        return exports.write_export(folder, dict(header), _strip(opened.state_dict, prefix), dtype=dtype)
+        return exports.write_export(folder, dict(header), weights_of(opened.state_dict, prefix), dtype=dtype)
 
 
 def _describe_base(name: str, base: Opened, folder: Path) -> dict[str, dict[str, str]]:
@@ -425,7 +425,7 @@ def _section(opened: Opened, name: str, adapter: TypeAdapter[Any]) -> Any:
 
 def _load(opened: Opened, network: N, device: str | torch.device) -> Loaded[N]:
     prefix = PREFIXES[opened.header["stage"]]
-    load_strictly(network, _strip(opened.state_dict, prefix), opened.path)
+    load_strictly(network, weights_of(opened.state_dict, prefix), opened.path)
     return Loaded(network.to(device).eval(), opened.header, opened.path, opened.sha256)
 
 
@@ -441,7 +441,8 @@ def load_strictly(network: nn.Module, state: dict[str, Tensor], path: Path) -> N
         ) from error
 
 
-def _strip(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def weights_of(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Return the part of ``state`` under ``prefix``, such as ``decoder.``, named as in the network itself."""
     return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
 
 
