@@ -28,17 +28,8 @@ class ControlPipeline(AbstractControlPipeline):
     For the strengths see the base class.
     """
 
-    def __init__(
-        self,
-        *,
-        generator: MaskGiTPipeline,
-        controlnet: ControlNetMaskGiT,
-        control_strength: float = 1.0,
-        control_guidance_scale: float = 0.0,
-    ) -> None:
-        super().__init__(control_strength=control_strength, control_guidance_scale=control_guidance_scale)
-        self._generator = generator
-        self.controlnet = controlnet.to(generator.device).eval()
+    generator: MaskGiTPipeline
+    controlnet: ControlNetMaskGiT
 
     @classmethod
     def from_checkpoint(
@@ -71,11 +62,6 @@ class ControlPipeline(AbstractControlPipeline):
         return cls(generator=generator, controlnet=loaded.network, **config.control.kwargs())
 
     @property
-    def generator(self) -> MaskGiTPipeline:
-        """The base, which samples and decodes."""
-        return self._generator
-
-    @property
     def condition_type(self) -> str:
         """What the control network is told."""
         return self.controlnet.condition_type
@@ -84,11 +70,6 @@ class ControlPipeline(AbstractControlPipeline):
     def needs_seg(self) -> bool:
         """Whether a segmentation is part of the condition."""
         return self.controlnet.condition_type != "label"
-
-    @property
-    def num_mask_classes(self) -> int:
-        """Classes of a segmentation, background included."""
-        return self.controlnet.num_mask_classes
 
     @property
     def source_modalities(self) -> tuple[str, ...]:

@@ -26,17 +26,8 @@ class MAISIControlPipeline(AbstractControlPipeline):
     For the strengths see the base class.
     """
 
-    def __init__(
-        self,
-        *,
-        generator: MAISIPipeline,
-        controlnet: ControlNetRF,
-        control_strength: float = 1.0,
-        control_guidance_scale: float = 0.0,
-    ) -> None:
-        super().__init__(control_strength=control_strength, control_guidance_scale=control_guidance_scale)
-        self._generator = generator
-        self.controlnet = controlnet.to(generator.device).eval()
+    generator: MAISIPipeline
+    controlnet: ControlNetRF
 
     @classmethod
     def from_checkpoint(
@@ -69,11 +60,6 @@ class MAISIControlPipeline(AbstractControlPipeline):
         return cls(generator=generator, controlnet=loaded.network, **config.control.kwargs())
 
     @property
-    def generator(self) -> MAISIPipeline:
-        """The base, which samples and decodes."""
-        return self._generator
-
-    @property
     def condition_type(self) -> str:
         """What the control network is told, in words."""
         return " and ".join(self.controlnet.conditions)
@@ -82,11 +68,6 @@ class MAISIControlPipeline(AbstractControlPipeline):
     def needs_seg(self) -> bool:
         """Whether a segmentation is part of the condition."""
         return "mask" in self.controlnet.conditions
-
-    @property
-    def num_mask_classes(self) -> int:
-        """Classes of a segmentation, background included."""
-        return self.controlnet.num_mask_classes
 
     @property
     def source_modalities(self) -> tuple[str, ...]:

@@ -7,7 +7,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from prod9.controlnet.controlnet_model import ControlNetRF
 from prod9.errors import ConfigError
+from prod9.generator.controlnet_maskgit import ControlNetMaskGiT
 from prod9.pipelines.labels import AbstractLabelPipeline, GeneratedVolume, Progress, derived_seed
 from prod9.pipelines.placement import GridPlacement
 from prod9.pipelines.segmentation import PlacedSegmentation, place_segmentation, place_sources
@@ -16,18 +18,23 @@ from prod9.pipelines.segmentation import PlacedSegmentation, place_segmentation,
 class AbstractControlPipeline(ABC):
     """Steers a label pipeline. A final class says what the control network is told and how it is sampled.
 
+    generator: the base, which samples and decodes. controlnet: trained on it; moved to the generator's device.
     control_strength: factor of all that control adds, 0 being the base bit for bit. control_guidance_scale: how far
     to go from the base's prediction beyond the controlled one.
     """
 
-    def __init__(self, *, control_strength: float, control_guidance_scale: float) -> None:
+    def __init__(
+        self,
+        *,
+        generator: AbstractLabelPipeline,
+        controlnet: ControlNetMaskGiT | ControlNetRF,
+        control_strength: float = 1.0,
+        control_guidance_scale: float = 0.0,
+    ) -> None:
+        self.generator = generator
+        self.controlnet = controlnet.to(generator.device).eval()
         self.control_strength = control_strength
         self.control_guidance_scale = control_guidance_scale
-
-    @property
-    @abstractmethod
-    def generator(self) -> AbstractLabelPipeline:
-        """The base, which samples and decodes."""
 
     @property
     @abstractmethod
@@ -40,9 +47,9 @@ class AbstractControlPipeline(ABC):
         """Whether a segmentation is part of the condition."""
 
     @property
-    @abstractmethod
     def num_mask_classes(self) -> int:
         """Classes of a segmentation, background included."""
+        return self.controlnet.num_mask_classes
 
     @property
     @abstractmethod
