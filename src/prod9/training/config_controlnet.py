@@ -54,6 +54,11 @@ class ControlConditionConfig(Section):
         """Whether a segmentation is part of the condition."""
         return self.condition_type != "label"
 
+    @property
+    def takes_label(self) -> bool:
+        """Whether the class label is part of the condition."""
+        return self.condition_type != "mask"
+
 
 class ControlNetLossConfig(Section):
     """ControlNetTrainer."""
@@ -130,7 +135,7 @@ class MaskGiTControlNetLightningConfig(RunSection):
     @model_validator(mode="after")
     def _classes_are_those_of_the_masks(self) -> Self:
         told = self.condition
-        if self.data.kind == "medmnist3d" and told.condition_type != "label" and told.num_mask_classes != 2:
+        if self.data.kind == "medmnist3d" and told.takes_seg and told.num_mask_classes != 2:
             raise ValueError(
                 "condition.num_mask_classes must be 2 for data.kind medmnist3d, whose masks are foreground and "
                 f"background, got {told.num_mask_classes}"

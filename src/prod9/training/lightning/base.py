@@ -219,6 +219,11 @@ class AbstractLightning(LightningModule, ABC):
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
+    def step_on(self, losses: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Step the only optimizer on ``losses["total"]``; return all of them without their graphs."""
+        self.step_with(losses["total"], self.optimizer_list()[0])
+        return {name: value.detach() for name, value in losses.items()}
+
     def clip_or_raise(self, optimizer: Any, loss: Tensor | None = None) -> None:
         """Clip the gradients of ``optimizer``; raises NonFiniteError on all ranks if they are not finite.
 

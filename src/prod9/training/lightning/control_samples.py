@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from prod9.evaluation.classifier import ModalityClassifier, train_classifier
 from prod9.evaluation.control import contrast_slope, foreground_dice
@@ -33,14 +33,36 @@ class Sampled:
 
 
 class SampledControl(AbstractUpstreamLightning[Any]):
-    """A validation that samples with and without control for held-out segmentations.
+    """A control network on a frozen base, and a validation that samples with it and without.
 
-    To be named before the class that says what is sampled: ``class Final(SampledControl, …)``.
+    To be named before the class that says what is sampled: ``class Final(SampledControl, …)``, which sets
+    ``controlnet``, ``_algorithm`` and ``_samples``.
     """
 
     config: MaskGiTControlNetLightningConfig | MaisiControlNetConfig
+    controlnet: Any  # a network; the final class says which
+    _algorithm: Unregistered[ControlNetTrainer]
     _samples: list[Sampled]
     _classifier: Unregistered[ModalityClassifier] | None = None
+
+    @property
+    @abstractmethod
+    def base(self) -> nn.Module:
+        """The frozen network that is steered."""
+
+    @property
+    def algorithm(self) -> ControlNetTrainer:
+        """The losses and metrics."""
+        return self._algorithm.content
+
+    def networks(self) -> dict[str, nn.Module]:
+        """Return the control network."""
+        return {"controlnet": self.controlnet}
+
+    def on_fit_start(self) -> None:
+        """Bring autoencoder and base to the device; Lightning does not know them."""
+        super().on_fit_start()
+        self.base.to(self.device).eval()
 
     @abstractmethod
     def draw(self, one: Batch, batch_idx: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -7,14 +7,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from prod9.autoencoder.autoencoder_maisi import AutoencoderKlMaisi
 from prod9.controlnet.condition import ControlCondition
+from prod9.controlnet.controlnet_model import ControlNetRF
 from prod9.diffusion.condition import FlowCondition
 from prod9.diffusion.diffusion_model import DiffusionModelRF
 from prod9.errors import ConfigError
-from prod9.training.algorithms.controlnet_trainer import ControlNetTrainer
 from prod9.training.config import config_from_dict
 from prod9.training.config_schema import (
     KLModelConfig,
@@ -65,6 +65,7 @@ class ControlNetLightning(SampledControl):
     """
 
     config: MaisiControlNetConfig  # pyright: ignore[reportIncompatibleVariableOverride]  # set once
+    controlnet: ControlNetRF
 
     def __init__(self, config: MaisiControlNetConfig, upstream: FlowUpstream | None = None) -> None:
         upstream = upstream or load_flow_upstream(config)
@@ -101,15 +102,6 @@ class ControlNetLightning(SampledControl):
         """The frozen U-Net."""
         return self._flow.content.base.network
 
-    @property
-    def algorithm(self) -> ControlNetTrainer:
-        """The losses and metrics."""
-        return self._algorithm.content
-
-    def networks(self) -> dict[str, nn.Module]:
-        """Return the control network."""
-        return {"controlnet": self.controlnet}
-
     def inputs(self) -> dict[str, dict[str, str]]:
         """Return where base and autoencoder are, and their hashes."""
         return {"diffusion": self.describe(self._flow.content.base), **super().inputs()}
@@ -129,11 +121,6 @@ class ControlNetLightning(SampledControl):
         header = super().header()
         header["data"]["scale_factor"] = self._flow.content.scale_factor
         return header
-
-    def on_fit_start(self) -> None:
-        """Bring autoencoder and base to the device; Lightning does not know them."""
-        super().on_fit_start()
-        self.base.to(self.device).eval()
 
     def on_train_start(self) -> None:
         """Say what the control network of a new run started from."""
@@ -170,8 +157,7 @@ class ControlNetLightning(SampledControl):
             foreground=batch["foreground"],
             step=self.step,
         )
-        self.step_with(losses["total"], self.optimizer_list()[0])
-        return {name: value.detach() for name, value in losses.items()}
+        return self.step_on(losses)
 
     def evaluate(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Return velocity losses, with control and without; sample for the first held-out lesions."""

@@ -5,13 +5,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from prod9.autoencoder.autoencoder_fsq import AutoencoderFSQ
 from prod9.controlnet.condition import ControlCondition
 from prod9.errors import ConfigError
+from prod9.generator.controlnet_maskgit import ControlNetMaskGiT
 from prod9.generator.token_decoder import AbstractTokenDecoder
-from prod9.training.algorithms.controlnet_trainer import ControlNetTrainer
 from prod9.training.config import config_from_dict, config_to_dict
 from prod9.training.config_schema import (
     FSQModelConfig,
@@ -53,6 +53,7 @@ class ControlNetLightningMaskGiT(SampledControl, AbstractTokenLightning):
     """
 
     config: MaskGiTControlNetLightningConfig  # pyright: ignore[reportIncompatibleVariableOverride]  # set once
+    controlnet: ControlNetMaskGiT
 
     def __init__(
         self, config: MaskGiTControlNetLightningConfig, upstream: ControlUpstream | None = None
@@ -87,15 +88,6 @@ class ControlNetLightningMaskGiT(SampledControl, AbstractTokenLightning):
         """The frozen decoder."""
         return self._base.content.network
 
-    @property
-    def algorithm(self) -> ControlNetTrainer:
-        """The losses and metrics."""
-        return self._algorithm.content
-
-    def networks(self) -> dict[str, nn.Module]:
-        """Return the control network."""
-        return {"controlnet": self.controlnet}
-
     def inputs(self) -> dict[str, dict[str, str]]:
         """Return where base and autoencoder are, and their hashes."""
         return {"transformer": self.describe(self._base.content), **super().inputs()}
@@ -110,18 +102,13 @@ class ControlNetLightningMaskGiT(SampledControl, AbstractTokenLightning):
             "autoencoder": earlier["autoencoder"],
         }
 
-    def on_fit_start(self) -> None:
-        """Bring autoencoder and base to the device; Lightning does not know them."""
-        super().on_fit_start()
-        self.base.to(self.device).eval()
-
     def control(self, batch: Batch) -> ControlCondition:
         """Return what the control network is told about a batch; nothing where a segmentation is missing."""
-        wanted = self.config.condition.condition_type
+        wanted = self.config.condition
         return ControlCondition(
-            seg=None if wanted == "label" else batch["seg"],
-            label=None if wanted == "mask" else batch["label"],
-            dropped=None if wanted == "label" else ~batch["has_seg"],
+            seg=batch["seg"] if wanted.takes_seg else None,
+            label=batch["label"] if wanted.takes_label else None,
+            dropped=~batch["has_seg"] if wanted.takes_seg else None,
         )
 
     def optimise(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
@@ -133,8 +120,7 @@ class ControlNetLightningMaskGiT(SampledControl, AbstractTokenLightning):
             generator=generator,
             foreground=batch["foreground"],
         )
-        self.step_with(losses["total"], self.optimizer_list()[0])
-        return {name: value.detach() for name, value in losses.items()}
+        return self.step_on(losses)
 
     def evaluate(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Return token metrics; sample for the first held-out lesions."""

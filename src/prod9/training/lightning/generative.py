@@ -62,8 +62,7 @@ class AbstractGenerativeLightning(AbstractTokenLightning):
             generator=generator,
             foreground=batch["foreground"],
         )
-        self.step_with(losses["total"], self.optimizer_list()[0])
-        return {name: value.detach() for name, value in losses.items()}
+        return self.step_on(losses)
 
     def evaluate(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Return token metrics; a batch is hidden in the same way at every validation."""

@@ -90,8 +90,7 @@ class MAISIDiffusionLightning(AbstractUpstreamLightning[AutoencoderKlMaisi]):
         losses = self.algorithm.compute_losses(
             self._scaled(batch), self.condition(batch), generator=generator
         )
-        self.step_with(losses["total"], self.optimizer_list()[0])
-        return {name: value.detach() for name, value in losses.items()}
+        return self.step_on(losses)
 
     def evaluate(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Return velocity losses; a batch is corrupted in the same way at every validation."""

@@ -51,8 +51,7 @@ class RefinerLightning(AbstractLightning):
     def optimise(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         """Step the refiner towards the scans that were held back."""
         losses = self.algorithm.compute_losses(inputs_of(batch), batch["target"], generator=generator)
-        self.step_with(losses["total"], self.optimizer_list()[0])
-        return {name: value.detach() for name, value in losses.items()}
+        return self.step_on(losses)
 
     def evaluate(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Return scores of refined translations of held-out patients, and of both halves of the input alone."""
