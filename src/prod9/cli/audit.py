@@ -7,6 +7,7 @@ import typer
 
 from prod9.cli import shared
 from prod9.cli.shared import FAILED, DebugOption, DeviceOption, JsonOption, console, messages, new_app
+from prod9.devices import torch_device
 from prod9.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -168,7 +169,7 @@ def _latents(model: str, device: str) -> "Embedding":
     from prod9.evaluation.volume_sets import Preparation
     from prod9.training.model.checkpoint_manager import CheckpointManager
 
-    where = shared.torch_device(device)
+    where = torch_device(device)
     opened = CheckpointManager.open(model)
     stage = opened.header["stage"]
     loaded: Any

@@ -25,6 +25,7 @@ from prod9.cli.shared import (
     run_app,
 )
 from prod9.cli.stage import ModelOption, OptionalConfigOption, add_run_commands, load_for_model, print_check
+from prod9.devices import torch_device
 from prod9.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -133,7 +134,7 @@ def _load_pipeline(path: Path, config: "RunConfig", device: str, stage: Stage1) 
     from prod9.training.config import config_to_dict
 
     section = config_to_dict(config)["sliding_window"]
-    chosen = shared.torch_device(device)
+    chosen = torch_device(device)
     return ReconstructionPipeline.from_checkpoint(
         path, stage=stage, device=chosen, overrides=[("sliding_window", section)]
     )

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from prod9.cli import shared
 from prod9.cli.inputs import Inputs, find_inputs
+from prod9.devices import torch_device
 from prod9.errors import ConfigError, DataError
 from prod9.training.config import STAGE_COMMANDS
 
@@ -66,7 +66,7 @@ def check_run(config: "RunConfig", *, device: str, checkpoint: Path | None = Non
     inputs = check_inputs(config)
     geometry = inputs.files or _check_headers(inputs.cases)
     parts = _split_counts(config, inputs.cases) if inputs.parts is None else inputs.parts
-    chosen = shared.torch_device(device)
+    chosen = torch_device(device)
     earlier = check_earlier_stages(config)
     if checkpoint is not None:
         from prod9.training.model.checkpoint_manager import CheckpointManager

@@ -39,6 +39,7 @@ from prod9.cli.stage import (
     load_for_model,
     print_check,
 )
+from prod9.devices import torch_device
 from prod9.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -232,7 +233,7 @@ def _load_pipeline(
     values = config_to_dict(config)
     sections, chosen = (
         [(name, values[name]) for name in SAMPLING if name in values],
-        shared.torch_device(device),
+        torch_device(device),
     )
     if config.stage == "maisi_controlnet":
         from prod9.pipelines.maisi_control import MAISIControlPipeline

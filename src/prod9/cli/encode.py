@@ -17,6 +17,7 @@ from prod9.cli.shared import (
     SetOption,
     new_app,
 )
+from prod9.devices import torch_device
 from prod9.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -91,7 +92,7 @@ def _encode(config: "TransformerConfig | MaisiDiffusionConfig", device: str, pro
 
     again = "Stopped; what is encoded is kept, and the same command goes on from here."
     with shared.resumable(again), locked(Path(config.output_dir)):
-        chosen = shared.torch_device(device)
+        chosen = torch_device(device)
         if processes == 1:
             build_data_module(config, device=chosen).setup(None)
             return

@@ -7,6 +7,7 @@ import typer
 
 from prod9.cli import shared
 from prod9.cli.shared import DebugOption, DeviceOption, JsonOption, OverwriteOption, new_app
+from prod9.devices import torch_device
 from prod9.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -136,7 +137,7 @@ def images(
     check_settings(settings)
     with shared.progress() as bar:
         result = evaluate_images(
-            real, generated, settings, device=shared.torch_device(device), report=_reporter(bar)
+            real, generated, settings, device=torch_device(device), report=_reporter(bar)
         )
     if result.judge is not None:
         result.judge.save(output_dir / CLASSIFIER)
@@ -201,7 +202,7 @@ def utility(
     )
     with shared.progress() as bar:
         evaluation = evaluate_utility(
-            real, synthetic, settings, device=shared.torch_device(device), report=_reporter(bar)
+            real, synthetic, settings, device=torch_device(device), report=_reporter(bar)
         )
     _finish(evaluation, output_dir, as_json)
 

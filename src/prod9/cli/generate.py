@@ -45,6 +45,7 @@ from prod9.cli.stage import (
     print_check,
 )
 from prod9.cli.translate import translate
+from prod9.devices import torch_device
 from prod9.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -174,7 +175,7 @@ def _load_pipeline(
     # The config was checked already, with the changes of the command line; only these sections matter here.
     values = config_to_dict(config)
     sections = [(name, values[name]) for name in SAMPLING if name in values]
-    chosen = shared.torch_device(device)
+    chosen = torch_device(device)
     if config.stage == "maisi_diffusion":
         from prod9.pipelines.maisi import MAISIPipeline
 

@@ -28,6 +28,7 @@ from prod9.cli.shared import (
     SetOption,
 )
 from prod9.cli.stage import AutoencoderOption, ModelOption, OptionalConfigOption, load_for_model, print_check
+from prod9.devices import torch_device
 from prod9.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -163,7 +164,7 @@ def _load_pipeline(
     # The config was checked already, with the changes of the command line; only these sections matter here.
     values = config_to_dict(config)
     sections = [(name, values[name]) for name in ("sampler", "masking", "sliding_window")]
-    chosen = shared.torch_device(device)
+    chosen = torch_device(device)
     if control is None:
         generator = MaskGiTPipeline.from_checkpoint(
             path, device=chosen, autoencoder=autoencoder, overrides=sections

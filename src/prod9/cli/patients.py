@@ -18,6 +18,7 @@ from prod9.cli.shared import (
     OverwriteOption,
 )
 from prod9.cli.stage import AutoencoderOption, print_check
+from prod9.devices import torch_device
 from prod9.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ def generate_patients(
         model,
         in_context,
         controls=control or [],
-        device=shared.torch_device(device),
+        device=torch_device(device),
         autoencoder=autoencoder,
         control_strength=control_strength,
         start_with=first,

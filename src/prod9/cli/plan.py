@@ -8,6 +8,7 @@ import typer
 
 from prod9.cli import shared
 from prod9.cli.shared import DebugOption, DeviceOption, JsonOption, OverwriteOption, console, new_app
+from prod9.devices import torch_device
 from prod9.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -123,7 +124,7 @@ def _machine(device: str) -> "tuple[Device, int]":
     """Return what this machine trains on, and its memory in bytes."""
     from prod9.cli.checks import device_memory
 
-    chosen = shared.torch_device(device)
+    chosen = torch_device(device)
     memory = device_memory(chosen.type)
     if memory is None:
         raise ConfigError("--memory: expected a number, since this system does not tell its memory; pass one")
@@ -135,7 +136,7 @@ def _rates(device: str) -> tuple[float, float]:
     import torch
     from torch.nn import functional as F
 
-    chosen = shared.torch_device(device)
+    chosen = torch_device(device)
     half = torch.bfloat16 if chosen.type == "cuda" else torch.float32
     image = torch.ones(1, 32, 32, 32, 32, device=chosen, dtype=half)
     kernel = torch.ones(32, 32, 3, 3, 3, device=chosen, dtype=half)

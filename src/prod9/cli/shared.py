@@ -27,10 +27,9 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 from rich.console import Console
 
-from prod9.errors import ConfigError, Prod9Error
+from prod9.errors import Prod9Error
 
 if TYPE_CHECKING:
-    import torch
     from rich.progress import Progress
 
     from prod9.training.config_schema import RunConfig
@@ -144,23 +143,6 @@ def config_changes(
     if seed is not None:
         changes.append(("seed", seed))
     return changes
-
-
-def torch_device(name: str) -> "torch.device":
-    """Return the device that ``--device`` names; ConfigError if this computer has none of the kind."""
-    import torch
-
-    if name == "auto":
-        mps = torch.backends.mps.is_available()
-        return torch.device("cuda" if torch.cuda.is_available() else "mps" if mps else "cpu")
-    device = torch.device(name)
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ConfigError(
-            f"--device {name}: expected one of {torch.cuda.device_count()} CUDA devices; use auto"
-        )
-    if device.type == "mps" and not torch.backends.mps.is_available():
-        raise ConfigError(f"--device {name}: expected an Apple GPU, found none; use auto")
-    return device
 
 
 def print_config(config: "RunConfig") -> None:

@@ -20,6 +20,7 @@ from prod9.cli.shared import (
 )
 from prod9.cli.stage import AutoencoderOption, ModelOption, OptionalConfigOption, load_for_model, print_check
 from prod9.cli.translation_jobs import Job, find_patients, job_from_sources, jobs_from_patients, read_job
+from prod9.devices import torch_device
 from prod9.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -206,7 +207,7 @@ def _load_pipeline(
 
     values = config_to_dict(config)
     sections = [(name, values[name]) for name in ("sampler", "masking", "sliding_window")]
-    chosen = shared.torch_device(device)
+    chosen = torch_device(device)
     return TranslationPipeline.from_checkpoint(
         path, device=chosen, autoencoder=autoencoder, overrides=sections, refiner=refiner, refine=refine
     )

@@ -1,0 +1,25 @@
+"""Where things run: what ``--device`` may name. Commands import this before they need torch."""
+
+from typing import TYPE_CHECKING
+
+from prod9.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
+
+
+def torch_device(name: str) -> "torch.device":
+    """Return the device that ``name`` means, ``auto`` being the fastest; ConfigError if there is none of its kind."""
+    import torch
+
+    if name == "auto":
+        mps = torch.backends.mps.is_available()
+        return torch.device("cuda" if torch.cuda.is_available() else "mps" if mps else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(
+            f"--device {name}: expected one of {torch.cuda.device_count()} CUDA devices; use auto"
+        )
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise ConfigError(f"--device {name}: expected an Apple GPU, found none; use auto")
+    return device
