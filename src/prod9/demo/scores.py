@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -47,19 +48,64 @@ def score_stage1(autoencoder: Autoencoder, training: VolumeSet, held_out: Volume
     }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Judges:
     """What scores generated volumes: trained and calibrated on training and validation patients alone.
 
-    sets, reconstructions: ``train``, ``val`` and ``test``, as they are and after a pass through stage 1.
+    Each is trained when it is first asked. sets: ``train``, ``val`` and ``test``; ``val`` calibrates the detector.
+    label_map: that of the sets. steps: of the classifier; the detector takes half as many.
     """
 
+    autoencoder: Autoencoder
     sets: dict[Part, VolumeSet]
-    reconstructions: dict[Part, VolumeSet]
-    classifier: ModalityClassifier
-    detector: LesionDetector
-    extractor: AutoencoderFeatures
+    label_map: dict[str, int]
     seed: int
+    steps: int
+    say: Say
+
+    @cached_property
+    def reconstructions(self) -> dict[Part, VolumeSet]:
+        """``train``, ``val`` and ``test`` after a pass through stage 1."""
+        self.say("Reconstructing the cohort for the judges")
+        return {part: self._reconstructed(own.first(_MAX_RECONSTRUCTIONS)) for part, own in self.sets.items()}
+
+    @cached_property
+    def classifier(self) -> ModalityClassifier:
+        """Names the modality of real training volumes and of reconstructions."""
+        mixed = self._mixed
+        self.say("Training the modality classifier")
+        return train_classifier(
+            mixed.volumes,
+            mixed.labels,
+            num_classes=int(mixed.labels.max()) + 1,
+            seed=self.seed,
+            steps=self.steps,
+        )
+
+    @cached_property
+    def detector(self) -> LesionDetector:
+        """Tells brains with a lesion from those without."""
+        mixed = self._mixed
+        self.say("Training the lesion detector")
+        return train_lesion_detector(
+            mixed.cases(),
+            self.reconstructions["val"].cases(),
+            modality=self.label_map[LESIONS_SHOW_IN],
+            seed=self.seed,
+            steps=self.steps // 2,
+        )
+
+    @property
+    def extractor(self) -> AutoencoderFeatures:
+        """Features of the Fréchet distance."""
+        return AutoencoderFeatures(self.autoencoder)
+
+    @property
+    def _mixed(self) -> VolumeSet:
+        return self.sets["train"].joined(self.reconstructions["train"])
+
+    def _reconstructed(self, own: VolumeSet) -> VolumeSet:
+        return own.replaced(reconstruct(self.autoencoder, own.volumes))
 
     def score(self, generated: Tensor, labels: Tensor) -> Metrics:
         """Return the scores of ``generated`` ``[N 1 H W D]`` of the classes ``labels [N]``.
@@ -92,39 +138,6 @@ class Judges:
             "volumes": len(generated),
             "held_out_volumes": len(real.volumes),
         }
-
-
-def train_judges(
-    autoencoder: Autoencoder,
-    sets: dict[Part, VolumeSet],
-    *,
-    label_map: dict[str, int],
-    seed: int,
-    steps: int,
-    say: Say,
-) -> Judges:
-    """Train the modality classifier and the lesion detector on real training volumes and reconstructions.
-
-    sets: ``train``, ``val`` and ``test``; ``val`` calibrates the detector. label_map: that of the sets.
-    """
-    say("Reconstructing the cohort for the judges")
-    seen: dict[Part, VolumeSet] = {part: own.first(_MAX_RECONSTRUCTIONS) for part, own in sets.items()}
-    reconstructions: dict[Part, VolumeSet] = {
-        part: own.replaced(reconstruct(autoencoder, own.volumes)) for part, own in seen.items()
-    }
-    mixed = sets["train"].joined(reconstructions["train"])
-    classes = {"num_classes": int(sets["train"].labels.max()) + 1}
-    say("Training the modality classifier")
-    classifier = train_classifier(mixed.volumes, mixed.labels, **classes, seed=seed, steps=steps)
-    say("Training the lesion detector")
-    detector = train_lesion_detector(
-        mixed.cases(),
-        reconstructions["val"].cases(),
-        modality=label_map[LESIONS_SHOW_IN],
-        seed=seed,
-        steps=steps // 2,
-    )
-    return Judges(sets, reconstructions, classifier, detector, AutoencoderFeatures(autoencoder), seed)
 
 
 def _diversity(volumes: Tensor, labels: Tensor, held_out: VolumeSet) -> float:

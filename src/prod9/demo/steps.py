@@ -6,7 +6,7 @@ trained by ``training.run``, volumes come from the pipeline.
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,16 +14,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from prod9 import __version__
 from prod9.data.layouts import find_cases
 from prod9.data.simulation import simulate_cohort
+from prod9.data.translations import content_key
 from prod9.demo.control import score_stage3
 from prod9.demo.families import VARIANTS
 from prod9.demo.pictures import write_pictures
 from prod9.demo.plan import DemoPlan, starter_weights
 from prod9.demo.report import finish_demo
-from prod9.demo.scores import Judges, Metrics, score_stage1, train_judges
+from prod9.demo.scores import Judges, Metrics, score_stage1
 from prod9.demo.sets import Autoencoder, load_sets
 from prod9.demo.translation import score_translations
+from prod9.devices import torch_device
 from prod9.evaluation.segmenter import Segmenter, train_segmenter
 from prod9.files import atomic_write
 from prod9.pipelines.control import ControlPipeline
@@ -91,27 +94,49 @@ class _Demo:
         stage1 = self._train(config, names.autoencoder)
         stage2 = self._train(plan.stage2(stage1), names.generator)
         generated, labels = self._generate(stage2, plan.run_dir / "volumes")
-        self.report.say("Scoring reconstructions of held-out patients")
         sets, autoencoder = load_sets(config), _autoencoder(stage1)
         label_map = config.data.label_map
-        stages: Metrics = {names.autoencoder: score_stage1(autoencoder, sets["train"], sets["test"])}
-        judges = train_judges(
-            autoencoder, sets, label_map=label_map, seed=plan.seed, steps=plan.judge_steps, say=self.report.say
-        )  # fmt: skip
-        self.report.say("Comparing generated with held-out volumes")
-        stages[names.generator] = judges.score(generated, labels)
+        judges = Judges(autoencoder, sets, label_map, plan.seed, plan.judge_steps, self.report.say)
+        stages: Metrics = {
+            names.autoencoder: self._kept(
+                names.autoencoder, [stage1], lambda: score_stage1(autoencoder, sets["train"], sets["test"])
+            ),
+            names.generator: self._kept(
+                names.generator, [stage1, stage2], lambda: judges.score(generated, labels)
+            ),
+        }
         write_pictures(
             plan.output_dir, autoencoder=autoencoder, held_out=sets["test"], generated=generated, labels=labels,
             label_map=label_map,
         )  # fmt: skip
         block: Metrics = {"stages": stages}
         if not plan.from_scratch:
-            block["before_fine_tuning"] = self._score_before(judges)
+            block["before_fine_tuning"] = self._kept(
+                "before_fine_tuning", [stage1], lambda: self._score_before(judges)
+            )
         if "translation" in plan.stages:
             stages["translation"] = self._translate(stage1, stage2, judges)
         if "control" in plan.stages:
             stages["control"] = self._control(stage2, judges)
         return block
+
+    def _kept(
+        self, name: str, runs: Sequence[Path], score: Callable[[], Metrics], picture: Path | None = None
+    ) -> Metrics:
+        """Return ``score()``, or what it gave before for the same weights of ``runs``, if its picture is there too."""
+        plan, path = self.plan, self.plan.run_dir / "scores" / f"{name}.json"
+        weights = [CheckpointManager.open(run).sha256 for run in runs]
+        key = content_key(*weights, plan.seed, plan.judge_steps, plan.volumes_per_modality, __version__)
+        if path.exists() and (picture is None or picture.exists()):
+            kept = json.loads(path.read_text(encoding="utf-8"))
+            if kept["key"] == key:
+                return kept["scores"]
+        self.report.say(f"Scoring {name}")
+        scores = score()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(path) as temporary:
+            temporary.write_text(json.dumps({"key": key, "scores": scores}, indent=2), encoding="utf-8")
+        return scores
 
     def _simulate(self) -> None:
         plan = self.plan
@@ -135,7 +160,7 @@ class _Demo:
 
     def _generate(self, model: Path, folder: Path) -> tuple[Tensor, Tensor]:
         """Generate with ``model`` what is not in ``folder`` yet; return volumes ``[N 1 H W D]`` and labels."""
-        pipeline = _PIPELINES[self.plan.family].from_checkpoint(model, device=_torch_device(self.device))
+        pipeline = _PIPELINES[self.plan.family].from_checkpoint(model, device=torch_device(self.device))
         names, count = pipeline.label_names(), self.plan.volumes_per_modality
         folder.mkdir(parents=True, exist_ok=True)
         volumes: list[Tensor] = []
@@ -156,7 +181,6 @@ class _Demo:
 
     def _score_before(self, judges: Judges) -> Metrics:
         """Score the packaged weights as they are, by the judges of the fine-tuned ones."""
-        self.report.say("Scoring the packaged weights as they were before")
         generated, labels = self._generate(
             starter_weights("stage2_label"), self.plan.run_dir / "volumes_before"
         )
@@ -169,18 +193,23 @@ class _Demo:
     def _translate(self, stage1: Path, stage2: Path, judges: Judges) -> Metrics:
         # The label's transformer knows the target's tokens already; the sources are what is left to learn.
         translator = self._train(self.plan.in_context(stage1), "stage2", init_from=stage2)
-        self._train(self.plan.refiner(translator), "stage2_refiner")
-        with self.report.bar("Translating held-out patients") as progress:
-            return score_translations(
-                TranslationPipeline.from_checkpoint(translator, device=_torch_device(self.device)),
-                judges.sets["train"],
-                judges.sets["test"],
-                segmenter_of=lambda label: self._segmenter(judges, label),
-                folder=self.plan.run_dir / "translation",
-                picture=self.plan.output_dir / "translation.png",
-                seed=self.plan.seed,
-                progress=progress,
-            )
+        refiner = self._train(self.plan.refiner(translator), "stage2_refiner")
+        picture = self.plan.output_dir / "translation.png"
+
+        def score() -> Metrics:
+            with self.report.bar("Translating held-out patients") as progress:
+                return score_translations(
+                    TranslationPipeline.from_checkpoint(translator, device=torch_device(self.device)),
+                    judges.sets["train"],
+                    judges.sets["test"],
+                    segmenter_of=lambda label: self._segmenter(judges, label),
+                    folder=self.plan.run_dir / "translation",
+                    picture=picture,
+                    seed=self.plan.seed,
+                    progress=progress,
+                )
+
+        return self._kept("translation", [stage1, translator, refiner], score, picture)
 
     def _segmenter(self, judges: Judges, label: int) -> Segmenter:
         """Return a segmenter trained on real training volumes of ``label``; each is trained once."""
@@ -193,16 +222,20 @@ class _Demo:
 
     def _control(self, generator: Path, judges: Judges) -> Metrics:
         run = self._train(self.plan.stage3(generator), self.plan.names.control)
-        self.report.say("Generating under the segmentations of held-out patients")
-        pipeline = _CONTROL_PIPELINES[self.plan.family]
-        return score_stage3(
-            pipeline.from_checkpoint(run, device=_torch_device(self.device)),
-            judges,
-            segmenter_of=lambda label: self._segmenter(judges, label),
-            folder=self.plan.run_dir / "control",
-            picture=self.plan.output_dir / "control.png",
-            seed=self.plan.seed,
-        )
+        picture = self.plan.output_dir / "control.png"
+
+        def score() -> Metrics:
+            self.report.say("Generating under the segmentations of held-out patients")
+            return score_stage3(
+                _CONTROL_PIPELINES[self.plan.family].from_checkpoint(run, device=torch_device(self.device)),
+                judges,
+                segmenter_of=lambda label: self._segmenter(judges, label),
+                folder=self.plan.run_dir / "control",
+                picture=picture,
+                seed=self.plan.seed,
+            )
+
+        return self._kept("control", [generator, run], score, picture)
 
 
 def _autoencoder(path: Path) -> Autoencoder:
@@ -226,9 +259,3 @@ def _write_metrics(plan: DemoPlan, block: Metrics) -> None:
     content = {**block, **blocks, plan.variant: block}
     with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-
-
-def _torch_device(device: str) -> str:
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    return device
