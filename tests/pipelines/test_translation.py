@@ -9,6 +9,7 @@ from torch import Tensor
 
 from prod9.errors import ConfigError
 from prod9.generator.modality_processor import InContextCondition
+from prod9.generator.refiner import Refined
 from prod9.pipelines.maskgit import MaskGiTPipeline
 from prod9.pipelines.translation import TranslationPipeline
 from prod9.training.config import config_from_dict
@@ -150,14 +151,16 @@ def test_a_decoder_translates_from_one_source() -> None:
 def test_a_refiner_sees_all_sources_and_can_be_left_out() -> None:
     seen: list[tuple[Tensor, ...]] = []
 
-    def refiner(decoded: Tensor, held: Tensor, present: Tensor, target_label: Tensor) -> Tensor:
+    def refiner(decoded: Tensor, held: Tensor, present: Tensor, target_label: Tensor) -> Refined:
         seen.append((held, present, target_label))
-        return decoded * 0 + 2.0
+        return Refined(decoded * 0 + 2.0, decoded * 0 + 0.1)
 
     pipeline = build(refiner=refiner)
     given = sources("T1", "FLAIR")
     refined = pipeline.translate(given, "T2", num_samples=2)
     assert all((volume == 1.0).all() for volume in refined.volumes), "kept in range"
+    # The samples agree; what is left is the deviation of a Laplace distribution of mean absolute error 0.1.
+    np.testing.assert_allclose(refined.deviation, 2**0.5 * 0.1, rtol=1e-5)
     held, present, label = seen[0]
     assert present.tolist() == [[True, False, False, True]]
     np.testing.assert_array_equal(held[0, 3].numpy(), given["FLAIR"])

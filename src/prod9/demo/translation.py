@@ -96,8 +96,8 @@ def _translate(
         sources = dict(zip(names, volumes, strict=True))
         tokens = pipeline.translate(sources, target, decode="mean", refine=False).mean
         rows[TOKENS].append(tokens)
-        rows[SOURCES].append(pipeline.refined(np.zeros_like(tokens), sources, target))
-        rows[BOTH].append(pipeline.refined(tokens, sources, target))
+        rows[SOURCES].append(pipeline.refined(np.zeros_like(tokens), sources, target)[0])
+        rows[BOTH].append(pipeline.refined(tokens, sources, target)[0])
         drawn = pipeline.translate(
             sources, target, num_samples=NUM_SAMPLES, seed=seed + k * NUM_SAMPLES, batch_size=NUM_SAMPLES
         )

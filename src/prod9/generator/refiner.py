@@ -7,7 +7,7 @@ residual that is zero before training.
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from prod9.autoencoder.native_conv import convolve
 from prod9.autoencoder.native_norm import group_norm
-from prod9.autoencoder.padding import crop, pad_to_multiple
+from prod9.autoencoder.padding import pad_to_multiple
 from prod9.autoencoder.voxel_folding import fold_voxels
 from prod9.types import Label, Volume, VolumeOut
 
@@ -25,6 +25,20 @@ Sources = Float[Tensor, "B K H W D"]
 Present = Bool[Tensor, "B K"]
 Facts = Float[Tensor, "B Q"]
 """What is asked for, 0 or 1 each: for each target, that it is, that it was decoded, and each source it has."""
+
+
+_LOG_ERROR = (-6.0, -2.5, 0.0)
+"""Least, first and greatest logarithm of an expected error, of intensities in [0, 1]."""
+
+
+class Refined(NamedTuple):
+    """What a refiner gives, ``[B 1 H W D]`` each and 0 outside the head.
+
+    volume: the refined target, not clipped. error: how far it is expected to be off, the mean absolute error.
+    """
+
+    volume: VolumeOut
+    error: VolumeOut
 
 
 class Modulation(nn.Module):
@@ -38,8 +52,13 @@ class Modulation(nn.Module):
 
     def forward(self, x: Volume, facts: Facts) -> Volume:
         """Return ``x`` with each channel scaled and shifted."""
-        scale, shift = self.linear(facts)[:, :, None, None, None].chunk(2, dim=1)
-        return torch.addcmul(shift, x, 1 + scale)
+        scale, shift = self.affine(facts)
+        return torch.addcmul(shift[:, :, None, None, None], x, scale[:, :, None, None, None])
+
+    def affine(self, facts: Facts) -> tuple[Tensor, Tensor]:
+        """Return the factor and the summand of each channel, ``[B C]``."""
+        scale, shift = self.linear(facts).chunk(2, dim=1)
+        return 1 + scale, shift
 
 
 class RefinerBlock(nn.Module):
@@ -72,6 +91,12 @@ class Refiner(nn.Module):
     What the intensities of one voxel don't tell, above all where a lesion is, the U-Net sees and adds to the
     perceptron's hidden values. The intensities themselves are read out too, so that linear regression is where
     it starts from. All weights of the readout, and what modulates hidden values, depend on the facts.
+
+    A second readout of the same values says how far off the first is expected to be. It is trained on what the first
+    leaves (Kendall and Gal 2017, heteroscedastic regression) and sends no gradient back, so that it costs the
+    refined volume nothing.
+
+    The perceptron looks at voxels of the head alone, a quarter of a volume.
 
     num_classes: modalities K that can be source or target. num_channels: width of each resolution of the
     U-Net, from fine to coarse. num_res_blocks: a resolution, on each of the two ways. space_to_depth: edge of
@@ -114,29 +139,47 @@ class Refiner(nn.Module):
         self.modulation = Modulation(num_facts=facts, channels=detail)
         self.mix = nn.Conv3d(detail, detail, 1)
         self.readout = nn.Linear(facts, detail + num_classes + 2)
-        nn.init.zeros_(self.readout.weight)
-        nn.init.zeros_(self.readout.bias)
+        self.error_readout = nn.Linear(facts, detail + num_classes + 2)
+        for readout in (self.readout, self.error_readout):
+            nn.init.zeros_(readout.weight)
+            nn.init.zeros_(readout.bias)
+        nn.init.constant_(self.error_readout.bias[-1:], _LOG_ERROR[1])
 
     def forward(
         self, decoded: Float[Tensor, "B 1 H W D"], sources: Sources, present: Present, target_label: Label
-    ) -> Float[Tensor, "B 1 H W D"]:
-        """Return the refined target, intensities not clipped.
+    ) -> Refined:
+        """Return the refined target and its expected error.
 
         decoded: the target as the decoder gave it, in [0, 1]; all zero where there is none, and then the
         result comes from the sources alone. sources: channel k holds the source of class k, in [0, 1].
-        present: which of them there are; the others are not looked at. target_label: class of the target.
+        present: which of them there are; the others are not looked at. target_label: class of the target. The
+        head is where any source is above 0, or everywhere without sources.
         """
         self._check(sources)
         given = torch.where(present[:, :, None, None, None], sources, 0.0)
         facts = self._facts(decoded, present, target_label)
-        x = pad_to_multiple(torch.cat([decoded, given], dim=1), self.multiple)
         # Tissues lie close together in [0, 1]; spread out, they are told apart from the first steps on.
-        x = x.sub(0.5).mul(4.0).contiguous(memory_format=torch.channels_last_3d)
-        h = F.silu(self.modulation(convolve(self.detail, x), facts) + self._guide(x, facts))
-        h = torch.cat([x, F.silu(convolve(self.mix, h))], dim=1)
-        weight, bias = self.readout(facts).split([h.shape[1], 1], dim=1)
-        residual = torch.einsum("bchwd,bc->bhwd", h, weight)[:, None] + bias[:, :, None, None, None]
-        return decoded + crop(residual, decoded.shape[2:]).to(decoded.dtype)
+        x = torch.cat([decoded, given], dim=1).sub(0.5).mul(4.0)
+        guides = self._guide(pad_to_multiple(x, self.multiple), facts)
+        head = (given > 0).any(1) | ~present.any(1)[:, None, None, None]
+        scales, shifts = self.modulation.affine(facts)
+        readouts, error_readouts = self.readout(facts), self.error_readout(facts)
+        volumes, errors = [], []
+        for b, sample in enumerate(x):
+            # Host sync on a GPU: how many voxels there are decides shapes.
+            places = head[b].flatten().nonzero()[:, 0]
+            rows = sample.flatten(1).index_select(1, places).T
+            guide = self._enlarged(guides[b], sample.shape[1:]).index_select(0, places)
+            h = F.linear(rows, self.detail.weight.flatten(1), self.detail.bias)
+            h = F.silu(torch.addcmul(shifts[b] + guide, h, scales[b]))
+            h = F.silu(F.linear(h, self.mix.weight.flatten(1), self.mix.bias))
+            h = torch.cat([rows, h], dim=1)
+            before = decoded[b].flatten().index_select(0, places)
+            volumes.append(_filled(decoded[b], places, before + _read(h, readouts[b])))
+            least, _, most = _LOG_ERROR
+            error = _read(h.detach(), error_readouts[b]).clamp(least, most).exp()
+            errors.append(_filled(decoded[b], places, error))
+        return Refined(torch.stack(volumes), torch.stack(errors))
 
     def _facts(self, decoded: Tensor, present: Tensor, target_label: Tensor) -> Tensor:
         has_decoded = decoded.flatten(1).any(1, keepdim=True)
@@ -145,7 +188,7 @@ class Refiner(nn.Module):
         return (target[:, :, None] * there[:, None]).flatten(1).to(self.readout.weight.dtype)
 
     def _guide(self, x: Tensor, facts: Tensor) -> Tensor:
-        """Return what the U-Net adds to the hidden values of each voxel."""
+        """Return what the U-Net adds to the hidden values of each block of voxels."""
         folded = fold_voxels(x, self.space_to_depth).contiguous(memory_format=torch.channels_last_3d)
         h, skips = convolve(self.stem, folded), []
         for level, blocks in enumerate(self.down):
@@ -157,8 +200,21 @@ class Refiner(nn.Module):
         for blocks in reversed(self.up):
             h = F.interpolate(h, scale_factor=2.0, mode="trilinear")
             h = self._run(blocks, torch.cat([h, skips.pop()], dim=1), facts)
-        guide = convolve(self.guide, h)
-        return F.interpolate(guide, size=x.shape[2:], mode="trilinear") if self.space_to_depth > 1 else guide
+        return convolve(self.guide, h)
+
+    def _enlarged(self, guide: Tensor, sides: Sequence[int]) -> Tensor:
+        """Return ``[C h w d]`` as rows of voxels, ``[H·W·D C]``: trilinear, the padding cut off.
+
+        Three matrix products: torch's own upsampling, and its backward pass above all, takes a third of a step.
+        """
+        rows = guide.permute(1, 2, 3, 0)
+        h, w, d = (
+            _linear(side, self.space_to_depth, guide)[:wanted]
+            for side, wanted in zip(rows.shape[:3], sides, strict=True)
+        )
+        rows = torch.matmul(d, rows)
+        rows = torch.matmul(w, rows.flatten(2))
+        return torch.matmul(h, rows.flatten(1)).view(-1, guide.shape[0])
 
     def _run(self, blocks: Any, h: Tensor, facts: Tensor) -> Tensor:
         for block in blocks:
@@ -175,3 +231,20 @@ class Refiner(nn.Module):
                 f"sources must have one channel for each of the {self.num_classes} classes, "
                 f"got {sources.shape[1]}; leave absent ones 0 and say so in `present`."
             )
+
+
+def _linear(side: int, factor: int, like: Tensor) -> Float[Tensor, "large small"]:
+    """Return the matrix of linear interpolation from ``side`` values to ``factor`` times as many."""
+    eye = torch.eye(side, device=like.device)[None]
+    return F.interpolate(eye, size=side * factor, mode="linear")[0].T.to(like.dtype)
+
+
+def _read(rows: Float[Tensor, "M C"], readout: Float[Tensor, " C+1"]) -> Float[Tensor, " M"]:
+    """Return the weighted sum of each row; the last of ``readout`` is its bias."""
+    return rows @ readout[:-1].to(rows.dtype) + readout[-1]
+
+
+def _filled(like: Tensor, places: Tensor, values: Tensor) -> Tensor:
+    """Return a tensor of ``like``'s shape and dtype with ``values`` at ``places`` and 0 elsewhere."""
+    empty = like.new_zeros(like.numel())
+    return empty.index_copy(0, places, values.to(like.dtype)).view_as(like)

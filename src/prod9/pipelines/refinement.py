@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from prod9.errors import CheckpointError
-from prod9.generator.refiner import Refiner
+from prod9.generator.refiner import Refined, Refiner
 from prod9.pipelines.maskgit import MaskGiTPipeline
 from prod9.training.model.checkpoint_manager import CheckpointManager
 
@@ -23,9 +23,10 @@ class LoadedRefiner:
     sha256: str
 
     @torch.inference_mode()
-    def __call__(self, decoded: Tensor, sources: Tensor, present: Tensor, target_label: Tensor) -> Tensor:
-        """Return the refined target, clipped to [0, 1]; see ``Refiner.forward``."""
-        return self.network(decoded, sources, present, target_label).float().clamp(0.0, 1.0)
+    def __call__(self, decoded: Tensor, sources: Tensor, present: Tensor, target_label: Tensor) -> Refined:
+        """Return the refined target and its expected error, float32; see ``Refiner.forward``."""
+        refined = self.network(decoded, sources, present, target_label)
+        return Refined(refined.volume.float(), refined.error.float())
 
 
 def load_refiner(path: str | Path, generator: MaskGiTPipeline) -> LoadedRefiner:

@@ -15,6 +15,7 @@ from torch import Tensor
 from prod9.errors import ConfigError
 from prod9.generator.condition import MaskGiTCondition
 from prod9.generator.modality_processor import InContextCondition
+from prod9.generator.refiner import Refined
 from prod9.pipelines.maskgit import MaskGiTPipeline, derived_seed
 from prod9.pipelines.placement import GridPlacement
 from prod9.pipelines.refinement import LoadedRefiner, find_refiner, load_refiner
@@ -28,8 +29,8 @@ Volumes = Mapping[str, np.ndarray]
 class Refine(Protocol):
     """What a refiner is called with and gives back."""
 
-    def __call__(self, decoded: Tensor, sources: Tensor, present: Tensor, target_label: Tensor) -> Tensor:
-        """Return a better ``decoded`` [B 1 H W D].
+    def __call__(self, decoded: Tensor, sources: Tensor, present: Tensor, target_label: Tensor) -> Refined:
+        """Return a better ``decoded`` [B 1 H W D], and how far off it expects that to be.
 
         sources: ``[B num_classes H W D]``, zeros where bool ``present`` [B num_classes] is False.
         target_label: int64 ``[B]``.
@@ -42,8 +43,8 @@ class Translation:
     """What a translation gives, float32 ``[H W D]`` on the model's grid.
 
     volumes: the samples, in [0, 1]; with ``decode="mean"`` and one sample the mean itself. mean: of the samples,
-    or the volume of the expected codes. deviation: standard deviation of the samples, voxel by voxel: where
-    they differ, the sources don't say; None for a single one.
+    or the volume of the expected codes. deviation: of several samples, voxel by voxel, None for a single one: their
+    standard deviation and, with a refiner, the deviation that it expects within each, added as variances.
     """
 
     volumes: tuple[np.ndarray, ...]
@@ -185,9 +186,13 @@ class TranslationPipeline:
         self.check(list(sources), target, num_examples=len(examples))
         condition = self._condition(sources, target, examples)
 
+        within: list[np.ndarray] = []
+
         def finish(volume: np.ndarray) -> np.ndarray:
             if refine and self.refiner is not None:
-                return self.refined(volume, sources, target)
+                better, error = self.refined(volume, sources, target)
+                within.append(error)
+                return better
             return np.where(_head(sources), volume, np.float32(0.0))
 
         drawn: list[np.ndarray] = []
@@ -196,13 +201,13 @@ class TranslationPipeline:
             seeds = [derived_seed(seed + k, label) for k in range(num_samples)]
             draw = sample or self.generator.sample_tokens
             drawn = [finish(volume) for volume in self._draw(draw, condition, seeds, batch_size, progress)]
+        deviation = _deviation(drawn, within) if num_samples > 1 else None
         if decode == "mean":
             mean = finish(self.generator.decode_codes(self.generator.expected_codes(condition)))
         else:
             mean = drawn[0] if num_samples == 1 else np.asarray(np.mean(drawn, axis=0, dtype=np.float32))
         if progress is not None:
             progress(1.0)
-        deviation = np.asarray(np.std(drawn, axis=0, dtype=np.float32)) if num_samples > 1 else None
         return Translation(tuple(drawn or [mean]), mean, deviation)
 
     def _draw(
@@ -263,10 +268,11 @@ class TranslationPipeline:
         return self.generator.autoencoder.tokenizer.levels
 
     @torch.inference_mode()
-    def refined(self, volume: np.ndarray, sources: Volumes, target: str) -> np.ndarray:
+    def refined(self, volume: np.ndarray, sources: Volumes, target: str) -> tuple[np.ndarray, np.ndarray]:
         """Return what the refiner makes of a decoded volume ``[H W D]`` and its sources; there must be one.
 
-        0 outside the head, as every result of ``translate`` is.
+        In [0, 1], and beside it the absolute error that it expects; both 0 outside the head, as every result of
+        ``translate`` is.
         """
         assert self.refiner is not None
         labels, device = self.generator.label_map, self.generator.device
@@ -278,7 +284,8 @@ class TranslationPipeline:
         decoded = torch.from_numpy(volume)[None, None].to(device)
         wanted = torch.tensor([labels[target]], device=device)
         better = self.refiner(decoded, held.to(device), present.to(device), wanted)
-        return np.where(_head(sources), better[0, 0].float().clamp(0.0, 1.0).cpu().numpy(), np.float32(0.0))
+        head, (made, error) = _head(sources), (x[0, 0].float().clamp(0.0, 1.0).cpu().numpy() for x in better)
+        return np.where(head, made, np.float32(0.0)), np.where(head, error, np.float32(0.0))
 
 
 def _head(sources: Volumes) -> np.ndarray:
@@ -287,6 +294,17 @@ def _head(sources: Volumes) -> np.ndarray:
     Decoders leave a rim around the head that no scan has.
     """
     return np.any([source > 0 for source in sources.values()], axis=0) if sources else np.asarray(True)
+
+
+def _deviation(samples: Sequence[np.ndarray], within: Sequence[np.ndarray]) -> np.ndarray:
+    """Return the deviation over samples; ``within`` holds the absolute error expected in each, if anything.
+
+    By the law of total variance. A Laplace distribution of mean absolute error b has variance 2 b².
+    """
+    variance = np.var(samples, axis=0, dtype=np.float32)
+    if within:
+        variance = variance + 2 * np.mean(np.square(within), axis=0, dtype=np.float32)
+    return np.asarray(np.sqrt(variance))
 
 
 def _repeated(

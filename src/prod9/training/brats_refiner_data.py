@@ -160,9 +160,13 @@ class _RefinerDataset(Dataset[dict[str, Any]]):
         return len(self._items)
 
     def __getitem__(self, key: int | SampleKey) -> dict[str, Any]:
-        """Return ``decoded`` and ``target`` [1 H W D], ``sources`` [K H W D], ``present`` [K], ``label`` …"""
+        """Return ``decoded`` and ``target`` [1 H W D], ``sources`` [K H W D], ``present`` [K], ``region`` …
+
+        ``region``, bool [1 H W D], is where the case's segmentation has any class; nowhere without one.
+        """
         item = self._items[key.index if isinstance(key, SampleKey) else key]
-        images = self._cases[item.case].images
+        case = self._cases[item.case]
+        images = case.images
         window, flip = self._draw(key, images.shape[1:])
 
         def prepared(volume: Tensor) -> Tensor:
@@ -174,11 +178,13 @@ class _RefinerDataset(Dataset[dict[str, Any]]):
         for m in item.sources:
             sources[self._labels[m]] = prepared(dequantise(images[m]))
             present[self._labels[m]] = True
+        labels = np.zeros(images.shape[1:], np.uint8) if case.seg is None else case.seg
         return {
             "decoded": prepared(self._store[item.key]),
             "sources": sources,
             "present": present,
             "target": prepared(dequantise(images[item.target]))[None],
+            "region": prepared(torch.from_numpy(labels > 0))[None],
             "label": torch.tensor(self._labels[item.target]),
             "case_id": self._cases.cases[item.case].case_id,
             "modality": self._modalities[item.target],

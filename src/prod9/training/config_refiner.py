@@ -9,6 +9,7 @@ from prod9.training.config_sections import (
     InputsConfig,
     Ints,
     NonNegative,
+    Positive,
     PositiveInt,
     RunSection,
     Section,
@@ -48,6 +49,9 @@ class RefinerLossConfig(Section):
     reconstruction: Literal["l1", "l2"] = Field(default="l2", description="Distance to the target.")
     background_weight: NonNegative = Field(
         default=0.1, description="Weight of the voxels outside the target's brain."
+    )
+    region_weight: Positive = Field(
+        default=3.0, description="Weight of voxels in any segmented class; 1 weighs all alike."
     )
     fit_weight: NonNegative = Field(
         default=4.0,

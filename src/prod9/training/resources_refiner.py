@@ -2,7 +2,7 @@
 
 - activations: a block's convolutions keep their inputs, its norms, its modulation and its SiLUs theirs, once for
   each of the U-Net's voxels. At full resolution the intensities are kept twice and the perceptron's hidden values
-  five times, in float32.
+  five times, in float32: of the head alone, so this is the most that a crop full of brain takes.
 - store: one byte a voxel of each translation. Volumes are read every step, so they are kept where ``data.cache``
   says.
 """
@@ -41,7 +41,7 @@ def estimate_refiner(config: RefinerConfig, *, device: Device = "cuda") -> Resou
     parameters += sum(block.parameters(facts) for block in blocks)
     parameters += sum((27 * fine + 1) * coarse for fine, coarse in pairwise(model.num_channels))
     parameters += (inputs + 1) * detail + 2 * (facts + 1) * detail + (detail + 1) * detail
-    parameters += (facts + 1) * (detail + inputs + 1)
+    parameters += 2 * (facts + 1) * (detail + inputs + 1)
     half = half_bytes(config, device)
     kept = sum(block.kept_bytes(half) for block in blocks)
     if model.use_checkpointing:

@@ -1,12 +1,12 @@
 import pytest
 import torch
 
-from prod9.generator.refiner import Refiner
+from prod9.generator.refiner import Refined, Refiner
 from prod9.training.algorithms.refiner_trainer import RefinerInputs, RefinerTrainer
 
 
 def keep_decoded(decoded, sources, present, target_label):
-    return decoded
+    return Refined(decoded, torch.full_like(decoded, 0.1))
 
 
 def batch(count=2, side=8):
@@ -26,7 +26,13 @@ def losses(trainer, *given):
 @pytest.mark.parametrize("reconstruction", ["l1", "l2"])
 def test_a_perfect_result_costs_nothing(reconstruction):
     _, target = batch()
-    trainer = RefinerTrainer(refiner=lambda *_: target, reconstruction=reconstruction, decoded_dropout=0.0)
+    trainer = RefinerTrainer(
+        refiner=lambda *_: Refined(
+            target, torch.full_like(target, 0.5)
+        ),  # 2 · 0.5 is 1, whose logarithm is 0
+        reconstruction=reconstruction,
+        decoded_dropout=0.0,
+    )
     assert losses(trainer, *batch())["total"] == pytest.approx(0.0, abs=1e-9)
 
 
@@ -35,7 +41,9 @@ def test_an_affine_map_of_the_target_costs_no_fit():
     values = losses(trainer, *batch())
     assert values["fit"] == pytest.approx(0.0, abs=1e-9)
     assert values["reconstruction"] > 0.01
-    assert values["total"] == pytest.approx(values["reconstruction"] + 2 * values["fit"])
+    assert values["total"] == pytest.approx(
+        values["reconstruction"] + 2 * values["fit"] + 0.01 * values["expected_error"]
+    )
 
 
 def test_the_background_weighs_what_it_is_told():
@@ -49,7 +57,46 @@ def test_the_background_weighs_what_it_is_told():
             fit_weight=0.0,
             decoded_dropout=0.0,
         )
-        assert losses(trainer, off, target)["total"] == pytest.approx(expected, abs=1e-7)
+        assert losses(trainer, off, target)["reconstruction"] == pytest.approx(expected, abs=1e-7)
+
+
+def test_a_region_weighs_what_it_is_told():
+    inputs, target = batch()
+    region = torch.zeros_like(target, dtype=torch.bool)
+    region[:, :, 2:4] = True  # a third of the brain
+    off = RefinerInputs(target + 0.1 * region, inputs.sources, inputs.present, inputs.target_label)
+    for weight in (1.0, 5.0):
+        trainer = RefinerTrainer(
+            refiner=keep_decoded,
+            reconstruction="l1",
+            background_weight=0.0,
+            region_weight=weight,
+            decoded_dropout=0.0,
+        )
+        generator = torch.Generator().manual_seed(0)
+        values = trainer.compute_losses(off, target, generator=generator, region=region)
+        assert values["reconstruction"] == pytest.approx(0.1 * weight / (weight + 2), rel=1e-4)
+        plain = losses(trainer, off, target)["fit"]
+        assert values["fit"] == plain if weight == 1.0 else values["fit"] > plain
+
+
+def test_the_best_expected_error_is_the_mean_absolute_error():
+    inputs, target = batch()
+    log_error = torch.tensor(0.0, requires_grad=True)
+
+    def refine(decoded, sources, present, target_label):
+        return Refined(decoded, log_error.exp().expand_as(decoded))
+
+    trainer = RefinerTrainer(refiner=refine, decoded_dropout=0.0)
+    brain = target > 0
+    actual = (inputs.decoded - target).abs()[brain].mean()
+    for factor, sign in ((0.5, -1), (1.0, 0), (2.0, 1)):
+        log_error.data = (actual * factor).log()
+        (slope,) = torch.autograd.grad(losses(trainer, inputs, target)["expected_error"], log_error)
+        assert slope.sign() == sign or slope.abs() < 1e-5
+    metrics = trainer.compute_metrics(inputs, target)
+    assert metrics["error"] == pytest.approx(actual.item(), rel=1e-5)
+    assert metrics["expected_error"] == pytest.approx(2 * actual.item(), rel=1e-5)
 
 
 def test_dropout_zeroes_whole_decoded_targets():
@@ -57,7 +104,7 @@ def test_dropout_zeroes_whole_decoded_targets():
 
     def note(decoded, sources, present, target_label):
         seen.append(decoded)
-        return decoded
+        return keep_decoded(decoded, sources, present, target_label)
 
     inputs, target = batch(count=64, side=4)
     losses(RefinerTrainer(refiner=note, decoded_dropout=0.5), inputs, target)

@@ -55,12 +55,13 @@ def test_the_picture_shows_sources_and_each_step_towards_the_scan(config: Any, t
     data.setup("validate")
     batch = next(iter(data.val_dataloader()))
     module.examples = [batch]
-    ((*sources, decoded, refined, scan),) = module.sample_validation(3)
+    ((*sources, decoded, refined, scan, expected),) = module.sample_validation(3)
     assert len(sources) == int(batch["present"].sum())
-    assert [panel.title.split(", ")[1] for panel in (decoded, refined, scan)] == [
+    assert [panel.title.split(", ")[1] for panel in (decoded, refined, scan, expected)] == [
         "decoded",
         "refined",
         "scan",
+        "expected error x 3",
     ]
     assert torch.equal(torch.from_numpy(scan.data), batch["target"][0, 0])
     # Untrained, it changes nothing.

@@ -8,11 +8,16 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from prod9.generator.refiner import Refined
 from prod9.training.metrics import fit_intensities, foreground, psnr, ssim3d
 from prod9.types import Label, Volume
 
-RefinerNetwork = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+RefinerNetwork = Callable[[Tensor, Tensor, Tensor, Tensor], Refined]
 """(decoded, sources, present, target_label) → refined; see ``Refiner.forward``."""
+
+
+_ERROR_WEIGHT = 0.01
+"""Of the expected error's loss. It trains one layer that nothing else does, so its size matters only for clipping."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,7 @@ class RefinerTrainer:
     """Losses and metrics of a refiner; steps no optimizer and owns no network.
 
     reconstruction: distance to the target. background_weight: of voxels outside the target's brain in it.
+    region_weight: of voxels in any segmented class, in every term; without segmentations no voxel is in one.
     fit_weight: of the squared distance over the brain that is left after the best affine map of intensities: it
     asks for contrast between tissues, whatever the brightness of the scan. decoded_dropout: share of samples
     trained with the decoded target zeroed, so that what it contributes can be told apart.
@@ -50,36 +56,57 @@ class RefinerTrainer:
         refiner: RefinerNetwork,
         reconstruction: Literal["l1", "l2"] = "l2",
         background_weight: float = 0.1,
+        region_weight: float = 1.0,
         fit_weight: float = 4.0,
         decoded_dropout: float = 0.25,
     ) -> None:
         self.refiner = refiner
         self.reconstruction = reconstruction
         self.background_weight = background_weight
+        self.region_weight = region_weight
         self.fit_weight = fit_weight
         self.decoded_dropout = decoded_dropout
 
-    def refine(self, inputs: RefinerInputs) -> Volume:
-        """Return the refined targets, not clipped."""
+    def refine(self, inputs: RefinerInputs) -> Refined:
+        """Return the refined targets, not clipped, and their expected errors."""
         return self.refiner(inputs.decoded, inputs.sources, inputs.present, inputs.target_label)
 
     def compute_losses(
-        self, inputs: RefinerInputs, target: Volume, *, generator: torch.Generator
+        self,
+        inputs: RefinerInputs,
+        target: Volume,
+        *,
+        generator: torch.Generator,
+        region: Bool[Tensor, "B 1 H W D"] | None = None,
     ) -> dict[str, Tensor]:
-        """Return ``total``, ``reconstruction`` and, if weighted, ``fit``; ``target`` is in [0, 1]."""
+        """Return ``total``, ``reconstruction``, ``expected_error`` and, if weighted, ``fit``.
+
+        ``target`` is in [0, 1]. region: what is segmented in it. ``expected_error`` is the negative log-likelihood of
+        what is left under a Laplace distribution whose scale is the error that the refiner expects (Kendall and Gal
+        2017, eq. 8), over the brain.
+        """
         if self.decoded_dropout > 0:
             draws = torch.rand(len(target), generator=generator, device=generator.device)
             inputs = inputs.without_decoded((draws < self.decoded_dropout).to(target.device))
-        refined, brain = self.refine(inputs).float(), foreground(target)
+        result, brain = self.refine(inputs), foreground(target)
+        refined, expected = result.volume.float(), result.error.float()
+        inside = brain.float()
         weight = torch.where(brain, 1.0, self.background_weight)
+        if region is not None:
+            inside = torch.where(region, self.region_weight * inside, inside)
+            weight = torch.where(region, self.region_weight * weight, weight)
         error = refined - target
         distance = error.abs() if self.reconstruction == "l1" else error.square()
         losses = {"reconstruction": (distance * weight).sum() / weight.sum()}
         losses["total"] = losses["reconstruction"]
         if self.fit_weight > 0:
             rest = fit_intensities(refined, target, mask=brain) - target
-            losses["fit"] = (rest.square() * brain).sum() / brain.sum().clamp_min(1)
+            losses["fit"] = (rest.square() * inside).sum() / inside.sum().clamp_min(1)
             losses["total"] = losses["total"] + self.fit_weight * losses["fit"]
+        told = brain & (expected > 0)
+        left = error.detach().abs()[told] / expected[told]
+        losses["expected_error"] = (left + (2 * expected[told]).log()).sum() / told.sum().clamp_min(1)
+        losses["total"] = losses["total"] + _ERROR_WEIGHT * losses["expected_error"]
         return losses
 
     @torch.no_grad()
@@ -88,17 +115,27 @@ class RefinerTrainer:
 
         ``psnr``, ``psnr_fitted`` (after an affine fit of intensities) and ``ssim`` of the refined volumes;
         ``psnr_fitted_decoded`` before refinement; ``psnr_fitted_sources`` with the decoded target zeroed.
+        ``expected_error`` and ``error``: what the refiner thinks that it is off by, and what it is.
         """
         brain = foreground(target)
 
         def fitted(volumes: Tensor) -> Tensor:
             return psnr(fit_intensities(volumes, target, mask=brain), target, mask=brain).mean()
 
-        refined = self.refine(inputs).float().clamp(0.0, 1.0)
+        result = self.refine(inputs)
+        refined = result.volume.float().clamp(0.0, 1.0)
         return {
             "psnr": psnr(refined, target, mask=brain).mean(),
             "psnr_fitted": fitted(refined),
             "ssim": ssim3d(refined, target, mask=brain).mean(),
             "psnr_fitted_decoded": fitted(inputs.decoded),
-            "psnr_fitted_sources": fitted(self.refine(inputs.without_decoded()).float().clamp(0.0, 1.0)),
+            "psnr_fitted_sources": fitted(
+                self.refine(inputs.without_decoded()).volume.float().clamp(0.0, 1.0)
+            ),
+            "expected_error": _mean_over(result.error.float(), brain),
+            "error": _mean_over((refined - target).abs(), brain),
         }
+
+
+def _mean_over(values: Tensor, mask: Tensor) -> Tensor:
+    return (values * mask).sum() / mask.sum().clamp_min(1)

@@ -50,7 +50,9 @@ class RefinerLightning(AbstractLightning):
 
     def optimise(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         """Step the refiner towards the scans that were held back."""
-        losses = self.algorithm.compute_losses(inputs_of(batch), batch["target"], generator=generator)
+        losses = self.algorithm.compute_losses(
+            inputs_of(batch), batch["target"], generator=generator, region=batch["region"]
+        )
         return self.step_on(losses)
 
     def evaluate(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
@@ -65,7 +67,7 @@ class RefinerLightning(AbstractLightning):
 
     @torch.no_grad()
     def sample_validation(self, num_samples: int) -> list[list[Panel]]:
-        """Return held-out translations: sources, as decoded, refined, and the scan."""
+        """Return held-out translations: sources, as decoded, refined, the scan, and the error expected."""
         names = {label: name for name, label in self.config.data.label_map.items()}
         rows = []
         for batch in self.examples[:num_samples]:
@@ -74,11 +76,12 @@ class RefinerLightning(AbstractLightning):
                 Panel(names[label], _array(inputs.sources[:, label]))
                 for label in inputs.present[0].nonzero()[:, 0].tolist()
             ]
-            refined = self.algorithm.refine(inputs)[:, 0]
+            refined = self.algorithm.refine(inputs)
             results = [
                 ("decoded", inputs.decoded[:, 0]),
-                ("refined", refined),
+                ("refined", refined.volume[:, 0]),
                 ("scan", batch["target"][:, 0]),
+                ("expected error x 3", refined.error[:, 0] * 3),
             ]
             rows.append([*sources, *(Panel(f"{target}, {name}", _array(x)) for name, x in results)])
         return rows
