@@ -1,7 +1,8 @@
 """The arithmetic of finite scalar quantisation, as one autograd function.
 
 Left to autograd, quantisation keeps several copies of the latent and makes a dozen passes over memory. Here
-it runs over blocks that stay in the cache, keeps nothing but its input, and its gradient is one more tanh.
+it runs over blocks that stay in the cache, and the derivative is taken where tanh is still at hand: one more
+copy of a latent, which is small beside any activation, and the backward pass is a product.
 """
 
 from typing import Any, NamedTuple
@@ -58,34 +59,36 @@ class StraightThrough(torch.autograd.Function):
         c = FSQConstants(*constants)
         codes = torch.empty_like(z)
         tokens = torch.empty(z.shape[:1] + z.shape[2:], dtype=torch.int64, device=z.device)
-        for source, code, token in zip(_blocks(z, 2), _blocks(codes, 2), _blocks(tokens, 1), strict=True):
+        slope = c.scale / c.width
+        derivative = torch.empty_like(z) if ctx.needs_input_grad[0] else z[:0]
+        slopes = _blocks(derivative, 2) if ctx.needs_input_grad[0] else [None] * len(_blocks(z, 2))
+        for source, code, token, kept in zip(
+            _blocks(z, 2), _blocks(codes, 2), _blocks(tokens, 1), slopes, strict=True
+        ):
             # Not addcmul: it doesn't vectorise over constants that broadcast along the voxels.
-            level = (source + c.shift).tanh_().mul_(c.scale).add_(c.offset)
+            bounded = (source + c.shift).tanh_()
+            if kept is not None:
+                torch.ops.aten.tanh_backward.grad_input(slope, bounded, grad_input=kept)
+            level = bounded.mul_(c.scale).add_(c.offset)
             if symmetric:  # ties up, and the middle may be half a level
                 level.add_(0.5).floor_().sub_(c.centre)
             else:
                 level.round_()
             token.copy_(Radix(*radix).pack(level))
             torch.div(level, c.width, out=code)
-        ctx.save_for_backward(z, c.shift, c.scale / c.width)
+        ctx.save_for_backward(z, derivative, c.shift, slope)
         ctx.mark_non_differentiable(tokens)
         return codes, tokens
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradient for ``z`` alone; all else is a constant of the quantiser."""
-        z, shift, slope = ctx.saved_tensors
+        z, derivative, shift, slope = ctx.saved_tensors
         rest = [None] * 7
         if torch.is_grad_enabled():  # create_graph=True: out of place, so that it can be differentiated again
             t = torch.tanh(z + shift.unsqueeze(-1).unsqueeze(-1))
             return (grads[0] * (1 - t * t) * slope.unsqueeze(-1).unsqueeze(-1), *rest)
-        gradient = torch.empty_like(z)
-        for source, incoming, out in zip(
-            _blocks(z, 2), _blocks(grads[0], 2), _blocks(gradient, 2), strict=True
-        ):
-            derivative = torch.ops.aten.tanh_backward(incoming, (source + shift).tanh_())
-            torch.mul(derivative, slope, out=out)
-        return (gradient, *rest)
+        return (grads[0] * derivative, *rest)
 
 
 def _blocks(x: Tensor, first_side: int) -> tuple[Tensor, ...]:
