@@ -56,6 +56,7 @@ def test_a_plan_of_the_other_family_trains(tmp_path: Path, cohort: Path) -> None
     assert [Path(stage["config"]).name for stage in ran.json["stages"]] == [
         "maisi_vae.yaml",
         "maisi_diffusion.yaml",
+        "maisi_controlnet.yaml",
     ]
     ran = run("prod9-train-maisi-vae", "train", "--config", tmp_path / "plan" / "maisi_vae.yaml", *SHRINK,
               "--set=model.num_channels=[8, 8]", *SMALL[-3:])  # fmt: skip
@@ -63,13 +64,16 @@ def test_a_plan_of_the_other_family_trains(tmp_path: Path, cohort: Path) -> None
     ran = run("prod9-train-maisi-diffusion", "train", "--config", tmp_path / "plan" / "maisi_diffusion.yaml", *SHRINK,
               "--set=sampler.steps=2")  # fmt: skip
     assert ran.code == 0, ran.err
+    ran = run("prod9-train-maisi-controlnet", "train", "--config", tmp_path / "plan" / "maisi_controlnet.yaml", *SHRINK,
+              "--set=sampler.steps=2", "--set=validation.num_volumes=0")  # fmt: skip
+    assert ran.code == 0, ran.err
 
 
 def test_a_plan_of_a_medmnist3d_file(tmp_path: Path) -> None:
     path = write_medmnist3d(tmp_path / "data")
     ran = run("prod9", "plan", path, "-o", tmp_path / "plan", "--memory", 8, "--family", "all", "--json")
     assert ran.code == 0, ran.err
-    assert len(ran.json["stages"]) == 6
+    assert len(ran.json["stages"]) == 7
     ran = run("prod9-train-autoencoder", "train", "--config", tmp_path / "plan" / "stage1.yaml", *SMALL,
               "--set=data.batch_size=2")  # fmt: skip
     assert ran.code == 0, ran.err

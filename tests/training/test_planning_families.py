@@ -40,7 +40,7 @@ def test_every_stage_fits_and_loads(
     plans = plan_family(data, family=family, memory_bytes=memory * GIB, device=device, output_dir="runs")
     wanted = {
         "maskgit": ["stage1", "stage2_label", "stage2", "stage3"],
-        "maisi": ["maisi_vae", "maisi_diffusion"],
+        "maisi": ["maisi_vae", "maisi_diffusion", "maisi_controlnet"],
     }
     assert list(plans) == wanted[family]
     made = set()
@@ -58,6 +58,8 @@ def test_stages_that_the_data_do_not_allow() -> None:
     one = brats(modalities={"T1": 1251}, segmentations=0)
     plans = plan_family(one, family="maskgit", memory_bytes=24 * GIB, device="cuda", output_dir="runs")
     assert list(plans) == ["stage1", "stage2_label"]
+    plans = plan_family(one, family="maisi", memory_bytes=24 * GIB, device="cuda", output_dir="runs")
+    assert list(plans) == ["maisi_vae", "maisi_diffusion"]
 
 
 def test_labels_follow_the_data() -> None:
@@ -66,6 +68,7 @@ def test_labels_follow_the_data() -> None:
     assert plans["stage3"].values["condition"]["num_mask_classes"] == 5
     flow = plan_family(cavity, family="maisi", memory_bytes=24 * GIB, device="cuda", output_dir="runs")
     assert flow["maisi_diffusion"].values["data"]["label_map"] == {"T1": 1, "T1ce": 2, "T2": 3, "FLAIR": 4}
+    assert flow["maisi_controlnet"].values["condition"]["num_mask_classes"] == 5
 
 
 def test_left_stays_left_where_classes_tell_it() -> None:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 GIB = 1024**3
 FAMILIES: "dict[Family, tuple[str, ...]]" = {
     "maskgit": ("stage1", "stage2_label", "stage2", "stage3"),
-    "maisi": ("maisi_vae", "maisi_diffusion"),
+    "maisi": ("maisi_vae", "maisi_diffusion", "maisi_controlnet"),
 }
 """The stages of each family, as their files are called."""
 

@@ -261,31 +261,48 @@ def _discriminator_layers(sides: Sequence[int]) -> int:
 
 
 def _stage2_candidates(data: Mapping[str, Any], device: Device, output_dir: str) -> Iterator[dict[str, Any]]:
+    yield from decoder_candidates(
+        data,
+        device,
+        output_dir=f"{output_dir}/stage2_label",
+        autoencoder=f"{output_dir}/stage1",
+        model={"kind": "label_conditional"},
+        sampler={"guidance_scale": 1.5, "guidance_interval": [0.2, 1.0]},
+    )
+
+
+def decoder_candidates(
+    data: Mapping[str, Any],
+    device: Device,
+    *,
+    output_dir: str,
+    autoencoder: str,
+    model: Mapping[str, Any],
+    sampler: Mapping[str, Any] | None = None,
+    **sections: Any,
+) -> Iterator[dict[str, Any]]:
+    """Yield configurations of stage 2, the largest decoder first; ``sections`` are added as they are."""
     steps = STEPS[device][1]
     for (width, blocks, heads), checkpointing, batch in product(
         DECODERS[device], (False, True), batches(data, device)
     ):
         yield {
             "stage": "transformer",
-            "output_dir": f"{output_dir}/stage2_label",
-            "inputs": {"autoencoder": f"{output_dir}/stage1"},
+            "output_dir": output_dir,
+            "inputs": {"autoencoder": autoencoder},
             "data": section(data, device, batch_size=batch, cache="none"),
             "model": {
-                "kind": "label_conditional",
                 "num_classes": len(data["modalities"]),
                 "embed_dim": width,
                 "num_blocks": blocks,
                 "num_heads": heads,
                 "use_checkpointing": checkpointing,
+                **model,
             },
             "masking": {"scheduler_type": "arccos"},
-            "sampler": {
-                "steps": 24,
-                "order": "halton",
-                "guidance_scale": 1.5,
-                "guidance_interval": [0.2, 1.0],
-            },
+            "sampler": {"steps": 24, "order": "halton", **(sampler or {})},
             "training": {**training_section(steps, 2e-4 if device == "cuda" else 1e-3), "betas": [0.9, 0.98]},
+            **sections,
         }
 
 

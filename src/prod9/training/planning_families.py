@@ -1,7 +1,7 @@
 """Plans of all stages of a family: what builds on stage 1, or on stage 2, with the smallest that fits last.
 
 :mod:`prod9.training.planning` says how one is chosen; this module adds translation or few-shot (stage 2b), control
-(stage 3) and the two stages of MAISI. Nothing here imports torch.
+(stage 3) and the stages of MAISI. Nothing here imports torch.
 """
 
 from collections.abc import Iterator, Mapping
@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from prod9.training.config_schema import (
     AutoencoderConfig,
+    MaisiControlNetConfig,
     MaisiDiffusionConfig,
     MaisiVAEConfig,
     MaskGiTControlNetLightningConfig,
@@ -19,13 +20,13 @@ from prod9.training.config_schema import (
     TransformerConfig,
 )
 from prod9.training.planning import (
-    DECODERS,
     PARAMETERS_A_TOKEN,
     STEPS,
     USABLE,
     StagePlan,
     batches,
     data_section,
+    decoder_candidates,
     first_fit,
     images_of,
     plan_stages,
@@ -36,11 +37,14 @@ from prod9.training.planning import (
 from prod9.training.resources import Device, Resources, context_positions, estimate, stage1_multiplications
 from prod9.training.resources_controlnet import estimate_controlnet
 from prod9.training.resources_flow import flow_multiplications
+from prod9.training.resources_flow_controlnet import estimate_flow_controlnet
 
 Family = Literal["maskgit", "maisi"]
 _PATCHED_TOKENS = 4096
 """From so many tokens a volume on, a context of several is read 2³ tokens at a time."""
 _MAISI_FACTOR = 4
+_CONTROL_WORK = 2 / 3 + 0.5
+"""Of a step of the base: it runs forward and hands gradients through; half of its blocks are copied and trained."""
 _FLOWS: Mapping[Device, tuple[tuple[int, int, int], ...]] = {
     "cuda": ((128, 256, 512), (64, 128, 256), (32, 64, 128)),
     "cpu": ((32, 64, 64), (16, 32, 32)),
@@ -75,8 +79,7 @@ def plan_family(
             assert isinstance(config, MaskGiTControlNetLightningConfig)
             return estimate_controlnet(config, base=base, autoencoder=model, device=device)
 
-        # The base runs forward and hands gradients through; half of its blocks are copied and trained.
-        work = (2 / 3 + 0.5) * label.multiplications / base.data.batch_size
+        work = _CONTROL_WORK * label.multiplications / base.data.batch_size
         plans["stage3"] = first_fit(
             _stage3_candidates(data, fingerprint, device, output_dir), budget, device, control_needs,
             lambda config, _: work * config.data.batch_size,
@@ -104,7 +107,21 @@ def _plan_maisi(
         partial(estimate, autoencoder=model, device=device),
         lambda config, need: flow_work(config, need, model.latent_channels),
     )
-    return {"maisi_vae": vae, "maisi_diffusion": flow}
+    plans = {"maisi_vae": vae, "maisi_diffusion": flow}
+    if fingerprint["layout"] == "medmnist3d" or fingerprint["segmentations"]:
+        base = flow.config
+        assert isinstance(base, MaisiDiffusionConfig)
+
+        def control_needs(config: RunConfig) -> Resources:
+            assert isinstance(config, MaisiControlNetConfig)
+            return estimate_flow_controlnet(config, base=base, autoencoder=model, device=device)
+
+        work = _CONTROL_WORK * flow.multiplications / base.data.batch_size
+        plans["maisi_controlnet"] = first_fit(
+            _flow_control_candidates(data, fingerprint, device, output_dir), budget, device, control_needs,
+            lambda config, _: work * config.data.batch_size,
+        )  # fmt: skip
+    return plans
 
 
 def _as_vae(config: RunConfig) -> MaisiVAEConfig:
@@ -131,54 +148,35 @@ def flow_work(config: RunConfig, needs: Resources, latent_channels: int) -> floa
 def _stage2b_candidates(
     data: Mapping[str, Any], tokens: int, device: Device, output_dir: str
 ) -> Iterator[dict[str, Any]]:
-    steps, few_shot = STEPS[device][1], data.get("kind") == "medmnist3d"
+    few_shot = data.get("kind") == "medmnist3d"
     patch = 2 if tokens >= _PATCHED_TOKENS else 1
     context = {"min_sources": 0, "max_examples": 4} if few_shot else {"min_sources": 1}
-    for (width, blocks, heads), checkpointing, batch in product(
-        DECODERS[device], (False, True), batches(data, device)
-    ):
-        yield {
-            "stage": "transformer",
-            "output_dir": f"{output_dir}/stage2",
-            "inputs": {"autoencoder": f"{output_dir}/stage1"},
-            "data": section(data, device, batch_size=batch, cache="none"),
-            "model": {
-                "kind": "single_stream",
-                "num_classes": len(data["modalities"]),
-                "embed_dim": width,
-                "num_blocks": blocks,
-                "num_heads": heads,
-                "patch_size": patch,
-                "context_stride": 1 if patch == 2 else 2,
-                "aligned": not few_shot,
-                "use_checkpointing": checkpointing,
-            },
-            "context": {"source": "latent", **context},
-            "masking": {"scheduler_type": "arccos"},
-            "sampler": {"steps": 24, "order": "halton"},
-            "training": {**training_section(steps, 2e-4 if device == "cuda" else 1e-3), "betas": [0.9, 0.98]},
-        }
+    yield from decoder_candidates(
+        data,
+        device,
+        output_dir=f"{output_dir}/stage2",
+        autoencoder=f"{output_dir}/stage1",
+        model={
+            "kind": "single_stream",
+            "patch_size": patch,
+            "context_stride": 1 if patch == 2 else 2,
+            "aligned": not few_shot,
+        },
+        context={"source": "latent", **context},
+    )
 
 
 def _stage3_candidates(
     data: Mapping[str, Any], fingerprint: Mapping[str, Any], device: Device, output_dir: str
 ) -> Iterator[dict[str, Any]]:
-    few = data.get("kind") == "medmnist3d"
-    classes = 2 if few else 1 + max((int(label) for label in fingerprint["labels"]), default=3)
-    widths = ((16, 32, 64), (8, 16, 32), (4, 8)) if device == "cuda" else ((8, 16), (4, 8))
-    for channels, batch in product(widths, batches(data, device)):
+    base = f"{output_dir}/stage2_label"
+    for common in _control_candidates(data, fingerprint, device, base=base):
         yield {
+            **common,
             "stage": "maskgit_controlnet",
             "output_dir": f"{output_dir}/stage3",
-            "inputs": {"transformer": f"{output_dir}/stage2_label"},
-            "data": {
-                **section(data, device, batch_size=batch, cache="none"),
-                "store_dir": f"{output_dir}/stage2_label/store",
-            },
-            "model": {"channels": list(channels)},
-            "condition": {"condition_type": "both", "num_mask_classes": max(2, classes)},
-            # A foreground is no rare lesion.
-            "loss": {"region_weight": 1.0, "background_weight": 1.0} if few else {},
+            "inputs": {"transformer": base},
+            "condition": {**common["condition"], "condition_type": "both"},
             "masking": {"scheduler_type": "arccos"},
             "sampler": {
                 "steps": 24,
@@ -186,6 +184,43 @@ def _stage3_candidates(
                 "guidance_scale": 1.5,
                 "guidance_interval": [0.2, 1.0],
             },
+        }
+
+
+def _flow_control_candidates(
+    data: Mapping[str, Any], fingerprint: Mapping[str, Any], device: Device, output_dir: str
+) -> Iterator[dict[str, Any]]:
+    base = f"{output_dir}/maisi_diffusion"
+    for checkpointing in (False, True):
+        for common in _control_candidates(data, fingerprint, device, base=base):
+            yield {
+                **common,
+                "stage": "maisi_controlnet",
+                "output_dir": f"{output_dir}/maisi_controlnet",
+                "inputs": {"diffusion": base},
+                "model": {**common["model"], "use_checkpointing": checkpointing},
+                "condition": {**common["condition"], "conditions": ["mask"]},
+                "sampler": {"steps": 30, "guidance_scale": 1.0},
+            }
+
+
+def _control_candidates(
+    data: Mapping[str, Any], fingerprint: Mapping[str, Any], device: Device, *, base: str
+) -> Iterator[dict[str, Any]]:
+    """Yield what stage 3 of both families has in common, on the stage-2 run ``base``; the widest encoder first."""
+    few = data.get("kind") == "medmnist3d"
+    classes = 2 if few else 1 + max((int(label) for label in fingerprint["labels"]), default=3)
+    widths = ((16, 32, 64), (8, 16, 32), (4, 8)) if device == "cuda" else ((8, 16), (4, 8))
+    for channels, batch in product(widths, batches(data, device)):
+        yield {
+            "data": {
+                **section(data, device, batch_size=batch, cache="none"),
+                "store_dir": f"{base}/store",
+            },
+            "model": {"channels": list(channels)},
+            "condition": {"num_mask_classes": max(2, classes)},
+            # A foreground is no rare lesion.
+            "loss": {"region_weight": 1.0, "background_weight": 1.0} if few else {},
             "control": {"control_guidance_scale": 0.5},
             "training": {
                 **training_section(STEPS[device][1] // 3, 1e-4 if device == "cuda" else 1e-3),
