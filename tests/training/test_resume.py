@@ -94,10 +94,14 @@ def test_more_steps_can_be_added_to_a_finished_run(make_config, memory_data, cap
     assert "training.max_steps" in caplog.text
 
 
-def test_a_finished_run_is_not_run_again(make_config, memory_data):
+def test_a_finished_run_is_not_run_again(make_config, memory_data, caplog):
     config = make_config("transformer", "run")
     first = train(config)
     assert train(config, resume="auto") == first
+    assert "had no effect" not in caplog.text
+    changed = make_config("transformer", "run", sampler={"steps": 7})
+    assert train(changed, resume="auto") == first
+    assert "sampler.steps had no effect" in caplog.text
 
 
 def test_resume_auto_starts_where_there_is_nothing(make_config, memory_data):

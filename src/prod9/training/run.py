@@ -346,6 +346,13 @@ def _find_start(config: RunConfig, resume: str | Path | None) -> Opened | None:
 
 def _finished(config: RunConfig, start: Opened) -> RunResult:
     _say(f"{config.output_dir} is finished: all {config.training.max_steps} steps are done.")
+    changed = sorted(_changed_keys(start.header["config"], config_to_dict(config)))
+    if changed and _is_first_rank():
+        log.warning(
+            "%s had no effect: its checkpoints keep the settings that they were trained with. Train into another "
+            "folder; how to sample is also asked for when generating.",
+            ", ".join(changed),
+        )
     try:
         recorded = json.loads((Path(config.output_dir) / "metrics.json").read_text(encoding="utf-8"))[
             "metrics"
