@@ -43,7 +43,8 @@ def test_a_sample_holds_the_translation_its_sources_and_the_scan(cohort: Path) -
     samples, scans = data._dataset("train"), data.build_patients("train")
     names = data.config.data.modalities
     for index in range(len(samples)):
-        sample, images = samples[index], scans[index // 4]["images"]
+        scan = scans[index // 4]
+        sample, images = samples[index], scan["images"]
         assert sample["label"] == index % 4
         torch.testing.assert_close(sample["target"], images[names[index % 4]])
         assert not sample["present"][sample["label"]]
@@ -52,6 +53,7 @@ def test_a_sample_holds_the_translation_its_sources_and_the_scan(cohort: Path) -
             torch.testing.assert_close(held, images[names[label]][0] * (label in there))
         mean = torch.stack([images[names[label]] for label in there]).mean(0)
         torch.testing.assert_close(sample["decoded"], mean, atol=0.51 / 255, rtol=0)
+        assert torch.equal(sample["region"], scan["seg"] > 0)
 
 
 def test_a_training_draw_mirrors_all_of_a_sample_or_nothing(cohort: Path) -> None:
@@ -61,7 +63,7 @@ def test_a_training_draw_mirrors_all_of_a_sample_or_nothing(cohort: Path) -> Non
         drawn, plain = samples[SampleKey(0, step)], samples[0]
         flipped = not torch.equal(drawn["target"], plain["target"])
         seen.add(flipped)
-        for name in ("target", "decoded", "sources"):
+        for name in ("target", "decoded", "sources", "region"):
             assert torch.equal(drawn[name], plain[name].flip(-3) if flipped else plain[name])
     assert seen == {False, True}
     never, _ = make(cohort, data={"augment": {"flip_prob": 0.0}})
@@ -82,7 +84,7 @@ def test_a_training_crop_is_one_of_the_same_place_everywhere(cohort: Path) -> No
             for j in range(5)
             if all(
                 torch.equal(whole[name][:, i : i + 8, j : j + 12], crop[name])
-                for name in ("target", "decoded", "sources")
+                for name in ("target", "decoded", "sources", "region")
             )
         )
         places.add(place)

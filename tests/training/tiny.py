@@ -197,7 +197,12 @@ class MemoryData(LightningDataModule):
         if isinstance(self.config, RefinerConfig):
             volumes = torch.rand(6, 16, 16, 16, generator=generator)
             present = torch.arange(4) == (index + 1) % 4
-            inputs = {"decoded": volumes[:1], "sources": volumes[1:5], "present": present}
+            inputs = {
+                "decoded": volumes[:1],
+                "sources": volumes[1:5],
+                "present": present,
+                "region": volumes[:1] > 0.9,
+            }
             return sample | inputs | {"target": volumes[5:], "modality": "T1"}
         tokens = torch.randint(125, (4, 4, 4), generator=generator)
         foreground = torch.rand(4, 4, 4, generator=generator) > 0.3
