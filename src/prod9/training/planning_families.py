@@ -4,7 +4,7 @@
 (stage 3) and the stages of MAISI. Nothing here imports torch.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from itertools import product
 from math import prod
@@ -79,11 +79,8 @@ def plan_family(
             assert isinstance(config, MaskGiTControlNetLightningConfig)
             return estimate_controlnet(config, base=base, autoencoder=model, device=device)
 
-        work = _CONTROL_WORK * label.multiplications / base.data.batch_size
-        plans["stage3"] = first_fit(
-            _stage3_candidates(data, fingerprint, device, output_dir), budget, device, control_needs,
-            lambda config, _: work * config.data.batch_size,
-        )  # fmt: skip
+        candidates = _stage3_candidates(data, fingerprint, device, output_dir)
+        plans["stage3"] = _fit_control(candidates, budget, device, control_needs, on=label)
     return plans
 
 
@@ -116,12 +113,22 @@ def _plan_maisi(
             assert isinstance(config, MaisiControlNetConfig)
             return estimate_flow_controlnet(config, base=base, autoencoder=model, device=device)
 
-        work = _CONTROL_WORK * flow.multiplications / base.data.batch_size
-        plans["maisi_controlnet"] = first_fit(
-            _flow_control_candidates(data, fingerprint, device, output_dir), budget, device, control_needs,
-            lambda config, _: work * config.data.batch_size,
-        )  # fmt: skip
+        candidates = _flow_control_candidates(data, fingerprint, device, output_dir)
+        plans["maisi_controlnet"] = _fit_control(candidates, budget, device, control_needs, on=flow)
     return plans
+
+
+def _fit_control(
+    candidates: Iterator[dict[str, Any]],
+    budget: int,
+    device: Device,
+    needs: Callable[[RunConfig], Resources],
+    *,
+    on: StagePlan,
+) -> StagePlan:
+    """Return the first control network that fits; its work follows from that of the stage-2 plan it is ``on``."""
+    work = _CONTROL_WORK * on.multiplications / on.config.data.batch_size
+    return first_fit(candidates, budget, device, needs, lambda config, _: work * config.data.batch_size)
 
 
 def _as_vae(config: RunConfig) -> MaisiVAEConfig:
