@@ -139,9 +139,11 @@ def train(
     # Under DDP every rank runs this; the folder belongs to the first.
     with locked(output_dir) if _is_first_rank() else nullcontext():
         start = _find_start(config, resume)
-        if start is not None and start.header["step"] >= config.training.max_steps:
-            return _finished(config, start)
-        return _train(config, start, init_from if start is None else None, device)
+        if start is None:
+            return _train(config, None, init_from, device)
+        finished = start.header["step"] >= config.training.max_steps
+        _warn_of_changes(config, start, finished=finished)
+        return _finished(config, start) if finished else _train(config, start, None, device)
 
 
 def validate(
@@ -337,22 +339,26 @@ def _find_start(config: RunConfig, resume: str | Path | None) -> Opened | None:
         if not any((output_dir / "checkpoints").glob("*.ckpt")):
             return None
         resume = output_dir
-    start = CheckpointManager.open(resume, stage=config.stage, prefer="last")
-    changed = sorted(_changed_keys(start.header["config"], config_to_dict(config)))
-    if changed and _is_first_rank():
-        log.warning("Resuming with other settings than before: %s.", ", ".join(changed))
-    return start
+    return CheckpointManager.open(resume, stage=config.stage, prefer="last")
+
+
+def _warn_of_changes(config: RunConfig, start: Opened, *, finished: bool) -> None:
+    """Name the settings that are not those of ``start``, and what comes of them."""
+    changed = ", ".join(sorted(_changed_keys(start.header["config"], config_to_dict(config))))
+    if not changed or not _is_first_rank():
+        return
+    if finished:
+        log.warning(
+            "%s had no effect: its checkpoints keep the settings that they were trained with. Train into another "
+            "folder; how to sample is also asked for when generating.",
+            changed,
+        )
+    else:
+        log.warning("Resuming with other settings than before: %s.", changed)
 
 
 def _finished(config: RunConfig, start: Opened) -> RunResult:
     _say(f"{config.output_dir} is finished: all {config.training.max_steps} steps are done.")
-    changed = sorted(_changed_keys(start.header["config"], config_to_dict(config)))
-    if changed and _is_first_rank():
-        log.warning(
-            "%s had no effect: its checkpoints keep the settings that they were trained with. Train into another "
-            "folder; how to sample is also asked for when generating.",
-            ", ".join(changed),
-        )
     try:
         recorded = json.loads((Path(config.output_dir) / "metrics.json").read_text(encoding="utf-8"))[
             "metrics"
