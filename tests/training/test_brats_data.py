@@ -280,7 +280,7 @@ class Stage2:
             self.tmp_path / "ae.ckpt",
             data=how.pop("data", {}),
             model=model,
-            **({"context": how.pop("context")} if "context" in how else {}),
+            **{name: how.pop(name) for name in ("context", "loss") if name in how},
         )
         options = {
             "encode": self.encode,
@@ -295,6 +295,36 @@ class Stage2:
 @pytest.fixture
 def stage2(root: Path, tmp_path: Path) -> Stage2:
     return Stage2(root, tmp_path)
+
+
+class TestRegions:
+    @pytest.mark.parametrize("kind", list(DATA_MODULES))
+    def test_training_samples_hold_the_segmentation_where_the_loss_weighs_it(
+        self, stage2: Stage2, kind: str
+    ) -> None:
+        data = stage2.make(kind=kind, loss={"region_weight": 5.0})
+        data.setup("fit")
+        train: Any = data._dataset("train")
+        batch = next(iter(data.train_dataloader()))
+        assert batch["seg"].shape == (4, 16, 16, 16)
+        rows = {(train[i]["case_id"], train[i]["flipped"]): train[i]["seg"] for i in range(len(train))}
+        for (case, flipped), seg in rows.items():
+            assert seg.any()
+            assert torch.equal(seg, rows[case, not flipped].flip(0))
+        assert "seg" not in next(iter(data.val_dataloader()))
+
+    def test_at_equal_weight_none_is_read(self, stage2: Stage2) -> None:
+        data = stage2.make()
+        data.setup("fit")
+        assert "seg" not in next(iter(data.train_dataloader()))
+
+    def test_a_weight_without_segmentations_is_refused(self, stage2: Stage2, root: Path) -> None:
+        for file in root.rglob("*seg*"):
+            file.unlink()
+        with pytest.raises(
+            ConfigError, match=r"loss.region_weight: .* no case of the train split .* set it to 1"
+        ):
+            stage2.make(loss={"region_weight": 5.0}).setup("fit")
 
 
 class TestDecoder:

@@ -4,15 +4,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch.utils.data import Dataset
 
-from prod9.data.sampling import SampleKey
-from prod9.data.segmentations import Segmentations
 from prod9.data.splits import Part, Split
 from prod9.errors import ConfigError
 from prod9.training.config_schema import MaisiControlNetConfig, MaskGiTControlNetLightningConfig
 from prod9.training.lightning.datamodule import AbstractDataModule, AbstractSegmentedDataModule, Progress
+from prod9.training.segmented_samples import SegmentedSamples
 
 
 class BraTSControlNetDataModule(AbstractDataModule):
@@ -67,30 +65,9 @@ class BraTSControlNetDataModule(AbstractDataModule):
                 f"condition.condition_type: expected segmentations to train {wanted!r} with, but no case of "
                 f"the {part} split in {self.config.data.root} has one; add them, or use label."
             )
-        return _ControlDataset(self._inner.build_dataset(part), segmentations)
+        return SegmentedSamples(self._inner.build_dataset(part), segmentations)
 
     @property
     def _directory(self) -> Path:
         data = self.config.data
         return Path(data.store_dir or Path(self.config.output_dir) / "store") / "segmentations"
-
-
-class _ControlDataset(Dataset[dict[str, Any]]):
-    """The base's samples, each with the segmentation of its case, mirrored alike."""
-
-    def __init__(self, samples: Dataset[dict[str, Any]], segmentations: Segmentations) -> None:
-        self._samples = samples
-        self._segmentations = segmentations
-
-    def __len__(self) -> int:
-        return len(self._samples)  # type: ignore[arg-type]  # all our datasets have a length
-
-    def __getitem__(self, key: int | SampleKey) -> dict[str, Any]:
-        sample = self._samples[key]  # type: ignore[index]  # a key of the sampler is no int
-        case_id = sample["case_id"]
-        seg = self._segmentations[case_id]
-        return {
-            **sample,
-            "seg": seg.flip(0) if sample["flipped"] else seg,
-            "has_seg": torch.tensor(self._segmentations.has(case_id)),
-        }

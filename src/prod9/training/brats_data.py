@@ -30,9 +30,13 @@ from prod9.training.config_schema import (
     TransformerConfig,
 )
 from prod9.training.lightning.datamodule import AbstractSegmentedDataModule, Progress
+from prod9.training.segmented_samples import SegmentedSamples
 from prod9.volumes import read_header
 
 _LOG = logging.getLogger(__name__)
+
+_ANY_CLASS = 256
+"""Bound on the classes of a segmentation that only says where something is."""
 
 
 class AbstractBraTSDataModule(AbstractSegmentedDataModule):
@@ -95,6 +99,23 @@ class AbstractBraTSDataModule(AbstractSegmentedDataModule):
         )
         self._builder.hashes.save()
         return store
+
+    def _with_regions(self, part: Part, samples: Dataset[dict[str, Any]]) -> Dataset[dict[str, Any]]:
+        """Return the samples of a transformer with ``seg`` beside them, where its loss weighs what is segmented."""
+        config = self.config
+        if part != "train" or not isinstance(config, TransformerConfig) or config.loss.region_weight == 1.0:
+            return samples
+        store = Path(config.data.store_dir or Path(config.output_dir) / "store")
+        with self._report(f"Reading {part} segmentations") as progress:
+            segmentations = self.build_segmentations(
+                part, directory=store / "segmentations", num_classes=_ANY_CLASS, progress=progress
+            )
+        if not segmentations.num_segmented:
+            raise ConfigError(
+                f"loss.region_weight: expected segmentations to weigh by, but no case of the {part} split in "
+                f"{config.data.root} has one; add them, or set it to 1."
+            )
+        return SegmentedSamples(samples, segmentations)
 
     def _cache(self, part: Part) -> CaseCache:
         if part not in self._caches:
@@ -159,7 +180,8 @@ class BraTSDataModule(AbstractBraTSDataModule):
         if self._tokens is not None:
             store, codebook = self._tokens.build(part, cases, self.split, self._report)
             num_modalities, seed = len(self.config.data.modalities), self.config.seed
-            return _TranslationDataset(store, codebook, num_modalities=num_modalities, seed=seed)
+            pairs = _TranslationDataset(store, codebook, num_modalities=num_modalities, seed=seed)
+            return self._with_regions(part, pairs)
         with self._report(f"Reading {part} volumes") as progress:
             cases.warm(progress=progress, num_threads=max(1, self.config.data.num_workers))
         self._builder.hashes.save()

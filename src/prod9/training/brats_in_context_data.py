@@ -53,7 +53,7 @@ class BraTSInContextDataModule(AbstractBraTSDataModule):
         """Return the encoded volumes of the patients of ``part``."""
         cases = self._cache(part)
         store, codebook = self._tokens.build(part, cases, self.split, self._report)
-        return InContextDataset(
+        samples = InContextDataset(
             store,
             codebook,
             patients=[case.patient_id for case in cases.cases],
@@ -61,6 +61,7 @@ class BraTSInContextDataModule(AbstractBraTSDataModule):
             settings=self._settings,
             seed=self.config.seed,
         )
+        return self._with_regions(part, samples)
 
 
 class InContextDataset(Dataset[dict[str, Any]]):

@@ -45,7 +45,7 @@ class BraTSLabelConditionalDataModule(AbstractBraTSDataModule):
     def build_dataset(self, part: Part) -> Dataset[dict[str, Any]]:
         """Return the encoded volumes of the patients of ``part``."""
         store, codebook = self._tokens.build(part, self._cache(part), self.split, self._report)
-        return _LabelConditionalDataset(store=store, codebook=codebook)
+        return self._with_regions(part, _LabelConditionalDataset(store=store, codebook=codebook))
 
 
 class _LabelConditionalDataset(LabelledTokens):

@@ -56,6 +56,7 @@ from prod9.training.config_sections import (
     CallbacksConfig,
     CheckpointConfig,
     CombinedMetricConfig,
+    Count,
     DataConfig,
     EarlyStoppingConfig,
     EMAConfig,
@@ -65,6 +66,7 @@ from prod9.training.config_sections import (
     LrScheduleConfig,
     MedMNIST3DDataConfig,
     NonNegative,
+    Positive,
     RunSection,
     Section,
     SlidingWindowSection,
@@ -155,6 +157,11 @@ class TransformerLossConfig(Section):
         default=0.25,
         description="Loss weight of tokens whose volume patch is pure background; 1 weighs all alike.",
     )
+    region_weight: Positive = Field(
+        default=1.0,
+        description="Loss weight of tokens in or near a segmented class, which are few; 1 reads no segmentation.",
+    )
+    region_margin: Count = Field(default=1, description="How many tokens around a class are near it.")
     ordinal_weight: NonNegative = Field(
         default=0.0, description="Weight of the ordinal per-level distance loss."
     )
@@ -194,6 +201,15 @@ class TransformerConfig(RunSection):
         if self.data.kind == "medmnist3d" and self.model.num_classes != wanted:
             raise ValueError(
                 f"model.num_classes must be {wanted} for {self.data.name}, got {self.model.num_classes}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _regions_are_known(self) -> "TransformerConfig":
+        if self.data.kind == "medmnist3d" and self.loss.region_weight != 1.0:
+            raise ValueError(
+                "loss.region_weight must be 1 for data.kind medmnist3d, which has no segmentations, got "
+                f"{self.loss.region_weight}"
             )
         return self
 

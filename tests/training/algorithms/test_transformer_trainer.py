@@ -78,6 +78,27 @@ def test_background_weighs_less_and_alone_weighs_nothing():
     assert loss(0.0, torch.zeros_like(inside)) == 0.0
 
 
+@pytest.mark.parametrize("margin", [0, 1])
+def test_tokens_in_and_about_a_segmented_class_weigh_more(margin):
+    tokens, condition = make_batch()
+    decoder = shaken_decoder()
+    inside = torch.rand(tokens.shape, generator=seeded(1)) < 0.5
+    seg = torch.zeros(len(tokens), *(2 * side for side in GRID), dtype=torch.uint8)
+    seg[:, 0, 3, 5] = 2  # one voxel, in the patch of position (0, 1, 2)
+    where = torch.zeros_like(inside)
+    where[:, 0, 1, 2] = True
+    if margin:
+        where[:, :, :, 1:4] = True
+    trainer = make_trainer(decoder, background_weight=0.25, region_weight=7.0, region_margin=margin)
+    sample = trainer.generate_training_data(tokens, generator=seeded())
+    dense = decoder(sample.tokens, sample.mask, decoder.prepare(condition)).dense()
+    picked = -dense.gather(1, tokens[:, None])[:, 0][sample.mask]
+    weights = torch.where(inside, 1.0, 0.25).masked_fill(where, 7.0)[sample.mask]
+    losses = trainer.compute_losses(tokens, condition, generator=seeded(), foreground=inside, seg=seg)
+    assert (weights == 7.0).any()
+    assert losses["total"].item() == pytest.approx((picked @ weights / weights.sum()).item(), abs=1e-4)
+
+
 def test_ordinal_term_is_added_with_its_weight():
     tokens, condition = make_batch()
     decoder = shaken_decoder()

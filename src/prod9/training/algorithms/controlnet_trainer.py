@@ -17,7 +17,7 @@ from prod9.generator.maskgit import MaskGiTScheduler
 from prod9.generator.token_decoder import MaskedDecoder
 from prod9.training.algorithms.base import weighted_mean
 from prod9.training.algorithms.control_flow import FlowControl, RegionContrast
-from prod9.training.algorithms.control_regions import region_of
+from prod9.training.algorithms.control_regions import position_weights, region_of
 from prod9.training.algorithms.control_tokens import TokenControl
 from prod9.training.metrics import frechet_distance, inception_score
 from prod9.types import Latent, TokenGrid, Volume
@@ -159,15 +159,14 @@ class ControlNetTrainer:
     def position_weights(
         self, target: TokenGrid | Latent, control: ControlCondition, foreground: Tensor | None
     ) -> Float[Tensor, "B h w d"]:
-        """Return what each position weighs in the loss: background, brain, or in and about a segmented class.
-
-        Lesions are rare; at equal weight a control network learns everything else first.
-        """
-        weights = torch.ones(len(target), *target.shape[-3:], device=target.device)
-        if foreground is not None:
-            weights = weights.masked_fill(~foreground, self.background_weight)
-        region = region_of(control, target.shape[-3:], margin=self.region_margin)
-        return weights if region is None else weights.masked_fill(region, self.region_weight)
+        """Return what each position weighs in the loss: background, brain, or in and about a segmented class."""
+        return position_weights(
+            target,
+            foreground=foreground,
+            background_weight=self.background_weight,
+            region=region_of(control, target.shape[-3:], margin=self.region_margin),
+            region_weight=self.region_weight,
+        )
 
     # -- metrics --------------------------------------------------------------------------------------
 

@@ -3,13 +3,14 @@
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float, Int64, Integer
 from torch import Tensor
 
 from prod9.generator.heads import TokenLogits
 from prod9.generator.maskgit import MaskGiTScheduler
 from prod9.generator.transformer import MaskedDecoder
 from prod9.training.algorithms.base import weighted_mean
+from prod9.training.algorithms.control_regions import position_weights, segmented_positions
 from prod9.types import MaskedSample, TokenGrid
 
 _LOW_TIME, _HIGH_TIME = 0.8, 0.2
@@ -19,8 +20,9 @@ class TransformerTrainer:
     """Losses and metrics of a masked decoder; steps no optimizer and owns no network.
 
     decoder: any ``MaskedDecoder``. scheduler: γ. label_smoothing: share given to the uniform distribution.
-    condition_dropout: share of samples trained without condition, for guidance. background_weight: weight in
-    the loss of tokens without foreground. ordinal_weight: of the expected distance to the true levels.
+    condition_dropout: share of samples trained without condition, for guidance. background_weight,
+    region_weight: weight in the loss of tokens without foreground, and of those in or within ``region_margin`` tokens
+    of a segmented class. ordinal_weight: of the expected distance to the true levels.
     """
 
     def __init__(
@@ -31,6 +33,8 @@ class TransformerTrainer:
         label_smoothing: float = 0.1,
         condition_dropout: float = 0.1,
         background_weight: float = 0.25,
+        region_weight: float = 1.0,
+        region_margin: int = 1,
         ordinal_weight: float = 0.0,
     ) -> None:
         self.decoder = decoder
@@ -38,6 +42,8 @@ class TransformerTrainer:
         self.label_smoothing = label_smoothing
         self.condition_dropout = condition_dropout
         self.background_weight = background_weight
+        self.region_weight = region_weight
+        self.region_margin = region_margin
         self.ordinal_weight = ordinal_weight
 
     def generate_training_data(self, tokens: TokenGrid, *, generator: torch.Generator) -> MaskedSample:
@@ -51,10 +57,12 @@ class TransformerTrainer:
         *,
         generator: torch.Generator,
         foreground: Bool[Tensor, "B h w d"] | None = None,
+        seg: Integer[Tensor, "B H W D"] | None = None,
     ) -> dict[str, Tensor]:
         """Return ``total``, ``cross_entropy`` and, if weighted, ``ordinal``; means over hidden tokens.
 
-        foreground: True where a token's patch holds any of the head; others weigh ``background_weight``.
+        foreground: True where a token's patch holds any of the head; others weigh ``background_weight``. seg: what
+        is where in the volumes; lesions are a hundredth of a brain, and learnt last at equal weight.
         """
         sample = self.generate_training_data(tokens, generator=generator)
         if self.condition_dropout > 0:
@@ -62,7 +70,14 @@ class TransformerTrainer:
             condition = condition.drop((draws < self.condition_dropout).to(tokens.device))
         logits, rows = self._predict_hidden(sample, condition)
         target = sample.target.flatten()[rows]
-        weights = self._weights(rows, foreground)
+        near = None if seg is None else segmented_positions(seg, tokens.shape[1:], margin=self.region_margin)
+        weights = position_weights(
+            tokens,
+            foreground=foreground,
+            background_weight=self.background_weight,
+            region=near,
+            region_weight=self.region_weight,
+        ).flatten()[rows]
         losses = {
             "cross_entropy": weighted_mean(
                 logits.cross_entropy(target, label_smoothing=self.label_smoothing), weights
@@ -78,12 +93,6 @@ class TransformerTrainer:
         # The number of hidden tokens is known to the device only: one sync, for 40% less head and softmax.
         rows = sample.mask.flatten().nonzero()[:, 0]
         return self.decoder(sample.tokens, sample.mask, self.decoder.prepare(condition), rows=rows), rows
-
-    def _weights(self, rows: Tensor, foreground: Tensor | None) -> Tensor | None:
-        if foreground is None or self.background_weight == 1.0:
-            return None
-        inside = foreground.flatten()[rows].float()
-        return inside + (1.0 - inside) * self.background_weight
 
     @torch.no_grad()
     def compute_metrics(

@@ -61,6 +61,7 @@ class AbstractGenerativeLightning(AbstractTokenLightning):
             self.condition(batch),
             generator=generator,
             foreground=batch["foreground"],
+            seg=batch.get("seg"),
         )
         return self.step_on(losses)
 
