@@ -148,17 +148,44 @@ class AdaLNZeroBlock(nn.Module):
         attended = self.attention(normalise(x, shift, scale), context)
         return self._mix(torch.addcmul(x, gate, attended.to(x.dtype)), rest)
 
+    # A batch has as many buckets as its contexts have lengths, each ``[b S E]`` with its own b and S. All are passed in
+    # one call: weights that are sharded over processes are gathered once a call, and processes whose batches differ
+    # must gather equally often.
+
+    def each(
+        self,
+        streams: Sequence[Float[Tensor, "_ _ E"]],
+        modulations: Sequence[Float[Tensor, "_ 1 E6"]],
+    ) -> list[Tensor]:
+        """Return ``forward`` of each bucket."""
+        return [self.forward(x, modulation) for x, modulation in zip(streams, modulations, strict=True)]
+
     def read(
-        self, x: Float[Tensor, "B S E"], modulation: Float[Tensor, "B 1 E6"]
-    ) -> tuple[Tensor, Tensor, Float[Tensor, "B S E"]]:
-        """Return keys and values of a context, ``[B heads S width]``, and the context after this block."""
+        self,
+        streams: Sequence[Float[Tensor, "_ _ E"]],
+        modulations: Sequence[Float[Tensor, "_ 1 E6"]],
+    ) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """Return keys and values of the context of each bucket, and that context after this block.
+
+        Keys and values are ``[b heads S width]``.
+        """
+        return [self._read(x, modulation) for x, modulation in zip(streams, modulations, strict=True)]
+
+    def keys(
+        self,
+        streams: Sequence[Float[Tensor, "_ _ E"]],
+        modulations: Sequence[Float[Tensor, "_ 1 E6"]],
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Return the keys and values of ``read`` alone, for contexts that no later block reads."""
+        return [self._keys(x, modulation) for x, modulation in zip(streams, modulations, strict=True)]
+
+    def _read(self, x: Tensor, modulation: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         shift, scale, gate, *rest = modulation.to(x.dtype).chunk(6, dim=-1)
         query, key, value = self.attention.project(normalise(x, shift, scale))
         attended = self.attention.merge(F.scaled_dot_product_attention(query, key, value))
         return key, value, self._mix(torch.addcmul(x, gate, attended.to(x.dtype)), rest)
 
-    def keys(self, x: Float[Tensor, "B S E"], modulation: Float[Tensor, "B 1 E6"]) -> tuple[Tensor, Tensor]:
-        """Return the keys and values of ``read`` alone, for a context that no later block reads."""
+    def _keys(self, x: Tensor, modulation: Tensor) -> tuple[Tensor, Tensor]:
         shift, scale, *_ = modulation.to(x.dtype).chunk(6, dim=-1)
         _, key, value = self.attention.project(normalise(x, shift, scale))
         return key, value

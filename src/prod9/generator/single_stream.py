@@ -172,15 +172,13 @@ class TransformerDecoderSingleStream(AbstractTokenDecoder):
             given = buckets.split(modulation)
             if i + 1 == len(modulations):
                 # Nothing reads the context after the last block.
-                read = [block.keys(x, m) for x, m in zip(streams, given, strict=True)]
-                keys, values = zip(*read, strict=True)
+                keys, values = zip(*block.keys(streams, given), strict=True)
             else:
-                passed = [self._pass(block.read, x, m) for x, m in zip(streams, given, strict=True)]
-                keys, values, streams = zip(*passed, strict=True)
+                keys, values, streams = zip(*self._pass(block.read, streams, given), strict=True)
             kept.append(BlockContext(modulation, buckets, keys, values))
         return tuple(kept)
 
-    def _pass(self, block: Any, *given: Tensor) -> Any:
+    def _pass(self, block: Any, *given: Sequence[Tensor]) -> Any:
         if self.use_checkpointing and torch.is_grad_enabled():
             return checkpoint(block, *given, use_reentrant=False)
         return block(*given)
@@ -193,14 +191,14 @@ class TransformerDecoderSingleStream(AbstractTokenDecoder):
         residuals: Sequence[Tensor] | None,
     ) -> Tensor:
         """Pass context and target together through the blocks and return the target's part."""
-        buckets, results = prepared.buckets, []
-        modulations = [buckets.split(modulation) for modulation in prepared.blocks]  # pyright: ignore[reportArgumentType]
-        added = None if residuals is None else [buckets.split(residual) for residual in residuals]
-        for k, (context, target) in enumerate(zip(streams, buckets.split(x), strict=True)):
-            length = context.shape[1]
-            joint = torch.cat([context.to(target.dtype), target], 1)
-            # Control speaks of the target: the context gets nothing of it.
-            more = None if added is None else [F.pad(residual[k], (0, 0, length, 0)) for residual in added]
-            joint = self.run_blocks(joint, [modulation[k] for modulation in modulations], more)
-            results.append(joint[:, length:])
-        return buckets.join(results)
+        self.check_residuals(residuals)
+        buckets, lengths = prepared.buckets, [context.shape[1] for context in streams]
+        parts = zip(streams, buckets.split(x), strict=True)
+        joint = [torch.cat([context.to(target.dtype), target], 1) for context, target in parts]
+        for i, (block, modulation) in enumerate(zip(self.adaln_blocks, prepared.blocks, strict=True)):
+            joint = self._pass(block.each, joint, buckets.split(modulation))  # pyright: ignore[reportArgumentType]
+            if residuals is not None and i % 2:
+                # Control speaks of the target: the context gets nothing of it.
+                added = zip(joint, lengths, buckets.split(residuals[i // 2]), strict=True)
+                joint = [whole + F.pad(r.to(whole.dtype), (0, 0, length, 0)) for whole, length, r in added]
+        return buckets.join([whole[:, length:] for whole, length in zip(joint, lengths, strict=True)])

@@ -165,15 +165,19 @@ class AbstractTokenDecoder(nn.Module, ABC):
             rows=rows,
         )
 
-    def run_blocks(
-        self, x: Tensor, given: Sequence[Tensor | BlockContext], residuals: Sequence[Tensor] | None
-    ) -> Tensor:
-        """Pass ``x [B n E]`` through the blocks, each called with its part of ``given``."""
+    def check_residuals(self, residuals: Sequence[Tensor] | None) -> None:
+        """Raise ValueError unless there is one residual a pair of blocks, or none at all."""
         if residuals is not None and len(residuals) != self.num_residuals:
             raise ValueError(
                 f"Expected {self.num_residuals} residuals, one a pair of blocks, got {len(residuals)}; "
                 "make the control branch from this decoder."
             )
+
+    def run_blocks(
+        self, x: Tensor, given: Sequence[Tensor | BlockContext], residuals: Sequence[Tensor] | None
+    ) -> Tensor:
+        """Pass ``x [B n E]`` through the blocks, each called with its part of ``given``."""
+        self.check_residuals(residuals)
         for i, (block, condition) in enumerate(zip(self.blocks, given, strict=True)):
             if self.use_checkpointing and torch.is_grad_enabled():
                 x = checkpoint(block, x, condition, use_reentrant=False)
