@@ -19,9 +19,8 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-@pytest.fixture(scope="module")
-def reports(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("two")
+def run_ranks(module: str, folder: Path) -> None:
+    """Run ``python -m module folder`` as two processes that find each other, to their end."""
     shared = os.environ | {
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(free_port()),
@@ -32,7 +31,7 @@ def reports(tmp_path_factory):
         children = []
         for rank in "01":
             log = stack.enter_context((folder / f"rank-{rank}.log").open("w+"))
-            command = [sys.executable, "-m", "tests.training.two_ranks", str(folder)]
+            command = [sys.executable, "-m", module, str(folder)]
             env = shared | {"RANK": rank, "LOCAL_RANK": rank}
             child = stack.enter_context(subprocess.Popen(command, cwd=ROOT, env=env, stdout=log, stderr=log))
             stack.callback(child.kill)
@@ -40,6 +39,12 @@ def reports(tmp_path_factory):
         codes = [child.wait(timeout=240) for child in children]
     logs = [(folder / f"rank-{rank}.log").read_text()[-3000:] for rank in "01"]
     assert codes == [0, 0], "\n".join(logs)
+
+
+@pytest.fixture(scope="module")
+def reports(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("two")
+    run_ranks("tests.training.two_ranks", folder)
     return [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in "01"]
 
 
