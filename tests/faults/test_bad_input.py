@@ -61,6 +61,11 @@ def test_config_of_another_stage(configs: tuple[Path, Path]) -> None:
     assert_refused(ran, 2, configs[1], "prod9-train-transformer")
 
 
+def test_sharding_a_stage_that_is_not_sharded(configs: tuple[Path, Path]) -> None:
+    ran = run("prod9-train-autoencoder", "train", "--config", configs[0], "--set", "trainer.strategy=fsdp")
+    assert_refused(ran, 2, "trainer.strategy must be auto or ddp for stage autoencoder, got fsdp", "use auto")
+
+
 @pytest.mark.parametrize("key", ["sliding_window.roi_size", "data.crop_size", "data.grid"])
 def test_sides_that_do_not_fit_the_downsampling(configs: tuple[Path, Path], key: str) -> None:
     changes = ["--set", "sliding_window.strategy=sliding_window", "--set", f"{key}=[16, 14, 16]"]

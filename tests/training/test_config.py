@@ -208,3 +208,27 @@ def test_a_dumped_config_loads_as_the_same(name, tmp_path):
 def test_a_recorded_config_that_no_longer_fits_names_its_source():
     with pytest.raises(ConfigError, match=r"last\.ckpt: "):
         config_from_dict({"stage": "autoencoder", "old_key": 1}, source="last.ckpt")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["demo/stage1", "maskgit/brats/stage2_refiner/base", "maisi/diffusion/brats_controlnet"],
+)
+def test_stages_that_are_not_sharded_refuse_fsdp(name):
+    config = load_config(name, environ=ENVIRON)
+    text = errors_of(name, "trainer.strategy=fsdp")
+    assert f"trainer.strategy must be auto or ddp for stage {config.stage}, got fsdp" in text
+    assert "use auto" in text
+
+
+def test_stage2_takes_fsdp_but_neither_compiles_nor_reorders_weights_with_it(write):
+    stage2 = write(STAGE2)
+    assert load_config(stage2, overrides=["trainer.strategy=fsdp"]).trainer.strategy == "fsdp"
+    compiled = errors_of(stage2, "trainer.strategy=fsdp", "training.compile=true")
+    assert "training.compile must be false with trainer.strategy fsdp" in compiled
+    maisi = write(
+        "stage: maisi_diffusion\noutput_dir: out\ndata: {root: /d, label_map: {T1: 1}, modalities: [T1]}\n"
+    )
+    text = errors_of(maisi, "trainer.strategy=fsdp")
+    assert "training.channels_last must be false with trainer.strategy fsdp" in text
+    load_config(maisi, overrides=["trainer.strategy=fsdp", "training.channels_last=false"])

@@ -20,10 +20,12 @@ from lightning.pytorch.trainer.states import TrainerFn
 from prod9.errors import ConfigError, TrainingError
 from prod9.training.config_schema import RunConfig
 from prod9.training.lightning.base import AbstractLightning
+from prod9.training.lightning.sharded_strategy import ShardedStrategy
 from prod9.training.model.checkpoint_file import LAST, remove_checkpoint, sidecar
 from prod9.training.model.checkpoint_places import write_index
 from prod9.training.montage import write_montage
 from prod9.training.progress import RunProgress
+from prod9.training.sharding import reshard
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -114,6 +116,12 @@ class BatchEMA(EMAWeightAveraging):
         super().__init__(use_buffers=False, decay=decay)
         self.start_step = start_step
 
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Shard the average like the weights, which were sharded since it was copied from them."""
+        assert self._average_model is not None
+        if isinstance(trainer.strategy, ShardedStrategy):
+            trainer.strategy.shard(cast(AbstractLightning, self._average_model.module))
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
@@ -127,6 +135,11 @@ class BatchEMA(EMAWeightAveraging):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Nothing: the only epoch ends with the run, and its last batch was averaged."""
+
+    def _swap_models(self, pl_module: LightningModule) -> None:
+        # The network that has just been validated may still hold whole weights, the average never does.
+        reshard(pl_module)
+        super()._swap_models(pl_module)
 
 
 class LearningRateMonitor(Callback):

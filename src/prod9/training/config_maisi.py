@@ -165,6 +165,7 @@ class MaisiDiffusionConfig(RunSection):
     """Stage 2, MAISI."""
 
     data_kinds: ClassVar[tuple[str, ...]] = ("brats", "medmnist3d")
+    can_shard: ClassVar[bool] = True
 
     stage: Literal["maisi_diffusion"] = Field(default="maisi_diffusion", description="Stage.")
     inputs: InputsConfig = Field(default=InputsConfig(), description="Earlier stages.")
@@ -186,5 +187,14 @@ class MaisiDiffusionConfig(RunSection):
             raise ValueError(
                 f"data.label_map must give labels from 1 to model.num_class_embeds - 1 ({count - 1}), since 0 "
                 f"means unknown here, got {labels}; use {dict(zip(labels, range(1, len(labels) + 1), strict=True))}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _layout_can_be_sharded(self) -> Self:
+        if self.trainer.strategy == "fsdp" and self.training.channels_last:
+            raise ValueError(
+                "training.channels_last must be false with trainer.strategy fsdp, which slices contiguous weights "
+                "only, got true; set it to false, or use ddp"
             )
         return self

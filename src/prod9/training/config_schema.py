@@ -174,6 +174,7 @@ class TransformerConfig(RunSection):
     """Stage 2, MaskGiT."""
 
     data_kinds: ClassVar[tuple[str, ...]] = ("brats", "medmnist3d")
+    can_shard: ClassVar[bool] = True
 
     stage: Literal["transformer"] = Field(default="transformer", description="Stage.")
     inputs: InputsConfig = Field(default=InputsConfig(), description="Earlier stages.")

@@ -313,8 +313,9 @@ class TrainerConfig(Section):
         default=1, description="Number of devices, or their ids."
     )
     num_nodes: PositiveInt = Field(default=1, description="Machines.")
-    strategy: Literal["auto", "ddp"] = Field(
-        default="auto", description="Parallel strategy; `auto`: `ddp` on several devices."
+    strategy: Literal["auto", "ddp", "fsdp"] = Field(
+        default="auto",
+        description="`auto`: `ddp` on several devices; `fsdp`: weights in slices, stage 2 only.",
     )
     precision: Literal["auto", "32-true", "bf16-mixed"] = Field(
         default="auto", description="`auto`: bf16-mixed on CUDA, 32-true elsewhere."
@@ -399,9 +400,14 @@ class InputsConfig(Section):
 
 
 class RunSection(Section):
-    """What every root holds. data_kinds: the dataset families that a stage can be trained on."""
+    """What every root holds.
+
+    data_kinds: the dataset families that a stage can be trained on. can_shard: whether ``trainer.strategy: fsdp``
+    knows its network.
+    """
 
     data_kinds: ClassVar[tuple[str, ...]] = ("brats",)
+    can_shard: ClassVar[bool] = False
 
     output_dir: str = Field(description="Everything this run writes goes here.")
     seed: Count = Field(default=0, description="Seed of all randomness in training.")
@@ -419,5 +425,22 @@ class RunSection(Section):
             raise ValueError(
                 f"data.kind must be {' or '.join(self.data_kinds)} in this stage, got {self.data.kind}; see "
                 "`prod9 configs list` for those that train on it"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _sharding_fits(self) -> Self:
+        if self.trainer.strategy != "fsdp":
+            return self
+        if not self.can_shard:
+            stage = type(self).model_fields["stage"].default
+            raise ValueError(
+                f"trainer.strategy must be auto or ddp for stage {stage}, got fsdp, which is for stages transformer "
+                "and maisi_diffusion; use auto"
+            )
+        if self.training.compile:
+            raise ValueError(
+                "training.compile must be false with trainer.strategy fsdp, which gathers weights while the network "
+                "runs, got true; set it to false, or use ddp"
             )
         return self

@@ -17,6 +17,7 @@ from prod9.training.callbacks import KeepCheckpoints
 from prod9.training.config_schema import RunConfig
 from prod9.training.lightning.checkpoint_io import AtomicCheckpointIO
 from prod9.training.lightning.json_lines import JSONLinesLogger
+from prod9.training.lightning.sharded_strategy import ShardedStrategy
 
 _HARMLESS = (
     # One loader process is the default for small data, and volumes are cached.
@@ -27,6 +28,8 @@ _HARMLESS = (
     ".*It is recommended to use `self.log.*sync_dist=True.*",
     ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
     ".*You're using the WeightAveraging callback.*",
+    # FSDP warns of changes in place to what a block returns, and nothing here makes any.
+    ".*FSDP2-wrapped module .* returned a view tensor.*",
 )
 
 
@@ -94,11 +97,16 @@ def _strategy(config: RunConfig, accelerator: str, devices: Any) -> str | Strate
         count = torch.cuda.device_count()
     if config.trainer.strategy == "auto" and count == 1 and config.trainer.num_nodes == 1:
         return "auto"
+    backend = "nccl" if accelerator == "gpu" else "gloo"
+    if config.trainer.strategy == "fsdp":
+        if accelerator == "mps":
+            raise ConfigError(
+                "trainer.strategy must be auto on a Mac's GPU (MPS), which is one device, got fsdp; use auto."
+            )
+        return ShardedStrategy(process_group_backend=backend)
     # A step may leave parameters without a gradient: the discriminator before it starts, or the embedding of
     # "no condition" in a batch where nothing was dropped.
-    return DDPStrategy(
-        find_unused_parameters=True, process_group_backend="nccl" if accelerator == "gpu" else "gloo"
-    )
+    return DDPStrategy(find_unused_parameters=True, process_group_backend=backend)
 
 
 def _precision(config: RunConfig, accelerator: str) -> Any:

@@ -26,6 +26,7 @@ from prod9.errors import CheckpointError, ConfigError, TrainingError
 from prod9.training.config_schema import RunConfig
 from prod9.training.model.checkpoint_manager import Header, Opened, load_strictly, make_header, weights_of
 from prod9.training.schedules import learning_rate_factor
+from prod9.training.sharding import own_part, whole
 
 Batch = dict[str, Any]
 T = TypeVar("T")
@@ -135,13 +136,13 @@ class AbstractLightning(LightningModule, ABC):
         self.trainer.fit_loop.epoch_loop.batch_progress.total.ready = self.step
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the header; refuse to save weights that are not finite."""
-        bad = [
-            k for k, v in checkpoint["state_dict"].items() if v.is_floating_point() and not v.isfinite().all()
-        ]
-        if bad:
+        """Add the header; refuse, on all ranks, to save weights that are not finite."""
+        weights = {k: own_part(v) for k, v in checkpoint["state_dict"].items() if v.is_floating_point()}
+        bad = [name for name, value in weights.items() if not value.isfinite().all()]
+        if not self.trainer.strategy.reduce_boolean_decision(not bad, all=True):
+            where = ", ".join(bad[:3]) or "what another process holds"
             raise TrainingError(
-                f"Step {self.step}: expected finite weights, got NaN or infinity in {', '.join(bad[:3])}; "
+                f"Step {self.step}: expected finite weights, got NaN or infinity in {where}; "
                 "nothing was saved. Resume from the last checkpoint with a lower learning rate."
             )
         checkpoint["prod9"] = self.header()
@@ -231,7 +232,8 @@ class AbstractLightning(LightningModule, ABC):
         refuses fused optimizers under autocast.
         """
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        # whole: of sharded gradients, the norm over all shards.
+        norm = whole(torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
         finite = norm.isfinite() if loss is None else norm.isfinite() & loss.detach().isfinite()
         # Host sync: whether to step cannot be decided on the device.
         if not self.trainer.strategy.reduce_boolean_decision(bool(finite), all=True):
