@@ -139,6 +139,6 @@ def test_what_does_not_belong_together_is_refused(
 def test_check_writes_nothing(models: Models, tmp_path: Path) -> None:
     ran = patients(models, tmp_path / "out", "--num", 5, "--check")
     assert ran.code == 0, ran.err
-    assert ran.json["order"] == "T1, then T1ce, then T2, then FLAIR"
+    assert ran.json["order"] == "T2, then T1, then T1ce, then FLAIR"
     assert ran.json["control"] == "none"
     assert not (tmp_path / "out").exists()

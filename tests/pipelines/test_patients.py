@@ -80,7 +80,7 @@ def test_every_modality_shows_one_head(pipeline: PatientPipeline) -> None:
     for k, patient in enumerate(make(pipeline, [0, 1])):
         assert (patient.index, patient.seed) == (k, 3 + k)
         assert set(patient.images) == set(LABELS)
-        head = patient.images["T1"] != 0
+        head = patient.images[pipeline.start_with] != 0
         for image in patient.images.values():
             assert image.shape == GRID
             assert image.dtype == np.float32
@@ -121,9 +121,9 @@ def test_each_modality_is_made_from_those_before_it(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(translator, "translate", spy)
     make(pipeline, [0])
     assert [(s, t) for s, t, _ in seen] == [
-        (["T1"], "T1ce"),
-        (["T1", "T1ce"], "T2"),
-        (["T1", "T1ce"], "FLAIR"),  # no more sources than the model was trained on
+        (["T2"], "T1"),
+        (["T2", "T1"], "T1ce"),
+        (["T2", "T1"], "FLAIR"),  # no more sources than the model was trained on
     ]
     assert len({seed for _, _, seed in seen}) == 3, "modalities share no noise"
 
@@ -138,7 +138,7 @@ def test_each_step_follows_the_segmentation_of_its_patient() -> None:
     patients = make(pipeline, [0, 1, 2], segs=segs)
     assert len(controls[0].calls) == 3
     assert len(controls[1].calls) == 9
-    assert [labels for _, labels in controls[1].calls[:3]] == [[1], [2], [3]]
+    assert [labels for _, labels in controls[1].calls[:3]] == [[LABELS[name]] for name in pipeline.order[1:]]
     for patient in patients:
         seg = segs[patient.index % 2]
         assert patient.seg is not None
@@ -162,7 +162,7 @@ def test_segmentations_and_control_go_together(pipeline: PatientPipeline) -> Non
     by_label = RecordingControl(first, needs_seg=False)
     unsteered = PatientPipeline(first=first, translator=translator, first_control=by_label)
     assert make(unsteered, [0])
-    assert by_label.calls == [(None, [0])]
+    assert by_label.calls == [(None, [LABELS[unsteered.start_with]])]
 
 
 def test_models_that_don_t_belong_together_are_refused() -> None:

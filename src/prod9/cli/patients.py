@@ -59,7 +59,10 @@ def generate_patients(
         str, typer.Option("--label-scheme", metavar="NAME|TABLE", help="What the values of --seg mean.")
     ] = "auto",
     first: Annotated[
-        str | None, typer.Option("--first", metavar="NAME", help="Made from its label, the others from it.")
+        str | None,
+        typer.Option(
+            "--first", metavar="NAME", help="Made from its label, the others from it; T2 where there is one."
+        ),
     ] = None,
     control_strength: Annotated[
         float | None, typer.Option("--control-strength", min=0.0, help="Factor of what control adds.")

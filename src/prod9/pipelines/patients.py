@@ -23,6 +23,9 @@ from prod9.pipelines.segmentation import PlacedSegmentation
 from prod9.pipelines.translation import TranslationPipeline
 from prod9.training.model.checkpoint_manager import CheckpointManager
 
+_SHOWS_MOST = "T2"
+"""Shows fluid, both matters and the whole of a lesion: what the other modalities follow best."""
+
 Report = Callable[[float], None]
 
 
@@ -45,7 +48,7 @@ class PatientPipeline:
     """Makes patients with a label-conditional model and a translator, which live on one grid.
 
     first, translator: the two models. first_control, translator_control: control networks of either, or None.
-    start_with: the modality that is made from its label; None for the first label of the model.
+    start_with: the modality that is made from its label; None for T2 or, where the model knows none, its first label.
     """
 
     def __init__(
@@ -75,7 +78,7 @@ class PatientPipeline:
         self.translator = translator
         self.first_control = first_control
         self.translator_control = translator_control
-        self.start_with = start_with or names[0]
+        self.start_with = start_with or (_SHOWS_MOST if _SHOWS_MOST in names else names[0])
         self.order = [self.start_with, *(name for name in names if name != self.start_with)]
         # Refused now rather than after the first volume of the first patient.
         translator.check([self.start_with], self.order[1])
