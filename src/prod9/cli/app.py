@@ -16,8 +16,9 @@ COMMANDS = ("audit", "card", "demo", "doctor", "encode", "export", "plan", "repo
 
 app = new_app(
     "Generative models of 3D medical images: from NIfTI folders to NIfTI volumes.\n\n"
-    "Start with `prod9 demo`. Training has commands of its own: `prod9-train-autoencoder` and "
-    "`prod9-train-transformer`."
+    "Start with `prod9 demo`. Training has commands of its own: `prod9-train-autoencoder`, `prod9-train-transformer` "
+    "and `prod9-train-maskgit-controlnet`; `prod9-train-maisi-vae`, `prod9-train-maisi-diffusion` and "
+    "`prod9-train-maisi-controlnet`."
 )
 
 
