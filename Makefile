@@ -22,8 +22,9 @@ $(BENCH_INSTALLED): $(INSTALLED)
 demo: $(INSTALLED)  ## Train small models on simulated brains and generate new ones, on this machine.
 	$(BIN)/prod9 demo
 
-test: $(INSTALLED)  ## Run all tests.
-	$(BIN)/python -m pytest
+test: $(INSTALLED)  ## Run all tests, and ask for the coverage that pyproject.toml names.
+	$(BIN)/coverage run -m pytest
+	$(BIN)/coverage report --format=total
 
 check: $(INSTALLED)  ## Check style, types and the layers of the package.
 	$(BIN)/ruff check .

@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 
 from prod9.demo.families import FAMILIES, family_named
-from prod9.demo.plan import make_plan, parse_minutes
+from prod9.demo.plan import make_plan, parse_minutes, starter_weights
 from prod9.errors import ConfigError
 
 
 @pytest.mark.parametrize(
-    ("family", "from_scratch"), [("maskgit", False), ("maskgit", True), ("maisi", False)]
+    ("family", "from_scratch"), [("maskgit", False), ("maskgit", True), ("maisi", False), ("maisi", True)]
 )
 def test_the_budget_scales_steps_and_patients_in_proportion(
     tmp_path: Path, family: str, from_scratch: bool
@@ -80,13 +80,30 @@ def test_later_stages_build_on_this_runs_own(tmp_path: Path) -> None:
     assert plan.stage3(tmp_path / "t").data.store_dir == str(tmp_path / "t" / "store")
 
 
-def test_packaged_weights_are_for_the_first_two_stages(tmp_path: Path) -> None:
-    plan = make_plan(tmp_path)
-    for stage in ("stage1", "stage2_label"):
-        assert (plan.initial_weights(stage) / "model.safetensors").is_file()
-    assert plan.initial_weights("stage2") is None
-    assert make_plan(tmp_path, from_scratch=True).initial_weights("stage1") is None
-    assert make_plan(tmp_path, quick=True).initial_weights("stage1") is None
+@pytest.mark.parametrize("family", FAMILIES)
+def test_packaged_weights_are_where_a_family_says(tmp_path: Path, family: str) -> None:
+    plan = make_plan(tmp_path, family=family)
+    for stage in plan.names.starters:
+        weights = plan.initial_weights(stage)
+        assert weights is not None
+        assert (weights / "model.safetensors").is_file()
+        assert make_plan(tmp_path, family=family, from_scratch=True).initial_weights(stage) is None
+        assert make_plan(tmp_path, family=family, quick=True).initial_weights(stage) is None
+    assert plan.initial_weights(plan.names.control) is None
+
+
+def test_packaged_weights_are_small_and_all_used(tmp_path: Path) -> None:
+    folder = starter_weights("stage1").parent
+    used = {stage for family in FAMILIES.values() for stage in family.starters}
+    assert {path.name for path in folder.iterdir() if path.is_dir()} == used
+    assert sum(path.stat().st_size for path in folder.rglob("*")) <= 16 * 2**20
+
+
+def test_fine_tuning_is_shorter_than_training(tmp_path: Path) -> None:
+    started, scratch = make_plan(tmp_path), make_plan(tmp_path, from_scratch=True)
+    for make in (lambda plan: plan.in_context(tmp_path), lambda plan: plan.refiner(tmp_path)):
+        assert make(started).training.max_steps < make(scratch).training.max_steps
+        assert make(started).model == make(scratch).model
 
 
 def test_the_families_keep_out_of_each_others_way(tmp_path: Path) -> None:
@@ -96,12 +113,12 @@ def test_the_families_keep_out_of_each_others_way(tmp_path: Path) -> None:
     assert len(set(folders)) == len(folders)
 
 
-def test_maisi_starts_from_random_weights(tmp_path: Path) -> None:
+def test_maisi_trains_its_own_stages(tmp_path: Path) -> None:
     plan = make_plan(tmp_path, family="maisi")
-    assert plan.from_scratch
-    assert plan.initial_weights("maisi_vae") is None
     assert plan.stage1().stage == "maisi_vae"
     assert plan.stage2(tmp_path).stage == "maisi_diffusion"
+    assert plan.initial_weights("maisi_diffusion") is None
+    assert make_plan(tmp_path, family="maisi", from_scratch=True).variant == "maisi_from_scratch"
 
 
 def test_an_unknown_family_is_refused() -> None:

@@ -74,8 +74,8 @@ def test_the_other_family_leaves_the_same_files_and_scores(tmp_path: Path) -> No
     assert vae["volumes"] == flow["held_out_volumes"] > 0
     assert flow.keys() >= {"modality_accuracy", "diversity_ratio", "frechet_ratio", "lesion_share"}
     written = json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))
-    assert written["stages"] == written["maisi"]["stages"] == block["stages"]
-    volumes = sorted((tmp_path / "maisi" / "volumes").glob("*.nii.gz"))
+    assert written["stages"] == written["maisi_from_scratch"]["stages"] == block["stages"]
+    volumes = sorted((tmp_path / "maisi_from_scratch" / "volumes").glob("*.nii.gz"))
     assert [v.name for v in volumes[:2]] == ["FLAIR_0000.nii.gz", "FLAIR_0001.nii.gz"]
     assert len(volumes) == 4 * plan.volumes_per_modality
     assert 0 <= block["stages"]["control"]["dice_whole_tumour"] <= 1

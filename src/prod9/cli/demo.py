@@ -48,7 +48,7 @@ def demo(
         bool,
         typer.Option(
             "--from-scratch",
-            help="Start from random weights, not from the packaged ones; MAISI always does.",
+            help="Start from random weights, not from the packaged ones.",
         ),
     ] = False,
     budget: Annotated[
@@ -56,7 +56,8 @@ def demo(
         typer.Option(
             "--budget",
             metavar="TIME",
-            help="Scale steps and patients to about this time on two cores, e.g. 60m; default 6m, from scratch 15m.",
+            help="Scale steps and patients to about this time on two cores, e.g. 60m; default 6m, MAISI 20m; from "
+            "scratch 15m and 25m.",
         ),
     ] = None,
     stages: Annotated[

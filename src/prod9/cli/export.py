@@ -33,7 +33,7 @@ def export(
             "--transformer",
             "--diffusion",
             metavar="EXPORT",
-            help="For stage 3: the exported transformer or diffusion network to record, likewise.",
+            help="For stage 3 or a refiner: the exported transformer or diffusion network to record, likewise.",
         ),
     ] = None,
     as_json: JsonOption = False,

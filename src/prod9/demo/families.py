@@ -14,9 +14,10 @@ class Family:
 
     autoencoder, generator: the two stages that every demo has, names of shipped configs, run folders and
     blocks of metrics. control: the stage that ``control`` trains; its config names the generator at
-    ``inputs.<generator_key>``. minutes: what they take on two cores by variant; ``--budget`` scales them in proportion.
-    starters: stages whose weights are packaged. extra_stages: what ``--stages`` can add. folder: where a run
-    goes by default. quick_folder: where a smoke run goes, which must not stand in the way of a real one.
+    ``inputs.<generator_key>``. minutes: what the first two take on two cores, from scratch and then from packaged
+    weights, by the name of the block of metrics; ``--budget`` scales them in proportion. starters: stages whose weights
+    are packaged. extra_stages: what ``--stages`` can add. folder: where a run goes by default. quick_folder: where a
+    smoke run goes, which must not stand in the way of a real one.
     """
 
     autoencoder: str
@@ -37,7 +38,7 @@ FAMILIES = {
         control="stage3",
         generator_key="transformer",
         minutes={"from_scratch": 15.0, "starter": 6.0},
-        starters=("stage1", "stage2_label"),
+        starters=("stage1", "stage2_label", "stage2", "stage2_refiner"),
         extra_stages=("translation", "control"),
         folder="outputs/demo",
         quick_folder="outputs/demo-quick",
@@ -47,8 +48,8 @@ FAMILIES = {
         generator="maisi_diffusion",
         control="maisi_controlnet",
         generator_key="diffusion",
-        minutes={"maisi": 25.0},
-        starters=(),
+        minutes={"maisi_from_scratch": 25.0, "maisi": 20.0},
+        starters=("maisi_vae",),
         extra_stages=("control",),
         folder="outputs/demo-maisi",
         quick_folder="outputs/demo-maisi-quick",

@@ -55,9 +55,8 @@ class DemoPlan:
     @property
     def variant(self) -> str:
         """Name of the block of metrics and of the folder of the runs."""
-        if not self.names.starters:
-            return self.family
-        return "from_scratch" if self.from_scratch else "starter"
+        from_scratch, started = self.names.minutes
+        return from_scratch if self.from_scratch else started
 
     @property
     def run_dir(self) -> Path:
@@ -118,7 +117,7 @@ class DemoPlan:
 
 
 def starter_weights(stage: str) -> Path:
-    """Return the export folder of the packaged weights of ``stage1`` or ``stage2_label``.
+    """Return the export folder of the packaged weights of ``stage``, one of its family's ``starters``.
 
     They were trained by ``prod9 demo --from-scratch --budget 60m --seed 100`` on simulated patients of another
     seed than any demo's, and exported with ``prod9 export --half``.
@@ -140,7 +139,7 @@ def make_plan(
     """Return the plan for these options.
 
     ``budget_minutes`` scales steps and, above the nominal minutes, patients. ``quick`` has a size of its own
-    and always starts from scratch, as a ``family`` without packaged weights does. Raises ConfigError for options
+    and always starts from scratch. Raises ConfigError for options
     that exclude each other.
     """
     if quick and budget_minutes is not None:
@@ -148,7 +147,7 @@ def make_plan(
     plan = DemoPlan(
         output_dir=output_dir,
         seed=seed,
-        from_scratch=from_scratch or quick or not family_named(family).starters,
+        from_scratch=from_scratch or quick,
         stages=parse_stages(stages, family),
         family=family,
     )

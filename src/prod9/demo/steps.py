@@ -152,7 +152,7 @@ class _Demo:
         find_cases(plan.data_dir)
 
     def _train(self, config: Any, stage: str, *, init_from: Path | None = None) -> Path:
-        weights = init_from or self.plan.initial_weights(stage)
+        weights = self.plan.initial_weights(stage) or init_from
         doing = "Training" if weights is None else "Fine-tuning"
         self.report.say(f"{doing} {stage}: {config.training.max_steps} steps")
         train(config, resume="auto", init_from=weights, device=self.device)
@@ -180,18 +180,17 @@ class _Demo:
         return torch.stack(volumes), labels
 
     def _score_before(self, judges: Judges) -> Metrics:
-        """Score the packaged weights as they are, by the judges of the fine-tuned ones."""
-        generated, labels = self._generate(
-            starter_weights("stage2_label"), self.plan.run_dir / "volumes_before"
-        )
-        autoencoder = _autoencoder(starter_weights("stage1"))
-        return {
-            "stage1": score_stage1(autoencoder, judges.sets["train"], judges.sets["test"]),
-            "stage2_label": judges.score(generated, labels),
-        }
+        """Score the packaged weights of the first two stages as they are, by the judges of the fine-tuned ones."""
+        names = self.plan.names
+        autoencoder = _autoencoder(starter_weights(names.autoencoder))
+        scores = {names.autoencoder: score_stage1(autoencoder, judges.sets["train"], judges.sets["test"])}
+        if names.generator in names.starters:
+            weights, folder = starter_weights(names.generator), self.plan.run_dir / "volumes_before"
+            scores[names.generator] = judges.score(*self._generate(weights, folder))
+        return scores
 
     def _translate(self, stage1: Path, stage2: Path, judges: Judges) -> Metrics:
-        # The label's transformer knows the target's tokens already; the sources are what is left to learn.
+        # From scratch, the label's transformer knows the target's tokens: only the sources are left to learn.
         translator = self._train(self.plan.in_context(stage1), "stage2", init_from=stage2)
         refiner = self._train(self.plan.refiner(translator), "stage2_refiner")
         picture = self.plan.output_dir / "translation.png"
