@@ -123,6 +123,19 @@ def test_all_parameters_learn_and_none_of_the_base():
     assert all(parameter.grad is None for parameter in base.parameters())
 
 
+def test_the_first_gradient_already_knows_the_condition():
+    base = make_base()
+    tokens, mask, condition, told = make_batch()
+    gradients = []
+    for seg in (told.seg, told.seg.flip(2)):
+        torch.manual_seed(0)
+        control = make_control(base)
+        other = ControlCondition(seg=seg, label=told.label)
+        controlled(base, control, (tokens, mask, condition, other)).values.square().sum().backward()
+        gradients.append(control.residuals[0].weight.grad)
+    assert (gradients[0] - gradients[1]).norm() > 1e-3 * gradients[0].norm()
+
+
 def test_segmentation_and_label_reach_the_prediction_unless_dropped():
     base = make_base()
     control = awake(make_control(base))

@@ -104,13 +104,17 @@ class ControlNetMaskGiT(nn.Module):
             downsampling_factor=downsampling_factor,
             channels=channels,
         )
+        # The outputs below are zero already. A zero here as well would keep the condition out of the first gradients.
+        nn.init.kaiming_normal_(self.encoder.out.weight, nonlinearity="linear")
         # Down to tokens and folded, like the tokens: where in a position a lesion is stays in plain sight.
         self.project = nn.Linear(base.patch_size**3 * channels[-1], base.embed_dim)
         self.absent = nn.Parameter(torch.zeros(base.embed_dim))
         copied = [_copy_block(base.blocks[2 * i]) for i in range(base.num_residuals)]
         self.blocks = nn.ModuleList(copied)
         self.residuals = nn.ModuleList(nn.Linear(base.embed_dim, base.embed_dim) for _ in copied)
-        self.head = nn.Linear(base.embed_dim, base.patch_size**3 * base.vocabulary.num_logits)
+        # Reads the condition itself too: what a class looks like is learnt from the first step on. Through the copied
+        # blocks alone it begins at a moment that chance decides, and a training of minutes can end before.
+        self.head = nn.Linear(2 * base.embed_dim, base.patch_size**3 * base.vocabulary.num_logits)
         for layer in (*cast("list[nn.Linear]", list(self.residuals)), self.head):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
@@ -154,7 +158,8 @@ class ControlNetMaskGiT(nn.Module):
             positions=self.positions,
             patch_size=self.patch_size,
         )
-        x = x + control.features.to(x.dtype)
+        features = control.features.to(x.dtype).expand_as(x)
+        x = x + features
         # What an in-context base adds of co-registered sources at each position.
         aligned = getattr(prepared, "aligned", None)
         if aligned is not None:
@@ -168,7 +173,7 @@ class ControlNetMaskGiT(nn.Module):
                 x = block(x, told)
             residuals.append(out(x))
         adjustments = predict_tokens(
-            F.layer_norm(x, x.shape[-1:]),
+            torch.cat([F.layer_norm(x, x.shape[-1:]), features], dim=-1),
             head=self.head,
             vocabulary=self.vocabulary,
             patch_size=self.patch_size,

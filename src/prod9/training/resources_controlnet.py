@@ -76,7 +76,7 @@ def _parameters(
     attention = 4 * width * (width + 1) + width
     mlp = int(2 * ratio * width * width + (ratio + 1) * width)
     ends = (tokens * (len(autoencoder.levels) + 1) + 1) * width + width
-    head = (width + 1) * tokens * num_logits(autoencoder.levels, base.groups)
+    head = (2 * width + 1) * tokens * num_logits(autoencoder.levels, base.groups)
     return (
         copies * (attention + mlp + width * (width + 1))
         + ends
