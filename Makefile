@@ -4,7 +4,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 BENCH_INSTALLED := .venv/.installed-bench
 
-.PHONY: help demo test check bench docs clean
+.PHONY: help demo test coverage check bench docs clean
 
 help:  ## List the targets.
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/make \1\t\2/' | expand -t 14
@@ -22,7 +22,10 @@ $(BENCH_INSTALLED): $(INSTALLED)
 demo: $(INSTALLED)  ## Train small models on simulated brains and generate new ones, on this machine.
 	$(BIN)/prod9 demo
 
-test: $(INSTALLED)  ## Run all tests, and ask for the coverage that pyproject.toml names.
+test: $(INSTALLED)  ## Run all tests.
+	$(BIN)/python -m pytest
+
+coverage: $(INSTALLED)  ## Run all tests, and ask for the coverage that pyproject.toml names.
 	$(BIN)/coverage run -m pytest
 	$(BIN)/coverage report --format=total
 
