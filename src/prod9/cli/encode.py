@@ -64,7 +64,7 @@ def encode(
         raise ConfigError(
             f"stage: expected {' or '.join(STAGES)}, which train on what is encoded, got {run_config.stage}"
         )
-    store = Path(run_config.data.store_dir or Path(run_config.output_dir) / "store")
+    store = run_config.store_dir
     if not verify:
         _encode(run_config, device, processes)
     from prod9.data.latents import verify_store

@@ -119,8 +119,8 @@ class DemoPlan:
 def starter_weights(stage: str) -> Path:
     """Return the export folder of the packaged weights of ``stage``, one of its family's ``starters``.
 
-    They were trained by ``prod9 demo --from-scratch --budget 60m --seed 100`` on simulated patients of another
-    seed than any demo's, and exported with ``prod9 export --half``.
+    They were trained on simulated patients of another seed than any demo's, by the commands in ``weights/README.md``,
+    and exported with ``prod9 export --half``.
     """
     return Path(str(files("prod9.demo"))) / "weights" / stage
 
@@ -139,8 +139,7 @@ def make_plan(
     """Return the plan for these options.
 
     ``budget_minutes`` scales steps and, above the nominal minutes, patients. ``quick`` has a size of its own
-    and always starts from scratch. Raises ConfigError for options
-    that exclude each other.
+    and always starts from scratch. Raises ConfigError for options that exclude each other.
     """
     if quick and budget_minutes is not None:
         raise ConfigError("--quick has a fixed size and --budget asks for another; use one of the two.")

@@ -69,5 +69,4 @@ class BraTSControlNetDataModule(AbstractDataModule):
 
     @property
     def _directory(self) -> Path:
-        data = self.config.data
-        return Path(data.store_dir or Path(self.config.output_dir) / "store") / "segmentations"
+        return self.config.store_dir / "segmentations"

@@ -105,10 +105,10 @@ class AbstractBraTSDataModule(AbstractSegmentedDataModule):
         config = self.config
         if part != "train" or not isinstance(config, TransformerConfig) or config.loss.region_weight == 1.0:
             return samples
-        store = Path(config.data.store_dir or Path(config.output_dir) / "store")
+        directory = config.store_dir / "segmentations"
         with self._report(f"Reading {part} segmentations") as progress:
             segmentations = self.build_segmentations(
-                part, directory=store / "segmentations", num_classes=_ANY_CLASS, progress=progress
+                part, directory=directory, num_classes=_ANY_CLASS, progress=progress
             )
         if not segmentations.num_segmented:
             raise ConfigError(

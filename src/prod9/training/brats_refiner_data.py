@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol, cast
 
 import numpy as np
@@ -74,7 +73,7 @@ class BraTSRefinerDataModule(AbstractBraTSDataModule):
             )
         self._translator = translator
         self._settings = config.translations
-        self._directory = Path(config.data.store_dir or Path(config.output_dir) / "store")
+        self._directory = config.store_dir
 
     def build_dataset(self, part: Part) -> Dataset[dict[str, Any]]:
         """Return the translated scans of the patients of ``part``."""

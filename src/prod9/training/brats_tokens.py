@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -44,7 +43,7 @@ class BraTSTokens:
         self._indices_to_codes = indices_to_codes
         self._encoder_hash = encoder_hash
         self._upstream_split = upstream_split
-        self._directory = Path(config.data.store_dir or Path(config.output_dir) / "store")
+        self._directory = config.store_dir
 
     def build(
         self,

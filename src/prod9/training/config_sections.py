@@ -3,6 +3,7 @@
 :mod:`prod9.training.config_schema` adds what differs and the roots; import the sections from there.
 """
 
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
@@ -418,6 +419,11 @@ class RunSection(Section):
     sliding_window: SlidingWindowSection = Field(
         default=SlidingWindowSection(), description="Inference windows."
     )
+
+    @property
+    def store_dir(self) -> Path:
+        """Where what an earlier stage made of the volumes is kept: ``data.store_dir``, or beside the run's outputs."""
+        return Path(self.data.store_dir or Path(self.output_dir) / "store")
 
     @model_validator(mode="after")
     def _stage_takes_the_data(self) -> Self:

@@ -148,7 +148,7 @@ class MedMNIST3DDataModule(AbstractSegmentedDataModule):
         """Return the encoded samples of ``part``, encoding what the store lacks."""
         assert self._encode is not None
         assert self._encoder_hash is not None
-        directory = Path(self._data.store_dir or Path(self.config.output_dir) / "store")
+        directory = self.config.store_dir
         items = self._items(volumes, mirrored=part == "train" and self._data.store_flips)
         where = {"key": self._encoder_hash, "grid": self._data.grid}
         store = find_in_store(directory, items, **where)

@@ -12,10 +12,10 @@ from typing import Any, Literal
 
 from prod9.training.config_schema import (
     AutoencoderConfig,
-    MaisiControlNetConfig,
+    FSQModelConfig,
+    KLModelConfig,
     MaisiDiffusionConfig,
     MaisiVAEConfig,
-    MaskGiTControlNetLightningConfig,
     RunConfig,
     TransformerConfig,
 )
@@ -72,15 +72,10 @@ def plan_family(
         candidates = _stage2b_candidates(data, stage1.resources.tokens, device, output_dir)
         plans["stage2"] = first_fit(candidates, budget, device, needs, in_context_work, most_parameters=most)
     if small or fingerprint["segmentations"]:
-        base, model = label.config, stage1.config.model
-        assert isinstance(base, TransformerConfig)
-
-        def control_needs(config: RunConfig) -> Resources:
-            assert isinstance(config, MaskGiTControlNetLightningConfig)
-            return estimate_controlnet(config, base=base, autoencoder=model, device=device)
-
         candidates = _stage3_candidates(data, fingerprint, device, output_dir)
-        plans["stage3"] = _fit_control(candidates, budget, device, control_needs, on=label)
+        plans["stage3"] = _fit_control(
+            candidates, budget, device, estimate_controlnet, autoencoder=stage1.config.model, on=label
+        )
     return plans
 
 
@@ -106,15 +101,10 @@ def _plan_maisi(
     )
     plans = {"maisi_vae": vae, "maisi_diffusion": flow}
     if fingerprint["layout"] == "medmnist3d" or fingerprint["segmentations"]:
-        base = flow.config
-        assert isinstance(base, MaisiDiffusionConfig)
-
-        def control_needs(config: RunConfig) -> Resources:
-            assert isinstance(config, MaisiControlNetConfig)
-            return estimate_flow_controlnet(config, base=base, autoencoder=model, device=device)
-
         candidates = _flow_control_candidates(data, fingerprint, device, output_dir)
-        plans["maisi_controlnet"] = _fit_control(candidates, budget, device, control_needs, on=flow)
+        plans["maisi_controlnet"] = _fit_control(
+            candidates, budget, device, estimate_flow_controlnet, autoencoder=model, on=flow
+        )
     return plans
 
 
@@ -122,11 +112,13 @@ def _fit_control(
     candidates: Iterator[dict[str, Any]],
     budget: int,
     device: Device,
-    needs: Callable[[RunConfig], Resources],
+    estimator: Callable[..., Resources],
     *,
+    autoencoder: FSQModelConfig | KLModelConfig,
     on: StagePlan,
 ) -> StagePlan:
     """Return the first control network that fits; its work follows from that of the stage-2 plan it is ``on``."""
+    needs = partial(estimator, base=on.config, autoencoder=autoencoder, device=device)
     work = _CONTROL_WORK * on.multiplications / on.config.data.batch_size
     return first_fit(candidates, budget, device, needs, lambda config, _: work * config.data.batch_size)
 
