@@ -29,7 +29,14 @@ def norm_of(weight, bias, groups):
     return norm
 
 
+@pytest.fixture(params=[0, 2**15], ids=["blocks", "centred"])
+def kernel(request, monkeypatch):
+    """Send channels-last volumes of any size through one of the two kernels."""
+    monkeypatch.setattr(native_norm, "_SMALL", request.param)
+
+
 @LAYOUT
+@pytest.mark.usefixtures("kernel")
 @pytest.mark.parametrize("silu", [False, True])
 @pytest.mark.parametrize(("channels", "groups"), [(8, 2), (8, 8), (6, 1)])
 def test_group_norm_and_its_gradients_equal_float64(channels, groups, silu, layout, monkeypatch):
@@ -50,6 +57,7 @@ def test_group_norm_and_its_gradients_equal_float64(channels, groups, silu, layo
         torch.testing.assert_close(got.double(), want, rtol=2e-4, atol=2e-5)
 
 
+@pytest.mark.usefixtures("kernel")
 def test_a_large_mean_costs_no_accuracy():
     x = (torch.randn(1, 8, 24, 24, 24, generator=torch.Generator().manual_seed(0)) + 30).to(
         memory_format=torch.channels_last_3d
@@ -60,6 +68,7 @@ def test_a_large_mean_costs_no_accuracy():
     assert error < 1e-5
 
 
+@pytest.mark.usefixtures("kernel")
 def test_group_norm_can_be_differentiated_twice():
     x = volume(1, 4, 2, 2, 2).to(memory_format=torch.channels_last_3d).requires_grad_()
     norm = nn.GroupNorm(2, 4)
@@ -79,6 +88,7 @@ def test_float64_volumes_are_not_rounded():
     assert torch.equal(native_norm.group_norm(x, norm, silu=False), norm(x))
 
 
+@pytest.mark.usefixtures("kernel")
 def test_half_precision_volumes_keep_their_dtype():
     norm = nn.GroupNorm(2, 8)
     x = volume(1, 8, 4, 4, 4).to(torch.bfloat16, memory_format=torch.channels_last_3d).requires_grad_()
