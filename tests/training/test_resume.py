@@ -139,6 +139,29 @@ def test_another_architecture_is_refused_naming_the_difference(make_config, memo
         train(wider, resume="auto")
 
 
+@pytest.mark.parametrize("before", [None, {}])
+def test_the_state_of_another_optimizer_is_refused(make_config, memory_data, before):
+    train(make_config("transformer", "run", training={"muon": before}))
+    longer = make_config(
+        "transformer", "run", training={"max_steps": 8, "muon": {} if before is None else None}
+    )
+    with pytest.raises(CheckpointError, match=r"training\.muon"):
+        train(longer, resume="auto")
+
+
+@pytest.mark.parametrize("stage", ["autoencoder", "transformer"])
+def test_a_run_with_muon_goes_on_as_if_it_had_not_stopped(stage, make_config, memory_data, last_state):
+    settings = {"callbacks": {"checkpoint": {"every_steps": 2}, "num_samples": 0}, "training": {"muon": {}}}
+    whole, broken = (make_config(stage, name, **settings) for name in ("whole", "broken"))
+    train(whole)
+    memory_data["stop_before"] = 5
+    with pytest.raises(RuntimeError, match="power"):
+        train(broken)
+    memory_data["stop_before"] = None
+    train(broken, resume="auto")
+    assert_same(last_state(Path(whole.output_dir)), last_state(Path(broken.output_dir)))
+
+
 def test_other_patients_are_refused(make_config, memory_data, monkeypatch):
     from prod9.data.splits import Split
     from tests.training.tiny import MemoryData

@@ -287,13 +287,24 @@ class EMAConfig(Section):
     start_step: Count = Field(default=0, description="First step that is averaged.")
 
 
+class MuonConfig(Section):
+    """Orthogonal steps (Muon) for matrices and kernels between hidden features; AdamW keeps the rest."""
+
+    rate: Positive = Field(default=1.0, description="Rate of hidden matrices over `learning_rate`.")
+    momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(default=0.95, description="Nesterov momentum.")
+    iterations: PositiveInt = Field(default=5, description="Newton-Schulz iterations.")
+
+
 class TrainingConfig(Section):
     """Optimisation. A step is one training batch, whatever the number of optimizers."""
 
     max_steps: PositiveInt = Field(default=100_000, description="Training batches.")
     learning_rate: Positive = Field(default=1e-4, description="Peak learning rate.")
     betas: Range = Field(default=(0.9, 0.95), description="AdamW betas.")
-    weight_decay: NonNegative = Field(default=0.01, description="AdamW weight decay.")
+    weight_decay: NonNegative = Field(default=0.01, description="Weight decay.")
+    muon: MuonConfig | None = Field(
+        default=None, description="Muon for hidden matrices; null: AdamW for all weights."
+    )
     lr_schedule: LrScheduleConfig = Field(default=LrScheduleConfig(), description="Learning-rate schedule.")
     gradient_clip_norm: NonNegative = Field(default=1.0, description="Clip the gradient norm; 0 never clips.")
     ema: EMAConfig | None = Field(default=None, description="Weight averaging; null for none.")

@@ -84,13 +84,14 @@ def slice_optimizer_state(state: dict[str, Any], optimizer: torch.optim.Optimize
     numbers = [number for group in state["param_groups"] for number in group["params"]]
     like = dict(zip(numbers, parameters, strict=True))
     sliced = {
-        number: {name: _slice_like(value, like[number]) for name, value in kept.items()}
+        number: {name: slice_like(value, like[number]) for name, value in kept.items()}
         for number, kept in state["state"].items()
     }
     return state | {"state": sliced}
 
 
-def _slice_like(value: Any, parameter: Tensor) -> Any:
+def slice_like(value: Any, parameter: Tensor) -> Any:
+    """Return a whole tensor sliced as ``parameter`` is; what has another shape, or is no tensor, as it is."""
     if not isinstance(parameter, DTensor) or not isinstance(value, Tensor) or value.shape != parameter.shape:
         return value
     mesh = parameter.device_mesh

@@ -20,11 +20,12 @@ import torch.distributed as dist
 from lightning.pytorch import LightningModule
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
-from torch.optim import AdamW, Optimizer
+from torch.optim import Optimizer
 
 from prod9.errors import CheckpointError, ConfigError, TrainingError
 from prod9.training.config_schema import RunConfig
 from prod9.training.model.checkpoint_manager import Header, Opened, load_strictly, make_header, weights_of
+from prod9.training.optimizers import build_optimizer
 from prod9.training.schedules import learning_rate_factor
 from prod9.training.sharding import own_part, whole
 
@@ -163,6 +164,16 @@ class AbstractLightning(LightningModule, ABC):
                 "division of data.root: held-out ones may have been trained on. Restore the data and split.json, "
                 "or start in a new output_dir."
             )
+        had_muon, has_muon = (
+            bool(header["config"]["training"].get("muon")),
+            self.config.training.muon is not None,
+        )
+        if had_muon != has_muon:
+            raise CheckpointError(
+                f"{self.config.output_dir}: training.muon: expected the optimizer of the checkpoint, trained "
+                f"{'with' if had_muon else 'without'} it, got the other, which cannot go on from its state; restore "
+                "the setting, or start in a new output_dir with --init-from."
+            )
         self.inherit(header)
         self.step = header["step"]
         self.skipped_steps = checkpoint["prod9_run"]["skipped_steps"]
@@ -170,12 +181,11 @@ class AbstractLightning(LightningModule, ABC):
         checkpoint.pop("loops", None)
 
     def configure_optimizers(self) -> list[Optimizer]:
-        """One AdamW for each network; biases and norms are not decayed."""
-        training = self.config.training
-        fused = self.device.type in {"cpu", "cuda"}
+        """One for each network."""
+        pairs = zip(self.networks().values(), self.peak_rates(), strict=True)
         return [
-            AdamW(_groups(net, training.weight_decay), lr=rate, betas=training.betas, fused=fused)
-            for net, rate in zip(self.networks().values(), self.peak_rates(), strict=True)
+            build_optimizer(network, self.config.training, rate=rate, main=position == 0)
+            for position, (network, rate) in enumerate(pairs)
         ]
 
     def take_weights(self, opened: Opened) -> None:
@@ -314,14 +324,6 @@ def compile_network(network: nn.Module) -> None:
 def _mix(*values: int) -> int:
     # Neighbouring seeds must give unrelated streams; SeedSequence hashes, a sum would collide.
     return int(np.random.SeedSequence(list(values)).generate_state(1, np.uint64)[0] >> np.uint64(1))
-
-
-def _groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    trained = [p for p in network.parameters() if p.requires_grad]
-    return [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
-    ]
 
 
 def _difference(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
