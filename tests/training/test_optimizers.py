@@ -9,8 +9,16 @@ from torch.distributed.device_mesh import init_device_mesh
 from prod9.autoencoder.autoencoder_fsq import AutoencoderFSQ
 from prod9.diffusion.diffusion_model import DiffusionModelRF
 from prod9.generator.factory import build_decoder
+from prod9.training import optimizers
 from prod9.training.config_schema import MuonConfig, TrainingConfig
-from prod9.training.optimizers import Muon, build_optimizer, hidden_matrices, orthogonalise
+from prod9.training.optimizers import (
+    Muon,
+    build_optimizer,
+    hidden_matrices,
+    iterate,
+    iterate_gram,
+    orthogonalise,
+)
 from prod9.training.sharding import shard, whole
 
 
@@ -50,6 +58,16 @@ def test_singular_vectors_stay_and_singular_values_become_one(count, rows, colum
     diagonal = torch.diagonal(values, dim1=1, dim2=2)
     assert ((diagonal > 0.6) & (diagonal < 1.3)).all()
     assert (values - torch.diag_embed(diagonal)).abs().max() < 1e-3
+
+
+@pytest.mark.parametrize("shape", [(2, 16, 16), (3, 8, 40)])
+def test_both_ways_to_iterate_agree(shape):
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    x = x / x.flatten(1).norm(dim=1)[:, None, None]
+    for iterations in (1, 2, 5):
+        torch.testing.assert_close(iterate_gram(x, iterations), iterate(x, iterations), rtol=1e-3, atol=1e-4)
+    # What a GPU does.
+    assert (iterate(x.bfloat16(), 5).float() - iterate(x, 5)).abs().max() < 0.1
 
 
 def test_no_gradient_is_no_step():
@@ -144,6 +162,16 @@ def test_hidden_matrices_of_the_networks():
     assert not any(part in name for part in vectors for name in hidden)
     left = {name for name, p in flow.named_parameters() if p.ndim > 1} - hidden
     assert all(name.startswith(("conv_in", "out.")) or any(part in name for part in vectors) for name in left)
+
+
+def test_how_many_are_stepped_at_a_time_changes_nothing(monkeypatch):
+    networks = decoder(), decoder()
+    for network, together in zip(networks, (1, 2**24), strict=True):
+        monkeypatch.setattr(optimizers, "_TOGETHER", together)
+        give_gradients(network)
+        optimizer_of(network, settings()).step()
+    for one, other in zip(*(network.parameters() for network in networks), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
 
 
 def test_a_discriminator_keeps_adamw():

@@ -42,9 +42,11 @@ MODELS: dict[str, dict[str, Any]] = {
     "source": DECODER | {"kind": "decoder", "embed_dim": 18, "use_checkpointing": True},
     "prefix": IN_CONTEXT | {"use_checkpointing": True},
     "full": IN_CONTEXT | {"attention": "full"},
+    "muon": DECODER,
 }
+OPTIMIZERS: dict[str, dict[str, Any]] = {"muon": {"muon": {}}}
 PRECISIONS = {"prefix": "bf16-mixed"}
-RESUMED = {"label": ("fsdp-fsdp", "ddp-fsdp", "fsdp-ddp"), "flow": ("fsdp-fsdp",)}
+RESUMED = {"label": ("fsdp-fsdp", "ddp-fsdp", "fsdp-ddp"), "muon": ("ddp-fsdp",), "flow": ("fsdp-fsdp",)}
 
 
 class UnequalData(MemoryData):
@@ -104,7 +106,7 @@ def build(folder: Path, output: str, *, strategy: str, devices: int = 2, **train
     sections: dict[str, dict[str, Any]] = {
         "trainer": TWO
         | {"strategy": strategy, "devices": devices, "precision": PRECISIONS.get(name, "32-true")},
-        "training": TRAINING | training,
+        "training": TRAINING | OPTIMIZERS.get(name, {}) | training,
     }
     if name == "flow":
         return tiny_maisi.make("maisi_diffusion", folder, output, **sections)

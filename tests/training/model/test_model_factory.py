@@ -68,10 +68,12 @@ def test_lpips_is_measured_only_when_it_is_weighed(monkeypatch, tmp_path):
         build(section, CombinedMetricConfig(lpips=1.0), autoencoder=network, discriminator=None)
 
 
-def test_sampler_and_training_share_one_schedule():
+def test_sampler_and_training_share_one_schedule_unless_the_sampler_has_its_own():
     masking = MaskingConfig(scheduler_type="arccos")
     sampler = ModelFactory.create_sampler(SamplerConfig(steps=5, order="halton", top_p=0.9), masking)
     assert (sampler.scheduler.scheduler_type, sampler.steps, sampler.top_p) == ("arccos", 5, 0.9)
+    own = ModelFactory.create_sampler(SamplerConfig(scheduler_type="cosine"), masking)
+    assert own.scheduler.scheduler_type == "cosine"
 
 
 def test_the_transformer_trainer_takes_every_setting_of_its_section():

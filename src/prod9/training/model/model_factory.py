@@ -237,13 +237,14 @@ class ModelFactory:
 
     @staticmethod
     def create_scheduler(masking: MaskingConfig) -> MaskGiTScheduler:
-        """Build γ, one for training and sampling."""
+        """Build γ of training."""
         return MaskGiTScheduler(**masking.kwargs())
 
     @staticmethod
     def create_sampler(sampler: SamplerConfig, masking: MaskingConfig) -> MaskGiTSampler:
-        """Build the sampler of a decoder that was trained with ``masking``."""
-        return MaskGiTSampler(scheduler=ModelFactory.create_scheduler(masking), **sampler.kwargs())
+        """Build the sampler of a decoder that was trained with ``masking``, by the schedule of either."""
+        scheduler = MaskGiTScheduler(scheduler_type=sampler.scheduler_type or masking.scheduler_type)
+        return MaskGiTSampler(scheduler=scheduler, **sampler.kwargs("scheduler_type"))
 
     @staticmethod
     def create_diffusion(model: RectifiedFlowModelConfig, *, latent_channels: int) -> DiffusionModelRF:
