@@ -174,6 +174,15 @@ def test_how_many_are_stepped_at_a_time_changes_nothing(monkeypatch):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("training", [TrainingConfig(weight_decay=0.1), settings()])
+def test_biases_and_norms_are_not_decayed_and_frozen_weights_not_trained(training):
+    network = nn.Sequential(nn.Linear(32, 32), nn.LayerNorm(32), nn.Linear(32, 32).requires_grad_(False))
+    groups = optimizer_of(network, training).param_groups
+    kept = {tuple(p.shape): group["weight_decay"] for group in groups for p in group["params"]}
+    assert kept == {(32, 32): 0.1, (32,): 0.0}
+    assert sum(len(group["params"]) for group in groups) == 4
+
+
 def test_a_discriminator_keeps_adamw():
     optimizer = build_optimizer(nn.Linear(32, 32), settings(), rate=1e-3, main=False)
     assert isinstance(optimizer, torch.optim.AdamW)

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from prod9.training import run
-from prod9.training.lightning.base import Unregistered, _difference, _groups, _mix
+from prod9.training.lightning.base import Unregistered, _difference, _mix
 
 
 def test_what_is_unregistered_is_no_submodule_and_shared_by_copies():
@@ -23,18 +23,6 @@ def test_neighbouring_steps_and_ranks_draw_unrelated_numbers():
     assert len(seeds) == 1000
     assert _mix(0, 1, 2) == _mix(0, 1, 2)
     assert all(0 <= seed < 2**63 for seed in seeds)
-
-
-def test_biases_and_norms_are_not_decayed():
-    decayed, kept = _groups(nn.Sequential(nn.Linear(3, 2), nn.LayerNorm(2)), 0.1)
-    assert [p.ndim for p in decayed["params"]] == [2]
-    assert [p.ndim for p in kept["params"]] == [1, 1, 1]
-    assert (decayed["weight_decay"], kept["weight_decay"]) == (0.1, 0.0)
-
-
-def test_frozen_parameters_get_no_optimizer_state():
-    network = nn.Linear(3, 2).requires_grad_(False)
-    assert not any(group["params"] for group in _groups(network, 0.1))
 
 
 def test_a_difference_names_the_keys():
