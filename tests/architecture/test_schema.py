@@ -107,7 +107,7 @@ CONSTRUCTORS = [
         {"decoder", "controlnet", "scheduler", "label_smoothing", "privileged_share"},
     ),
     (MaskingConfig, "prod9.generator.maskgit:MaskGiTScheduler", set()),
-    (SamplerConfig, "prod9.generator.maskgit:MaskGiTSampler", {"scheduler"}),
+    (SamplerConfig, "prod9.generator.maskgit:MaskGiTSampler", set()),
     (
         TransformerLossConfig,
         "prod9.training.algorithms.transformer_trainer:TransformerTrainer",

@@ -10,7 +10,7 @@ SchedulerType = Literal["log", "log2", "linear", "sqrt", "cosine", "arccos"]
 
 
 class MaskingConfig(Section):
-    """MaskGiTScheduler, of training, and of sampling unless ``sampler.scheduler_type`` says otherwise."""
+    """MaskGiTScheduler, of training, and of sampling unless ``sampler.scheduler`` says otherwise."""
 
     scheduler_type: SchedulerType = Field(default="log", description="Share of hidden tokens over time.")
 
@@ -18,7 +18,7 @@ class MaskingConfig(Section):
 class SamplerConfig(Section):
     """MaskGiTSampler."""
 
-    scheduler_type: SchedulerType | None = Field(
+    scheduler: SchedulerType | None = Field(
         default=None, description="Share of hidden tokens over the steps; null: that of `masking`."
     )
     steps: PositiveInt = Field(default=12, description="Decoding steps.")

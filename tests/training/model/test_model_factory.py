@@ -72,7 +72,7 @@ def test_sampler_and_training_share_one_schedule_unless_the_sampler_has_its_own(
     masking = MaskingConfig(scheduler_type="arccos")
     sampler = ModelFactory.create_sampler(SamplerConfig(steps=5, order="halton", top_p=0.9), masking)
     assert (sampler.scheduler.scheduler_type, sampler.steps, sampler.top_p) == ("arccos", 5, 0.9)
-    own = ModelFactory.create_sampler(SamplerConfig(scheduler_type="cosine"), masking)
+    own = ModelFactory.create_sampler(SamplerConfig(scheduler="cosine"), masking)
     assert own.scheduler.scheduler_type == "cosine"
 
 

@@ -243,8 +243,8 @@ class ModelFactory:
     @staticmethod
     def create_sampler(sampler: SamplerConfig, masking: MaskingConfig) -> MaskGiTSampler:
         """Build the sampler of a decoder that was trained with ``masking``, by the schedule of either."""
-        scheduler = MaskGiTScheduler(scheduler_type=sampler.scheduler_type or masking.scheduler_type)
-        return MaskGiTSampler(scheduler=scheduler, **sampler.kwargs("scheduler_type"))
+        scheduler = MaskGiTScheduler(scheduler_type=sampler.scheduler or masking.scheduler_type)
+        return MaskGiTSampler(scheduler=scheduler, **sampler.kwargs("scheduler"))
 
     @staticmethod
     def create_diffusion(model: RectifiedFlowModelConfig, *, latent_channels: int) -> DiffusionModelRF:
