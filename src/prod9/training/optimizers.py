@@ -1,9 +1,9 @@
 """The optimizer of a network: AdamW throughout, or Muon for its hidden matrices and AdamW for the rest.
 
 Muon (Jordan et al. 2024; docs/explanation/optimizer.md; scaled as in arXiv 2502.16982) steps along the nearest matrix
-with equal singular values instead of the gradient itself, so that rare directions are learnt as fast as frequent ones. ``torch.optim.Muon`` takes matrices alone, one after another and in bfloat16; here kernels of
-convolutions are matrices of output channels by all else, equal shapes are handled together, and a CPU computes in
-float32.
+with equal singular values instead of the gradient itself, so that rare directions are learnt as fast as frequent ones.
+``torch.optim.Muon`` takes matrices alone, one after another and in bfloat16; here kernels of convolutions are matrices
+of output channels by all else, equal shapes are handled together, and a CPU computes in float32.
 """
 
 from collections import defaultdict
