@@ -31,12 +31,14 @@ class _SmallConvolution(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, padding: Sequence[int]) -> Tensor:
+        """Return the convolution, and keep input and weight for the backward pass."""
         ctx.save_for_backward(x, weight)
         ctx.padding, ctx.bias_sizes = list(padding), None if bias is None else [len(bias)]
         return _onednn(x, weight, bias, ctx.padding)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradients of ``x``, weight and bias."""
         x, weight = ctx.saved_tensors
         grad = grads[0]
         needed = [*ctx.needs_input_grad[:2], ctx.needs_input_grad[2] and ctx.bias_sizes is not None]

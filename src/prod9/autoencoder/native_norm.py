@@ -37,6 +37,7 @@ class _CentredGroupNorm(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, num_groups: int, eps: float, silu: bool
     ) -> Tensor:
+        """Normalise ``x``, and keep it with its moments for the backward pass."""
         guess = x[..., ::4, ::4, ::4].float().mean((2, 3, 4)).unflatten(1, (num_groups, -1)).mean(2)
         guess = _per_channel(guess, x.shape[1])
         sizes = (*x.shape[:2], x[0, 0].numel(), num_groups)
@@ -49,6 +50,7 @@ class _CentredGroupNorm(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradients of ``x``, weight and bias."""
         x, weight, bias, guess, mean, rstd = ctx.saved_tensors
         if torch.is_grad_enabled():  # create_graph=True
             return _differentiable_backward(ctx, x, weight, bias, grads[0])
@@ -85,6 +87,7 @@ class _GroupNorm(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, num_groups: int, eps: float, silu: bool
     ) -> Tensor:
+        """Normalise ``x``, and keep it with its moments for the backward pass."""
         out = torch.empty_like(x)
         moments = [_moments(_rows(sample), num_groups, eps) for sample in x]
         for sample, filled, m in zip(x, out, moments, strict=True):
@@ -95,6 +98,7 @@ class _GroupNorm(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradients of ``x``, weight and bias."""
         x, weight, bias, *values = ctx.saved_tensors
         if torch.is_grad_enabled():  # create_graph=True
             return _differentiable_backward(ctx, x, weight, bias, grads[0])

@@ -40,21 +40,21 @@ def build_optimizer(network: nn.Module, training: TrainingConfig, *, rate: float
     rate: peak learning rate. main: False for a discriminator, which AdamW trains either way: it should not learn
     faster than what it judges.
     """
+    muon = training.muon if main else None
     trained = [p for p in network.parameters() if p.requires_grad]
-    hidden = hidden_matrices(network) if training.muon is not None and main else {}
-    taken = {id(p) for p in hidden}
-    rest = [p for p in trained if id(p) not in taken]
+    hidden = {} if muon is None else hidden_matrices(network)
+    rest = [p for p in trained if p not in hidden]
     groups: list[dict[str, Any]] = [
         {"params": [p for p in rest if p.ndim > 1], "weight_decay": training.weight_decay},
         {"params": [p for p in rest if p.ndim <= 1], "weight_decay": 0.0},
     ]
     fused = all(p.device.type in {"cpu", "cuda"} for p in trained)
-    if training.muon is None or not main:
+    if muon is None:
         return AdamW(groups, lr=rate, betas=training.betas, fused=fused)
     for parts in sorted(set(hidden.values())):
         of_parts = [p for p, count in hidden.items() if count == parts]
         groups.append({"params": of_parts, "weight_decay": training.weight_decay, "parts": parts})
-    return Muon(groups, lr=rate, betas=training.betas, muon=training.muon, fused=fused)
+    return Muon(groups, lr=rate, betas=training.betas, muon=muon, fused=fused)
 
 
 def hidden_matrices(network: nn.Module) -> dict[Tensor, int]:
@@ -79,7 +79,8 @@ class Muon(Optimizer):
 
     parts: how many matrices, of equal height, each weight of the group holds. lr: of both; Muon's is multiplied by
     ``muon.rate``, and by 0.2 √(longer side), which gives its steps the size of AdamW's. Sharded weights are
-    gathered a few at a time for their step.
+    gathered a few at a time for their step. Not a subclass of AdamW, which expects its own state of every weight when
+    it loads one.
     """
 
     def __init__(
