@@ -7,7 +7,8 @@ channels-last, as the shipped configurations train.
 
 The sizes are those of training on CPUs: a 32³ crop. Without ``--quick`` follow, under their own names, the
 demo's network on its whole brains (``demo_…``; MONAI, which cannot fold voxels into channels, is handed the
-folded volume) and a 64³ crop (``large_…``), where both spend most of the time inside the same convolutions.
+folded volume), a 64³ crop (``large_…``), where both spend most of the time inside the same convolutions, and the
+decoder of NVIDIA's released autoencoders at 64³ (``released_…``), random weights.
 """
 
 from collections.abc import Callable
@@ -19,6 +20,8 @@ from monai.apps.generation.maisi.networks.autoencoderkl_maisi import Autoencoder
 from torch import Tensor, nn
 
 from prod9.autoencoder.autoencoder_fsq import AutoencoderFSQ
+from prod9.autoencoder.autoencoder_maisi import AutoencoderKlMaisi as OurAutoencoderKlMaisi
+from prod9.autoencoder.backbone import MaisiBackbone
 
 LEVELS = (8, 8, 8, 6, 5)
 SMALL = {
@@ -26,6 +29,12 @@ SMALL = {
     "num_channels": (16, 32, 64),
     "num_res_blocks": (2, 2, 2),
     "norm_num_groups": 16,
+}
+RELEASED = {
+    "latent_channels": 4,
+    "num_channels": (64, 128, 256),
+    "num_res_blocks": (2, 2, 2),
+    "norm_num_groups": 32,
 }
 DEMO = {"space_to_depth": 2, "num_channels": (32, 64), "num_res_blocks": (1, 1), "norm_num_groups": 16}
 
@@ -35,16 +44,20 @@ def build(network: dict[str, Any]) -> tuple[AutoencoderFSQ, AutoencoderKlMaisi]:
     torch.manual_seed(0)
     ours = AutoencoderFSQ(levels=LEVELS, **network)
     shared = {k: v for k, v in network.items() if k != "space_to_depth"}
-    channels = network["space_to_depth"] ** 3
-    peer = AutoencoderKlMaisi(
-        spatial_dims=3, in_channels=channels, out_channels=channels, latent_channels=len(LEVELS),
-        attention_levels=(False,) * len(shared["num_channels"]),
-        num_splits=1, save_mem=False, norm_float16=False, **shared,
-    )  # fmt: skip
+    peer = build_peer(network["space_to_depth"] ** 3, {"latent_channels": len(LEVELS), **shared})
     weights = {k: v for k, v in ours.state_dict().items() if not k.startswith("quantizer.")}
     missing = peer.load_state_dict(weights, strict=False).missing_keys
     assert all(key.startswith("quant_conv_log_sigma.") for key in missing), missing
     return ours.to(memory_format=torch.channels_last_3d), peer
+
+
+def build_peer(channels: int, network: dict[str, Any]) -> AutoencoderKlMaisi:
+    """Return MONAI's network at its best, of ``channels`` channels of volume."""
+    return AutoencoderKlMaisi(
+        spatial_dims=3, in_channels=channels, out_channels=channels,
+        attention_levels=(False,) * len(network["num_channels"]),
+        num_splits=1, save_mem=False, norm_float16=False, **network,
+    )  # fmt: skip
 
 
 def fold(x: Tensor, n: int) -> Tensor:
@@ -62,7 +75,7 @@ def train_step(network: nn.Module, reconstruct: Callable[[Tensor], Tensor], x: T
 
 
 @torch.no_grad()
-def decode(network: AutoencoderFSQ | AutoencoderKlMaisi, z: Tensor, bf16: bool) -> Tensor:
+def decode(network: MaisiBackbone | AutoencoderKlMaisi, z: Tensor, bf16: bool) -> Tensor:
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
         return network.decode(z)
 
@@ -114,12 +127,32 @@ def measure(bench: Bench, prefix: str, network: dict[str, Any], side: int, round
     )
 
 
+def measure_released(bench: Bench, rounds: int) -> None:
+    ours = OurAutoencoderKlMaisi(**RELEASED)
+    peer = build_peer(1, RELEASED)
+    peer.load_state_dict(ours.state_dict())
+    ours = ours.to(memory_format=torch.channels_last_3d)
+    z = torch.randn(1, RELEASED["latent_channels"], 16, 16, 16)
+    bench.sizes["released_network"] = RELEASED
+    with torch.no_grad():
+        bench.sizes["released_volume"] = list(ours.decode(z).shape)
+        bench.value("released_max_rel_diff_fp32", max_rel_diff(peer.decode(z), ours.decode(z)))
+    compare(
+        bench,
+        "released_decode",
+        lambda bf16: decode(ours, z, bf16),
+        lambda bf16: decode(peer, z, bf16),
+        rounds,
+    )
+
+
 def main() -> None:
     bench = start("bench_autoencoder", __doc__)
     measure(bench, "", SMALL, side=32, rounds=3 if bench.quick else 7)
     if not bench.quick:
         measure(bench, "demo_", DEMO, side=48, rounds=5)
         measure(bench, "large_", SMALL, side=64, rounds=3)
+        measure_released(bench, rounds=5)
     bench.report(["monai"])
 
 

@@ -98,6 +98,19 @@ def test_half_precision_volumes_keep_their_dtype():
     torch.testing.assert_close(y.float(), F.silu(norm(x.float())), rtol=0.02, atol=0.02)
 
 
+@pytest.mark.usefixtures("kernel")
+def test_memory_is_reused_only_when_no_gradient_needs_it():
+    norm = nn.GroupNorm(2, 8)
+    x = volume(2, 8, 4, 4, 4).to(memory_format=torch.channels_last_3d)
+    expected = F.silu(norm(x))
+    before = x.clone()
+    torch.testing.assert_close(native_norm.group_norm(x, norm, silu=True, reuse=True), expected)
+    assert torch.equal(x, before)  # the norm's weights are trained
+    with torch.no_grad():
+        torch.testing.assert_close(native_norm.group_norm(x, norm, silu=True, reuse=True), expected)
+    assert torch.equal(x, before) == (native_norm._SMALL > 0)
+
+
 @given(
     sides=st.tuples(*[st.integers(3, 9)] * 3),
     channels=st.sampled_from([(1, 3), (3, 1), (4, 5)]),

@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from prod9.autoencoder import native_winograd
+
 # torch sends a float32 batch of one with C·H·W up to this through im2col, two to five times slower than the
 # oneDNN kernel that a batch of two gets.
 _IM2COL_LIMIT = 20480
@@ -15,10 +17,13 @@ _IM2COL_LIMIT = 20480
 def convolve(conv: nn.Conv3d, x: Tensor) -> Tensor:
     """Return ``conv(x)`` by the fastest kernels there are for its shape.
 
-    A pointwise convolution is a matrix product over channels-last rows, which keeps that format.
+    Channels-last volumes stay so. There a pointwise convolution is a matrix product over rows.
     """
-    if x.is_contiguous(memory_format=torch.channels_last_3d) and _is_pointwise(conv):
-        return F.linear(x.movedim(1, -1), conv.weight.flatten(1), conv.bias).movedim(-1, 1)
+    if x.is_contiguous(memory_format=torch.channels_last_3d):
+        if _is_pointwise(conv):
+            return F.linear(x.movedim(1, -1), conv.weight.flatten(1), conv.bias).movedim(-1, 1)
+        if _is_same(conv) and native_winograd.pays(x, conv.weight):
+            return native_winograd.convolve_planes(x, conv.weight, conv.bias, padding=1)
     if not _takes_im2col(conv, x):
         return conv(x)
     if conv.stride == (1, 1, 1):
@@ -94,6 +99,8 @@ def _halves(conv: nn.Conv3d, x: Tensor) -> Tensor:
 def convolve_slab(conv: nn.Conv3d, x: Tensor) -> Tensor:
     """Return ``conv`` of planes that are padded along the first axis already, by the kernels of `convolve`."""
     padding = [0, *_sides(conv.padding)[1:]]
+    if _is_same(conv) and native_winograd.pays(x, conv.weight):
+        return native_winograd.convolve_planes(x, conv.weight, conv.bias, padding=0)
     if conv.stride == (1, 1, 1) and _takes_im2col(conv, x):
         return _onednn(x, conv.weight, conv.bias, padding)
     return F.conv3d(x, conv.weight, conv.bias, conv.stride, padding)
@@ -112,6 +119,11 @@ def convolve_in_slabs(conv: nn.Conv3d, x: Tensor, num_slabs: int, axis: int) -> 
 
 def _is_pointwise(conv: nn.Conv3d) -> bool:
     return conv.kernel_size == (1, 1, 1) and conv.stride == (1, 1, 1) and conv.padding == (0, 0, 0)
+
+
+def _is_same(conv: nn.Conv3d) -> bool:
+    """Return whether ``conv`` has stride 1 and one voxel of zeros around: what keeps the sides of 3×3×3."""
+    return conv.stride == (1, 1, 1) and tuple(_sides(conv.padding)) == (1, 1, 1)
 
 
 def _takes_im2col(conv: nn.Conv3d, x: Tensor) -> bool:

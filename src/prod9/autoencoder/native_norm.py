@@ -17,13 +17,25 @@ _BLOCK_ELEMENTS = 2**16  # per thread: 256 kB; torch splits no operation on fewe
 _SMALL = 2**15  # voxels: up to 32³ blocks take twice as long, and sums in float32 are exact to 1e-6
 
 
-def group_norm(x: Tensor, norm: nn.GroupNorm, *, silu: bool) -> Tensor:
-    """Return ``norm(x)``, through SiLU if asked, of ``[B C H W D]`` in its own dtype and memory format."""
+def group_norm(x: Tensor, norm: nn.GroupNorm, *, silu: bool, reuse: bool = False) -> Tensor:
+    """Return ``norm(x)``, through SiLU if asked, of ``[B C H W D]`` in its own dtype and memory format.
+
+    With ``reuse`` the memory of ``x``, whose values are then lost, may hold the result: fresh memory for a large
+    volume takes longer than the norm.
+    """
     if x.device.type == "cpu" and x.dtype != torch.float64 and _is_channels_last(x):
         operator = _CentredGroupNorm if x[0, 0].numel() <= _SMALL else _GroupNorm
+        if reuse and operator is _GroupNorm and not needs_grad(x, norm.weight):
+            _normalise(x, x, norm.weight, norm.bias, norm.num_groups, norm.eps, silu)
+            return x
         return operator.apply(x, norm.weight, norm.bias, norm.num_groups, norm.eps, silu)
     y = F.group_norm(x, norm.num_groups, norm.weight, norm.bias, norm.eps)
     return F.silu(y, inplace=not y.requires_grad) if silu else y
+
+
+def needs_grad(*tensors: Tensor) -> bool:
+    """Return whether autograd records what is done with ``tensors``."""
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
 
 def _is_channels_last(x: Tensor) -> bool:
@@ -89,9 +101,7 @@ class _GroupNorm(torch.autograd.Function):
     ) -> Tensor:
         """Normalise ``x``, and keep it with its moments for the backward pass."""
         out = torch.empty_like(x)
-        moments = [_moments(_rows(sample), num_groups, eps) for sample in x]
-        for sample, filled, m in zip(x, out, moments, strict=True):
-            _apply(_rows(sample), _rows(filled), m.affine(weight, bias), silu)
+        moments = _normalise(x, out, weight, bias, num_groups, eps, silu)
         ctx.save_for_backward(x, weight, bias, *(value for m in moments for value in m))
         ctx.num_groups, ctx.eps, ctx.silu = num_groups, eps, silu
         return out
@@ -124,6 +134,16 @@ class _Moments(NamedTuple):
         """Return (shift, scale) such that the normalised value is x · scale + shift."""
         scale = self.rstd * weight.float()
         return bias.float() - self.mean * scale, scale
+
+
+def _normalise(
+    x: Tensor, out: Tensor, weight: Tensor, bias: Tensor, num_groups: int, eps: float, silu: bool
+) -> list[_Moments]:
+    """Fill ``out``, which may be ``x``, and return the moments of each sample of ``x``."""
+    moments = [_moments(_rows(sample), num_groups, eps) for sample in x]
+    for sample, filled, m in zip(x, out, moments, strict=True):
+        _apply(_rows(sample), _rows(filled), m.affine(weight, bias), silu)
+    return moments
 
 
 class _Rows(NamedTuple):
@@ -166,7 +186,10 @@ def _apply(x: Tensor, out: Tensor, affine: tuple[Tensor, Tensor], silu: bool) ->
     step = _block_rows(x.shape[1])
     for block, filled in zip(x.split(step), out.split(step), strict=True):
         y = torch.addcmul(shift, block.float(), scale)
-        filled.copy_(F.silu(y, inplace=True) if silu else y)
+        if silu and filled.dtype == y.dtype:
+            torch.ops.aten.silu.out(y, out=filled)
+        else:
+            filled.copy_(F.silu(y, inplace=True) if silu else y)
 
 
 def _backward_sample(

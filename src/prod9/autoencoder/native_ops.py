@@ -20,7 +20,7 @@ from monai.networks.blocks.selfattention import SABlock
 from torch import nn
 
 from prod9.autoencoder.native_conv import convolve, convolve_in_slabs
-from prod9.autoencoder.native_norm import group_norm
+from prod9.autoencoder.native_norm import group_norm, needs_grad
 from prod9.types import Volume, VolumeOut
 
 
@@ -32,9 +32,9 @@ class NativeGroupNorm3D(MaisiGroupNorm3D):
         out = group_norm(input, self, silu=False)
         return out.half() if self.norm_float16 else out
 
-    def silu(self, x: Volume) -> Volume:
-        """Return SiLU of the normalised volume."""
-        return F.silu(self(x)) if self.norm_float16 else group_norm(x, self, silu=True)
+    def silu(self, x: Volume, *, reuse: bool = False) -> Volume:
+        """Return SiLU of the normalised volume, in the memory of ``x`` where that saves time and is allowed."""
+        return F.silu(self(x)) if self.norm_float16 else group_norm(x, self, silu=True, reuse=reuse)
 
 
 class NativeConvolution(MaisiConvolution):
@@ -60,8 +60,11 @@ class NativeResBlock(MaisiResBlock):
     def forward(self, x: Volume) -> VolumeOut:
         """Return a volume of ``out_channels`` channels and unchanged sides."""
         h = self.conv1(self.norm1.silu(x))
-        h = self.conv2(self.norm2.silu(h))
-        return self.nin_shortcut(x) + h
+        h = self.conv2(self.norm2.silu(h, reuse=True))
+        shortcut = self.nin_shortcut(x)
+        if h.dtype != shortcut.dtype or needs_grad(h, shortcut):
+            return shortcut + h
+        return h.add_(shortcut)
 
 
 class NativeUpsample(MaisiUpsample):
