@@ -110,6 +110,7 @@ def test_the_four_entry_points_agree(strategy, sides):
     assert not out.reconstruction.requires_grad
 
 
+@torch.no_grad()
 def test_whole_is_the_network_itself():
     network = build().eval()
     x = volume(1, 1, 16, 12, 8)
@@ -118,6 +119,7 @@ def test_whole_is_the_network_itself():
     assert torch.equal(wrapped(x).tokens, network(x).tokens)
 
 
+@torch.no_grad()
 def test_windows_larger_than_the_volume_are_one_pass():
     network = build().eval()
     x = volume(1, 1, 16, 12, 8)

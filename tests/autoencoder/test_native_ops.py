@@ -10,7 +10,7 @@ from torch import nn
 
 from prod9.autoencoder import native_conv, native_norm
 from prod9.autoencoder.native_ops import NativeConvolution, NativeGroupNorm3D, bfloat16_pays, use_native_ops
-from tests.autoencoder.tiny import build_monai, volume
+from tests.autoencoder.tiny import build, build_monai, volume
 
 LAYOUT = pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last_3d], ids=["C", "CL"])
 
@@ -182,6 +182,21 @@ def test_a_split_network_gives_the_same_volume(num_splits, dim_split):
     use_native_ops(whole)
     use_native_ops(split)
     torch.testing.assert_close(split.reconstruct(x), whole.reconstruct(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_inference_has_the_layout_of_the_fast_operators_whatever_the_weights_have(training):
+    network, layouts = build(), []
+    for block in network.decoder.blocks:
+        block.register_forward_hook(
+            lambda module, args, out: layouts.append(
+                args[0].is_contiguous(memory_format=torch.channels_last_3d)
+            )
+        )
+    with torch.set_grad_enabled(training):
+        network.decode(volume(1, network.latent_channels, 4, 3, 2))
+    assert len(layouts) > 3
+    assert not any(layouts) if training else all(layouts)
 
 
 def test_layers_are_swapped_in_place_without_touching_the_state():

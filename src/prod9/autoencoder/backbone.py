@@ -9,6 +9,7 @@ from monai.apps.generation.maisi.networks.autoencoderkl_maisi import Autoencoder
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from prod9.autoencoder.native_layout import inference_layout
 from prod9.autoencoder.native_ops import bfloat16_pays, use_native_ops
 from prod9.autoencoder.voxel_folding import fold_voxels, unfold_voxels
 from prod9.types import Latent, Volume, VolumeOut
@@ -143,6 +144,7 @@ class MaisiBackbone(AutoencoderKlMaisi):
         if self._runner is not None:
             return self._runner(blocks, h)
         for block in blocks:
+            h = inference_layout(h) if self.native_ops else h
             h = checkpoint(block, h, use_reentrant=False) if self.use_checkpoint else block(h)
             if self.save_mem and h.is_cuda:
                 torch.cuda.empty_cache()

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from prod9.autoencoder.native_layout import needs_grad
+
 _BLOCK_ELEMENTS = 2**16  # per thread: 256 kB; torch splits no operation on fewer than half of it
 _SMALL = 2**15  # voxels: up to 32³ blocks take twice as long, and sums in float32 are exact to 1e-6
 
@@ -31,11 +33,6 @@ def group_norm(x: Tensor, norm: nn.GroupNorm, *, silu: bool, reuse: bool = False
         return operator.apply(x, norm.weight, norm.bias, norm.num_groups, norm.eps, silu)
     y = F.group_norm(x, norm.num_groups, norm.weight, norm.bias, norm.eps)
     return F.silu(y, inplace=not y.requires_grad) if silu else y
-
-
-def needs_grad(*tensors: Tensor) -> bool:
-    """Return whether autograd records what is done with ``tensors``."""
-    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
 
 def _is_channels_last(x: Tensor) -> bool:

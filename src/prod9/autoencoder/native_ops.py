@@ -20,7 +20,8 @@ from monai.networks.blocks.selfattention import SABlock
 from torch import nn
 
 from prod9.autoencoder.native_conv import convolve, convolve_in_slabs
-from prod9.autoencoder.native_norm import group_norm, needs_grad
+from prod9.autoencoder.native_layout import needs_grad
+from prod9.autoencoder.native_norm import group_norm
 from prod9.types import Volume, VolumeOut
 
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from prod9.autoencoder.native_norm import needs_grad
+from prod9.autoencoder.native_layout import needs_grad
 
 _OUT, _TAPS = 4, 3
 _IN = _OUT + _TAPS - 1

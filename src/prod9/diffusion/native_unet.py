@@ -9,6 +9,7 @@ from monai.networks.nets.diffusion_model_unet import DiffusionUNetResnetBlock
 from torch import Tensor, nn
 
 from prod9.autoencoder.native_conv import convolve
+from prod9.autoencoder.native_layout import inference_layout
 from prod9.autoencoder.native_norm import group_norm
 
 
@@ -30,12 +31,13 @@ class NativeUNetResBlock(DiffusionUNetResnetBlock):
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         """Return ``[B C2 h2 w2 d2]``: sides doubled, halved or kept; ``emb [B E]`` is added to the channels."""
+        x = inference_layout(x)  # attention gives it back in the other
         h = group_norm(x, self.norm1, silu=True)
         resample = self.upsample if self.upsample is not None else self.downsample
         if resample is not None:
             x, h = resample(x), resample(h)
         h = self.conv1(h) + self.time_emb_proj(F.silu(emb))[:, :, None, None, None]
-        h = self.conv2(group_norm(h, self.norm2, silu=True))
+        h = self.conv2(group_norm(h, self.norm2, silu=True, reuse=True))
         return self.skip_connection(x) + h
 
 
