@@ -9,7 +9,6 @@ from monai.networks.nets.diffusion_model_unet import DiffusionUNetResnetBlock
 from torch import Tensor, nn
 
 from prod9.autoencoder.native_conv import convolve
-from prod9.autoencoder.native_layout import inference_layout
 from prod9.autoencoder.native_norm import group_norm
 
 
@@ -31,7 +30,6 @@ class NativeUNetResBlock(DiffusionUNetResnetBlock):
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         """Return ``[B C2 h2 w2 d2]``: sides doubled, halved or kept; ``emb [B E]`` is added to the channels."""
-        x = inference_layout(x)  # attention gives it back in the other
         h = group_norm(x, self.norm1, silu=True)
         resample = self.upsample if self.upsample is not None else self.downsample
         if resample is not None:
