@@ -1,18 +1,69 @@
-"""Files that are whole or not there: atomic writing, content hashes, write probes. Standard library only."""
+"""Files that are whole or not there: atomic writing, reading with errors that name the file, content hashes.
 
+Standard library only.
+"""
+
+import errno
 import hashlib
 import os
 import secrets
-from collections.abc import Iterator
-from contextlib import contextmanager
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from prod9.errors import DataError
+from prod9.errors import DataError, Prod9Error
 
 try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None
+
+_NAME_BYTES = 255
+"""Bytes that a file name may have on the usual file systems."""
+_QUOTED = 200
+"""Characters of a library's own message that are quoted."""
+
+
+@contextmanager
+def reading(
+    path: str | Path,
+    expected: str = "a file that can be read",
+    *,
+    error: Callable[[str], Prod9Error] = DataError,
+    remedy: str = "copy or download it again",
+) -> Iterator[None]:
+    """Turn every exception of a block that reads ``path`` into one of prod9 that names the file.
+
+    Libraries that parse damaged files raise nearly anything. Keep the block to their calls: a mistake in prod9's own
+    code would read as a damaged file. Errors of prod9 pass as they are.
+
+    Args:
+        path: of a file, or of a link to one; anything else is refused before the block starts.
+        expected: what the file should be, for the message: "a NIfTI file".
+        error: class of the error that is raised.
+        remedy: what to do about a damaged file.
+    """
+    path = Path(path)
+    try:
+        kind = path.stat().st_mode
+        if not stat.S_ISREG(kind):
+            got = "a folder" if stat.S_ISDIR(kind) else "a device or a pipe"
+            raise error(f"{path}: expected {expected}, got {got}; name a file.")
+        yield
+    except Prod9Error:
+        raise
+    except MemoryError as problem:
+        raise error(
+            f"{path}: expected {expected} that fits into memory, got {_quoted(problem)}; use a smaller file, or a "
+            "machine with more memory."
+        ) from problem
+    except OSError as problem:
+        raise error(_unreadable(path, expected, problem, remedy)) from problem
+    except Exception as problem:
+        raise error(
+            f"{path}: expected {expected}, got something else or a damaged file ({_quoted(problem)}); {remedy}."
+        ) from problem
 
 
 @contextmanager
@@ -24,20 +75,19 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     of ``path``, since many writers choose the format by them.
     """
     path = Path(path)
-    temporary = path.with_name(f".tmp-{secrets.token_hex(6)}-{path.name}")
+    temporary = _temporary(path)
     try:
+        _require_possible_name(path)
         yield temporary
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
         _sync_folder(path.parent)
     except OSError as error:
-        raise DataError(
-            f"{path}: cannot be written ({error.strerror or error}); free some space, or choose a folder "
-            "that you may write to."
-        ) from error
+        raise DataError(_unwritable(path, error)) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # an error here would hide the one that matters
+            temporary.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -50,18 +100,21 @@ def exclusive(path: str | Path) -> Iterator[None]:
     try:
         file = Path(path).open("ab")  # noqa: SIM115 (closed below, by which the lock is freed)
     except OSError as error:
-        raise DataError(
-            f"{path}: cannot be written ({error.strerror or error}); choose a folder that you may write to."
-        ) from error
+        raise DataError(_unwritable(Path(path), error)) from error
     with file:
         if fcntl is not None:
-            fcntl.flock(file, fcntl.LOCK_EX)
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX)
+            except OSError as error:  # some network file systems have no locks
+                raise DataError(
+                    f"{path}: cannot be locked ({_quoted(error)}); choose a folder on another file system."
+                ) from error
         yield
 
 
 def sha256(path: str | Path) -> str:
-    """Return the SHA-256 of the file's content as 64 hex digits."""
-    with Path(path).open("rb") as file:
+    """Return the SHA-256 of the file's content as 64 hex digits; DataError if it cannot be read."""
+    with reading(path), Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -78,6 +131,66 @@ def check_writable(folder: str | Path) -> None:
             f"{folder}: cannot be written to ({error.strerror or error}); choose another --output-dir "
             "or change its permissions."
         ) from error
+
+
+def _temporary(path: Path) -> Path:
+    """Return a hidden name beside ``path`` with the end of its name, as much of it as a name may be long."""
+    start = f".tmp-{secrets.token_hex(6)}-"
+    room = _NAME_BYTES - len(start)
+    end = os.fsencode(path.name)[-room:].decode("utf-8", "ignore")
+    return path.with_name(start + end)
+
+
+def _require_possible_name(path: Path) -> None:
+    """Raise the OSError that renaming would end with, before anything is written."""
+    with suppress(FileNotFoundError):
+        path.lstat()
+
+
+def _unwritable(path: Path, error: OSError) -> str:
+    remedies = {
+        errno.ENAMETOOLONG: "choose a shorter name",
+        errno.ENOSPC: "free some space, or choose a folder on another disk",
+        errno.EDQUOT: "free some space (your quota is used up), or choose a folder on another disk",
+    }
+    remedy = remedies.get(error.errno or 0, "choose a folder that exists and that you may write to")
+    return f"{path}: cannot be written ({_quoted(error)}); {remedy}."
+
+
+def _unreadable(path: Path, expected: str, error: OSError, remedy: str) -> str:
+    if isinstance(error, FileNotFoundError):
+        link = next((part for part in (path, *path.parents) if _is_dangling(part)), None)
+        if link is None:
+            return f"{path}: no such file; check the path."
+        return (
+            f"{path}: expected {expected}, got a link whose target is missing ({link} leads to {link.readlink()}); "
+            "fetch it (in a DataLad dataset with `datalad get` or `git annex get`), or correct the link."
+        )
+    remedies = {
+        errno.EACCES: "change its permissions, or ask its owner",
+        errno.EPERM: "change its permissions, or ask its owner",
+        errno.ELOOP: "it is a link that leads to itself: correct the link",
+        errno.ENAMETOOLONG: "check the path: no file can have so long a name",
+        errno.EMFILE: "too many files are open: raise the limit (ulimit -n)",
+    }
+    if error.errno is None:  # not from the system: gzip says so of damaged content
+        return (
+            f"{path}: expected {expected}, got something else or a damaged file ({_quoted(error)}); {remedy}."
+        )
+    return f"{path}: cannot be read ({_quoted(error)}); {remedies.get(error.errno, remedy)}."
+
+
+def _is_dangling(path: Path) -> bool:
+    with suppress(OSError):  # a folder that may not be looked into
+        return path.is_symlink() and not path.exists()
+    return False
+
+
+def _quoted(error: BaseException) -> str:
+    """Return the message of an error in one line, and its type where it says nothing."""
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    text = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    return text[:_QUOTED] or type(error).__name__
 
 
 def _sync_folder(folder: Path) -> None:
