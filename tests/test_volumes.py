@@ -14,6 +14,8 @@ from prod9 import volumes
 from prod9.errors import DataError
 
 SHAPE = (5, 6, 7)
+TWO_MM = np.diag([2.0, 2.0, 2.0, 1.0])
+"""An affine with which ``SHAPE`` is more than 1 cm long."""
 ORIENTATIONS = [
     "".join(letters)
     for axes in itertools.permutations(("RL", "AP", "SI"))
@@ -107,7 +109,7 @@ def test_both_forms_are_set(tmp_path: Path) -> None:
 
 
 def test_scaled_integers_are_read_as_what_they_mean(tmp_path: Path) -> None:
-    image = nib.Nifti1Image(a_volume().astype(np.int16), np.eye(4))
+    image = nib.Nifti1Image(a_volume().astype(np.int16), TWO_MM)
     image.header.set_slope_inter(0.5, 10)
     nib.save(image, tmp_path / "a.nii.gz")
     stored = nib.load(tmp_path / "a.nii.gz").get_fdata(dtype=np.float32)
@@ -116,19 +118,19 @@ def test_scaled_integers_are_read_as_what_they_mean(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("dtype", ["uint8", "int16", "float32", "float64"])
 def test_header_says_what_is_stored(tmp_path: Path, dtype: str) -> None:
-    volumes.write(tmp_path / "a.nii", a_volume() % 200, np.eye(4), dtype=dtype)
+    volumes.write(tmp_path / "a.nii", a_volume() % 200, TWO_MM, dtype=dtype)
     assert volumes.read_header(tmp_path / "a.nii").dtype == dtype
     assert volumes.read(tmp_path / "a.nii").data.dtype == np.float32
 
 
 def test_a_trailing_axis_of_length_one_is_dropped(tmp_path: Path) -> None:
-    nib.save(nib.Nifti1Image(a_volume()[..., None, None], np.eye(4)), tmp_path / "a.nii.gz")
+    nib.save(nib.Nifti1Image(a_volume()[..., None, None], TWO_MM), tmp_path / "a.nii.gz")
     np.testing.assert_array_equal(volumes.read(tmp_path / "a.nii.gz").data, a_volume())
 
 
 @pytest.mark.parametrize("name", ["with space.nii", "Gehirn-Größe.nii.gz", "a.b.nii.gz", "UPPER.NII.GZ"])
 def test_any_name(tmp_path: Path, name: str) -> None:
-    volumes.write(tmp_path / name, a_volume(), np.eye(4))
+    volumes.write(tmp_path / name, a_volume(), TWO_MM)
     np.testing.assert_array_equal(volumes.read(tmp_path / name).data, a_volume())
 
 
@@ -136,25 +138,25 @@ def test_any_name(tmp_path: Path, name: str) -> None:
 
 
 def test_rounds_to_integers(tmp_path: Path) -> None:
-    volumes.write(tmp_path / "a.nii", np.full(SHAPE, 1.6), np.eye(4), dtype=np.int16)
+    volumes.write(tmp_path / "a.nii", np.full(SHAPE, 1.6), TWO_MM, dtype=np.int16)
     assert volumes.read(tmp_path / "a.nii").data.max() == 2
 
 
 @pytest.mark.parametrize(("value", "dtype"), [(300, np.uint8), (-1, np.uint16), (np.nan, np.int16)])
 def test_refuses_values_that_do_not_fit(tmp_path: Path, value: float, dtype: type) -> None:
     with pytest.raises(DataError, match=r"a\.nii: .*(don't fit|finite)"):
-        volumes.write(tmp_path / "a.nii", np.full(SHAPE, value), np.eye(4), dtype=dtype)
+        volumes.write(tmp_path / "a.nii", np.full(SHAPE, value), TWO_MM, dtype=dtype)
     assert not list(tmp_path.iterdir())
 
 
 def test_refuses_what_it_cannot_write(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"ending in \.nii or \.nii\.gz"):
-        volumes.write(tmp_path / "a.png", a_volume(), np.eye(4))
+        volumes.write(tmp_path / "a.png", a_volume(), TWO_MM)
     with pytest.raises(DataError, match="3D array"):
-        volumes.write(tmp_path / "a.nii", a_volume()[0], np.eye(4))
-    volumes.write(tmp_path / "a.nii", a_volume(), np.eye(4))
+        volumes.write(tmp_path / "a.nii", a_volume()[0], TWO_MM)
+    volumes.write(tmp_path / "a.nii", a_volume(), TWO_MM)
     with pytest.raises(DataError, match="exists already"):
-        volumes.write(tmp_path / "a.nii", a_volume(), np.eye(4), overwrite=False)
+        volumes.write(tmp_path / "a.nii", a_volume(), TWO_MM, overwrite=False)
 
 
 # ---- damaged and unsuitable files ----
@@ -163,7 +165,7 @@ def test_refuses_what_it_cannot_write(tmp_path: Path) -> None:
 @pytest.mark.parametrize("keep", [0.3, 0.9, 0.999])
 def test_truncated_gzip(tmp_path: Path, keep: float) -> None:
     path = tmp_path / "a.nii.gz"
-    volumes.write(path, a_volume(), np.eye(4))
+    volumes.write(path, a_volume(), TWO_MM)
     content = path.read_bytes()
     path.write_bytes(content[: int(keep * len(content))])
     refusal(path, "copy or download it again")
@@ -212,7 +214,7 @@ def test_missing_file_folder_and_other_format(tmp_path: Path) -> None:
 def test_non_finite_voxels_are_counted(tmp_path: Path, value: float, count: int) -> None:
     data = a_volume()
     data.flat[:count] = value
-    volumes.write(tmp_path / "a.nii.gz", data, np.eye(4))
+    volumes.write(tmp_path / "a.nii.gz", data, TWO_MM)
     refusal(tmp_path / "a.nii.gz", f"got {count} NaN or infinite of 210")
     kept = volumes.read(tmp_path / "a.nii.gz", allow_non_finite=True).data
     np.testing.assert_array_equal(kept, data)
@@ -228,7 +230,7 @@ def test_non_finite_voxels_are_counted(tmp_path: Path, value: float, count: int)
     ],
 )
 def test_number_of_axes(tmp_path: Path, shape: tuple[int, ...], match: str) -> None:
-    nib.save(nib.Nifti1Image(np.zeros(shape, np.float32), np.eye(4)), tmp_path / "a.nii.gz")
+    nib.save(nib.Nifti1Image(np.zeros(shape, np.float32), TWO_MM), tmp_path / "a.nii.gz")
     if match:
         refusal(tmp_path / "a.nii.gz", match)
     else:
@@ -263,7 +265,7 @@ def test_the_limit_on_voxels_can_be_set(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("dtype", ["complex64", [("R", "u1"), ("G", "u1"), ("B", "u1")]])
 def test_voxels_that_are_no_real_numbers(tmp_path: Path, dtype: object) -> None:
-    nib.save(nib.Nifti1Image(np.zeros(SHAPE, dtype), np.eye(4)), tmp_path / "a.nii")
+    nib.save(nib.Nifti1Image(np.zeros(SHAPE, dtype), TWO_MM), tmp_path / "a.nii")
     refusal(tmp_path / "a.nii", "integer or real voxels")
 
 
@@ -291,6 +293,6 @@ def test_degenerate_voxel_size(tmp_path: Path, size: float) -> None:
 
 
 def test_mgh_is_told_from_nifti(tmp_path: Path) -> None:
-    nib.save(nib.MGHImage(a_volume(), np.eye(4)), tmp_path / "a.mgz")
+    nib.save(nib.MGHImage(a_volume(), TWO_MM), tmp_path / "a.mgz")
     (tmp_path / "a.mgz").rename(tmp_path / "a.nii.gz")
     refusal(tmp_path / "a.nii.gz", "expected a NIfTI file")

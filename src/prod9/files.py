@@ -190,7 +190,8 @@ def _quoted(error: BaseException) -> str:
     """Return the message of an error in one line, and its type where it says nothing."""
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     text = " ".join("".join(c if c.isprintable() else " " for c in text).split())
-    return text[:_QUOTED] or type(error).__name__
+    name = type(error).__name__
+    return f"{name} {text}"[:_QUOTED] if isinstance(error, KeyError) or not text else text[:_QUOTED]
 
 
 def _sync_folder(folder: Path) -> None:

@@ -1,40 +1,38 @@
 """NIfTI in and out. Nothing else in prod9 opens or writes an image file.
 
-Reading distrusts the file: the header is checked against limits before any voxel is read, and gzip content is
-read to its end so that its checksum is verified (nibabel stops before the trailer and notices neither a
-flipped bit nor a cut tail).
+Reading distrusts the file: the header is checked before any voxel is read, what it claims is compared with the length
+of the file and with the memory there is, and gzip content is read to its end so that its checksum is verified
+(nibabel stops before the trailer and notices neither a flipped bit nor a cut tail).
 """
 
 import gzip
+import io
 import math
 import zlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-from nibabel.nifti1 import Nifti1Header, Nifti1Image
-from nibabel.nifti2 import Nifti2Header, Nifti2Image
+from nibabel.nifti1 import Nifti1Header
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
-from nibabel.spatialimages import HeaderDataError
-from nibabel.wrapstruct import WrapStructError
 
+from prod9 import nifti
 from prod9.errors import DataError
-from prod9.files import atomic_write
+from prod9.files import atomic_write, reading
+from prod9.memory import free_memory
+from prod9.nifti import UNSCALED, Scaling
+from prod9.nifti_voxels import fits, load, store
 
 MAX_VOXELS = 1024**3
 """Largest volume read by default: 4 GiB as float32. A header can claim any size."""
-SUFFIXES = (".nii", ".nii.gz")
-DTYPES = frozenset(
-    ["uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64", "float32", "float64"]
-)
 _RAS = axcodes2ornt("RAS")
-_NIFTI2_BYTES = 540
-_HEAD_BYTES = 4096
-"""Bytes of a file read for its header: a gzip header, a name in it, and 540 bytes that hardly compress."""
 _SLACK = 16 << 20
 """Bytes of a file that may be no voxels: the header, its extensions, padding."""
+_COPIES = 2
+"""Copies of a volume as float32 for which there must be memory: itself, and one to work with."""
+_EXPECTED = "a NIfTI file"
 
 
 @dataclass(frozen=True)
@@ -52,7 +50,8 @@ class VolumeHeader:
 
     shape: voxels along the file's own axes. affine: 4×4 float64, voxel indices to RAS+ millimetres.
     dtype: as stored. stored_shape: of the whole file, with trailing axes of length 1 and all channels.
-    offset: bytes before the voxels, once decompressed.
+    offset: bytes before the voxels, once decompressed. scaling: what stored numbers mean. block: the header's own
+    bytes, by which :func:`write` gives its geometry back.
     """
 
     path: Path
@@ -61,6 +60,8 @@ class VolumeHeader:
     dtype: np.dtype
     stored_shape: tuple[int, ...]
     offset: int
+    scaling: Scaling = UNSCALED
+    block: bytes = field(default=b"", repr=False)
 
     @property
     def num_bytes(self) -> int:
@@ -78,6 +79,11 @@ class VolumeHeader:
         """Anatomical direction of each axis, such as ``RAS``."""
         return "".join(nib.orientations.aff2axcodes(self.affine))
 
+    @property
+    def says_orientation(self) -> bool:
+        """Whether the file itself says how its axes lie; they are taken as nibabel takes them where it does not."""
+        return nifti.has_orientation(nifti.parse(self.block, self.path))
+
 
 @dataclass(frozen=True, eq=False)
 class VolumeFile:
@@ -94,10 +100,10 @@ def read_header(
 
     channel: None for a 3D file (trailing axes of length 1 are dropped); otherwise the file must be 4D with as
     many channels, and the header is that of the one. Raises DataError for a missing file, a file that is no
-    NIfTI, other dimensions, more than ``max_voxels``, a dtype without real numbers, or an affine that is
-    singular or not finite.
+    NIfTI or that may not be read, other dimensions, more than ``max_voxels`` or than a file of its length can hold,
+    a dtype without real numbers, an affine that is singular or not finite, and an extent above 1 m or below 1 cm.
     """
-    return _checked(_header(Path(path)), Path(path), channel, max_voxels)
+    return _checked(Path(path), [channel], max_voxels)[channel]
 
 
 def read(
@@ -127,80 +133,87 @@ def read_channels(
 ) -> dict[Channel | None, VolumeFile]:
     """Read several channels of one file as :func:`read` does, decompressing it once."""
     path = Path(path)
-    raw = _header(path)
-    headers = {channel: _checked(raw, path, channel, max_voxels) for channel in channels}
+    headers = _checked(path, channels, max_voxels)
     first = next(iter(headers.values()))
-    volumes: dict[Channel | None, VolumeFile] = {}
-    try:
-        family = Nifti2Image if raw.sizeof_hdr == _NIFTI2_BYTES else Nifti1Image
-        if path.name.lower().endswith(".gz"):
-            image = family.from_bytes(_gunzip(path, first.num_bytes))
-        else:
-            image = family.from_filename(path)
-        for channel, header in headers.items():
-            voxels = image.dataobj if channel is None else image.dataobj[..., channel.index]
-            data = np.asanyarray(voxels).reshape(header.shape).astype(np.float32)
-            volumes[channel] = VolumeFile(data, header)
-    except (OSError, EOFError, ValueError, zlib.error) as error:
-        raise DataError(
-            f"{path}: expected {first.num_bytes // first.dtype.itemsize} voxels of {first.dtype}, but the file "
-            f"ends early or is damaged ({error}); copy or download it again."
-        ) from error
+    _require_memory(first, len(headers))
+    with reading(path, _EXPECTED):
+        loaded = _loaded(first, {_place(channel) for channel in headers})
+    volumes = {channel: VolumeFile(loaded[_place(channel)], header) for channel, header in headers.items()}
     if not allow_non_finite:
         for volume in volumes.values():
             _require_finite(volume)
     return volumes
 
 
-def _require_finite(volume: VolumeFile) -> None:
-    wrong = int(volume.data.size - np.isfinite(volume.data).sum())
-    if wrong:
-        raise DataError(
-            f"{volume.header.path}: expected finite voxels, got {wrong} NaN or infinite of {volume.data.size}; "
-            "repair the file (for example with numpy.nan_to_num) or leave the case out."
-        )
-
-
 def write(
     path: str | Path,
     data: np.ndarray,
-    affine: np.ndarray,
+    geometry: np.ndarray | VolumeHeader,
     *,
     dtype: np.typing.DTypeLike = np.float32,
+    scaling: Scaling = UNSCALED,
     overwrite: bool = True,
 ) -> None:
-    """Write ``data [H W D]`` atomically as NIfTI-1, gzipped for ``.nii.gz``; both forms hold ``affine``.
+    """Write ``data [H W D]`` atomically as NIfTI, gzipped for ``.nii.gz``.
 
-    Integer ``dtype`` rounds. Raises DataError for another suffix, data that is not 3D, values outside the
-    dtype, or an existing file unless ``overwrite``.
+    Raises DataError for another suffix, data that is not 3D or not of the reference's shape, values that ``dtype``
+    cannot hold, or an existing file unless ``overwrite``.
+
+    Args:
+        path: where to; its folder must exist.
+        data: values, on the voxels of ``geometry`` in its axis order.
+        geometry: the header of the file on whose voxels the data are: both forms with their codes, voxel sizes,
+            unit, version and byte order come back as they were. Or a 4×4 affine to RAS+ mm where there is no such
+            file: both forms get it, with code 1.
+        dtype: of the stored numbers; integers are rounded.
+        scaling: what the stored numbers mean, such as that of a reference.
+        overwrite: replace an existing file.
     """
     path, dtype = Path(path), np.dtype(dtype)
-    if not path.name.lower().endswith(SUFFIXES):
+    if not path.name.lower().endswith(nifti.SUFFIXES):
         raise DataError(f"{path}: expected a name ending in .nii or .nii.gz; rename it.")
     if data.ndim != 3:
         raise DataError(f"{path}: expected a 3D array to write, got shape {data.shape}.")
     if path.exists() and not overwrite:
         raise DataError(f"{path}: exists already; ask for overwriting or choose another name.")
-    if np.issubdtype(dtype, np.integer):
-        limits = np.iinfo(dtype)
-        data = np.rint(data)
-        if data.size and not (data.min() >= limits.min and data.max() <= limits.max):  # so that NaN fails
-            raise DataError(
-                f"{path}: values from {data.min():g} to {data.max():g} don't fit {dtype}; use a wider one."
-            )
-    image = Nifti1Image(data.astype(dtype), affine)
-    image.header.set_xyzt_units("mm")
-    image.set_qform(affine, code=1)
-    image.set_sform(affine, code=1)
-    with atomic_write(path) as temporary:
-        nib.save(image, temporary)
+    if not fits(data, dtype, scaling):
+        raise DataError(
+            f"{path}: values from {data.min():g} to {data.max():g} don't fit {dtype}; use a wider one."
+        )
+    header = _new_header(path, data, geometry, dtype, scaling)
+    with atomic_write(path) as temporary, temporary.open("wb") as stream:
+        if nifti.is_gzip(path):
+            # No name and no time in it, so that equal volumes are equal files. Level 1 is what nibabel uses too.
+            with gzip.GzipFile("", "wb", compresslevel=1, fileobj=stream, mtime=0) as packed:
+                store(packed, header, data, scaling)
+        else:
+            store(stream, header, data, scaling)
 
 
 def encode(data: np.ndarray, affine: np.ndarray) -> bytes:
     """Return ``data [H W D]`` as the bytes of a NIfTI-1 file of its own dtype, not compressed."""
-    image = Nifti1Image(data, affine, dtype=data.dtype)
-    image.header.set_xyzt_units("mm")
-    return image.to_bytes()
+    stream = io.BytesIO()
+    store(stream, nifti.made(data.shape, affine, data.dtype, UNSCALED), data, UNSCALED)
+    return stream.getvalue()
+
+
+def resampled_shape(
+    header: VolumeHeader, spacing: Sequence[float], *, max_voxels: int = MAX_VOXELS
+) -> tuple[int, int, int]:
+    """Return the shape that a volume will have at ``spacing`` (mm along the axes of RAS), in the order of RAS.
+
+    Raises DataError where that is more than ``max_voxels``: ask before resampling.
+    """
+    turned = io_orientation(header.affine)[:, 0].astype(int).tolist()
+    shape = [0, 0, 0]
+    for axis, place in enumerate(turned):
+        shape[place] = max(1, math.ceil(header.shape[axis] * header.spacing[axis] / spacing[place]))
+    if math.prod(shape) > max_voxels:
+        raise DataError(
+            f"{header.path}: expected at most {max_voxels} voxels after resampling to {_times(spacing)} mm, got "
+            f"{_times(shape)}; use a larger spacing, or crop the volume."
+        )
+    return shape[0], shape[1], shape[2]
 
 
 def to_ras(data: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -221,8 +234,8 @@ def looks_whole(header: VolumeHeader) -> bool:
     a gzip file may also have been written in several pieces: read it to know.
     """
     end = header.offset + header.num_bytes
-    with header.path.open("rb") as stream:
-        if not header.path.name.lower().endswith(".gz"):
+    with reading(header.path, _EXPECTED), header.path.open("rb") as stream:
+        if not nifti.is_gzip(header.path):
             return stream.seek(0, 2) >= end
         stream.seek(-4, 2)
         return 0 <= int.from_bytes(stream.read(4), "little") - end % 2**32 <= _SLACK
@@ -233,7 +246,7 @@ def signature(path: str | Path) -> tuple[int, bytes]:
 
     Its size, and its end with 4 kB from the middle; the end of a ``.nii.gz`` is a checksum of the content.
     """
-    with Path(path).open("rb") as stream:
+    with reading(path, _EXPECTED), Path(path).open("rb") as stream:
         size = stream.seek(0, 2)
         stream.seek(size // 2)
         middle = stream.read(4096)
@@ -241,51 +254,44 @@ def signature(path: str | Path) -> tuple[int, bytes]:
         return size, middle + stream.read(8)
 
 
-def _header(path: Path) -> Nifti1Header:
-    """Return the header as nibabel repairs it; DataError for what is no NIfTI file."""
-    if not path.exists():
-        raise DataError(f"{path}: no such file; check the path.")
-    if not path.name.lower().endswith(SUFFIXES):
-        raise DataError(f"{path}: expected a NIfTI file (.nii or .nii.gz); convert it, e.g. with dcm2niix.")
-    try:
-        block = _first_bytes(path)
-        if not block:
-            raise DataError(f"{path}: expected a NIfTI file, got an empty one; copy or download it again.")
-        family = Nifti2Header if _sizeof_header(block) == _NIFTI2_BYTES else Nifti1Header
-        header = family(block[: family.sizeof_hdr])
-        if np.asarray(header["magic"]).tobytes()[:2] != b"n+":
+# ---- headers ----
+
+
+def _checked(
+    path: Path, channels: Sequence[Channel | None], max_voxels: int
+) -> dict[Channel | None, VolumeHeader]:
+    """Return the header of each channel of a file whose header holds nothing that cannot be."""
+    with reading(path, _EXPECTED):
+        block = nifti.first_bytes(path)
+        raw = nifti.parse(block, path)
+        whole = nifti.dimensions(raw, path)
+        shapes = {channel: _spatial(whole, path, channel) for channel in channels}
+        if math.prod(whole) > max_voxels:
             raise DataError(
-                f"{path}: expected a NIfTI file with its voxels inside, got the header of "
-                "another file; convert it to .nii.gz."
+                f"{path}: expected at most {max_voxels} voxels, got {whole}; crop or resample it, or repair "
+                "the header."
             )
-    except (OSError, EOFError, ValueError, WrapStructError, HeaderDataError, zlib.error) as error:
+        dtype, offset = nifti.voxel_dtype(raw, path), nifti.voxel_offset(raw, path)
+        scaling, affine = nifti.scaling(raw, path), nifti.affine_mm(raw, path)
+        for shape in shapes.values():
+            nifti.require_extent(raw, shape, affine, path)
+        nifti.require_content(path, math.prod(whole), dtype, offset)
+        return {
+            channel: VolumeHeader(
+                path, shape, affine, dtype, whole, offset, scaling, block[: int(raw.sizeof_hdr)]
+            )
+            for channel, shape in shapes.items()
+        }
+
+
+def _spatial(whole: tuple[int, ...], path: Path, channel: Channel | None) -> tuple[int, int, int]:
+    """Return the sides of the volume that is read: trailing axes of length 1 and the axis of channels dropped."""
+    if channel is not None and (len(whole) != 4 or whole[3] != channel.count):
         raise DataError(
-            f"{path}: expected a NIfTI file, got something else or a damaged one ({error}); copy or "
-            "download it again."
-        ) from error
-    return header
-
-
-def _first_bytes(path: Path) -> bytes:
-    """Return the first bytes of a file once decompressed: as many as the longer of the two headers has."""
-    with path.open("rb") as stream:
-        start = stream.read(_HEAD_BYTES)
-    if path.name.lower().endswith(".gz") and start:
-        return zlib.decompressobj(wbits=31).decompress(start, _NIFTI2_BYTES)
-    return start[:_NIFTI2_BYTES]
-
-
-def _sizeof_header(block: bytes) -> int:
-    sizes = {int.from_bytes(block[:4], "little"), int.from_bytes(block[:4], "big")}
-    known = sizes & {348, _NIFTI2_BYTES}
-    if not known:
-        raise ValueError("it does not begin as a NIfTI file does")
-    return known.pop()
-
-
-def _checked(header: Nifti1Header, path: Path, channel: Channel | None, max_voxels: int) -> VolumeHeader:
-    whole = _dimensions(header)
-    shape = whole if channel is None else _spatial(whole, path, channel)
+            f"{path}: expected {channel.count} channels along a fourth axis, {channel.name} being number "
+            f"{channel.index}, got {len(whole)}D of shape {whole}; correct the channels in dataset.json, or the file."
+        )
+    shape = whole if channel is None else whole[:3]
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]
     if len(shape) != 3:
@@ -298,76 +304,77 @@ def _checked(header: Nifti1Header, path: Path, channel: Channel | None, max_voxe
         raise DataError(f"{path}: expected a 3D volume, got {len(shape)}D of shape {shape}; {hint}.")
     if min(shape) < 1:
         raise DataError(f"{path}: expected positive sides, got {shape}; the header is damaged.")
-    if math.prod(whole) > max_voxels:
+    return shape[0], shape[1], shape[2]
+
+
+def _require_memory(header: VolumeHeader, num_channels: int) -> None:
+    needed = _COPIES * num_channels * math.prod(header.shape) * np.dtype(np.float32).itemsize
+    free = free_memory()
+    if free is not None and needed > free:
         raise DataError(
-            f"{path}: expected at most {max_voxels} voxels, got {whole}; crop or resample it, or repair "
-            "the header."
+            f"{header.path}: expected a volume that fits into the {free / 2**30:.1f} GiB of memory that are free, "
+            f"got {_times(header.shape)} voxels, which take {needed / 2**30:.1f}; crop or resample it, or use a "
+            "machine with more memory."
         )
+
+
+# ---- voxels ----
+
+
+def _loaded(header: VolumeHeader, places: Collection[int]) -> dict[int, np.ndarray]:
+    """Return the volumes at these places along the last axis of a 4D file; a 3D file has the place 0 alone."""
+    path, what = header.path, (header.shape, header.dtype, header.scaling)
+    if not nifti.is_gzip(path):
+        with path.open("rb") as stream:
+            stream.seek(header.offset)
+            return load(stream, *what, places, path)
     try:
-        dtype = header.get_data_dtype()
-    except HeaderDataError as error:
-        raise DataError(
-            f"{path}: expected integer or real voxels, got {error}; convert it, e.g. to float32."
-        ) from error
-    if dtype.name not in DTYPES:
-        raise DataError(f"{path}: expected integer or real voxels, got {dtype}; convert it, e.g. to float32.")
-    if not header["sform_code"] and not _stored_voxel_size(path, header):
-        # nibabel would put 1 mm in its place.
-        raise DataError(f"{path}: expected voxel sizes above 0, got 0; write the true ones into pixdim.")
-    affine = _affine(header, path)
-    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
-        raise DataError(
-            f"{path}: expected an invertible affine, got {affine[:3].tolist()}; repair the q-form or s-form."
-        )
-    return VolumeHeader(path, shape, affine, dtype, whole, int(header["vox_offset"]))
-
-
-def _spatial(whole: tuple[int, ...], path: Path, channel: Channel) -> tuple[int, ...]:
-    """Return the first three sides of a file that holds ``channel``."""
-    if len(whole) != 4 or whole[3] != channel.count:
-        raise DataError(
-            f"{path}: expected {channel.count} channels along a fourth axis, {channel.name} being number "
-            f"{channel.index}, got {len(whole)}D of shape {whole}; correct the channels in dataset.json, or the file."
-        )
-    return whole[:3]
-
-
-def _dimensions(header: Nifti1Header) -> tuple[int, ...]:
-    count, *sides = np.asarray(header["dim"]).tolist()
-    return tuple(sides[:count])
-
-
-def _affine(header: Nifti1Header, path: Path) -> np.ndarray:
-    try:
-        return np.asarray(header.get_best_affine(), dtype=np.float64)
-    except (HeaderDataError, ValueError, np.linalg.LinAlgError) as error:
-        raise DataError(
-            f"{path}: expected an invertible affine ({error}); repair the q-form or s-form."
-        ) from error
-
-
-def _stored_voxel_size(path: Path, repaired: Nifti1Header) -> bool:
-    """Return whether the file itself gives voxel sizes above 0, before nibabel repaired them."""
-    block = _first_bytes(path)[: repaired.sizeof_hdr]
-    return bool(np.all(type(repaired)(block, check=False)["pixdim"][1:4]))
-
-
-def _gunzip(path: Path, promised: int) -> bytes:
-    """Return the whole content, its checksum verified, and little more than the header promises.
-
-    The checksum is compared at the end of the stream only; a stream that goes on is a bomb or not this image.
-    """
-    try:
-        with gzip.open(path, "rb") as stream:
-            content = stream.read(promised + _SLACK)
-            longer = len(stream.read(1)) > 0
+        with gzip.open(path, "rb") as packed:
+            packed.seek(header.offset)
+            found = load(packed, *what, places, path)
+            # The checksum is compared at the end of the stream only; one that goes on is a bomb or not this image.
+            packed.seek(header.offset + header.num_bytes + _SLACK)
+            longer = len(packed.read(1)) > 0
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(
             f"{path}: the compressed content is cut short or damaged ({error}); copy or download it again."
         ) from error
     if longer:
         raise DataError(
-            f"{path}: expected {promised} bytes of voxels once decompressed, as its header says, got many more; "
-            "it is not the file that its header describes: copy or download it again."
+            f"{path}: expected {header.num_bytes} bytes of voxels once decompressed, as its header says, got many "
+            "more; it is not the file that its header describes: copy or download it again."
         )
-    return content
+    return found
+
+
+def _place(channel: Channel | None) -> int:
+    return 0 if channel is None else channel.index
+
+
+def _require_finite(volume: VolumeFile) -> None:
+    wrong = int(volume.data.size - np.isfinite(volume.data).sum())
+    if wrong:
+        raise DataError(
+            f"{volume.header.path}: expected finite voxels, got {wrong} NaN or infinite of {volume.data.size}; "
+            "repair the file (for example with numpy.nan_to_num) or leave the case out."
+        )
+
+
+def _new_header(
+    path: Path, data: np.ndarray, geometry: np.ndarray | VolumeHeader, dtype: np.dtype, scaling: Scaling
+) -> Nifti1Header:
+    if not isinstance(geometry, VolumeHeader):
+        return nifti.made(data.shape, geometry, dtype, scaling)
+    if data.shape != geometry.shape:
+        raise DataError(
+            f"{path}: expected the {_times(geometry.shape)} voxels of {geometry.path}, got {_times(data.shape)}."
+        )
+    # A header whose affine was replaced, as after resampling, no longer has the geometry of its file.
+    stored = nifti.affine_mm(nifti.parse(geometry.block, path), path) if geometry.block else None
+    if stored is None or not np.array_equal(stored, geometry.affine):
+        return nifti.made(data.shape, geometry.affine, dtype, scaling)
+    return nifti.restored(geometry.block, path, data.shape, dtype, scaling)
+
+
+def _times(numbers: Sequence[float]) -> str:
+    return "×".join(f"{number:.4g}" for number in numbers)

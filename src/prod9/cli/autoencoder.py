@@ -203,7 +203,7 @@ def _write(
         _write_latent(folder.path / _latent_name(name, latent_of), latent_of, result)
     scores = {"psnr": round(result.psnr, 3), "psnr_head": round(result.psnr_head, 3)}
     folder.record(name, source=str(source), **scores)
-    volumes.write(target, result.data, result.header.affine)
+    volumes.write(target, result.data, result.header)
 
 
 def _latent_name(name: str, pipeline: "ReconstructionPipeline") -> str:

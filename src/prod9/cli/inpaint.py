@@ -216,7 +216,10 @@ def _describe(pipeline: "InpaintingPipeline", asked: _Asked, path: Path, num_sam
 def _generate(
     pipeline: "InpaintingPipeline", folder: OutputFolder, asked: _Asked, num_samples: int, batch_size: int
 ) -> Iterator[str]:
+    import numpy as np
+
     from prod9 import volumes
+    from prod9.nifti_voxels import fits
     from prod9.pipelines.inpainting import storage_dtype
 
     stem = asked.source.name.removesuffix(".gz").removesuffix(".nii")
@@ -225,7 +228,7 @@ def _generate(
     if not missing:
         return
     source, region, seg = _read(asked.source), _read(asked.region), _segmentation(asked)
-    dtype, done = storage_dtype(source), 0
+    dtype, scaling, done = storage_dtype(source), source.header.scaling, 0
     with shared.progress() as bar:
         task = bar.add_task(stem, total=len(missing))
         for start, count in consecutive(missing):
@@ -247,7 +250,10 @@ def _generate(
             ):
                 name = names[volume.index]
                 folder.record(name, label=asked.label, index=volume.index, seed=volume.seed)
-                volumes.write(folder.path / name, volume.data, source.header.affine, dtype=dtype)
+                # As the source is stored, unless what was drawn is beyond its range.
+                kept = np.issubdtype(dtype, np.integer) and fits(volume.data, dtype, scaling)
+                stored = {"dtype": dtype, "scaling": scaling} if kept else {}
+                volumes.write(folder.path / name, volume.data, source.header, **stored)
                 yield name
             done += count
 

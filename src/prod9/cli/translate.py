@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from prod9.pipelines.placement import Placed
     from prod9.pipelines.translation import Translation, TranslationPipeline
     from prod9.training.config_schema import RunConfig
+    from prod9.volumes import VolumeHeader
 
 DECODES = ("sample", "mean")
 _CUT = 0.001
@@ -164,17 +165,17 @@ class _Writer:
             return False
         return all(self.folder.is_done(path.as_posix()) for path in job.results(num_samples).values())
 
-    def write(self, job: Job, kind: str, path: Path, data: "np.ndarray", affine: "np.ndarray") -> None:
-        """Write one result of a job."""
+    def write(self, job: Job, kind: str, path: Path, data: "np.ndarray", reference: "VolumeHeader") -> None:
+        """Write one result of a job, on the voxels of ``reference``."""
         from prod9 import volumes
 
         if self.folder is None:
-            volumes.write(path, data, affine)
+            volumes.write(path, data, reference)
             return
         self.folder.record(path.as_posix(), kind=kind, target=job.target, sources=list(job.sources))
         place = self.folder.path / path
         place.parent.mkdir(parents=True, exist_ok=True)
-        volumes.write(place, data, affine)
+        volumes.write(place, data, reference)
 
 
 def _writer(
@@ -265,7 +266,7 @@ def _translate(
                 progress=report,
             )
             for kind, path in job.results(asked.num_samples).items():
-                writer.write(job, kind, path, _restored(kind, result, placed), placed.reference.affine)
+                writer.write(job, kind, path, _restored(kind, result, placed), placed.reference)
                 yield path.as_posix()
 
 

@@ -15,6 +15,7 @@ from scipy import ndimage
 
 from prod9.errors import ConfigError, DataError
 from prod9.generator.condition import MaskGiTCondition
+from prod9.nifti_voxels import comes_back
 from prod9.pipelines.control import ControlPipeline
 from prod9.pipelines.maskgit import MaskGiTPipeline, derived_seed
 from prod9.pipelines.placement import HEAD_THRESHOLD, Placed, align, share_beyond
@@ -225,13 +226,13 @@ class InpaintingPipeline:
 
 
 def storage_dtype(source: VolumeFile) -> np.dtype:
-    """Return the dtype in which all voxels of ``source`` can be written back: its own if whole, or float32."""
-    dtype, data = source.header.dtype, source.data
-    if np.issubdtype(dtype, np.integer):
-        limits = np.iinfo(dtype)
-        if (np.rint(data) == data).all() and data.min() >= limits.min and data.max() <= limits.max:
-            return dtype
-    return np.dtype(np.float32)
+    """Return the dtype in which all voxels of ``source`` can be written back, scaled as its file says.
+
+    Its own where that is one of integers from which every voxel comes back equal, or float32.
+    """
+    header = source.header
+    kept = np.issubdtype(header.dtype, np.integer) and comes_back(source.data, header.dtype, header.scaling)
+    return header.dtype if kept else np.dtype(np.float32)
 
 
 def touched_tokens(
