@@ -48,7 +48,7 @@ _CONVERTERS = {
 }
 _SIZES = {size.to_bytes(4, order) for size in HEADER_BYTES for order in ORDERS}
 """First bytes of a NIfTI file that is not compressed."""
-_POINTERS = {b"/annex/objects/": "git annex get", b"version https://git-lfs": "git lfs pull"}
+_POINTERS = {b"/annex/objects/": "git annex get", b"version http": "git lfs pull"}
 _TEXTS = ("descrip", "aux_file", "data_type", "db_name")
 _RANGES = ("cal_max", "cal_min", "glmax", "glmin", "extents", "session_error")
 

@@ -11,17 +11,22 @@ import SimpleITK as sitk  # noqa: N813
 
 from prod9 import volumes
 from tests.harness import Workspace, run
+from tests.nifti_files import geometry_bytes
 
 MODALITIES = ["T1", "T1ce", "T2", "FLAIR"]
 
 
-def assert_same_geometry(path: Path, affine: np.ndarray, shape: tuple[int, ...]) -> None:
-    """Compare what nibabel and SimpleITK make of ``path`` with what it should be."""
+def assert_same_geometry(
+    path: Path, affine: np.ndarray, shape: tuple[int, ...], source: Path | None = None
+) -> None:
+    """Compare what nibabel and SimpleITK make of ``path`` with what it should be, and its header with the source's."""
     image = nib.load(path)
     assert image.shape == shape
     np.testing.assert_allclose(image.affine, affine, atol=1e-4)
-    assert int(image.header["qform_code"]) > 0
-    assert int(image.header["sform_code"]) > 0
+    if source is None:
+        assert int(image.header["qform_code"]) == int(image.header["sform_code"]) == 1
+    else:
+        assert geometry_bytes(path) == geometry_bytes(source)
     itk = sitk.ReadImage(str(path))
     assert itk.GetSize() == shape
     np.testing.assert_allclose(itk.GetSpacing(), np.linalg.norm(affine[:3, :3], axis=0), rtol=1e-4)
@@ -138,7 +143,7 @@ def test_infer_keeps_geometry_and_range(
     )  # fmt: skip
     assert ran.code == 0, ran.err
     made = tmp_path / "out" / source.name
-    assert_same_geometry(made, affine, shape)
+    assert_same_geometry(made, affine, shape, source)
     values = nib.load(made).get_fdata()
     assert values.min() >= data.min()
     assert values.max() <= data.max()
@@ -157,7 +162,9 @@ def test_infer_resamples_to_the_recorded_spacing_and_back(workspace: Workspace, 
     nib.save(nib.Nifti1Image(_head((31, 26, 33)), np.diag([2.0, 2.5, 2.0, 1.0])), source)
     ran = run("prod9-train-autoencoder", "infer", source, "-o", tmp_path / "out", "-m", run1, "--save-tokens")
     assert ran.code == 0, ran.err
-    assert_same_geometry(tmp_path / "out" / "fine.nii.gz", np.diag([2.0, 2.5, 2.0, 1.0]), (31, 26, 33))
+    assert_same_geometry(
+        tmp_path / "out" / "fine.nii.gz", np.diag([2.0, 2.5, 2.0, 1.0]), (31, 26, 33), source
+    )
     with np.load(tmp_path / "out" / "fine_tokens.npz") as stored:
         np.testing.assert_allclose(np.linalg.norm(stored["affine"][:3, :3], axis=0), 5.0)
         assert stored["tokens"].dtype == np.uint16

@@ -11,6 +11,7 @@ import SimpleITK as sitk  # noqa: N813
 
 from prod9 import volumes
 from tests.harness import Ran, Workspace, run
+from tests.nifti_files import geometry_bytes, write_raw
 
 TRANSLATOR = """
 stage: transformer
@@ -52,6 +53,12 @@ def file_of(case: Path, word: str) -> Path:
     return case / f"{case.name}-{word}.nii.gz"
 
 
+def set_codes(path: Path, qform: int, sform: int) -> None:
+    image = nib.load(path)
+    fields = {"qform_code": qform, "sform_code": sform, "xyzt_units": 2}
+    write_raw(path, np.asarray(image.dataobj), qform=image.affine, sform=image.affine, **fields)
+
+
 def translate(model: Path, *args: object) -> Ran:
     return run("prod9", "generate", "translate", "--model", model, *args)
 
@@ -61,11 +68,14 @@ def sources(case: Path, **words: str) -> list[str]:
 
 
 def test_files_to_a_file_on_the_voxels_of_the_first(translator: Path, case: Path, tmp_path: Path) -> None:
+    for word, codes in (("t1n", (2, 4)), ("t2f", (1, 1))):
+        set_codes(file_of(case, word), *codes)
     out = tmp_path / "made.nii.gz"
     given = sources(case, T1="t1n", FLAIR="t2f")
     ran = translate(translator, *given, "--target", "T2", "--output", out, "--json")
     assert ran.code == 0, ran.err
     assert ran.json["made"] == [out.as_posix()]
+    assert geometry_bytes(out) == geometry_bytes(file_of(case, "t1n"))
     reference, made = nib.load(file_of(case, "t1n")), nib.load(out)
     np.testing.assert_allclose(made.affine, reference.affine, atol=1e-4)
     assert made.shape == reference.shape

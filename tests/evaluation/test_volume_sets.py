@@ -19,7 +19,7 @@ from prod9.evaluation.volume_sets import (
 def write(path, data=None, affine=None, dtype=np.float32):
     path.parent.mkdir(parents=True, exist_ok=True)
     data = np.random.default_rng(0).random((6, 7, 8)) if data is None else data
-    volumes.write(path, data, np.eye(4) if affine is None else affine, dtype=dtype)
+    volumes.write(path, data, np.diag([2.0, 2.0, 2.0, 1.0]) if affine is None else affine, dtype=dtype)
     return path
 
 
@@ -53,7 +53,7 @@ def test_orientation_does_not_matter(tmp_path):
     turned = write(
         tmp_path / "b" / "T1_0.nii.gz",
         data[::-1].transpose(2, 0, 1),
-        np.array([[0, -1, 0, 5], [0, 0, 1, 0], [1, 0, 0, 0], [0, 0, 0, 1.0]]),
+        np.array([[0, -2, 0, 5], [0, 0, 2, 0], [2, 0, 0, 0], [0, 0, 0, 1.0]]),
     )
     sets = [find_volumes(path.parent) for path in (plain, turned)]
     preparation, *_ = prepare_for(*sets, BadFiles(skip=False))

@@ -153,7 +153,7 @@ def test_ones_own_scheme_is_applied_and_an_unknown_one_refused(tmp_path: Path) -
 
 
 def test_a_scan_on_other_voxels_is_refused_naming_both(case: Path, tmp_path: Path) -> None:
-    scan = write(tmp_path / "scan.nii.gz", np.ones((8, 8, 8)), np.eye(4))
+    scan = write(tmp_path / "scan.nii.gz", np.ones((8, 8, 8)), np.diag([3.0, 3.0, 3.0, 1.0]))
     with pytest.raises(DataError, match=r"-seg\.nii\.gz: expected the voxel grid of .*scan\.nii\.gz"):
         place_segmentation(seg_of(case), make_placement(), num_classes=4, reference=scan)
 
