@@ -227,6 +227,22 @@ def from_ras(data: np.ndarray, reference: VolumeHeader) -> np.ndarray:
     return apply_orientation(data, ornt_transform(_RAS, io_orientation(reference.affine)))
 
 
+def cautions(header: VolumeHeader) -> dict[str, str]:
+    """Return what is doubtful about a file that can be read: ``slice`` or ``orientation``, with file and remedy."""
+    found = {}
+    if 1 in header.shape:
+        found["slice"] = (
+            f"{header.path}: {_times(header.shape)} voxels are a single slice, and models are made for whole heads; "
+            "give the whole volume, or leave it out."
+        )
+    if not header.says_orientation:
+        found["orientation"] = (
+            f"{header.path}: the file does not say how its axes lie (q-form and s-form codes are 0); they are taken "
+            f"as {header.orientation}, so left and right may be exchanged: set the codes if you know."
+        )
+    return found
+
+
 def looks_whole(header: VolumeHeader) -> bool:
     """Return whether the file is as long as its header says, without reading it.
 

@@ -15,7 +15,7 @@ import pytest
 from prod9 import volumes
 from prod9.errors import DataError
 from tests.fixtures import write_brats_tree
-from tests.harness import run
+from tests.harness import Workspace, run
 from tests.nifti_files import write_raw
 
 NAN, INF = float("nan"), float("inf")
@@ -287,3 +287,35 @@ def test_r14_any_header_is_read_or_refused_by_name(tmp_path: Path, version: Lite
             accepted += read_and_write(packed)
     assert 200 < accepted < 1800
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1 << 20, "1 GiB, in units of 1 KiB"
+
+
+# ---- files that can be read and are doubtful ----
+
+
+def test_d_a_check_warns_of_single_slices_and_of_files_without_orientation(tmp_path: Path) -> None:
+    write_brats_tree(tmp_path / "cohort", 4)
+    cases = sorted((tmp_path / "cohort").iterdir())
+    for path in cases[0].glob("*.nii.gz"):
+        data = np.asarray(nib.load(path).dataobj)
+        write_raw(path, data[:, :, 7:8], sform=np.diag([4.0, 4, 4, 1]), xyzt_units=2)
+    for path in cases[1].glob("*.nii.gz"):
+        image = nib.load(path)
+        write_raw(path, np.asarray(image.dataobj), sform=image.affine, xyzt_units=2, sform_code=0)
+    ran = run("prod9", "data", "check", tmp_path / "cohort", "--json")
+    found = {finding["code"]: finding for finding in ran.json["findings"] if finding["level"] == "warning"}
+    assert found["slice"]["case"] == cases[0].name
+    assert "16×18×1 voxels are a single slice" in found["slice"]["message"]
+    assert "codes are 0" in found["orientation"]["message"]
+    assert "4 more" in found["orientation"]["message"]
+
+
+def test_d_commands_warn_of_single_slices(workspace: Workspace, tmp_path: Path) -> None:
+    case = sorted(workspace.cohort.iterdir())[0]
+    data = np.asarray(nib.load(case / f"{case.name}-t1n.nii.gz").dataobj)[:, :, 7:8]
+    path = write_raw(
+        tmp_path / "slice.nii.gz", data, sform=np.diag([4.0, 4, 4, 1]), sform_code=0, xyzt_units=2
+    )
+    ran = run("prod9-train-autoencoder", "infer", path, "--model", workspace.run1, "-o", tmp_path / "out")
+    assert ran.code == 0, ran.err
+    for text in ("slice.nii.gz: 16×18×1 voxels are a single slice", "does not say how its axes lie"):
+        assert text in " ".join(ran.err.split())

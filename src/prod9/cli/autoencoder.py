@@ -172,6 +172,8 @@ def _reconstruct(
     failed: dict[str, str],
 ) -> Iterator[str]:
     """Yield the names of what was made; what is wrong with a file goes into ``failed``, and the rest goes on."""
+    from prod9.volumes import cautions
+
     with shared.progress() as bar:
         task = bar.add_task("Reconstruct", total=len(files))
         for name, source in files.items():
@@ -183,6 +185,8 @@ def _reconstruct(
                     failed[name] = str(error)
                 else:
                     _write(folder, name, source, result, pipeline if save_latents else None)
+                    for text in cautions(result.header).values():
+                        shared.messages.print(f"Warning: {text}", markup=False)
                     bar.console.print(f"{name}: {result.psnr_head:.2f} dB in the head", markup=False)
                     yield name
             bar.advance(task)

@@ -127,7 +127,8 @@ def inpaint(
 
     asked = _Asked(source, region, label, seg, label_scheme, healthy, resample, seed)
     for file in asked.files.values():
-        volumes.read_header(file)
+        for text in volumes.cautions(volumes.read_header(file)).values():
+            shared.messages.print(f"Warning: {text}", markup=False)
     pipeline = _load_pipeline(path, run_config, device, autoencoder, control, blend=blend, margin=margin)
     pipeline.check(label, seg is not None or healthy)
     if check:

@@ -233,6 +233,8 @@ def _translate(
     failed: dict[str, str],
 ) -> Iterator[str]:
     """Do the jobs that are not done and yield what was written; a file that cannot be used fails its own job."""
+    from prod9.volumes import cautions
+
     with shared.progress() as bar:
         task = bar.add_task("Translating", total=len(jobs))
         for done, job in enumerate(jobs):
@@ -250,6 +252,8 @@ def _translate(
                     raise
                 failed[f"{job.name} {job.target}"] = str(error)
                 continue
+            for text in cautions(placed.reference).values():
+                shared.messages.print(f"Warning: {text}", markup=False)
             if placed.cut > _CUT:
                 shared.messages.print(
                     f"Warning: {job.name}: {placed.cut:.1%} of the head lies beyond the model's grid and stays empty.",

@@ -12,7 +12,7 @@ from prod9.data.checking.findings import Finding, error, note, warning
 from prod9.data.names import SEG
 from prod9.errors import DataError
 from prod9.files import sha256
-from prod9.volumes import Channel, VolumeHeader, looks_whole, read, read_header, signature
+from prod9.volumes import Channel, VolumeHeader, cautions, looks_whole, read, read_header, signature
 
 Progress = Callable[[int, int], None]
 """Called with (done, total)."""
@@ -62,10 +62,10 @@ def check_headers(cases: Sequence[Case], *, progress: Progress | None = None) ->
                     headers.findings.append(error("unreadable", str(problem), case.case_id))
                 continue
             kinds[kind] = header
-        headers.findings += [*_grid(case, kinds), *_trailing_axes(case, kinds)]
+        headers.findings += [*_grid(case, kinds), *_trailing_axes(case, kinds), *_slice(case, kinds)]
         if progress is not None:
             progress(done, len(cases))
-    headers.findings += [*_spacings(headers), *_doubles(cases, headers)]
+    headers.findings += [*_spacings(headers), *_orientations(headers), *_doubles(cases, headers)]
     return headers
 
 
@@ -106,6 +106,21 @@ def _trailing_axes(case: Case, kinds: dict[str, VolumeHeader]) -> Iterator[Findi
         if header.stored_shape[3:] and header.stored_shape[3:] == (1,) * len(header.stored_shape[3:]):
             stored = sides(header.stored_shape)
             yield note("axis", f"{header.path}: {stored} is read as {sides(header.shape)}.", case.case_id)
+
+
+def _slice(case: Case, kinds: dict[str, VolumeHeader]) -> Iterator[Finding]:
+    found = [text for header in kinds.values() if (text := cautions(header).get("slice"))]
+    if found:
+        yield warning("slice", found[0], case.case_id)
+
+
+def _orientations(headers: Headers) -> Iterator[Finding]:
+    """Give one warning for all files: a set that lacks the codes usually lacks them throughout."""
+    kinds = (header for kinds in headers.by_case.values() for header in kinds.values())
+    found = [text for header in kinds if (text := cautions(header).get("orientation"))]
+    if found:
+        more = f" So it is with {len(found) - 1} more." if len(found) > 1 else ""
+        yield warning("orientation", found[0] + more)
 
 
 def _spacings(headers: Headers) -> Iterator[Finding]:
