@@ -4,7 +4,6 @@ import gzip
 from pathlib import Path
 from typing import Any, Literal
 
-import nibabel as nib
 import numpy as np
 from nibabel.nifti1 import Nifti1Header
 from nibabel.nifti2 import Nifti2Header
@@ -38,7 +37,7 @@ def write_raw(
     data: np.ndarray,
     *,
     version: Literal[1, 2] = 1,
-    order: str = "<",
+    order: Literal["<", ">"] = "<",
     qform: np.ndarray | None = None,
     sform: np.ndarray | None = None,
     **fields: Any,
@@ -58,8 +57,3 @@ def write_raw(
     content = header.binaryblock + bytes(4) + data.astype(data.dtype.newbyteorder(order)).tobytes("F")
     path.write_bytes(gzip.compress(content, 1) if path.name.endswith(".gz") else content)
     return path
-
-
-def loaded(path: Path) -> nib.Nifti1Image:
-    """Return the image as nibabel reads it."""
-    return nib.load(path)

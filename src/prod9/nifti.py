@@ -167,11 +167,6 @@ def scaling(header: Nifti1Header, path: Path) -> Scaling:
     return Scaling(slope, intercept)
 
 
-def has_orientation(header: Nifti1Header) -> bool:
-    """Return whether the file says how its axes lie in the world: whether one of its forms has a code."""
-    return bool(header["sform_code"] or header["qform_code"])
-
-
 def affine_mm(header: Nifti1Header, path: Path) -> np.ndarray:
     """Return the 4×4 float64 affine, voxel indices to RAS+ millimetres: s-form, else q-form, else the voxel sizes.
 
@@ -242,13 +237,20 @@ def require_content(path: Path, voxels: int, dtype: np.dtype, offset: int) -> No
         )
 
 
-def made(shape: tuple[int, ...], affine: np.ndarray, dtype: np.dtype, scale: Scaling) -> Nifti1Header:
-    """Return the header of a volume without a reference: NIfTI-1, both forms ``affine`` (mm) with code 1."""
+def space_code(header: Nifti1Header) -> int:
+    """Return the code of the form that :func:`affine_mm` takes: 1 scanner, 2 aligned, 3 Talairach, 4 MNI, 0 none."""
+    return int(header["sform_code"]) or int(header["qform_code"])
+
+
+def made(
+    shape: tuple[int, ...], affine: np.ndarray, dtype: np.dtype, scale: Scaling, code: int = 1
+) -> Nifti1Header:
+    """Return the header of a volume on voxels of its own: NIfTI-1, both forms ``affine`` (mm) with ``code``."""
     header = Nifti1Header(endianness="<")
     header.set_xyzt_units("mm")
     header.set_data_shape(shape)
-    header.set_qform(affine, code=1)
-    header.set_sform(affine, code=1)
+    header.set_qform(affine, code=code)
+    header.set_sform(affine, code=code)
     return _stored_as(header, dtype, scale)
 
 

@@ -51,7 +51,7 @@ class VolumeHeader:
     shape: voxels along the file's own axes. affine: 4×4 float64, voxel indices to RAS+ millimetres.
     dtype: as stored. stored_shape: of the whole file, with trailing axes of length 1 and all channels.
     offset: bytes before the voxels, once decompressed. scaling: what stored numbers mean. block: the header's own
-    bytes, by which :func:`write` gives its geometry back.
+    bytes, by which :func:`write` gives its geometry back; empty for a volume of no file.
     """
 
     path: Path
@@ -80,9 +80,12 @@ class VolumeHeader:
         return "".join(nib.orientations.aff2axcodes(self.affine))
 
     @property
-    def says_orientation(self) -> bool:
-        """Whether the file itself says how its axes lie; they are taken as nibabel takes them where it does not."""
-        return nifti.has_orientation(nifti.parse(self.block, self.path))
+    def space(self) -> int:
+        """NIfTI's code of what the affine leads to: 1 scanner, 2 aligned, 3 Talairach, 4 MNI.
+
+        0: the file does not say how its axes lie, and they are taken as nibabel takes them.
+        """
+        return nifti.space_code(nifti.parse(self.block, self.path)) if self.block else 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,7 +138,7 @@ def read_channels(
     path = Path(path)
     headers = _checked(path, channels, max_voxels)
     first = next(iter(headers.values()))
-    _require_memory(first, len(headers))
+    _require_memory(path, first.shape, len(headers))
     with reading(path, _EXPECTED):
         loaded = _loaded(first, {_place(channel) for channel in headers})
     volumes = {channel: VolumeFile(loaded[_place(channel)], header) for channel, header in headers.items()}
@@ -152,6 +155,7 @@ def write(
     *,
     dtype: np.typing.DTypeLike = np.float32,
     scaling: Scaling = UNSCALED,
+    space: int = 1,
     overwrite: bool = True,
 ) -> None:
     """Write ``data [H W D]`` atomically as NIfTI, gzipped for ``.nii.gz``.
@@ -164,9 +168,10 @@ def write(
         data: values, on the voxels of ``geometry`` in its axis order.
         geometry: the header of the file on whose voxels the data are: both forms with their codes, voxel sizes,
             unit, version and byte order come back as they were. Or a 4×4 affine to RAS+ mm where there is no such
-            file: both forms get it, with code 1.
+            file: both forms get it.
         dtype: of the stored numbers; integers are rounded.
         scaling: what the stored numbers mean, such as that of a reference.
+        space: code of both forms where ``geometry`` is an affine, see :attr:`VolumeHeader.space`; 0 becomes 1.
         overwrite: replace an existing file.
     """
     path, dtype = Path(path), np.dtype(dtype)
@@ -180,7 +185,7 @@ def write(
         raise DataError(
             f"{path}: values from {data.min():g} to {data.max():g} don't fit {dtype}; use a wider one."
         )
-    header = _new_header(path, data, geometry, dtype, scaling)
+    header = _new_header(path, data, geometry, dtype, scaling, space)
     with atomic_write(path) as temporary, temporary.open("wb") as stream:
         if nifti.is_gzip(path):
             # No name and no time in it, so that equal volumes are equal files. Level 1 is what nibabel uses too.
@@ -198,22 +203,34 @@ def encode(data: np.ndarray, affine: np.ndarray) -> bytes:
 
 
 def resampled_shape(
-    header: VolumeHeader, spacing: Sequence[float], *, max_voxels: int = MAX_VOXELS
+    shape: Sequence[int],
+    spacing: Sequence[float],
+    target: Sequence[float],
+    *,
+    path: Path,
+    max_voxels: int = MAX_VOXELS,
 ) -> tuple[int, int, int]:
-    """Return the shape that a volume will have at ``spacing`` (mm along the axes of RAS), in the order of RAS.
+    """Return the sides that a volume will have after resampling, at most; ask before it is done.
 
-    Raises DataError where that is more than ``max_voxels``: ask before resampling.
+    Raises DataError for more than ``max_voxels``, or more than there is memory for.
+
+    Args:
+        shape: voxels along each axis now.
+        spacing: voxel size in mm along the same axes now.
+        target: voxel size in mm along the same axes afterwards.
+        path: of the volume, named in the error.
+        max_voxels: the largest volume allowed.
     """
-    turned = io_orientation(header.affine)[:, 0].astype(int).tolist()
-    shape = [0, 0, 0]
-    for axis, place in enumerate(turned):
-        shape[place] = max(1, math.ceil(header.shape[axis] * header.spacing[axis] / spacing[place]))
-    if math.prod(shape) > max_voxels:
+    sides = [
+        max(1, math.ceil(side * now / then)) for side, now, then in zip(shape, spacing, target, strict=True)
+    ]
+    if math.prod(sides) > max_voxels:
         raise DataError(
-            f"{header.path}: expected at most {max_voxels} voxels after resampling to {_times(spacing)} mm, got "
-            f"{_times(shape)}; use a larger spacing, or crop the volume."
+            f"{path}: expected at most {max_voxels} voxels after resampling to {_times(target)} mm, got "
+            f"{_times(sides)}; use a larger spacing, or crop the volume."
         )
-    return shape[0], shape[1], shape[2]
+    _require_memory(path, sides, 1)
+    return sides[0], sides[1], sides[2]
 
 
 def to_ras(data: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -235,7 +252,7 @@ def cautions(header: VolumeHeader) -> dict[str, str]:
             f"{header.path}: {_times(header.shape)} voxels are a single slice, and models are made for whole heads; "
             "give the whole volume, or leave it out."
         )
-    if not header.says_orientation:
+    if not header.space:
         found["orientation"] = (
             f"{header.path}: the file does not say how its axes lie (q-form and s-form codes are 0); they are taken "
             f"as {header.orientation}, so left and right may be exchanged: set the codes if you know."
@@ -323,13 +340,13 @@ def _spatial(whole: tuple[int, ...], path: Path, channel: Channel | None) -> tup
     return shape[0], shape[1], shape[2]
 
 
-def _require_memory(header: VolumeHeader, num_channels: int) -> None:
-    needed = _COPIES * num_channels * math.prod(header.shape) * np.dtype(np.float32).itemsize
+def _require_memory(path: Path, shape: Sequence[int], num_channels: int) -> None:
+    needed = _COPIES * num_channels * math.prod(shape) * np.dtype(np.float32).itemsize
     free = free_memory()
     if free is not None and needed > free:
         raise DataError(
-            f"{header.path}: expected a volume that fits into the {free / 2**30:.1f} GiB of memory that are free, "
-            f"got {_times(header.shape)} voxels, which take {needed / 2**30:.1f}; crop or resample it, or use a "
+            f"{path}: expected a volume that fits into the {free / 2**30:.1f} GiB of memory that are free, "
+            f"got {_times(shape)} voxels, which take {needed / 2**30:.1f}; crop or resample it, or use a "
             "machine with more memory."
         )
 
@@ -377,10 +394,15 @@ def _require_finite(volume: VolumeFile) -> None:
 
 
 def _new_header(
-    path: Path, data: np.ndarray, geometry: np.ndarray | VolumeHeader, dtype: np.dtype, scaling: Scaling
+    path: Path,
+    data: np.ndarray,
+    geometry: np.ndarray | VolumeHeader,
+    dtype: np.dtype,
+    scaling: Scaling,
+    space: int,
 ) -> Nifti1Header:
     if not isinstance(geometry, VolumeHeader):
-        return nifti.made(data.shape, geometry, dtype, scaling)
+        return nifti.made(data.shape, geometry, dtype, scaling, max(1, space))
     if data.shape != geometry.shape:
         raise DataError(
             f"{path}: expected the {_times(geometry.shape)} voxels of {geometry.path}, got {_times(data.shape)}."
@@ -388,7 +410,7 @@ def _new_header(
     # A header whose affine was replaced, as after resampling, no longer has the geometry of its file.
     stored = nifti.affine_mm(nifti.parse(geometry.block, path), path) if geometry.block else None
     if stored is None or not np.array_equal(stored, geometry.affine):
-        return nifti.made(data.shape, geometry.affine, dtype, scaling)
+        return nifti.made(data.shape, geometry.affine, dtype, scaling, max(1, geometry.space))
     return nifti.restored(geometry.block, path, data.shape, dtype, scaling)
 
 

@@ -94,7 +94,10 @@ def test_generate_follows_files_and_folders(control: Control, workspace: Workspa
     assert one.json["made"] == [f"{name}_T1ce_0000.nii.gz", f"{name}_T1ce_0001.nii.gz"]
     placed = nib.load(tmp_path / "one" / f"{name}_seg.nii.gz")
     assert set(np.unique(placed.dataobj)) == {0, 1, 2, 3}
+    space = int(nib.load(control.seg).header["sform_code"])
+    assert space > 1, "otherwise the next line shows nothing"
     for made in one.json["made"]:
+        assert int(nib.load(tmp_path / "one" / made).header["sform_code"]) == space
         assert_same_geometry(tmp_path / "one" / made, placed.affine, (16, 16, 16))
         data = nib.load(tmp_path / "one" / made).get_fdata()
         assert 0.0 <= data.min() <= data.max() <= 1.0

@@ -106,7 +106,7 @@ def test_a15_the_geometry_of_a_reference_comes_back(
         np.testing.assert_array_equal(again.header.affine, file.header.affine)
         if header["sform_code"] == header["qform_code"] == 0:
             np.testing.assert_allclose(file.header.spacing, sizes, rtol=1e-5)
-            assert not file.header.says_orientation
+            assert file.header.space == 0
         else:
             form = header["sform" if header["sform_code"] else "qform"].copy()
             form[:3] *= MM[header["xyzt_units"] & 7]

@@ -352,7 +352,8 @@ def _generate(
                     ):
                         name = names[volume.index]
                         folder.record(name, source=source, label=label, index=volume.index, seed=volume.seed)
-                        volumes.write(folder.path / name, volume.data, volume.affine)
+                        space = 1 if seg is None else seg.space
+                        volumes.write(folder.path / name, volume.data, volume.affine, space=space)
                         yield name
                     done += count
 
@@ -362,7 +363,7 @@ def _write_seg(folder: OutputFolder, name: str, seg: "PlacedSegmentation") -> No
 
     if not folder.is_done(name):
         folder.record(name, kind="segmentation", found_by=seg.found_by, cut=round(seg.cut, 4))
-        volumes.write(folder.path / name, seg.seg, seg.affine, dtype="uint8")
+        volumes.write(folder.path / name, seg.seg, seg.affine, dtype="uint8", space=seg.space)
 
 
 def _report(folder: OutputFolder, made: list[str], total: int, as_json: bool) -> None:

@@ -205,7 +205,8 @@ def _generate(
         )
         for patient in patients:
             source = names[patient.index % len(names)] if names else None
-            _write(folder, patient, source)
+            space = segs[patient.index % len(segs)].space if segs else 1
+            _write(folder, patient, source, space)
             yield case_id(patient.index)
         bar.update(task, completed=len(missing))
 
@@ -214,7 +215,7 @@ def _file(index: int, kind: str) -> str:
     return f"{case_id(index)}/{case_id(index)}-{kind}.nii.gz"
 
 
-def _write(folder: OutputFolder, patient: "GeneratedPatient", source: str | None) -> None:
+def _write(folder: OutputFolder, patient: "GeneratedPatient", source: str | None, space: int) -> None:
     """Write one patient: whole numbers, 0 outside of the head and nowhere else."""
     import numpy as np
 
@@ -226,11 +227,11 @@ def _write(folder: OutputFolder, patient: "GeneratedPatient", source: str | None
         file = _file(patient.index, SUFFIXES[name])
         folder.record(file, modality=name, index=patient.index, seed=patient.seed)
         stored = np.where(head, np.maximum(np.rint(image * SCALE), 1), 0)
-        volumes.write(folder.path / file, stored, patient.affine, dtype=np.int16)
+        volumes.write(folder.path / file, stored, patient.affine, dtype=np.int16, space=space)
     if patient.seg is not None:
         file = _file(patient.index, "seg")
         folder.record(file, segmentation=source, index=patient.index)
-        volumes.write(folder.path / file, patient.seg, patient.affine, dtype=np.uint8)
+        volumes.write(folder.path / file, patient.seg, patient.affine, dtype=np.uint8, space=space)
 
 
 def _write_card(folder: OutputFolder) -> None:

@@ -23,7 +23,8 @@ class PlacedSegmentation:
 
     found_by: what centred it: ``reference``, ``case`` (volumes beside the file), ``sources`` or ``field`` (of view).
     cut: share of the segmented voxels that lies beyond the grid. images: source images float32 ``[N H W D]`` in
-    [0, 1] beside it, or None. has_seg: False for images alone; ``seg`` is background then.
+    [0, 1] beside it, or None. has_seg: False for images alone; ``seg`` is background then. space: NIfTI's code of what
+    the affine leads to.
     """
 
     seg: np.ndarray
@@ -32,6 +33,7 @@ class PlacedSegmentation:
     cut: float
     images: np.ndarray | None = None
     has_seg: bool = True
+    space: int = 1
 
 
 def place_segmentation(
@@ -77,7 +79,7 @@ def place_segmentation(
             f"of it beyond (the head was found by {found_by}); name the scan it belongs to as the reference."
         )
     shown = _in_slots(placed, sources, slots) if sources else None
-    return PlacedSegmentation(placed.seg, placed.affine, found_by, cut, shown)
+    return PlacedSegmentation(placed.seg, placed.affine, found_by, cut, shown, space=file.header.space)
 
 
 def place_sources(
@@ -95,7 +97,9 @@ def place_sources(
     placed = placement.place(align({name: volumes.read(path) for name, path in sources.items()}))
     nothing = np.zeros(placement.grid, dtype=np.uint8)
     shown = _in_slots(placed, sources, slots)
-    return PlacedSegmentation(nothing, placed.affine, "sources", 0.0, shown, has_seg=False)
+    return PlacedSegmentation(
+        nothing, placed.affine, "sources", 0.0, shown, has_seg=False, space=placed.reference.space
+    )
 
 
 def _in_slots(placed: Placed, sources: Mapping[str, Path], slots: Sequence[str]) -> np.ndarray:
