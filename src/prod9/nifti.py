@@ -7,6 +7,7 @@ print warnings that name no file.
 import math
 import zlib
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
@@ -198,7 +199,7 @@ def affine_mm(header: Nifti1Header, path: Path) -> np.ndarray:
         np.isfinite(affine).all()
         and (sizes > 0).all()
         and abs(np.linalg.det(affine[:3, :3] / sizes)) > _FLATTEST
-        and None not in nib.orientations.aff2axcodes(affine)
+        and _has_axes(affine.tobytes())
     ):
         raise DataError(
             f"{path}: expected an invertible affine, got {affine[:3].tolist()}; repair the q-form or s-form."
@@ -273,6 +274,12 @@ def restored(
         if name in names:
             header[name] = 0
     return _stored_as(header, dtype, scale)
+
+
+@lru_cache(maxsize=256)  # it takes longer than all other checks, and the files of a set share few affines
+def _has_axes(affine: bytes) -> bool:
+    """Return whether nibabel finds an anatomical direction for each axis of a 4×4 float64 affine."""
+    return None not in nib.orientations.aff2axcodes(np.frombuffer(affine).reshape(4, 4))
 
 
 def _stored_as(header: Nifti1Header, dtype: np.dtype, scale: Scaling) -> Nifti1Header:
