@@ -19,4 +19,8 @@ stage  what it does                where
 Importing ``prod9`` imports nothing heavy.
 """
 
+from prod9.machine import ensure_user_name
+
 __version__ = "9.0.0"
+
+ensure_user_name()  # before anything imports MONAI, in every process that a run starts

@@ -27,6 +27,7 @@ from prod9.cli.shared import (
 from prod9.cli.stage import ModelOption, OptionalConfigOption, add_run_commands, load_for_model, print_check
 from prod9.devices import torch_device
 from prod9.errors import ConfigError, DataError
+from prod9.machine import expand
 
 if TYPE_CHECKING:
     from prod9.pipelines.reconstruction import Reconstruction, ReconstructionPipeline
@@ -100,10 +101,10 @@ def find_volumes(inputs: Sequence[Path], output_dir: Path) -> dict[str, Path]:
     """
     from prod9.data.layouts import SEG, parse_modality
 
-    target = output_dir.expanduser().resolve()
+    target = expand(output_dir).resolve()
     files: dict[str, Path] = {}
     for given in inputs:
-        given = given.expanduser()
+        given = expand(given)
         if given.is_dir():
             inside = sorted(p for p in given.rglob("*.nii*") if p.name.endswith(SUFFIXES) and p.is_file())
             images = [

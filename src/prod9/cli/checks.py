@@ -12,9 +12,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from prod9 import machine
 from prod9.cli.inputs import Inputs, find_inputs
 from prod9.devices import torch_device
 from prod9.errors import ConfigError, DataError
+from prod9.machine import expand
 from prod9.training.config import STAGE_COMMANDS
 
 if TYPE_CHECKING:
@@ -98,7 +100,7 @@ def _check_earlier(name: str, path: str | None, command: str) -> None:
             f"inputs.{name}: expected the run folder or checkpoint of the {name}, got nothing; "
             f"train it with {command} and pass --set inputs.{name}=PATH"
         )
-    if not Path(path).expanduser().exists():
+    if not expand(path).exists():
         raise ConfigError(
             f"inputs.{name}: expected a run folder or checkpoint, got {path}, which does not exist; "
             f"train the {name} first, or correct the path"
@@ -107,7 +109,7 @@ def _check_earlier(name: str, path: str | None, command: str) -> None:
 
 def _check_output(path: Path) -> None:
     """Refuse an output folder that cannot be made or written, without making it."""
-    path = path.expanduser().absolute()
+    path = expand(path).absolute()
     parent = next(folder for folder in (path, *path.parents) if folder.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         got = f"{parent} is a file" if not parent.is_dir() else f"{parent} cannot be written"
@@ -296,19 +298,16 @@ def _wanted_disk(config: "RunConfig", needs: "Resources", volumes: int) -> int:
 
 
 def device_memory(device: str) -> int | None:
-    """Return the bytes of memory of the device, None where the system does not say."""
+    """Return the bytes of memory of the device that this process may use, None where the system does not say."""
     if device == "cuda":
         import torch
 
         return torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
-        return None
+    return machine.memory().total
 
 
 def _free_disk(path: Path) -> int:
-    path = path.expanduser().absolute()
+    path = expand(path).absolute()
     return shutil.disk_usage(next(folder for folder in (path, *path.parents) if folder.exists())).free
 
 

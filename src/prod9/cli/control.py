@@ -41,6 +41,7 @@ from prod9.cli.stage import (
 )
 from prod9.devices import torch_device
 from prod9.errors import ConfigError, DataError
+from prod9.machine import expand
 
 if TYPE_CHECKING:
     from prod9.pipelines.segmentation import PlacedSegmentation
@@ -182,7 +183,7 @@ def find_segmentations(given: Sequence[Path]) -> dict[str, Path]:
     from prod9.data.names import SEG, parse_modality
 
     files: dict[str, Path] = {}
-    for path in (p.expanduser() for p in given):
+    for path in (expand(p) for p in given):
         found = [path]
         if path.is_dir():
             inside = [p for p in sorted(path.rglob("*.nii*")) if p.name.endswith((".nii", ".nii.gz"))]
@@ -209,7 +210,7 @@ def find_sources(given: Sequence[str]) -> dict[str, Path]:
         name, equals, path = text.partition("=")
         if not (name and equals and path) or name in files:
             raise ConfigError(f"--source: expected NAME=FILE such as T1=t1.nii.gz, each once, got {text!r}")
-        files[name] = Path(path).expanduser()
+        files[name] = expand(path)
         if not files[name].is_file():
             raise DataError(f"{files[name]}: expected a source image, got nothing there; check the path")
     return files

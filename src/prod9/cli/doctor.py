@@ -4,10 +4,12 @@ import importlib.util
 import os
 import platform
 import shutil
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from prod9 import machine
 from prod9.cli.shared import DebugOption, JsonOption, console, new_app, print_json
 
 PACKAGES = ("prod9", "torch", "monai", "lightning", "numpy", "nibabel", "scipy", "pydantic", "safetensors")
@@ -40,7 +42,7 @@ def examine() -> dict[str, Any]:
         "system": {"platform": platform.platform(), "python": platform.python_version()},
         "versions": {name: _version(name) for name in PACKAGES},
         "devices": _devices(),
-        "memory": _memory(),
+        "memory": asdict(machine.memory()),
         "disk": {"folder": str(Path.cwd()), "free": shutil.disk_usage(Path.cwd()).free},
         "variables": {name: os.environ.get(name) for name in VARIABLES},
         "weights": _weights(),
@@ -59,7 +61,7 @@ def _devices() -> list[dict[str, Any]]:
     import torch
 
     devices: list[dict[str, Any]] = [
-        {"name": "cpu", "cores": os.cpu_count(), "threads": torch.get_num_threads()}
+        {"name": "cpu", "cores": machine.cores(), "threads": torch.get_num_threads()}
     ]
     for index in range(torch.cuda.device_count()):
         free, total = torch.cuda.mem_get_info(index)
@@ -68,13 +70,6 @@ def _devices() -> list[dict[str, Any]]:
     if torch.backends.mps.is_available():
         devices.append({"name": "mps"})
     return devices
-
-
-def _memory() -> dict[str, int | None]:
-    names = {"total": "SC_PHYS_PAGES", "available": "SC_AVPHYS_PAGES"}
-    known = getattr(os, "sysconf_names", {})  # absent on Windows; macOS lacks the second
-    page = os.sysconf("SC_PAGE_SIZE") if "SC_PAGE_SIZE" in known else 0
-    return {key: os.sysconf(name) * page if name in known else None for key, name in names.items()}
 
 
 def _weights() -> dict[str, Any]:

@@ -30,6 +30,7 @@ from prod9.cli.shared import (
 from prod9.cli.stage import AutoencoderOption, ModelOption, OptionalConfigOption, load_for_model, print_check
 from prod9.devices import torch_device
 from prod9.errors import ConfigError
+from prod9.machine import expand
 
 if TYPE_CHECKING:
     from prod9.pipelines.inpainting import InpaintingPipeline
@@ -54,7 +55,7 @@ class _Asked:
     def files(self) -> dict[str, Path]:
         """The files that are given."""
         every = {"source": self.source, "region": self.region, "seg": self.seg}
-        return {name: file.expanduser() for name, file in every.items() if file is not None}
+        return {name: expand(file) for name, file in every.items() if file is not None}
 
 
 def inpaint(
@@ -284,4 +285,4 @@ def _segmentation(asked: _Asked) -> "VolumeFile | None":
 def _read(path: Path) -> "VolumeFile":
     from prod9 import volumes
 
-    return volumes.read(path.expanduser())
+    return volumes.read(expand(path))

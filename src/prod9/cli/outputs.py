@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from prod9.errors import ConfigError, DataError
+from prod9.machine import expand
 
 MANIFEST = "manifest.json"
 
@@ -27,7 +28,7 @@ class OutputFolder:
     def __init__(self, path: Path, settings: Mapping[str, Any], *, overwrite: bool = False) -> None:
         from prod9.files import check_writable
 
-        self.path = path.expanduser()
+        self.path = expand(path)
         self.overwrite = overwrite
         self.settings = json.loads(json.dumps(settings))  # as it reads back: tuples are lists
         self.files: dict[str, dict[str, Any]] = {}

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from prod9 import machine
 from prod9.cli import shared
 from prod9.cli.shared import DebugOption, DeviceOption, JsonOption, OverwriteOption, console, new_app
 from prod9.devices import torch_device
@@ -83,7 +84,7 @@ def plan(
         path = output_dir / f"{name}.yaml"
         row = _row(stage, path, rates, images_of(fingerprint))
         report.append(row)
-        _write(path, stage, row)
+        _write(path, stage, row, most_workers=machine.cores() if memory is None else None)
     if as_json:
         shared.print_json({"device": kind, "memory_gib": round(memory_bytes / GIB, 2), "stages": report})
         return
@@ -190,11 +191,15 @@ def _described(row: dict[str, Any]) -> str:
     return ", ".join(parts)
 
 
-def _write(path: Path, stage: "StagePlan", row: dict[str, Any]) -> None:
+def _write(path: Path, stage: "StagePlan", row: dict[str, Any], *, most_workers: int | None) -> None:
+    """Write the config of a stage. most_workers: cores of this machine; None where it is not the one that trains."""
     from prod9.files import atomic_write, check_writable
     from prod9.training.config_yaml import dump_yaml
 
+    values = dict(stage.values)
+    if most_workers is not None:
+        values["data"] = {**values["data"], "num_workers": min(values["data"]["num_workers"], most_workers)}
     check_writable(path.parent)
     with atomic_write(path) as temporary:
-        text = f"# Made by `prod9 plan`: {_described(row)}.\n{dump_yaml(stage.values)}"
+        text = f"# Made by `prod9 plan`: {_described(row)}.\n{dump_yaml(values)}"
         temporary.write_text(text, encoding="utf-8")

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prod9.errors import ConfigError, DataError
+from prod9.machine import expand
 
 if TYPE_CHECKING:
     from prod9.data.cases import Case
@@ -49,12 +50,12 @@ def job_from_sources(sources: Sequence[str], target: str | None, output: Path | 
             raise ConfigError(f"--source: expected NAME=PATH such as T1=brain.nii.gz, got {given!r}")
         if name in files:
             raise ConfigError(f"--source: expected one file for {name}, got {files[name][0]} and {path}")
-        files[name] = (Path(path).expanduser(), None)
+        files[name] = (expand(path), None)
     if not output.name.lower().endswith(SUFFIXES):
         raise ConfigError(f"--output: expected a name ending in .nii or .nii.gz, got {output}")
-    if output.expanduser().resolve() in {path.resolve() for path, _ in files.values()}:
+    if expand(output).resolve() in {path.resolve() for path, _ in files.values()}:
         raise ConfigError(f"--output: {output} is one of the sources; choose another name")
-    return Job(output.name, files, target, output.expanduser())
+    return Job(output.name, files, target, expand(output))
 
 
 def jobs_from_patients(
@@ -89,7 +90,7 @@ def find_patients(folders: "Sequence[Path]") -> "list[Case]":
 
     cases: list[Case] = []
     for folder in folders:
-        dataset = scan_dataset(folder.expanduser())
+        dataset = scan_dataset(expand(folder))
         if dataset.problems:
             raise DataError(dataset.problems[0])
         if not dataset.cases:

@@ -8,6 +8,7 @@ import typer
 
 from prod9.cli.shared import DebugOption, JsonOption, console, messages, new_app, print_json
 from prod9.errors import CheckpointError, ConfigError, Prod9Error
+from prod9.machine import expand
 
 app = new_app(
     "List, verify and import published weights. Nothing is downloaded: get the files from their publishers."
@@ -195,7 +196,7 @@ def _copy_feature_network(name: str, file: Path, digest: str) -> Path:
         raise ConfigError(
             f"PROD9_WEIGHTS_DIR: expected the folder that {name} is to be kept in, got nothing; set it."
         )
-    target = Path(own).expanduser() / _names(_known()[name])[0]
+    target = expand(own) / _names(_known()[name])[0]
     target.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(target) as temporary:
         shutil.copyfile(file, temporary)

@@ -1,7 +1,5 @@
 """Extractors out of published weights on this computer: MedicalNet in 3D, RadImageNet slice by slice."""
 
-from pathlib import Path
-
 import torch
 from torch import Tensor
 
@@ -15,6 +13,7 @@ from prod9.evaluation.features import (
     fingerprint,
     slice_places,
 )
+from prod9.machine import expand
 from prod9.training.perceptual import MedicalNetDistance, RadImageNetDistance
 from prod9.training.weights import WEIGHT_FILES, PerceptualWeights
 from prod9.types import Volume
@@ -67,7 +66,7 @@ def load_file_features(spec: str) -> SliceExtractor:
     Raises ConfigError for a missing file, an unknown network or weights that do not fit it.
     """
     network, _, rest = spec.rpartition("=")
-    path = Path(rest).expanduser()
+    path = expand(rest)
     if not path.is_file():
         raise ConfigError(
             f"--extractor file:{spec}: expected a file of weights, got {path}, which does not exist."

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from prod9.errors import CheckpointError
 from prod9.generator.refiner import Refined, Refiner
+from prod9.machine import expand
 from prod9.pipelines.maskgit import MaskGiTPipeline
 from prod9.training.model.checkpoint_manager import CheckpointManager
 
@@ -67,7 +68,7 @@ def find_refiner(model: str | Path, generator: MaskGiTPipeline) -> LoadedRefiner
 
 def places_beside(model: Path) -> list[Path]:
     """Return where the refiner of a run folder, checkpoint file or export folder is looked for."""
-    model = model.expanduser().absolute()
+    model = expand(model).absolute()
     run = model if model.is_dir() else model.parent
     if run.name == "checkpoints":
         run = run.parent

@@ -14,6 +14,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from prod9.errors import ConfigError
+from prod9.machine import expand
 from prod9.training.config_errors import describe, did_you_mean, key_path, shown
 from prod9.training.config_schema import STAGES, RunConfig
 from prod9.training.config_yaml import PlainText, dump_yaml, parse_yaml, read_yaml
@@ -95,7 +96,7 @@ def shipped_configs() -> dict[str, Path]:
 def find_config(name_or_path: str | Path, *, folder: Path | None = None) -> Path:
     """Return the file behind a path or a shipped name; relative paths start at ``folder`` (default: here)."""
     text = str(name_or_path)
-    path = (folder or Path()) / Path(text).expanduser()
+    path = (folder or Path()) / expand(text)
     if path.is_file():
         return path
     shipped = shipped_configs()

@@ -1,6 +1,5 @@
 """What turns volumes into the tokens or latents of a store: a trained autoencoder, in this process or in several."""
 
-import os
 import signal
 from collections.abc import Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -14,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from prod9 import machine
 from prod9.autoencoder.autoencoder_fsq import AutoencoderFSQ
 from prod9.autoencoder.autoencoder_maisi import AutoencoderKlMaisi
 from prod9.data.latents import Encode, Encoded
@@ -62,7 +62,7 @@ class EncoderPool:
     ) -> None:
         if not devices:
             raise ValueError("Expected at least one device, got none.")
-        threads = max(1, (os.cpu_count() or 1) // len(devices))
+        threads = max(1, machine.cores() // len(devices))
         start = get_context("spawn")  # a forked process cannot use CUDA
         path, stage = str(upstream.path), upstream.header["stage"]
         self._pools = [

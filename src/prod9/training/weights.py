@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from prod9.errors import ConfigError, MissingDependencyError
+from prod9.machine import expand, home
 
 OFFLINE_NETWORKS = ("none", "focal_frequency", "discriminator_features")
 """Perceptual terms that need no weights."""
@@ -66,19 +67,29 @@ def find_weights(network: str) -> Path:
 
 
 def weight_folders() -> list[Path]:
-    """Return where weights may lie: PROD9_WEIGHTS_DIR, then the caches of torch.hub and Hugging Face."""
+    """Return where weights may lie: PROD9_WEIGHTS_DIR, then the caches of torch.hub and Hugging Face.
+
+    The caches are left out where the user has no home folder and no variable names them.
+    """
     own = os.environ.get("PROD9_WEIGHTS_DIR")
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    hub = Path(os.environ.get("TORCH_HOME") or cache / "torch").expanduser() / "hub"
-    hf_home = Path(os.environ.get("HF_HOME") or cache / "huggingface").expanduser()
-    hf = Path(os.environ.get("HF_HUB_CACHE") or hf_home / "hub").expanduser()
+    own_home = home()
+    at_home = None if own_home is None else own_home / ".cache"
+    cache = _named("XDG_CACHE_HOME", at_home)
+    torch_home = _named("TORCH_HOME", cache and cache / "torch")
+    hf_home = _named("HF_HOME", cache and cache / "huggingface")
+    hf = _named("HF_HUB_CACHE", hf_home and hf_home / "hub")
+    hubs = ("checkpoints", "medicalnet", "radimagenet")
     return [
-        *([Path(own).expanduser()] if own else []),
-        hub / "checkpoints",
-        hub / "medicalnet",
-        hub / "radimagenet",
-        *sorted(hf.glob("models--TencentMedicalNet--*/snapshots/*")),
+        *([expand(own)] if own else []),
+        *([torch_home / "hub" / name for name in hubs] if torch_home else []),
+        *(sorted(hf.glob("models--TencentMedicalNet--*/snapshots/*")) if hf else []),
     ]
+
+
+def _named(variable: str, default: Path | None) -> Path | None:
+    """Return the folder that an environment variable names, else ``default``; None where there is no home."""
+    value = os.environ.get(variable)
+    return expand(value) if value else default
 
 
 def _lpips_heads(network: str) -> Path:

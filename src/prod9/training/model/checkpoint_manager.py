@@ -25,6 +25,7 @@ from prod9.errors import CheckpointError
 from prod9.generator.controlnet_maskgit import ControlNetMaskGiT
 from prod9.generator.refiner import Refiner
 from prod9.generator.token_decoder import AbstractTokenDecoder
+from prod9.machine import expand
 from prod9.training.config_schema import (
     ControlConditionConfig,
     ControlNetMaskGiTModelConfig,
@@ -87,7 +88,7 @@ class CheckpointManager:
     @staticmethod
     def candidates(path: str | Path, *, prefer: Prefer = "best") -> list[Path]:
         """Return what ``path`` may mean, first choice first; raises CheckpointError when it is nothing."""
-        path = Path(path).expanduser()
+        path = expand(path)
         if path.is_file() or exports.is_export(path):
             return [path]
         if not path.is_dir():
