@@ -21,7 +21,7 @@ from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, 
 from prod9 import nifti
 from prod9.errors import DataError
 from prod9.files import atomic_write, reading
-from prod9.memory import free_memory
+from prod9.machine import memory
 from prod9.nifti import UNSCALED, Scaling
 from prod9.nifti_voxels import fits, load, store
 
@@ -141,9 +141,10 @@ def read_channels(
     _require_memory(path, first.shape, len(headers))
     with reading(path, _EXPECTED):
         loaded = _loaded(first, {_place(channel) for channel in headers})
-    volumes = {channel: VolumeFile(loaded[_place(channel)], header) for channel, header in headers.items()}
-    if not allow_non_finite:
-        for volume in volumes.values():
+        volumes = {
+            channel: VolumeFile(loaded[_place(channel)], header) for channel, header in headers.items()
+        }
+        for volume in volumes.values() if not allow_non_finite else ():
             _require_finite(volume)
     return volumes
 
@@ -342,7 +343,7 @@ def _spatial(whole: tuple[int, ...], path: Path, channel: Channel | None) -> tup
 
 def _require_memory(path: Path, shape: Sequence[int], num_channels: int) -> None:
     needed = _COPIES * num_channels * math.prod(shape) * np.dtype(np.float32).itemsize
-    free = free_memory()
+    free = memory().available
     if free is not None and needed > free:
         raise DataError(
             f"{path}: expected a volume that fits into the {free / 2**30:.1f} GiB of memory that are free, "
