@@ -50,8 +50,10 @@ class VolumeHeader:
 
     shape: voxels along the file's own axes. affine: 4×4 float64, voxel indices to RAS+ millimetres.
     dtype: as stored. stored_shape: of the whole file, with trailing axes of length 1 and all channels.
-    offset: bytes before the voxels, once decompressed. scaling: what stored numbers mean. block: the header's own
-    bytes, by which :func:`write` gives its geometry back; empty for a volume of no file.
+    offset: bytes before the voxels, once decompressed. scaling: what stored numbers mean. space: NIfTI's code of
+    what the affine leads to, 1 scanner, 2 aligned, 3 Talairach, 4 MNI; 0 where the file does not say how its axes
+    lie, which are then taken as nibabel takes them. block: the header's own bytes, by which :func:`write` gives its
+    geometry back; empty for a volume of no file.
     """
 
     path: Path
@@ -61,6 +63,7 @@ class VolumeHeader:
     stored_shape: tuple[int, ...]
     offset: int
     scaling: Scaling = UNSCALED
+    space: int = 1
     block: bytes = field(default=b"", repr=False)
 
     @property
@@ -78,14 +81,6 @@ class VolumeHeader:
     def orientation(self) -> str:
         """Anatomical direction of each axis, such as ``RAS``."""
         return "".join(nib.orientations.aff2axcodes(self.affine))
-
-    @property
-    def space(self) -> int:
-        """NIfTI's code of what the affine leads to: 1 scanner, 2 aligned, 3 Talairach, 4 MNI.
-
-        0: the file does not say how its axes lie, and they are taken as nibabel takes them.
-        """
-        return nifti.space_code(nifti.parse(self.block, self.path)) if self.block else 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -180,7 +175,7 @@ def write(
         raise DataError(f"{path}: expected a name ending in .nii or .nii.gz; rename it.")
     if data.ndim != 3:
         raise DataError(f"{path}: expected a 3D array to write, got shape {data.shape}.")
-    if path.exists() and not overwrite:
+    if not overwrite and path.exists():
         raise DataError(f"{path}: exists already; ask for overwriting or choose another name.")
     if not fits(data, dtype, scaling):
         raise DataError(
@@ -296,8 +291,8 @@ def _checked(
 ) -> dict[Channel | None, VolumeHeader]:
     """Return the header of each channel of a file whose header holds nothing that cannot be."""
     with reading(path, _EXPECTED):
-        block = nifti.first_bytes(path)
-        raw = nifti.parse(block, path)
+        raw = nifti.parse(nifti.first_bytes(path), path)
+        block = raw.binaryblock
         whole = nifti.dimensions(raw, path)
         shapes = {channel: _spatial(whole, path, channel) for channel in channels}
         if math.prod(whole) > max_voxels:
@@ -312,7 +307,7 @@ def _checked(
         nifti.require_content(path, math.prod(whole), dtype, offset)
         return {
             channel: VolumeHeader(
-                path, shape, affine, dtype, whole, offset, scaling, block[: int(raw.sizeof_hdr)]
+                path, shape, affine, dtype, whole, offset, scaling, nifti.space_code(raw), block
             )
             for channel, shape in shapes.items()
         }
