@@ -11,7 +11,7 @@ from torch import nn
 
 from prod9.data.transforms import Augmentation, IntensityScaling, TransformBuilder
 from prod9.errors import DataError
-from prod9.pipelines.reconstruction import ReconstructionPipeline, _cut, _paste
+from prod9.pipelines.reconstruction import ReconstructionPipeline
 from prod9.types import AutoencoderOutput
 from tests.fixtures import write_brats_tree
 
@@ -79,17 +79,6 @@ def test_fixed_intensity_range(case: Path) -> None:
     data = nib.load(path).get_fdata()
     np.testing.assert_allclose(pipeline.reconstruct(path).data, data, atol=0.05)
     assert float(mirror.seen.max()) == pytest.approx(data.max() / 1000, abs=1e-5)
-
-
-def test_window_and_back() -> None:
-    whole = np.random.default_rng(0).random((5, 6, 7))
-    for start, shape in (((1, 2, 3), (3, 3, 3)), ((-2, -1, -3), (9, 8, 14)), ((-2, 4, 0), (4, 9, 7))):
-        window = _cut(whole, start, shape)
-        assert window.shape == shape
-        back = _paste(window, start, whole.shape)
-        inside = back != 0
-        np.testing.assert_array_equal(back[inside], whole[inside])
-        assert window.sum() == pytest.approx(back.sum())
 
 
 def test_empty_and_constant_volumes_are_refused(tmp_path: Path) -> None:

@@ -257,20 +257,26 @@ def _chosen(labels: Sequence[str] | None, pipeline: "AbstractControlPipeline") -
 
 def _warn(placed: "Mapping[str, PlacedSegmentation]", files: Mapping[str, Path]) -> None:
     for name, one in placed.items():
-        if not one.has_seg:
-            continue
-        if not one.seg.any():
-            text = "nothing is segmented: the volumes will show a brain without lesion"
-        elif one.cut > _CUT:
-            text = f"{one.cut:.1%} of what is segmented lies beyond the model's grid and is lost"
-        elif one.found_by == "field":
-            text = (
-                "no scan beside it, so its field of view is centred on the grid where training centres the "
-                "head; --reference SCAN does better"
-            )
-        else:
-            continue
-        shared.messages.print(f"Warning: {files[name]}: {text}.", markup=False)
+        for text in _doubts(one) if one.has_seg else ():
+            shared.messages.print(f"Warning: {files[name]}: {text}.", markup=False)
+
+
+def _doubts(placed: "PlacedSegmentation") -> Iterator[str]:
+    """Yield what of a segmentation may not be what the user thinks it is."""
+    from prod9.data.seg_loss import describe_loss
+
+    if not placed.seg.any():
+        yield "nothing is segmented: the volumes will show a brain without lesion"
+    elif placed.found_by == "field":
+        yield (
+            "no scan beside it, so its field of view is centred on the grid where training centres the "
+            "head; --reference SCAN does better"
+        )
+    if placed.cut > _CUT:
+        yield f"{placed.cut:.1%} of what is segmented lies beyond the model's grid and is lost"
+    loss = describe_loss(placed.kept)
+    if loss is not None:
+        yield f"some of it falls between the voxels of the model ({loss})"
 
 
 def _describe(

@@ -222,11 +222,10 @@ def _write(folder: OutputFolder, patient: "GeneratedPatient", source: str | None
     from prod9 import volumes
 
     (folder.path / case_id(patient.index)).mkdir(exist_ok=True)
-    head = np.any([image != 0 for image in patient.images.values()], axis=0)
     for name, image in patient.images.items():
         file = _file(patient.index, SUFFIXES[name])
         folder.record(file, modality=name, index=patient.index, seed=patient.seed)
-        stored = np.where(head, np.maximum(np.rint(image * SCALE), 1), 0)
+        stored = np.where(patient.head, np.maximum(np.rint(image * SCALE), 1), 0)
         volumes.write(folder.path / file, stored, patient.affine, dtype=np.int16, space=space)
     if patient.seg is not None:
         file = _file(patient.index, "seg")

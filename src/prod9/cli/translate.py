@@ -220,7 +220,7 @@ def _example(
     """Return the volumes of another patient on the model's grid."""
     known = pipeline.generator.label_names()
     files = {name: (path, channels.get(name)) for name, path in images.items() if name in known}
-    return pipeline.placement.place(read_job(files, resample=resample)).images
+    return pipeline.placement.place(read_job(files), resample=resample).images
 
 
 def _translate(
@@ -246,7 +246,7 @@ def _translate(
                 bar.update(task, completed=done + share)
 
             try:
-                placed = pipeline.placement.place(read_job(job.sources, resample=asked.resample))
+                placed = pipeline.placement.place(read_job(job.sources), resample=asked.resample)
             except DataError as error:
                 if len(jobs) == 1:
                     raise
@@ -262,6 +262,7 @@ def _translate(
             result = pipeline.translate(
                 placed.images,
                 job.target,
+                head=placed.inside,
                 num_samples=asked.num_samples,
                 seed=asked.seed,
                 decode="mean" if asked.decode == "mean" else "sample",

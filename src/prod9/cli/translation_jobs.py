@@ -99,15 +99,11 @@ def find_patients(folders: "Sequence[Path]") -> "list[Case]":
     return cases
 
 
-def read_job(
-    sources: "Mapping[str, tuple[Path, Channel | None]]", *, resample: bool
-) -> "dict[str, VolumeFile]":
-    """Read the files of a job, on the voxels of the first; raises DataError."""
-    from prod9.pipelines.placement import align
+def read_job(sources: "Mapping[str, tuple[Path, Channel | None]]") -> "dict[str, VolumeFile]":
+    """Read the files of a job; raises DataError."""
     from prod9.volumes import read_channels
 
-    files = {name: read_channels(path, [place])[place] for name, (path, place) in sources.items()}
-    return align(files, resample=resample)
+    return {name: read_channels(path, [place])[place] for name, (path, place) in sources.items()}
 
 
 def _output(case: "Case", target: str) -> Path:

@@ -10,6 +10,7 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
 from typing import Literal
 
@@ -17,6 +18,7 @@ import numpy as np
 
 from prod9.data.cases import Case
 from prod9.data.preprocessing import CaseVolumes
+from prod9.data.seg_loss import Kept
 from prod9.errors import DataError
 from prod9.files import atomic_write, sha256
 
@@ -167,6 +169,7 @@ def _write_entry(path: Path, volumes: CaseVolumes) -> None:
     meta = {
         "affine": volumes.affine.tolist(),
         "extent": volumes.extent,
+        "kept": {label: asdict(kept) for label, kept in volumes.kept.items()},
         "has_seg": volumes.seg is not None,
     }
     with atomic_write(path.with_suffix(".json")) as temporary:
@@ -191,4 +194,5 @@ def _read_entry(path: Path) -> CaseVolumes | None:
         seg=seg,
         affine=np.asarray(meta["affine"]),
         extent=tuple(meta["extent"]),
+        kept={int(label): Kept(**kept) for label, kept in meta["kept"].items()},
     )

@@ -5,7 +5,7 @@ Intensities are kept as uint16: half the memory of float32, an error below 8e-6 
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 from prod9.data.cases import Case
+from prod9.data.placement import Placed
+from prod9.data.seg_loss import Kept
 
 _FULL_SCALE = np.float32(65535)
 
@@ -23,13 +25,15 @@ class CaseVolumes:
 
     images: uint16 [M H W D], quantised, in the order of the modalities asked for. seg: canonical labels
     [H W D] of an unsigned type, or None. affine: voxel → RAS+ mm, 4×4. extent: voxels of the head's box before it was
-    fitted to the grid; where it exceeds the grid, some of the head was cut off.
+    fitted to the grid; where it exceeds the grid, some of the head was cut off. kept: by label, what the grid keeps
+    of the segmentation.
     """
 
     images: np.ndarray
     seg: np.ndarray | None
     affine: np.ndarray
     extent: tuple[int, int, int]
+    kept: Mapping[int, Kept] = field(default_factory=dict)
 
 
 def quantise(volume: np.ndarray) -> np.ndarray:
@@ -57,11 +61,11 @@ class Preprocessor:
         if case.seg is not None:
             paths["seg"] = str(case.seg)
         data = self._transform({**paths, "label_scheme": case.label_scheme, "channels": case.channels})
-        first = data[self._modalities[0]]
-        box = np.subtract(data["foreground_end_coord"], data["foreground_start_coord"])
+        placed: Placed = data["placed"]
         return CaseVolumes(
-            images=np.stack([quantise(data[m].numpy()[0]) for m in self._modalities]),
-            seg=data["seg"].numpy()[0].astype(np.uint8) if case.seg is not None else None,
-            affine=first.affine.numpy().astype(np.float64),
-            extent=(int(box[0]), int(box[1]), int(box[2])),
+            images=np.stack([quantise(placed.images[m]) for m in self._modalities]),
+            seg=placed.seg,
+            affine=placed.affine,
+            extent=placed.extent,
+            kept=placed.kept,
         )

@@ -6,6 +6,7 @@ one of other files or options is never read. A brain's segmentation compresses t
 
 import zipfile
 from collections.abc import Callable, Mapping
+from dataclasses import astuple, fields
 from pathlib import Path
 from typing import Protocol
 
@@ -15,11 +16,15 @@ from torch import Tensor
 
 from prod9.data.cache import CaseCache
 from prod9.data.cases import Case
+from prod9.data.preprocessing import CaseVolumes
+from prod9.data.seg_loss import Kept
 from prod9.errors import DataError
 from prod9.files import atomic_write
 
 Progress = Callable[[int, int], None]
 """Called with (done, total)."""
+
+_KEPT_COLUMNS = 1 + len(fields(Kept))
 
 
 class Segmentations(Protocol):
@@ -42,9 +47,16 @@ class Segmentations(Protocol):
 class SegmentationStore:
     """The segmentations of a set of cases, by the name of the case; see :func:`build_segmentation_store`."""
 
-    def __init__(self, files: Mapping[str, Path | None], grid: tuple[int, ...]) -> None:
+    def __init__(
+        self,
+        files: Mapping[str, Path | None],
+        grid: tuple[int, ...],
+        kept: Mapping[str, Mapping[int, Kept]] | None = None,
+    ) -> None:
         self._files = dict(files)
         self._grid = grid
+        self.kept = dict(kept or {})
+        """By case and label, what the grid keeps of the segmentation."""
 
     @property
     def num_segmented(self) -> int:
@@ -60,7 +72,7 @@ class SegmentationStore:
         file = self._files[case_id]
         if file is None:
             return torch.zeros(self._grid, dtype=torch.uint8)
-        return torch.from_numpy(_read(file))
+        return torch.from_numpy(_read(file)[0])
 
 
 def build_segmentation_store(
@@ -79,15 +91,16 @@ def build_segmentation_store(
     """
     directory.mkdir(parents=True, exist_ok=True)
     files: dict[str, Path | None] = {}
+    all_kept: dict[str, Mapping[int, Kept]] = {}
     for i, case in enumerate(cases.cases):
         files[case.case_id] = None
         if case.seg is not None:
             file = files[case.case_id] = directory / f"{key(case)}.npz"
-            seg = _read(file) if file.is_file() else _write(file, cases[i].seg)
+            seg, all_kept[case.case_id] = _read(file) if file.is_file() else _write(file, cases[i])
             check_classes(seg, num_classes, case.seg)
         if progress is not None:
             progress(i + 1, len(cases))
-    return SegmentationStore(files, grid)
+    return SegmentationStore(files, grid, all_kept)
 
 
 def check_classes(seg: np.ndarray, num_classes: int, source: Path) -> None:
@@ -100,20 +113,25 @@ def check_classes(seg: np.ndarray, num_classes: int, source: Path) -> None:
         )
 
 
-def _write(file: Path, seg: np.ndarray | None) -> np.ndarray:
-    assert seg is not None  # the case has a file of it
-    seg = np.ascontiguousarray(seg, dtype=np.uint8)
+def _write(file: Path, case: CaseVolumes) -> tuple[np.ndarray, Mapping[int, Kept]]:
+    assert case.seg is not None  # the case has a file of it
+    seg = np.ascontiguousarray(case.seg, dtype=np.uint8)
+    rows = np.asarray([[label, *astuple(kept)] for label, kept in case.kept.items()]).reshape(
+        -1, _KEPT_COLUMNS
+    )
     with atomic_write(file) as temporary, temporary.open("wb") as stream:
-        np.savez_compressed(stream, seg=seg)
-    return seg
+        np.savez_compressed(stream, seg=seg, kept=rows)
+    return seg, case.kept
 
 
-def _read(file: Path) -> np.ndarray:
+def _read(file: Path) -> tuple[np.ndarray, Mapping[int, Kept]]:
     try:
         # Opened here, since np.load leaves open what it finds damaged.
         with file.open("rb") as stream, np.load(stream, allow_pickle=False) as stored:
-            return stored["seg"]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            rows = stored["kept"].tolist()
+            kept = {int(label): Kept(int(p), int(q), ml, left) for label, p, q, ml, left in rows}
+            return stored["seg"], kept
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(
             f"{file}: expected a stored segmentation, got a damaged file ({error}); delete it, and it is "
             "made again."

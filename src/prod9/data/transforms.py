@@ -1,60 +1,35 @@
-"""From files to tensors, out of MONAI's dictionary transforms.
+"""From files to tensors.
 
-What is the same in every draw (reading, orientation, spacing, crop, intensity, grid) is the *preprocessing*:
-it runs once a case and its result is cached. What differs by draw (random crop, flip, …) runs on the cache.
+What is the same in every draw (reading, head, intensities, spacing, grid) is the *preprocessing*, for which all go
+to :mod:`prod9.data.placement`: it runs once per case and its result is cached. What differs from draw to draw
+(random crop, flip, …) are MONAI's transforms, and runs on the cache.
 """
 
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import reduce
-from typing import Any, Literal, cast
+from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
 from monai import transforms as mt
 from torch import Tensor
 
-from prod9.data.dictionary import (
-    AddForegroundd,
-    CanonicalSegd,
-    CheckAlignedd,
-    LoadVolumesd,
-    ScaleForegroundPercentilesd,
-)
 from prod9.data.dictionary import VolumeReader as VolumeReader
+from prod9.data.intensity import IntensityScaling as IntensityScaling
+from prod9.data.labels import canonical_seg
+from prod9.data.placement import GridPlacement, same_grid
 from prod9.data.preprocessing import CaseVolumes, dequantise
-from prod9.errors import ConfigError
+from prod9.data.window import layers_of
+from prod9.errors import ConfigError, DataError
+from prod9.volumes import Channel, VolumeFile, read_channels
 
 # Raise it when the same files and options give other voxels than before: older caches are stale then.
-_PREPROCESSING_VERSION = 1
+_PREPROCESSING_VERSION = 2
 # Room around a crop for a rotation by 0.1 rad about each axis and a zoom of 10%: 1.1 · (1 + 2 · 0.1).
 _AFFINE_ROOM = 1.32
-
-
-@dataclass(frozen=True)
-class IntensityScaling:
-    """How raw intensities become [0, 1].
-
-    ``percentile``: the percentiles ``lower`` and ``upper`` of each volume's foreground (voxels that are not
-    exactly 0) become 0 and 1, and the background is exactly 0. ``range``: the raw values ``lower`` and
-    ``upper`` become 0 and 1, and the foreground is what lies above ``lower``. Both clip.
-    """
-
-    mode: Literal["percentile", "range"]
-    lower: float
-    upper: float
-
-    def foreground(self, raw: Tensor) -> Tensor:
-        """Return True where a raw intensity belongs to the head."""
-        return raw != 0 if self.mode == "percentile" else raw > self.lower
-
-    def build(self, keys: Sequence[str]) -> mt.Transform:
-        """Return the dictionary transform."""
-        if self.mode == "percentile":
-            return ScaleForegroundPercentilesd(keys, lower=self.lower, upper=self.upper)
-        return mt.ScaleIntensityRanged(keys, self.lower, self.upper, b_min=0.0, b_max=1.0, clip=True)
 
 
 @dataclass(frozen=True)
@@ -106,10 +81,8 @@ class TransformBuilder:
                 f"data.crop_size: expected at most data.grid {grid} on each axis, got {crop_size}; "
                 "use a smaller crop, or null for whole volumes."
             )
-        self.spacing = spacing
-        self.grid = grid
+        self.placement = GridPlacement(spacing=spacing, grid=grid, intensity=intensity)
         self.crop_size = crop_size
-        self.intensity = intensity
         self.augment = augment
 
     @property
@@ -117,61 +90,20 @@ class TransformBuilder:
         """Everything but the files that decides the preprocessed voxels, as text for cache keys."""
         parts = {
             "version": _PREPROCESSING_VERSION,
-            "spacing": self.spacing,
-            "grid": self.grid,
-            "intensity": asdict(self.intensity),
+            "spacing": self.placement.spacing,
+            "grid": self.placement.grid,
+            "intensity": asdict(self.placement.intensity),
         }
         return json.dumps(parts, sort_keys=True)
 
-    def build_preprocessing(
-        self, modalities: Sequence[str]
-    ) -> Callable[[Mapping[str, Any]], Mapping[str, Any]]:
-        """Return the deterministic part: a dictionary of paths in, MetaTensors [1 H W D] on the grid out.
+    def build_preprocessing(self, modalities: Sequence[str]) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
+        """Return the deterministic part: a dictionary of paths in, volumes on the grid out.
 
-        Keys: the modalities, ``label_scheme`` and, where there is one, ``seg``.
+        Keys that go in: the modalities, ``label_scheme``, and where there is such, ``seg`` and ``channels`` (key to
+        its place in a 4D file). Out: MetaTensors [1 H W D] of the modalities and ``seg``, and ``placed``, the
+        :class:`~prod9.data.placement.Placed` that they come from. A file that cannot be used raises DataError.
         """
-        images = list(modalities)
-        keys = [*images, "seg"]
-        steps: list[Callable[[Any], Any]] = [
-            LoadVolumesd(keys, allow_missing_keys=True),
-            CheckAlignedd(keys, allow_missing_keys=True),
-            CanonicalSegd("seg", allow_missing_keys=True),
-            self.build_placement(modalities),
-        ]
-        return _Chain(tuple(steps))
-
-    def build_placement(
-        self, modalities: Sequence[str], *, crop: bool = True
-    ) -> Callable[[Mapping[str, Any]], Mapping[str, Any]]:
-        """Return the part after reading: MetaTensors [1 H W D] of one voxel grid in, on the model's grid out.
-
-        Keys: the modalities and, where there is one, ``seg``, whose labels stay as they are. crop: to the foreground
-        first; False keeps the field of view.
-        """
-        images = list(modalities)
-        keys = [*images, "seg"]
-        steps: list[Callable[[Any], Any]] = [
-            mt.Orientationd(keys, axcodes="RAS", labels=None, allow_missing_keys=True)
-        ]
-        if self.spacing is not None:
-            modes = ["bilinear"] * len(images) + ["nearest"]
-            steps.append(mt.Spacingd(keys, pixdim=self.spacing, mode=modes, allow_missing_keys=True))
-        if crop:
-            steps += [
-                AddForegroundd(images, foreground=self.intensity.foreground),
-                mt.CropForegroundd(
-                    [*keys, "foreground"],
-                    source_key="foreground",
-                    select_fn=_positive,
-                    allow_smaller=True,
-                    allow_missing_keys=True,
-                ),
-            ]
-        steps += [
-            self.intensity.build(images),
-            mt.ResizeWithPadOrCropd(keys, spatial_size=self.grid, mode="constant", allow_missing_keys=True),
-        ]
-        return _Chain(tuple(steps))
+        return Preprocessing(self.placement, tuple(modalities))
 
     def build_stage1_transforms(self, train: bool) -> "Stage1Transform":
         """Return what makes single-modality samples: augmented crops to train, whole volumes otherwise."""
@@ -242,13 +174,45 @@ class Stage2Transform:
 
 
 @dataclass(frozen=True)
-class _Chain:
-    """One step after the other. MONAI's Compose would turn a DataError into a RuntimeError and log statistics."""
+class Preprocessing:
+    """Reads the files of a case and places them; see :meth:`TransformBuilder.build_preprocessing`."""
 
-    steps: tuple[Callable[[Any], Any], ...]
+    placement: GridPlacement
+    modalities: tuple[str, ...]
 
-    def __call__(self, paths: Mapping[str, Any]) -> Mapping[str, Any]:
-        return reduce(lambda data, step: step(data), self.steps, dict(paths))
+    def __call__(self, paths: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the volumes of a case on the grid; DataError for files that cannot be used."""
+        files = _read_files(paths, [*self.modalities, *(["seg"] if "seg" in paths else [])])
+        first = files[self.modalities[0]].header
+        for file in files.values():
+            if not same_grid(file.header, first):
+                raise DataError(
+                    f"{file.header.path}: expected the voxel grid of {first.path.name} {first.shape}, got "
+                    f"{file.header.shape} or another affine; register and resample the case to one grid first."
+                )
+        seg = files.pop("seg", None)
+        if not any(file.data.any() for file in files.values()):
+            raise DataError(f"{first.path.parent}: expected a head, got background only; remove the case.")
+        if seg is not None:
+            labels = canonical_seg(seg.data, paths["label_scheme"], seg.header.path)
+            seg = VolumeFile(labels, seg.header)
+        placed = self.placement.place(files, seg=seg)
+        volumes = placed.images if placed.seg is None else {**placed.images, "seg": placed.seg}
+        tensors = {name: layers_of(volume[None], placed.affine) for name, volume in volumes.items()}
+        return {**paths, **tensors, "placed": placed}
+
+
+def _read_files(paths: Mapping[str, Any], names: Sequence[str]) -> dict[str, VolumeFile]:
+    """Return the volumes of ``names``; a 4D file that holds several of them is decompressed once."""
+    channels: Mapping[str, Channel] = paths.get("channels", {})
+    by_path: dict[str, list[str]] = {}
+    for name in names:
+        by_path.setdefault(str(paths[name]), []).append(name)
+    files: dict[str, VolumeFile] = {}
+    for path, held in by_path.items():
+        read = read_channels(Path(path), [channels.get(name) for name in held])
+        files |= {name: read[channels.get(name)] for name in held}
+    return {name: files[name] for name in names}
 
 
 def crop_around_foreground(volume: np.ndarray, size: Sequence[int], rng: np.random.Generator) -> np.ndarray:
@@ -276,10 +240,6 @@ def _foreground_voxel(volume: np.ndarray, rng: np.random.Generator) -> np.ndarra
     found = np.flatnonzero(volume)
     place = rng.choice(found) if found.size else rng.integers(volume.size)
     return np.asarray(np.unravel_index(place, volume.shape))
-
-
-def _positive(foreground: Tensor) -> Tensor:
-    return foreground > 0
 
 
 def _clip(image: Tensor) -> Tensor:

@@ -12,11 +12,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from monai.data.meta_tensor import MetaTensor
 from torch import Tensor
 
 from prod9 import volumes
-from prod9.data.dictionary import FILENAME
 from prod9.data.layouts import scan_dataset
 from prod9.data.names import SEG, TOKENS, bare, is_volume, parse_modality
 from prod9.data.scan import walk
@@ -298,9 +296,7 @@ def _scaling(file: VolumeFile) -> IntensityScaling:
 
 
 def _to_unit(data: np.ndarray, scaling: IntensityScaling, file: VolumeFile) -> Tensor:
-    volume = MetaTensor(torch.from_numpy(np.ascontiguousarray(data, dtype=np.float32)))
-    volume.meta[FILENAME] = str(file.header.path)
-    return scaling.build(["volume"])({"volume": volume})["volume"].as_tensor()
+    return torch.from_numpy(scaling.scale(data, file.header.path).to_unit(data))
 
 
 def shuffled(entries: Sequence[Entry], *, seed: int) -> list[Entry]:

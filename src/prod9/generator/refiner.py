@@ -146,14 +146,19 @@ class Refiner(nn.Module):
         nn.init.constant_(self.error_readout.bias[-1:], _LOG_ERROR[1])
 
     def forward(
-        self, decoded: Float[Tensor, "B 1 H W D"], sources: Sources, present: Present, target_label: Label
+        self,
+        decoded: Float[Tensor, "B 1 H W D"],
+        sources: Sources,
+        present: Present,
+        target_label: Label,
+        head: Bool[Tensor, "B H W D"] | None = None,
     ) -> Refined:
         """Return the refined target and its expected error.
 
         decoded: the target as the decoder gave it, in [0, 1]; all zero where there is none, and then the
         result comes from the sources alone. sources: channel k holds the source of class k, in [0, 1].
-        present: which of them there are; the others are not looked at. target_label: class of the target. The
-        head is where any source is above 0, or everywhere without sources.
+        present: which of them there are; the others are not looked at. target_label: class of the target. head:
+        where the result may differ from 0; by default where any source is above 0, or everywhere without sources.
         """
         self._check(sources)
         given = torch.where(present[:, :, None, None, None], sources, 0.0)
@@ -161,7 +166,8 @@ class Refiner(nn.Module):
         # Tissues lie close together in [0, 1]; spread out, they are told apart from the first steps on.
         x = torch.cat([decoded, given], dim=1).sub(0.5).mul(4.0)
         guides = self._guide(pad_to_multiple(x, self.multiple), facts)
-        head = (given > 0).any(1) | ~present.any(1)[:, None, None, None]
+        if head is None:
+            head = (given > 0).any(1) | ~present.any(1)[:, None, None, None]
         scales, shifts = self.modulation.affine(facts)
         readouts, error_readouts = self.readout(facts), self.error_readout(facts)
         volumes, errors = [], []

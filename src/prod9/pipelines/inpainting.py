@@ -172,7 +172,7 @@ class InpaintingPipeline:
         if placement is None:
             raise ValueError("Expected a generator with a placement; build it with from_checkpoint.")
         closed = _closed(source, region)
-        head = region & placement.intensity.foreground(torch.from_numpy(closed)).numpy()
+        head = region & placement.intensity.head(closed)
         if not head.any():
             raise DataError(
                 f"{region_header.path}: expected a region in the head, got {int(region.sum())} voxels with "

@@ -26,18 +26,23 @@ from prod9.training.model.checkpoint_manager import CheckpointManager
 _SHOWS_MOST = "T2"
 """Shows fluid, both matters and the whole of a lesion: what the other modalities follow best."""
 
+_DARKEST = np.float32(1 / 65535)
+"""Least intensity inside of a head: readers of a finished volume take 0 as outside, and it survives 16 bits."""
+
 Report = Callable[[float], None]
 
 
 @dataclass(frozen=True, eq=False)
 class GeneratedPatient:
-    """One patient. images: modality → float32 ``[H W D]`` in [0, 1], RAS, exactly 0 outside of the head.
+    """One patient.
 
-    seg: uint8, canonical labels of the segmentation that steered it, or None. affine: 4×4, voxel to mm.
-    index: its number; seed: that of this very patient (the run's plus the index).
+    images: modality → float32 ``[H W D]`` in [0, 1], RAS, exactly 0 outside of the head and nowhere else. head: bool
+    ``[H W D]``, True inside. seg: uint8, canonical labels of the segmentation that steered it, or None. affine: 4×4,
+    voxel to mm. index: its number; seed: that of this very patient (the run's plus the index).
     """
 
     images: dict[str, np.ndarray]
+    head: np.ndarray
     seg: np.ndarray | None
     affine: np.ndarray
     index: int
@@ -166,23 +171,26 @@ class PatientPipeline:
                 if report is not None:
                     report(done + part)
 
-            images = self._images(seed + index, seg, share)
+            images, head = self._images(seed + index, seg, share)
             affine = self.first.affine if seg is None else seg.affine
             labels = None if seg is None else seg.seg
-            yield GeneratedPatient(images, labels, affine.copy(), index, seed + index)
+            yield GeneratedPatient(images, head, labels, affine.copy(), index, seed + index)
 
-    def _images(self, seed: int, seg: PlacedSegmentation | None, report: Report) -> dict[str, np.ndarray]:
+    def _images(
+        self, seed: int, seg: PlacedSegmentation | None, report: Report
+    ) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        """Return the images and, bool ``[H W D]``, the head that they share."""
         count = len(self.order)
         volume = self._first(seed, seg, lambda part: report(part / count))
         head = head_of(volume)
-        images = {self.start_with: np.where(head, volume, 0.0).astype(np.float32)}
+        images = {self.start_with: _stripped(volume, head)}
         for done, name in enumerate(self.order[1:], start=1):
             volume = self._next(
-                images, name, seed, seg, lambda part, done=done: report((done + part) / count)
+                images, head, name, seed, seg, lambda part, done=done: report((done + part) / count)
             )
             # What is not head in one modality is not head in any, as in a skull-stripped scan.
-            images[name] = np.where(head, volume, 0.0).astype(np.float32)
-        return images
+            images[name] = _stripped(volume, head)
+        return images, head
 
     def _first(self, seed: int, seg: PlacedSegmentation | None, report: Report) -> np.ndarray:
         label = self.first.label_map[self.start_with]
@@ -194,6 +202,7 @@ class PatientPipeline:
     def _next(
         self,
         images: dict[str, np.ndarray],
+        head: np.ndarray,
         name: str,
         seed: int,
         seg: PlacedSegmentation | None,
@@ -204,6 +213,7 @@ class PatientPipeline:
         made = self.translator.translate(
             sources,
             name,
+            head=head,
             seed=derived_seed(seed, label),
             sample=_steered(self.translator_control, seg, label),
             progress=report,
@@ -221,6 +231,11 @@ def head_of(volume: np.ndarray) -> np.ndarray:
         return np.ones(volume.shape, dtype=bool)
     sizes = np.bincount(parts.ravel())[1:]
     return ndimage.binary_fill_holes(parts == 1 + int(sizes.argmax()))  # pyright: ignore[reportReturnType]
+
+
+def _stripped(volume: np.ndarray, head: np.ndarray) -> np.ndarray:
+    """Return ``volume`` with exactly 0 outside of ``head`` and more than 0 inside."""
+    return np.where(head, np.maximum(volume, _DARKEST), np.float32(0.0))
 
 
 def _steered(

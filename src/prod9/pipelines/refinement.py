@@ -24,9 +24,16 @@ class LoadedRefiner:
     sha256: str
 
     @torch.inference_mode()
-    def __call__(self, decoded: Tensor, sources: Tensor, present: Tensor, target_label: Tensor) -> Refined:
+    def __call__(
+        self,
+        decoded: Tensor,
+        sources: Tensor,
+        present: Tensor,
+        target_label: Tensor,
+        head: Tensor | None = None,
+    ) -> Refined:
         """Return the refined target and its expected error, float32; see ``Refiner.forward``."""
-        refined = self.network(decoded, sources, present, target_label)
+        refined = self.network(decoded, sources, present, target_label, head)
         return Refined(refined.volume.float(), refined.error.float())
 
 

@@ -1,7 +1,7 @@
 """A segmentation from a file to the grid of a model, by the preprocessing that training uses."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +9,10 @@ import numpy as np
 from prod9 import volumes
 from prod9.data.labels import canonical_seg
 from prod9.data.layouts import scan_dataset
+from prod9.data.seg_loss import Kept, describe_loss
 from prod9.data.segmentations import check_classes
 from prod9.errors import ConfigError, DataError
-from prod9.pipelines.placement import GridPlacement, Placed, align, share_beyond
+from prod9.pipelines.placement import GridPlacement, Placed, same_grid, share_beyond
 from prod9.volumes import VolumeFile
 
 DEFAULT_SCHEME = "canonical"
@@ -22,9 +23,9 @@ class PlacedSegmentation:
     """Canonical labels on a model's grid: ``seg`` uint8 ``[H W D]``, ``affine`` 4×4, voxel to mm.
 
     found_by: what centred it: ``reference``, ``case`` (volumes beside the file), ``sources`` or ``field`` (of view).
-    cut: share of the segmented voxels that lies beyond the grid. images: source images float32 ``[N H W D]`` in
-    [0, 1] beside it, or None. has_seg: False for images alone; ``seg`` is background then. space: NIfTI's code of what
-    the affine leads to.
+    cut: share of the segmented voxels that lies beyond the grid. kept: by label, what the voxels of the grid keep of
+    the rest. images: source images float32 ``[N H W D]`` in [0, 1] beside it, or None. has_seg: False for images
+    alone; ``seg`` is background then. space: NIfTI's code of what the affine leads to.
     """
 
     seg: np.ndarray
@@ -33,6 +34,7 @@ class PlacedSegmentation:
     cut: float
     images: np.ndarray | None = None
     has_seg: bool = True
+    kept: Mapping[int, Kept] = field(default_factory=dict)
     space: int = 1
 
 
@@ -53,7 +55,7 @@ def place_segmentation(
     that a file on the model's own grid stays as it is. label_scheme: what its values mean; ``auto`` goes by
     the name of its case, else canonical. sources, slots: see :func:`place_sources`; sources find the head, too.
     Raises DataError for values outside the scheme or of
-    ``num_classes`` and above, volumes on other voxels, or when all that is segmented lies beyond the grid.
+    ``num_classes`` and above, volumes on other voxels, or when nothing of what is segmented is left on the grid.
     """
     images, scheme = _its_case(path)
     if label_scheme != "auto":
@@ -74,12 +76,11 @@ def place_segmentation(
     assert placed.seg is not None
     cut = share_beyond(labels > 0, file.header, placed.affine, placement.grid)
     if labels.any() and not placed.seg.any():
-        raise DataError(
-            f"{path}: expected something segmented within the model's grid of {placement.grid} voxels, got all "
-            f"of it beyond (the head was found by {found_by}); name the scan it belongs to as the reference."
-        )
+        raise DataError(_nothing_left(path, placement, found_by, placed))
     shown = _in_slots(placed, sources, slots) if sources else None
-    return PlacedSegmentation(placed.seg, placed.affine, found_by, cut, shown, space=file.header.space)
+    return PlacedSegmentation(
+        placed.seg, placed.affine, found_by, cut, shown, kept=placed.kept, space=file.header.space
+    )
 
 
 def place_sources(
@@ -94,11 +95,26 @@ def place_sources(
         raise ConfigError(
             f"--source: expected at least one of {', '.join(slots) or 'nothing'}, got none; name it."
         )
-    placed = placement.place(align({name: volumes.read(path) for name, path in sources.items()}))
+    placed = placement.place({name: volumes.read(path) for name, path in sources.items()})
     nothing = np.zeros(placement.grid, dtype=np.uint8)
     shown = _in_slots(placed, sources, slots)
     return PlacedSegmentation(
         nothing, placed.affine, "sources", 0.0, shown, has_seg=False, space=placed.reference.space
+    )
+
+
+def _nothing_left(path: Path, placement: GridPlacement, found_by: str, placed: Placed) -> str:
+    """Return why nothing of a segmentation is left on the grid, and what to do about it."""
+    if not placed.kept:
+        return (
+            f"{path}: expected something segmented within the model's grid of {placement.grid} voxels, got all "
+            f"of it beyond (the head was found by {found_by}); name the scan it belongs to as the reference."
+        )
+    size = " × ".join(f"{mm:.3g}" for mm in np.linalg.norm(placed.affine[:3, :3], axis=0))
+    return (
+        f"{path}: expected something segmented that is as large as a voxel of the model, {size} mm, got only parts "
+        f"that fall between its voxels ({describe_loss(placed.kept)}); use a model of smaller voxels, or "
+        "draw it larger."
     )
 
 
@@ -127,7 +143,7 @@ def _its_case(path: Path) -> tuple[dict[str, Path], str]:
 
 def _require_same_voxels(seg: VolumeFile, head: VolumeFile) -> None:
     one, other = seg.header, head.header
-    if one.shape != other.shape or not np.allclose(one.affine, other.affine, atol=1e-2):
+    if not same_grid(one, other):
         raise DataError(
             f"{one.path}: expected the voxel grid of {other.path}, {other.shape}, got {one.shape} or another "
             "affine; a segmentation lies on the voxels of its scan: resample it (nearest) or name its own scan."

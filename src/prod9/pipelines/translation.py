@@ -29,11 +29,18 @@ Volumes = Mapping[str, np.ndarray]
 class Refine(Protocol):
     """What a refiner is called with and gives back."""
 
-    def __call__(self, decoded: Tensor, sources: Tensor, present: Tensor, target_label: Tensor) -> Refined:
+    def __call__(
+        self,
+        decoded: Tensor,
+        sources: Tensor,
+        present: Tensor,
+        target_label: Tensor,
+        head: Tensor | None = None,
+    ) -> Refined:
         """Return a better ``decoded`` [B 1 H W D], and how far off it expects that to be.
 
         sources: ``[B num_classes H W D]``, zeros where bool ``present`` [B num_classes] is False.
-        target_label: int64 ``[B]``.
+        target_label: int64 ``[B]``. head: bool ``[B H W D]``, None for where any source is above 0.
         """
         ...
 
@@ -160,6 +167,7 @@ class TranslationPipeline:
         sources: Volumes,
         target: str,
         *,
+        head: np.ndarray | None = None,
         num_samples: int = 1,
         seed: int = 0,
         decode: Decode = "sample",
@@ -169,15 +177,23 @@ class TranslationPipeline:
         sample: Callable[..., Tensor] | None = None,
         progress: Callable[[float], None] | None = None,
     ) -> Translation:
-        """Return ``target`` made from ``sources``, whose order does not matter; 0 where all of them are.
+        """Return ``target`` made from ``sources``, whose order does not matter; 0 outside of the head.
 
-        num_samples: how many are drawn, sample k from ``derived_seed(seed + k, label of target)``, so that two
-        targets of a patient share no noise. decode: ``sample``, or ``mean``: the mean is
-        decoded from the expected codes (least squared error, no draw), and samples are drawn only for a
-        deviation, when ``num_samples`` is above 1. examples: other patients, each with the target and any of the
-        sources' modalities. refine: let the refiner, where there is one, improve every volume. batch_size:
-        samples drawn together; none depends on it. sample: draws tokens instead of the generator's own
-        ``sample_tokens``, under control for example. progress: called with the share done.
+        Args:
+            sources: modality → volume on the grid.
+            target: the modality to make.
+            head: bool ``[H W D]``, where the head is; by default where any source is above 0, which leaves holes
+                where all of them show the darkest intensity.
+            num_samples: how many are drawn, sample k from ``derived_seed(seed + k, label of target)``, so that two
+                targets of a patient share no noise.
+            seed: of sample 0.
+            decode: ``sample``, or ``mean``: the mean is decoded from the expected codes (least squared error, no
+                draw), and samples are drawn only for a deviation, when ``num_samples`` is above 1.
+            examples: other patients, each with the target and any of the sources' modalities.
+            refine: let the refiner, where there is one, improve every volume.
+            batch_size: samples drawn together; none depends on it.
+            sample: draws tokens instead of the generator's own ``sample_tokens``, under control for example.
+            progress: called with the share done.
         """
         if num_samples < 1 or batch_size < 1:
             raise ValueError(
@@ -190,10 +206,10 @@ class TranslationPipeline:
 
         def finish(volume: np.ndarray) -> np.ndarray:
             if refine and self.refiner is not None:
-                better, error = self.refined(volume, sources, target)
+                better, error = self.refined(volume, sources, target, head)
                 within.append(error)
                 return better
-            return np.where(_head(sources), volume, np.float32(0.0))
+            return np.where(_head(sources) if head is None else head, volume, np.float32(0.0))
 
         drawn: list[np.ndarray] = []
         if decode == "sample" or num_samples > 1:
@@ -268,7 +284,9 @@ class TranslationPipeline:
         return self.generator.autoencoder.tokenizer.levels
 
     @torch.inference_mode()
-    def refined(self, volume: np.ndarray, sources: Volumes, target: str) -> tuple[np.ndarray, np.ndarray]:
+    def refined(
+        self, volume: np.ndarray, sources: Volumes, target: str, head: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Return what the refiner makes of a decoded volume ``[H W D]`` and its sources; there must be one.
 
         In [0, 1], and beside it the absolute error that it expects; both 0 outside the head, as every result of
@@ -283,8 +301,10 @@ class TranslationPipeline:
             present[0, labels[name]] = True
         decoded = torch.from_numpy(volume)[None, None].to(device)
         wanted = torch.tensor([labels[target]], device=device)
-        better = self.refiner(decoded, held.to(device), present.to(device), wanted)
-        head, (made, error) = _head(sources), (x[0, 0].float().clamp(0.0, 1.0).cpu().numpy() for x in better)
+        known = {} if head is None else {"head": torch.from_numpy(head)[None].to(device)}
+        better = self.refiner(decoded, held.to(device), present.to(device), wanted, **known)
+        head = _head(sources) if head is None else head
+        made, error = (x[0, 0].float().clamp(0.0, 1.0).cpu().numpy() for x in better)
         return np.where(head, made, np.float32(0.0)), np.where(head, error, np.float32(0.0))
 
 

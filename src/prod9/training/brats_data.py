@@ -1,7 +1,7 @@
 """BraTSDataModule: BraTS for stage 1, and pairs of modalities for stage 2 (kind ``decoder``)."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from prod9.data.datasets.brats import CachedAllModalitiesDataset
 from prod9.data.latents import Encode, ParallelEncode, TokenStore
 from prod9.data.layouts import Case, find_cases
 from prod9.data.sampling import SampleKey
+from prod9.data.seg_loss import Kept, describe_loss
 from prod9.data.segmentations import SegmentationStore, build_segmentation_store
 from prod9.data.splits import Part, Split, resolve_split
 from prod9.data.transforms import Augmentation, IntensityScaling, TransformBuilder
@@ -98,6 +99,7 @@ class AbstractBraTSDataModule(AbstractSegmentedDataModule):
             progress=progress,
         )
         self._builder.hashes.save()
+        warn_of_lost_lesions(store.kept, part)
         return store
 
     def _with_regions(self, part: Part, samples: Dataset[dict[str, Any]]) -> Dataset[dict[str, Any]]:
@@ -265,4 +267,22 @@ def warn_of_cut_heads(cases: CaseCache, grid: Sequence[int]) -> None:
             len(extents),
             cut[0],
             largest,
+        )
+
+
+def warn_of_lost_lesions(kept: Mapping[str, Mapping[int, Kept]], part: Part) -> None:
+    """Log how many segmentations of ``part`` lose small lesions, or much of a label, between the voxels of the grid.
+
+    kept: by case and label.
+    """
+    losses = {case: labels for case, labels in kept.items() if describe_loss(labels) is not None}
+    if losses:
+        worst = max(losses, key=lambda case: sum(one.parts - one.parts_kept for one in losses[case].values()))
+        _LOG.warning(
+            "%d of %d segmentations of the %s split lose small lesions between the voxels of the grid; most in %s: %s.",
+            len(losses),
+            len(kept),
+            part,
+            worst,
+            describe_loss(losses[worst]),
         )

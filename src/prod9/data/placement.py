@@ -1,0 +1,298 @@
+"""The one way from files to network input, and back.
+
+Training, inference, translation, inpainting, evaluation and planning all come here: the head and the bounds of the
+intensities are found on raw voxels, then come orientation, resampling and the window of the grid. The result
+remembers what was done and undoes exactly that.
+"""
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+import numpy as np
+import torch
+from monai import transforms as mt
+from monai.data.meta_tensor import MetaTensor
+
+from prod9 import volumes
+from prod9.data.intensity import IntensityScaling, Scale, bounding_box
+from prod9.data.seg_loss import Kept, kept_labels
+from prod9.data.window import Frame, Window, layers_of
+from prod9.errors import DataError
+from prod9.volumes import VolumeFile, VolumeHeader
+
+TOLERANCE = 1e-2
+"""Millimetres by which the affines of one voxel grid may differ."""
+
+_LOG = logging.getLogger("prod9")
+_HALF = 0.499
+"""Share of head from which a resampled voxel is head; below one half, so that rounding doesn't decide ties."""
+_TRACE = 1e-3
+"""Share of head from which its intensity can be told from that of what surrounds it."""
+
+
+@dataclass(frozen=True, eq=False)
+class Placed:
+    """A head on the model's grid, and the way back to the voxels of the reference file.
+
+    images: name → float32 ``[H W D]`` in [0, 1], 0 outside of the volume's own head. inside: bool ``[H W D]``, True
+    where any of them is head. seg: uint8 ``[H W D]``, labels as they were, or None. kept: by label, what the grid
+    keeps of it. affine: 4×4, voxel to mm of the grid. extent: voxels of the head's box before it was fitted to the
+    grid. cut: share of the head that lies beyond the grid.
+
+    reference: header of the first file; head: as ``inside``, on its voxels and in its axes. low, high: its raw
+    intensities of 0 and 1. raw: its voxels. window: where the grid lies.
+    """
+
+    images: dict[str, np.ndarray]
+    inside: np.ndarray
+    seg: np.ndarray | None
+    kept: Mapping[int, Kept]
+    affine: np.ndarray
+    extent: tuple[int, int, int]
+    cut: float
+    reference: VolumeHeader
+    head: np.ndarray
+    low: float
+    high: float
+    raw: np.ndarray
+    window: "Window"
+
+    def restore(self, unit: np.ndarray, *, difference: bool = False) -> np.ndarray:
+        """Return float32 on the voxels of the reference, in its axes and intensities.
+
+        Outside of the head the voxels are those of the reference. unit: ``[H W D]`` in [0, 1] on the grid.
+        difference: ``unit`` is a difference of intensities: scaled, not shifted, and 0 outside of the head.
+        """
+        whole = self.lay_back(unit)
+        raw = whole * (self.high - self.low) + (0.0 if difference else self.low)
+        return np.where(self.head, raw, 0.0 if difference else self.raw).astype(np.float32)
+
+    def lay_back(self, data: np.ndarray) -> np.ndarray:
+        """Return ``data [H W D]`` of the grid on the voxels of the reference, in its axes; 0 beyond the grid.
+
+        Inside of the head only voxels of the head count, so that its border isn't mixed with the background.
+        """
+        whole, frame = self.window.paste(data), self.window.frame
+        if not frame.resampled:
+            return volumes.from_ras(whole, self.reference)
+        inside = self.window.paste(self.inside.astype(np.float32))
+        moved = frame.to_file(np.stack([whole * inside, inside, whole]))
+        head_only, share, plain = (volumes.from_ras(layer, self.reference) for layer in moved)
+        filled = np.divide(head_only, share, out=np.zeros_like(plain), where=share > _TRACE)
+        return np.where(self.head & (share > _TRACE), filled, plain)
+
+
+class GridPlacement:
+    """Brings files to a model's grid: RAS, intensities, spacing, box of all heads, pad or crop.
+
+    spacing: mm to resample to, None for the file's. grid: voxels ``(H, W, D)``. intensity: how raw values
+    become [0, 1]. crop: False to keep the whole field of view, as with MedMNIST3D, instead of the head's box.
+    """
+
+    def __init__(
+        self,
+        *,
+        spacing: tuple[float, float, float] | None,
+        grid: tuple[int, int, int],
+        intensity: IntensityScaling,
+        crop: bool = True,
+    ) -> None:
+        self.spacing = spacing
+        self.grid = grid
+        self.intensity = intensity
+        self.crop = crop
+        self._named_background = False
+
+    @classmethod
+    def from_header(cls, data: Mapping[str, Any]) -> "GridPlacement":
+        """Build from the ``data`` part of a checkpoint's header."""
+        spacing = data["spacing"]
+        return cls(
+            spacing=None if spacing is None else tuple(spacing),
+            grid=tuple(data["grid"]),
+            intensity=IntensityScaling(**data["intensity"]),
+            crop=data.get("crop_foreground", True),
+        )
+
+    def place(
+        self,
+        files: Mapping[str, VolumeFile],
+        *,
+        seg: VolumeFile | None = None,
+        multiple_of: int | None = None,
+        resample: bool = False,
+    ) -> Placed:
+        """Bring ``files`` of one patient to the model's grid; the first is the reference.
+
+        Files are taken to be registered: nothing is moved.
+
+        Args:
+            files: name → volume, on the voxels of the reference.
+            seg: labels on the voxels of the reference, brought along by the nearest.
+            multiple_of: a head larger than the grid is not cut but gets as many voxels as it needs, a multiple of
+                this along each axis; None cuts it.
+            resample: let ``files`` have other voxels than the reference, and bring them there by their affines.
+
+        Raises:
+            DataError: for a volume without a head or of one intensity, one of other voxels unless ``resample``, and
+                one that would be too large at the model's spacing.
+        """
+        reference = next(iter(files.values()))
+        if not resample:
+            require_same_grid([file.header for file in files.values()])
+        scales = {name: self._scale(file) for name, file in files.items()}
+        units, heads = zip(
+            *(on_voxels(file, scales[name], reference.header) for name, file in files.items()), strict=True
+        )
+        head = np.logical_or.reduce(heads)
+        units, inside, frame = self._on_spacing(units, heads, reference.header)
+        if not inside.any():
+            raise DataError(
+                f"{reference.header.path}: expected a head that is larger than a voxel of {_text(self.spacing or ())} "
+                "mm, got one that vanishes between them; leave the volume out."
+            )
+        box = bounding_box(inside) if self.crop else [slice(0, side) for side in frame.shape]
+        window = Window.around(frame, box, self.grid, multiple_of=multiple_of)
+        labels, kept = (None, {}) if seg is None else self._place_seg(seg, window)
+        bounds = scales[next(iter(files))]
+        extent = [s.stop - s.start for s in box]
+        return Placed(
+            images={name: window.cut(unit) for name, unit in zip(files, units, strict=True)},
+            inside=window.cut(inside),
+            seg=labels,
+            kept=kept,
+            affine=window.affine,
+            extent=(extent[0], extent[1], extent[2]),
+            cut=share_beyond(head, reference.header, window.affine, window.sides),
+            reference=reference.header,
+            head=head,
+            low=float(bounds.low),
+            high=float(bounds.high),
+            raw=reference.data,
+            window=window,
+        )
+
+    def _scale(self, file: VolumeFile) -> Scale:
+        scale = self.intensity.scale(file.data, file.header.path)
+        if (
+            self.intensity.mode == "percentile"
+            and not scale.background.is_zero
+            and not self._named_background
+        ):
+            self._named_background = True  # once: a whole cohort has the same
+            _LOG.warning(
+                "%s: the background is %s, not 0; it is taken as background, here and wherever else it is found.",
+                file.header.path,
+                scale.background,
+            )
+        return scale
+
+    def _on_spacing(
+        self, units: Sequence[np.ndarray], heads: Sequence[np.ndarray], header: VolumeHeader
+    ) -> tuple[np.ndarray, np.ndarray, Frame]:
+        """Return units float32 ``[N H W D]`` and head bool ``[H W D]`` at the model's spacing, and their frame."""
+        if all(np.array_equal(head, heads[0]) for head in heads[1:]):
+            heads = heads[:1]  # as in skull-stripped data sets: one to resample instead of four
+        units, heads = (np.stack([self._turned(data, header) for data in group]) for group in (units, heads))
+        frame = Frame.of_file(header)
+        if self.spacing is None:
+            return units, heads.any(0), frame
+        self._require_size(header, frame)
+        layers = np.concatenate([units, heads.astype(np.float32)])
+        moved = cast(MetaTensor, self._spacing("bilinear")(layers_of(layers, frame.affine)))
+        affine, moved = moved.affine.numpy().astype(np.float64), np.asarray(moved)
+        if moved.shape[1:] == frame.shape and np.allclose(affine, frame.affine, atol=1e-3):
+            return units, heads.any(0), frame
+        units, inside = _within_head(moved[: len(units)], moved[len(units) :])
+        return units, inside.any(0), replace(frame, shape=units.shape[1:], affine=affine, resampled=True)
+
+    @staticmethod
+    def _turned(data: np.ndarray, header: VolumeHeader) -> np.ndarray:
+        return volumes.to_ras(data, header.affine)[0]
+
+    def _spacing(self, mode: str) -> mt.Spacing:
+        return mt.Spacing(pixdim=cast(Sequence[float], self.spacing), mode=mode, dtype=np.float32)
+
+    def _require_size(self, header: VolumeHeader, frame: Frame) -> None:
+        """Refuse a volume that would have too many voxels at the model's spacing (DataError)."""
+        assert self.spacing is not None
+        sizes = np.linalg.norm(frame.affine[:3, :3], axis=0) * np.asarray(frame.shape)
+        wanted = [math.ceil(size / mm) for size, mm in zip(sizes, self.spacing, strict=True)]
+        if math.prod(wanted) > volumes.MAX_VOXELS:
+            raise DataError(
+                f"{header.path}: expected at most {volumes.MAX_VOXELS} voxels at {_text(self.spacing)} mm, got "
+                f"{_text(wanted)} from a field of view of {_text(sizes)} mm; crop the volume, or repair its voxel "
+                "sizes."
+            )
+
+    def _place_seg(self, seg: VolumeFile, window: Window) -> tuple[np.ndarray, dict[int, Kept]]:
+        turned = self._turned(seg.data, seg.header)
+        if window.frame.resampled:
+            layers = layers_of(turned[None], window.frame.file_affine)
+            turned = np.asarray(self._spacing("nearest")(layers))[0]
+        placed = window.cut(turned).astype(np.uint8)
+        return placed, kept_labels(seg, placed, window.affine)
+
+
+def on_voxels(file: VolumeFile, scale: Scale, reference: VolumeHeader) -> tuple[np.ndarray, np.ndarray]:
+    """Return unit float32 and head bool of a file, ``[H W D]`` on the voxels of ``reference``, in its axes."""
+    unit, head = scale.to_unit(file.data), scale.head
+    if same_grid(file.header, reference):
+        return unit, head
+    moved = np.asarray(
+        mt.SpatialResample(mode="bilinear", padding_mode="zeros")(
+            layers_of(np.stack([unit, head.astype(np.float32)]), file.header.affine),
+            dst_affine=torch.from_numpy(reference.affine),
+            spatial_size=reference.shape,
+        )
+    )
+    units, inside = _within_head(moved[:1], moved[1:])
+    return units[0], inside[0]
+
+
+def _within_head(units: np.ndarray, shares: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return resampled units float32 ``[N H W D]`` and where each is head, bool ``[N or 1 H W D]``.
+
+    Before resampling, units were 0 outside of the head: dividing by the share of head takes the background out of the
+    mean again. shares: float ``[N or 1 H W D]``, the resampled heads.
+    """
+    inside = shares >= _HALF
+    spread = np.broadcast_to(shares, units.shape)
+    result = np.divide(units, spread, out=np.zeros(units.shape, np.float32), where=spread >= _HALF)
+    return result.clip(0.0, 1.0, out=result), inside
+
+
+def require_same_grid(headers: Sequence[VolumeHeader]) -> None:
+    """Refuse volumes that do not lie on the voxels of the first (DataError naming both files)."""
+    first = headers[0]
+    for header in headers:
+        if not same_grid(header, first):
+            raise DataError(
+                f"{header.path}: expected the voxel grid of {first.path}, {first.shape}, got {header.shape} or another "
+                "affine; register them first, or pass --resample if they are registered and differ in voxels only."
+            )
+
+
+def same_grid(one: VolumeHeader, other: VolumeHeader) -> bool:
+    """Return whether two volumes lie on the same voxels, within :data:`TOLERANCE`."""
+    return one.shape == other.shape and np.allclose(one.affine, other.affine, atol=TOLERANCE)
+
+
+def share_beyond(
+    head: np.ndarray, header: VolumeHeader, grid_affine: np.ndarray, grid: Sequence[int]
+) -> float:
+    """Return the share of the True voxels of ``head`` whose centres lie outside of the grid."""
+    found = np.argwhere(head)
+    if not len(found):
+        return 0.0
+    to_grid = np.linalg.inv(grid_affine) @ header.affine
+    places = found @ to_grid[:3, :3].T + to_grid[:3, 3]
+    outside = ((places < -0.5) | (places > np.asarray(grid) - 0.5)).any(1)
+    return float(cast(np.ndarray, outside).mean())
+
+
+def _text(numbers: Sequence[float] | np.ndarray) -> str:
+    return " × ".join(f"{number:g}" for number in np.round(numbers, 2))
