@@ -5,6 +5,7 @@ the background, which moves minima and percentiles.
 """
 
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 from typing import Literal
 
@@ -19,6 +20,7 @@ _VOLUME_SHARE = 0.02
 _DOMINANCE = 5
 """A background fills at least these shares of the outer faces and of the volume, and is this many times as
 frequent on the faces as any other value. Tissue and the noise of unstripped scans are neither."""
+_HEAD_SHARE = 0.05
 _MAX_BACKGROUNDS = 3
 
 
@@ -39,10 +41,11 @@ class Background:
 
     def covers(self, raw: np.ndarray) -> np.ndarray:
         """Return bool of the shape of ``raw``, True where a voxel has a background value."""
-        found = np.zeros(raw.shape, dtype=bool)
-        for value in self.values:
-            found |= np.abs(raw - np.float32(value)) <= self.tolerance
-        return found
+        within = [
+            (raw >= np.float32(value - self.tolerance)) & (raw <= np.float32(value + self.tolerance))
+            for value in self.values
+        ]
+        return reduce(np.logical_or, within)
 
     def __str__(self) -> str:
         """Return the values as text."""
@@ -66,7 +69,8 @@ def find_background(raw: np.ndarray) -> Background:
             break
         filled = Background((value,), tolerance).covers(raw)
         left = head & ~filled
-        if filled.mean() < _VOLUME_SHARE or not left.any():
+        least = _HEAD_SHARE * box.size if values else 1  # or a head of one intensity would count as padding
+        if filled.mean() < _VOLUME_SHARE or left.sum() < least:
             break
         values.append(value)
         head = left
@@ -88,8 +92,9 @@ class Scale:
 
     def to_unit(self, raw: np.ndarray) -> np.ndarray:
         """Return float32 in [0, 1], clipped, exactly 0 outside of the head."""
-        unit = np.clip((raw - self.low) / (self.high - self.low), 0.0, 1.0)
-        return np.where(self.head, unit, 0.0).astype(np.float32)
+        unit = np.zeros(raw.shape, dtype=np.float32)
+        unit[self.head] = np.clip((raw[self.head] - self.low) / (self.high - self.low), 0.0, 1.0)
+        return unit
 
 
 @dataclass(frozen=True)
@@ -149,8 +154,8 @@ def _spread(raw: np.ndarray) -> float:
 
 def _faces(box: np.ndarray) -> np.ndarray:
     """Return the voxels of the six outer faces, those of edges more than once."""
-    planes = [np.take(box, end, axis=axis).ravel() for axis in range(3) for end in (0, -1)]
-    return np.concatenate(planes)
+    planes = [box[0], box[-1], box[:, 0], box[:, -1], box[:, :, 0], box[:, :, -1]]
+    return np.concatenate([plane.ravel() for plane in planes])
 
 
 def _dominant(values: np.ndarray, tolerance: float, *, exclude: list[float]) -> float | None:

@@ -111,7 +111,7 @@ def _intensities(table: dict[str, dict[str, float]], voxels: Sequence[CaseVoxels
         + f"<td>{_histogram([v.images[kind].histogram for v in voxels if kind in v.images])}"
         for kind, row in table.items()
     )  # fmt: skip
-    caption = "Medians over the volumes, of voxels that are not 0; foreground: their share."
+    caption = "Medians over the volumes, of voxels that are not background; foreground: their share."
     return (
         f"<h2>Intensities</h2><p>{caption}<table><tr><th>{head}<th>0.5th to 99.5th percentile{rows}</table>"
     )

@@ -9,7 +9,14 @@ from typing import Any
 from prod9.data.cases import PARTS, Case
 from prod9.data.checking.findings import Finding, counts, error, note, warning
 from prod9.data.checking.headers import Headers, Progress, check_headers, check_identity, millimetres, sides
-from prod9.data.checking.voxels import CaseVoxels, find_doubles, label_summary, read_cases, summarise
+from prod9.data.checking.voxels import (
+    CaseVoxels,
+    find_backgrounds,
+    find_doubles,
+    label_summary,
+    read_cases,
+    summarise,
+)
 from prod9.data.layouts import Dataset, no_cases, require_known, scan_dataset
 from prod9.data.names import MODALITIES
 from prod9.data.splits import Split
@@ -107,6 +114,7 @@ def _look_inside(report: Report, num_workers: int, progress: Progress | None) ->
     report.voxels = list(read_cases(cases, num_workers=num_workers, progress=progress))
     told = {(finding.case, finding.message) for finding in report.findings}
     found = [f for result in report.voxels for f in result.findings] + list(find_doubles(report.voxels))
+    found += find_backgrounds(report.voxels)
     report.findings += [f for f in found if (f.case, f.message) not in told]
 
 

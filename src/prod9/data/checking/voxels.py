@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from prod9.data.cases import Case
-from prod9.data.checking.findings import Finding, error, warning
+from prod9.data.checking.findings import Finding, error, note, warning
 from prod9.data.checking.headers import Progress, same_content
+from prod9.data.intensity import find_background
 from prod9.data.labels import canonical_seg
 from prod9.errors import DataError, Prod9Error
 from prod9.volumes import VolumeFile, read, read_channels, to_ras
@@ -24,10 +25,11 @@ _MIN_BACKGROUND = 0.01
 
 @dataclass(frozen=True)
 class ImageStats:
-    """One volume's voxels. percentiles: of the foreground (voxels that are not 0), at ``PERCENTILES``.
+    """One volume's voxels. percentiles: of the foreground (all that is not background), at ``PERCENTILES``.
 
     foreground: its share of all voxels. box_mm: sides of its box along the axes of RAS, box: in voxels.
     histogram: counts of the foreground over ``BINS`` equal bins from its 0.5th to its 99.5th percentile.
+    background: what lies around the head, in words; None where it is 0, as is usual.
     """
 
     percentiles: tuple[float, ...]
@@ -37,6 +39,7 @@ class ImageStats:
     box: tuple[int, int, int]
     box_mm: tuple[float, float, float]
     histogram: tuple[int, ...]
+    background: str | None = None
 
 
 @dataclass
@@ -90,6 +93,20 @@ def find_doubles(results: Sequence[CaseVoxels]) -> Iterator[Finding]:
         for path, digest in result.digests.items():
             if first.setdefault(digest, path) != path:
                 yield same_content(first[digest], path, result.case_id)
+
+
+def find_backgrounds(results: Sequence[CaseVoxels]) -> Iterator[Finding]:
+    """Name, once for all volumes, backgrounds of another value than 0."""
+    found = [
+        (r, kind, s.background) for r in results for kind, s in r.images.items() if s.background is not None
+    ]
+    if found:
+        (first, kind, value), total = found[0], sum(len(result.images) for result in results)
+        yield note(
+            "background",
+            f"the background of {len(found)} of {total} volumes is not 0 (in {kind} of {first.case_id} it is {value}); "
+            "it is found and taken as background, and what is made from these volumes has it too.",
+        )
 
 
 def summarise(results: Sequence[CaseVoxels]) -> dict[str, dict[str, float]]:
@@ -146,7 +163,7 @@ def _add_image(result: CaseVoxels, kind: str, volume: VolumeFile, *, alone: bool
         result.findings.append(
             warning(
                 "background",
-                f"{path}: {1 - stats.foreground:.1%} of {kind} is exactly 0, so the head's box is the whole volume; "
+                f"{path}: {1 - stats.foreground:.1%} of {kind} is background, so the head's box is the whole volume; "
                 "strip the skull, or use data.intensity mode range.",
                 result.case_id,
             )
@@ -166,7 +183,8 @@ def image_stats(volume: VolumeFile) -> ImageStats:
 
 def array_stats(data: np.ndarray, spacing: Sequence[float]) -> ImageStats:
     """Return the statistics of ``data [H W D]`` along the axes of RAS. spacing: mm."""
-    inside = data != 0
+    background = find_background(data)
+    inside = ~background.covers(data)
     values = data[inside]
     box = tuple(_extent(np.asarray(inside.any(axis=tuple({0, 1, 2} - {axis})))) for axis in range(3))
     percentiles = np.percentile(values, PERCENTILES)
@@ -181,6 +199,7 @@ def array_stats(data: np.ndarray, spacing: Sequence[float]) -> ImageStats:
         box=(box[0], box[1], box[2]),
         box_mm=tuple((np.asarray(box) * np.asarray(spacing)).tolist()),
         histogram=tuple(histogram.tolist()),
+        background=None if background.is_zero else str(background),
     )
 
 
