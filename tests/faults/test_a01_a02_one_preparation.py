@@ -20,6 +20,7 @@ from prod9.pipelines.placement import GridPlacement
 from prod9.pipelines.reconstruction import ReconstructionPipeline
 from prod9.types import AutoencoderOutput
 from tests.faults.heads import as_file, centred, head, radius
+from tests.pipelines.test_inpainting import build as build_inpainting
 
 WHOLE = IntensityScaling("percentile", 0.0, 100.0)
 ROBUST = IntensityScaling("percentile", 0.0, 99.5)
@@ -187,3 +188,30 @@ def test_a2_files_on_the_grid_of_the_model_are_not_resampled(tmp_path: Path) -> 
         low, high = np.percentile(raw[raw != 0], (0.0, 99.5))
         expected[place] = np.where(raw != 0, np.clip((raw - low) / (high - low), 0, 1), 0)[box]
         np.testing.assert_allclose(result[name].numpy()[0], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("spacing", [None, (3.75, 3.75, 3.75), (5.0, 5.0, 5.0)])
+@pytest.mark.parametrize("background", [0.0, -4.2])
+def test_a1_a_perfect_decoder_paints_as_bright_as_its_surroundings(
+    spacing: tuple[float, float, float] | None, background: float
+) -> None:
+    """Inpainting: a constant head is drawn anew as it was, in the middle and at the border of the head."""
+    shape, affine = centred((4.0, 4.0, 4.0))
+    r = radius(shape, affine)
+    texture = 600 + 20 * np.cos(np.arange(shape[0]) / 4)[:, None, None]
+    source = as_file(np.where(r < 1, texture, background), affine)
+    region = np.zeros(shape, np.float32)
+    region[10:18, 14:22, 14:22] = 1
+    region[2:12, 20:25, 15:20] = 1  # reaches beyond the head
+    where = GridPlacement(spacing=spacing, grid=(48, 56, 48), intensity=WHOLE)
+    pipeline = build_inpainting(blend=0.0)
+    pipeline.generator.placement, pipeline.generator.grid = where, where.grid
+    pipeline.generator.token_grid = (24, 28, 24)
+    truth = where.place({"T1": source}).images["T1"]
+    pipeline.generator.decode_tokens = lambda _: truth  # type: ignore[method-assign]
+    (drawn,) = pipeline.inpaint(source, as_file(region, affine, "region.nii.gz"), "T1")
+    inside = (region != 0) & (r < 0.9)
+    assert drawn.data[inside].mean() == pytest.approx(source.data[inside].mean(), rel=0.01)
+    np.testing.assert_allclose(drawn.data[inside], source.data[inside], rtol=0.03)
+    outside = (region != 0) & (r > 1.1)
+    np.testing.assert_allclose(drawn.data[outside], background)
