@@ -159,7 +159,7 @@ def _describe(pipeline: "ReconstructionPipeline", files: dict[str, Path], path: 
     return {
         "model": str(path),
         "files": len(files),
-        "grid": list(pipeline.grid),
+        "grid": list(pipeline.placement.grid),
         "device": str(pipeline.device),
         "disk_mb": round(4 * voxels / 1e6, 1),
     }

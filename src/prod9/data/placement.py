@@ -147,7 +147,7 @@ class GridPlacement:
         units, heads = zip(
             *(on_voxels(file, scales[name], reference.header) for name, file in files.items()), strict=True
         )
-        head = np.logical_or.reduce(heads)
+        head = np.logical_or.reduce(list(heads))
         units, inside, frame = self._on_spacing(units, heads, reference.header)
         if not inside.any():
             raise DataError(
@@ -196,22 +196,21 @@ class GridPlacement:
         """Return units float32 ``[N H W D]`` and head bool ``[H W D]`` at the model's spacing, and their frame."""
         if all(np.array_equal(head, heads[0]) for head in heads[1:]):
             heads = heads[:1]  # as in skull-stripped data sets: one to resample instead of four
-        units, heads = (np.stack([self._turned(data, header) for data in group]) for group in (units, heads))
+        turned, shares = (
+            np.stack([volumes.to_ras(data, header.affine)[0] for data in group], dtype=np.float32)
+            for group in (units, heads)
+        )
         frame = Frame.of_file(header)
-        if self.spacing is None:
-            return units, heads.any(0), frame
-        self._require_size(header, frame)
-        layers = np.concatenate([units, heads.astype(np.float32)])
-        moved = cast(MetaTensor, self._spacing("bilinear")(layers_of(layers, frame.affine)))
-        affine, moved = moved.affine.numpy().astype(np.float64), np.asarray(moved)
-        if moved.shape[1:] == frame.shape and np.allclose(affine, frame.affine, atol=1e-3):
-            return units, heads.any(0), frame
-        units, inside = _within_head(moved[: len(units)], moved[len(units) :])
-        return units, inside.any(0), replace(frame, shape=units.shape[1:], affine=affine, resampled=True)
-
-    @staticmethod
-    def _turned(data: np.ndarray, header: VolumeHeader) -> np.ndarray:
-        return volumes.to_ras(data, header.affine)[0]
+        if self.spacing is not None:
+            self._require_size(header, frame)
+            layers = layers_of(np.concatenate([turned, shares]), frame.affine)
+            moved = cast(MetaTensor, self._spacing("bilinear")(layers))
+            affine, moved = moved.affine.numpy().astype(np.float64), np.asarray(moved)
+            if moved.shape[1:] != frame.shape or not np.allclose(affine, frame.affine, atol=1e-3):
+                turned, shares = moved[: len(turned)], moved[len(turned) :]
+                frame = replace(frame, shape=moved.shape[1:], affine=affine, resampled=True)
+        units_within, inside = _within_head(turned, shares)
+        return units_within, np.logical_or.reduce(inside), frame
 
     def _spacing(self, mode: str) -> mt.Spacing:
         return mt.Spacing(pixdim=cast(Sequence[float], self.spacing), mode=mode, dtype=np.float32)
@@ -229,7 +228,7 @@ class GridPlacement:
             )
 
     def _place_seg(self, seg: VolumeFile, window: Window) -> tuple[np.ndarray, dict[int, Kept]]:
-        turned = self._turned(seg.data, seg.header)
+        turned, _ = volumes.to_ras(seg.data, seg.header.affine)
         if window.frame.resampled:
             layers = layers_of(turned[None], window.frame.file_affine)
             turned = np.asarray(self._spacing("nearest")(layers))[0]
