@@ -202,7 +202,7 @@ def test_stage_3_of_maisi_counts_the_parameters_of_its_network(stage1, model, co
     data = stage1.data.model_copy(update={"label_map": {"T1": 1, "T1ce": 2, "T2": 3, "FLAIR": 4}})
     base = MaisiDiffusionConfig(output_dir="x", data=data, model=unet)
     config = MaisiControlNetConfig(output_dir="x", data=data, model=model, condition=condition)
-    network = ModelFactory.create_flow_controlnet(
+    network = ModelFactory.create_controlnet(
         config.model, config.condition, base_model=unet, autoencoder=autoencoder
     )
     need = estimate_flow_controlnet(config, base=base, autoencoder=autoencoder, device="cpu")

@@ -253,7 +253,7 @@ def _build(
             assert autoencoder is not None
             assert autoencoder.kind == "kl"
             networks = [
-                ModelFactory.create_flow_controlnet(
+                ModelFactory.create_controlnet(
                     config.model, config.condition, base_model=base.model, autoencoder=autoencoder
                 )
             ]

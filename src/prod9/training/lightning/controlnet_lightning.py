@@ -73,7 +73,7 @@ class ControlNetLightning(SampledControl):
         self._flow = Unregistered(upstream)
         base = upstream.base.network.requires_grad_(False).eval()
         sections = upstream.base.header["architecture"]
-        self.controlnet = ModelFactory.create_flow_controlnet(
+        self.controlnet = ModelFactory.create_controlnet(
             config.model,
             config.condition,
             base_model=RectifiedFlowModelConfig.model_validate(sections["diffusion"]),

@@ -202,7 +202,7 @@ class CheckpointManager:
     ) -> Loaded[ControlNetRF]:
         """Rebuild MAISI's stage-3 network from its header and load its weights (averaged if any)."""
         opened = CheckpointManager.open(path, stage="maisi_controlnet", prefer=prefer)
-        network = ModelFactory.create_flow_controlnet(
+        network = ModelFactory.create_controlnet(
             _section(opened, "controlnet", TypeAdapter(ControlNetRFModelConfig)),
             _section(opened, "condition", TypeAdapter(FlowControlConditionConfig)),
             base_model=_section(opened, "diffusion", TypeAdapter(RectifiedFlowModelConfig)),

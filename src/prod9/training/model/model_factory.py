@@ -111,16 +111,59 @@ class ModelFactory:
         """Build the stage-2 decoder for the codebook ``levels`` of its autoencoder."""
         return build_decoder(model.kind, levels=tuple(levels), **model.kwargs())
 
+    @overload
     @staticmethod
     def create_controlnet(
         model: ControlNetMaskGiTModelConfig,
         condition: ControlConditionConfig,
         *,
-        base: AbstractTokenDecoder,
         base_model: TransformerModelConfig,
         autoencoder: FSQModelConfig,
-    ) -> ControlNetMaskGiT:
-        """Build the stage-3 network of ``base``, whose own sections are ``base_model`` and ``autoencoder``."""
+        base: AbstractTokenDecoder,
+    ) -> ControlNetMaskGiT: ...
+
+    @overload
+    @staticmethod
+    def create_controlnet(
+        model: ControlNetRFModelConfig,
+        condition: FlowControlConditionConfig,
+        *,
+        base_model: RectifiedFlowModelConfig,
+        autoencoder: KLModelConfig,
+    ) -> ControlNetRF: ...
+
+    @staticmethod
+    def create_controlnet(
+        model: ControlNetMaskGiTModelConfig | ControlNetRFModelConfig,
+        condition: ControlConditionConfig | FlowControlConditionConfig,
+        *,
+        base_model: TransformerModelConfig | RectifiedFlowModelConfig,
+        autoencoder: FSQModelConfig | KLModelConfig,
+        base: AbstractTokenDecoder | None = None,
+    ) -> ControlNetMaskGiT | ControlNetRF:
+        """Build the stage-3 network of either family.
+
+        Args:
+            model: its own section; ``model.kind`` says which family it is of.
+            condition: what steers it.
+            base_model: the section of the stage-2 network that it steers.
+            autoencoder: the section of the stage-1 network below that.
+            base: the transformer itself, parts of which a MaskGiT control network copies; none for a flow.
+        """
+        if isinstance(model, ControlNetRFModelConfig):
+            assert isinstance(autoencoder, KLModelConfig)  # the overloads say so
+            shared = {name: getattr(base_model, name) for name in _SHARED_WITH_BASE}
+            return build_control_network(
+                model.kind,
+                latent_channels=autoencoder.latent_channels,
+                downsampling_factor=autoencoder.downsampling_factor,
+                **shared,
+                **model.kwargs(),
+                **condition.kwargs(),
+            )
+        if base is None:
+            raise ValueError("Expected the transformer that a MaskGiT control network starts from, got none.")
+        assert not isinstance(base_model, RectifiedFlowModelConfig)
         return ControlNetMaskGiT(
             base=base,
             downsampling_factor=autoencoder.downsampling_factor,
@@ -139,25 +182,6 @@ class ModelFactory:
     ) -> ControlNetTrainer:
         """Build the stage-3 algorithm on a frozen ``decoder``."""
         return ControlNetTrainer(decoder=decoder, controlnet=controlnet, scheduler=scheduler, **loss.kwargs())
-
-    @staticmethod
-    def create_flow_controlnet(
-        model: ControlNetRFModelConfig,
-        condition: FlowControlConditionConfig,
-        *,
-        base_model: RectifiedFlowModelConfig,
-        autoencoder: KLModelConfig,
-    ) -> ControlNetRF:
-        """Build MAISI's stage-3 network for a U-Net of ``base_model`` over the latents of ``autoencoder``."""
-        shared = {name: getattr(base_model, name) for name in _SHARED_WITH_BASE}
-        return build_control_network(
-            model.kind,
-            latent_channels=autoencoder.latent_channels,
-            downsampling_factor=autoencoder.downsampling_factor,
-            **shared,
-            **model.kwargs(),
-            **condition.kwargs(),
-        )
 
     @staticmethod
     def create_flow_controlnet_trainer(

@@ -57,7 +57,7 @@ def build_released(entry: Released) -> nn.Module:
             return ModelFactory.create_autoencoder(config.model)
         if isinstance(config, MaisiControlNetConfig):
             base, autoencoder = _earlier_sections(entry)
-            return ModelFactory.create_flow_controlnet(
+            return ModelFactory.create_controlnet(
                 config.model, config.condition, base_model=base.model, autoencoder=autoencoder.model
             )
         assert isinstance(config, MaisiDiffusionConfig)  # the table names no other
