@@ -181,14 +181,14 @@ def affine_mm(header: Nifti1Header, path: Path) -> np.ndarray:
                 "that the form holds scanner coordinates, 0 that there is none."
             )
     fixed = header.copy()
-    pixdim = fixed["pixdim"]
+    pixdim: np.ndarray = np.asarray(fixed["pixdim"])  # a view: what follows changes the header
     # As other software takes them: the sign of pixdim[0] matters, that of a voxel size does not.
     pixdim[0] = -1.0 if pixdim[0] < 0 else 1.0
     pixdim[1:4] = np.abs(pixdim[1:4])
     if not header["sform_code"] and not np.all(pixdim[1:4]):
         raise DataError(f"{path}: expected voxel sizes above 0, got 0; write the true ones into pixdim.")
     try:
-        affine = np.array(fixed.get_best_affine(), dtype=np.float64)
+        affine: np.ndarray = np.array(fixed.get_best_affine(), dtype=np.float64)
     except (HeaderDataError, ValueError, np.linalg.LinAlgError) as error:
         raise DataError(
             f"{path}: expected an invertible affine ({error}); repair the q-form or s-form."

@@ -6,7 +6,6 @@ remembers what was done and undoes exactly that.
 """
 
 import logging
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
@@ -202,7 +201,10 @@ class GridPlacement:
         )
         frame = Frame.of_file(header)
         if self.spacing is not None:
-            self._require_size(header, frame)
+            voxels = np.linalg.norm(frame.affine[:3, :3], axis=0).tolist()
+            volumes.resampled_shape(
+                frame.shape, voxels, self.spacing, path=header.path
+            )  # refuses what is too large
             layers = layers_of(np.concatenate([turned, shares]), frame.affine)
             moved = cast(MetaTensor, self._spacing("bilinear")(layers))
             affine, moved = moved.affine.numpy().astype(np.float64), np.asarray(moved)
@@ -214,18 +216,6 @@ class GridPlacement:
 
     def _spacing(self, mode: str) -> mt.Spacing:
         return mt.Spacing(pixdim=cast(Sequence[float], self.spacing), mode=mode, dtype=np.float32)
-
-    def _require_size(self, header: VolumeHeader, frame: Frame) -> None:
-        """Refuse a volume that would have too many voxels at the model's spacing (DataError)."""
-        assert self.spacing is not None
-        sizes = np.linalg.norm(frame.affine[:3, :3], axis=0) * np.asarray(frame.shape)
-        wanted = [math.ceil(size / mm) for size, mm in zip(sizes, self.spacing, strict=True)]
-        if math.prod(wanted) > volumes.MAX_VOXELS:
-            raise DataError(
-                f"{header.path}: expected at most {volumes.MAX_VOXELS} voxels at {_text(self.spacing)} mm, got "
-                f"{_text(wanted)} from a field of view of {_text(sizes)} mm; crop the volume, or repair its voxel "
-                "sizes."
-            )
 
     def _place_seg(self, seg: VolumeFile, window: Window) -> tuple[np.ndarray, dict[int, Kept]]:
         turned, _ = volumes.to_ras(seg.data, seg.header.affine)
