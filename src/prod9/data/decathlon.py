@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from prod9.data.cases import Case
-from prod9.data.labels import AS_IS, scheme_from_names
-from prod9.data.names import bare, canonical_modality, identify, is_volume
-from prod9.data.scan import Scan, inside, read_json, walk
+from prod9.data.labels import AS_IS, declared_scheme
+from prod9.data.names import bare, canonical_modality, identify, identify_file
+from prod9.data.scan import Scan, folders_of, inside, is_file, not_there, read_json, unreachable
 from prod9.errors import DataError
 from prod9.volumes import Channel
 
@@ -17,11 +17,16 @@ _NNUNET_NAME = re.compile(r"(.+)_(\d{4})")
 
 
 def described_by(root: Path) -> str | None:
-    """Return ``msd`` or ``nnunet`` where ``root`` has a dataset.json and training images, else None."""
-    images = root / "imagesTr"
-    if not (root / DESCRIPTION).is_file() or not images.is_dir():
+    """Return ``msd`` or ``nnunet`` where ``root`` has a dataset.json and training images, else None.
+
+    Raises DataError for a dataset.json that is a link to nothing or cannot be read.
+    """
+    images, description = root / "imagesTr", root / DESCRIPTION
+    if description.is_symlink() and (message := unreachable(description)) is not None:
+        raise DataError(message)
+    if not is_file(description) or not images.is_dir():
         return None
-    names = [path.name for path in images.iterdir() if is_volume(path.name)]
+    names = [path.name for path in Scan().volumes(images)]
     # nnU-Net writes one file a channel and numbers them, also where there is only one.
     numbered = bool(names) and all(_NNUNET_NAME.fullmatch(bare(name)) for name in names)
     return "nnunet" if numbered and any(bare(name).endswith("_0000") for name in names) else "msd"
@@ -35,22 +40,21 @@ def scan_msd(root: Path) -> Scan:
     source = root / DESCRIPTION
     description = _read(source)
     names = _channel_names(description, source)
-    scheme = _scheme(description)
+    scheme = declared_scheme(description.get("labels")) or AS_IS
     scan = Scan()
-    for image, label in _training_pairs(description, root):
-        if not image.is_file():
-            scan.problems.append(
-                f"{image}: listed in {source}, but no such file; restore it or correct the list."
-            )
+    for image, label in _training_pairs(description, root, scan):
+        absent = [path for path in (image, label) if path is not None and not is_file(path)]
+        if absent:
+            scan.lacks(not_there(absent[0], source))
             continue
-        identity = identify(bare(image.name))
+        identity = identify_file(bare(image.name), folders_of(image, root))
         channels = {name: Channel(name, index, len(names)) for index, name in enumerate(names)}
         scan.cases.append(
             Case(
                 case_id=identity.case_id,
                 patient_id=identity.patient_id,
                 images=dict.fromkeys(names, image),
-                seg=label if label is not None and label.is_file() else None,
+                seg=label,
                 layout="msd",
                 label_scheme=scheme,
                 time_point=identity.time_point,
@@ -65,23 +69,24 @@ def scan_nnunet(root: Path) -> Scan:
     source = root / DESCRIPTION
     description = _read(source)
     names = _channel_names(description, source)
-    scheme = _scheme(description)
-    labels = {bare(path.name): path for path in walk(root / "labelsTr") if is_volume(path.name)} if (
-        root / "labelsTr"
-    ).is_dir() else {}  # fmt: skip
+    scheme = declared_scheme(description.get("labels")) or AS_IS
     scan, images = Scan(), dict[str, dict[str, Path]]()
-    for path in walk(root / "imagesTr"):
-        match = _NNUNET_NAME.fullmatch(bare(path.name)) if is_volume(path.name) else None
-        if match is None or int(match[2]) >= len(names):
-            if match is not None:
-                scan.problems.append(
-                    f"{path}: expected channels 0000 to {len(names) - 1:04d} as {source} says, got {match[2]}; "
-                    "correct either."
-                )
-            elif is_volume(path.name):
-                scan.ignored.append(path)
-            continue
-        images.setdefault(match[1], {})[names[int(match[2])]] = path
+    labels = _by_name(scan, root / "labelsTr")
+    for path in scan.volumes(root / "imagesTr"):
+        match = _NNUNET_NAME.fullmatch(bare(path.name))
+        if match is None:
+            scan.ignored.append(path)
+        elif int(match[2]) >= len(names):
+            scan.problems.append(
+                f"{path}: expected channels 0000 to {len(names) - 1:04d} as {source} says, got {match[2]}; "
+                "correct either."
+            )
+        else:
+            name = names[int(match[2])]
+            first = images.setdefault(match[1], {}).setdefault(name, path)
+            if first != path:
+                scan.problems.append(_twice(path, first, f"channel {match[2]} of {match[1]}"))
+    scan.ignored += [path for case, path in labels.items() if case not in images]
     for case, files in images.items():
         identity = identify(case)
         scan.cases.append(
@@ -96,6 +101,20 @@ def scan_nnunet(root: Path) -> Scan:
             )
         )
     return scan
+
+
+def _by_name(scan: Scan, folder: Path) -> dict[str, Path]:
+    """Return the volumes below ``folder`` by their names without suffix; ``.nii`` beside ``.nii.gz`` is a problem."""
+    found: dict[str, Path] = {}
+    for path in scan.volumes(folder) if folder.is_dir() else ():
+        first = found.setdefault(bare(path.name), path)
+        if first != path:
+            scan.problems.append(_twice(path, first, f"{bare(path.name)} in {folder.name}"))
+    return found
+
+
+def _twice(path: Path, first: Path, what: str) -> str:
+    return f"{path}: expected one file for {what}, got {first} too; remove one."
 
 
 def _read(source: Path) -> Mapping[str, Any]:
@@ -114,7 +133,7 @@ def _channel_names(description: Mapping[str, Any], source: Path) -> list[str]:
     declared = description.get("channel_names", description.get("modality"))
     try:
         numbered = sorted((int(number), str(name)) for number, name in dict(declared or {}).items())
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):  # JSON knows Infinity
         numbered = []
     names = [canonical_modality(name) for _, name in numbered]
     if (
@@ -129,26 +148,13 @@ def _channel_names(description: Mapping[str, Any], source: Path) -> list[str]:
     return names
 
 
-def _scheme(description: Mapping[str, Any]) -> str:
-    """Return the label scheme: version 1 maps value → name, 2 name → value or values."""
-    labels = description.get("labels")
-    if not isinstance(labels, dict):
-        return AS_IS
-    try:
-        if all(str(key).isdigit() for key in labels):
-            return scheme_from_names({str(name): int(value) for value, name in labels.items()})
-        named = {str(n): v if isinstance(v, list) else int(v) for n, v in labels.items() if n != "ignore"}
-        return scheme_from_names(named)
-    except (TypeError, ValueError):
-        return AS_IS
-
-
-def _training_pairs(description: Mapping[str, Any], root: Path) -> list[tuple[Path, Path | None]]:
+def _training_pairs(description: Mapping[str, Any], root: Path, scan: Scan) -> list[tuple[Path, Path | None]]:
     """Return (image, label) of every training case, from the list, or from the folder where there is none."""
     source, listed = root / DESCRIPTION, description.get("training")
     if not isinstance(listed, list) or not listed:
-        images = [path for path in walk(root / "imagesTr") if is_volume(path.name)]
-        return [(path, root / "labelsTr" / path.name) for path in images]
+        labels = _by_name(scan, root / "labelsTr")
+        images = _by_name(scan, root / "imagesTr")
+        return [(path, labels.get(name)) for name, path in images.items()]
     try:
         return [
             (

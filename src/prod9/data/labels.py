@@ -1,7 +1,9 @@
 """What the numbers of a segmentation mean, by the scheme they were written in.
 
-Canonical labels are 1 necrotic core, 2 oedema, 3 enhancing tumour, 4 resection cavity. A scheme is a key of
-``LABEL_SCHEMES``, or a table of one's own written as ``"0=0, 1=2, 2=1, 3=3"`` (value in the file = canonical label).
+Canonical labels are 1 necrotic core (with what else of the tumour does not enhance), 2 oedema, 3 enhancing tumour,
+4 resection cavity. A scheme is a key of ``LABEL_SCHEMES``, or a table of one's own written as ``"0=0, 1=2, 2=1, 3=3"``
+(value in the file = canonical label). Equal values mean different things in different schemes: a file's values never
+choose between them, see :func:`readings` and :func:`doubt`.
 """
 
 import re
@@ -14,7 +16,10 @@ from prod9.errors import ConfigError, DataError
 
 _UP_TO_2021 = {0: 0, 1: 1, 2: 2, 4: 3}
 AS_IS = "as_is"
+WHOLE_TUMOR = "whole_tumor"
 LABEL_SCHEMES: Mapping[str, Mapping[int, int]] = {
+    # 2012 to 2015: 3 is the part of the tumour that does not enhance, which later years count to the core.
+    "brats2015": {0: 0, 1: 1, 2: 2, 3: 1, 4: 3},
     "brats2018": _UP_TO_2021,
     "brats2019": _UP_TO_2021,
     "brats2020": _UP_TO_2021,
@@ -26,17 +31,37 @@ LABEL_SCHEMES: Mapping[str, Mapping[int, int]] = {
     # The Decathlon's Task01 counts from the oedema.
     "msd_task01": {0: 0, 1: 2, 2: 1, 3: 3},
     "canonical": {0: 0, 1: 1, 2: 2, 3: 3},
+    # Masks of the tumour as a whole, often written as 255: kept as 1, which then means that and no necrosis.
+    WHOLE_TUMOR: {0: 0, 1: 1, 255: 1},
     # Labels of something else than a glioma: kept as they are.
     AS_IS: {value: value for value in range(256)},
 }
 """Label values of a file → canonical labels."""
+_MEANINGS: Mapping[str, Mapping[int, str]] = {
+    "brats2015": {1: "necrosis", 2: "oedema", 3: "non-enhancing tumour", 4: "enhancing tumour"},
+    **dict.fromkeys(
+        ("brats2018", "brats2019", "brats2020", "brats2021"),
+        {1: "necrosis", 2: "oedema", 4: "enhancing tumour"},
+    ),
+    **dict.fromkeys(("brats2023", "canonical"), {1: "necrosis", 2: "oedema", 3: "enhancing tumour"}),
+    "brats2024": {1: "necrosis", 2: "oedema", 3: "enhancing tumour", 4: "resection cavity"},
+    "msd_task01": {1: "oedema", 2: "non-enhancing tumour", 3: "enhancing tumour"},
+    WHOLE_TUMOR: {1: "the whole tumour", 255: "the whole tumour"},
+}
+"""What each value of a scheme shows, but for the background."""
 _NOT_A_LABEL = -1
 _LABEL_TOLERANCE = 1e-3
+_MAX_LABEL = 255
 _PAIR = re.compile(r"\s*(\d+)\s*=\s*(\d+)\s*")
 
+_BACKGROUND = re.compile(r"^back ?ground$", re.IGNORECASE)
+_WHOLE = re.compile(
+    r"(?:brain[-_ ]?)?(?:whole[-_ ]?)?(?:tumou?rs?|lesions?|gliomas?|cancer|wt)(?:[-_ ]?(?:mask|region))?",
+    re.IGNORECASE,
+)
 # Words of dataset descriptions → canonical label; "non-enhancing" is asked before "enhancing".
 _WORDS = (
-    (0, re.compile(r"^back ?ground$", re.IGNORECASE)),
+    (0, _BACKGROUND),
     (2, re.compile(r"(o?edema|\bsnfh\b|\bed\b)", re.IGNORECASE)),
     (1, re.compile(r"(necro|non[- _]?enhanc|\bncr\b|\bnetc?\b)", re.IGNORECASE)),
     (4, re.compile(r"(resection|cavity|\brc\b)", re.IGNORECASE)),
@@ -55,32 +80,90 @@ def label_table(scheme: str) -> Mapping[int, int]:
             f'"0=0, 1=2, 2=1, 3=3", got {scheme}; correct it.'
         )
     table = {int(pair[1]): int(pair[2]) for pair in pairs if pair is not None}
-    if max(*table, *table.values()) > 255:
+    if max(*table, *table.values()) > _MAX_LABEL:
         raise ConfigError(f"data.label_scheme: expected labels up to 255, got {scheme}; correct it.")
     return {0: 0, **table}
+
+
+def declared_scheme(labels: object) -> str | None:
+    """Return the scheme of the labels that a description declares, value → name (Decathlon) or name → value (nnU-Net).
+
+    None where ``labels`` declares nothing, ``as_is`` where its words are of no glioma or cannot be understood.
+    """
+    if not isinstance(labels, dict) or not labels:
+        return None
+    try:
+        if all(str(key).isdecimal() for key in labels):
+            return scheme_from_names({str(name): int(value) for value, name in labels.items()})
+        named = {str(n): v if isinstance(v, list) else int(v) for n, v in labels.items() if n != "ignore"}
+        return scheme_from_names(named)
+    except (TypeError, ValueError, OverflowError):  # OverflowError: JSON knows Infinity
+        return AS_IS
 
 
 def scheme_from_names(names: Mapping[str, int | Collection[int]]) -> str:
     """Return the scheme of a dataset that names its labels, such as ``{"edema": 1, …}``.
 
     nnU-Net's nested regions (``{"whole tumor": [1, 2, 3], "tumor core": [2, 3], "enhancing tumor": 3}``) are taken
-    apart: what only the whole holds is oedema, what only the core adds is necrosis. ``as_is`` where a name is of
-    no glioma.
+    apart: what only the whole holds is oedema, what only the core adds is necrosis. One label named tumour or lesion
+    is ``whole_tumor``. ``as_is`` where a name is of no glioma.
     """
     if any(not isinstance(value, int) for value in names.values()):
         return _scheme_from_regions(names)
-    table = {}
-    for name, value in names.items():
+    values = {name: int(value) for name, value in names.items() if isinstance(value, int)}
+    shown = {value: name for name, value in values.items() if not _BACKGROUND.search(name)}
+    if shown.keys() == {1} and _WHOLE.fullmatch(shown[1].strip()):
+        return WHOLE_TUMOR
+    table: dict[int, int] = {}
+    for name, value in values.items():
         label = next((label for label, words in _WORDS if words.search(name)), None)
-        if label is None or label in table.values():
+        # Necrosis and non-enhancing tumour are one canonical label; of any other a second name is something else.
+        if label is None or (label in table.values() and label != 1) or not 0 <= value <= _MAX_LABEL:
             return AS_IS
-        table[int(value)] = label  # type: ignore[arg-type]  # an int: checked above
+        table[value] = label
     return _spelt(table)
 
 
 def fitting_schemes(values: Collection[int]) -> list[str]:
     """Return the names of the schemes that know all ``values``, leaving out ``as_is``."""
     return [name for name, table in LABEL_SCHEMES.items() if name != AS_IS and set(values) <= set(table)]
+
+
+def readings(values: Collection[int]) -> dict[str, list[str]]:
+    """Return what ``values`` may mean, as text → the schemes that say so: more than one reading is an ambiguity.
+
+    Only values other than the background count: ``{1}`` may be necrosis, oedema or the whole tumour.
+    """
+    shown = sorted(set(values) - {0})
+    found: dict[str, list[str]] = {}
+    for scheme in fitting_schemes(values):
+        text = ", ".join(f"{value} {_MEANINGS[scheme][value]}" for value in shown)
+        found.setdefault(text, []).append(scheme)
+    return found
+
+
+def doubt(values: Collection[int], scheme: str) -> str | None:
+    """Return what else ``values`` may mean than ``scheme`` says, for a warning; None where nothing else is likely.
+
+    For a scheme that was found by names or taken by default; one that a user wrote down is beyond doubt. values: of
+    one file, or better of a whole dataset. Masks of 0 and 1 are asked about whatever the scheme, since they are
+    seldom necrosis; other values where no name of a challenge decides.
+    """
+    shown = set(values) - {0}
+    if not shown or scheme not in _MEANINGS or scheme == WHOLE_TUMOR or not shown <= set(_MEANINGS[scheme]):
+        return None
+    is_mask = shown == {1}
+    if not is_mask and scheme != "canonical":
+        return None
+    others = {text: schemes for text, schemes in readings(shown).items() if scheme not in schemes}
+    if not others:
+        return None
+    mine = ", ".join(f"{value} {_MEANINGS[scheme][value]}" for value in sorted(shown))
+    listed = "; ".join(f"{schemes[-1]}: {text}" for text, schemes in others.items())
+    return (
+        f"the values {', '.join(map(str, sorted({0} | shown)))} are read by scheme {scheme} ({mine}), and may as well "
+        f"mean {listed}; set data.label_scheme (--label-scheme) to what they are"
+    )
 
 
 def canonical_seg(values: np.ndarray, scheme: str, path: str | Path) -> np.ndarray:
@@ -109,10 +192,10 @@ def canonical_seg(values: np.ndarray, scheme: str, path: str | Path) -> np.ndarr
 
 
 def _remedy(seen: np.ndarray) -> str:
-    fitting = fitting_schemes([int(value) for value in seen])
+    fitting = readings([int(value) for value in seen])
     if not fitting:
         return "repair the segmentation, or say what each value means with data.label_scheme"
-    known = ", ".join(fitting)
+    known = "; ".join(f"{text or 'background only'} in {', '.join(names)}" for text, names in fitting.items())
     return f"the values fit {known}: set data.label_scheme to what the data are, or repair the segmentation"
 
 
@@ -123,11 +206,12 @@ def _scheme_from_regions(names: Mapping[str, int | Collection[int]]) -> str:
         return AS_IS
     whole, core, enhancing = by_size
     table = {0: 0} | dict.fromkeys(whole - core, 2) | dict.fromkeys(core - enhancing, 1)
-    return _spelt(table | dict.fromkeys(enhancing, 3))
+    table |= dict.fromkeys(enhancing, 3)
+    return _spelt(table) if all(0 <= value <= _MAX_LABEL for value in table) else AS_IS
 
 
 def _spelt(table: Mapping[int, int]) -> str:
     """Return the name of ``table`` where it has one, else its text."""
-    known = next((name for name in ("canonical", "msd_task01", "brats2021", "brats2024") if
+    known = next((name for name in ("canonical", "msd_task01", "brats2021", "brats2024", "brats2015") if
                   dict(LABEL_SCHEMES[name]) == dict(table)), None)  # fmt: skip
     return known or ",".join(f"{value}={label}" for value, label in sorted(table.items()))

@@ -11,8 +11,10 @@ import numpy as np
 
 from prod9.data.cases import PARTS as PARTS
 from prod9.data.cases import Case, Part
+from prod9.data.scan import read_json
 from prod9.errors import ConfigError, DataError
 from prod9.files import atomic_write
+from prod9.wording import are, listing, plural
 
 _FORMAT = 1
 
@@ -29,7 +31,10 @@ class Split:
         counts = Counter((*self.train, *self.val, *self.test))
         twice = sorted(patient for patient, n in counts.items() if n > 1)
         if twice:
-            raise DataError(f"a patient must be in one part of the split, got {_some(twice)} in several")
+            raise DataError(
+                f"expected a patient to be in one part of the split, got {listing(twice, 5)} in several; leave each in "
+                "one."
+            )
 
     def select(self, cases: Iterable[Case], part: Part) -> list[Case]:
         """Return the cases whose patient belongs to ``part``, in the order given."""
@@ -47,8 +52,8 @@ class Split:
             gone, new = sorted(known - found), sorted(found - known)
             raise DataError(
                 f"{source}: expected the patients that were split before; "
-                f"{len(gone)} of them are not in the data ({_some(gone)}), "
-                f"{len(new)} in the data are not in the split ({_some(new)}). "
+                f"{len(gone)} of them {are(gone)} not in the data ({listing(gone, 5)}), "
+                f"{len(new)} in the data {are(new)} not in the split ({listing(new, 5)}). "
                 "Restore the data folder, or start a new run in another output_dir."
             )
 
@@ -75,7 +80,11 @@ class Split:
     @classmethod
     def load(cls, path: Path) -> "Split":
         """Read what :meth:`save` wrote; DataError when it is not a split file."""
-        return cls.from_dict(_read(path))
+        parts = _read(path)
+        try:
+            return cls.from_dict(parts)
+        except DataError as error:
+            raise DataError(f"{path}: {error}") from error
 
 
 def divide(cases: Sequence[Case], settings: Mapping[str, Any]) -> Split:
@@ -101,7 +110,7 @@ def _declared(cases: Sequence[Case]) -> Split:
     without = [case.case_id for case in cases if case.part is None]
     if without:
         raise DataError(
-            f"expected every case of the list to say its split, got none for {_some(without)}; fill the column, or "
+            f"expected every case of the list to say its split, got none for {listing(without, 5)}; fill the column, or "
             "leave it out to divide the patients by data.split."
         )
     parts = {part: sorted({case.patient_id for case in cases if case.part == part}) for part in PARTS}
@@ -119,7 +128,7 @@ def split_patients(cases: Sequence[Case], *, train: float, val: float, test: flo
     wanted = sum(share > 0 for share in shares.values())
     if len(patients) < wanted:
         raise DataError(
-            f"data.split needs at least {wanted} patients (one for each of "
+            f"data.split needs at least {plural(wanted, 'patient')} (one for each of "
             f"{', '.join(p for p in PARTS if shares[p] > 0)}), got {len(patients)}: "
             "add cases, or set the share of a part to 0."
         )
@@ -168,15 +177,23 @@ def _apportion(total: int, shares: Mapping[str, float]) -> dict[str, int]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        valid = all(isinstance(patient, str) for part in PARTS for patient in content[part])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path}: expected a split file with train, val and test ({error!r}).") from error
-    if not valid:
-        raise DataError(f"{path}: expected lists of patient ids under train, val and test.")
+    """Return the content of a split file, its form checked; DataError for anything else."""
+    content = read_json(path)
+    if not isinstance(content, dict) or any(part not in content for part in PARTS):
+        raise DataError(
+            f"{path}: expected a split file with train, val and test, got {str(content)[:80]}; name the split.json of a "
+            "run."
+        )
+    if content.get("format", _FORMAT) != _FORMAT:
+        raise DataError(
+            f"{path}: expected a split file of format {_FORMAT}, got format {str(content['format'])[:80]}; use the prod9 "
+            "that wrote it."
+        )
+    lists = [content[part] for part in PARTS]
+    if not all(isinstance(x, list) and all(isinstance(patient, str) for patient in x) for x in lists):
+        raise DataError(f"{path}: expected lists of patient ids under train, val and test; correct the file.")
+    if not isinstance(content.get("settings", {}), dict):
+        raise DataError(
+            f"{path}: expected settings by name, got {str(content['settings'])[:80]}; correct the file."
+        )
     return content
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + (", …" if len(names) > 5 else "") if names else "none"

@@ -1,0 +1,142 @@
+"""Which part of a name says when a scan was made, and which says whose it is.
+
+Datasets write visits in many ways: ``P001_tp1``, ``100001_time1``, ``sub-01_ses-02``, ``P7_2019-01-02``,
+``baseline_P7``, ``UPENN-GBM-00001_11``. What comes before the visit is the patient; where nothing does, what comes
+after. A wrong guess costs something either way, patients of one name or a leak between training and test, so what
+was guessed is listed by ``prod9 data check``: see :func:`visit_groups` and :func:`look_alikes`.
+"""
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+
+_GAP = r"[-_. ]"
+_END = rf"(?=$|{_GAP})"
+_NUMBER = rf"(?:{_GAP}?\d{{1,4}}[a-z]?|{_GAP}[a-z]|{_GAP}?[ivx]{{1,4}})"
+_LONG_UNIT = r"(?:months?|mon|mo|mths?|weeks?|wks?|days?|years?|yrs?)"
+_MONTH = r"(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]{0,6}"
+_YEAR, _TWO = r"(?:19|20)\d\d", r"(?:0[1-9]|1[0-2])"
+_DAY = r"(?:0[1-9]|[12]\d|3[01])"
+_CLOCK = rf"(?:[T_. -]?(?:[01]\d|2[0-3])[-:.]?[0-5]\d(?:[-:.]?[0-5]\d)?{_END})?"
+_DATE = (
+    rf"(?:{_YEAR}{_TWO}{_DAY}|{_YEAR}-{_TWO}-{_DAY}|{_YEAR}_{_TWO}_{_DAY}|{_YEAR}\.{_TWO}\.{_DAY}"
+    rf"|(?:{_DAY}-{_TWO}|{_TWO}-{_DAY})-{_YEAR}|(?:{_DAY}_{_TWO}|{_TWO}_{_DAY})_{_YEAR}"
+    rf"|(?:{_DAY}\.{_TWO}|{_TWO}\.{_DAY})\.{_YEAR}"
+    rf"|\d{{1,2}}{_GAP}?{_MONTH}{_GAP}?{_YEAR}|{_YEAR}{_GAP}?{_MONTH}(?:{_GAP}?\d{{1,2}})?){_CLOCK}"
+)
+_STAGE = (
+    r"(?:follow[-_. ]?ups?|fup|fu|baseline|base[-_. ]line|bsl|bl|screening|recurrence|recurrent|relapse|progression"
+    r"|nadir|initial|(?:pre|post|intra)[-_. ]?(?:ops?|operative(?:ly)?|operation|surg(?:ery|ical)?|treat(?:ment)?"
+    r"|tx|rx|rt|crt|radiation|radiotherapy|chemo(?:therapy)?|therapy|resection|biopsy|contrast)|pre|post)"
+)
+_SURE = (
+    rf"(?:{_DATE}"
+    rf"|(?:ses|sess|session)(?:{_GAP}[a-z0-9]+|\d[a-z0-9]*)"
+    rf"|(?:visit|vis|time[-_. ]?points?|time|tp|cycle){_NUMBER}"
+    rf"|{_LONG_UNIT}{_NUMBER}(?:{_GAP}\d{{1,2}}(?!\d))?"
+    rf"|(?:\d{{1,4}}|[1-9]\d?{_GAP}){_LONG_UNIT}(?!{_GAP}?\d)"
+    rf"|\d(?:st|nd|rd|th){_GAP}?(?:visit|scan|session|exam|time[-_. ]?point|follow[-_. ]?up)"
+    rf"|{_STAGE}(?:\d{{1,4}}[a-z]?)?)"
+)
+_WORD = r"scan|exam|examination|study|mri|mr|re[-_. ]?scan"
+_WEAK = (
+    rf"(?:(?:{_WORD}|[mwyvt]){_GAP}?\d{{1,2}}[a-z]?|m1\d\d|d\d{{1,4}}"
+    r"|\d{1,3}[mwdy]|\d(?:st|nd|rd|th)|(?:re[-_. ]?)?(?:test|scan)|first|second|third|prior|previous|current|last)"
+)
+"""Words that are visits behind something that has a number, as ``P001_m06``; ``HC_M001`` is a patient."""
+
+_FLAGS = re.IGNORECASE | re.ASCII
+_SURE_VISIT = re.compile(rf"(?:(?:^|(?<={_GAP}))|(?<=\d)(?=[a-z])){_SURE}{_END}", _FLAGS)
+_WEAK_VISIT = re.compile(rf"(?<={_GAP}){_WEAK}{_END}", _FLAGS)
+_LOOK = re.compile(rf"(?<={_GAP})(?:{_WEAK}|(?:{_WORD}|[mwdyvt]){_GAP}?\d+){_END}", _FLAGS)
+_WHOLE = re.compile(rf"(?:{_SURE}|{_WEAK})(?:{_GAP}(?:{_SURE}|{_WEAK}))*", _FLAGS)
+_IDENTIFYING = re.compile(r"[a-z]+[-.]?\d|\d[a-z]|\d{3}", _FLAGS)
+_ENTITY = re.compile(
+    r"[-_. ](?:run|acq|rec|dir|echo|desc|space|res|ce|task|part|mod|inv|chunk)-[a-z0-9+]+", _FLAGS
+)
+# Collections that put numbers behind each other: what is the patient, everything behind it being the visit.
+_PATIENTS = re.compile(
+    r"(TCGA-\w\w-\w{4}|OAS\d_\d{4}|UPENN-GBM-\d{5}|UCSF-PDGM-\d{4,5}|RHUH-\d{4}|\d{3}_S_\d{4})(?:[-_. ](.+))?",
+    _FLAGS,
+)
+_NUMBERED = re.compile(r"(.*\d)(?:[-_. ](?:[a-z]?\d+|[a-z])|[a-z])", _FLAGS)
+_LETTER = re.compile(r"[a-z]\d+", _FLAGS)
+_CONTAINERS = re.compile(
+    r"anat|nii|nifti|mri?|mr images?|images?|imag(?:es|ing)|imagest[rs]|data|raw|rawdata|source(?:data)?|derivatives"
+    r"|native|atlas|scans?|volumes?|(?:pre)?processed|registered|(?:co)?reg|skull[-_ ]?strip(?:ped)?|brain|orig(?:inal)?"
+    r"|train(?:ing)?|val(?:id|idation)?|test(?:ing)?|hgg|lgg|all|files|dicom|vsd\..*",
+    _FLAGS,
+)
+MANY = 24
+"""Visits that one patient may well have; more under one name are rather patients of one site."""
+
+
+def split_visit(name: str) -> tuple[str, str] | None:
+    """Return (patient, visit) of a case's name, or None where no part of it says a visit or nothing else does."""
+    known = _PATIENTS.fullmatch(name)
+    if known is not None:
+        return (known[1], known[2]) if known[2] else None
+    match = _SURE_VISIT.search(name)
+    weak = next((m for m in _WEAK_VISIT.finditer(name) if re.search(r"\d", name[: m.start()])), None)
+    if match is None or (weak is not None and weak.start() < match.start()):
+        match = weak or match
+    if match is None:
+        return None
+    before, after = (_trim(part) for part in (name[: match.start()], name[match.end() :]))
+    patient = before
+    if not before or (not re.search(r"\d", before) and _IDENTIFYING.search(_ENTITY.sub("", f"_{after}"))):
+        # "baseline_P7", "siteA_tp1_P7": the patient comes behind.
+        rest = _trim(f"{before}_{after}") if after else ""
+        if not rest:
+            return None
+        deeper = split_visit(rest)
+        patient, more = deeper if deeper is not None else (rest, "")
+        return _trim(_ENTITY.sub("", patient)), f"{match[0]}_{more}".rstrip("_")
+    return _trim(_ENTITY.sub("", patient)) or patient, match[0]
+
+
+def is_visit(name: str) -> bool:
+    """Return whether ``name`` says a visit and nothing else, as the folders ``week-000-1`` and ``2019-01-02`` do."""
+    return _WHOLE.fullmatch(name) is not None
+
+
+def is_container(name: str) -> bool:
+    """Return whether a folder's ``name`` is of its kind, such as ``anat`` or ``train``, and of no patient or visit."""
+    return _CONTAINERS.fullmatch(name) is not None
+
+
+def visit_groups(cases: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
+    """Return patient → cases, of (case, patient) pairs, for patients whose name was found inside their cases' names."""
+    groups: dict[str, list[str]] = defaultdict(list)
+    for case, patient in cases:
+        groups[patient].append(case)
+    return {patient: names for patient, names in groups.items() if any(name != patient for name in names)}
+
+
+def look_alikes(patients: Iterable[str]) -> Mapping[str, Sequence[str]]:
+    """Return groups of different patients whose names may well be visits of one: what they share → their names.
+
+    ``P001_1`` and ``P001_2``, ``P001a`` and ``P001b``, ``p7`` and ``P7``, ``Trial_scan1`` and ``Trial_scan2``, and
+    names that say a visit but no patient, such as ``2019-01-02``. Groups of more than ``MANY`` are numbered patients.
+    """
+    names = sorted(set(patients))
+    groups: dict[str, set[str]] = defaultdict(set)
+    for name in names:
+        groups[f"same letters: {name.casefold()}"].add(name)
+        if _PATIENTS.fullmatch(name):
+            continue
+        numbered, weak = _NUMBERED.fullmatch(name), _LOOK.search(name)
+        if is_visit(name) and not _LETTER.fullmatch(name):
+            groups[""].add(name)
+        elif weak is not None:
+            groups[_trim(name[: weak.start()])].add(name)
+        elif numbered is not None:
+            groups[_trim(numbered[1])].add(name)
+    for name in names:
+        if name in groups:
+            groups[name].add(name)
+    return {key: sorted(group) for key, group in groups.items() if 1 < len(group) <= MANY}
+
+
+def _trim(text: str) -> str:
+    return text.strip("-_. ")
