@@ -25,6 +25,7 @@ from prod9.machine import memory
 from prod9.nifti import UNSCALED, Scaling
 from prod9.nifti_voxels import fits, load, store
 
+_FEW_SLICES = 5
 MAX_VOXELS = 1024**3
 """Largest volume read by default: 4 GiB as float32. A header can claim any size."""
 _RAS = axcodes2ornt("RAS")
@@ -243,9 +244,10 @@ def from_ras(data: np.ndarray, reference: VolumeHeader) -> np.ndarray:
 def cautions(header: VolumeHeader) -> dict[str, str]:
     """Return what is doubtful about a file that can be read: ``slice`` or ``orientation``, with file and remedy."""
     found = {}
-    if 1 in header.shape:
+    if (thinnest := min(header.shape)) < _FEW_SLICES:
+        what = "a single slice" if thinnest == 1 else f"only {thinnest} slices"
         found["slice"] = (
-            f"{header.path}: {_times(header.shape)} voxels are a single slice, and models are made for whole heads; "
+            f"{header.path}: {_times(header.shape)} voxels are {what}, and models are made for whole heads; "
             "give the whole volume, or leave it out."
         )
     if not header.space:

@@ -17,7 +17,7 @@ def simulate(folder: Path, *more: str) -> int:
 
 def test_a_cohort_that_grows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert simulate(tmp_path, "-n", "1") == 0
-    assert "1 simulated patients" in capsys.readouterr().out
+    assert "1 simulated patient," in capsys.readouterr().out
     first = (tmp_path / "BraTS-GLI-00000-000" / "BraTS-GLI-00000-000-t1n.nii.gz").stat().st_mtime_ns
     assert simulate(tmp_path, "-n", "2", "--json") == 0
     captured = capsys.readouterr()

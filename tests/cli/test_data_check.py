@@ -51,7 +51,7 @@ def test_errors_are_printed_with_the_file(tmp_path: Path) -> None:
     ran = run("prod9", "data", "check", tmp_path / "data")
     assert ran.code == 1
     assert str(bad) in ran.out
-    assert "1 errors, 0 warnings" in ran.err
+    assert "1 error, 0 warnings" in ran.err
     assert "Error:" not in ran.err, "the table is the message"
 
 

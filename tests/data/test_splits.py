@@ -85,9 +85,9 @@ def test_the_file_of_a_run_wins(tmp_path: Path) -> None:
 def test_a_split_of_other_cases_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "split.json"
     resolve_split(make_cases(10), path, settings=SETTINGS)
-    with pytest.raises(DataError, match=r"split.json: .*1 of them are not in the data \(P009\)"):
+    with pytest.raises(DataError, match=r"split.json: .*1 of them is not in the data \(P009\)"):
         resolve_split(make_cases(9), path, settings=SETTINGS)
-    with pytest.raises(DataError, match=r"1 in the data are not in the split \(P010\).*another output_dir"):
+    with pytest.raises(DataError, match=r"1 in the data is not in the split \(P010\).*another output_dir"):
         resolve_split(make_cases(11), path, settings=SETTINGS)
 
 

@@ -334,7 +334,7 @@ def test_20_one_patient(tmp_path: Path) -> None:
     write_brats_tree(tmp_path / "cohort", 1)
     ran, messages = check(tmp_path / "cohort")
     assert ran.code == 0
-    assert "1 patients cannot be divided" in messages["warning"][0]
+    assert "1 patient cannot be divided" in messages["warning"][0]
     config, _ = write_configs(tmp_path / "run")
     ran = run(
         "prod9-train-autoencoder", "train", "--config", config, "--set", f"data.root={tmp_path / 'cohort'}"

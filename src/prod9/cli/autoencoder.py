@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from prod9.pipelines.reconstruction import Reconstruction, ReconstructionPipeline
     from prod9.training.config_schema import RunConfig
 
-SUFFIXES = (".nii", ".nii.gz")
 
 Stage1 = Literal["autoencoder", "maisi_vae"]
 
@@ -99,27 +98,28 @@ def find_volumes(inputs: Sequence[Path], output_dir: Path) -> dict[str, Path]:
     In folders, segmentations (by name) and what lies in ``output_dir`` are no input. Raises DataError when
     there is nothing, ConfigError when two inputs would get one name or an output would replace its input.
     """
-    from prod9.data.layouts import SEG, parse_modality
+    from prod9.data.names import bare, is_volume
+    from prod9.data.scan import find_volumes as walk_volumes
+    from prod9.data.scan import no_volumes, unreachable
 
     target = expand(output_dir).resolve()
     files: dict[str, Path] = {}
     for given in inputs:
         given = expand(given)
         if given.is_dir():
-            inside = sorted(p for p in given.rglob("*.nii*") if p.name.endswith(SUFFIXES) and p.is_file())
-            images = [
-                p for p in inside if parse_modality(p.name) != SEG and target not in p.resolve().parents
-            ]
+            images = [p for p in walk_volumes(given, images_only=True) if target not in p.resolve().parents]
             found = [(p.relative_to(given), p) for p in images]
-        elif given.is_file() and given.name.endswith(SUFFIXES):
+        elif given.is_file() and is_volume(given.name):
             found = [(Path(given.name), given)]
         else:
+            if given.is_symlink() and (message := unreachable(given)) is not None:
+                raise DataError(message)
             got = "a file of another kind" if given.exists() else "nothing there"
             raise DataError(f"{given}: expected a .nii or .nii.gz file or a folder with some, got {got}")
         if not found:
-            raise DataError(f"{given}: expected .nii or .nii.gz files in the folder, got none")
+            raise DataError(f"{given}: expected .nii or .nii.gz files in the folder, {no_volumes(given)}")
         for relative, source in found:
-            name = f"{relative.as_posix().removesuffix('.gz').removesuffix('.nii')}.nii.gz"
+            name = relative.with_name(f"{bare(relative.name)}.nii.gz").as_posix()
             if name in files:
                 raise ConfigError(f"{files[name]} and {source} would both become {name}; give one at a time")
             if target / name == source.resolve():

@@ -181,20 +181,22 @@ def find_segmentations(given: Sequence[Path]) -> dict[str, Path]:
     Raises DataError when there is nothing, ConfigError when two would get one name.
     """
     from prod9.data.names import SEG, parse_modality
+    from prod9.data.scan import find_volumes as walk_volumes
+    from prod9.data.scan import no_volumes, unreachable
 
     files: dict[str, Path] = {}
     for path in (expand(p) for p in given):
         found = [path]
         if path.is_dir():
-            inside = [p for p in sorted(path.rglob("*.nii*")) if p.name.endswith((".nii", ".nii.gz"))]
+            inside = walk_volumes(path)
             kinds = {p: parse_modality(p.name) for p in inside}
             named = [p for p in inside if kinds[p] == SEG]
             found = named or [p for p in inside if kinds[p] is None]
         if not found or not found[0].exists():
-            got = "none" if path.is_dir() else "nothing there"
-            raise DataError(
-                f"{path}: expected a segmentation (.nii or .nii.gz) or a folder of them, got {got}"
-            )
+            if path.is_symlink() and (message := unreachable(path)) is not None:
+                raise DataError(message)
+            got = no_volumes(path) if path.is_dir() else "got nothing there"
+            raise DataError(f"{path}: expected a segmentation (.nii or .nii.gz) or a folder of them, {got}")
         for file in found:
             name = _stem(file.name)
             if name in files:
@@ -218,7 +220,9 @@ def find_sources(given: Sequence[str]) -> dict[str, Path]:
 
 def _stem(name: str) -> str:
     """Return a file's name without its suffix and a trailing ``seg``."""
-    stem = name.removesuffix(".gz").removesuffix(".nii")
+    from prod9.data.names import bare
+
+    stem = bare(name)
     for word in ("segm", "seg"):
         if stem.lower().endswith(word) and stem[: -len(word)].rstrip("-_. "):
             return stem[: -len(word)].rstrip("-_. ")

@@ -17,6 +17,7 @@ from prod9.cli.shared import (
     resumable,
     run_app,
 )
+from prod9.wording import plural
 
 app = new_app("Make volumes to work with, and look at those you have.")
 app.command()(check)
@@ -71,7 +72,8 @@ def simulate(
         )
         return
     console.print(
-        f"{len(cohort.subjects)} simulated patients, {with_tumour} with a tumour: {cohort.root}", markup=False
+        f"{plural(cohort.subjects, 'simulated patient')}, {with_tumour} with a tumour: {cohort.root}",
+        markup=False,
     )
 
 

@@ -7,6 +7,7 @@ import typer
 
 from prod9.cli.shared import FAILED, DebugOption, JsonOption, console, messages, print_json, progress
 from prod9.errors import ConfigError
+from prod9.wording import plural
 
 if TYPE_CHECKING:
     from prod9.data.checking.medmnist import MedMNIST3DReport
@@ -152,8 +153,10 @@ def _checked(
 def is_medmnist3d(root: Path) -> bool:
     """Tell whether ``root`` is a MedMNIST3D file by its suffix; a folder of such is refused with their names."""
     if root.is_dir():
+        from prod9.data.scan import Walk
+
         files = sorted(path.name for path in root.glob("*mnist3d*.npz"))
-        if files and not any(root.rglob("*.nii*")):
+        if files and next(Walk().volumes(root), None) is None:
             raise ConfigError(
                 f"DIR: expected one MedMNIST3D file, got {root} with {', '.join(files)}; name one of them"
             )
@@ -204,7 +207,7 @@ def _print(report: "Report | MedMNIST3DReport") -> None:
         console.print(f"{kind:>13}  {values}", markup=False)
     for label, row in facts["labels"].items():
         console.print(
-            f"{'label ' + label:>13}  in {row['cases']:g} cases, median {row['median_ml']:.1f} ml",
+            f"{'label ' + label:>13}  in {plural(int(row['cases']), 'case')}, median {row['median_ml']:.1f} ml",
             markup=False,
         )
     for finding in report.findings[:_SHOWN]:
@@ -213,7 +216,7 @@ def _print(report: "Report | MedMNIST3DReport") -> None:
     if len(report.findings) > _SHOWN:
         console.print(f"… and {len(report.findings) - _SHOWN} more; --json lists all.", markup=False)
     read = "Every voxel was read." if facts["deep"] else "Headers only; --deep reads the voxels too."
-    verdict = f"{facts['errors']} errors, {facts['warnings']} warnings. {read}"
+    verdict = f"{plural(facts['errors'], 'error')}, {plural(facts['warnings'], 'warning')}. {read}"
     (console if report.ok else messages).print(verdict, markup=False)
 
 

@@ -7,6 +7,7 @@ import typer
 
 from prod9.cli.shared import DebugOption, JsonOption, OverwriteOption, console, print_json
 from prod9.errors import ConfigError, DataError
+from prod9.wording import plural
 
 PARTS = ("train", "val", "test")
 
@@ -57,7 +58,7 @@ def unpack(
     if as_json:
         print_json({"output_dir": str(output_dir), "made": made})
     else:
-        console.print(f"{len(made)} volumes in {output_dir}", markup=False)
+        console.print(f"{plural(made, 'volume')} in {output_dir}", markup=False)
 
 
 def _write(

@@ -32,7 +32,11 @@ def find_inputs(data: "DataConfig | MedMNIST3DDataConfig") -> Inputs:
     from prod9.data.layouts import find_cases
 
     cases = find_cases(
-        Path(data.root), layout=data.layout, label_scheme=data.label_scheme, modalities=data.modalities
+        Path(data.root),
+        layout=data.layout,
+        label_scheme=data.label_scheme,
+        modalities=data.modalities,
+        skip_incomplete=data.skip_incomplete,
     )
     return Inputs(len(cases), len(cases) * len(data.modalities), cases)
 

@@ -37,15 +37,18 @@ LABEL_SCHEMES: Mapping[str, Mapping[int, int]] = {
     AS_IS: {value: value for value in range(256)},
 }
 """Label values of a file → canonical labels."""
+_TO_2021 = {1: "necrosis", 2: "oedema", 4: "enhancing tumour"}
+_FROM_2023 = {1: "necrosis", 2: "oedema", 3: "enhancing tumour"}
 _MEANINGS: Mapping[str, Mapping[int, str]] = {
     "brats2015": {1: "necrosis", 2: "oedema", 3: "non-enhancing tumour", 4: "enhancing tumour"},
-    **dict.fromkeys(
-        ("brats2018", "brats2019", "brats2020", "brats2021"),
-        {1: "necrosis", 2: "oedema", 4: "enhancing tumour"},
-    ),
-    **dict.fromkeys(("brats2023", "canonical"), {1: "necrosis", 2: "oedema", 3: "enhancing tumour"}),
-    "brats2024": {1: "necrosis", 2: "oedema", 3: "enhancing tumour", 4: "resection cavity"},
+    "brats2018": _TO_2021,
+    "brats2019": _TO_2021,
+    "brats2020": _TO_2021,
+    "brats2021": _TO_2021,
+    "brats2023": _FROM_2023,
+    "brats2024": {**_FROM_2023, 4: "resection cavity"},
     "msd_task01": {1: "oedema", 2: "non-enhancing tumour", 3: "enhancing tumour"},
+    "canonical": _FROM_2023,
     WHOLE_TUMOR: {1: "the whole tumour", 255: "the whole tumour"},
 }
 """What each value of a scheme shows, but for the background."""

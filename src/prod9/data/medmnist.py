@@ -10,7 +10,6 @@ import logging
 import math
 import urllib.request
 import zipfile
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -20,7 +19,8 @@ import numpy as np
 
 from prod9.data.cases import PARTS, Part
 from prod9.errors import DataError, MissingDependencyError
-from prod9.files import atomic_write
+from prod9.files import atomic_write, reading
+from prod9.machine import memory
 
 _LOG = logging.getLogger(__name__)
 
@@ -41,7 +41,9 @@ _MD5: Mapping[str, str] = {
     "synapsemnist3d_64": "43bd14ebf3af9d3dd072446fedc14d5e",
 }
 """MD5 of the published files, version 3."""
-_MAX_VOXELS = 4 << 30
+_DEFLATE_RATIO = 1100
+"""Deflate makes a file at most 1032 times as short; a little more leaves room for headers."""
+_EXPECTED, _REMEDY = "a MedMNIST3D file", "download it again"
 _CHUNK = 1 << 20
 _TIMEOUT_SECONDS = 30
 Progress = Callable[[int, int], None]
@@ -60,17 +62,27 @@ class MedMNIST3DFile:
         """Return a name for each sample of ``part``, the same in every run."""
         return [f"{self.name}-{part}-{index:05d}" for index in range(self.counts[part])]
 
+    def labels(self, part: Part) -> np.ndarray:
+        """Return the labels int64 [N] of ``part``; DataError for damaged content."""
+        labels = read_array(self.path, f"{part}_labels")
+        if labels.dtype.kind not in "iu" or labels.size != self.counts[part]:
+            raise DataError(
+                f"{self.path}: expected {self.counts[part]} whole numbers as {part}_labels, got {labels.dtype} "
+                f"{list(labels.shape)}; download it again."
+            )
+        return labels.reshape(-1).astype(np.int64)
+
     def read(self, part: Part, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
         """Return images uint8 [N S S S] and labels int64 [N] of ``part``.
 
         Constant samples are logged; DataError for damaged content or labels outside ``num_classes``.
         """
-        try:
-            with np.load(self.path, allow_pickle=False) as arrays:
-                images, labels = arrays[f"{part}_images"], arrays[f"{part}_labels"]
-        except (OSError, ValueError, zipfile.BadZipFile, zlib.error, EOFError) as error:
-            raise DataError(f"{self.path}: {part} is damaged ({error}); download it again.") from error
-        labels = labels.reshape(-1).astype(np.int64)
+        images, labels = read_array(self.path, f"{part}_images"), self.labels(part)
+        if images.shape[1:] != (self.side,) * 3 or images.dtype != np.uint8 or len(images) != len(labels):
+            raise DataError(
+                f"{self.path}: expected {len(labels)} {part} samples uint8 of {self.side} voxels a side, got "
+                f"{images.dtype} {list(images.shape)}; download it again."
+            )
         wrong = np.flatnonzero((labels < 0) | (labels >= num_classes))
         if wrong.size:
             raise DataError(
@@ -191,21 +203,44 @@ def _copy(address: str, target: Path, progress: Progress | None) -> None:
                 progress(done, total or done)
 
 
+def read_array(path: Path, name: str) -> np.ndarray:
+    """Return an array of an npz file; DataError for damaged content, also of kinds that numpy has no error for."""
+    remedy = f"{name.split('_')[0]} is damaged: {_REMEDY}"
+    with reading(path, _EXPECTED, remedy=remedy), np.load(path, allow_pickle=False) as arrays:
+        array = arrays[name]
+        if not isinstance(array, np.ndarray):
+            raise ValueError(f"{name} is no array")
+    return array
+
+
 def _array_headers(path: Path) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
-    """Return shape and type of every array of an npz file from their headers alone."""
+    """Return shape and type of every array of an npz file from their headers alone.
+
+    A header can claim any size: refused is what the file is too short for and what does not fit into memory.
+    """
     found = {}
-    try:
-        with zipfile.ZipFile(path) as archive:
-            for entry in archive.namelist():
-                with archive.open(entry) as file:
-                    version = np.lib.format.read_magic(file)
-                    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else (
-                        np.lib.format.read_array_header_2_0
-                    )  # fmt: skip
-                    shape, _, dtype = read(file)
-                if dtype.hasobject or math.prod(shape) > _MAX_VOXELS:
-                    raise ValueError(f"{entry} holds {dtype} {shape}")
-                found[entry.removesuffix(".npy")] = (shape, dtype)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise DataError(f"{path}: expected a MedMNIST3D file ({error}); download it again.") from error
+    with reading(path, _EXPECTED, remedy=_REMEDY), zipfile.ZipFile(path) as archive:
+        available = memory().available
+        for entry in archive.infolist():
+            with archive.open(entry) as file:
+                version = np.lib.format.read_magic(file)
+                read = np.lib.format.read_array_header_1_0 if version == (1, 0) else (
+                    np.lib.format.read_array_header_2_0
+                )  # fmt: skip
+                shape, _, dtype = read(file)
+            if dtype.hasobject or min(shape, default=0) < 0:
+                raise ValueError(f"{entry.filename} holds {dtype} {shape}")
+            claimed = math.prod(shape) * dtype.itemsize
+            # What the archive says of the entry, what its bytes can hold, and what the whole file can.
+            possible = min(entry.file_size, min(entry.compress_size, path.stat().st_size) * _DEFLATE_RATIO)
+            if claimed > possible:
+                raise ValueError(
+                    f"{entry.filename} claims {claimed} bytes, the file can hold {possible} of them"
+                )
+            if available is not None and claimed > available:
+                raise MemoryError(f"{entry.filename} takes {claimed} bytes, {available} are free")
+            name = entry.filename.removesuffix(".npy")
+            if name in found:
+                raise ValueError(f"{name} is there twice")
+            found[name] = (shape, dtype)
     return found

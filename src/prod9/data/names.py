@@ -60,7 +60,8 @@ _OTHER_MASK = re.compile(
     re.IGNORECASE,
 )
 _EXPERT = re.compile(
-    rf"(?:(?:gt|ground[-_. ]?truth|manual|expert|consensus|final|whole|corrected|{_LESION_WORDS}|mask|labels?)[-_. ]*)+",
+    rf"(?:(?:gt|ground[-_. ]?truth|manual|expert|consensus|final|whole|corrected|mask|labels?|{_LESION_WORDS})"
+    r"[-_. ]*)+",
     re.IGNORECASE,
 )
 

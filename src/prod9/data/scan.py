@@ -13,6 +13,7 @@ from prod9.data.cases import Case
 from prod9.data.names import is_volume, shows_labels
 from prod9.errors import DataError
 from prod9.files import reading
+from prod9.wording import listing, plural
 
 _MAX_DESCRIPTION = 64 << 20
 """Bytes of a dataset.json or list that are read; a case takes some hundred."""
@@ -138,6 +139,18 @@ def find_volumes(folder: Path, *, images_only: bool = False) -> list[Path]:
     """
     paths = [path for path in walk(folder) if is_volume(path.name)]
     return [path for path in paths if not (images_only and shows_labels(path.name))]
+
+
+def no_volumes(folder: Path) -> str:
+    """Return what a folder without usable volumes holds instead, to end a message: "got …; what to do"."""
+    volumes, foreign = list(Walk().volumes(folder)), foreign_files(folder)
+    if volumes:
+        names = listing((path.relative_to(folder) for path in volumes), 2)
+        return f"got {plural(volumes, 'volume')} of another kind by their names ({names}); name the files one by one"
+    if foreign:
+        names = listing((path.relative_to(folder) for path in foreign), 2)
+        return f"got {plural(foreign, 'image')} of other formats ({names}); {conversion(foreign[0])}"
+    return "got none; check the path"
 
 
 def folders_of(path: Path, root: Path) -> list[str]:

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from prod9.data.phantom import CONTRASTS, grey_matter, make_phantom
+from prod9.data.scan import Walk
 from prod9.data.template import load_template
 from prod9.errors import ConfigError
 from prod9.files import atomic_write, check_writable
@@ -202,7 +203,7 @@ def _check_settings(root: Path, settings: dict[str, Any]) -> None:
                 f"{', '.join(f'{key} {settings[key]}' for key in differing)}, got "
                 f"{', '.join(str(before.get(key)) for key in differing)}; choose an empty folder."
             )
-    elif any(root.glob("*/*.nii*")):
+    elif next(Walk().volumes(root), None) is not None:
         raise ConfigError(f"{root} holds images that were not simulated here; choose an empty folder.")
     else:
         _write_text(path, json.dumps({**settings, "subjects": []}, indent=1))

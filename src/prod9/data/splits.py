@@ -110,8 +110,8 @@ def _declared(cases: Sequence[Case]) -> Split:
     without = [case.case_id for case in cases if case.part is None]
     if without:
         raise DataError(
-            f"expected every case of the list to say its split, got none for {listing(without, 5)}; fill the column, or "
-            "leave it out to divide the patients by data.split."
+            f"expected every case of the list to say its split, got none for {listing(without, 5)}; fill the column, "
+            "or leave it out to divide the patients by data.split."
         )
     parts = {part: sorted({case.patient_id for case in cases if case.part == part}) for part in PARTS}
     return Split.from_dict(parts)
@@ -181,13 +181,13 @@ def _read(path: Path) -> dict[str, Any]:
     content = read_json(path)
     if not isinstance(content, dict) or any(part not in content for part in PARTS):
         raise DataError(
-            f"{path}: expected a split file with train, val and test, got {str(content)[:80]}; name the split.json of a "
-            "run."
+            f"{path}: expected a split file with train, val and test, got {str(content)[:80]}; name the split.json "
+            "of a run."
         )
     if content.get("format", _FORMAT) != _FORMAT:
         raise DataError(
-            f"{path}: expected a split file of format {_FORMAT}, got format {str(content['format'])[:80]}; use the prod9 "
-            "that wrote it."
+            f"{path}: expected a split file of format {_FORMAT}, got format {str(content['format'])[:80]}; use the "
+            "prod9 that wrote it."
         )
     lists = [content[part] for part in PARTS]
     if not all(isinstance(x, list) and all(isinstance(patient, str) for patient in x) for x in lists):

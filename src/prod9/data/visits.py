@@ -63,8 +63,8 @@ _NUMBERED = re.compile(r"(.*\d)(?:[-_. ](?:[a-z]?\d+|[a-z])|[a-z])", _FLAGS)
 _LETTER = re.compile(r"[a-z]\d+", _FLAGS)
 _CONTAINERS = re.compile(
     r"anat|nii|nifti|mri?|mr images?|images?|imag(?:es|ing)|imagest[rs]|data|raw|rawdata|source(?:data)?|derivatives"
-    r"|native|atlas|scans?|volumes?|(?:pre)?processed|registered|(?:co)?reg|skull[-_ ]?strip(?:ped)?|brain|orig(?:inal)?"
-    r"|train(?:ing)?|val(?:id|idation)?|test(?:ing)?|hgg|lgg|all|files|dicom|vsd\..*",
+    r"|native|atlas|scans?|volumes?|(?:pre)?processed|registered|(?:co)?reg|skull[-_ ]?strip(?:ped)?|brain"
+    r"|orig(?:inal)?|train(?:ing)?|val(?:id|idation)?|test(?:ing)?|hgg|lgg|all|files|dicom|vsd\..*",
     _FLAGS,
 )
 MANY = 24

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from prod9 import volumes
 from prod9.data.layouts import scan_dataset
-from prod9.data.names import SEG, TOKENS, bare, is_volume, parse_modality
+from prod9.data.names import TOKENS, bare, is_volume, shows_labels
 from prod9.data.scan import walk
 from prod9.data.splits import Split
 from prod9.data.transforms import IntensityScaling
@@ -150,7 +150,7 @@ def _flat(root: Path) -> list[Entry]:
     labels = _labels(root)
     entries = []
     for path in walk(root) if root.is_dir() else []:
-        if not is_volume(path.name) or parse_modality(path.name) == SEG:
+        if not is_volume(path.name) or shows_labels(path.name):
             continue
         stem = bare(path.name)
         match = _NUMBERED.fullmatch(stem)

@@ -75,7 +75,11 @@ class AbstractBraTSDataModule(AbstractSegmentedDataModule):
         data = self.config.data
         assert isinstance(data, DataConfig)  # MedMNIST3D has a data module of its own
         self._cases = find_cases(
-            Path(data.root), layout=data.layout, label_scheme=data.label_scheme, modalities=data.modalities
+            Path(data.root),
+            layout=data.layout,
+            label_scheme=data.label_scheme,
+            modalities=data.modalities,
+            skip_incomplete=data.skip_incomplete,
         )
         if data.spacing is None:
             check_spacing(self._cases, data.modalities[0])

@@ -114,7 +114,7 @@ class DataConfig(VolumesSection):
 
     kind: Literal["brats"] = Field(default="brats", description="Dataset family.")
     layout: Literal[
-        "auto", "brats2018", "brats2019", "brats2020", "brats2021", "brats2023", "brats2024",
+        "auto", "brats2015", "brats2018", "brats2019", "brats2020", "brats2021", "brats2023", "brats2024",
         "msd", "nnunet", "bids", "datalist",
     ] = Field(
         default="auto",
@@ -126,6 +126,10 @@ class DataConfig(VolumesSection):
         "`auto`: by layout.",
     )
     modalities: Names = Field(default=("T1", "T1ce", "T2", "FLAIR"), description="Modalities to use.")
+    skip_incomplete: bool = Field(
+        default=False,
+        description="Leave out cases that lack a modality, and log which; false refuses them.",
+    )
     label_map: dict[str, int] = Field(
         default={"T1": 0, "T1ce": 1, "T2": 2, "FLAIR": 3}, description="Class label of each modality."
     )

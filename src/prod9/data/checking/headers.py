@@ -13,6 +13,7 @@ from prod9.data.names import SEG
 from prod9.errors import DataError
 from prod9.files import sha256
 from prod9.volumes import Channel, VolumeHeader, cautions, looks_whole, read, read_header, signature
+from prod9.wording import plural
 
 Progress = Callable[[int, int], None]
 """Called with (done, total)."""
@@ -21,6 +22,7 @@ AFFINE_TOLERANCE = 1e-2
 """Largest difference (mm, and mm a voxel) between affines of one grid, as training allows."""
 _ANISOTROPY = 3.0
 _SHOWN = 3
+_FEW_SLICES = 4
 
 
 @dataclass
@@ -173,6 +175,6 @@ def check_identity(cases: Sequence[Case]) -> Iterator[Finding]:
     if len(patients) < _SHOWN:
         yield warning(
             "few",
-            f"{len(patients)} patients cannot be divided into training, validation and test; add some, or set "
+            f"{plural(patients, 'patient')} cannot be divided into training, validation and test; add some, or set "
             "shares of data.split to 0.",
         )

@@ -1,8 +1,6 @@
 """The check of a MedMNIST3D file: counts and labels at once, every voxel and its checksum on request."""
 
 import hashlib
-import zipfile
-import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -17,10 +15,9 @@ from prod9.data.checking.fingerprint import FORMAT, fit_grid
 from prod9.data.checking.headers import Progress, sides
 from prod9.data.checking.page import MAX_THUMBNAILS
 from prod9.data.checking.voxels import CaseVoxels, array_stats, planes, summarise
-from prod9.data.medmnist import SHAPE_SETS, MedMNIST3DFile, is_published, open_medmnist3d
+from prod9.data.medmnist import SHAPE_SETS, MedMNIST3DFile, is_published, open_medmnist3d, read_array
 from prod9.errors import DataError
-
-_SHOWN = 3
+from prod9.wording import are, listing
 
 
 @dataclass
@@ -146,11 +143,11 @@ def fingerprint_medmnist3d(report: MedMNIST3DReport) -> dict[str, Any]:
 
 
 def _read_labels(report: MedMNIST3DReport, part: Part) -> Iterator[Finding]:
+    assert report.file is not None  # its headers were read
     try:
-        with np.load(report.root, allow_pickle=False) as arrays:
-            labels = arrays[f"{part}_labels"].reshape(-1).astype(np.int64)
-    except (OSError, ValueError, zipfile.BadZipFile, zlib.error, EOFError) as problem:
-        yield error("unreadable", f"{report.root}: {part}_labels is damaged ({problem}); download it again.")
+        labels = report.file.labels(part)
+    except DataError as problem:
+        yield error("unreadable", str(problem))
         return
     report.labels[part] = labels
     known = len(report.classes)
@@ -177,12 +174,9 @@ def _look_inside(
     step = max(1, total // MAX_THUMBNAILS)
     for part in PARTS:
         try:
-            with np.load(report.root, allow_pickle=False) as arrays:
-                images = arrays[f"{part}_images"]  # zipfile compares the checksum at the end
-        except (OSError, ValueError, zipfile.BadZipFile, zlib.error, EOFError) as problem:
-            yield error(
-                "unreadable", f"{report.root}: {part}_images is damaged ({problem}); download it again."
-            )
+            images = read_array(report.root, f"{part}_images")  # zipfile compares the checksum at the end
+        except DataError as problem:
+            yield error("unreadable", str(problem))
             continue
         names, constant = file.identities(part), []
         for index, image in enumerate(images):
@@ -221,9 +215,8 @@ def _double(
 
 
 def _constant(path: Path, part: Part, names: Sequence[str], total: int) -> Finding:
-    shown = ", ".join(names[:_SHOWN]) + (", …" if len(names) > _SHOWN else "")
     return warning(
         "constant",
-        f"{path}: {len(names)} of {total} {part} samples are of one intensity ({shown}); they teach nothing: a newer "
-        "release of the file may have them mended.",
+        f"{path}: {len(names)} of {total} {part} samples {are(names)} of one intensity ({listing(names)}); they "
+        "teach nothing: a newer release of the file may have them mended.",
     )

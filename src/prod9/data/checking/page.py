@@ -13,6 +13,7 @@ import numpy as np
 from prod9.data.checking.findings import Finding
 from prod9.data.checking.voxels import BINS, CaseVoxels
 from prod9.files import atomic_write
+from prod9.wording import plural
 
 _STYLE = """
 body{font:15px/1.45 system-ui,sans-serif;margin:2rem auto;max-width:72rem;padding:0 1rem;color:#1b1f24}
@@ -57,9 +58,9 @@ def write_page(path: Path, report: Reported) -> None:
 
 def facts_of(report: dict[str, Any]) -> list[tuple[str, str]]:
     """Return the table of a report's facts, as (name, text)."""
-    patients = f"{report['cases']} of {report['patients']} patients"
+    patients = f"{report['cases']} of {plural(report['patients'], 'patient')}"
     if report["time_points"] > 1:
-        patients += f", up to {report['time_points']} time points each"
+        patients += f", up to {plural(report['time_points'], 'time point')} each"
     modalities = [f"{name} {number}" for name, number in report["modalities"].items()]
     rows = [
         ("layout", _listed(report["names"]) if report["layout"] == "brats" else report["layout"]),

@@ -1,7 +1,7 @@
 """check_dataset: everything that is known about a folder, as one report."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,7 @@ from typing import Any
 from prod9.data.cases import PARTS, Case
 from prod9.data.checking.findings import Finding, counts, error, note, warning
 from prod9.data.checking.headers import Headers, Progress, check_headers, check_identity, millimetres, sides
+from prod9.data.checking.naming import find_doubtful_labels, find_visits
 from prod9.data.checking.voxels import (
     CaseVoxels,
     find_backgrounds,
@@ -19,8 +20,10 @@ from prod9.data.checking.voxels import (
 )
 from prod9.data.layouts import Dataset, no_cases, require_known, scan_dataset
 from prod9.data.names import MODALITIES
+from prod9.data.scan import conversion, foreign_files
 from prod9.data.splits import Split
 from prod9.errors import DataError
+from prod9.wording import are, listing, plural
 
 _OWN_NAMES = ("msd", "nnunet", "datalist")
 
@@ -96,16 +99,34 @@ def check_dataset(
     headers = check_headers(dataset.cases, progress=None if deep else progress)
     report = Report(root, dataset, wanted, headers)
     report.findings += [error("layout", problem) for problem in dataset.problems]
+    report.findings += [warning("link", doubt) for doubt in dataset.doubts]
     report.findings += _completeness(dataset.cases, wanted)
     report.findings += [*headers.findings, *check_identity(dataset.cases), *_division(dataset.cases, split)]
-    if dataset.ignored:
-        names = ", ".join(path.name for path in dataset.ignored[:3])
-        report.findings.append(
-            note("ignored", f"{len(dataset.ignored)} volumes belong to no case: {names} …")
-        )
+    report.findings += [*find_visits(dataset.cases), *_unused(root, dataset)]
     if deep:
         _look_inside(report, num_workers, progress)
+        if label_scheme == "auto":
+            report.findings += find_doubtful_labels(dataset.cases, report.voxels)
     return report
+
+
+def _unused(root: Path, dataset: Dataset) -> Iterator[Finding]:
+    """Note the volumes that belong to no case, and the images of other formats."""
+    if dataset.ignored:
+        count, names = len(dataset.ignored), listing(_below(root, dataset.ignored))
+        verb = "belongs" if count == 1 else "belong"
+        yield note("ignored", f"{plural(count, 'volume')} {verb} to no case: {names}")
+    foreign = foreign_files(root) if root.is_dir() else []
+    if foreign:
+        yield warning(
+            "format",
+            f"{plural(foreign, 'image')} of other formats {are(foreign)} left out: {listing(_below(root, foreign))}; "
+            f"{conversion(foreign[0])}.",
+        )
+
+
+def _below(root: Path, paths: Sequence[Path]) -> list[str]:
+    return [str(path.relative_to(root)) if path.is_relative_to(root) else str(path) for path in paths]
 
 
 def _look_inside(report: Report, num_workers: int, progress: Progress | None) -> None:
@@ -129,10 +150,13 @@ def _completeness(cases: Sequence[Case], modalities: Sequence[str]) -> list[Find
     findings = []
     nowhere = [name for name in modalities if not any(name in case.images for case in cases)]
     if nowhere and cases:
-        there = ", ".join(name for name in modalities if name not in nowhere)
-        findings.append(
-            warning("absent", f"no case has {', '.join(nowhere)}; train with data.modalities: [{there}].")
+        there = [name for name in modalities if name not in nowhere]
+        remedy = (
+            f"train with data.modalities: [{', '.join(there)}]"
+            if there
+            else "name what there is with data.modalities (--modality)"
         )
+        findings.append(warning("absent", f"no case has {', '.join(nowhere)}; {remedy}."))
     for case in cases:
         missing = [name for name in modalities if name not in case.images and name not in nowhere]
         if missing:
@@ -140,18 +164,20 @@ def _completeness(cases: Sequence[Case], modalities: Sequence[str]) -> list[Find
             findings.append(
                 error(
                     "missing",
-                    f"{folder}: expected {', '.join(modalities)} for case {case.case_id}, {', '.join(missing)} is "
-                    "missing; add the file, remove the case, or name fewer data.modalities.",
+                    f"{folder}: expected {', '.join(modalities)} for case {case.case_id}, {', '.join(missing)} "
+                    f"{are(missing)} missing; add what is missing, remove the case, name fewer data.modalities, or "
+                    "leave such cases out with data.skip_incomplete: true.",
                     case.case_id,
                 )
             )
     segmented = [case for case in cases if case.seg is not None]
     if segmented and len(segmented) < len(cases):
-        without = next(case.case_id for case in cases if case.seg is None)
+        without = [case.case_id for case in cases if case.seg is None]
         findings.append(
             warning(
                 "seg",
-                f"{len(cases) - len(segmented)} of {len(cases)} cases have no segmentation ({without} …).",
+                f"{len(cases) - len(segmented)} of {plural(cases, 'case')} "
+                f"{'has' if len(cases) - len(segmented) == 1 else 'have'} no segmentation ({listing(without)}).",
             )
         )
     return findings
@@ -174,7 +200,7 @@ def _division(cases: Sequence[Case], split: Path | None) -> list[Finding]:
         try:
             Split.load(split).check(cases, source=str(split))
         except DataError as problem:
-            findings.append(error("leak" if "several" in str(problem) else "split", f"{split}: {problem}"))
+            findings.append(error("leak" if "several" in str(problem) else "split", str(problem)))
     return findings
 
 

@@ -44,11 +44,15 @@ class ImageStats:
 
 @dataclass
 class CaseVoxels:
-    """What a case's voxels gave. labels_ml: canonical label → millilitres. thumbnail: uint8 [h w], planes of RAS."""
+    """What a case's voxels gave. labels_ml: canonical label → millilitres. seg_values: those of the file.
+
+    thumbnail: uint8 [h w], planes of RAS.
+    """
 
     case_id: str
     images: dict[str, ImageStats] = field(default_factory=dict)
     labels_ml: dict[int, float] = field(default_factory=dict)
+    seg_values: tuple[int, ...] = ()
     digests: dict[Path, str] = field(default_factory=dict)
     findings: list[Finding] = field(default_factory=list)
     thumbnail: np.ndarray | None = None
@@ -235,6 +239,7 @@ def _add_seg(result: CaseVoxels, case: Case) -> None:
         code = "labels" if "expected labels" in str(problem) else "unreadable"
         result.findings.append(error(code, str(problem), case.case_id))
         return
+    result.seg_values = tuple(np.unique(np.rint(volume.data)).astype(int).tolist())
     voxel_ml = abs(float(np.linalg.det(volume.header.affine[:3, :3]))) / 1000
     values, counts = np.unique(labels, return_counts=True)
     result.labels_ml = {int(v): float(n * voxel_ml) for v, n in zip(values, counts, strict=True) if v}

@@ -1,0 +1,78 @@
+"""What a check says of guesses: names that may be visits of one patient, and label values of several meanings."""
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+
+from prod9.data.cases import Case
+from prod9.data.checking.findings import Finding, note, warning
+from prod9.data.checking.voxels import CaseVoxels
+from prod9.data.labels import doubt
+from prod9.data.names import identify
+from prod9.data.visits import MANY, look_alikes, visit_groups
+from prod9.wording import listing, plural
+
+_GUESSED = ("canonical", "datalist", "msd", "nnunet")
+_DECLARED = ("msd", "nnunet")
+_REMEDY = "say whose each case is in a CSV list with a column patient"
+_SHOWN_GROUPS = 5
+
+
+def find_visits(cases: Sequence[Case]) -> Iterator[Finding]:
+    """Find cases that count as visits of one patient by their names alone, and those that may be and do not.
+
+    Names of challenges and of BIDS are beyond doubt.
+    """
+    guessed = [case for case in cases if case.layout in _GUESSED and identify(case.case_id).year is None]
+    groups = visit_groups((case.case_id, case.patient_id) for case in guessed)
+    if groups:
+        total, shown = sum(map(len, groups.values())), _groups(groups)
+        text = (
+            f"{plural(total, 'case')} {'counts as a visit' if total == 1 else 'count as visits'} of "
+            f"{plural(groups, 'patient')}, by the names: {shown}; visits stay on one side of the split"
+        )
+        largest = max(map(len, groups.values()))
+        if largest > MANY:
+            yield warning(
+                "visits",
+                f"{text}. {plural(largest, 'visit')} of one patient are many: if they are of several patients, "
+                f"{_REMEDY}.",
+            )
+        else:
+            yield note("visits", f"{text}. If they are of other patients, {_REMEDY}.")
+    yield from _look_alikes(guessed)
+
+
+def _look_alikes(cases: Sequence[Case]) -> Iterator[Finding]:
+    by_patient: dict[str, list[str]] = defaultdict(list)
+    for case in cases:
+        by_patient[case.patient_id].append(case.case_id)
+    alike = look_alikes(by_patient)
+    if alike:
+        shown = listing((listing(group) for group in alike.values()), _SHOWN_GROUPS, joint="; ")
+        yield warning(
+            "look-alikes",
+            "names that may be visits of one patient count as patients of their own, who may come to both sides of "
+            f"the split: {shown}. If they are visits, {_REMEDY}.",
+        )
+
+
+def find_doubtful_labels(cases: Sequence[Case], voxels: Sequence[CaseVoxels]) -> Iterator[Finding]:
+    """Find values of segmentations that have several meanings, over all cases whose scheme was found alike."""
+    layouts = {case.case_id: (case.label_scheme, case.layout) for case in cases}
+    values: dict[str, set[int]] = defaultdict(set)
+    for result in voxels:
+        scheme, layout = layouts[result.case_id]
+        if layout not in _DECLARED:
+            values[scheme].update(result.seg_values)
+    for scheme, seen in values.items():
+        text = doubt(seen, scheme)
+        if text is not None:
+            # A mask of one value is hardly ever necrosis; other values are mostly what the default takes them for.
+            make = warning if seen - {0} == {1} else note
+            yield make("meaning", f"{text}.")
+
+
+def _groups(groups: dict[str, list[str]]) -> str:
+    largest_first = sorted(groups.items(), key=lambda item: -len(item[1]))
+    texts = (f"{patient} ({listing(names)})" for patient, names in largest_first)
+    return listing(texts, _SHOWN_GROUPS, joint="; ")
