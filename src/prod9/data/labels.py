@@ -215,6 +215,7 @@ def _scheme_from_regions(names: Mapping[str, int | Collection[int]]) -> str:
 
 def _spelt(table: Mapping[int, int]) -> str:
     """Return the name of ``table`` where it has one, else its text."""
+    table = {0: 0, **table}
     known = next((name for name in ("canonical", "msd_task01", "brats2021", "brats2024", "brats2015") if
                   dict(LABEL_SCHEMES[name]) == dict(table)), None)  # fmt: skip
     return known or ",".join(f"{value}={label}" for value, label in sorted(table.items()))

@@ -67,12 +67,16 @@ _CONTAINERS = re.compile(
     r"|orig(?:inal)?|train(?:ing)?|val(?:id|idation)?|test(?:ing)?|hgg|lgg|all|files|dicom|vsd\..*",
     _FLAGS,
 )
+_LONGEST = 255
+"""Characters of a file name; longer texts come from lists, and name no file."""
 MANY = 24
 """Visits that one patient may well have; more under one name are rather patients of one site."""
 
 
 def split_visit(name: str) -> tuple[str, str] | None:
     """Return (patient, visit) of a case's name, or None where no part of it says a visit or nothing else does."""
+    if len(name) > _LONGEST:
+        return None
     known = _PATIENTS.fullmatch(name)
     if known is not None:
         return (known[1], known[2]) if known[2] else None
