@@ -90,7 +90,7 @@ def test_damage_is_found_and_mended(tmp_path: Path, args: list[object]) -> None:
     assert ran.code == 1
     assert ran.json["damaged"] == [shard.name.split(".")[0]]
     ran = run("prod9", "encode", *args[:4], "--verify")
-    assert "1 shards damaged; encode again" in ran.out
+    assert "1 shard damaged; encode again" in ran.out
     assert run("prod9", "encode", *args).json["items"] == whole["items"]
     assert run("prod9", "encode", *args, "--verify").code == 0
 

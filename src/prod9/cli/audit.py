@@ -9,6 +9,7 @@ from prod9.cli import shared
 from prod9.cli.shared import FAILED, DebugOption, DeviceOption, JsonOption, console, messages, new_app
 from prod9.devices import torch_device
 from prod9.errors import ConfigError
+from prod9.wording import plural
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -189,7 +190,10 @@ def _latents(model: str, device: str) -> "Embedding":
 def _print(result: "Audit", folder: Path) -> None:
     content = result.to_dict()
     for name, part in content["sets"].items():
-        console.print(f"{name:>10}  {part['volumes']} volumes of {part['patients']} patients", markup=False)
+        console.print(
+            f"{name:>10}  {plural(part['volumes'], 'volume')} of {plural(part['patients'], 'patient')}",
+            markup=False,
+        )
     for row in content["embeddings"]:
         console.print(
             f"{row['name']}: relative distance {row['median_generated']:.2f} (held-out patients "

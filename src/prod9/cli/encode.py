@@ -19,6 +19,7 @@ from prod9.cli.shared import (
 )
 from prod9.devices import torch_device
 from prod9.errors import ConfigError
+from prod9.wording import plural
 
 if TYPE_CHECKING:
     import torch
@@ -116,7 +117,10 @@ def _print(result: dict[str, Any], as_json: bool) -> None:
         shared.print_json(result)
         return
     damaged = result["damaged"]
-    state = f"{len(damaged)} shards damaged; encode again to replace them" if damaged else "all shards whole"
+    state = (
+        f"{plural(damaged, 'shard')} damaged; encode again to replace them" if damaged else "all shards whole"
+    )
     shared.console.print(
-        f"{result['items']} volumes, {result['bytes'] / 1e6:.1f} MB, {state}: {result['store']}", markup=False
+        f"{plural(result['items'], 'volume')}, {result['bytes'] / 1e6:.1f} MB, {state}: {result['store']}",
+        markup=False,
     )

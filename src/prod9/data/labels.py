@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from prod9.errors import ConfigError, DataError
+from prod9.wording import plural
 
 _UP_TO_2021 = {0: 0, 1: 1, 2: 2, 4: 3}
 AS_IS = "as_is"
@@ -186,7 +187,9 @@ def canonical_seg(values: np.ndarray, scheme: str, path: str | Path) -> np.ndarr
     labels = lookup[np.where(in_range, rounded, -1).astype(np.int16)]
     strange, counts = np.unique(values[labels == _NOT_A_LABEL], return_counts=True)
     if strange.size:
-        got = ", ".join(f"{v:g} ({n} voxels)" for v, n in zip(strange[:5], counts[:5], strict=True))
+        got = ", ".join(
+            f"{v:g} ({plural(int(n), 'voxel')})" for v, n in zip(strange[:5], counts[:5], strict=True)
+        )
         expected = sorted(table) if len(table) < 10 else f"0 to {max(table)}"
         raise DataError(
             f"{path}: expected labels {expected} of scheme {scheme}, got {got}; {_remedy(np.unique(rounded))}."

@@ -23,6 +23,7 @@ from prod9.data.template import load_template
 from prod9.errors import ConfigError
 from prod9.files import atomic_write, check_writable
 from prod9.volumes import write
+from prod9.wording import plural
 
 VERSION = 1
 """Raised whenever the same seed gives other scans, so that older folders are not continued."""
@@ -276,7 +277,8 @@ def _card(subjects: Sequence[Subject], settings: dict[str, Any], figures: dict[s
     )
     return f"""# SYNTHETIC brain scans
 
-These {len(subjects)} patients do not exist. The scans were simulated by prod9 from the MNI152 template (spacing
+The patients of this folder do not exist. The scans of {plural(subjects, "patient")} were simulated by prod9 from the
+MNI152 template (spacing
 {settings["spacing_mm"]:g} mm, seed {settings["seed"]}, recipe version {settings["version"]}). They are for trying and
 testing software and support no statement about patients.
 

@@ -33,6 +33,7 @@ from prod9.training.config_schema import (
 from prod9.training.lightning.datamodule import AbstractSegmentedDataModule, Progress
 from prod9.training.segmented_samples import SegmentedSamples
 from prod9.volumes import read_header
+from prod9.wording import plural
 
 _LOG = logging.getLogger(__name__)
 
@@ -254,7 +255,8 @@ def check_spacing(cases: Sequence[Case], modality: str) -> None:
     if others:
         raise DataError(
             f"data.spacing is null, so all cases must have one spacing: {first_id} has {first} mm, "
-            f"{len(others)} others differ ({others[0]}: {spacings[others[0]]}); set data.spacing to resample."
+            f"{plural(others, 'other differs', 'others differ')} ({others[0]}: {spacings[others[0]]}); set "
+            "data.spacing to resample."
         )
 
 

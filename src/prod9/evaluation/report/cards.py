@@ -8,6 +8,7 @@ from prod9.errors import DataError
 from prod9.evaluation.report.gather import RunRecord, find_results, read_run
 from prod9.files import atomic_write
 from prod9.training.model.cards import DISCLAIMER, front_matter, model_front_matter, model_title
+from prod9.wording import plural
 
 MODEL_CARD, DATA_CARD = "MODEL_CARD.md", "DATA_CARD.md"
 _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"))
@@ -52,7 +53,7 @@ def model_card(run: RunRecord, audits: list[dict[str, Any]], evaluations: list[d
         "",
         f"- Stage `{run.stage}`{f', kind `{run.kind}`' if run.kind else ''}, trained for {run.steps:,} steps "
         f"({run.seconds / 60:.1f} minutes on {sessions.get('device', 'an unknown device')})",
-        f"- Trained on {run.split.get('train', 0)} patients of `{dataset}`; see {DATA_CARD}",
+        f"- Trained on {plural(run.split.get('train', 0), 'patient')} of `{dataset}`; see {DATA_CARD}",
         f"- Volumes of {_sides(data.get('grid'))} voxels{_spacing(data)}, intensities in [0, 1], RAS",
         f"- Software: {versions or f'prod9 {prod9.__version__}'}",
         "",

@@ -63,7 +63,7 @@ def export_card(header: dict[str, Any], parameters: int, dtype: str) -> str:
         f"# {model_title(stage)} (prod9)",
         "",
         f"- Stage: `{stage}`, {parameters:,} values, {dtype}",
-        f"- Trained for {header['step']:,} steps with prod9 {header['version']}",
+        f"- Trained for {header['step']:,} {'step' if header['step'] == 1 else 'steps'} with prod9 {header['version']}",
         f"- Volumes: {data.get('grid')} voxels, intensities in [0, 1], RAS",
         f"- Labels: {labels}",
         f"- Patients: {patients}",
