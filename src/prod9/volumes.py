@@ -25,10 +25,11 @@ from prod9.machine import memory
 from prod9.nifti import UNSCALED, Scaling
 from prod9.nifti_voxels import fits, load, store
 
-_FEW_SLICES = 5
 MAX_VOXELS = 1024**3
 """Largest volume read by default: 4 GiB as float32. A header can claim any size."""
 _RAS = axcodes2ornt("RAS")
+_FEW_SLICES = 5
+"""Voxels along the thinnest axis below which a volume is taken for a few slices."""
 _SLACK = 16 << 20
 """Bytes of a file that may be no voxels: the header, its extensions, padding."""
 _COPIES = 2

@@ -15,7 +15,7 @@ from prod9.data.checking.report import check_dataset
 from prod9.data.layouts import find_cases, scan_dataset
 from prod9.data.names import identify, parse_name
 from prod9.data.splits import split_patients
-from prod9.data.visits import is_visit
+from prod9.data.visits import is_visit, look_alikes
 from tests.data.trees import write_datalist
 from tests.fixtures import write_brats_tree
 
@@ -29,7 +29,8 @@ VISITS = (
     "v02", "t0", "t3", "baseline", "Baseline", "bl", "followup", "follow-up", "follow_up_2", "followup1", "FU", "fu2",
     "FU001d", "fup1", "pre", "post", "preop", "pre-op", "postop", "post_op", "pretreatment", "post-treatment", "preRT",
     "postRT", "intraop", "screening", "recurrence", "progression", "nadir", "initial", "scan1", "scan_2", "exam1",
-    "study2", "MR1", "retest", "1st_visit", "2nd-scan", "prior", "20190102", "2019-01-02", "2019_01_02", "2019.01.02",
+    "study2", "MR1", "retest", "run-1", "2019-01", "final", "1st_visit", "2nd-scan", "prior",
+    "20190102", "2019-01-02", "2019_01_02", "2019.01.02",
     "02-01-2019", "02.01.2019", "20190102T1200", "20190102_120000", "2Jan2019", "2019-Jan-02",
 )  # fmt: skip
 PATIENTS = (
@@ -273,6 +274,26 @@ def test_a6_the_check_lists_what_it_merged_and_what_it_did_not(tmp_path: Path) -
     for group in ("Q1_1, Q1_2", "Smith, smith", "Trial_scan1, Trial_scan2"):
         assert group in by_code["look-alikes"].message
     assert "P001" not in by_code["look-alikes"].message
+    assert report.to_dict()["visits"] == {"P001": ["P001_tp1", "P001_tp2"], "P002": ["P002_tp1"]}
+
+
+@pytest.mark.parametrize(
+    "names",
+    [("P1_1", "P1_2"), ("P1", "P1_2"), ("P1a", "P1b"), ("P1-left", "P1-right"), ("v1_P1", "v2_P1"), ("P1", "p1"),
+     ("Trial_scan1", "Trial_scan2"), ("2019-01-02", "2019-05-06"), ("scan_1", "scan_2"), ("sub-01_x", "sub-01_y"),
+     ("P1_2019", "P1_2020"), ("P1_190102", "P1_190506"), ("P1_c1d1", "P1_c2d1"), ("100001_1", "100001_2")],
+)  # fmt: skip
+def test_a6_what_merely_looks_like_visits_is_listed(names: tuple[str, str]) -> None:
+    assert sorted(names) in [list(group) for group in look_alikes(names).values()]
+
+
+@given(
+    st.lists(
+        st.from_regex(r"\A(patient|case|BRATS|sub)[-_]?[0-9]{3}\Z"), min_size=2, max_size=9, unique=True
+    ),
+)
+def test_a6_numbered_patients_do_not_look_like_visits(names: list[str]) -> None:
+    assert not look_alikes(names)
 
 
 def test_a6_many_visits_of_one_name_are_a_warning(tmp_path: Path) -> None:

@@ -38,10 +38,11 @@ _SURE = (
     rf"|\d(?:st|nd|rd|th){_GAP}?(?:visit|scan|session|exam|time[-_. ]?point|follow[-_. ]?up)"
     rf"|{_STAGE}(?:\d{{1,4}}[a-z]?)?)"
 )
-_WORD = r"scan|exam|examination|study|mri|mr|re[-_. ]?scan"
+_WORD = r"scan|exam|examination|study|mri|mr|re[-_. ]?scan|run|rep|repeat|series|acq"
 _WEAK = (
     rf"(?:(?:{_WORD}|[mwyvt]){_GAP}?\d{{1,2}}[a-z]?|m1\d\d|d\d{{1,4}}"
-    r"|\d{1,3}[mwdy]|\d(?:st|nd|rd|th)|(?:re[-_. ]?)?(?:test|scan)|first|second|third|prior|previous|current|last)"
+    r"|\d{1,3}[mwdy]|\d(?:st|nd|rd|th)|(?:re[-_. ]?)?(?:test|scan)|first|second|third|prior|previous"
+    r"|current|last|final|early|late|before|after|old|new|(?:19|20)\d\d-(?:0[1-9]|1[0-2]))"
 )
 """Words that are visits behind something that has a number, as ``P001_m06``; ``HC_M001`` is a patient."""
 
@@ -59,7 +60,9 @@ _PATIENTS = re.compile(
     r"(TCGA-\w\w-\w{4}|OAS\d_\d{4}|UPENN-GBM-\d{5}|UCSF-PDGM-\d{4,5}|RHUH-\d{4}|\d{3}_S_\d{4})(?:[-_. ](.+))?",
     _FLAGS,
 )
-_NUMBERED = re.compile(r"(.*\d)(?:[-_. ](?:[a-z]?\d+|[a-z])|[a-z])", _FLAGS)
+# The first word that ends in a digit, and what follows it: P001_x, sub-01-x, P001a.
+_LED = re.compile(r"((?:[^-_. ]*[^-_. \d][-_. ]+)*[^-_. ]*\d)(?:[-_. ].+|[a-z])", _FLAGS | re.DOTALL)
+_FRONT = re.compile(rf"(?:{_WEAK}){_GAP}+(.*\d.*)", _FLAGS | re.DOTALL)
 _LETTER = re.compile(r"[a-z]\d+", _FLAGS)
 _CONTAINERS = re.compile(
     r"anat|nii|nifti|mri?|mr images?|images?|imag(?:es|ing)|imagest[rs]|data|raw|rawdata|source(?:data)?|derivatives"
@@ -120,22 +123,25 @@ def visit_groups(cases: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
 def look_alikes(patients: Iterable[str]) -> Mapping[str, Sequence[str]]:
     """Return groups of different patients whose names may well be visits of one: what they share → their names.
 
-    ``P001_1`` and ``P001_2``, ``P001a`` and ``P001b``, ``p7`` and ``P7``, ``Trial_scan1`` and ``Trial_scan2``, and
-    names that say a visit but no patient, such as ``2019-01-02``. Groups of more than ``MANY`` are numbered patients.
+    ``P001_1`` and ``P001_x``, ``P001a`` and ``P001b``, ``p7`` and ``P7``, ``v1_P7`` and ``v2_P7``, ``Trial_scan1`` and
+    ``Trial_scan2``, and names that say a visit but no patient, such as ``2019-01-02``. Groups of more than ``MANY`` are
+    the numbered patients of a site.
     """
     names = sorted(set(patients))
     groups: dict[str, set[str]] = defaultdict(set)
     for name in names:
         groups[f"same letters: {name.casefold()}"].add(name)
-        if _PATIENTS.fullmatch(name):
+        if len(name) > _LONGEST or _PATIENTS.fullmatch(name):
             continue
-        numbered, weak = _NUMBERED.fullmatch(name), _LOOK.search(name)
+        led, front, weak = _LED.fullmatch(name), _FRONT.fullmatch(name), _LOOK.search(name)
         if is_visit(name) and not _LETTER.fullmatch(name):
             groups[""].add(name)
+        elif front is not None:
+            groups[_trim(front[1])].add(name)
         elif weak is not None:
             groups[_trim(name[: weak.start()])].add(name)
-        elif numbered is not None:
-            groups[_trim(numbered[1])].add(name)
+        elif led is not None:
+            groups[_trim(led[1])].add(name)
     for name in names:
         if name in groups:
             groups[name].add(name)

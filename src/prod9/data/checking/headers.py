@@ -22,8 +22,6 @@ AFFINE_TOLERANCE = 1e-2
 """Largest difference (mm, and mm a voxel) between affines of one grid, as training allows."""
 _ANISOTROPY = 3.0
 _SHOWN = 3
-_FEW_SLICES = 4
-
 
 @dataclass
 class Headers:

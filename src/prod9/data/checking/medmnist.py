@@ -55,6 +55,7 @@ class MedMNIST3DReport:
             "cases": total,
             "patients": total,
             "time_points": 1,
+            "visits": {},
             "modalities": {self.name: total},
             "segmentations": 0,
             "shapes": {sides((side,) * 3): total},

@@ -22,8 +22,7 @@ def find_visits(cases: Sequence[Case]) -> Iterator[Finding]:
 
     Names of challenges and of BIDS are beyond doubt.
     """
-    guessed = [case for case in cases if case.layout in _GUESSED and identify(case.case_id).year is None]
-    groups = visit_groups((case.case_id, case.patient_id) for case in guessed)
+    groups = guessed_visits(cases)
     if groups:
         total, shown = sum(map(len, groups.values())), _groups(groups)
         text = (
@@ -39,14 +38,7 @@ def find_visits(cases: Sequence[Case]) -> Iterator[Finding]:
             )
         else:
             yield note("visits", f"{text}. If they are of other patients, {_REMEDY}.")
-    yield from _look_alikes(guessed)
-
-
-def _look_alikes(cases: Sequence[Case]) -> Iterator[Finding]:
-    by_patient: dict[str, list[str]] = defaultdict(list)
-    for case in cases:
-        by_patient[case.patient_id].append(case.case_id)
-    alike = look_alikes(by_patient)
+    alike = look_alikes(case.patient_id for case in _guessed(cases))
     if alike:
         shown = listing((listing(group) for group in alike.values()), _SHOWN_GROUPS, joint="; ")
         yield warning(
@@ -54,6 +46,15 @@ def _look_alikes(cases: Sequence[Case]) -> Iterator[Finding]:
             "names that may be visits of one patient count as patients of their own, who may come to both sides of "
             f"the split: {shown}. If they are visits, {_REMEDY}.",
         )
+
+
+def guessed_visits(cases: Sequence[Case]) -> dict[str, list[str]]:
+    """Return patient → cases, for patients that were found inside the names of their cases."""
+    return visit_groups((case.case_id, case.patient_id) for case in _guessed(cases))
+
+
+def _guessed(cases: Sequence[Case]) -> list[Case]:
+    return [case for case in cases if case.layout in _GUESSED and identify(case.case_id).year is None]
 
 
 def find_doubtful_labels(cases: Sequence[Case], voxels: Sequence[CaseVoxels]) -> Iterator[Finding]:

@@ -9,7 +9,7 @@ from typing import Any
 from prod9.data.cases import PARTS, Case
 from prod9.data.checking.findings import Finding, counts, error, note, warning
 from prod9.data.checking.headers import Headers, Progress, check_headers, check_identity, millimetres, sides
-from prod9.data.checking.naming import find_doubtful_labels, find_visits
+from prod9.data.checking.naming import find_doubtful_labels, find_visits, guessed_visits
 from prod9.data.checking.voxels import (
     CaseVoxels,
     find_backgrounds,
@@ -56,6 +56,7 @@ class Report:
             "cases": len(cases),
             "patients": len(time_points),
             "time_points": max(time_points.values(), default=0),
+            "visits": guessed_visits(cases),
             "modalities": {m: sum(m in case.images for case in cases) for m in self.modalities},
             "segmentations": sum(case.seg is not None for case in cases),
             "shapes": self.headers.count(lambda h: sides(h.shape)),
