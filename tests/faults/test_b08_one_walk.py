@@ -8,6 +8,7 @@ import pytest
 
 from prod9.cli.autoencoder import find_volumes as inputs_of_infer
 from prod9.cli.control import find_segmentations
+from prod9.data.checking.fingerprint import read_fingerprint
 from prod9.data.layouts import find_cases, scan_dataset
 from prod9.data.scan import Walk, find_volumes, walk
 from prod9.errors import DataError
@@ -177,3 +178,18 @@ def test_b8_pipes_are_no_volumes(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "P1_t1.nii.gz")
     with pytest.raises(DataError, match="a device or a pipe"):
         find_cases(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "x" * 300 + ".csv", "a/" * 3000])
+def test_b8_a_root_of_a_name_that_is_too_long(tmp_path: Path, name: str) -> None:
+    with pytest.raises(DataError, match="no file can have so long a name"):
+        find_cases(tmp_path / name)
+    ran = run("prod9", "data", "check", tmp_path / name)
+    assert ran.code == 1
+    assert ran.err.count("Error:") == 1
+
+
+def test_b8_other_files_that_nest_too_deep(tmp_path: Path) -> None:
+    (tmp_path / "fingerprint.json").write_text("[" * 100000)
+    with pytest.raises(DataError, match="expected a fingerprint"):
+        read_fingerprint(tmp_path / "fingerprint.json")

@@ -152,9 +152,9 @@ def _checked(
 
 def is_medmnist3d(root: Path) -> bool:
     """Tell whether ``root`` is a MedMNIST3D file by its suffix; a folder of such is refused with their names."""
-    if root.is_dir():
-        from prod9.data.scan import Walk
+    from prod9.data.scan import Walk, is_dir
 
+    if is_dir(root):
         files = sorted(path.name for path in root.glob("*mnist3d*.npz"))
         if files and next(Walk().volumes(root), None) is None:
             raise ConfigError(
@@ -192,7 +192,9 @@ def checked_medmnist3d(path: Path, *, deep: bool) -> "MedMNIST3DReport":
 
 def _keep_out(path: Path | None, root: Path, option: str) -> None:
     """Refuse to write into the dataset."""
-    if path is not None and root.is_dir() and path.resolve().is_relative_to(root.resolve()):
+    from prod9.data.scan import is_dir
+
+    if path is not None and is_dir(root) and path.resolve().is_relative_to(root.resolve()):
         raise ConfigError(f"{option}: expected a file outside {root}, which is never written to, got {path}")
 
 

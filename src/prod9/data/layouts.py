@@ -27,6 +27,7 @@ from prod9.data.scan import (
     Walk,
     conversion,
     foreign_files,
+    is_dir,
     is_file,
     unreachable,
     wrong_name,
@@ -96,9 +97,13 @@ def scan_dataset(root: str | Path, *, layout: str = "auto", label_scheme: str = 
 
 def _require_input(root: Path) -> None:
     """Refuse what is neither a folder nor a list (DataError)."""
-    if root.is_dir() or (is_file(root) and root.suffix.lower() in LIST_SUFFIXES):
+    if is_dir(root) or (is_file(root) and root.suffix.lower() in LIST_SUFFIXES):
         return
-    if root.is_symlink() and (message := unreachable(root)) is not None:
+    try:
+        absent = not (root.is_symlink() or root.exists())
+    except (OSError, ValueError):  # a name that is too long, a folder that may not be looked into
+        absent = False
+    if not absent and not is_file(root) and (message := unreachable(root)) is not None:
         raise DataError(message)
     what = "a file" if is_file(root) else "nothing"
     raise DataError(
@@ -120,7 +125,13 @@ def detect_layout(root: Path) -> str:
     """Return the layout of ``root``: a key of ``LAYOUTS``, or ``brats`` where names decide case by case."""
     if root.is_file():
         return "datalist"
-    return described_by(root) or ("bids" if looks_like_bids(root) else "brats")
+    try:
+        return described_by(root) or ("bids" if looks_like_bids(root) else "brats")
+    except OSError as error:
+        raise DataError(
+            f"{root}: expected a folder that can be read, got {error.strerror or error}; change its permissions, or "
+            "check data.root."
+        ) from error
 
 
 def find_cases(
@@ -227,7 +238,7 @@ def no_cases(root: Path) -> str:
         f"{root}: expected files such as BraTS-GLI-00000-000-t1n.nii.gz or BraTS2021_00000_t1.nii.gz, a dataset.json, "
         "sub-* folders or a list, got"
     )
-    if not root.is_dir():
+    if not is_dir(root):
         return f"{expected} no cases; add rows to the list."
     inside = [path for path in sorted(root.glob("*")) if path.is_dir() and described_by(path)]
     if inside:

@@ -185,6 +185,14 @@ def is_file(path: Path) -> bool:
         return False
 
 
+def is_dir(path: Path) -> bool:
+    """Return whether ``path`` is a folder; False too for names that no folder can have."""
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):
+        return False
+
+
 def unreachable(path: Path) -> str | None:
     """Return what is wrong with a file that cannot be opened, such as a link to nothing; None for any other."""
     try:

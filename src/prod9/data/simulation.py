@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 
 from prod9.data.phantom import CONTRASTS, grey_matter, make_phantom
-from prod9.data.scan import Walk
+from prod9.data.scan import Walk, read_json
 from prod9.data.template import load_template
-from prod9.errors import ConfigError
+from prod9.errors import ConfigError, DataError
 from prod9.files import atomic_write, check_writable
 from prod9.volumes import write
 from prod9.wording import plural
@@ -194,9 +194,10 @@ def _check_settings(root: Path, settings: dict[str, Any]) -> None:
     path = root / MANIFEST
     if path.exists():
         try:
-            before = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError:
+            before = read_json(path)
+        except DataError:
             before = {}
+        before = before if isinstance(before, dict) else {}
         differing = [key for key, value in settings.items() if before.get(key) != value]
         if differing:
             raise ConfigError(
@@ -225,8 +226,8 @@ def _read_record(root: Path, index: int) -> Subject | None:
     if not path.exists() or not all((path.parent / name).exists() for name in names):
         return None
     try:
-        return Subject(**json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError):
+        return Subject(**read_json(path))
+    except (DataError, TypeError):
         return None
 
 

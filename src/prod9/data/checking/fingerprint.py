@@ -12,7 +12,7 @@ import numpy as np
 
 from prod9.data.checking.report import Report
 from prod9.errors import DataError
-from prod9.files import atomic_write
+from prod9.files import atomic_write, reading
 
 FORMAT = 1
 _UNIT = 16
@@ -79,14 +79,10 @@ def write_fingerprint(path: Path, content: dict[str, Any]) -> None:
 
 def read_fingerprint(path: Path) -> dict[str, Any]:
     """Read what :func:`write_fingerprint` wrote; DataError for another file."""
-    try:
+    with reading(path, "a fingerprint", remedy="make it with `prod9 data info DIR --output FILE`"):
         content = json.loads(path.read_text(encoding="utf-8"))
         if content["format"] != FORMAT:
-            raise ValueError(f"format {content['format']}")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(
-            f"{path}: expected a fingerprint ({error!r}); make it with `prod9 data info DIR --output FILE`."
-        ) from error
+            raise ValueError(f"format {str(content['format'])[:20]} instead of {FORMAT}")
     return content
 
 
