@@ -25,7 +25,11 @@ RootArgument = Annotated[
 ]
 LayoutOption = Annotated[str, typer.Option("--layout", help="Layout, if `auto` gets it wrong (data.layout).")]
 SchemeOption = Annotated[
-    str, typer.Option("--label-scheme", help="Meaning of the label values (data.label_scheme).")
+    str,
+    typer.Option(
+        "--label-scheme",
+        help="Meaning of the label values, e.g. brats2015 or whole_tumor (data.label_scheme).",
+    ),
 ]
 ModalityOption = Annotated[
     list[str] | None, typer.Option("--modality", help="What every case must have; repeatable.")

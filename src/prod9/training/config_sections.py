@@ -122,8 +122,9 @@ class DataConfig(VolumesSection):
     )  # fmt: skip
     label_scheme: str = Field(
         default="auto",
-        description="What the values of segmentations mean: a scheme's name, a table such as `1=2, 2=1, 3=3`, or "
-        "`auto`: by layout.",
+        description="What the values of segmentations mean: a scheme (`brats2015`, `brats2018` to `brats2021`, "
+        "`brats2023`, `brats2024`, `msd_task01`, `canonical`, `whole_tumor`, `as_is`), a table such as "
+        "`1=2, 2=1, 3=3`, or `auto`: by layout.",
     )
     modalities: Names = Field(default=("T1", "T1ce", "T2", "FLAIR"), description="Modalities to use.")
     skip_incomplete: bool = Field(
