@@ -52,6 +52,7 @@ _WEAK_VISIT = re.compile(rf"(?<={_GAP}){_WEAK}{_END}", _FLAGS)
 _LOOK = re.compile(rf"(?<={_GAP})(?:{_WEAK}|(?:{_WORD}|[mwdyvt]){_GAP}?\d+){_END}", _FLAGS)
 _WHOLE = re.compile(rf"(?:{_SURE}|{_WEAK})(?:{_GAP}(?:{_SURE}|{_WEAK}))*", _FLAGS)
 _IDENTIFYING = re.compile(r"[a-z]+[-.]?\d|\d[a-z]|\d{3}", _FLAGS)
+_NAMED = re.compile(rf"{_GAP}(?:sub|subj|subject|patient|pat|pt|p|case|id){_GAP}?\d+{_END}", _FLAGS)
 _ENTITY = re.compile(
     r"[-_. ](?:run|acq|rec|dir|echo|desc|space|res|ce|task|part|mod|inv|chunk)-[a-z0-9+]+", _FLAGS
 )
@@ -91,7 +92,7 @@ def split_visit(name: str) -> tuple[str, str] | None:
         return None
     before, after = (_trim(part) for part in (name[: match.start()], name[match.end() :]))
     patient = before
-    if not before or (not re.search(r"\d", before) and _IDENTIFYING.search(_ENTITY.sub("", f"_{after}"))):
+    if not before or _comes_behind(before, _ENTITY.sub("", f"_{after}")):
         # "baseline_P7", "siteA_tp1_P7": the patient comes behind.
         rest = _trim(f"{before}_{after}") if after else ""
         if not rest:
@@ -100,6 +101,13 @@ def split_visit(name: str) -> tuple[str, str] | None:
         patient, more = deeper if deeper is not None else (rest, "")
         return _trim(_ENTITY.sub("", patient)), f"{match[0]}_{more}".rstrip("_")
     return _trim(_ENTITY.sub("", patient)) or patient, match[0]
+
+
+def _comes_behind(before: str, after: str) -> bool:
+    """Return whether the patient is rather what stands behind a visit than what stands before it, such as a site."""
+    if _NAMED.search(after) is not None:
+        return _NAMED.search(f"_{before}") is None
+    return re.search(r"\d", before) is None and _IDENTIFYING.search(after) is not None
 
 
 def is_visit(name: str) -> bool:
