@@ -65,7 +65,7 @@ class MedMNIST3DFile:
     def labels(self, part: Part) -> np.ndarray:
         """Return the labels int64 [N] of ``part``; DataError for damaged content."""
         labels = read_array(self.path, f"{part}_labels")
-        if labels.dtype.kind not in "iu" or labels.size != self.counts[part]:
+        if (labels.size and labels.dtype.kind not in "iu") or labels.size != self.counts[part]:
             raise DataError(
                 f"{self.path}: expected {self.counts[part]} whole numbers as {part}_labels, got {labels.dtype} "
                 f"{list(labels.shape)}; download it again."
@@ -77,7 +77,7 @@ class MedMNIST3DFile:
 
         Constant samples are logged; DataError for damaged content or labels outside ``num_classes``.
         """
-        images, labels = read_array(self.path, f"{part}_images"), self.labels(part)
+        images, labels = read_array(self.path, f"{part}_images", what=part), self.labels(part)
         if images.shape[1:] != (self.side,) * 3 or images.dtype != np.uint8 or len(images) != len(labels):
             raise DataError(
                 f"{self.path}: expected {len(labels)} {part} samples uint8 of {self.side} voxels a side, got "
@@ -203,9 +203,12 @@ def _copy(address: str, target: Path, progress: Progress | None) -> None:
                 progress(done, total or done)
 
 
-def read_array(path: Path, name: str) -> np.ndarray:
-    """Return an array of an npz file; DataError for damaged content, also of kinds that numpy has no error for."""
-    remedy = f"{name.split('_')[0]} is damaged: {_REMEDY}"
+def read_array(path: Path, name: str, *, what: str | None = None) -> np.ndarray:
+    """Return an array of an npz file; DataError for damaged content, also of kinds that numpy has no error for.
+
+    what: how the message calls it, by default its name.
+    """
+    remedy = f"{what or name} is damaged: {_REMEDY}"
     with reading(path, _EXPECTED, remedy=remedy), np.load(path, allow_pickle=False) as arrays:
         array = arrays[name]
         if not isinstance(array, np.ndarray):
