@@ -1,6 +1,7 @@
 """Values that mean different things in different years are never told apart by a guess."""
 
 import json
+import logging
 from pathlib import Path
 
 import nibabel as nib
@@ -10,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prod9.data.checking.report import check_dataset
+from prod9.data.intensity import IntensityScaling
 from prod9.data.labels import (
     LABEL_SCHEMES,
     WHOLE_TUMOR,
@@ -22,6 +24,10 @@ from prod9.data.labels import (
 )
 from prod9.data.layouts import find_cases, scan_dataset
 from prod9.errors import DataError
+from prod9.pipelines.placement import GridPlacement
+from prod9.pipelines.segmentation import place_segmentation
+from prod9.training.brats_data import warn_of_doubtful_labels
+from prod9.volumes import read, write
 from tests.fixtures import write_brats_tree
 from tests.harness import run
 
@@ -156,3 +162,24 @@ def test_a16_the_layout_can_be_named(tmp_path: Path) -> None:
     assert case.label_scheme == "brats2015"
     ran = run("prod9", "data", "check", tmp_path, "--label-scheme", "brats2015", "--json")
     assert json.loads(ran.out)["label_schemes"] == {"brats2015": 1}
+
+
+def test_a16_segmentations_that_steer_and_train_are_doubted_too(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A 0/1 mask is no necrosis without a word; a scheme that the user gives is beyond doubt."""
+    (case_dir,) = write_brats_tree(tmp_path, 1)
+    path = case_dir / f"{case_dir.name}-seg.nii.gz"
+    file = read(path)
+    write(path, file.data > 0, file.header, dtype=np.uint8)
+    where = GridPlacement(
+        spacing=None, grid=(16, 20, 16), intensity=IntensityScaling("percentile", 0.0, 99.5)
+    )
+    placed = place_segmentation(path, where, num_classes=4)
+    assert placed.doubt is not None
+    assert "whole_tumor" in placed.doubt
+    assert place_segmentation(path, where, num_classes=4, label_scheme="canonical").doubt is None
+    kept = {case_dir.name: placed.kept}
+    with caplog.at_level(logging.WARNING):
+        warn_of_doubtful_labels(find_cases(tmp_path), kept)
+    assert "whole_tumor" in caplog.text

@@ -278,6 +278,8 @@ def _doubts(placed: "PlacedSegmentation") -> Iterator[str]:
         )
     if placed.cut > _CUT:
         yield f"{placed.cut:.1%} of what is segmented lies beyond the model's grid and is lost"
+    if placed.doubt is not None:
+        yield placed.doubt
     loss = describe_loss(placed.kept)
     if loss is not None:
         yield f"some of it falls between the voxels of the model ({loss})"

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from prod9 import volumes
-from prod9.data.labels import canonical_seg
+from prod9.data.labels import canonical_seg, doubt
 from prod9.data.layouts import scan_dataset
 from prod9.data.seg_loss import Kept, describe_loss
 from prod9.data.segmentations import check_classes
@@ -25,7 +25,8 @@ class PlacedSegmentation:
     found_by: what centred it: ``reference``, ``case`` (volumes beside the file), ``sources`` or ``field`` (of view).
     cut: share of the segmented voxels that lies beyond the grid. kept: by label, what the voxels of the grid keep of
     the rest. images: source images float32 ``[N H W D]`` in [0, 1] beside it, or None. has_seg: False for images
-    alone; ``seg`` is background then. space: NIfTI's code of what the affine leads to.
+    alone; ``seg`` is background then. space: NIfTI's code of what the affine leads to. doubt: what else the values of
+    the file may mean, where their scheme was not given but found.
     """
 
     seg: np.ndarray
@@ -36,6 +37,7 @@ class PlacedSegmentation:
     has_seg: bool = True
     kept: Mapping[int, Kept] = field(default_factory=dict)
     space: int = 1
+    doubt: str | None = None
 
 
 def place_segmentation(
@@ -78,8 +80,18 @@ def place_segmentation(
     if labels.any() and not placed.seg.any():
         raise DataError(_nothing_left(path, placement, found_by, placed))
     shown = _in_slots(placed, sources, slots) if sources else None
+    unclear = (
+        doubt(np.unique(np.rint(file.data)).astype(int).tolist(), scheme) if label_scheme == "auto" else None
+    )
     return PlacedSegmentation(
-        placed.seg, placed.affine, found_by, cut, shown, kept=placed.kept, space=file.header.space
+        placed.seg,
+        placed.affine,
+        found_by,
+        cut,
+        shown,
+        kept=placed.kept,
+        space=file.header.space,
+        doubt=unclear,
     )
 
 

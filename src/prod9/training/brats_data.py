@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 from prod9.data.builders import DatasetBuilder
 from prod9.data.cache import CaseCache
 from prod9.data.datasets.brats import CachedAllModalitiesDataset
+from prod9.data.labels import doubt, label_table
 from prod9.data.latents import Encode, ParallelEncode, TokenStore
 from prod9.data.layouts import Case, find_cases
 from prod9.data.sampling import SampleKey
@@ -105,6 +106,9 @@ class AbstractBraTSDataModule(AbstractSegmentedDataModule):
         )
         self._builder.hashes.save()
         warn_of_lost_lesions(store.kept, part)
+        data = self.config.data
+        if isinstance(data, DataConfig) and data.label_scheme == "auto":
+            warn_of_doubtful_labels(self._cache(part).cases, store.kept)
         return store
 
     def _with_regions(self, part: Part, samples: Dataset[dict[str, Any]]) -> Dataset[dict[str, Any]]:
@@ -274,6 +278,20 @@ def warn_of_cut_heads(cases: CaseCache, grid: Sequence[int]) -> None:
             cut[0],
             largest,
         )
+
+
+def warn_of_doubtful_labels(cases: Sequence[Case], kept: Mapping[str, Mapping[int, Kept]]) -> None:
+    """Log what else the values of segmentations may mean whose scheme was found by names; by case and label."""
+    by_scheme: dict[str, set[int]] = {}
+    for case in cases:
+        file_value = {label: value for value, label in label_table(case.label_scheme).items()}
+        by_scheme.setdefault(case.label_scheme, set()).update(
+            file_value[label] for label in kept.get(case.case_id, {})
+        )
+    for scheme, values in by_scheme.items():
+        text = doubt(values, scheme)
+        if text is not None:
+            _LOG.warning("Segmentations: %s.", text)
 
 
 def warn_of_lost_lesions(kept: Mapping[str, Mapping[int, Kept]], part: Part) -> None:

@@ -23,6 +23,7 @@ AFFINE_TOLERANCE = 1e-2
 _ANISOTROPY = 3.0
 _SHOWN = 3
 
+
 @dataclass
 class Headers:
     """What the headers say. by_case: kind (modality or ``seg``) to header, for files that can be read."""
