@@ -10,7 +10,7 @@ import secrets
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 from prod9.errors import DataError, Prod9Error
 
@@ -110,6 +110,28 @@ def exclusive(path: str | Path) -> Iterator[None]:
                     f"{path}: cannot be locked ({_quoted(error)}); choose a folder on another file system."
                 ) from error
         yield
+
+
+def inside(folder: str | Path, name: str) -> Path:
+    """Return ``folder / name`` for a ``name`` that a file said: a label, a case, an entry of a manifest.
+
+    ``name`` may hold subfolders, divided by ``/``. Raises DataError when it would leave the folder, here or on Windows
+    (``..``, an absolute path, a drive), when it is empty, or when it holds control characters.
+    """
+    windows = PureWindowsPath(name)
+    parts = name.split("/")
+    leaves = (
+        windows.drive
+        or windows.root
+        or ".." in windows.parts
+        or any(part in ("", ".", "..") for part in parts)
+    )
+    if leaves or any(ord(letter) < 32 or ord(letter) == 127 for letter in name):
+        raise DataError(
+            f"{name!r}: expected a name of a file within {folder}, got one that leaves it or holds control characters; "
+            "rename what it comes from."
+        )
+    return Path(folder, *parts)
 
 
 def sha256(path: str | Path) -> str:
