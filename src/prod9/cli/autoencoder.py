@@ -187,8 +187,8 @@ def _reconstruct(
                 else:
                     _write(folder, name, source, result, pipeline if save_latents else None)
                     for text in cautions(result.header).values():
-                        shared.messages.print(f"Warning: {text}", markup=False)
-                    bar.console.print(f"{name}: {result.psnr_head:.2f} dB in the head", markup=False)
+                        shared.warn(text)
+                    bar.console.print(f"{name}: {result.psnr_head:.2f} dB in the head")
                     yield name
             bar.advance(task)
 
@@ -245,9 +245,7 @@ def _report(folder: OutputFolder, made: list[str], names: list[str], as_json: bo
     if as_json:
         shared.print_json({"output_dir": str(folder.path), "made": made, "mean": means, "files": entries})
         return
-    shared.console.print(
-        f"{len(made)} volumes made, {len(names) - len(made)} kept, in {folder.path}", markup=False
-    )
+    shared.console.print(f"{len(made)} volumes made, {len(names) - len(made)} kept, in {folder.path}")
     if means:
         shared.console.print(f"Mean PSNR {means['psnr']:.2f} dB, in the head {means['psnr_head']:.2f} dB")
 

@@ -30,4 +30,4 @@ def card(
         print_json({"cards": [str(path) for path in written]})
         return
     for path in written:
-        console.print(str(path), markup=False)
+        console.print(str(path))

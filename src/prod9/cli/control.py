@@ -262,7 +262,7 @@ def _chosen(labels: Sequence[str] | None, pipeline: "AbstractControlPipeline") -
 def _warn(placed: "Mapping[str, PlacedSegmentation]", files: Mapping[str, Path]) -> None:
     for name, one in placed.items():
         for text in _doubts(one) if one.has_seg else ():
-            shared.messages.print(f"Warning: {files[name]}: {text}.", markup=False)
+            shared.warn(f"{files[name]}: {text}.")
 
 
 def _doubts(placed: "PlacedSegmentation") -> Iterator[str]:
@@ -384,6 +384,4 @@ def _report(folder: OutputFolder, made: list[str], total: int, as_json: bool) ->
     if as_json:
         shared.print_json(result)
     else:
-        shared.console.print(
-            f"{len(made)} volumes made, {result['kept']} kept, in {folder.path}", markup=False
-        )
+        shared.console.print(f"{len(made)} volumes made, {result['kept']} kept, in {folder.path}")

@@ -113,7 +113,7 @@ def main() -> None:
 
 
 def _say(text: str) -> None:
-    messages.print(text, markup=False)
+    messages.print(text)
 
 
 @contextmanager
@@ -130,4 +130,4 @@ def _summarise(block: dict[str, Any], output_dir: Path) -> None:
                 console.print(f"{stage:14} {name:42} {value:8.3f}")
     console.print(f"{block['seconds'] / 60:.1f} minutes, {block['peak_rss_gib']:.1f} GiB at the peak")
     for name in ("montage.png", "generated.png", "metrics.json", "report.html"):
-        console.print(str(output_dir / name), markup=False)
+        console.print(str(output_dir / name))

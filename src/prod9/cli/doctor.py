@@ -114,7 +114,7 @@ def _section(title: str, rows: dict[str, str]) -> None:
     console.print(title, style="bold")
     width = max(map(len, rows))
     for name, value in rows.items():
-        console.print(f"  {name:<{width}}  {value}", markup=False)
+        console.print(f"  {name:<{width}}  {value}")
 
 
 def _device_text(device: dict[str, Any]) -> str:

@@ -121,6 +121,5 @@ def _print(result: dict[str, Any], as_json: bool) -> None:
         f"{plural(damaged, 'shard')} damaged; encode again to replace them" if damaged else "all shards whole"
     )
     shared.console.print(
-        f"{plural(result['items'], 'volume')}, {result['bytes'] / 1e6:.1f} MB, {state}: {result['store']}",
-        markup=False,
+        f"{plural(result['items'], 'volume')}, {result['bytes'] / 1e6:.1f} MB, {state}: {result['store']}"
     )

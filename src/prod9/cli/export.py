@@ -64,5 +64,5 @@ def export(
         print_json({"folder": str(folder), "bytes": files})
         return
     for name, size in files.items():
-        console.print(f"{name:20} {size / 1e6:8.2f} MB", markup=False)
-    console.print(str(folder), markup=False)
+        console.print(f"{name:20} {size / 1e6:8.2f} MB")
+    console.print(str(folder))

@@ -144,9 +144,7 @@ def generate_labels(
     if as_json:
         shared.print_json(result)
     else:
-        shared.console.print(
-            f"{len(made)} volumes made, {result['kept']} kept, in {folder.path}", markup=False
-        )
+        shared.console.print(f"{len(made)} volumes made, {result['kept']} kept, in {folder.path}")
 
 
 def _stage_of(config: str | None, model: str | None) -> Stage:

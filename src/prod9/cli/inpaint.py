@@ -145,7 +145,7 @@ def inpaint(
         shared.print_json(result)
     else:
         text = f"{len(made)} volumes made, {result['kept']} kept, in {folder.path}"
-        shared.console.print(text, markup=False)
+        shared.console.print(text)
 
 
 def _load_pipeline(

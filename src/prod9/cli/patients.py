@@ -115,7 +115,7 @@ def generate_patients(
         shared.print_json(result)
     else:
         text = f"{len(made)} patients made, {result['kept']} kept, in {folder.path}"
-        shared.console.print(text, markup=False)
+        shared.console.print(text)
 
 
 def case_id(index: int) -> str:

@@ -89,9 +89,9 @@ def plan(
         shared.print_json({"device": kind, "memory_gib": round(memory_bytes / GIB, 2), "stages": report})
         return
     for row in report:
-        console.print(f"{row['config']}: {_described(row)}", markup=False)
+        console.print(f"{row['config']}: {_described(row)}")
     for row in report:
-        console.print(f"  {row['command']} train --config {row['config']}", markup=False)
+        console.print(f"  {row['command']} train --config {row['config']}")
 
 
 def _fingerprint(data: Path) -> dict[str, Any]:

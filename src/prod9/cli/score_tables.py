@@ -23,7 +23,6 @@ def print_scores(evaluation: "Evaluation") -> None:
     shared.console.print(
         "↑ higher is better, ↓ lower, = as near to the floor as can be; ? too few volumes to rely on. Floor: real "
         "volumes against each other, at the numbers of 'matched'.",
-        markup=False,
     )
 
 
@@ -35,7 +34,7 @@ def _print_paired(rows: Sequence[Row]) -> None:
         first = own[regions[0]]
         cells = [_with_interval(own[region]) for region in regions]
         table.add_row(f"{metric} {ARROWS[first['better']]}", *cells, str(first["num_generated"]))
-    shared.console.print(table, markup=False)
+    shared.console.print(table)
 
 
 def _print_sets(rows: Sequence[Row]) -> None:
@@ -54,11 +53,11 @@ def _print_sets(rows: Sequence[Row]) -> None:
                 _number(row["floor"]),
                 str(row["dimensions"] or ""),
             )
-        shared.console.print(table, markup=False)
+        shared.console.print(table)
     absent = [row for row in rows if row["value"] is None]
     for note in dict.fromkeys(row["note"] for row in absent if row["note"]):
         names = ", ".join(row["metric"] for row in absent if row["note"] == note)
-        shared.console.print(f"{names}: {note}", markup=False)
+        shared.console.print(f"{names}: {note}")
 
 
 def _print_utility(rows: Sequence[Row]) -> None:
@@ -69,7 +68,7 @@ def _print_utility(rows: Sequence[Row]) -> None:
         name = kind[1] if kind[0] == "dice" else f"{kind[1]} / real"
         cells = [_with_interval(own[region]) for region in regions]
         table.add_row(name, *cells, str(own[regions[0]]["num_training"]))
-    shared.console.print(table, markup=False)
+    shared.console.print(table)
 
 
 _TABLES = {"paired": _print_paired, "utility": _print_utility}

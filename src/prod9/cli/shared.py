@@ -14,10 +14,13 @@ A command module looks like this, with everything heavy imported inside the func
         run_app(app)
 
 Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 130 interrupted. Results go to stdout;
-messages and progress go to stderr, so that ``--json`` and ``--print-config`` can be piped.
+messages and progress go to stderr, so that ``--json`` and ``--print-config`` can be piped. Both consoles show every
+string as it is, whatever brackets or codes it holds (:mod:`prod9.terminal`).
 """
 
 import json
+import logging
+import math
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -25,9 +28,10 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
-from rich.console import Console
 
+from prod9.cli.parsing import App
 from prod9.errors import Prod9Error
+from prod9.terminal import PlainColumn, PlainConsole, replace_unknown_characters
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -38,9 +42,9 @@ DONE, FAILED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
 DEBUG_FLAG = "--debug"
 _DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
 
-console = Console(soft_wrap=True, highlight=False)
+console = PlainConsole()
 """Standard output: results."""
-messages = Console(stderr=True, soft_wrap=True, highlight=False)
+messages = PlainConsole(stderr=True)
 """Standard error: messages, warnings, progress."""
 
 
@@ -106,7 +110,7 @@ def new_app(text: str) -> typer.Typer:
 
     The empty callback keeps it a group when it holds a single command.
     """
-    app = typer.Typer(
+    app = App(
         help=text,
         no_args_is_help=True,
         add_completion=False,
@@ -153,14 +157,27 @@ def print_config(config: "RunConfig") -> None:
 
 
 def print_json(value: Any) -> None:
-    """Print ``value`` to stdout as JSON, NaN refused (JSON has none)."""
-    sys.stdout.write(json.dumps(value, indent=2, allow_nan=False) + "\n")
+    """Print ``value`` to stdout as JSON; NaN and infinities, which JSON does not have, become ``null``."""
+    sys.stdout.write(json.dumps(_finite(value), indent=2, allow_nan=False) + "\n")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def print_error(message: str) -> None:
-    """Print one message to stderr, never as markup: file names may hold brackets."""
+    """Print one message to stderr."""
     messages.print("Error:", style="bold red", end=" ")
-    messages.print(message, markup=False)
+    messages.print(message)
+
+
+def warn(message: str) -> None:
+    """Print one warning to stderr."""
+    messages.print(f"Warning: {message}")
 
 
 def progress() -> "Progress":
@@ -170,18 +187,17 @@ def progress() -> "Progress":
         MofNCompleteColumn,
         Progress,
         TaskProgressColumn,
-        TextColumn,
         TimeElapsedColumn,
         TimeRemainingColumn,
     )
 
     return Progress(
-        TextColumn("{task.description}"),
+        PlainColumn("{task.description}"),
         BarColumn(bar_width=30),
         MofNCompleteColumn(),
         TaskProgressColumn(show_speed=True),
         TimeElapsedColumn(),
-        TextColumn("left"),
+        PlainColumn("left"),
         TimeRemainingColumn(),
         console=messages,
     )
@@ -203,6 +219,8 @@ def run(app: typer.Typer, args: Sequence[str] | None = None) -> int:
     ``--debug`` anywhere on the line the traceback is printed first.
     """
     arguments = list(sys.argv[1:] if args is None else args)
+    replace_unknown_characters()
+    logging.getLogger("prod9").addHandler(_TO_MESSAGES)
     try:
         typer.main.get_command(app)(args=arguments)
     except SystemExit as stop:
@@ -216,6 +234,17 @@ def run(app: typer.Typer, args: Sequence[str] | None = None) -> int:
     except Exception as error:
         return _report(error, debug=DEBUG_FLAG in arguments)
     return DONE
+
+
+class _ToMessages(logging.Handler):
+    """Prints what the library logs, as it prints everything else."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print one record."""
+        messages.print(record.getMessage())
+
+
+_TO_MESSAGES = _ToMessages(logging.WARNING)
 
 
 def run_app(app: typer.Typer) -> NoReturn:

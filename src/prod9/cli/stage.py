@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-from typer.core import TyperCommand
 
 from prod9.cli import shared
+from prod9.cli.parsing import ResumeCommand
 from prod9.cli.shared import (
     CheckOption,
     ConfigOption,
@@ -76,19 +76,6 @@ InitFromOption = Annotated[
         "--init-from", metavar="PATH", help="Start from the weights of this run or checkpoint (fine-tune)."
     ),
 ]
-
-
-class ResumeCommand(TyperCommand):
-    """A command whose ``--resume`` may stand without a value: ``auto`` is filled in."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Parse ``args`` after giving a bare ``--resume`` its value."""
-        filled: list[str] = []
-        for argument, following in zip(args, [*args[1:], "-"], strict=True):
-            filled.append(argument)
-            if argument == "--resume" and following.startswith("-"):
-                filled.append("auto")
-        return super().parse_args(ctx, filled)
 
 
 def load_for_model(
@@ -221,9 +208,9 @@ def print_check(report: dict[str, Any], as_json: bool) -> None:
     warnings = report.get("warnings", [])
     for name, value in report.items():
         if name != "warnings":
-            shared.console.print(f"{name:>12}  {_shown(value)}", markup=False)
+            shared.console.print(f"{name:>12}  {_shown(value)}")
     for warning in warnings:
-        shared.messages.print(f"Warning: {warning}", markup=False)
+        shared.warn(warning)
     if not warnings:
         shared.console.print("Everything fits; nothing was written.")
 
@@ -239,5 +226,5 @@ def _print_result(result: dict[str, Any], as_json: bool) -> None:
         shared.print_json(result)
         return
     for name, value in sorted(result["metrics"].items()):
-        shared.console.print(f"{name:<28} {value:.4f}", markup=False)
-    shared.console.print(f"Checkpoint: {result['checkpoint']}", markup=False)
+        shared.console.print(f"{name:<28} {value:.4f}")
+    shared.console.print(f"Checkpoint: {result['checkpoint']}")

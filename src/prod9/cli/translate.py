@@ -255,9 +255,8 @@ def _translate(
             for text in cautions(placed.reference).values():
                 shared.messages.print(f"Warning: {text}", markup=False)
             if placed.cut > _CUT:
-                shared.messages.print(
-                    f"Warning: {job.name}: {placed.cut:.1%} of the head lies beyond the model's grid and stays empty.",
-                    markup=False,
+                shared.warn(
+                    f"{job.name}: {placed.cut:.1%} of the head lies beyond the model's grid and stays empty."
                 )
             result = pipeline.translate(
                 placed.images,
@@ -327,6 +326,6 @@ def _report(
     if as_json:
         shared.print_json(result)
         return
-    shared.console.print(f"{len(made)} volumes made, {kept} kept, in {writer.where}", markup=False)
+    shared.console.print(f"{len(made)} volumes made, {kept} kept, in {writer.where}")
     if complete:
-        shared.console.print(f"{len(complete)} patients lack nothing; --target makes one anew.", markup=False)
+        shared.console.print(f"{len(complete)} patients lack nothing; --target makes one anew.")

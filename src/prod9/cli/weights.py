@@ -61,9 +61,9 @@ def verify(
         print_json(results)
     else:
         for result in results:
-            console.print(f"{result['file']}: {result.get('sha256', 'NOT AS PUBLISHED')}", markup=False)
+            console.print(f"{result['file']}: {result.get('sha256', 'NOT AS PUBLISHED')}")
         if not results:
-            messages.print("No known file was found; `prod9 weights list` says what is wanted.", markup=False)
+            messages.print("No known file was found; `prod9 weights list` says what is wanted.")
     if failed:
         raise CheckpointError(f"{len(failed)} of {len(chosen)} files failed:\n" + "\n".join(failed))
 
@@ -108,7 +108,7 @@ def import_weights(
     if as_json:
         print_json(result)
     else:
-        console.print(f"{entry} is in {target} (SHA-256 of the file {digest})", markup=False)
+        console.print(f"{entry} is in {target} (SHA-256 of the file {digest})")
 
 
 def _known() -> dict[str, Any]:

@@ -5,16 +5,16 @@ from typing import Any, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
-from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
-    TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
 
+from prod9.terminal import PlainColumn
+from prod9.terminal import PlainConsole as Console
 from prod9.training.lightning.base import AbstractLightning
 
 PLAIN_INTERVAL_S = 30.0
@@ -48,14 +48,14 @@ class RunProgress(Callback):
         self._first_step = module.step
         if self.console.is_terminal:
             self._bar = Progress(
-                TextColumn("{task.description}"),
+                PlainColumn("{task.description}"),
                 BarColumn(),
                 MofNCompleteColumn(),
-                TextColumn("{task.fields[rate]}"),
+                PlainColumn("{task.fields[rate]}"),
                 TimeElapsedColumn(),
-                TextColumn("left"),
+                PlainColumn("left"),
                 TimeRemainingColumn(),
-                TextColumn("{task.fields[values]}"),
+                PlainColumn("{task.fields[values]}"),
                 console=self.console,
                 refresh_per_second=4,
             )
@@ -113,9 +113,7 @@ class RunProgress(Callback):
         left = (total - module.step) / rate if rate else float("inf")
         self.console.print(
             f"{module.config.stage}: step {module.step}/{total}, {rate:.2f} steps/s, {left:.0f} s left, "
-            f"{self._text()}",
-            highlight=False,
-            soft_wrap=True,
+            f"{self._text()}"
         )
 
     def _stop(self) -> None:

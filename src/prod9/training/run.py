@@ -17,13 +17,13 @@ from typing import Any, cast
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
-from rich.console import Console
 
 from prod9.autoencoder.autoencoder_fsq import AutoencoderFSQ
 from prod9.autoencoder.autoencoder_maisi import AutoencoderKlMaisi
 from prod9.data.latents import Encode, ParallelEncode
 from prod9.data.splits import Part, Split
 from prod9.errors import CheckpointError, ConfigError
+from prod9.terminal import PlainConsole
 from prod9.training.brats_controlnet_data import BraTSControlNetDataModule
 from prod9.training.brats_data import AbstractBraTSDataModule, BraTSDataModule
 from prod9.training.brats_diffusion_data import BraTSDiffusionDataModule
@@ -89,7 +89,7 @@ from prod9.training.run_folder import (
 from prod9.training.trainer import build_loggers, build_trainer, quiet
 
 log = logging.getLogger("prod9")
-_console = Console(stderr=True)
+_console = PlainConsole(stderr=True)
 
 Upstream = Loaded[AutoencoderFSQ] | Loaded[AutoencoderKlMaisi] | ControlUpstream | FlowUpstream | Translator
 """What stage 2 builds on, of either family, or stage 3, or a refiner."""
@@ -451,4 +451,4 @@ def _is_first_rank() -> bool:
 
 
 def _say(message: str) -> None:
-    _console.print(message, highlight=False, soft_wrap=True)
+    _console.print(message)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TimeRemainingColumn
 from rich.progress import Progress as ProgressBar
 from torch.utils.data import DataLoader, Dataset, Subset
 
@@ -23,6 +23,7 @@ from prod9.data.sampling import StepBatchSampler
 from prod9.data.segmentations import Segmentations
 from prod9.data.splits import PARTS, Part, Split
 from prod9.errors import ConfigError
+from prod9.terminal import PlainColumn, PlainConsole
 from prod9.training.config_schema import RunConfig
 
 Progress = Callable[[int, int], None]
@@ -170,8 +171,13 @@ class AbstractDataModule(LightningDataModule, ABC):
         if self._progress is not None or not self.config.trainer.progress:
             yield self._progress
             return
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with ProgressBar(*columns, transient=True) as bar:
+        columns = (
+            PlainColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+        )
+        with ProgressBar(*columns, transient=True, console=PlainConsole(stderr=True)) as bar:
             task = bar.add_task(description, total=None)
             yield lambda done, total: bar.update(task, completed=done, total=total)
 

@@ -1,0 +1,94 @@
+"""How command lines are read: what Typer and Click leave to be wished for."""
+
+import ast
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import typer
+from typer.core import TyperCommand
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Command(TyperCommand):
+    """A command that refuses an option whose value is missing, or empty as an unset variable of a shell leaves it.
+
+    Click takes whatever follows: in ``--output-dir --check`` the folder would be called ``--check``, and the run start.
+    """
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse ``args``; raises a usage error (exit code 2)."""
+        options: dict[str, Any] = {
+            name: one for one in self.params for name in (*one.opts, *one.secondary_opts)
+        }
+        given = args[: args.index("--")] if "--" in args else args
+        for position, argument in enumerate(given):
+            name, equals, value = argument.partition("=") if argument.startswith("--") else (argument, "", "")
+            option = options.get(name)
+            if option is None or option.param_type_name != "option" or option.is_flag or option.count:
+                continue
+            following = [value] if equals else given[position + 1 : position + 1 + option.nargs]
+            if not equals and any(word in options and word.startswith("-") for word in following):
+                ctx.fail(f"Option '{name}' requires an argument.")
+            if "" in following:
+                ctx.fail(f"Option '{name}' requires an argument, got an empty one.")
+        return super().parse_args(ctx, args)
+
+
+class ResumeCommand(Command):
+    """A command whose ``--resume`` may stand without a value: ``auto`` is filled in."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse ``args`` after giving a bare ``--resume`` its value."""
+        filled: list[str] = []
+        for position, argument in enumerate(args):
+            filled.append(argument)
+            bare = position + 1 == len(args) or args[position + 1].startswith("-")
+            if argument == "--resume" and bare:
+                filled.append("auto")
+        return super().parse_args(ctx, filled)
+
+
+class App(typer.Typer):
+    """A command group of prod9: its commands are read strictly, and their help is there under ``python -OO`` too."""
+
+    def command(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self,
+        name: str | None = None,
+        *,
+        cls: type[TyperCommand] = Command,
+        help: str | None = None,
+        **settings: Any,
+    ) -> Callable[[F], F]:
+        """Register a function as a command; ``help`` is its docstring unless given."""
+        add = super().command
+
+        def register(function: F) -> F:
+            return add(name, cls=cls, help=help or documentation(function), **settings)(function)
+
+        return register
+
+
+def documentation(function: Callable[..., Any]) -> str | None:
+    """Return the docstring of ``function``, from its source where Python has dropped it (``-OO``)."""
+    text = inspect.getdoc(function)
+    if text is not None or not inspect.isfunction(function):
+        return text
+    try:
+        source, _ = inspect.findsource(function)
+        tree = ast.parse("".join(source))
+    except (OSError, SyntaxError):  # installed without sources
+        return None
+    found = _definition(list(ast.walk(tree)), function.__code__.co_firstlineno, function.__name__)
+    return None if found is None else ast.get_docstring(found)
+
+
+def _definition(nodes: Sequence[ast.AST], line: int, name: str) -> ast.FunctionDef | None:
+    """Return the definition whose first line, decorators included, is ``line``."""
+    for node in nodes:
+        if isinstance(node, ast.FunctionDef) and node.name == name:
+            first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
+            if first == line:
+                return node
+    return None

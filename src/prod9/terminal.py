@@ -1,0 +1,54 @@
+"""Text on a screen or in a pipe. Names of files, labels and messages of others are shown as they are.
+
+Rich reads brackets as markup and ``:name:`` as pictures, and passes escape codes on; a label ``[/]`` ended a command,
+and a file name could rewrite the screen. The consoles and columns made here do neither; no other module makes one.
+"""
+
+import io
+import re
+import sys
+from typing import Any
+
+from rich.console import Console
+from rich.progress import Task, TextColumn
+from rich.text import Text
+
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]")
+"""Everything that moves the cursor, colours, or turns the direction of writing; not the line feed and the tab."""
+
+
+def plain(text: str) -> str:
+    """Return ``text`` with control characters spelt out, such as ``\\x1b``."""
+    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
+
+
+class PlainConsole(Console):
+    """A console on which every string is what it says: no markup, no emoji codes, no control characters.
+
+    It follows ``sys.stdout``, or ``sys.stderr``; lines are not broken and numbers not coloured. settings: more of
+    Rich's Console.
+    """
+
+    def __init__(self, *, stderr: bool = False, **settings: Any) -> None:
+        plainly: dict[str, Any] = {"soft_wrap": True, "highlight": False, "markup": False, "emoji": False}
+        super().__init__(stderr=stderr, **{**plainly, **settings})
+
+    def render_str(self, text: str, **settings: Any) -> Text:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Return ``text`` as it is, whatever ``markup`` and ``emoji`` ask for."""
+        as_it_is: dict[str, Any] = {**settings, "markup": False, "emoji": False}
+        return super().render_str(plain(text), **as_it_is)
+
+
+class PlainColumn(TextColumn):
+    """A column of a progress display whose text is no markup; ``text_format`` as for Rich's TextColumn."""
+
+    def render(self, task: Task) -> Text:
+        """Return the text of ``task``."""
+        return Text(plain(self.text_format.format(task=task)), style=self.style, justify=self.justify)
+
+
+def replace_unknown_characters() -> None:
+    """Let stdout and stderr print ``?`` for what their encoding does not know (cp1252, ASCII) instead of failing."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
