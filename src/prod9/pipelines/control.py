@@ -5,7 +5,6 @@ header names the transformer by path and SHA-256, and that one's the autoencoder
 """
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,7 @@ from prod9.pipelines.maskgit import MaskGiTPipeline
 from prod9.pipelines.steering import AbstractControlPipeline
 from prod9.training.config import config_from_dict, config_to_dict
 from prod9.training.config_schema import MaskGiTControlNetLightningConfig
-from prod9.training.model.checkpoint_manager import CheckpointManager
+from prod9.training.model.checkpoint_manager import CheckpointManager, Source
 
 
 class ControlPipeline(AbstractControlPipeline):
@@ -34,30 +33,35 @@ class ControlPipeline(AbstractControlPipeline):
     @classmethod
     def from_checkpoint(
         cls,
-        path: str | Path,
+        path: Source,
         *,
         device: str | torch.device = "cpu",
-        transformer: str | Path | None = None,
-        autoencoder: str | Path | None = None,
+        transformer: Source | MaskGiTPipeline | None = None,
+        autoencoder: Source | None = None,
         overrides: Sequence[str | tuple[str, Any]] = (),
     ) -> "ControlPipeline":
         """Build from a stage-3 run folder, checkpoint file or export folder.
 
         transformer, autoencoder: where the earlier stages are now, if they have moved; their hashes must still
-        be the recorded ones. overrides: changes to the recorded config, such as ``["sampler.steps=8"]``.
+        be the recorded ones. The transformer may be a pipeline, whose networks are then shared. overrides: changes to
+        the recorded config, such as ``["sampler.steps=8"]``.
         Raises CheckpointError for a missing, damaged, foreign or replaced file, ConfigError for bad settings.
         """
         loaded = CheckpointManager.load_controlnet(path, device=device)
         config = config_from_dict(loaded.header["config"], source=str(loaded.path), overrides=overrides)
         assert isinstance(config, MaskGiTControlNetLightningConfig)  # load_controlnet checked the stage
-        base = CheckpointManager.load_base(loaded, path=transformer)
         values = config_to_dict(config)
-        generator = MaskGiTPipeline.from_checkpoint(
-            base.path,
-            device=device,
-            autoencoder=autoencoder or config.inputs.autoencoder,
-            overrides=[(name, values[name]) for name in ("sampler", "masking", "sliding_window")],
-        )
+        sections = [(name, values[name]) for name in ("sampler", "masking", "sliding_window")]
+        if isinstance(transformer, MaskGiTPipeline):
+            generator = transformer.with_settings(sections)
+            generator.require_base_of(loaded)
+        else:
+            generator = MaskGiTPipeline.from_checkpoint(
+                CheckpointManager.open_recorded(loaded, "transformer", path=transformer),
+                device=device,
+                autoencoder=autoencoder or config.inputs.autoencoder,
+                overrides=sections,
+            )
         generator.sha256 = {"controlnet": loaded.sha256, **generator.sha256}
         return cls(generator=generator, controlnet=loaded.network, **config.control.kwargs())
 

@@ -7,7 +7,6 @@ settings, the grid and its affine.
 
 import logging
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,7 @@ from prod9.pipelines.labels import AbstractLabelPipeline
 from prod9.pipelines.placement import GridPlacement
 from prod9.training.config import config_from_dict
 from prod9.training.config_schema import MaisiDiffusionConfig
-from prod9.training.model.checkpoint_manager import CheckpointManager
+from prod9.training.model.checkpoint_manager import CheckpointManager, Source
 from prod9.training.model.model_factory import ModelFactory
 
 _LOG = logging.getLogger("prod9")
@@ -80,10 +79,10 @@ class MAISIPipeline(AbstractLabelPipeline):
     @classmethod
     def from_checkpoint(
         cls,
-        path: str | Path,
+        path: Source,
         *,
         device: str | torch.device = "cpu",
-        autoencoder: str | Path | None = None,
+        autoencoder: Source | None = None,
         overrides: Sequence[str | tuple[str, Any]] = (),
         spacing: Sequence[float] | None = None,
     ) -> "MAISIPipeline":

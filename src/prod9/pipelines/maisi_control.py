@@ -5,7 +5,6 @@ header names the diffusion network by path and SHA-256, and that one's the autoe
 """
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ from prod9.pipelines.maisi import MAISIPipeline
 from prod9.pipelines.steering import AbstractControlPipeline
 from prod9.training.config import config_from_dict, config_to_dict
 from prod9.training.config_schema import MaisiControlNetConfig
-from prod9.training.model.checkpoint_manager import CheckpointManager
+from prod9.training.model.checkpoint_manager import CheckpointManager, Source
 
 
 class MAISIControlPipeline(AbstractControlPipeline):
@@ -32,11 +31,11 @@ class MAISIControlPipeline(AbstractControlPipeline):
     @classmethod
     def from_checkpoint(
         cls,
-        path: str | Path,
+        path: Source,
         *,
         device: str | torch.device = "cpu",
-        diffusion: str | Path | None = None,
-        autoencoder: str | Path | None = None,
+        diffusion: Source | None = None,
+        autoencoder: Source | None = None,
         overrides: Sequence[str | tuple[str, Any]] = (),
     ) -> "MAISIControlPipeline":
         """Build from a stage-3 run folder, checkpoint file or export folder.
@@ -48,10 +47,9 @@ class MAISIControlPipeline(AbstractControlPipeline):
         loaded = CheckpointManager.load_flow_controlnet(path, device=device)
         config = config_from_dict(loaded.header["config"], source=str(loaded.path), overrides=overrides)
         assert isinstance(config, MaisiControlNetConfig)  # load_flow_controlnet checked the stage
-        base = CheckpointManager.load_flow(loaded, path=diffusion)
         values = config_to_dict(config)
         generator = MAISIPipeline.from_checkpoint(
-            base.path,
+            CheckpointManager.open_recorded(loaded, "diffusion", path=diffusion),
             device=device,
             autoencoder=autoencoder or config.inputs.autoencoder,
             overrides=[(name, values[name]) for name in ("sampler", "sliding_window")],

@@ -6,12 +6,12 @@ trains, and nothing imports Lightning.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from prod9.autoencoder.autoencoder_fsq import AutoencoderFSQ
 from prod9.autoencoder.inference import AutoencoderInferenceWrapper
 from prod9.errors import ConfigError
 from prod9.generator.condition import MaskGiTCondition
@@ -24,7 +24,7 @@ from prod9.pipelines.labels import derived_seed as derived_seed
 from prod9.pipelines.placement import GridPlacement
 from prod9.training.config import config_from_dict
 from prod9.training.config_schema import TransformerConfig
-from prod9.training.model.checkpoint_manager import CheckpointManager
+from prod9.training.model.checkpoint_manager import CheckpointManager, Loaded, Source, require_recorded
 from prod9.training.model.model_factory import ModelFactory
 
 
@@ -65,30 +65,42 @@ class MaskGiTPipeline(AbstractLabelPipeline):
         self.config = config
         self.token_grid = tuple(side // factor for side in grid)
         self._examples: torch.Tensor | None = None
+        self._loaded: tuple[Loaded[AbstractTokenDecoder], Loaded[AutoencoderFSQ]] | None = None
 
     @classmethod
     def from_checkpoint(
         cls,
-        path: str | Path,
+        path: Source,
         *,
         device: str | torch.device = "cpu",
-        autoencoder: str | Path | None = None,
+        autoencoder: Source | Loaded[AutoencoderFSQ] | None = None,
         overrides: Sequence[str | tuple[str, Any]] = (),
     ) -> "MaskGiTPipeline":
         """Build from a stage-2 run folder, checkpoint file or export folder.
 
-        autoencoder: where stage 1 is now, if it has moved; its hash must still be the recorded one.
+        autoencoder: where stage 1 is now, if it has moved, or what was loaded of it; its hash must still be the
+        recorded one.
         overrides: changes to the recorded config as ``load_config`` takes them, for example
         ``["sampler.steps=8", ("sampler.guidance_scale", 2.0)]``. Raises CheckpointError for a missing,
         damaged, foreign or replaced file, ConfigError for bad settings.
         """
         loaded = CheckpointManager.load_transformer(path, device=device)
+        upstream = CheckpointManager.load_upstream(loaded, path=autoencoder, device=device)
+        return cls._of_loaded(loaded, upstream, device, overrides)
+
+    @classmethod
+    def _of_loaded(
+        cls,
+        loaded: Loaded[AbstractTokenDecoder],
+        upstream: Loaded[AutoencoderFSQ],
+        device: str | torch.device,
+        overrides: Sequence[str | tuple[str, Any]],
+    ) -> "MaskGiTPipeline":
         config = config_from_dict(loaded.header["config"], source=str(loaded.path), overrides=overrides)
         # load_transformer checked the stage.
         assert isinstance(config, TransformerConfig)
-        upstream = CheckpointManager.load_upstream(loaded, path=autoencoder, device=device)
         data = loaded.header["data"]
-        return cls(
+        pipeline = cls(
             decoder=loaded.network,
             autoencoder=ModelFactory.create_inference_wrapper(upstream.network, config.sliding_window),
             sampler=ModelFactory.create_sampler(config.sampler, config.masking),
@@ -100,6 +112,24 @@ class MaskGiTPipeline(AbstractLabelPipeline):
             config=config,
             placement=GridPlacement.from_header(data),
         )
+        pipeline._loaded = loaded, upstream
+        return pipeline
+
+    def with_settings(self, overrides: Sequence[str | tuple[str, Any]]) -> "MaskGiTPipeline":
+        """Return another pipeline of the same networks whose recorded config is changed by ``overrides``."""
+        if self._loaded is None:
+            raise ValueError("Expected a pipeline with a recorded config; build it with from_checkpoint.")
+        return self._of_loaded(*self._loaded, self.device, overrides)
+
+    def require_base_of(self, later: Loaded[Any]) -> None:
+        """Refuse with a CheckpointError to serve as the transformer of ``later``, which was trained on another."""
+        if self._loaded is not None:
+            require_recorded(later, "transformer", self._loaded[0])
+
+    @property
+    def upstream(self) -> Loaded[AutoencoderFSQ] | None:
+        """The autoencoder as it was loaded, for other models on it; None where it came from no file."""
+        return None if self._loaded is None else self._loaded[1]
 
     @property
     def kind(self) -> str:

@@ -21,7 +21,7 @@ from prod9.pipelines.maskgit import MaskGiTPipeline, derived_seed
 from prod9.pipelines.placement import HEAD_THRESHOLD
 from prod9.pipelines.segmentation import PlacedSegmentation
 from prod9.pipelines.translation import TranslationPipeline
-from prod9.training.model.checkpoint_manager import CheckpointManager
+from prod9.training.model.checkpoint_manager import CheckpointManager, Opened
 
 _SHOWS_MOST = "T2"
 """Shows fluid, both matters and the whole of a lesion: what the other modalities follow best."""
@@ -109,22 +109,28 @@ class PatientPipeline:
         and ConfigError.
         """
         first = MaskGiTPipeline.from_checkpoint(model, device=device, autoencoder=autoencoder)
+        opened = CheckpointManager.open(in_context, stage="transformer")
+        same = opened.header["inputs"].get("autoencoder", {}).get("sha256") == first.sha256["autoencoder"]
         translator = TranslationPipeline.from_checkpoint(
-            in_context, device=device, autoencoder=autoencoder, refine=refine
+            opened, device=device, autoencoder=first.upstream if same else autoencoder, refine=refine
         )
         bases = {
-            first.sha256["transformer"]: ("first_control", model),
-            translator.generator.sha256["transformer"]: ("translator_control", in_context),
+            first.sha256["transformer"]: ("first_control", first, model),
+            translator.generator.sha256["transformer"]: (
+                "translator_control",
+                translator.generator,
+                in_context,
+            ),
         }
         changes = [] if control_strength is None else [("control.control_strength", control_strength)]
         steering: dict[str, Any] = {}
         for path in controls:
-            place = _base_of(path, bases)
+            control = CheckpointManager.open(path, stage="maskgit_controlnet")
+            place, base = _base_of(control, bases)
             if place in steering:
                 raise ConfigError(f"{path}: expected one control network for each model, got a second one.")
-            base = model if place == "first_control" else in_context
             steering[place] = ControlPipeline.from_checkpoint(
-                path, device=device, transformer=base, autoencoder=autoencoder, overrides=changes
+                control, device=device, transformer=base, overrides=changes
             )
         return cls(first=first, translator=translator, start_with=start_with, **steering)
 
@@ -254,14 +260,16 @@ def _steered(
     return sample
 
 
-def _base_of(path: str | Path, bases: dict[str, tuple[str, str | Path]]) -> str:
-    """Return whose control network ``path`` is."""
-    opened = CheckpointManager.open(path, stage="maskgit_controlnet")
-    recorded = opened.header["inputs"]["transformer"]["sha256"]
+def _base_of(
+    control: Opened, bases: dict[str, tuple[str, MaskGiTPipeline, str | Path]]
+) -> tuple[str, MaskGiTPipeline]:
+    """Return whose control network ``control`` is."""
+    recorded = control.header["inputs"]["transformer"]["sha256"]
     if recorded not in bases:
-        places = " or ".join(str(base) for _, base in bases.values())
+        places = " or ".join(str(path) for *_, path in bases.values())
         raise ConfigError(
-            f"{opened.path}: expected a control network trained on {places}, got that of another transformer "
+            f"{control.path}: expected a control network trained on {places}, got that of another transformer "
             f"(SHA-256 {recorded[:12]}…); name the models it belongs to, or train it on these."
         )
-    return bases[recorded][0]
+    place, pipeline, _ = bases[recorded]
+    return place, pipeline

@@ -19,7 +19,7 @@ from prod9.data.intensity import IntensityScaling
 from prod9.pipelines.placement import GridPlacement
 from prod9.training.config import config_from_dict
 from prod9.training.metrics import psnr
-from prod9.training.model.checkpoint_manager import CheckpointManager
+from prod9.training.model.checkpoint_manager import CheckpointManager, Source
 from prod9.training.model.model_factory import ModelFactory
 from prod9.volumes import VolumeHeader
 
@@ -70,7 +70,7 @@ class ReconstructionPipeline:
     @classmethod
     def from_checkpoint(
         cls,
-        path: str | Path,
+        path: Source,
         *,
         stage: Literal["autoencoder", "maisi_vae"] = "autoencoder",
         device: str | torch.device = "cpu",

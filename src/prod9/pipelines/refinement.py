@@ -11,7 +11,7 @@ from prod9.errors import CheckpointError
 from prod9.generator.refiner import Refined, Refiner
 from prod9.machine import expand
 from prod9.pipelines.maskgit import MaskGiTPipeline
-from prod9.training.model.checkpoint_manager import CheckpointManager
+from prod9.training.model.checkpoint_manager import CheckpointManager, Source
 
 log = logging.getLogger("prod9")
 
@@ -37,7 +37,7 @@ class LoadedRefiner:
         return Refined(refined.volume.float(), refined.error.float())
 
 
-def load_refiner(path: str | Path, generator: MaskGiTPipeline) -> LoadedRefiner:
+def load_refiner(path: Source, generator: MaskGiTPipeline) -> LoadedRefiner:
     """Load the refiner of a run folder, checkpoint file or export folder for the translator ``generator``.
 
     Raises CheckpointError when it was trained on another translator, or on a model of other modalities.
@@ -58,7 +58,7 @@ def load_refiner(path: str | Path, generator: MaskGiTPipeline) -> LoadedRefiner:
     return LoadedRefiner(loaded.network, loaded.sha256)
 
 
-def find_refiner(model: str | Path, generator: MaskGiTPipeline) -> LoadedRefiner | None:
+def find_refiner(model: Source, generator: MaskGiTPipeline) -> LoadedRefiner | None:
     """Load the refiner that lies beside a translator, None where there is none that fits it.
 
     Of a run or an export folder ``RUN`` it is looked for in ``RUN_refiner`` and ``RUN/refiner``.

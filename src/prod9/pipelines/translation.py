@@ -5,13 +5,13 @@ Volumes come and go on the model's grid; :mod:`prod9.pipelines.placement` brings
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from prod9.autoencoder.autoencoder_fsq import AutoencoderFSQ
 from prod9.errors import ConfigError
 from prod9.generator.condition import MaskGiTCondition
 from prod9.generator.modality_processor import InContextCondition
@@ -20,6 +20,7 @@ from prod9.pipelines.maskgit import MaskGiTPipeline, derived_seed
 from prod9.pipelines.placement import GridPlacement
 from prod9.pipelines.refinement import LoadedRefiner, find_refiner, load_refiner
 from prod9.training.config_schema import ContextConfig
+from prod9.training.model.checkpoint_manager import Loaded, Source
 
 Decode = Literal["sample", "mean"]
 Volumes = Mapping[str, np.ndarray]
@@ -76,12 +77,12 @@ class TranslationPipeline:
     @classmethod
     def from_checkpoint(
         cls,
-        path: str | Path,
+        path: Source,
         *,
         device: str | torch.device = "cpu",
-        autoencoder: str | Path | None = None,
+        autoencoder: Source | Loaded[AutoencoderFSQ] | None = None,
         overrides: Sequence[str | tuple[str, Any]] = (),
-        refiner: str | Path | None = None,
+        refiner: Source | None = None,
         refine: bool = True,
     ) -> "TranslationPipeline":
         """Build from a stage-2 run folder, checkpoint file or export folder.

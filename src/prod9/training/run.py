@@ -72,6 +72,7 @@ from prod9.training.model.checkpoint_manager import (
     CheckpointManager,
     Loaded,
     Opened,
+    Source,
     load_strictly,
     weights_of,
 )
@@ -147,7 +148,7 @@ def train(
 
 
 def validate(
-    config: RunConfig, checkpoint: str | Path | None = None, *, device: str = "auto"
+    config: RunConfig, checkpoint: Source | None = None, *, device: str = "auto"
 ) -> dict[str, float]:
     """Return ``val/…`` metrics of ``checkpoint`` (default: the best of ``output_dir``) on those patients."""
     return _evaluate(config, checkpoint, device, "validate")
@@ -155,7 +156,7 @@ def validate(
 
 def test(
     config: RunConfig,
-    checkpoint: str | Path | None = None,  # noqa: PT028 (not a pytest function)
+    checkpoint: Source | None = None,  # noqa: PT028 (not a pytest function)
     *,
     device: str = "auto",  # noqa: PT028
 ) -> dict[str, float]:
@@ -418,7 +419,7 @@ def _session(
 # -- evaluation -------------------------------------------------------------------------------------
 
 
-def _evaluate(config: RunConfig, checkpoint: str | Path | None, device: str, what: str) -> dict[str, float]:
+def _evaluate(config: RunConfig, checkpoint: Source | None, device: str, what: str) -> dict[str, float]:
     opened = CheckpointManager.open(checkpoint or config.output_dir, stage=config.stage)
     upstream = _load_upstream(config)
     module = build_module(config, upstream)

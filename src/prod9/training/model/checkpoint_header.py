@@ -48,14 +48,30 @@ class Loaded(Generic[N]):
     sha256: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Opened:
-    """A file that was read and recognised; ``state_dict`` has the prefixes of the manager's ``PREFIXES``."""
+    """A file that was read and recognised; ``state_dict`` has the prefixes of the manager's ``PREFIXES``.
+
+    Whatever takes the path of a checkpoint takes this too, so that a command reads and hashes each file once. It holds
+    all weights: let go of it when the network is built.
+    """
 
     header: Header
     state_dict: dict[str, Tensor]
     path: Path
     sha256: str
+
+    def __fspath__(self) -> str:
+        """Return the path of the file or export folder, as ``os.PathLike`` wants it."""
+        return str(self.path)
+
+    def __str__(self) -> str:
+        """Return the same for messages."""
+        return str(self.path)
+
+
+Source = str | Path | Opened
+"""A run folder, a checkpoint file or an export folder; or what was opened of one."""
 
 
 def make_header(

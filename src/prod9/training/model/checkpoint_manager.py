@@ -10,7 +10,7 @@ from copy import deepcopy
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal, cast, overload
+from typing import Any, Literal, TypeVar, cast, overload
 
 import torch
 from pydantic import TypeAdapter, ValidationError
@@ -44,6 +44,7 @@ from prod9.training.model.checkpoint_header import Header as Header
 from prod9.training.model.checkpoint_header import Loaded as Loaded
 from prod9.training.model.checkpoint_header import N, WrongStageError
 from prod9.training.model.checkpoint_header import Opened as Opened
+from prod9.training.model.checkpoint_header import Source as Source
 from prod9.training.model.checkpoint_header import make_header as make_header
 from prod9.training.model.checkpoint_places import describe_input, ranked_best, recorded_places
 from prod9.training.model.model_factory import ModelFactory
@@ -70,6 +71,7 @@ STAGE1_MODELS = {"autoencoder": FSQModelConfig, "maisi_vae": KLModelConfig}
 """The model section of each stage-1 family."""
 
 Prefer = Literal["best", "last"]
+M = TypeVar("M", bound="Loaded[Any] | Opened")
 log = logging.getLogger("prod9")
 
 
@@ -108,14 +110,15 @@ class CheckpointManager:
         return found
 
     @staticmethod
-    def open(
-        path: str | Path, *, stage: str | Sequence[str] | None = None, prefer: Prefer = "best"
-    ) -> Opened:
+    def open(path: Source, *, stage: str | Sequence[str] | None = None, prefer: Prefer = "best") -> Opened:
         """Read ``path`` and check its header; ``stage`` names the only ones that are not refused.
 
         In a run folder a damaged file is reported and the next one is taken; a file that was named is not
-        replaced by another. Raises CheckpointError.
+        replaced by another. What is open already is checked and returned as it is. Raises CheckpointError.
         """
+        if isinstance(path, Opened):
+            _check_header(path.path, dict(path.header), stage)
+            return path
         files = CheckpointManager.candidates(path, prefer=prefer)
         for file, following in pairwise(files):
             try:
@@ -129,7 +132,7 @@ class CheckpointManager:
     @overload
     @staticmethod
     def load_autoencoder(
-        path: str | Path,
+        path: Source,
         *,
         stage: Literal["autoencoder"] = "autoencoder",
         device: str | torch.device = "cpu",
@@ -139,7 +142,7 @@ class CheckpointManager:
     @overload
     @staticmethod
     def load_autoencoder(
-        path: str | Path,
+        path: Source,
         *,
         stage: Literal["maisi_vae"],
         device: str | torch.device = "cpu",
@@ -148,7 +151,7 @@ class CheckpointManager:
 
     @staticmethod
     def load_autoencoder(
-        path: str | Path,
+        path: Source,
         *,
         stage: Literal["autoencoder", "maisi_vae"] = "autoencoder",
         device: str | torch.device = "cpu",
@@ -161,7 +164,7 @@ class CheckpointManager:
 
     @staticmethod
     def load_transformer(
-        path: str | Path, *, device: str | torch.device = "cpu", prefer: Prefer = "best"
+        path: Source, *, device: str | torch.device = "cpu", prefer: Prefer = "best"
     ) -> Loaded[AbstractTokenDecoder]:
         """Rebuild the stage-2 decoder from its header and load its weights (averaged ones if there are)."""
         opened = CheckpointManager.open(path, stage="transformer", prefer=prefer)
@@ -171,7 +174,7 @@ class CheckpointManager:
 
     @staticmethod
     def load_controlnet(
-        path: str | Path,
+        path: Source,
         *,
         base: Loaded[AbstractTokenDecoder] | None = None,
         device: str | torch.device = "cpu",
@@ -183,7 +186,7 @@ class CheckpointManager:
         """
         opened = CheckpointManager.open(path, stage="maskgit_controlnet", prefer=prefer)
         if base is not None:
-            _require_same(opened, "transformer", base)
+            require_recorded(opened, "transformer", base)
         section = _section(opened, "transformer", TypeAdapter(TransformerModelConfig))
         upstream = _section(opened, "autoencoder", TypeAdapter(FSQModelConfig))
         network = ModelFactory.create_controlnet(
@@ -198,7 +201,7 @@ class CheckpointManager:
 
     @staticmethod
     def load_flow_controlnet(
-        path: str | Path, *, device: str | torch.device = "cpu", prefer: Prefer = "best"
+        path: Source, *, device: str | torch.device = "cpu", prefer: Prefer = "best"
     ) -> Loaded[ControlNetRF]:
         """Rebuild MAISI's stage-3 network from its header and load its weights (averaged if any)."""
         opened = CheckpointManager.open(path, stage="maisi_controlnet", prefer=prefer)
@@ -212,7 +215,7 @@ class CheckpointManager:
 
     @staticmethod
     def load_diffusion(
-        path: str | Path,
+        path: Source,
         *,
         schedule: str = RECTIFIED_FLOW,
         device: str | torch.device = "cpu",
@@ -232,7 +235,7 @@ class CheckpointManager:
 
     @staticmethod
     def load_refiner(
-        path: str | Path, *, device: str | torch.device = "cpu", prefer: Prefer = "best"
+        path: Source, *, device: str | torch.device = "cpu", prefer: Prefer = "best"
     ) -> Loaded[Refiner]:
         """Rebuild a refiner from its header and load its weights (averaged ones if there are).
 
@@ -244,7 +247,10 @@ class CheckpointManager:
 
     @staticmethod
     def load_vae(
-        loaded: Loaded[Any] | Opened, *, path: str | Path | None = None, device: str | torch.device = "cpu"
+        loaded: Loaded[Any] | Opened,
+        *,
+        path: Source | Loaded[Any] | None = None,
+        device: str | torch.device = "cpu",
     ) -> Loaded[AutoencoderKlMaisi]:
         """Load the autoencoder that the diffusion network ``loaded`` was trained on; see :meth:`load_upstream`."""
         load = partial(CheckpointManager.load_autoencoder, stage="maisi_vae", device=device)
@@ -252,7 +258,10 @@ class CheckpointManager:
 
     @staticmethod
     def load_base(
-        loaded: Loaded[Any] | Opened, *, path: str | Path | None = None, device: str | torch.device = "cpu"
+        loaded: Loaded[Any] | Opened,
+        *,
+        path: Source | Loaded[Any] | None = None,
+        device: str | torch.device = "cpu",
     ) -> Loaded[AbstractTokenDecoder]:
         """Load the decoder that the control network ``loaded`` was trained on; see :meth:`load_upstream`."""
         return _load_recorded(
@@ -261,7 +270,10 @@ class CheckpointManager:
 
     @staticmethod
     def load_flow(
-        loaded: Loaded[Any] | Opened, *, path: str | Path | None = None, device: str | torch.device = "cpu"
+        loaded: Loaded[Any] | Opened,
+        *,
+        path: Source | Loaded[Any] | None = None,
+        device: str | torch.device = "cpu",
     ) -> Loaded[DiffusionModelRF]:
         """Load the U-Net that the control network ``loaded`` was trained on; see :meth:`load_upstream`."""
         load = partial(CheckpointManager.load_diffusion, device=device)
@@ -284,7 +296,10 @@ class CheckpointManager:
 
     @staticmethod
     def load_upstream(
-        loaded: Loaded[Any] | Opened, *, path: str | Path | None = None, device: str | torch.device = "cpu"
+        loaded: Loaded[Any] | Opened,
+        *,
+        path: Source | Loaded[Any] | None = None,
+        device: str | torch.device = "cpu",
     ) -> Loaded[AutoencoderFSQ]:
         """Load the autoencoder that ``loaded`` was trained on, refusing any other.
 
@@ -294,6 +309,11 @@ class CheckpointManager:
         return _load_recorded(
             loaded, "autoencoder", partial(CheckpointManager.load_autoencoder, device=device), path
         )
+
+    @staticmethod
+    def open_recorded(loaded: Loaded[Any] | Opened, name: str, *, path: Source | None = None) -> Opened:
+        """Open the earlier stage that ``loaded`` records as ``name`` without building it; see :meth:`load_upstream`."""
+        return _recorded(loaded, name, CheckpointManager.open, path)
 
     @staticmethod
     def export(
@@ -338,17 +358,27 @@ def _describe_base(name: str, base: Opened, folder: Path) -> dict[str, dict[str,
 
 
 def _load_recorded(
-    loaded: Loaded[Any] | Opened, name: str, load: Callable[..., Loaded[Any]], path: str | Path | None
+    loaded: Loaded[Any] | Opened,
+    name: str,
+    load: Callable[..., Loaded[Any]],
+    path: Source | Loaded[Any] | None,
 ) -> Loaded[Any]:
     """Load the earlier stage ``name`` that a header records, from ``path`` or where it was."""
+    if isinstance(path, Loaded):
+        require_recorded(loaded, name, path)
+        return path
+    return _recorded(loaded, name, load, path)
+
+
+def _recorded(loaded: Loaded[Any] | Opened, name: str, load: Callable[[Source], M], path: Source | None) -> M:
     recorded = loaded.header["inputs"].get(name)
     if recorded is None:
         raise CheckpointError(f"{loaded.path}: expected the {name} in `inputs`, got none recorded there.")
-    tried = [Path(path)] if path is not None else recorded_places(loaded.path, recorded)
+    tried: list[Source] = [path] if path is not None else [*recorded_places(loaded.path, recorded)]
     for place in tried:
-        if place.exists():
+        if expand(Path(place)).exists():
             upstream = load(place)
-            _require_same(loaded, name, upstream)
+            require_recorded(loaded, name, upstream)
             return upstream
     raise CheckpointError(
         f"{loaded.path}: expected its {name} at {' or '.join(map(str, tried))}, got nothing there; "
@@ -356,7 +386,8 @@ def _load_recorded(
     )
 
 
-def _require_same(loaded: Loaded[Any] | Opened, name: str, upstream: Loaded[Any]) -> None:
+def require_recorded(loaded: Loaded[Any] | Opened, name: str, upstream: Loaded[Any] | Opened) -> None:
+    """Refuse an earlier stage other than the one that ``loaded`` records as ``name``."""
     recorded = loaded.header["inputs"][name]["sha256"]
     if upstream.sha256 != recorded:
         raise CheckpointError(
