@@ -58,6 +58,41 @@ callbacks: {{num_samples: 1}}
 trainer: {{accelerator: cpu, loggers: [csv], progress: false}}
 """
 
+TRANSLATOR = """
+stage: transformer
+output_dir: {folder}/in_context
+inputs: {{autoencoder: {folder}/stage1}}
+data:
+  root: {folder}/cohort
+  split: {{train: 0.5, val: 0.25, test: 0.25}}
+  grid: [16, 16, 16]
+  batch_size: 2
+model: {{kind: single_stream, embed_dim: 16, num_blocks: 2, num_heads: 2, patch_size: 2}}
+context: {{max_examples: 1}}
+sampler: {{steps: 3, order: random}}
+training: {{max_steps: 2, validate_every_steps: 2, lr_schedule: {{warmup_steps: 1}}}}
+callbacks: {{num_samples: 0}}
+trainer: {{accelerator: cpu, loggers: [csv], progress: false}}
+"""
+
+CONTROL = """
+stage: maskgit_controlnet
+output_dir: {folder}/control
+inputs: {{transformer: {folder}/stage2}}
+data:
+  root: {folder}/cohort
+  split: {{train: 0.5, val: 0.25, test: 0.25}}
+  grid: [16, 16, 16]
+  batch_size: 2
+  store_dir: {folder}/stage2/store
+model: {{channels: [4, 4]}}
+sampler: {{steps: 3, order: halton}}
+validation: {{num_volumes: 2}}
+training: {{max_steps: 2, validate_every_steps: 2, lr_schedule: {{warmup_steps: 1}}}}
+callbacks: {{num_samples: 0}}
+trainer: {{accelerator: cpu, loggers: [csv], progress: false}}
+"""
+
 
 @dataclass(frozen=True)
 class Ran:
@@ -125,3 +160,20 @@ def trained(base: Path) -> Workspace:
     train2 = run("prod9-train-transformer", "train", "--config", stage2, "--json")
     assert train2.code == 0, train2.err
     return Workspace(folder, stage1, stage2, train1, train2)
+
+
+@cache
+def later_models(base: Path) -> tuple[Path, Path]:
+    """Train an in-context model and a control network of the label model, once a session; return their runs."""
+    folder = trained(base).folder
+    runs = []
+    for command, text in (
+        ("prod9-train-transformer", TRANSLATOR),
+        ("prod9-train-maskgit-controlnet", CONTROL),
+    ):
+        config = folder / f"{command}.yaml"
+        config.write_text(text.format(folder=folder), encoding="utf-8")
+        ran = run(command, "train", "--config", config, "--json")
+        assert ran.code == 0, ran.err
+        runs.append(Path(ran.json["checkpoint"]).parents[1])
+    return runs[0], runs[1]

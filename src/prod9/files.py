@@ -92,24 +92,31 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def exclusive(path: str | Path) -> Iterator[None]:
-    """Hold the lock file ``path``, which stays there empty; waits for the process that has it.
+    """Hold the lock file ``path``, which stays there empty, or the folder ``path``; waits for the process that has it.
 
     The system frees it when the holder ends, however that comes. Where there is no such lock (Windows) nothing is
     held.
     """
+    path = Path(path)
+    if path.is_dir() and fcntl is None:
+        yield
+        return
+    how = os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT | os.O_APPEND
     try:
-        file = Path(path).open("ab")  # noqa: SIM115 (closed below, by which the lock is freed)
+        descriptor = os.open(path, how, 0o666)
     except OSError as error:
-        raise DataError(_unwritable(Path(path), error)) from error
-    with file:
+        raise DataError(_unwritable(path, error)) from error
+    try:
         if fcntl is not None:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX)
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
             except OSError as error:  # some network file systems have no locks
                 raise DataError(
                     f"{path}: cannot be locked ({_quoted(error)}); choose a folder on another file system."
                 ) from error
         yield
+    finally:
+        os.close(descriptor)  # by which the lock is freed
 
 
 def inside(folder: str | Path, name: str) -> Path:
@@ -132,6 +139,15 @@ def inside(folder: str | Path, name: str) -> Path:
             "rename what it comes from."
         )
     return Path(folder, *parts)
+
+
+def is_plain_name(name: str) -> bool:
+    """Tell whether a file may be called after ``name`` without leaving its folder or making another."""
+    try:
+        inside("", name)
+    except DataError:
+        return False
+    return "/" not in name and "\\" not in name
 
 
 def sha256(path: str | Path) -> str:

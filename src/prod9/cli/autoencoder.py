@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from prod9.cli import shared
-from prod9.cli.outputs import OutputFolder
+from prod9.cli.outputs import Inputs, OutputFolder, inputs_of
 from prod9.cli.shared import (
     CheckOption,
     DebugOption,
@@ -28,10 +28,12 @@ from prod9.cli.stage import ModelOption, OptionalConfigOption, add_run_commands,
 from prod9.devices import torch_device
 from prod9.errors import ConfigError, DataError
 from prod9.machine import expand
+from prod9.wording import plural
 
 if TYPE_CHECKING:
     from prod9.pipelines.reconstruction import Reconstruction, ReconstructionPipeline
     from prod9.training.config_schema import RunConfig
+    from prod9.training.model.checkpoint_manager import Source
 
 
 Stage1 = Literal["autoencoder", "maisi_vae"]
@@ -70,22 +72,22 @@ def add_infer(app: typer.Typer, stage: Stage1) -> None:
         Large volumes: `--set sliding_window.strategy=exact`. Run it again after an interruption, and
         only what is missing is made.
         """
-        run_config, path = load_for_model(stage, config, model, overrides=overrides)
+        run_config, opened = load_for_model(stage, config, model, overrides=overrides)
         if print_config:
             shared.print_config(run_config)
             return
         files = find_volumes(inputs, Path(output_dir))
-        pipeline = _load_pipeline(path, run_config, device, stage)
+        pipeline = _load_pipeline(opened, run_config, device, stage)
+        del opened  # its weights are in the networks now
         if check:
-            print_check(_describe(pipeline, files, path), as_json)
+            print_check(_describe(pipeline, files, model or run_config.output_dir), as_json)
             return
         settings = _settings(pipeline, run_config)
-        folder = OutputFolder(Path(output_dir), settings, overwrite=overwrite)
-        again = f"What was made is in {folder.path}; run the same command again for the rest."
+        again = f"What was made is in {output_dir}; run the same command again for the rest."
         failed: dict[str, str] = {}
-        with shared.resumable(again):
+        with OutputFolder(Path(output_dir), settings, overwrite=overwrite) as folder, shared.resumable(again):
             made = list(_reconstruct(pipeline, folder, files, save_latents, failed))
-        _report(folder, made, [name for name in files if name not in failed], as_json)
+        _report(folder, made, [name for name in files if name not in failed], pipeline, as_json)
         if failed:
             raise DataError(
                 f"{len(failed)} of {len(files)} files could not be used:\n" + "\n".join(failed.values())
@@ -130,14 +132,16 @@ def find_volumes(inputs: Sequence[Path], output_dir: Path) -> dict[str, Path]:
     return files
 
 
-def _load_pipeline(path: Path, config: "RunConfig", device: str, stage: Stage1) -> "ReconstructionPipeline":
+def _load_pipeline(
+    source: "Source", config: "RunConfig", device: str, stage: Stage1
+) -> "ReconstructionPipeline":
     from prod9.pipelines.reconstruction import ReconstructionPipeline
     from prod9.training.config import config_to_dict
 
     section = config_to_dict(config)["sliding_window"]
     chosen = torch_device(device)
     return ReconstructionPipeline.from_checkpoint(
-        path, stage=stage, device=chosen, overrides=[("sliding_window", section)]
+        source, stage=stage, device=chosen, overrides=[("sliding_window", section)]
     )
 
 
@@ -151,13 +155,13 @@ def _settings(pipeline: "ReconstructionPipeline", config: "RunConfig") -> dict[s
     }
 
 
-def _describe(pipeline: "ReconstructionPipeline", files: dict[str, Path], path: Path) -> dict[str, Any]:
+def _describe(pipeline: "ReconstructionPipeline", files: dict[str, Path], model: str) -> dict[str, Any]:
     from prod9.volumes import read_header
 
     headers = [read_header(file) for file in files.values()]
     voxels = sum(h.shape[0] * h.shape[1] * h.shape[2] for h in headers)
     return {
-        "model": str(path),
+        "model": model,
         "files": len(files),
         "grid": list(pipeline.placement.grid),
         "device": str(pipeline.device),
@@ -178,18 +182,20 @@ def _reconstruct(
     with shared.progress() as bar:
         task = bar.add_task("Reconstruct", total=len(files))
         for name, source in files.items():
-            latent_missing = save_latents and not (folder.path / _latent_name(name, pipeline)).exists()
-            if not folder.is_done(name) or latent_missing:
-                try:
+            result, inputs = None, {}
+            try:
+                inputs = inputs_of({"source": source})
+                names = [name, *([_latent_name(name, pipeline)] if save_latents else [])]
+                if not all(folder.is_done(one, inputs) for one in names):
                     result = pipeline.reconstruct(source)
-                except DataError as error:
-                    failed[name] = str(error)
-                else:
-                    _write(folder, name, source, result, pipeline if save_latents else None)
-                    for text in cautions(result.header).values():
-                        shared.warn(text)
-                    bar.console.print(f"{name}: {result.psnr_head:.2f} dB in the head")
-                    yield name
+            except DataError as error:
+                failed[name] = str(error)
+            if result is not None:
+                _write(folder, name, source, result, inputs, pipeline if save_latents else None)
+                for text in cautions(result.header).values():
+                    shared.warn(text)
+                bar.console.print(f"{name}: {result.psnr_head:.2f} dB in the head, on {_grid(pipeline)}")
+                yield name
             bar.advance(task)
 
 
@@ -198,17 +204,17 @@ def _write(
     name: str,
     source: Path,
     result: "Reconstruction",
+    inputs: Inputs,
     latent_of: "ReconstructionPipeline | None",
 ) -> None:
     from prod9 import volumes
 
-    target = folder.path / name
-    target.parent.mkdir(parents=True, exist_ok=True)
     if latent_of is not None:
-        _write_latent(folder.path / _latent_name(name, latent_of), latent_of, result)
+        with folder.writing(_latent_name(name, latent_of), inputs=inputs, source=str(source)) as target:
+            _write_latent(target, latent_of, result)
     scores = {"psnr": round(result.psnr, 3), "psnr_head": round(result.psnr_head, 3)}
-    folder.record(name, source=str(source), **scores)
-    volumes.write(target, result.data, result.header)
+    with folder.writing(name, inputs=inputs, source=str(source), **scores) as target:
+        volumes.write(target, result.data, result.header)
 
 
 def _latent_name(name: str, pipeline: "ReconstructionPipeline") -> str:
@@ -238,16 +244,32 @@ def _write_latent(path: Path, pipeline: "ReconstructionPipeline", result: "Recon
         np.savez_compressed(file, **arrays)
 
 
-def _report(folder: OutputFolder, made: list[str], names: list[str], as_json: bool) -> None:
+def _grid(pipeline: "ReconstructionPipeline") -> str:
+    """Return what the scores are measured on, in words."""
+    if pipeline.spacing is None:
+        return "the voxels of the file"
+    return f"the model's grid ({' × '.join(f'{mm:g}' for mm in pipeline.spacing)} mm)"
+
+
+def _report(
+    folder: OutputFolder, made: list[str], names: list[str], pipeline: "ReconstructionPipeline", as_json: bool
+) -> None:
     entries = {name: folder.files[name] for name in names}
-    scores = {key: [entry[key] for entry in entries.values()] for key in ("psnr", "psnr_head")}
+    scores = {
+        key: [entry[key] for entry in entries.values() if entry[key] is not None]
+        for key in ("psnr", "psnr_head")
+    }
     means = {key: round(fmean(values), 3) for key, values in scores.items() if values}
+    measured_on = _grid(pipeline)
     if as_json:
-        shared.print_json({"output_dir": str(folder.path), "made": made, "mean": means, "files": entries})
+        result = {"output_dir": str(folder.path), "made": made, "mean": means, "measured_on": measured_on}
+        shared.print_json({**result, "files": entries})
         return
-    shared.console.print(f"{len(made)} volumes made, {len(names) - len(made)} kept, in {folder.path}")
+    shared.console.print(f"{plural(made, 'volume')} made, {len(names) - len(made)} kept, in {folder.path}")
+    texts = {"psnr": "Mean PSNR {:.2f} dB", "psnr_head": "in the head {:.2f} dB"}
     if means:
-        shared.console.print(f"Mean PSNR {means['psnr']:.2f} dB, in the head {means['psnr_head']:.2f} dB")
+        shown = ", ".join(texts[key].format(mean) for key, mean in means.items())
+        shared.console.print(f"{shown}, on {measured_on}")
 
 
 app = new_app("Train the stage-1 autoencoder, and pass volumes through it.")

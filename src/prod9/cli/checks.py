@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         RunConfig,
         TransformerConfig,
     )
+    from prod9.training.model.checkpoint_manager import Source
     from prod9.training.resources import Resources
 
 GIB = 1024**3
@@ -59,7 +60,7 @@ def check_inputs(config: "RunConfig", *, writes: bool = True) -> Inputs:
     return inputs
 
 
-def check_run(config: "RunConfig", *, device: str, checkpoint: Path | None = None) -> dict[str, Any]:
+def check_run(config: "RunConfig", *, device: str, checkpoint: "Source | None" = None) -> dict[str, Any]:
     """Check all that can be checked without training, and return what was found as plain values.
 
     checkpoint: a trained model that must fit the stage. Raises the first error met; what is doubtful but

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from prod9.cli import shared
-from prod9.cli.outputs import OutputFolder
+from prod9.cli.outputs import Inputs, OutputFolder, consecutive, digest_of, report_made, require_distinct
 from prod9.cli.sampling import (
     GuidanceScaleOption,
     GuidanceScheduleOption,
@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from prod9.pipelines.segmentation import PlacedSegmentation
     from prod9.pipelines.steering import AbstractControlPipeline
     from prod9.training.config_schema import RunConfig
+    from prod9.training.model.checkpoint_manager import Source
 
 ALL = "all"
 STAGES: tuple[Stage, ...] = ("maskgit_controlnet", "maisi_controlnet")
@@ -142,7 +143,7 @@ def generate_control(
     )
     strength = {"control_strength": control_strength, "control_guidance_scale": control_guidance_scale}
     changes += [(f"control.{key}", value) for key, value in strength.items() if value is not None]
-    run_config, path = load_for_model(STAGES, config, model, overrides=changes)
+    run_config, opened = load_for_model(STAGES, config, model, overrides=changes)
     if print_config:
         shared.print_config(run_config)
         return
@@ -151,7 +152,8 @@ def generate_control(
         raise ConfigError(f"--reference: expected a single segmentation to go with it, got {len(files)}")
     if shown and len(files) > 1:
         raise ConfigError(f"--source: expected a single segmentation to go with it, got {len(files)}")
-    pipeline = _load_pipeline(path, run_config, device, stage2, autoencoder)
+    pipeline = _load_pipeline(opened, run_config, device, stage2, autoencoder)
+    del opened  # its weights are in the networks now
     labels = _chosen(label, pipeline)
     for name in labels:
         pipeline.check(name, bool(files), bool(shown))
@@ -164,14 +166,29 @@ def generate_control(
     _warn(placed, files)
     sources = placed or {NO_SEG: None}
     if check:
-        print_check(_describe(pipeline, labels, len(sources), num_samples, path), as_json)
+        where = model or run_config.output_dir
+        print_check(_describe(pipeline, labels, len(sources), num_samples, where), as_json)
         return
-    settings = _settings(pipeline, run_config, seed, {**files, **shown}, reference, label_scheme)
-    folder = OutputFolder(Path(output_dir), settings, overwrite=overwrite)
-    again = f"What was made is in {folder.path}; run the same command again for the rest."
-    with shared.resumable(again):
-        made = list(_generate(pipeline, folder, sources, labels, num_samples, seed, batch_size))
-    _report(folder, made, len(sources) * len(labels) * num_samples, as_json)
+    from prod9.files import sha256
+
+    require_distinct(
+        (name, files.get(source, source))
+        for source in sources
+        for name in (
+            _seg_name(source),
+            *(_name(source, one, k) for one in labels for k in range(num_samples)),
+        )
+    )
+    settings = _settings(pipeline, run_config, seed)
+    inputs = {name: _inputs(seg, files.get(name)) for name, seg in sources.items()}
+    described = {"segmentations": {name: sha256(file) for name, file in {**files, **shown}.items()}}
+    again = f"What was made is in {output_dir}; run the same command again for the rest."
+    with (
+        OutputFolder(Path(output_dir), settings, described=described, overwrite=overwrite) as folder,
+        shared.resumable(again),
+    ):
+        made = list(_generate(pipeline, folder, sources, inputs, labels, num_samples, seed, batch_size))
+    report_made(folder, made, len(sources) * len(labels) * num_samples, as_json)
 
 
 def find_segmentations(given: Sequence[Path]) -> dict[str, Path]:
@@ -230,7 +247,7 @@ def _stem(name: str) -> str:
 
 
 def _load_pipeline(
-    path: Path, config: "RunConfig", device: str, stage2: str | None, autoencoder: str | None
+    source: "Source", config: "RunConfig", device: str, stage2: str | None, autoencoder: str | None
 ) -> "AbstractControlPipeline":
     from prod9.training.config import config_to_dict
 
@@ -244,12 +261,12 @@ def _load_pipeline(
         from prod9.pipelines.maisi_control import MAISIControlPipeline
 
         return MAISIControlPipeline.from_checkpoint(
-            path, device=chosen, diffusion=stage2, autoencoder=autoencoder, overrides=sections
+            source, device=chosen, diffusion=stage2, autoencoder=autoencoder, overrides=sections
         )
     from prod9.pipelines.control import ControlPipeline
 
     return ControlPipeline.from_checkpoint(
-        path, device=chosen, transformer=stage2, autoencoder=autoencoder, overrides=sections
+        source, device=chosen, transformer=stage2, autoencoder=autoencoder, overrides=sections
     )
 
 
@@ -286,13 +303,13 @@ def _doubts(placed: "PlacedSegmentation") -> Iterator[str]:
 
 
 def _describe(
-    pipeline: "AbstractControlPipeline", labels: list[str], sources: int, num_samples: int, path: Path
+    pipeline: "AbstractControlPipeline", labels: list[str], sources: int, num_samples: int, model: str
 ) -> dict[str, Any]:
     generator = pipeline.generator
     count = sources * len(labels) * num_samples
     voxels = generator.grid[0] * generator.grid[1] * generator.grid[2]
     return {
-        "model": str(path),
+        "model": model,
         "condition": pipeline.condition_type,
         "segmentations": sources if pipeline.needs_seg else 0,
         "labels": ", ".join(labels),
@@ -305,48 +322,53 @@ def _describe(
     }
 
 
-def _settings(
-    pipeline: "AbstractControlPipeline",
-    config: "RunConfig",
-    seed: int,
-    files: Mapping[str, Path],
-    reference: Path | None,
-    label_scheme: str,
-) -> dict[str, Any]:
-    from prod9.files import sha256
+def _settings(pipeline: "AbstractControlPipeline", config: "RunConfig", seed: int) -> dict[str, Any]:
     from prod9.training.config import config_to_dict
 
     values = config_to_dict(config)
     return {
         "command": "generate control",
         "sha256": pipeline.generator.sha256,
-        "segmentations": {name: sha256(file) for name, file in files.items()},
-        "reference": None if reference is None else sha256(reference),
-        "label_scheme": label_scheme,
         "seed": seed,
         **{name: values[name] for name in SAMPLING if name in values},
     }
+
+
+def _inputs(seg: "PlacedSegmentation | None", file: Path | None) -> Inputs:
+    """Return what a source is to the model: the content on its grid, whichever files and options it came from."""
+    if seg is None:
+        return {}
+    content = {"sha256": digest_of(seg.seg if seg.has_seg else None, seg.affine, seg.images)}
+    return {"segmentation": content if file is None else {**content, "path": str(file.absolute())}}
+
+
+def _name(source: str, label: str, index: int) -> str:
+    return f"{source}_{label}_{index:04d}.nii.gz"
+
+
+def _seg_name(source: str) -> str:
+    return f"{source}_seg.nii.gz"
 
 
 def _generate(
     pipeline: "AbstractControlPipeline",
     folder: OutputFolder,
     sources: "Mapping[str, PlacedSegmentation | None]",
+    inputs: Mapping[str, Inputs],
     labels: list[str],
     num_samples: int,
     seed: int,
     batch_size: int,
 ) -> Iterator[str]:
     from prod9 import volumes
-    from prod9.cli.outputs import consecutive
 
     with shared.progress() as bar:
         for source, seg in sources.items():
             if seg is not None and seg.has_seg:
-                _write_seg(folder, f"{source}_seg.nii.gz", seg)
+                _write_seg(folder, _seg_name(source), seg, inputs[source])
             for label in labels:
-                names = [f"{source}_{label}_{k:04d}.nii.gz" for k in range(num_samples)]
-                missing = [k for k, name in enumerate(names) if not folder.is_done(name)]
+                names = [_name(source, label, k) for k in range(num_samples)]
+                missing = [k for k, name in enumerate(names) if not folder.is_done(name, inputs[source])]
                 task = bar.add_task(f"{source} {label}", total=len(missing), visible=bool(missing))
                 done = 0
                 for start, count in consecutive(missing):
@@ -364,24 +386,18 @@ def _generate(
                         progress=report,
                     ):
                         name = names[volume.index]
-                        folder.record(name, source=source, label=label, index=volume.index, seed=volume.seed)
+                        noted = {"source": source, "label": label, "index": volume.index, "seed": volume.seed}
                         space = 1 if seg is None else seg.space
-                        volumes.write(folder.path / name, volume.data, volume.affine, space=space)
+                        with folder.writing(name, inputs=inputs[source], **noted) as target:
+                            volumes.write(target, volume.data, volume.affine, space=space)
                         yield name
                     done += count
 
 
-def _write_seg(folder: OutputFolder, name: str, seg: "PlacedSegmentation") -> None:
+def _write_seg(folder: OutputFolder, name: str, seg: "PlacedSegmentation", inputs: Inputs) -> None:
     from prod9 import volumes
 
-    if not folder.is_done(name):
-        folder.record(name, kind="segmentation", found_by=seg.found_by, cut=round(seg.cut, 4))
-        volumes.write(folder.path / name, seg.seg, seg.affine, dtype="uint8", space=seg.space)
-
-
-def _report(folder: OutputFolder, made: list[str], total: int, as_json: bool) -> None:
-    result = {"output_dir": str(folder.path), "made": made, "kept": total - len(made)}
-    if as_json:
-        shared.print_json(result)
-    else:
-        shared.console.print(f"{len(made)} volumes made, {result['kept']} kept, in {folder.path}")
+    if not folder.is_done(name, inputs):
+        noted = {"kind": "segmentation", "found_by": seg.found_by, "cut": round(seg.cut, 4)}
+        with folder.writing(name, inputs=inputs, **noted) as target:
+            volumes.write(target, seg.seg, seg.affine, dtype="uint8", space=seg.space)

@@ -12,7 +12,7 @@ import typer
 from prod9.cli import shared
 from prod9.cli.control import generate_control
 from prod9.cli.inpaint import inpaint
-from prod9.cli.outputs import OutputFolder, consecutive
+from prod9.cli.outputs import OutputFolder, consecutive, report_made
 from prod9.cli.patients import generate_patients
 from prod9.cli.sampling import (
     GuidanceScaleOption,
@@ -51,8 +51,10 @@ from prod9.errors import ConfigError
 if TYPE_CHECKING:
     from prod9.pipelines.labels import AbstractLabelPipeline
     from prod9.training.config_schema import RunConfig
+    from prod9.training.model.checkpoint_manager import Source
 
 ALL = "all"
+STAGES: tuple[Stage, ...] = ("transformer", "maisi_diffusion")
 SAMPLING = ("sampler", "masking", "flow", "sliding_window")
 """Sections of a config that decide what is sampled, where it has them."""
 LabelOption = Annotated[
@@ -123,46 +125,27 @@ def generate_labels(
         guidance_schedule=guidance_schedule,
         solver=solver,
     )
-    run_config, path = load_for_model(_stage_of(config, model), config, model, overrides=changes)
+    run_config, opened = load_for_model(STAGES, config, model, overrides=changes)
     if print_config:
         shared.print_config(run_config)
         return
-    pipeline = _load_pipeline(path, run_config, device, autoencoder, spacing)
+    pipeline = _load_pipeline(opened, run_config, device, autoencoder, spacing)
+    del opened  # its weights are in the networks now
     labels = _chosen(label, pipeline)
     _show(pipeline, labels, example or [])
     if check:
-        print_check(_describe(pipeline, labels, num_samples, path), as_json)
+        where = model or run_config.output_dir
+        print_check(_describe(pipeline, labels, num_samples, where), as_json)
         return
-    folder = OutputFolder(
-        Path(output_dir), _settings(pipeline, run_config, seed, spacing, example or []), overwrite=overwrite
-    )
-    again = f"What was made is in {folder.path}; run the same command again for the rest."
-    with shared.resumable(again):
+    settings = _settings(pipeline, run_config, seed, spacing, example or [])
+    again = f"What was made is in {output_dir}; run the same command again for the rest."
+    with OutputFolder(Path(output_dir), settings, overwrite=overwrite) as folder, shared.resumable(again):
         made = list(_generate(pipeline, folder, labels, num_samples, seed, batch_size))
-    total = num_samples * len(labels)
-    result = {"output_dir": str(folder.path), "made": made, "kept": total - len(made)}
-    if as_json:
-        shared.print_json(result)
-    else:
-        shared.console.print(f"{len(made)} volumes made, {result['kept']} kept, in {folder.path}")
-
-
-def _stage_of(config: str | None, model: str | None) -> Stage:
-    """Return the family to load; a checkpoint or config of neither is refused where it is read."""
-    stage = None
-    if config is not None:
-        from prod9.training.config import find_config, merge_config
-
-        stage = merge_config(find_config(config)).get("stage")
-    elif model is not None:
-        from prod9.training.model.checkpoint_manager import CheckpointManager
-
-        stage = CheckpointManager.open(model).header["stage"]
-    return "maisi_diffusion" if stage == "maisi_diffusion" else "transformer"
+    report_made(folder, made, num_samples * len(labels), as_json)
 
 
 def _load_pipeline(
-    path: Path,
+    source: "Source",
     config: "RunConfig",
     device: str,
     autoencoder: str | None,
@@ -178,13 +161,13 @@ def _load_pipeline(
         from prod9.pipelines.maisi import MAISIPipeline
 
         return MAISIPipeline.from_checkpoint(
-            path, device=chosen, autoencoder=autoencoder, overrides=sections, spacing=spacing
+            source, device=chosen, autoencoder=autoencoder, overrides=sections, spacing=spacing
         )
     if spacing is not None:
         raise ConfigError("--spacing: expected a MAISI model, got a transformer, which knows no spacing")
     from prod9.pipelines.maskgit import MaskGiTPipeline
 
-    return MaskGiTPipeline.from_checkpoint(path, device=chosen, autoencoder=autoencoder, overrides=sections)
+    return MaskGiTPipeline.from_checkpoint(source, device=chosen, autoencoder=autoencoder, overrides=sections)
 
 
 def _chosen(labels: Sequence[str] | None, pipeline: "AbstractLabelPipeline") -> list[str]:
@@ -234,12 +217,12 @@ def _settings(
 
 
 def _describe(
-    pipeline: "AbstractLabelPipeline", labels: list[str], num_samples: int, path: Path
+    pipeline: "AbstractLabelPipeline", labels: list[str], num_samples: int, model: str
 ) -> dict[str, Any]:
     count = num_samples * len(labels)
     voxels = pipeline.grid[0] * pipeline.grid[1] * pipeline.grid[2]
     return {
-        "model": str(path),
+        "model": model,
         "labels": ", ".join(labels),
         "volumes": count,
         "grid": list(pipeline.grid),
@@ -283,8 +266,9 @@ def _generate(
                     progress=report,
                 ):
                     name = _file_name(label, volume.index)
-                    folder.record(name, label=label, index=volume.index, seed=volume.seed)
-                    volumes.write(folder.path / name, volume.data, volume.affine)
+                    noted = {"label": label, "index": volume.index, "seed": volume.seed}
+                    with folder.writing(name, **noted) as target:
+                        volumes.write(target, volume.data, volume.affine)
                     yield name
                 done += count
 

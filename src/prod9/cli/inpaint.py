@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from prod9.cli import shared
-from prod9.cli.outputs import OutputFolder, consecutive
+from prod9.cli.outputs import OutputFolder, consecutive, inputs_of, report_made
 from prod9.cli.sampling import (
     OrderOption,
     RemaskingOption,
@@ -35,6 +35,7 @@ from prod9.machine import expand
 if TYPE_CHECKING:
     from prod9.pipelines.inpainting import InpaintingPipeline
     from prod9.training.config_schema import RunConfig
+    from prod9.training.model.checkpoint_manager import Source
     from prod9.volumes import VolumeFile
 
 
@@ -120,7 +121,7 @@ def inpaint(
     changes = sampler_changes(
         overrides, steps=steps, temperature=temperature, top_p=top_p, order=order, remasking=remasking
     )
-    run_config, path = load_for_model("transformer", config, model, overrides=changes)
+    run_config, opened = load_for_model("transformer", config, model, overrides=changes)
     if print_config:
         shared.print_config(run_config)
         return
@@ -129,27 +130,23 @@ def inpaint(
     asked = _Asked(source, region, label, seg, label_scheme, healthy, resample, seed)
     for file in asked.files.values():
         for text in volumes.cautions(volumes.read_header(file)).values():
-            shared.messages.print(f"Warning: {text}", markup=False)
-    pipeline = _load_pipeline(path, run_config, device, autoencoder, control, blend=blend, margin=margin)
+            shared.warn(text)
+    pipeline = _load_pipeline(opened, run_config, device, autoencoder, control, blend=blend, margin=margin)
+    del opened  # its weights are in the networks now
     pipeline.check(label, seg is not None or healthy)
     if check:
-        print_check(_describe(pipeline, asked, path, num_samples), as_json)
+        where = model or run_config.output_dir
+        print_check(_describe(pipeline, asked, where, num_samples), as_json)
         return
     settings = _settings(pipeline, run_config, asked)
-    folder = OutputFolder(Path(output_dir), settings, overwrite=overwrite)
-    again = f"What was made is in {folder.path}; run the same command again for the rest."
-    with shared.resumable(again):
+    again = f"What was made is in {output_dir}; run the same command again for the rest."
+    with OutputFolder(Path(output_dir), settings, overwrite=overwrite) as folder, shared.resumable(again):
         made = list(_generate(pipeline, folder, asked, num_samples, batch_size))
-    result = {"output_dir": str(folder.path), "made": made, "kept": num_samples - len(made)}
-    if as_json:
-        shared.print_json(result)
-    else:
-        text = f"{len(made)} volumes made, {result['kept']} kept, in {folder.path}"
-        shared.console.print(text)
+    report_made(folder, made, num_samples, as_json)
 
 
 def _load_pipeline(
-    path: Path,
+    source: "Source",
     config: "RunConfig",
     device: str,
     autoencoder: str | None,
@@ -169,25 +166,23 @@ def _load_pipeline(
     chosen = torch_device(device)
     if control is None:
         generator = MaskGiTPipeline.from_checkpoint(
-            path, device=chosen, autoencoder=autoencoder, overrides=sections
+            source, device=chosen, autoencoder=autoencoder, overrides=sections
         )
         return InpaintingPipeline(generator=generator, blend=blend, margin=margin)
     # It refuses a transformer that it was not trained on.
     steered = ControlPipeline.from_checkpoint(
-        control, device=chosen, transformer=path, autoencoder=autoencoder, overrides=sections
+        control, device=chosen, transformer=source, autoencoder=autoencoder, overrides=sections
     )
     return InpaintingPipeline(generator=steered.generator, control=steered, blend=blend, margin=margin)
 
 
 def _settings(pipeline: "InpaintingPipeline", config: "RunConfig", asked: _Asked) -> dict[str, Any]:
-    from prod9.files import sha256
     from prod9.training.config import config_to_dict
 
     values = config_to_dict(config)
     return {
         "command": "generate inpaint",
         "sha256": pipeline.generator.sha256,
-        "files": {name: sha256(file) for name, file in asked.files.items()},
         "label": asked.label,
         "label_scheme": asked.label_scheme,
         "healthy": asked.healthy,
@@ -199,12 +194,12 @@ def _settings(pipeline: "InpaintingPipeline", config: "RunConfig", asked: _Asked
     }
 
 
-def _describe(pipeline: "InpaintingPipeline", asked: _Asked, path: Path, num_samples: int) -> dict[str, Any]:
+def _describe(pipeline: "InpaintingPipeline", asked: _Asked, model: str, num_samples: int) -> dict[str, Any]:
     from prod9.pipelines.inpainting import region_on
 
     source, region = _read(asked.source), _read(asked.region)
     return {
-        "model": str(path),
+        "model": model,
         "label": asked.label,
         "volumes": num_samples,
         "shape": list(source.header.shape),
@@ -226,7 +221,8 @@ def _generate(
 
     stem = asked.source.name.removesuffix(".gz").removesuffix(".nii")
     names = [f"{stem}_{k:04d}.nii.gz" for k in range(num_samples)]
-    missing = [k for k, name in enumerate(names) if not folder.is_done(name)]
+    inputs = inputs_of(asked.files)
+    missing = [k for k, name in enumerate(names) if not folder.is_done(name, inputs)]
     if not missing:
         return
     source, region, seg = _read(asked.source), _read(asked.region), _segmentation(asked)
@@ -251,11 +247,12 @@ def _generate(
                 report=report,
             ):
                 name = names[volume.index]
-                folder.record(name, label=asked.label, index=volume.index, seed=volume.seed)
                 # As the source is stored, unless what was drawn is beyond its range.
                 kept = np.issubdtype(dtype, np.integer) and fits(volume.data, dtype, scaling)
                 stored = {"dtype": dtype, "scaling": scaling} if kept else {}
-                volumes.write(folder.path / name, volume.data, source.header, **stored)
+                noted = {"label": asked.label, "index": volume.index, "seed": volume.seed}
+                with folder.writing(name, inputs=inputs, **noted) as target:
+                    volumes.write(target, volume.data, source.header, **stored)
                 yield name
             done += count
 

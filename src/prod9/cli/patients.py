@@ -8,7 +8,7 @@ import typer
 
 from prod9.cli import shared
 from prod9.cli.control import find_segmentations
-from prod9.cli.outputs import OutputFolder
+from prod9.cli.outputs import Inputs, OutputFolder, digest_of, report_made
 from prod9.cli.shared import (
     CheckOption,
     DebugOption,
@@ -105,17 +105,11 @@ def generate_patients(
     if check:
         print_check(_describe(pipeline, len(segs), num), as_json)
         return
-    settings = _settings(pipeline, list(files.values()), label_scheme, control_strength, seed)
-    folder = OutputFolder(Path(output_dir), settings, overwrite=overwrite)
-    again = f"What was made is in {folder.path}; run the same command again for the rest."
-    with shared.resumable(again):
+    settings = _settings(pipeline, control_strength, seed)
+    again = f"What was made is in {output_dir}; run the same command again for the rest."
+    with OutputFolder(Path(output_dir), settings, overwrite=overwrite) as folder, shared.resumable(again):
         made = list(_generate(pipeline, folder, list(files), segs, num, seed))
-    result = {"output_dir": str(folder.path), "made": made, "kept": num - len(made)}
-    if as_json:
-        shared.print_json(result)
-    else:
-        text = f"{len(made)} patients made, {result['kept']} kept, in {folder.path}"
-        shared.console.print(text)
+    report_made(folder, made, num, as_json, noun="patient")
 
 
 def case_id(index: int) -> str:
@@ -165,20 +159,10 @@ def _describe(pipeline: "PatientPipeline", num_segs: int, num: int) -> dict[str,
     }
 
 
-def _settings(
-    pipeline: "PatientPipeline",
-    segs: Sequence[Path],
-    label_scheme: str,
-    control_strength: float | None,
-    seed: int,
-) -> dict[str, Any]:
-    from prod9.files import sha256
-
+def _settings(pipeline: "PatientPipeline", control_strength: float | None, seed: int) -> dict[str, Any]:
     return {
         "command": "generate patients",
         "sha256": pipeline.sha256,
-        "segmentations": [sha256(path) for path in segs],
-        "label_scheme": label_scheme,
         "control_strength": control_strength,
         "first": pipeline.start_with,
         "seed": seed,
@@ -194,7 +178,12 @@ def _generate(
     seed: int,
 ) -> Iterator[str]:
     kinds = [SUFFIXES[name] for name in pipeline.order] + (["seg"] if segs else [])
-    missing = [k for k in range(num) if not all(folder.is_done(_file(k, kind)) for kind in kinds)]
+    followed: list[Inputs] = [{"segmentation": {"sha256": digest_of(seg.seg, seg.affine)}} for seg in segs]
+
+    def inputs(index: int) -> Inputs:
+        return followed[index % len(followed)] if followed else {}
+
+    missing = [k for k in range(num) if not all(folder.is_done(_file(k, kind), inputs(k)) for kind in kinds)]
     if not missing:
         return
     _write_card(folder)
@@ -206,7 +195,7 @@ def _generate(
         for patient in patients:
             source = names[patient.index % len(names)] if names else None
             space = segs[patient.index % len(segs)].space if segs else 1
-            _write(folder, patient, source, space)
+            _write(folder, patient, source, inputs(patient.index), space)
             yield case_id(patient.index)
         bar.update(task, completed=len(missing))
 
@@ -215,26 +204,29 @@ def _file(index: int, kind: str) -> str:
     return f"{case_id(index)}/{case_id(index)}-{kind}.nii.gz"
 
 
-def _write(folder: OutputFolder, patient: "GeneratedPatient", source: str | None, space: int) -> None:
+def _write(
+    folder: OutputFolder, patient: "GeneratedPatient", source: str | None, inputs: Inputs, space: int
+) -> None:
     """Write one patient: whole numbers, 0 outside of the head and nowhere else."""
     import numpy as np
 
     from prod9 import volumes
 
-    (folder.path / case_id(patient.index)).mkdir(exist_ok=True)
     for name, image in patient.images.items():
         file = _file(patient.index, SUFFIXES[name])
-        folder.record(file, modality=name, index=patient.index, seed=patient.seed)
         stored = np.where(patient.head, np.maximum(np.rint(image * SCALE), 1), 0)
-        volumes.write(folder.path / file, stored, patient.affine, dtype=np.int16, space=space)
+        with folder.writing(
+            file, inputs=inputs, modality=name, index=patient.index, seed=patient.seed
+        ) as target:
+            volumes.write(target, stored, patient.affine, dtype=np.int16, space=space)
     if patient.seg is not None:
         file = _file(patient.index, "seg")
-        folder.record(file, segmentation=source, index=patient.index)
-        volumes.write(folder.path / file, patient.seg, patient.affine, dtype=np.uint8, space=space)
+        with folder.writing(file, inputs=inputs, segmentation=source, index=patient.index) as target:
+            volumes.write(target, patient.seg, patient.affine, dtype=np.uint8, space=space)
 
 
 def _write_card(folder: OutputFolder) -> None:
     from prod9.files import atomic_write
 
-    with atomic_write(folder.path / CARD) as temporary:
+    with folder.writing(CARD) as target, atomic_write(target) as temporary:
         temporary.write_text(_CARD, encoding="utf-8")

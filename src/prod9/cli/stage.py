@@ -29,6 +29,7 @@ from prod9.errors import ConfigError
 
 if TYPE_CHECKING:
     from prod9.training.config_schema import RunConfig
+    from prod9.training.model.checkpoint_manager import Source
 
 Stage = Literal[
     "autoencoder",
@@ -86,10 +87,11 @@ def load_for_model(
     overrides: list[str] | None = None,
     output_dir: str | None = None,
     seed: int | None = None,
-) -> tuple["RunConfig", Path]:
+) -> "tuple[RunConfig, Source]":
     """Return the config and the model of a command that needs a trained one.
 
-    Either names the other: ``--config`` the run in its ``output_dir``, ``--model`` the config recorded in it.
+    Either names the other: ``--config`` the run in its ``output_dir``, ``--model`` the config recorded in it. A model
+    that had to be opened for that comes back opened, so that it is read and hashed once.
     """
     if config is not None:
         loaded = shared.load(config, stage=stage, overrides=overrides, output_dir=output_dir, seed=seed)
@@ -101,7 +103,7 @@ def load_for_model(
 
     opened = CheckpointManager.open(model, stage=stage)
     changes = shared.config_changes(overrides, output_dir=output_dir, seed=seed)
-    return config_from_dict(opened.header["config"], source=str(opened.path), overrides=changes), Path(model)
+    return config_from_dict(opened.header["config"], source=str(opened.path), overrides=changes), opened
 
 
 def add_run_commands(app: typer.Typer, *stages: Stage) -> None:
@@ -183,7 +185,7 @@ def _train(
     _print_result(summary, as_json)
 
 
-def _evaluate(name: str, config: "RunConfig", checkpoint: Path, *, device: str, as_json: bool) -> None:
+def _evaluate(name: str, config: "RunConfig", checkpoint: "Source", *, device: str, as_json: bool) -> None:
     from prod9.cli.checks import check_inputs
 
     check_inputs(config, writes=False)
@@ -193,7 +195,9 @@ def _evaluate(name: str, config: "RunConfig", checkpoint: Path, *, device: str, 
     _print_result({"checkpoint": str(checkpoint), "metrics": metrics}, as_json)
 
 
-def report_check(config: "RunConfig", *, device: str, as_json: bool, checkpoint: Path | None = None) -> None:
+def report_check(
+    config: "RunConfig", *, device: str, as_json: bool, checkpoint: "Source | None" = None
+) -> None:
     """Run every check of ``config``, print what was found, and stop there."""
     from prod9.cli.checks import check_run
 

@@ -1,6 +1,7 @@
 """``prod9 generate translate``: a modality that is missing, made from those that are there."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -8,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from prod9.cli import shared
-from prod9.cli.outputs import OutputFolder
+from prod9.cli.outputs import Inputs, OutputFolder, inputs_of, require_distinct
 from prod9.cli.shared import (
     CheckOption,
     DebugOption,
@@ -22,13 +23,16 @@ from prod9.cli.stage import AutoencoderOption, ModelOption, OptionalConfigOption
 from prod9.cli.translation_jobs import Job, find_patients, job_from_sources, jobs_from_patients, read_job
 from prod9.devices import torch_device
 from prod9.errors import ConfigError, DataError
+from prod9.wording import plural
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from prod9.data.cases import Case
     from prod9.pipelines.placement import Placed
     from prod9.pipelines.translation import Translation, TranslationPipeline
     from prod9.training.config_schema import RunConfig
+    from prod9.training.model.checkpoint_manager import Source
     from prod9.volumes import VolumeHeader
 
 DECODES = ("sample", "mean")
@@ -125,7 +129,7 @@ def translate(
         )
     if refiner is not None and not refine:
         raise ConfigError("expected --refiner PATH or --no-refine, got both; leave one out")
-    run_config, path = load_for_model("transformer", config, model, overrides=overrides)
+    run_config, opened = load_for_model("transformer", config, model, overrides=overrides)
     if print_config:
         shared.print_config(run_config)
         return
@@ -133,23 +137,32 @@ def translate(
     if patient and output_dir is None:
         raise ConfigError("expected --output-dir DIR with --patient, got none; add it")
     asked = _Asked(num_samples, decode, seed, resample)
-    pipeline = _load_pipeline(path, run_config, device, autoencoder, refiner, refine)
+    pipeline = _load_pipeline(opened, run_config, device, autoencoder, refiner, refine)
+    del opened  # its weights are in the networks now
     known = pipeline.generator.label_names()
     jobs, complete = ([job], []) if job else jobs_from_patients(patient or [], target, known)
     shown = find_patients(example or [])
     for each in jobs:
         pipeline.check(list(each.sources), each.target, num_examples=len(shown))
+    require_distinct(
+        (path.as_posix(), each) for each in jobs for path in each.results(asked.num_samples).values()
+    )
     if check:
-        print_check(_describe(pipeline, jobs, path), as_json)
+        print_check(_describe(pipeline, jobs, model or run_config.output_dir), as_json)
         return
     examples = [_example(pipeline, case.images, case.channels, resample) for case in shown]
-    writer = _writer(job, output_dir, _settings(pipeline, run_config, asked, example or []), overwrite, asked)
+    settings = _settings(pipeline, run_config, asked, shown)
     failed: dict[str, str] = {}
-    with shared.resumable(f"What was made is in {writer.where}; run the same command again for the rest."):
-        made = list(_translate(pipeline, jobs, writer, asked, examples, batch_size, failed))
-    _report(writer, jobs, made, complete, asked, as_json)
+    with _writer(job, output_dir, settings, overwrite, asked) as writer:
+        again = f"What was made is in {writer.where}; run the same command again for the rest."
+        with shared.resumable(again):
+            made = list(_translate(pipeline, jobs, writer, asked, examples, batch_size, failed))
+    done = [each for each in jobs if f"{each.name} {each.target}" not in failed]
+    _report(writer, done, made, complete, asked, as_json)
     if failed:
-        raise DataError(f"{len(failed)} of {len(jobs)} translations failed:\n" + "\n".join(failed.values()))
+        raise DataError(
+            f"{len(failed)} of {plural(jobs, 'translation')} failed:\n" + "\n".join(failed.values())
+        )
 
 
 class _Writer:
@@ -158,12 +171,15 @@ class _Writer:
     def __init__(self, folder: OutputFolder | None, where: Path) -> None:
         self.folder = folder
         self.where = where
+        self._inputs: dict[Path, Inputs] = {}  # as they were before a job was read
 
     def is_done(self, job: Job, num_samples: int) -> bool:
-        """Tell whether all results of a job are there, from the same settings."""
+        """Tell whether all results of a job are there, of the same settings and sources; raises DataError."""
         if self.folder is None:
             return False
-        return all(self.folder.is_done(path.as_posix()) for path in job.results(num_samples).values())
+        inputs = self._inputs[job.output] = inputs_of(job.files)
+        results = job.results(num_samples).values()
+        return all(self.folder.is_done(path.as_posix(), inputs) for path in results)
 
     def write(self, job: Job, kind: str, path: Path, data: "np.ndarray", reference: "VolumeHeader") -> None:
         """Write one result of a job, on the voxels of ``reference``."""
@@ -172,18 +188,20 @@ class _Writer:
         if self.folder is None:
             volumes.write(path, data, reference)
             return
-        self.folder.record(path.as_posix(), kind=kind, target=job.target, sources=list(job.sources))
-        place = self.folder.path / path
-        place.parent.mkdir(parents=True, exist_ok=True)
-        volumes.write(place, data, reference)
+        noted = {"kind": kind, "target": job.target, "sources": list(job.sources)}
+        with self.folder.writing(path.as_posix(), inputs=self._inputs[job.output], **noted) as place:
+            volumes.write(place, data, reference)
 
 
+@contextmanager
 def _writer(
     job: Job | None, output_dir: Path | None, settings: dict[str, Any], overwrite: bool, asked: _Asked
-) -> _Writer:
+) -> Iterator[_Writer]:
     if job is None:
         assert output_dir is not None
-        return _Writer(OutputFolder(output_dir, settings, overwrite=overwrite), output_dir)
+        with OutputFolder(output_dir, settings, overwrite=overwrite) as folder:
+            yield _Writer(folder, folder.path)
+        return
     from prod9.files import check_writable
 
     there = [path for path in job.results(asked.num_samples).values() if path.exists()]
@@ -192,11 +210,11 @@ def _writer(
             f"--output: {there[0]} exists; choose another name, or replace it with --overwrite."
         )
     check_writable(job.output.parent)
-    return _Writer(None, job.output.parent)
+    yield _Writer(None, job.output)
 
 
 def _load_pipeline(
-    path: Path,
+    source: "Source",
     config: "RunConfig",
     device: str,
     autoencoder: str | None,
@@ -210,7 +228,7 @@ def _load_pipeline(
     sections = [(name, values[name]) for name in ("sampler", "masking", "sliding_window")]
     chosen = torch_device(device)
     return TranslationPipeline.from_checkpoint(
-        path, device=chosen, autoencoder=autoencoder, overrides=sections, refiner=refiner, refine=refine
+        source, device=chosen, autoencoder=autoencoder, overrides=sections, refiner=refiner, refine=refine
     )
 
 
@@ -238,14 +256,14 @@ def _translate(
     with shared.progress() as bar:
         task = bar.add_task("Translating", total=len(jobs))
         for done, job in enumerate(jobs):
-            if writer.is_done(job, asked.num_samples):
-                bar.update(task, completed=done + 1)
-                continue
 
             def report(share: float, done: int = done) -> None:
                 bar.update(task, completed=done + share)
 
             try:
+                if writer.is_done(job, asked.num_samples):
+                    bar.update(task, completed=done + 1)
+                    continue
                 placed = pipeline.placement.place(read_job(job.sources), resample=asked.resample)
             except DataError as error:
                 if len(jobs) == 1:
@@ -284,7 +302,7 @@ def _restored(kind: str, result: "Translation", placed: "Placed") -> "np.ndarray
 
 
 def _settings(
-    pipeline: "TranslationPipeline", config: "RunConfig", asked: _Asked, examples: Sequence[Path]
+    pipeline: "TranslationPipeline", config: "RunConfig", asked: _Asked, examples: "Sequence[Case]"
 ) -> dict[str, Any]:
     from prod9.training.config import config_to_dict
 
@@ -293,21 +311,23 @@ def _settings(
         "command": "generate translate",
         "sha256": pipeline.sha256,
         **vars(asked),
-        "examples": [str(path) for path in examples],
+        "examples": [
+            {name: one["sha256"] for name, one in inputs_of(case.images).items()} for case in examples
+        ],
         "sampler": values["sampler"],
         "masking": values["masking"],
         "sliding_window": values["sliding_window"],
     }
 
 
-def _describe(pipeline: "TranslationPipeline", jobs: Sequence[Job], path: Path) -> dict[str, Any]:
+def _describe(pipeline: "TranslationPipeline", jobs: Sequence[Job], model: str) -> dict[str, Any]:
     from prod9.volumes import read_header
 
     for job in jobs:
         for file, place in job.sources.values():
             read_header(file, channel=place)
     return {
-        "model": str(path),
+        "model": model,
         "translations": len(jobs),
         "targets": ", ".join(sorted({job.target for job in jobs})),
         "grid": list(pipeline.generator.grid),
@@ -322,10 +342,11 @@ def _report(
     writer: _Writer, jobs: Sequence[Job], made: list[str], complete: list[str], asked: _Asked, as_json: bool
 ) -> None:
     kept = sum(len(job.results(asked.num_samples)) for job in jobs) - len(made)
-    result = {"output_dir": str(writer.where), "made": made, "kept": kept, "complete": complete}
     if as_json:
-        shared.print_json(result)
+        folder = writer.where if writer.folder else writer.where.parent
+        shared.print_json({"output_dir": str(folder), "made": made, "kept": kept, "complete": complete})
         return
-    shared.console.print(f"{len(made)} volumes made, {kept} kept, in {writer.where}")
+    shared.console.print(f"{plural(made, 'volume')} made, {kept} kept: {writer.where}")
     if complete:
-        shared.console.print(f"{len(complete)} patients lack nothing; --target makes one anew.")
+        lack = "lacks" if len(complete) == 1 else "lack"
+        shared.console.print(f"{plural(complete, 'patient')} {lack} nothing; --target makes one anew.")

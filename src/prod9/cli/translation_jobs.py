@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prod9.errors import ConfigError, DataError
+from prod9.files import inside
 from prod9.machine import expand
 
 if TYPE_CHECKING:
@@ -29,6 +30,15 @@ class Job:
     sources: "Mapping[str, tuple[Path, Channel | None]]"
     target: str
     output: Path
+
+    @property
+    def files(self) -> dict[str, Path]:
+        """Modality → file."""
+        return {name: path for name, (path, _) in self.sources.items()}
+
+    def __str__(self) -> str:
+        """Return where its sources are, for messages."""
+        return ", ".join(str(path) for path in self.files.values()) or self.name
 
     def results(self, num_samples: int) -> dict[str, Path]:
         """Return what is written: ``result`` and, for several samples, ``uncertainty`` and each of them."""
@@ -109,7 +119,9 @@ def read_job(sources: "Mapping[str, tuple[Path, Channel | None]]") -> "dict[str,
 def _output(case: "Case", target: str) -> Path:
     new, old = _WORDS.get(target, (target, target))
     joint, word = ("-", new) if case.layout in _NEW_NAMES else ("_", old)
-    return Path(case.case_id) / f"{case.case_id}{joint}{word}.nii.gz"
+    name = f"{case.case_id}/{case.case_id}{joint}{word}.nii.gz"
+    inside("--output-dir", name)  # the name of a case may come from a list
+    return Path(name)
 
 
 def _beside(path: Path, word: str) -> Path:

@@ -8,6 +8,8 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
+from prod9.files import is_plain_name
+
 Triple = Annotated[tuple[int, int, int], Field(strict=False)]
 Spacing = Annotated[tuple[float, float, float], Field(strict=False)]
 Range = Annotated[tuple[float, float], Field(strict=False)]
@@ -151,6 +153,12 @@ class DataConfig(VolumesSection):
 
     @model_validator(mode="after")
     def _labels_cover_modalities(self) -> "DataConfig":
+        unusable = [m for m in (*self.modalities, *self.label_map) if not is_plain_name(m)]
+        if unusable:
+            raise ValueError(
+                f"expected names that files can be called after, got {', '.join(map(repr, unusable))} in modalities or "
+                "label_map; leave out slashes and control characters"
+            )
         missing = [m for m in self.modalities if m not in self.label_map]
         if missing:
             raise ValueError(f"label_map has no label for {', '.join(missing)}; add one each")
