@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from prod9.cli import shared
+from prod9.cli.naming import chosen_labels, spelt
 from prod9.cli.outputs import Inputs, OutputFolder, consecutive, digest_of, report_made, require_distinct
 from prod9.cli.sampling import (
     GuidanceScaleOption,
@@ -49,7 +50,6 @@ if TYPE_CHECKING:
     from prod9.training.config_schema import RunConfig
     from prod9.training.model.checkpoint_manager import Source
 
-ALL = "all"
 STAGES: tuple[Stage, ...] = ("maskgit_controlnet", "maisi_controlnet")
 SAMPLING = ("control", "sampler", "masking", "sliding_window")
 """Sections of a config that decide what is sampled, where it has them."""
@@ -154,7 +154,8 @@ def generate_control(
         raise ConfigError(f"--source: expected a single segmentation to go with it, got {len(files)}")
     pipeline = _load_pipeline(opened, run_config, device, stage2, autoencoder)
     del opened  # its weights are in the networks now
-    labels = _chosen(label, pipeline)
+    labels = chosen_labels(label, pipeline.generator.label_names())
+    shown = spelt("--source", shown, pipeline.source_modalities)
     for name in labels:
         pipeline.check(name, bool(files), bool(shown))
     placed = {
@@ -268,12 +269,6 @@ def _load_pipeline(
     return ControlPipeline.from_checkpoint(
         source, device=chosen, transformer=stage2, autoencoder=autoencoder, overrides=sections
     )
-
-
-def _chosen(labels: Sequence[str] | None, pipeline: "AbstractControlPipeline") -> list[str]:
-    if not labels or ALL in labels:
-        return pipeline.generator.label_names()
-    return list(dict.fromkeys(labels))
 
 
 def _warn(placed: "Mapping[str, PlacedSegmentation]", files: Mapping[str, Path]) -> None:

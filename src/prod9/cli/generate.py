@@ -12,6 +12,7 @@ import typer
 from prod9.cli import shared
 from prod9.cli.control import generate_control
 from prod9.cli.inpaint import inpaint
+from prod9.cli.naming import chosen_labels
 from prod9.cli.outputs import OutputFolder, consecutive, report_made
 from prod9.cli.patients import generate_patients
 from prod9.cli.sampling import (
@@ -53,7 +54,6 @@ if TYPE_CHECKING:
     from prod9.training.config_schema import RunConfig
     from prod9.training.model.checkpoint_manager import Source
 
-ALL = "all"
 STAGES: tuple[Stage, ...] = ("transformer", "maisi_diffusion")
 SAMPLING = ("sampler", "masking", "flow", "sliding_window")
 """Sections of a config that decide what is sampled, where it has them."""
@@ -131,7 +131,7 @@ def generate_labels(
         return
     pipeline = _load_pipeline(opened, run_config, device, autoencoder, spacing)
     del opened  # its weights are in the networks now
-    labels = _chosen(label, pipeline)
+    labels = chosen_labels(label, pipeline.label_names())
     _show(pipeline, labels, example or [])
     if check:
         where = model or run_config.output_dir
@@ -168,16 +168,6 @@ def _load_pipeline(
     from prod9.pipelines.maskgit import MaskGiTPipeline
 
     return MaskGiTPipeline.from_checkpoint(source, device=chosen, autoencoder=autoencoder, overrides=sections)
-
-
-def _chosen(labels: Sequence[str] | None, pipeline: "AbstractLabelPipeline") -> list[str]:
-    if not labels or ALL in labels:
-        return pipeline.label_names()
-    known = pipeline.label_names()
-    unknown = [label for label in labels if label not in known]
-    if unknown:
-        raise ConfigError(f"--label: expected {', '.join(known)} or {ALL}, got {', '.join(unknown)}")
-    return list(dict.fromkeys(labels))
 
 
 def _show(pipeline: "AbstractLabelPipeline", labels: Sequence[str], files: Sequence[Path]) -> None:

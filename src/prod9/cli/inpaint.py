@@ -1,13 +1,14 @@
 """``prod9 generate inpaint``: a region of a volume drawn anew."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from prod9.cli import shared
+from prod9.cli.naming import known_as
 from prod9.cli.outputs import OutputFolder, consecutive, inputs_of, report_made
 from prod9.cli.sampling import (
     OrderOption,
@@ -133,7 +134,8 @@ def inpaint(
             shared.warn(text)
     pipeline = _load_pipeline(opened, run_config, device, autoencoder, control, blend=blend, margin=margin)
     del opened  # its weights are in the networks now
-    pipeline.check(label, seg is not None or healthy)
+    asked = replace(asked, label=known_as(label, pipeline.generator.label_names()))
+    pipeline.check(asked.label, seg is not None or healthy)
     if check:
         where = model or run_config.output_dir
         print_check(_describe(pipeline, asked, where, num_samples), as_json)

@@ -8,6 +8,7 @@ import typer
 
 from prod9.cli import shared
 from prod9.cli.control import find_segmentations
+from prod9.cli.naming import known_as
 from prod9.cli.outputs import Inputs, OutputFolder, digest_of, report_made
 from prod9.cli.shared import (
     CheckOption,
@@ -95,7 +96,7 @@ def generate_patients(
         device=torch_device(device),
         autoencoder=autoencoder,
         control_strength=control_strength,
-        start_with=first,
+        start_with=None if first is None else known_as(first, list(SUFFIXES)),
         refine=refine,
     )
     _check_names(pipeline)

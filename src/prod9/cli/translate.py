@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from prod9.cli import shared
+from prod9.cli.naming import known_as
 from prod9.cli.outputs import Inputs, OutputFolder, inputs_of, require_distinct
 from prod9.cli.shared import (
     CheckOption,
@@ -140,7 +141,11 @@ def translate(
     pipeline = _load_pipeline(opened, run_config, device, autoencoder, refiner, refine)
     del opened  # its weights are in the networks now
     known = pipeline.generator.label_names()
-    jobs, complete = ([job], []) if job else jobs_from_patients(patient or [], target, known)
+    if job is not None:
+        jobs, complete = [job.spelt(known)], []
+    else:
+        wanted = None if target is None else known_as(target, known)
+        jobs, complete = jobs_from_patients(patient or [], wanted, known)
     shown = find_patients(example or [])
     for each in jobs:
         pipeline.check(list(each.sources), each.target, num_examples=len(shown))

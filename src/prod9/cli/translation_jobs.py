@@ -1,10 +1,11 @@
 """What ``prod9 generate translate`` is asked to do, as a list of jobs; nothing here imports torch."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from prod9.cli.naming import known_as, spelt
 from prod9.errors import ConfigError, DataError
 from prod9.files import inside
 from prod9.machine import expand
@@ -39,6 +40,12 @@ class Job:
     def __str__(self) -> str:
         """Return where its sources are, for messages."""
         return ", ".join(str(path) for path in self.files.values()) or self.name
+
+    def spelt(self, known: Sequence[str]) -> "Job":
+        """Return the same job in the spelling of the model, which knows ``known``."""
+        return replace(
+            self, sources=spelt("--source", self.sources, known), target=known_as(self.target, known)
+        )
 
     def results(self, num_samples: int) -> dict[str, Path]:
         """Return what is written: ``result`` and, for several samples, ``uncertainty`` and each of them."""

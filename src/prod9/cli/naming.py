@@ -1,0 +1,49 @@
+"""How users may spell the modalities and classes that a model knows: in any case, and by every known alias."""
+
+from collections.abc import Mapping, Sequence
+from typing import TypeVar
+
+from prod9.errors import ConfigError
+
+ALL = "all"
+V = TypeVar("V")
+
+
+def known_as(name: str, known: Sequence[str]) -> str:
+    """Return the one of ``known`` that ``name`` means, or ``name`` itself when it means none.
+
+    ``T1CE``, ``t1c`` and ``t1gd`` mean ``T1ce``, ``t2f`` means ``FLAIR``. A name that is known as it stands wins.
+    """
+    if name in known:
+        return name
+    from prod9.data.names import TOKENS
+
+    asked = name.strip().casefold()
+    alike = [one for one in known if one.casefold() == asked]
+    alike = alike or [one for one in known if one == TOKENS.get(asked)]
+    return alike[0] if len(alike) == 1 else name
+
+
+def chosen_labels(given: Sequence[str] | None, known: Sequence[str]) -> list[str]:
+    """Return what ``--label`` asks for, each once: all of ``known`` without it or with ``all``; raises ConfigError."""
+    names = [known_as(name, known) for name in given or ()]
+    if not names or any(name.casefold() == ALL and name not in known for name in names):
+        return list(known)
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise ConfigError(
+            f"--label: expected one of {', '.join(known)}, got {', '.join(map(repr, unknown))}; the model knows no "
+            f"other. {ALL} means all of them."
+        )
+    return list(dict.fromkeys(names))
+
+
+def spelt(option: str, given: Mapping[str, V], known: Sequence[str]) -> dict[str, V]:
+    """Return ``given`` under the names of ``known`` that its own mean; ConfigError when two mean one."""
+    found: dict[str, V] = {}
+    for name, value in given.items():
+        right = known_as(name, known)
+        if right in found:
+            raise ConfigError(f"{option}: expected one of {right}, got it twice; leave one out.")
+        found[right] = value
+    return found
