@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from prod9 import machine
-from prod9.cli.checks import device_memory
+from prod9.cli.checks_resources import device_memory
 from prod9.cli.doctor import examine
 
 GIB = 1024**3

@@ -4,34 +4,40 @@
 without allocating it, and estimates memory and disk. Neither leaves anything behind.
 """
 
-import math
 import os
-import shutil
-from collections import Counter
-from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from prod9 import machine
+from prod9.cli.checks_resources import (
+    GIB,
+    check_workers,
+    device_memory,
+    free_disk,
+    shortages,
+    wanted_disk,
+)
 from prod9.cli.inputs import Inputs, find_inputs
 from prod9.devices import torch_device
-from prod9.errors import ConfigError, DataError
+from prod9.errors import ConfigError, MissingDependencyError, Prod9Error
 from prod9.machine import expand
 from prod9.training.config import STAGE_COMMANDS
 
 if TYPE_CHECKING:
-    from prod9.data.layouts import Case
+    from prod9.data.splits import Split
     from prod9.training.config_schema import (
         FSQModelConfig,
         KLModelConfig,
         MaisiDiffusionConfig,
+        RefinerConfig,
         RunConfig,
         TransformerConfig,
     )
-    from prod9.training.model.checkpoint_manager import Source
-    from prod9.training.resources import Resources
+    from prod9.training.model.checkpoint_manager import Opened, Source
 
-GIB = 1024**3
+What = Literal["train", "validate", "test"]
+LOGGER_PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow"}
 STAGE1_OF: "dict[str, Literal['autoencoder', 'maisi_vae']]" = {
     "transformer": "autoencoder",
     "maisi_diffusion": "maisi_vae",
@@ -60,39 +66,115 @@ def check_inputs(config: "RunConfig", *, writes: bool = True) -> Inputs:
     return inputs
 
 
-def check_run(config: "RunConfig", *, device: str, checkpoint: "Source | None" = None) -> dict[str, Any]:
+def check_run(
+    config: "RunConfig",
+    *,
+    device: str,
+    what: What = "train",
+    checkpoint: "Source | None" = None,
+    resume: str | None = None,
+    init_from: str | None = None,
+) -> dict[str, Any]:
     """Check all that can be checked without training, and return what was found as plain values.
 
-    checkpoint: a trained model that must fit the stage. Raises the first error met; what is doubtful but
-    not wrong comes under ``warnings``.
+    Raises the first error met, which is what the command would raise later. What this machine cannot hold comes under
+    ``errors``, what is doubtful but not wrong under ``warnings``.
+
+    Args:
+        config: of the run.
+        device: as ``--device``.
+        what: which command is to follow.
+        checkpoint: a trained model that must fit the stage.
+        resume: as ``--resume``: None for a new run, ``auto``, or a path.
+        init_from: a run or checkpoint whose weights the run starts from.
     """
-    inputs = check_inputs(config)
-    geometry = inputs.files or _check_headers(inputs.cases)
-    parts = _split_counts(config, inputs.cases) if inputs.parts is None else inputs.parts
+    from prod9.cli.checks_data import check_data
+    from prod9.cli.checks_model import build_networks, check_start, estimate_needs
+    from prod9.training.run_folder import require_fresh
+
+    inputs = check_inputs(config, writes=what == "train")
+    if what == "train":
+        _check_place(config)
     chosen = torch_device(device)
     earlier = check_earlier_stages(config)
-    if checkpoint is not None:
-        from prod9.training.model.checkpoint_manager import CheckpointManager
-
-        CheckpointManager.open(checkpoint, stage=config.stage)
-    parameters = _build(config, *earlier)
-    needs = _estimate(config, *earlier, "cuda" if chosen.type == "cuda" else "cpu")
-    memory, disk = device_memory(chosen.type), _free_disk(Path(config.output_dir))
-    wanted_disk = _wanted_disk(config, needs, inputs.num_volumes)
+    data = check_data(config, inputs, earlier.split, what)
+    _check_models(config, earlier, checkpoint if checkpoint is not None else _named(resume))
+    _check_trainer(config, device)
+    networks = build_networks(config, earlier.base, earlier.autoencoder)
+    if init_from is not None:
+        check_start(config, networks, init_from)
+    if what == "train" and resume is None:  # last, since it says least about the config
+        require_fresh(Path(config.output_dir))
+    needs = estimate_needs(
+        config, earlier.base, earlier.autoencoder, "cuda" if chosen.type == "cuda" else "cpu"
+    )
+    memory, disk = device_memory(str(chosen)), free_disk(Path(config.output_dir))
+    wanted = wanted_disk(config, needs, inputs.num_volumes) if what == "train" else 0
     return {
         "stage": config.stage,
         "cases": inputs.num_cases,
         "volumes": inputs.num_volumes,
-        "patients": parts,
-        "files": geometry,
+        "patients": data.patients,
+        "files": data.files,
         "grid": list(needs.grid),
         **({"tokens": list(needs.latent_grid)} if needs.tokens else {}),
-        "parameters": parameters,
+        "parameters": sum(p.numel() for network in networks.values() for p in network.parameters()),
         "device": str(chosen),
         "memory_gib": round(needs.memory_gib, 2),
-        "disk_gib": round(wanted_disk / GIB, 2),
-        "warnings": _shortages(needs.memory_bytes, memory, wanted_disk, disk),
+        "disk_gib": round(wanted / GIB, 2),
+        "errors": shortages(needs.memory_bytes, memory, wanted, disk) if what == "train" else [],
+        "warnings": data.warnings + check_workers(config),
     }
+
+
+def _named(resume: str | None) -> str | None:
+    return None if resume == "auto" else resume
+
+
+def _check_place(config: "RunConfig") -> None:
+    """Refuse folders that a run may not write into."""
+    from prod9.training.lightning.datamodule import check_paths
+
+    check_paths(config)
+    for key in ("store_dir", "cache_dir"):
+        path = getattr(config.data, key, None)
+        if path is not None:
+            _check_output(Path(path), f"data.{key}")
+
+
+def _check_models(config: "RunConfig", earlier: "Earlier", checkpoint: "Source | None") -> None:
+    """Refuse checkpoints of another stage, and an earlier stage whose own autoencoder is gone."""
+    from prod9.training.model.checkpoint_manager import CheckpointManager
+
+    if checkpoint is not None:
+        CheckpointManager.open(checkpoint, stage=config.stage)
+    if earlier.opened is not None and earlier.opened.header["stage"] not in STAGE1_OF.values():
+        inputs = getattr(config, "inputs", None)
+        CheckpointManager.open_recorded(
+            earlier.opened, "autoencoder", path=getattr(inputs, "autoencoder", None)
+        )
+
+
+def _check_trainer(config: "RunConfig", device: str) -> None:
+    """Refuse devices, strategies, precisions and loggers that this machine does not have."""
+    from prod9.training.trainer import build_trainer
+
+    for name in config.trainer.loggers:
+        package = LOGGER_PACKAGES.get(name)
+        if package is not None and find_spec(package) is None:
+            raise MissingDependencyError(
+                f"trainer.loggers: expected the package {package}, got none installed; run `pip install {package}`, or "
+                "remove it from the list."
+            )
+    try:
+        build_trainer(config, device, [], [])
+    except Prod9Error:
+        raise
+    except Exception as error:
+        raise ConfigError(
+            f"trainer: expected devices, a strategy and a precision that this machine has, got {error}; change "
+            "trainer.devices, trainer.strategy or trainer.precision."
+        ) from error
 
 
 def _check_earlier(name: str, path: str | None, command: str) -> None:
@@ -108,97 +190,71 @@ def _check_earlier(name: str, path: str | None, command: str) -> None:
         )
 
 
-def _check_output(path: Path) -> None:
-    """Refuse an output folder that cannot be made or written, without making it."""
+def _check_output(path: Path, key: str = "output_dir") -> None:
+    """Refuse a folder to write into, named by ``key``, that cannot be made or written, without making it."""
     path = expand(path).absolute()
     parent = next(folder for folder in (path, *path.parents) if folder.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         got = f"{parent} is a file" if not parent.is_dir() else f"{parent} cannot be written"
-        raise ConfigError(
-            f"output_dir: expected a folder that can be written, got {path} ({got}); name another"
-        )
+        raise ConfigError(f"{key}: expected a folder that can be written, got {path} ({got}); name another")
 
 
-def _check_headers(cases: "Sequence[Case]") -> dict[str, int]:
-    """Read every header; refuse what is no volume and cases whose files lie on different grids."""
-    import numpy as np
+@dataclass(frozen=True, eq=False)
+class Earlier:
+    """What a run builds on. opened: the stage that ``inputs`` names. base: its config, where it is a stage 2.
 
-    from prod9.volumes import read_header
+    autoencoder: the model section of stage 1. All are None for what a run does not build on.
+    """
 
-    found: Counter[str] = Counter()
-    for case in cases:
-        headers = [read_header(path, channel=case.channels.get(name)) for name, path in case.images.items()]
-        headers += [read_header(case.seg)] if case.seg is not None else []
-        first = headers[0]
-        for header in headers[1:]:
-            if header.shape != first.shape or not np.allclose(header.affine, first.affine, atol=1e-2):
-                raise DataError(
-                    f"{header.path}: expected the voxel grid of {first.path.name} {first.shape}, got "
-                    f"{header.shape} or another affine; register and resample the case to one grid first"
-                )
-        sides = "×".join(map(str, first.shape))
-        found[f"{sides} at {'×'.join(f'{mm:.2f}' for mm in first.spacing)} mm"] += len(headers)
-    return dict(found.most_common())
+    opened: "Opened | None" = None
+    base: "TransformerConfig | MaisiDiffusionConfig | None" = None
+    autoencoder: "FSQModelConfig | KLModelConfig | None" = None
 
+    @property
+    def split(self) -> "Split | None":
+        """The patients that the earlier stage was trained on and not."""
+        from prod9.data.splits import Split
 
-def _split_counts(config: "RunConfig", cases: "Sequence[Case]") -> dict[str, int]:
-    from prod9.data.splits import PARTS, divide
-
-    split = divide(cases, config.data.split.kwargs())
-    return {part: len(getattr(split, part)) for part in PARTS}
+        if self.opened is None or not self.opened.header["split"]:
+            return None
+        return Split.from_dict(self.opened.header["split"])
 
 
-def check_earlier_stages(
-    config: "RunConfig",
-) -> "tuple[TransformerConfig | MaisiDiffusionConfig | None, FSQModelConfig | KLModelConfig | None]":
-    """Refuse earlier stages that ``config`` does not fit; return the base's config and stage 1's section."""
+def check_earlier_stages(config: "RunConfig") -> Earlier:
+    """Refuse earlier stages that ``config`` does not fit, and return what they are."""
     if config.stage == "maskgit_controlnet":
         from prod9.cli.checks_control import check_base
 
-        return check_base(config)
+        return Earlier(*check_base(config))
     if config.stage == "maisi_controlnet":
         from prod9.cli.checks_control import check_flow_base
 
-        return check_flow_base(config)
+        return Earlier(*check_flow_base(config))
     if config.stage == "refiner":
-        from prod9.training.lightning.translator import load_translator
-
-        load_translator(config)
+        return Earlier(_check_translator(config))
     if config.stage == "transformer" or config.stage == "maisi_diffusion":
-        return None, check_upstream(config)
-    return None, None
+        opened, autoencoder = check_upstream(config)
+        return Earlier(opened, None, autoencoder)
+    return Earlier()
 
 
-def _estimate(
-    config: "RunConfig",
-    base: "TransformerConfig | MaisiDiffusionConfig | None",
-    autoencoder: "FSQModelConfig | KLModelConfig | None",
-    device: Literal["cuda", "cpu"],
-) -> "Resources":
-    from prod9.training.resources import estimate
-    from prod9.training.resources_controlnet import estimate_controlnet
-    from prod9.training.resources_flow_controlnet import estimate_flow_controlnet
-    from prod9.training.resources_refiner import estimate_refiner
+def _check_translator(config: "RefinerConfig") -> "Opened":
+    from prod9.training.lightning.translator import load_translator
 
-    if config.stage == "maisi_controlnet":
-        assert base is not None
-        assert base.stage == "maisi_diffusion"
-        assert autoencoder is not None
-        assert autoencoder.kind == "kl"
-        return estimate_flow_controlnet(config, base=base, autoencoder=autoencoder, device=device)
-    if config.stage == "maskgit_controlnet":
-        assert base is not None
-        assert base.stage == "transformer"
-        assert autoencoder is not None
-        assert autoencoder.kind == "fsq"
-        return estimate_controlnet(config, base=base, autoencoder=autoencoder, device=device)
-    if config.stage == "refiner":
-        return estimate_refiner(config, device=device)
-    return estimate(config, autoencoder=autoencoder, device=device)
+    translator = load_translator(config)
+    fewest = translator.num_sources[0]
+    if len(config.data.modalities) <= fewest:
+        raise ConfigError(
+            f"data.modalities: expected at least {fewest + 1}, a target and the sources that inputs.transformer "
+            f"takes, got {', '.join(config.data.modalities)}; add one."
+        )
+    return translator.opened
 
 
-def check_upstream(config: "TransformerConfig | MaisiDiffusionConfig") -> "FSQModelConfig | KLModelConfig":
-    """Refuse an autoencoder that ``config`` does not fit, and return its model section.
+def check_upstream(
+    config: "TransformerConfig | MaisiDiffusionConfig",
+) -> "tuple[Opened, FSQModelConfig | KLModelConfig]":
+    """Refuse an autoencoder that ``config`` does not fit; return it and its model section.
 
     Reads the checkpoint: raises CheckpointError when it is damaged or of another stage, ConfigError when the
     grid or the preprocessing differ from what it needs.
@@ -226,7 +282,12 @@ def check_upstream(config: "TransformerConfig | MaisiDiffusionConfig") -> "FSQMo
                 f"data.{key}: expected that of {opened.path}, {theirs}, got {ours}; latents of volumes prepared "
                 "otherwise mean something else"
             )
-    return stage1.model
+    if config.stage == "transformer" and config.model.kind == "decoder" and len(config.data.modalities) < 2:
+        raise ConfigError(
+            "data.modalities: expected at least two to translate between, got "
+            f"{', '.join(config.data.modalities)}; add one, or use model.kind label_conditional."
+        )
+    return opened, stage1.model
 
 
 def _folding(config: "TransformerConfig | MaisiDiffusionConfig") -> tuple[str, int]:
@@ -234,91 +295,3 @@ def _folding(config: "TransformerConfig | MaisiDiffusionConfig") -> tuple[str, i
     if config.stage == "maisi_diffusion":
         return "the U-Net's", config.model.downsampling_factor
     return "model.patch_size", config.model.patch_size
-
-
-def _build(
-    config: "RunConfig",
-    base: "TransformerConfig | MaisiDiffusionConfig | None",
-    autoencoder: "FSQModelConfig | KLModelConfig | None",
-) -> int:
-    """Build the networks on the meta device, which allocates nothing, and return their parameters."""
-    import torch
-
-    from prod9.training.model.model_factory import ModelFactory
-
-    networks: list[torch.nn.Module]
-    with torch.device("meta"):
-        if config.stage == "maisi_controlnet":
-            assert base is not None
-            assert base.stage == "maisi_diffusion"
-            assert autoencoder is not None
-            assert autoencoder.kind == "kl"
-            networks = [
-                ModelFactory.create_controlnet(
-                    config.model, config.condition, base_model=base.model, autoencoder=autoencoder
-                )
-            ]
-        elif config.stage == "maskgit_controlnet":
-            assert base is not None
-            assert base.stage == "transformer"
-            assert autoencoder is not None
-            assert autoencoder.kind == "fsq"
-            decoder = ModelFactory.create_transformer(base.model, levels=autoencoder.levels)
-            networks = [
-                ModelFactory.create_controlnet(
-                    config.model,
-                    config.condition,
-                    base=decoder,
-                    base_model=base.model,
-                    autoencoder=autoencoder,
-                )
-            ]
-        elif config.stage == "refiner":
-            networks = [ModelFactory.create_refiner(config.model)]
-        elif config.stage == "maisi_diffusion":
-            assert autoencoder is not None
-            assert autoencoder.kind == "kl"
-            channels = autoencoder.latent_channels
-            networks = [ModelFactory.create_diffusion(config.model, latent_channels=channels)]
-        elif config.stage == "transformer":
-            assert autoencoder is not None
-            assert autoencoder.kind == "fsq"
-            networks = [ModelFactory.create_transformer(config.model, levels=autoencoder.levels)]
-        else:
-            networks = [ModelFactory.create_autoencoder(config.model)]
-            if config.loss.adversarial.weight > 0:
-                networks.append(ModelFactory.create_discriminator(config.loss.adversarial.discriminator))
-    return sum(parameter.numel() for network in networks for parameter in network.parameters())
-
-
-def _wanted_disk(config: "RunConfig", needs: "Resources", volumes: int) -> int:
-    """Return the bytes a run writes: checkpoints (best ones, the last and the one before) and tokens."""
-    checkpoints = (config.callbacks.checkpoint.save_top_k + 2) * needs.checkpoint_bytes
-    cached = volumes * 2 * math.prod(config.data.grid) if config.data.cache == "disk" else 0
-    return checkpoints + volumes * needs.store_bytes_per_volume + cached
-
-
-def device_memory(device: str) -> int | None:
-    """Return the bytes of memory of the device that this process may use, None where the system does not say."""
-    if device == "cuda":
-        import torch
-
-        return torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
-    return machine.memory().total
-
-
-def _free_disk(path: Path) -> int:
-    path = expand(path).absolute()
-    return shutil.disk_usage(next(folder for folder in (path, *path.parents) if folder.exists())).free
-
-
-def _shortages(memory: int, there: int | None, disk: int, free: int) -> list[str]:
-    found = []
-    if there is not None and memory > there:
-        found.append(
-            f"memory: a step needs about {memory / GIB:.1f} GiB, the device has {there / GIB:.1f}; lower "
-            "data.batch_size or data.crop_size, or set model.use_checkpointing=true"
-        )
-    if disk > free:
-        found.append(f"disk: the run writes about {disk / GIB:.1f} GiB, {free / GIB:.1f} are free; free some")
-    return found

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
         MaskGiTControlNetLightningConfig,
         TransformerConfig,
     )
+    from prod9.training.model.checkpoint_manager import Opened
 
 _SHARED = ("grid", "spacing", "intensity", "label_map")
 """Keys of ``data`` that decide what latents and labels mean to the base."""
@@ -21,8 +22,8 @@ _SHARED = ("grid", "spacing", "intensity", "label_map")
 
 def check_base(
     config: "MaskGiTControlNetLightningConfig",
-) -> "tuple[TransformerConfig, FSQModelConfig]":
-    """Refuse a base that ``config`` does not fit; return its config and its autoencoder's model section.
+) -> "tuple[Opened, TransformerConfig, FSQModelConfig]":
+    """Refuse a base that ``config`` does not fit; return it, its config and its autoencoder's model section.
 
     Reads the checkpoint: raises CheckpointError when it is damaged or of another stage, ConfigError when
     ``data`` differs from what the base was trained on.
@@ -41,11 +42,12 @@ def check_base(
             "hands a residual to each pair"
         )
     section = FSQModelConfig.model_validate(opened.header["architecture"]["autoencoder"])
-    return base, section
+    return opened, base, section
 
 
-def check_flow_base(config: "MaisiControlNetConfig") -> "tuple[MaisiDiffusionConfig, KLModelConfig]":
-    """Refuse a diffusion network that ``config`` does not fit; return its config and its autoencoder's model section.
+def check_flow_base(config: "MaisiControlNetConfig") -> "tuple[Opened, MaisiDiffusionConfig, KLModelConfig]":
+    """Refuse a diffusion network that ``config`` does not fit; return it, its config and its
+    autoencoder's model section.
 
     Reads the checkpoint: raises CheckpointError when it is damaged, of another stage or of another noise schedule,
     ConfigError when ``data`` differs from what it was trained on, or the condition is none that it can be told.
@@ -83,7 +85,7 @@ def check_flow_base(config: "MaisiControlNetConfig") -> "tuple[MaisiDiffusionCon
             f"model.channels: expected {section.downsampling_factor.bit_length()} widths for encoder maisi and the "
             f"downsampling factor {section.downsampling_factor}, got {list(config.model.channels)}"
         )
-    return base, section
+    return opened, base, section
 
 
 def _require_same_data(

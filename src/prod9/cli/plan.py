@@ -123,10 +123,10 @@ def _fingerprint(data: Path) -> dict[str, Any]:
 
 def _machine(device: str) -> "tuple[Device, int]":
     """Return what this machine trains on, and its memory in bytes."""
-    from prod9.cli.checks import device_memory
+    from prod9.cli.checks_resources import device_memory
 
     chosen = torch_device(device)
-    memory = device_memory(chosen.type)
+    memory = device_memory(str(chosen))
     if memory is None:
         raise ConfigError("--memory: expected a number, since this system does not tell its memory; pass one")
     return ("cuda" if chosen.type == "cuda" else "cpu"), memory

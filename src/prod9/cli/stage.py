@@ -132,7 +132,7 @@ def add_run_commands(app: typer.Typer, *stages: Stage) -> None:
         if print_config:
             shared.print_config(run_config)
         elif check:
-            report_check(run_config, device=device, as_json=as_json)
+            report_check(run_config, device=device, as_json=as_json, resume=resume, init_from=init_from)
         else:
             _train(run_config, resume=resume, init_from=init_from, device=device, as_json=as_json)
 
@@ -162,7 +162,7 @@ def _evaluation_command(name: str, stages: Sequence[Stage]) -> Callable[..., Non
         if print_config:
             shared.print_config(run_config)
         elif check:
-            report_check(run_config, device=device, as_json=as_json, checkpoint=checkpoint)
+            report_check(run_config, device=device, as_json=as_json, what=name, checkpoint=checkpoint)
         else:
             _evaluate(name, run_config, checkpoint, device=device, as_json=as_json)
 
@@ -195,28 +195,31 @@ def _evaluate(name: str, config: "RunConfig", checkpoint: "Source", *, device: s
     _print_result({"checkpoint": str(checkpoint), "metrics": metrics}, as_json)
 
 
-def report_check(
-    config: "RunConfig", *, device: str, as_json: bool, checkpoint: "Source | None" = None
-) -> None:
-    """Run every check of ``config``, print what was found, and stop there."""
+def report_check(config: "RunConfig", *, device: str, as_json: bool, **how: Any) -> None:
+    """Run every check of ``config``, print what was found, and stop there; ``how`` as for ``check_run``."""
     from prod9.cli.checks import check_run
 
-    print_check(check_run(config, device=device, checkpoint=checkpoint), as_json)
+    print_check(check_run(config, device=device, **how), as_json)
 
 
 def print_check(report: dict[str, Any], as_json: bool) -> None:
-    """Print what a check found; there was no error, or it would have been raised."""
+    """Print what a check found; with ``errors`` the command fails then."""
+    errors, warnings = report.get("errors", []), report.get("warnings", [])
     if as_json:
         shared.print_json(report)
-        return
-    warnings = report.get("warnings", [])
-    for name, value in report.items():
-        if name != "warnings":
-            shared.console.print(f"{name:>12}  {_shown(value)}")
-    for warning in warnings:
-        shared.warn(warning)
-    if not warnings:
-        shared.console.print("Everything fits; nothing was written.")
+    else:
+        for name, value in report.items():
+            if name not in ("errors", "warnings"):
+                shared.console.print(f"{name:>12}  {_shown(value)}")
+        for warning in warnings:
+            shared.warn(warning)
+        if not errors:
+            everything = "It fits, but see the warnings" if warnings else "Everything fits"
+            shared.console.print(f"{everything}; nothing was written.")
+    for error in errors:
+        shared.print_error(f"This does not fit: {error}.")
+    if errors:
+        raise typer.Exit(shared.FAILED)
 
 
 def _shown(value: Any) -> str:
