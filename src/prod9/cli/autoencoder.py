@@ -90,7 +90,7 @@ def add_infer(app: typer.Typer, stage: Stage1) -> None:
         _report(folder, made, [name for name in files if name not in failed], pipeline, as_json)
         if failed:
             raise DataError(
-                f"{len(failed)} of {len(files)} files could not be used:\n" + "\n".join(failed.values())
+                f"{len(failed)} of {plural(files, 'file')} could not be used:\n" + "\n".join(failed.values())
             )
 
 

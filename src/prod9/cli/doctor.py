@@ -11,6 +11,7 @@ from typing import Any
 
 from prod9 import machine
 from prod9.cli.shared import DebugOption, JsonOption, console, new_app, print_json
+from prod9.wording import plural
 
 PACKAGES = ("prod9", "torch", "monai", "lightning", "numpy", "nibabel", "scipy", "pydantic", "safetensors")
 EXTRAS = {
@@ -119,7 +120,7 @@ def _section(title: str, rows: dict[str, str]) -> None:
 
 def _device_text(device: dict[str, Any]) -> str:
     if device["name"] == "cpu":
-        return f"{device['cores']} cores, {device['threads']} threads"
+        return f"{plural(device['cores'], 'core')}, {plural(device['threads'], 'thread')}"
     if "model" not in device:
         return "available"
     return f"{device['model']}, {_size(device['free'])} of {_size(device['total'])} free"

@@ -268,6 +268,8 @@ def _report(error: Exception, *, debug: bool) -> int:
         print_error(_message(error))
         return error.exit_code
     text = " ".join(str(error).split())
+    if "weights_only" in text:  # torch's advice is to unpickle whatever the file holds
+        text = "expected a file of tensors and plain values only, got other objects or damaged bytes"
     hint = "" if debug else f"\nRun again with {DEBUG_FLAG} for the traceback."
     print_error(f"{type(error).__name__}: {text}{hint}" if text else f"{type(error).__name__}.{hint}")
     return FAILED

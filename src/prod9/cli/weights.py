@@ -9,6 +9,7 @@ import typer
 from prod9.cli.shared import DebugOption, JsonOption, console, messages, new_app, print_json
 from prod9.errors import CheckpointError, ConfigError, Prod9Error
 from prod9.machine import expand
+from prod9.wording import plural
 
 app = new_app(
     "List, verify and import published weights. Nothing is downloaded: get the files from their publishers."
@@ -65,7 +66,7 @@ def verify(
         if not results:
             messages.print("No known file was found; `prod9 weights list` says what is wanted.")
     if failed:
-        raise CheckpointError(f"{len(failed)} of {len(chosen)} files failed:\n" + "\n".join(failed))
+        raise CheckpointError(f"{len(failed)} of {plural(chosen, 'file')} failed:\n" + "\n".join(failed))
 
 
 @app.command("import")
@@ -142,6 +143,7 @@ def _find(name: str) -> Path | None:
 
 
 def _name_of(path: Path) -> str:
+    _require_file(path)
     names = [name for name, entry in _known().items() if path.name in _names(entry)]
     if not names:
         raise ConfigError(
@@ -155,20 +157,25 @@ def _verify(name: str, path: Path) -> str:
     """Return the SHA-256 of ``path``; CheckpointError when it holds other tensors than the network's."""
     from prod9.files import sha256
     from prod9.training.model.released_weights import check_released, read_released
-    from prod9.training.released import FEATURE_NETWORKS, RELEASED
+    from prod9.training.released import RELEASED
 
+    if name not in _known():
+        raise ConfigError(f"--name: expected one of {', '.join(_known())}, got {name!r}")
+    _require_file(path)
     if name in RELEASED:
         weights = read_released(path)
         check_released(RELEASED[name], weights, path)
         return weights.sha256
-    if name not in FEATURE_NETWORKS:
-        raise ConfigError(f"--name: expected one of {', '.join(_known())}, got {name!r}")
-    if not path.is_file():
-        raise CheckpointError(f"{path}: expected a file of weights, got nothing there; check the path.")
     from prod9.training.perceptual import check_perceptual
 
     check_perceptual(name, path)
     return sha256(path)
+
+
+def _require_file(path: Path) -> None:
+    if not path.is_file():
+        got = "a folder" if path.is_dir() else "no such file"
+        raise CheckpointError(f"{path}: expected a file of weights, got {got}; check the path.")
 
 
 def _import_network(

@@ -238,12 +238,26 @@ def _torchvision_features(weights: PerceptualWeights) -> nn.Sequential:
 
 
 def _read(path: Path) -> dict[str, Tensor]:
-    if path.suffix == ".safetensors":
-        state = load_file(path)
-    else:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        state = state.get("state_dict", state)
-    return {k.removeprefix("module."): v for k, v in state.items()}
+    """Return the tensors of a published file by name; ConfigError for anything else, without torch's own advice.
+
+    That advice is to unpickle whatever the file holds.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            state = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            state = state.get("state_dict", state)
+        return {k.removeprefix("module."): v for k, v in state.items() if isinstance(v, Tensor)}
+    except OSError as error:
+        raise ConfigError(
+            f"{path}: cannot be read ({error.strerror or type(error).__name__}); check the path and its permissions."
+        ) from error
+    except Exception as error:
+        raise ConfigError(
+            f"{path}: expected the tensors of published weights, got other objects or damaged bytes "
+            f"({type(error).__name__}); get the file from its publisher again."
+        ) from None
 
 
 def _load(network: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
@@ -252,5 +266,5 @@ def _load(network: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
     except RuntimeError as error:
         raise ConfigError(
             f"{path}: expected the published weights, got others ({str(error).splitlines()[1].strip()}); "
-            "download the file again"
+            "get the file from its publisher again."
         ) from error
