@@ -64,7 +64,7 @@ def test_b6_a_name_that_is_known_stays(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "command", [("doctor", "--json"), ("weights", "list", "--json"), ("configs", "list")]
+    "command", [("doctor",), ("doctor", "--json"), ("weights", "list", "--json"), ("configs", "list")]
 )
 def test_b6_commands_work_without_a_home(stranger, command):
     ran = run("prod9", *command)

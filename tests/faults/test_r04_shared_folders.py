@@ -102,6 +102,13 @@ def test_r26_what_a_killed_writer_left_is_swept_by_the_next(tmp_path):
     assert set(tmp_path.rglob(".tmp-*")) == {stranger}
 
 
+def test_r26_a_manifest_that_was_never_finished_is_swept(tmp_path):
+    (tmp_path / ".tmp-0123456789ab-manifest.json").touch()
+    with OutputFolder(tmp_path, {}):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
 def test_r26_a_living_writer_keeps_its_temporary_files(tmp_path):
     with writer(tmp_path, "wait") as other:
         assert other.stdout.readline() == "writing\n"

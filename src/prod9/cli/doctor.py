@@ -113,7 +113,9 @@ def _print(report: dict[str, Any]) -> None:
 
 def _section(title: str, rows: dict[str, str]) -> None:
     console.print(title, style="bold")
-    width = max(map(len, rows))
+    width = max(map(len, rows), default=0)
+    if not rows:
+        console.print("  none")
     for name, value in rows.items():
         console.print(f"  {name:<{width}}  {value}")
 

@@ -209,8 +209,9 @@ class OutputFolder:
             self._require_settings(
                 found, "another process is filling with results" if others else "holds results"
             )
-        if found is not None and not others:
-            places = [self.path / MANIFEST, *(one for name in found.files if (one := self._inside(name)))]
+        if not others:
+            names = found.files if found is not None else {}
+            places = [self.path / MANIFEST, *(one for name in names if (one := self._inside(name)))]
             for folder in {place.parent for place in places}:
                 sweep(folder, {place.name for place in places})
         if found is None or self._changed(found):

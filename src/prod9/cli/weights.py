@@ -30,7 +30,8 @@ def list_weights(as_json: JsonOption = False, debug: DebugOption = False) -> Non
         return
     from rich.table import Column, Table
 
-    table = Table(Column("name", no_wrap=True), "file", "source", "licence", "found", box=None)
+    others = [Column(name, overflow="fold") for name in ("file", "source", "licence", "found")]
+    table = Table(Column("name", no_wrap=True), *others, box=None)
     for row in rows:
         table.add_row(row["name"], row["file"], row["source"], row["licence"], row["found"] or "no")
     console.print(table)
@@ -143,8 +144,12 @@ def _find(name: str) -> Path | None:
 
 
 def _name_of(path: Path) -> str:
-    _require_file(path)
     names = [name for name, entry in _known().items() if path.name in _names(entry)]
+    if not names and not path.is_file():
+        raise ConfigError(
+            f"{path}: expected a file of weights, got {_what(path)}; check the path, and say which network it is with "
+            "--name if the file is not called as its publisher calls it."
+        )
     if not names:
         raise ConfigError(
             f"{path}: expected a file that its publisher calls {', '.join(_names(e)[0] for e in _known().values())}, "
@@ -174,8 +179,11 @@ def _verify(name: str, path: Path) -> str:
 
 def _require_file(path: Path) -> None:
     if not path.is_file():
-        got = "a folder" if path.is_dir() else "no such file"
-        raise CheckpointError(f"{path}: expected a file of weights, got {got}; check the path.")
+        raise CheckpointError(f"{path}: expected a file of weights, got {_what(path)}; check the path.")
+
+
+def _what(path: Path) -> str:
+    return "a folder" if path.is_dir() else "no such file"
 
 
 def _import_network(
