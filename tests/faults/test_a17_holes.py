@@ -58,7 +58,7 @@ def test_a17_patients_have_no_holes(tmp_path: Path) -> None:
     np.testing.assert_array_equal(patient.head, HEAD)
     for image in patient.images.values():
         np.testing.assert_array_equal(image > 0, HEAD)
-    write_patient(OutputFolder(tmp_path, {}), patient, None, 1)
+    write_patient(OutputFolder(tmp_path, {}), patient, None, {}, 1)
     files = list(tmp_path.rglob("*.nii.gz"))
     assert len(files) == len(patient.images)
     for file in files:

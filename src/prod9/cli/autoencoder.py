@@ -246,9 +246,9 @@ def _write_latent(path: Path, pipeline: "ReconstructionPipeline", result: "Recon
 
 def _grid(pipeline: "ReconstructionPipeline") -> str:
     """Return what the scores are measured on, in words."""
-    if pipeline.spacing is None:
+    if pipeline.placement.spacing is None:
         return "the voxels of the file"
-    return f"the model's grid ({' × '.join(f'{mm:g}' for mm in pipeline.spacing)} mm)"
+    return f"the model's grid ({' × '.join(f'{mm:g}' for mm in pipeline.placement.spacing)} mm)"
 
 
 def _report(
