@@ -14,8 +14,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 
-import torch
-from torch import Tensor
+from prod9.waiting import limit_spinning
+
+limit_spinning()  # as the commands do, before torch is imported
+
+import torch  # noqa: E402
+from torch import Tensor  # noqa: E402
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 

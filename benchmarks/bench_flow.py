@@ -11,6 +11,7 @@ operators too. The published network, at image 128³ (``--quick``: 96³).
 
 from collections.abc import Callable
 
+import _harness  # noqa: F401 (first: it decides how threads wait)
 import torch
 from _harness import CLOCKS, Bench, max_rel_diff, start
 from monai.apps.generation.maisi.networks.controlnet_maisi import ControlNetMaisi

@@ -5,6 +5,7 @@ evaluations in 3D have. ``rel_diff`` is relative to MONAI's value. The features 
 networks do; MONAI gets scipy's own square root, which needs scipy < 1.18.
 """
 
+import _harness  # noqa: F401 (first: it decides how threads wait)
 import torch
 from _harness import Bench, start
 from monai.metrics.fid import FIDMetric

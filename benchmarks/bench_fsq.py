@@ -7,6 +7,7 @@ cast to float32, bfloat16 or float16, or pass autocast, before they are packed.
 
 from collections.abc import Callable
 
+import _harness  # noqa: F401 (first: it decides how threads wait)
 import torch
 from _harness import start
 from torch import Tensor

@@ -17,6 +17,8 @@ import pytest
 from hypothesis import settings
 from jaxtyping import install_import_hook
 
+from prod9.waiting import limit_spinning
+
 CHECKED_PACKAGES = [
     "prod9.autoencoder",
     "prod9.controlnet",
@@ -27,6 +29,8 @@ CHECKED_PACKAGES = [
     "prod9.training.metrics",
 ]
 """Every annotated call in these is checked against its shapes and types; they must not be imported yet."""
+
+limit_spinning()  # none of the above imports torch
 
 install_import_hook(CHECKED_PACKAGES, "beartype.beartype")
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from prod9 import machine
 from prod9.cli.shared import DebugOption, JsonOption, console, new_app, print_json
+from prod9.waiting import CHOICES
 from prod9.wording import plural
 
 PACKAGES = ("prod9", "torch", "monai", "lightning", "numpy", "nibabel", "scipy", "pydantic", "safetensors")
@@ -21,7 +22,7 @@ EXTRAS = {
     "dev": ("pytest", "hypothesis"),
 }
 """The optional extras of prod9 and the modules that each brings."""
-VARIABLES = ("BRATS_DIR", "MEDMNIST_DIR", "PROD9_WEIGHTS_DIR", "PROD9_RUNS", "PROD9_CACHE")
+VARIABLES = ("BRATS_DIR", "MEDMNIST_DIR", "PROD9_WEIGHTS_DIR", "PROD9_RUNS", "PROD9_CACHE", *CHOICES)
 """Environment variables that prod9 or its shipped configs read."""
 
 app = new_app("Report versions, devices, memory, disk, weights and optional packages.")
