@@ -96,3 +96,9 @@ class RectifiedFlowSchedulerRF:
     def step(self, x_t: Latent, velocity: Latent, t: float, t_next: float) -> Latent:
         """Follow ``velocity`` from time ``t`` to ``t_next``; to ``t_next = 0`` this is the predicted data."""
         return x_t + (t - t_next) * velocity
+
+
+def noise_like(x_0: Latent, generator: torch.Generator) -> Latent:
+    """Return standard normal noise for ``x_0``: the same for the same numbers drawn, whatever its memory layout."""
+    noise = torch.randn(x_0.shape, generator=generator, device=generator.device, dtype=x_0.dtype)
+    return noise.to(x_0.device)

@@ -211,7 +211,12 @@ class CombinedMetric:
 
 def token_histogram(tokens: Int64[Tensor, "B h w d"], vocab_size: int) -> Int64[Tensor, " V"]:
     """Count each token. Histograms of batches and ranks add up."""
-    return torch.bincount(tokens.flatten(), minlength=vocab_size)
+    return count_values(tokens.flatten(), vocab_size)
+
+
+def count_values(values: Int64[Tensor, " N"], size: int) -> Int64[Tensor, " V"]:
+    """Count each of the numbers below ``size``; `torch.bincount` would wait for the device to learn the largest."""
+    return values.new_zeros(size).scatter_add_(0, values, torch.ones_like(values))
 
 
 def codebook_usage(histogram: Int64[Tensor, " V"]) -> Float[Tensor, ""]:

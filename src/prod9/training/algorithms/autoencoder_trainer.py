@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from prod9.training.algorithms.base import Autoencoder, Backward, Losses, TokenAutoencoder, frozen_call
+from prod9.training.algorithms.tally import Tally, exact, mean_of
 from prod9.training.losses import VAEGANLoss, kl_divergence
 from prod9.training.metrics import (
     CombinedMetric,
@@ -116,41 +117,56 @@ class AutoencoderTrainer:
     def compute_metrics(self, x: Volume) -> Losses:
         """Return scores of reconstructions of whole volumes in [0, 1], in evaluation mode, without gradient.
 
-        psnr and psnr_brain in dB, ssim, l1; with an LPIPS network lpips; for discrete latents, over the
-        tokens of this batch, codebook_usage, perplexity and per channel level_usage_0 …; for continuous ones
-        kl and latent_std (of z_mu: stage 2 wants it near 1); combined_metric.
+        Means over the volumes: psnr and psnr_brain in dB (the latter over those with any foreground), ssim, l1; with
+        an LPIPS network lpips. Over all tokens of the set: codebook_usage, perplexity and per channel level_usage_0 …;
+        for continuous latents kl, and latent_std over all values of z_mu (stage 2 wants it near 1). combined_metric.
         """
+        return self.summarise(self.tally(x))
+
+    def tally(self, x: Volume) -> Tally:
+        """Return what `summarise` needs of a batch; tallies of batches, also of other ranks, add up."""
         with torch.no_grad(), _evaluating(self.autoencoder):
             output = self.autoencoder(x)
             reconstruction = output.reconstruction.float().clamp(0.0, 1.0)
-            metrics = {
-                "psnr": psnr(reconstruction, x).mean(),
-                "psnr_brain": psnr(reconstruction, x, mask=foreground(x)).mean(),
-                "ssim": ssim3d(reconstruction, x).mean(),
-                "l1": (reconstruction - x).abs().mean(),
+            brain = foreground(x)
+            means = {
+                "psnr": mean_of(psnr(reconstruction, x)),
+                "psnr_brain": mean_of(psnr(reconstruction, x, mask=brain), brain.flatten(1).any(1)),
+                "ssim": mean_of(ssim3d(reconstruction, x)),
+                "l1": mean_of((reconstruction - x).abs().flatten(1).mean(1)),
             }
+            volumes = x.new_tensor(float(len(x)))
             if self.lpips is not None:
-                metrics["lpips"] = self.lpips.to(x.device)(reconstruction, x)
-            metrics |= self._codebook_metrics(output.tokens)
+                means["lpips"] = mean_of(self.lpips.to(x.device)(reconstruction, x), volumes)
             if output.z_sigma is not None:
-                metrics |= {
-                    "kl": kl_divergence(output.z_mu, output.z_sigma),
-                    "latent_std": output.z_mu.float().std(),
-                }
-            if self.combined is not None:
-                metrics["combined_metric"] = self.combined(metrics)
+                means["kl"] = mean_of(kl_divergence(output.z_mu, output.z_sigma), volumes)
+        return Tally(means, self._counts(output))
+
+    def summarise(self, tally: Tally) -> Losses:
+        """Return the scores of the set that ``tally`` is of."""
+        metrics = tally.averages()
+        histogram = tally.counts.get("tokens")
+        if histogram is not None and isinstance(self.autoencoder, TokenAutoencoder):
+            per_level = level_usage(histogram, self.autoencoder.levels)
+            metrics |= {
+                "codebook_usage": codebook_usage(histogram),
+                "perplexity": perplexity(histogram),
+                **{f"level_usage_{i}": share for i, share in enumerate(per_level)},
+            }
+        if "latent" in tally.counts:
+            count, total, squares = tally.counts["latent"]
+            metrics["latent_std"] = ((squares - total**2 / count) / (count - 1)).clamp_min(0).sqrt().float()
+        if self.combined is not None:
+            metrics["combined_metric"] = self.combined(metrics)
         return metrics
 
-    def _codebook_metrics(self, tokens: Tensor | None) -> Losses:
-        if tokens is None or not isinstance(self.autoencoder, TokenAutoencoder):
+    def _counts(self, output: AutoencoderOutput) -> dict[str, Tensor]:
+        if output.tokens is not None and isinstance(self.autoencoder, TokenAutoencoder):
+            return {"tokens": token_histogram(output.tokens, self.autoencoder.vocab_size)}
+        if output.z_sigma is None:
             return {}
-        histogram = token_histogram(tokens, self.autoencoder.vocab_size)
-        per_level = level_usage(histogram, self.autoencoder.levels)
-        return {
-            "codebook_usage": codebook_usage(histogram),
-            "perplexity": perplexity(histogram),
-            **{f"level_usage_{i}": share for i, share in enumerate(per_level)},
-        }
+        z = exact(output.z_mu)
+        return {"latent": torch.stack([z.new_tensor(z.numel()), z.sum(), z.square().sum()])}
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from prod9.controlnet.condition import ControlCondition
 from prod9.controlnet.controlnet_model import ControlNetRF
 from prod9.diffusion.condition import FlowCondition
 from prod9.diffusion.diffusion_model import DiffusionModelRF
-from prod9.diffusion.scheduler import RectifiedFlowSchedulerRF
+from prod9.diffusion.scheduler import RectifiedFlowSchedulerRF, noise_like
 from prod9.training.algorithms.base import weighted_mean
 from prod9.training.algorithms.control_regions import Measured, region_of
 from prod9.types import FlowSample
@@ -91,7 +91,7 @@ class FlowControl:
 
     def _corrupt(self, x_0: Tensor, generator: torch.Generator) -> tuple[FlowSample, Tensor]:
         t = self.scheduler.sample_times(x_0.shape, generator).to(x_0.device)
-        noise = torch.empty_like(x_0).normal_(generator=generator)
+        noise = noise_like(x_0, generator)
         return self.scheduler.corrupt(x_0, noise, t), self.scheduler.network_time(t)
 
     def _controlled(
@@ -109,7 +109,8 @@ class FlowControl:
             return step.velocity.sum() * 0.0
         with torch.no_grad():
             base = self.base.predict(step.sample.x_t, step.times, step.condition).float()
-        return (step.velocity - base)[dropped].square().mean()
+        # By weight, not by index: how many are dropped would be a second wait for the device.
+        return weighted_mean((step.velocity - base).square().flatten(1).mean(1), dropped.float())
 
     def measure(
         self, x_0: Tensor, condition: FlowCondition, control: ControlCondition, generator: torch.Generator

@@ -15,10 +15,10 @@ from prod9.diffusion.scheduler import RectifiedFlowSchedulerRF
 from prod9.generator.controlnet_maskgit import ControlNetMaskGiT
 from prod9.generator.maskgit import MaskGiTScheduler
 from prod9.generator.token_decoder import MaskedDecoder
-from prod9.training.algorithms.base import weighted_mean
 from prod9.training.algorithms.control_flow import FlowControl, RegionContrast
 from prod9.training.algorithms.control_regions import position_weights, region_of
 from prod9.training.algorithms.control_tokens import TokenControl
+from prod9.training.algorithms.tally import Tally, mean_of
 from prod9.training.metrics import frechet_distance, inception_score
 from prod9.types import Latent, TokenGrid, Volume
 
@@ -170,7 +170,6 @@ class ControlNetTrainer:
 
     # -- metrics --------------------------------------------------------------------------------------
 
-    @torch.no_grad()
     def compute_metrics(
         self,
         target: TokenGrid | Latent,
@@ -182,20 +181,41 @@ class ControlNetTrainer:
     ) -> dict[str, Tensor]:
         """Return scalars at random times, weighted as the loss: ``loss`` under control, ``loss_base`` without.
 
-        Of tokens, in nats over the hidden ones, also ``accuracy`` and ``accuracy_base``. Where a batch has a
-        segmented class, the same within it: ``loss_region`` … Put both networks into evaluation mode.
+        Means over all positions of the set. Of tokens, in nats over the hidden ones, also ``accuracy`` and
+        ``accuracy_base``. Where a set has a segmented class, the same within it: ``loss_region`` … Put both networks
+        into evaluation mode.
         """
+        return self.summarise(
+            self.tally(target, condition, control, generator=generator, foreground=foreground)
+        )
+
+    @torch.no_grad()
+    def tally(
+        self,
+        target: TokenGrid | Latent,
+        condition: Any,
+        control: ControlCondition,
+        *,
+        generator: torch.Generator,
+        foreground: Bool[Tensor, "B h w d"] | None = None,
+    ) -> Tally:
+        """Return what `summarise` needs of a batch; tallies of batches, also of other ranks, add up."""
         measured = self.family.measure(target, condition, control, generator)
         rows = measured.rows
         weights = {"": self.position_weights(target, control, foreground).flatten()[rows]}
         region = region_of(control, target.shape[-3:], margin=0)
-        if region is not None and region.flatten()[rows].any():
+        if region is not None:
             weights["_region"] = region.flatten()[rows].float()
-        return {
-            f"{name}{where}{which}": weighted_mean(values.float(), weight)
+        means = {
+            f"{name}{where}{which}": mean_of(values.float(), weight)
             for (name, which), values in measured.values.items()
             for where, weight in weights.items()
         }
+        return Tally(means)
+
+    def summarise(self, tally: Tally) -> dict[str, Tensor]:
+        """Return the scores of the set that ``tally`` is of."""
+        return tally.averages()
 
     @staticmethod
     @torch.no_grad()

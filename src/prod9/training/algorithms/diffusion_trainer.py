@@ -8,8 +8,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from prod9.diffusion.condition import FlowCondition
-from prod9.diffusion.scheduler import RectifiedFlowSchedulerRF
+from prod9.diffusion.scheduler import RectifiedFlowSchedulerRF, noise_like
 from prod9.training.algorithms.base import Losses
+from prod9.training.algorithms.tally import Tally, mean_of
 from prod9.types import Latent, Time
 
 DISTANCES = {"l2": F.mse_loss, "l1": F.l1_loss}
@@ -56,21 +57,32 @@ class DiffusionTrainer:
         loss = self._loss_at(t, x_0, condition, generator)
         return {"total": loss, "velocity": loss.detach()}
 
-    @torch.no_grad()
     def compute_metrics(self, x_0: Latent, condition: FlowCondition, *, generator: torch.Generator) -> Losses:
         """Return ``loss`` at random times, and ``loss_near_data`` and ``loss_near_noise`` at 0.2 and 0.8.
 
-        Put the network into evaluation mode first.
+        Means over the samples of the set. Put the network into evaluation mode first.
         """
+        return self.summarise(self.tally(x_0, condition, generator=generator))
+
+    @torch.no_grad()
+    def tally(self, x_0: Latent, condition: FlowCondition, *, generator: torch.Generator) -> Tally:
+        """Return what `summarise` needs of a batch; tallies of batches, also of other ranks, add up."""
         random = self.scheduler.sample_times(x_0.shape, generator)
         fixed = {"loss_near_data": _NEAR_DATA, "loss_near_noise": _NEAR_NOISE}
         times = {"loss": random, **{name: torch.full_like(random, t) for name, t in fixed.items()}}
-        return {name: self._loss_at(t, x_0, condition, generator) for name, t in times.items()}
+        samples = x_0.new_tensor(float(len(x_0)))
+        return Tally(
+            {name: mean_of(self._loss_at(t, x_0, condition, generator), samples) for name, t in times.items()}
+        )
+
+    def summarise(self, tally: Tally) -> Losses:
+        """Return the scores of the set that ``tally`` is of."""
+        return tally.averages()
 
     def _loss_at(
         self, t: Time, x_0: Latent, condition: FlowCondition, generator: torch.Generator
     ) -> Float[Tensor, ""]:
-        noise = torch.empty_like(x_0).normal_(generator=generator)
+        noise = noise_like(x_0, generator)
         sample = self.scheduler.corrupt(x_0, noise, t)
         predicted = self.network.predict(sample.x_t, self.scheduler.network_time(t), condition)
         return DISTANCES[self.distance](predicted.float(), sample.velocity.float())

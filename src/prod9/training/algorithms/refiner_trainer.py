@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from prod9.generator.refiner import Refined
+from prod9.training.algorithms.tally import Tally, mean_of
 from prod9.training.metrics import fit_intensities, foreground, psnr, ssim3d
 from prod9.types import Label, Volume
 
@@ -103,39 +104,48 @@ class RefinerTrainer:
             rest = fit_intensities(refined, target, mask=brain) - target
             losses["fit"] = (rest.square() * inside).sum() / inside.sum().clamp_min(1)
             losses["total"] = losses["total"] + self.fit_weight * losses["fit"]
+        # Selected by weight, not by index: how many voxels there are would have to come from the device.
         told = brain & (expected > 0)
-        left = error.detach().abs()[told] / expected[told]
-        losses["expected_error"] = (left + (2 * expected[told]).log()).sum() / told.sum().clamp_min(1)
+        scale = torch.where(told, expected, 0.5)  # 2 · 0.5 is 1, whose logarithm is 0
+        left = torch.where(told, error.detach().abs(), 0.0) / scale
+        losses["expected_error"] = (left + (2 * scale).log()).sum() / told.sum().clamp_min(1)
         losses["total"] = losses["total"] + _ERROR_WEIGHT * losses["expected_error"]
         return losses
 
-    @torch.no_grad()
     def compute_metrics(self, inputs: RefinerInputs, target: Volume) -> dict[str, Tensor]:
-        """Return means over the batch, in the target's brain: PSNR in dB and SSIM.
+        """Return means over the volumes of the set that show any brain, in the target's brain: PSNR in dB and SSIM.
 
         ``psnr``, ``psnr_fitted`` (after an affine fit of intensities) and ``ssim`` of the refined volumes;
         ``psnr_fitted_decoded`` before refinement; ``psnr_fitted_sources`` with the decoded target zeroed.
-        ``expected_error`` and ``error``: what the refiner thinks that it is off by, and what it is.
+        Means over all voxels of the brains, ``expected_error`` and ``error``: what the refiner thinks that it is off
+        by, and what it is.
         """
+        return self.summarise(self.tally(inputs, target))
+
+    @torch.no_grad()
+    def tally(self, inputs: RefinerInputs, target: Volume) -> Tally:
+        """Return what `summarise` needs of a batch; tallies of batches, also of other ranks, add up."""
         brain = foreground(target)
+        shown = brain.flatten(1).any(1)
 
         def fitted(volumes: Tensor) -> Tensor:
-            return psnr(fit_intensities(volumes, target, mask=brain), target, mask=brain).mean()
+            return mean_of(psnr(fit_intensities(volumes, target, mask=brain), target, mask=brain), shown)
 
         result = self.refine(inputs)
         refined = result.volume.float().clamp(0.0, 1.0)
-        return {
-            "psnr": psnr(refined, target, mask=brain).mean(),
-            "psnr_fitted": fitted(refined),
-            "ssim": ssim3d(refined, target, mask=brain).mean(),
-            "psnr_fitted_decoded": fitted(inputs.decoded),
-            "psnr_fitted_sources": fitted(
-                self.refine(inputs.without_decoded()).volume.float().clamp(0.0, 1.0)
-            ),
-            "expected_error": _mean_over(result.error.float(), brain),
-            "error": _mean_over((refined - target).abs(), brain),
-        }
+        alone = self.refine(inputs.without_decoded()).volume.float().clamp(0.0, 1.0)
+        return Tally(
+            {
+                "psnr": mean_of(psnr(refined, target, mask=brain), shown),
+                "psnr_fitted": fitted(refined),
+                "ssim": mean_of(ssim3d(refined, target, mask=brain), shown),
+                "psnr_fitted_decoded": fitted(inputs.decoded),
+                "psnr_fitted_sources": fitted(alone),
+                "expected_error": mean_of(result.error.float(), brain),
+                "error": mean_of((refined - target).abs(), brain),
+            }
+        )
 
-
-def _mean_over(values: Tensor, mask: Tensor) -> Tensor:
-    return (values * mask).sum() / mask.sum().clamp_min(1)
+    def summarise(self, tally: Tally) -> dict[str, Tensor]:
+        """Return the scores of the set that ``tally`` is of."""
+        return tally.averages()

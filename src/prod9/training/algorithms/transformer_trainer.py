@@ -11,6 +11,8 @@ from prod9.generator.maskgit import MaskGiTScheduler
 from prod9.generator.transformer import MaskedDecoder
 from prod9.training.algorithms.base import weighted_mean
 from prod9.training.algorithms.control_regions import position_weights, segmented_positions
+from prod9.training.algorithms.tally import Tally, mean_of
+from prod9.training.metrics import count_values
 from prod9.types import MaskedSample, TokenGrid
 
 _LOW_TIME, _HIGH_TIME = 0.8, 0.2
@@ -94,37 +96,49 @@ class TransformerTrainer:
         rows = sample.mask.flatten().nonzero()[:, 0]
         return self.decoder(sample.tokens, sample.mask, self.decoder.prepare(condition), rows=rows), rows
 
-    @torch.no_grad()
     def compute_metrics(
         self, tokens: TokenGrid, condition: Any, *, generator: torch.Generator
     ) -> dict[str, Tensor]:
-        """Return scalars over hidden tokens, in nats and shares, without smoothing or weights.
+        """Return scalars over all hidden tokens of the set, in nats and shares, without smoothing or weights.
 
         ``loss`` and ``accuracy`` at random times; ``accuracy_level_i`` and ``distance_level_i`` (mean
         absolute error in levels) of the most likely token; ``loss_low_mask`` and ``loss_high_mask`` at the
         times 0.8 and 0.2. Context is used once the former falls below the latter. Put the decoder into
         evaluation mode first.
         """
+        return self.summarise(self.tally(tokens, condition, generator=generator))
+
+    @torch.no_grad()
+    def tally(self, tokens: TokenGrid, condition: Any, *, generator: torch.Generator) -> Tally:
+        """Return what `summarise` needs of a batch; tallies of batches, also of other ranks, add up."""
         sample = self.generate_training_data(tokens, generator=generator)
         logits, rows = self._predict_hidden(sample, condition)
         target, guess = sample.target.flatten()[rows], logits.mode()
-        metrics = {
-            "loss": logits.cross_entropy(target).mean(),
-            "accuracy": (guess == target).float().mean(),
+        means = {
+            "loss": mean_of(logits.cross_entropy(target)),
+            "accuracy": mean_of((guess == target).float()),
             "loss_low_mask": self._loss_at(_LOW_TIME, tokens, condition, generator),
             "loss_high_mask": self._loss_at(_HIGH_TIME, tokens, condition, generator),
         }
-        for i, confusion in enumerate(self.confusion_matrices(guess, target)):
-            gap = torch.arange(len(confusion), device=confusion.device, dtype=torch.float32)
+        matrices = self.confusion_matrices(guess, target)
+        return Tally(means, {f"confusion_{i}": matrix for i, matrix in enumerate(matrices)})
+
+    def summarise(self, tally: Tally) -> dict[str, Tensor]:
+        """Return the scores of the set that ``tally`` is of."""
+        metrics = tally.averages()
+        for i in range(len(tally.counts)):
+            confusion = tally.counts[f"confusion_{i}"]
+            digit = torch.arange(len(confusion), device=confusion.device, dtype=confusion.dtype)
+            gap = (digit[:, None] - digit).abs()
             metrics[f"accuracy_level_{i}"] = confusion.diagonal().sum() / confusion.sum()
-            metrics[f"distance_level_{i}"] = (confusion * (gap[:, None] - gap).abs()).sum() / confusion.sum()
+            metrics[f"distance_level_{i}"] = (confusion * gap).sum() / confusion.sum()
         return metrics
 
     def _loss_at(self, time: float, tokens: Tensor, condition: Any, generator: torch.Generator) -> Tensor:
         times = torch.full((tokens.shape[0],), time, dtype=torch.float64)
         sample = self.scheduler.corrupt_at(tokens, times, generator)
         logits, rows = self._predict_hidden(sample, condition)
-        return logits.cross_entropy(sample.target.flatten()[rows]).mean()
+        return mean_of(logits.cross_entropy(sample.target.flatten()[rows]))
 
     def confusion_matrices(
         self, guess: Int64[Tensor, "..."], target: Int64[Tensor, "..."]
@@ -133,6 +147,6 @@ class TransformerTrainer:
         vocabulary = self.decoder.vocabulary
         rows, columns = vocabulary.digits[target.flatten()], vocabulary.digits[guess.flatten()]
         return [
-            torch.bincount(rows[:, i] * level + columns[:, i], minlength=level**2).view(level, level).float()
+            count_values(rows[:, i] * level + columns[:, i], level**2).view(level, level).float()
             for i, level in enumerate(vocabulary.levels)
         ]

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from prod9.errors import CheckpointError, ConfigError, TrainingError
+from prod9.training.algorithms.tally import Tally
 from prod9.training.config_schema import RunConfig
 from prod9.training.model.checkpoint_manager import Header, Opened, load_strictly, make_header, weights_of
 from prod9.training.optimizers import build_optimizer
@@ -63,6 +64,7 @@ class AbstractLightning(LightningModule, ABC):
     """A training run of one stage. ``monitor``: the metric that picks checkpoints, and its direction."""
 
     monitor: tuple[str, str]
+    algorithm: Any
 
     def __init__(self, config: RunConfig) -> None:
         super().__init__()
@@ -72,6 +74,7 @@ class AbstractLightning(LightningModule, ABC):
         self.skipped_steps = 0
         self.fresh = True
         self.latest: dict[str, float] = {}
+        self._tally = Tally()
 
     # -- what a final class supplies ---------------------------------------------------------------
 
@@ -80,8 +83,8 @@ class AbstractLightning(LightningModule, ABC):
         """Do one training step and return what is worth logging; raises NonFiniteError to skip it."""
 
     @abstractmethod
-    def evaluate(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        """Return the metrics of one held-out batch, each a mean over the batch."""
+    def tally(self, batch: Batch, batch_idx: int) -> Tally:
+        """Return what one held-out batch adds to the scores of the held-out set."""
 
     @abstractmethod
     def sample_validation(self, num_samples: int) -> list[list[Panel]]:
@@ -121,16 +124,24 @@ class AbstractLightning(LightningModule, ABC):
             self.log_values({f"train/{k}": float(v) for k, v in values.items()} | {"learning_rate": rate})
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Log ``val/…`` metrics, averaged over batches and ranks."""
-        self._log_evaluation("val", batch, batch_idx)
+        """Count what the batch adds to the ``val/…`` metrics."""
+        self._count(batch, batch_idx)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Log ``test/…`` metrics, averaged over batches and ranks."""
-        self._log_evaluation("test", batch, batch_idx)
+        """Count what the batch adds to the ``test/…`` metrics."""
+        self._count(batch, batch_idx)
 
     def on_validation_epoch_end(self) -> None:
-        """Log validations at the number of batches trained; Lightning would put them one earlier."""
+        """Log the ``val/…`` metrics, of all batches and ranks together.
+
+        At the number of batches trained; Lightning would put them one earlier.
+        """
         self.log("step", float(self.step))
+        self._log_tally("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log the ``test/…`` metrics, of all batches and ranks together."""
+        self._log_tally("test")
 
     def on_train_start(self) -> None:
         """Tell Lightning's batch counter the steps done before: validations then fall on the same steps."""
@@ -298,16 +309,25 @@ class AbstractLightning(LightningModule, ABC):
                 "training.max_skipped_steps."
             )
 
-    def _log_evaluation(self, part: str, batch: Batch, batch_idx: int) -> None:
-        values = self.evaluate(batch, batch_idx)
-        size = len(batch["case_id"])
-        self.log_dict(
-            {f"{part}/{name}": value.float() for name, value in values.items()},
-            on_step=False,
-            on_epoch=True,
-            sync_dist=True,
-            batch_size=size,
-        )
+    def evaluate(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """Return the metrics of one held-out batch by itself."""
+        return self.algorithm.summarise(self.tally(batch, batch_idx))
+
+    def _count(self, batch: Batch, batch_idx: int) -> None:
+        # A validation that failed in the middle leaves its part behind.
+        before = Tally() if batch_idx == 0 else self._tally
+        self._tally = before + self.tally(batch, batch_idx)
+
+    def _log_tally(self, part: str) -> None:
+        parts: list[Tally | None] = [self._tally]
+        if self.trainer.world_size > 1:
+            parts = [None] * self.trainer.world_size
+            # Objects, since a rank may have nothing of a kind, or no batch at all. The one exchange of a validation.
+            dist.all_gather_object(parts, self._tally.to("cpu"))
+        whole_set = sum((tally.to(self.device) for tally in parts if tally is not None), Tally())
+        self._tally = Tally()
+        scores = self.algorithm.summarise(whole_set)
+        self.log_dict({f"{part}/{name}": value.float() for name, value in scores.items()})
 
 
 def compile_network(network: nn.Module) -> None:

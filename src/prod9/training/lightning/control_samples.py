@@ -102,6 +102,7 @@ class SampledControl(AbstractUpstreamLightning[Any]):
 
     def on_test_epoch_end(self) -> None:
         """Log the same of the test patients, as ``test/fid`` …"""
+        super().on_test_epoch_end()
         self._log_samples("test")
 
     def sample_validation(self, num_samples: int) -> list[list[Panel]]:
@@ -118,6 +119,7 @@ class SampledControl(AbstractUpstreamLightning[Any]):
         ]
 
     def _is_worth_sampling(self, batch: Batch) -> bool:
+        # One sync a held-out batch, until enough are sampled.
         return not self.config.condition.takes_seg or bool((batch["seg"][:1] > 0).any())
 
     @torch.no_grad()

@@ -15,6 +15,7 @@ from prod9.controlnet.controlnet_model import ControlNetRF
 from prod9.diffusion.condition import FlowCondition
 from prod9.diffusion.diffusion_model import DiffusionModelRF
 from prod9.errors import ConfigError
+from prod9.training.algorithms.tally import Tally
 from prod9.training.config import config_from_dict
 from prod9.training.config_schema import (
     KLModelConfig,
@@ -159,10 +160,10 @@ class ControlNetLightning(SampledControl):
         )
         return self.step_on(losses)
 
-    def evaluate(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        """Return velocity losses, with control and without; sample for the first held-out lesions."""
+    def tally(self, batch: Batch, batch_idx: int) -> Tally:
+        """Count what adds to the velocity losses, with control and without; sample for the first held-out lesions."""
         self.sample_for(batch, batch_idx)
-        return self.algorithm.compute_metrics(
+        return self.algorithm.tally(
             self._scaled(batch),
             self.condition(batch),
             self.control(batch),

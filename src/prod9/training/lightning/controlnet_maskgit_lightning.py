@@ -12,6 +12,7 @@ from prod9.controlnet.condition import ControlCondition
 from prod9.errors import ConfigError
 from prod9.generator.controlnet_maskgit import ControlNetMaskGiT
 from prod9.generator.token_decoder import AbstractTokenDecoder
+from prod9.training.algorithms.tally import Tally
 from prod9.training.config import config_from_dict, config_to_dict
 from prod9.training.config_schema import (
     FSQModelConfig,
@@ -122,10 +123,10 @@ class ControlNetLightningMaskGiT(SampledControl, AbstractTokenLightning):
         )
         return self.step_on(losses)
 
-    def evaluate(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        """Return token metrics; sample for the first held-out lesions."""
+    def tally(self, batch: Batch, batch_idx: int) -> Tally:
+        """Count what adds to the token metrics; sample for the first held-out lesions."""
         self.sample_for(batch, batch_idx)
-        return self.algorithm.compute_metrics(
+        return self.algorithm.tally(
             batch["target_indices"],
             self._condition_of(batch),
             self.control(batch),

@@ -8,6 +8,7 @@ from torch.optim import Optimizer
 
 from prod9.autoencoder.autoencoder_fsq import AutoencoderFSQ
 from prod9.autoencoder.autoencoder_maisi import AutoencoderKlMaisi
+from prod9.training.algorithms.tally import Tally
 from prod9.training.config_schema import AutoencoderConfig, MaisiVAEConfig
 from prod9.training.lightning.base import AbstractLightning, Batch, Panel, compile_network
 from prod9.training.model.model_factory import ModelFactory
@@ -88,12 +89,12 @@ class AbstractGANLightning(AbstractLightning, Generic[A]):
             values |= {f"discriminator_{name}": value for name, value in critic.items()}
         return values
 
-    def evaluate(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        """Return reconstruction metrics of whole volumes, and keep the first few for the picture."""
+    def tally(self, batch: Batch, batch_idx: int) -> Tally:
+        """Count what whole volumes add to the reconstruction metrics, and keep the first few for the picture."""
         x = self._volumes(batch)
         if len(self.examples) < self.config.callbacks.num_samples:
             self.examples += list(zip(map(str, batch["modality"]), x.cpu(), strict=True))
-        return self.algorithm.compute_metrics(x)
+        return self.algorithm.tally(x)
 
     def on_validation_epoch_start(self) -> None:
         """Forget the volumes of the last validation."""

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from prod9.autoencoder.autoencoder_fsq import AutoencoderFSQ
 from prod9.errors import ConfigError
+from prod9.training.algorithms.tally import Tally
 from prod9.training.config_schema import TransformerConfig
 from prod9.training.lightning.base import Batch, Panel, compile_network
 from prod9.training.lightning.conditions import Condition
@@ -65,14 +66,12 @@ class AbstractGenerativeLightning(AbstractTokenLightning):
         )
         return self.step_on(losses)
 
-    def evaluate(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        """Return token metrics; a batch is hidden in the same way at every validation."""
+    def tally(self, batch: Batch, batch_idx: int) -> Tally:
+        """Count what adds to the token metrics; a batch is hidden in the same way at every validation."""
         if len(self.examples) < self.config.callbacks.num_samples:
             self.examples.append(batch)
         generator = self.seeded_generator(batch_idx, 2)
-        return self.algorithm.compute_metrics(
-            batch["target_indices"], self.condition(batch), generator=generator
-        )
+        return self.algorithm.tally(batch["target_indices"], self.condition(batch), generator=generator)
 
     # -- sampling -----------------------------------------------------------------------------------
 

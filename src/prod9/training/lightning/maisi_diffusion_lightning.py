@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from prod9.autoencoder.autoencoder_maisi import AutoencoderKlMaisi
 from prod9.diffusion.condition import FlowCondition
+from prod9.training.algorithms.tally import Tally
 from prod9.training.config_schema import MaisiDiffusionConfig
 from prod9.training.lightning.base import Batch, Panel, compile_network
 from prod9.training.lightning.upstream import AbstractUpstreamLightning, load_vae
@@ -92,11 +93,11 @@ class MAISIDiffusionLightning(AbstractUpstreamLightning[AutoencoderKlMaisi]):
         )
         return self.step_on(losses)
 
-    def evaluate(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        """Return velocity losses; a batch is corrupted in the same way at every validation."""
+    def tally(self, batch: Batch, batch_idx: int) -> Tally:
+        """Count what adds to the velocity losses; a batch is corrupted in the same way at every validation."""
         self.keep_example(batch)
         generator = self.seeded_generator(batch_idx, 2)
-        return self.algorithm.compute_metrics(self._scaled(batch), self.condition(batch), generator=generator)
+        return self.algorithm.tally(self._scaled(batch), self.condition(batch), generator=generator)
 
     # -- sampling -----------------------------------------------------------------------------------
 

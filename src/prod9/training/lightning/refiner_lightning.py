@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from prod9.training.algorithms.refiner_trainer import RefinerInputs
+from prod9.training.algorithms.tally import Tally
 from prod9.training.config_schema import RefinerConfig
 from prod9.training.lightning.base import AbstractLightning, Batch, Panel, compile_network
 from prod9.training.lightning.translator import Translator, load_translator
@@ -55,11 +56,11 @@ class RefinerLightning(AbstractLightning):
         )
         return self.step_on(losses)
 
-    def evaluate(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        """Return scores of refined translations of held-out patients, and of both halves of the input alone."""
+    def tally(self, batch: Batch, batch_idx: int) -> Tally:
+        """Count what adds to the scores of refined translations of held-out patients, and of either input alone."""
         if len(self.examples) < self.config.callbacks.num_samples:
             self.examples.append(batch)
-        return self.algorithm.compute_metrics(inputs_of(batch), batch["target"])
+        return self.algorithm.tally(inputs_of(batch), batch["target"])
 
     def on_validation_epoch_start(self) -> None:
         """Forget the batches of the last validation."""
