@@ -15,7 +15,7 @@ from jaxtyping import Int64
 from torch import Tensor, nn
 
 from prod9.autoencoder.backbone import MaisiBackbone
-from prod9.autoencoder.fsq_function import FSQConstants, Radix, StraightThrough
+from prod9.autoencoder.fsq_function import FSQConstants, Radix, quantize
 from prod9.types import AutoencoderOutput, Latent, TokenGrid, Volume, VolumeOut
 
 EPSILON = 1e-3
@@ -36,6 +36,9 @@ class FiniteScalarQuantizer(nn.Module):
 
     levels: Tensor
     basis: Tensor
+    _shift: Tensor
+    _scale: Tensor
+    _offset: Tensor
     _centre: Tensor
     _width: Tensor
 
@@ -77,7 +80,7 @@ class FiniteScalarQuantizer(nn.Module):
         digits = self.indices_to_digits(indices.flatten(1)).movedim(-1, 1).to(self._width.dtype)
         zero = self._centre if self.symmetric else self._width
         codes = ((digits - zero) / self._width).contiguous()
-        return codes.view(len(indices), -1, *indices.shape[1:])
+        return codes.view(len(indices), len(self.num_levels), *indices.shape[1:])
 
     def indices_to_digits(self, indices: Int64[Tensor, "*grid"]) -> Int64[Tensor, "*grid Z"]:
         """Unpack indices into one digit a channel, 0 ≤ digit < level, on a new last axis."""
@@ -102,8 +105,8 @@ class FiniteScalarQuantizer(nn.Module):
             raise ValueError(f"z must have {len(self.num_levels)} channels, one per level, got {z.shape[1]}.")
         with torch.autocast(z.device.type, enabled=False):
             z = z if z.dtype == torch.float64 else z.float()
-            constants = (self._shift, self._scale, self._offset, self._centre, self._width)
-            return StraightThrough.apply(z, self.symmetric, tuple(self._radix), *constants)
+            constants = FSQConstants(self._shift, self._scale, self._offset, self._centre, self._width)
+            return quantize(z, self.symmetric, self._radix, constants)
 
 
 def _check_levels(levels: Sequence[int]) -> None:
@@ -184,10 +187,9 @@ class AutoencoderFSQ(MaisiBackbone):
         self.vocab_size = self.quantizer.vocab_size
 
     def encode(self, x: Volume) -> Latent:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Return z before quantisation, float32: the last two convolutions never run in half precision."""
-        h = self.encode_features(x)
-        with torch.autocast(x.device.type, enabled=False):
-            return self.quant_conv_mu(h).float()
+        """Return z before quantisation, float32: the last two convolutions never run in less."""
+        (z,) = self.encode_through(x, self.quant_conv_mu)
+        return z.float()
 
     def quantize(self, z: Latent) -> Latent:
         """Return codes in [−1, 1] with straight-through gradient."""
@@ -237,8 +239,8 @@ class AutoencoderFSQ(MaisiBackbone):
 
 
 def _refuse_non_finite(values: Tensor) -> None:
-    if values.device.type == "cuda":
-        # Asynchronous: a check on the host would wait for the device in every step.
-        torch._assert_async(torch.isfinite(values).all())
+    if values.device.type == "cuda" or torch.compiler.is_compiling():
+        # Asynchronous: a check on the host would wait for the device in every step, or for the compiled code.
+        torch._assert_async(torch.isfinite(values).all(), "the latent holds NaN or infinity")
     elif not torch.isfinite(values).all():
         raise ValueError("the latent holds NaN or infinity; lower the learning rate or check the input.")

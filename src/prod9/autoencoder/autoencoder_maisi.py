@@ -66,10 +66,8 @@ class AutoencoderKlMaisi(MaisiBackbone):
 
     def encode(self, x: Volume) -> tuple[Latent, Latent]:
         """Return ``(z_mu, z_sigma)``, float32; z_sigma is a standard deviation, as MONAI returns it."""
-        h = self.encode_features(x)
-        with torch.autocast(x.device.type, enabled=False):
-            log_variance = self.quant_conv_log_sigma(h).float().clamp(*_LOG_VARIANCE)
-            return self.quant_conv_mu(h).float(), torch.exp(log_variance / 2)
+        z_mu, log_variance = self.encode_through(x, self.quant_conv_mu, self.quant_conv_log_sigma)
+        return z_mu.float(), torch.exp(log_variance.float().clamp(*_LOG_VARIANCE) / 2)
 
     @torch.no_grad()
     def calibrate(self, x: Volume) -> None:
@@ -87,7 +85,9 @@ class AutoencoderKlMaisi(MaisiBackbone):
         self, z_mu: Latent, z_sigma: Latent, generator: torch.Generator | None = None
     ) -> Latent:
         """Return z_mu + z_sigma · noise; ``generator`` lives on the device of the latent."""
-        noise = torch.empty_like(z_mu).normal_(generator=generator)
+        # By shape: drawn into memory like that of z_mu, the same seed would give other noise in another layout.
+        device = z_mu.device if generator is None else generator.device
+        noise = torch.randn(z_mu.shape, generator=generator, device=device, dtype=z_mu.dtype).to(z_mu.device)
         return z_mu + z_sigma * noise
 
     def sampling(self, z_mu: Tensor, z_sigma: Tensor) -> Tensor:

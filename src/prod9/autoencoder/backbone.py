@@ -9,6 +9,7 @@ from monai.apps.generation.maisi.networks.autoencoderkl_maisi import Autoencoder
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from prod9.autoencoder.full_precision import apply_in_full
 from prod9.autoencoder.native_layout import inference_layout
 from prod9.autoencoder.native_ops import bfloat16_pays, use_native_ops
 from prod9.autoencoder.voxel_folding import fold_voxels, unfold_voxels
@@ -23,7 +24,7 @@ class MaisiBackbone(AutoencoderKlMaisi):
 
     Sides must be multiples of ``downsampling_factor`` (``check_sides``). ``space_to_depth`` folds n³ voxels
     into channels before the network and unfolds them after it, without parameters. A family adds what
-    happens between ``encode_features`` and ``decode``. The keywords are those of the ``model`` section of a
+    happens between ``encode_through`` and ``decode``. The keywords are those of the ``model`` section of a
     stage-1 configuration and mean what they say there.
     """
 
@@ -90,18 +91,18 @@ class MaisiBackbone(AutoencoderKlMaisi):
             fit = tuple(max(factor, -(-side // factor) * factor) for side in sides)
             raise ValueError(f"sides must be multiples of {factor}, got {sides}; pad to {fit}.")
 
-    def encode_features(self, x: Volume) -> Latent:
-        """Return the encoder's output, before the convolutions that make a latent of it.
+    def encode_through(self, x: Volume, *heads: nn.Module) -> list[Tensor]:
+        """Return what each of ``heads`` makes of the encoder's output ``[B Z h w d]``.
 
-        The last convolution runs in the dtype of the weights, never under autocast.
+        The last convolution of the encoder and the heads run in the dtype of the weights: never under autocast, and
+        float32 in full.
         """
         self.check_sides(x.shape)
         *body, last = self.encoder.blocks
         dtype = self.last_layer.dtype
         with self._precision(x.device.type):
             h = self._run(body, fold_voxels(x.to(dtype), self.space_to_depth))
-        with torch.autocast(h.device.type, enabled=False):
-            return last(h.to(dtype))
+        return apply_in_full(last, heads, h.to(dtype))
 
     def decode(self, z: Latent) -> VolumeOut:
         """Return the volume of a latent, in the dtype of ``z`` whatever autocast does inside."""

@@ -5,6 +5,7 @@ it runs over blocks that stay in the cache, and the derivative is taken where ta
 copy of a latent, which is small beside any activation, and the backward pass is a product.
 """
 
+from math import prod
 from typing import Any, NamedTuple
 
 import torch
@@ -45,6 +46,22 @@ class Radix(NamedTuple):
         return index
 
 
+def quantize(z: Tensor, symmetric: bool, radix: Radix, constants: FSQConstants) -> tuple[Tensor, Tensor]:
+    """Return ``(codes, tokens)`` of ``z`` ``[B Z h w d]``, whatever its strides; rounding counts as the identity.
+
+    Compilers get the formula as it stands: they fuse it themselves, and can't look into the function below.
+    """
+    if not torch.compiler.is_compiling():
+        return StraightThrough.apply(z, symmetric, tuple(radix), *constants)
+    flat = z.flatten(2)
+    bounded = torch.tanh(flat + constants.shift) * constants.scale + constants.offset
+    level = torch.floor(bounded + 0.5) - constants.centre if symmetric else torch.round(bounded)
+    code = ((bounded - constants.centre) if symmetric else bounded) / constants.width
+    # The value of the level, the gradient of what was rounded.
+    code = code + (level / constants.width - code).detach()
+    return code.view(z.shape), radix.pack(level.detach()).long().view(z.shape[:1] + z.shape[2:])
+
+
 class StraightThrough(torch.autograd.Function):
     """Quantise ``[B Z h w d]`` with the gradient of the bounded value: rounding counts as the identity.
 
@@ -57,6 +74,7 @@ class StraightThrough(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         """Return ``(codes, tokens)``; tokens carry no gradient."""
         c = FSQConstants(*constants)
+        given, z = z, _viewable(z)
         codes = torch.empty_like(z)
         tokens = torch.empty(z.shape[:1] + z.shape[2:], dtype=torch.int64, device=z.device)
         slope = c.scale / c.width
@@ -76,7 +94,7 @@ class StraightThrough(torch.autograd.Function):
                 level.round_()
             token.copy_(Radix(*radix).pack(level))
             torch.div(level, c.width, out=code)
-        ctx.save_for_backward(z, derivative, c.shift, slope)
+        ctx.save_for_backward(given, derivative, c.shift, slope)
         ctx.mark_non_differentiable(tokens)
         return codes, tokens
 
@@ -91,9 +109,20 @@ class StraightThrough(torch.autograd.Function):
         return (grads[0] * derivative, *rest)
 
 
+def _viewable(x: Tensor) -> Tensor:
+    """Return ``x`` ``[B Z h w d]`` in memory where its voxels form one axis: as it is, or else a copy.
+
+    What is filled block by block has to be a view of the result: `empty_like` keeps other strides, of which flattening
+    makes a copy.
+    """
+    if x.is_contiguous(memory_format=torch.channels_last_3d):
+        return x.contiguous(memory_format=torch.channels_last_3d)
+    return x.contiguous()
+
+
 def _blocks(x: Tensor, first_side: int) -> tuple[Tensor, ...]:
-    """Split the voxels, flattened into one axis, into blocks that fit the cache; views where x is dense."""
-    flat = x.flatten(first_side)
-    # Compilers fuse, and other devices want few large launches.
-    whole = x.device.type != "cpu" or torch.compiler.is_compiling()
-    return (flat,) if whole else flat.split(_BLOCK * torch.get_num_threads(), first_side)
+    """Split the voxels, flattened into one axis, into blocks that fit the cache; all are views of ``x``."""
+    flat = x.view(*x.shape[:first_side], prod(x.shape[first_side:]))
+    if x.device.type != "cpu":  # other devices want few large launches
+        return (flat,)
+    return flat.split(_BLOCK * torch.get_num_threads(), first_side)

@@ -17,12 +17,15 @@ _IM2COL_LIMIT = 20480
 def convolve(conv: nn.Conv3d, x: Tensor) -> Tensor:
     """Return ``conv(x)`` by the fastest kernels there are for its shape.
 
-    Channels-last volumes stay so. There a pointwise convolution is a matrix product over rows.
+    Channels-last volumes stay so. There a pointwise convolution is a matrix product over rows. Compilers get torch's
+    own operator, which they know.
     """
+    if torch.compiler.is_compiling() or not _is_plain(conv):
+        return conv(x)
     if x.is_contiguous(memory_format=torch.channels_last_3d):
         if _is_pointwise(conv):
             return F.linear(x.movedim(1, -1), conv.weight.flatten(1), conv.bias).movedim(-1, 1)
-        if _is_same(conv) and native_winograd.pays(x, conv.weight):
+        if _is_same(conv) and native_winograd.pays(x, conv.weight, conv.bias):
             return native_winograd.convolve_planes(x, conv.weight, conv.bias, padding=1)
     if not _takes_im2col(conv, x):
         return conv(x)
@@ -55,6 +58,8 @@ class _SmallConvolution(torch.autograd.Function):
             mirrored = weight.flip(2, 3, 4).transpose(0, 1).contiguous(memory_format=_dense_format(weight))
             around = [k - 1 - p for k, p in zip(weight.shape[2:], ctx.padding, strict=True)]
             grad_x = _onednn(grad, mirrored, None, around)
+        if not any(needed[1:]):
+            return grad_x, None, None, None
         # The gradient of the weight is a sum over voxels, so a batch of two halves gives the same sum.
         planes, kernel = grad.shape[2], weight.shape[2]
         padded = F.pad(x, (0, 0, 0, 0, ctx.padding[0], ctx.padding[0] + planes % 2))
@@ -99,7 +104,7 @@ def _halves(conv: nn.Conv3d, x: Tensor) -> Tensor:
 def convolve_slab(conv: nn.Conv3d, x: Tensor) -> Tensor:
     """Return ``conv`` of planes that are padded along the first axis already, by the kernels of `convolve`."""
     padding = [0, *_sides(conv.padding)[1:]]
-    if _is_same(conv) and native_winograd.pays(x, conv.weight):
+    if _is_same(conv) and native_winograd.pays(x, conv.weight, conv.bias):
         return native_winograd.convolve_planes(x, conv.weight, conv.bias, padding=0)
     if conv.stride == (1, 1, 1) and _takes_im2col(conv, x):
         return _onednn(x, conv.weight, conv.bias, padding)
@@ -115,6 +120,16 @@ def convolve_in_slabs(conv: nn.Conv3d, x: Tensor, num_slabs: int, axis: int) -> 
     starts = range(0, planes, size)
     slabs = (_slab(conv, x, dim, start, min(size, planes - start)) for start in starts)
     return torch.cat([_convolve_padded(conv, slab, dim) for slab in slabs], dim)
+
+
+def _is_plain(conv: nn.Conv3d) -> bool:
+    """Return whether ``conv`` is what is written here: zeros around, as many as numbers say, no groups, no gaps."""
+    return (
+        conv.groups == 1
+        and conv.dilation == (1, 1, 1)
+        and conv.padding_mode == "zeros"
+        and not isinstance(conv.padding, str)
+    )
 
 
 def _is_pointwise(conv: nn.Conv3d) -> bool:

@@ -23,20 +23,30 @@ def group_norm(x: Tensor, norm: nn.GroupNorm, *, silu: bool, reuse: bool = False
     """Return ``norm(x)``, through SiLU if asked, of ``[B C H W D]`` in its own dtype and memory format.
 
     With ``reuse`` the memory of ``x``, whose values are then lost, may hold the result: fresh memory for a large
-    volume takes longer than the norm.
+    volume takes longer than the norm. Compilers get torch's own operators, which they know.
     """
-    if x.device.type == "cpu" and x.dtype != torch.float64 and _is_channels_last(x):
-        operator = _CentredGroupNorm if x[0, 0].numel() <= _SMALL else _GroupNorm
-        if reuse and operator is _GroupNorm and not needs_grad(x, norm.weight):
+    if _takes_own_kernels(x, norm):
+        operator = _CentredGroupNorm if x.shape[2:].numel() <= _SMALL else _GroupNorm
+        if reuse and operator is _GroupNorm and not needs_grad(x, norm.weight, norm.bias):
             _normalise(x, x, norm.weight, norm.bias, norm.num_groups, norm.eps, silu)
             return x
         return operator.apply(x, norm.weight, norm.bias, norm.num_groups, norm.eps, silu)
     y = F.group_norm(x, norm.num_groups, norm.weight, norm.bias, norm.eps)
-    return F.silu(y, inplace=not y.requires_grad) if silu else y
+    if silu:
+        y = F.silu(y, inplace=not y.requires_grad)
+    return y.to(x.dtype)  # under autocast group normalisation gives float32
 
 
-def _is_channels_last(x: Tensor) -> bool:
-    return x.is_contiguous(memory_format=torch.channels_last_3d)
+def _takes_own_kernels(x: Tensor, norm: nn.GroupNorm) -> bool:
+    return (
+        not torch.compiler.is_compiling()
+        and x.device.type == "cpu"
+        and x.dtype != torch.float64
+        and x.is_contiguous(memory_format=torch.channels_last_3d)
+        and x.numel() > 0
+        and norm.weight is not None
+        and norm.bias is not None
+    )
 
 
 class _CentredGroupNorm(torch.autograd.Function):
@@ -62,7 +72,7 @@ class _CentredGroupNorm(torch.autograd.Function):
         """Return the gradients of ``x``, weight and bias."""
         x, weight, bias, guess, mean, rstd = ctx.saved_tensors
         if torch.is_grad_enabled():  # create_graph=True
-            return _differentiable_backward(ctx, x, weight, bias, grads[0])
+            return _differentiable_backward(ctx, (x, weight, bias), grads[0])
         channels, factor = x.shape[1], weight.float()
         centred = x.float() - guess
         grad = grads[0].contiguous(memory_format=torch.channels_last_3d).float()
@@ -71,10 +81,11 @@ class _CentredGroupNorm(torch.autograd.Function):
             shift = bias.float().view(-1, 1, 1, 1) - _per_channel(mean, channels) * scale
             grad = torch.ops.aten.silu_backward(grad, torch.addcmul(shift, centred, scale))
         sizes = (*x.shape[:2], x[0, 0].numel(), ctx.num_groups)
-        grad_x, grad_weight, grad_bias = torch.ops.aten.native_group_norm_backward(
-            grad, centred, mean, rstd, factor, *sizes, [True] * 3
+        gradients = torch.ops.aten.native_group_norm_backward(
+            grad, centred, mean, rstd, factor, *sizes, list(ctx.needs_input_grad[:3])
         )
-        return (grad_x.to(x.dtype), grad_weight.to(weight.dtype), grad_bias.to(bias.dtype), *[None] * 3)
+        pairs = zip(gradients, (x, weight, bias), strict=True)
+        return (*(None if g is None else g.to(like.dtype) for g, like in pairs), *[None] * 3)
 
 
 def _per_channel(values: Tensor, channels: int) -> Tensor:
@@ -83,12 +94,15 @@ def _per_channel(values: Tensor, channels: int) -> Tensor:
 
 
 def _differentiable_backward(
-    ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, grad: Tensor
+    ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], grad: Tensor
 ) -> tuple[Tensor | None, ...]:
-    """Let autograd differentiate its own formula, for gradients of gradients."""
-    y = F.group_norm(x, ctx.num_groups, weight, bias, ctx.eps)
-    y = F.silu(y) if ctx.silu else y
-    return (*torch.autograd.grad(y, (x, weight, bias), grad, create_graph=True), *[None] * 3)
+    """Let autograd differentiate its own formula, for gradients of gradients of what needs any."""
+    x, weight, bias = inputs
+    y = F.group_norm(x.float(), ctx.num_groups, weight.float(), bias.float(), ctx.eps)
+    y = (F.silu(y) if ctx.silu else y).to(x.dtype)
+    needed = [value for value, wanted in zip(inputs, ctx.needs_input_grad, strict=False) if wanted]
+    found = iter(torch.autograd.grad(y, needed, grad, create_graph=True))
+    return tuple(next(found) if wanted else None for wanted in ctx.needs_input_grad)
 
 
 class _GroupNorm(torch.autograd.Function):
@@ -108,7 +122,7 @@ class _GroupNorm(torch.autograd.Function):
         """Return the gradients of ``x``, weight and bias."""
         x, weight, bias, *values = ctx.saved_tensors
         if torch.is_grad_enabled():  # create_graph=True
-            return _differentiable_backward(ctx, x, weight, bias, grads[0])
+            return _differentiable_backward(ctx, (x, weight, bias), grads[0])
         grad = grads[0].contiguous(memory_format=torch.channels_last_3d)
         grad_x = torch.empty_like(x)
         grad_weight, grad_bias = torch.zeros_like(weight), torch.zeros_like(bias)

@@ -5,7 +5,7 @@ copy, and its split convolution fails on many sizes. `use_native_ops` gives such
 weights, state-dict keys, deep copies and pickles stay what they were; both autoencoder families use it.
 """
 
-from functools import cache
+from functools import cache, wraps
 from typing import Any
 
 import torch
@@ -86,19 +86,28 @@ _NATIVE: dict[type[nn.Module], type[nn.Module]] = {
 }
 
 
-@cache
-def bfloat16_pays(device_type: str) -> bool:
-    """Return whether convolutions in bfloat16 are faster than in float32 on this machine's devices.
-
-    On x86 they need tile units (AMX) or AMD's AVX512-BF16; on other CPUs oneDNN takes up to twice as long
-    in bfloat16, and running such a network in float32 under autocast is both faster and exacter.
-    """
+def _bfloat16_pays(device_type: str) -> bool:
     if device_type != "cpu":
         return True
     cpu = torch.cpu.get_capabilities()
     if cpu.get("architecture") != "x86_64":
         return True
     return bool(cpu.get("amx_bf16") or (cpu.get("avx512_bf16") and "AMD" in str(cpu.get("cpu_name"))))
+
+
+_remembered = cache(_bfloat16_pays)
+
+
+# A constant to compilers, which would stop at the questions to the processor.
+@torch.compiler.assume_constant_result
+@wraps(_bfloat16_pays)
+def bfloat16_pays(device_type: str) -> bool:
+    """Return whether convolutions in bfloat16 are faster than in float32 on this machine's devices.
+
+    On x86 they need tile units (AMX) or AMD's AVX512-BF16; on other CPUs oneDNN takes up to twice as long
+    in bfloat16, and running such a network in float32 under autocast is both faster and exacter.
+    """
+    return _remembered(device_type)
 
 
 def use_native_ops(module: nn.Module) -> None:

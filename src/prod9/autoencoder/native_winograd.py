@@ -45,12 +45,12 @@ def transforms() -> _Transforms:
     return _Transforms(torch.linalg.inv(evaluate(_IN)).T, evaluate(_TAPS), evaluate(_OUT).T)
 
 
-def pays(x: Tensor, weight: Tensor) -> bool:
+def pays(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
     """Return whether `convolve_planes` is the fastest way to convolve ``x`` ``[B C H W D]``."""
     return (
         x.device.type == "cpu"
         and x.dtype == weight.dtype == torch.float32
-        and not needs_grad(x, weight)
+        and not needs_grad(x, weight, *(() if bias is None else (bias,)))
         and not torch.is_autocast_enabled("cpu")
         and torch.backends.mkldnn.is_available()
         and weight.shape[2:] == (_TAPS,) * 3

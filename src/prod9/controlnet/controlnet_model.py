@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+from jaxtyping import Float
 from monai.apps.generation.maisi.networks.controlnet_maisi import ControlNetMaisi
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -246,24 +247,32 @@ class ControlNetRF(ControlNetMaisi):
                 f"Expected a condition encoded on the latent's grid {tuple(x_t.shape[2:])}, got "
                 f"{tuple(control.shape[2:])}; bring the segmentation to the model's grid."
             )
-        return self._run(x_t, timesteps, control, labels)
+        # Called as a module, so that what is done to calls, such as compiling them, holds here.
+        down, mid = self(x_t, timesteps, class_labels=labels, encoded=control)
+        return ControlResiduals(tuple(down), mid)
 
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
         x: Latent,
         timesteps: Time,
-        controlnet_cond: Volume,
+        controlnet_cond: Volume | None = None,
         conditioning_scale: float = 1.0,
         context: Tensor | None = None,
         class_labels: Tensor | None = None,
+        encoded: Float[Tensor, "B E _h _w _d"] | None = None,
     ) -> tuple[list[Tensor], Tensor]:
-        """Return residuals from the arguments of MONAI's forward, which encodes the planes at every call."""
+        """Return residuals from the arguments of MONAI's forward, which encodes the planes at every call.
+
+        encoded: what ``encode`` made of them, in their place.
+        """
         if context is not None:
             raise ValueError("this network takes no context, got one; leave it out.")
-        embedding = self.controlnet_cond_embedding
-        if isinstance(embedding, ConditionEncoder):
+        if (encoded is None) == (controlnet_cond is None):
+            raise ValueError("expected either controlnet_cond or what encode made of it; pass one of them.")
+        features, embedding = encoded, self.controlnet_cond_embedding
+        if features is None and isinstance(embedding, ConditionEncoder):
             features = embedding(controlnet_cond, None, grid=x.shape[2:])
-        else:
+        elif features is None:
             features = embedding(controlnet_cond)
         residuals = self._run(x, timesteps, features, class_labels).scaled(conditioning_scale)
         return list(residuals.down), residuals.mid

@@ -22,7 +22,10 @@ def unfold(x: Float[Tensor, "B n PC"], grid: Sequence[int], patch_size: int) -> 
     if p == 1:
         return x.unflatten(1, tuple(grid))
     h, w, d = positions_grid(grid, p)
-    return x.reshape(b, h, w, d, p, p, p, -1).permute(0, 1, 4, 2, 5, 3, 6, 7).reshape(b, *grid, -1)
+    channels = x.shape[2] // p**3
+    return (
+        x.reshape(b, h, w, d, p, p, p, channels).permute(0, 1, 4, 2, 5, 3, 6, 7).reshape(b, *grid, channels)
+    )
 
 
 def positions_grid(grid: Sequence[int], patch_size: int) -> tuple[int, int, int]:

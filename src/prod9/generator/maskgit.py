@@ -244,9 +244,12 @@ class _Run:
             self.totals = [self.length] * self.batch
         else:
             _check_shapes(shape, initial_tokens, initial_mask)
-            self.mask = initial_mask.to(device, copy=True)
-            self.tokens = initial_tokens.to(device).masked_fill(self.mask, 0)
-            self.totals = self.mask.flatten(1).sum(1).tolist()
+            # Both are written to by flattened index, so the memory has to be in that order.
+            self.mask = initial_mask.to(device, copy=True).contiguous()
+            self.tokens = initial_tokens.to(device).contiguous().masked_fill(self.mask, 0)
+            self.totals = (
+                self.mask.flatten(1).sum(1).tolist()
+            )  # one sync a run: how many there are decides shapes
         # What was given is never drawn, so it is never remasked either.
         self.drawable = self.mask.flatten(1).clone()
         self.hidden = self._schedule()
@@ -334,7 +337,7 @@ class _Run:
     def _most_confident(self, step: int, counts: list[int]) -> tuple[Tensor, Tensor]:
         """Draw every hidden token and keep those likeliest under the network, give or take some noise."""
         uniform = self._uniform(self.num_groups + 1, [count > 0 for count in counts]).flatten(0, 1)
-        rows = self.mask.flatten().nonzero()[:, 0]
+        rows = _positions(self.mask, sum(self.hidden[step]))
         draw = self._predict(step, rows).draw(uniform[rows, : self.num_groups], **self._softmax())
         noise = self.sampler.gumbel_temperature * (1 - (step + 1) / self.sampler.steps)
         gumbel = -torch.log(-torch.log(uniform[rows, self.num_groups].clamp_min(1e-20)))
@@ -353,13 +356,22 @@ class _Run:
         return self.branches.predict(step, self.tokens, self.mask, rows)
 
 
+def _positions(mask: Tensor, count: int) -> Tensor:
+    """Return the flattened indices of the ``count`` positions of ``mask``."""
+    if mask.device.type == "cuda":
+        # The count is known, so that the device need not be asked.
+        return mask.flatten().nonzero_static(size=count)[:, 0]
+    return mask.flatten().nonzero()[:, 0]
+
+
 def _one_each(
     generator: torch.Generator | Sequence[torch.Generator], batch: int
 ) -> Sequence[torch.Generator]:
     if isinstance(generator, torch.Generator):
         device = generator.device
-        seeds = [int(torch.randint(2**63 - 1, (), generator=generator, device=device)) for _ in range(batch)]
-        return [torch.Generator(device).manual_seed(seed) for seed in seeds]
+        seeds = [torch.randint(2**63 - 1, (), generator=generator, device=device) for _ in range(batch)]
+        # One sync a run: generators are seeded on the host.
+        return [torch.Generator(device).manual_seed(seed) for seed in torch.stack(seeds).tolist()]
     if len(generator) != batch:
         raise ValueError(f"Expected one generator a sample, {batch}, got {len(generator)}; pass as many.")
     return generator

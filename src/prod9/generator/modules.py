@@ -41,6 +41,10 @@ class SinCosPosEmbed(nn.Module):
 
         stride: each entry of ``grid`` stands for so many neighbours along an axis, and lies in their middle.
         """
+        if torch.compiler.is_compiling():
+            return self._table(
+                grid, stride
+            )  # computed with the rest; a cache would have to be checked at every call
         key = (*grid, stride, self.frequencies.device)
         if key not in self._tables:
             self._tables[key] = self._table(grid, stride)

@@ -49,9 +49,17 @@ def halton_order(grid: tuple[int, int, int]) -> np.ndarray:
 
 def halton(grid: tuple[int, int, int], generator: torch.Generator) -> Int64[Tensor, " L"]:
     """Halton's order, begun at a random place: each sample has its own."""
-    order = torch.from_numpy(halton_order(grid)).to(generator.device)
+    order = _halton_on(grid, generator.device)
     start = torch.randint(len(order), (), generator=generator, device=generator.device)
-    return order.roll(int(start))
+    # `roll` would have to wait for the device to learn how far.
+    return order[(torch.arange(len(order), device=order.device) - start) % len(order)]
+
+
+@functools.lru_cache(maxsize=32)
+@torch.inference_mode(False)
+def _halton_on(grid: tuple[int, int, int], device: torch.device) -> Tensor:
+    """Return Halton's order on ``device``; kept, since a copy there waits for it."""
+    return torch.from_numpy(halton_order(grid)).to(device)
 
 
 def random(grid: tuple[int, int, int], generator: torch.Generator) -> Int64[Tensor, " L"]:

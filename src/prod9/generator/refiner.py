@@ -168,6 +168,15 @@ class Refiner(nn.Module):
         guides = self._guide(pad_to_multiple(x, self.multiple), facts)
         if head is None:
             head = (given > 0).any(1) | ~present.any(1)[:, None, None, None]
+        volumes, errors = self._voxels(x, decoded, guides, head, facts)  # pyright: ignore[reportCallIssue]
+        return Refined(volumes, errors)
+
+    # Compilers stop at every count that only the data know; between two of them there would be little to compile.
+    @torch.compiler.disable
+    def _voxels(
+        self, x: Tensor, decoded: Tensor, guides: Tensor, head: Tensor, facts: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return the refined volumes and their expected errors: the perceptron, on the voxels of the head."""
         scales, shifts = self.modulation.affine(facts)
         readouts, error_readouts = self.readout(facts), self.error_readout(facts)
         volumes, errors = [], []
@@ -185,7 +194,7 @@ class Refiner(nn.Module):
             least, _, most = _LOG_ERROR
             error = _read(h.detach(), error_readouts[b]).clamp(least, most).exp()
             errors.append(_filled(decoded[b], places, error))
-        return Refined(torch.stack(volumes), torch.stack(errors))
+        return torch.stack(volumes), torch.stack(errors)
 
     def _facts(self, decoded: Tensor, present: Tensor, target_label: Tensor) -> Tensor:
         has_decoded = decoded.flatten(1).any(1, keepdim=True)

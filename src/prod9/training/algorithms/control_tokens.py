@@ -102,7 +102,7 @@ class TokenControl:
         """Return ``loss`` and ``accuracy`` of hidden tokens with and without control."""
         sample = self.scheduler.corrupt(tokens, generator)
         prepared = self.decoder.prepare(condition)
-        rows = sample.mask.flatten().nonzero()[:, 0]
+        rows = sample.mask.flatten().nonzero()[:, 0]  # one sync, as in a training step
         target = sample.target.flatten()[rows]
         values: dict[tuple[str, str], Tensor] = {}
         for suffix, logits in (
