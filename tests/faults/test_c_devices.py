@@ -1,0 +1,133 @@
+"""What is done for GPUs, as far as a machine without one can tell; ``benchmarks/gpu_checks.py`` tells the rest."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from prod9.autoencoder.full_precision import full_float32
+from prod9.autoencoder.native_norm import group_norm
+from prod9.generator.orders import halton, halton_order
+from tests.host_syncs import counted_waits
+from tests.networks import Inputs, examples, sampling_runs, training_steps
+
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "gpu_checks.py"
+
+
+@pytest.fixture(scope="module")
+def checks():
+    spec = importlib.util.spec_from_file_location("gpu_checks", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def settings():
+    """Give back torch's settings of precision as they were."""
+    conv, matmul = torch.backends.cudnn.conv, torch.backends.cuda.matmul
+    before = conv.fp32_precision, matmul.fp32_precision
+    yield
+    conv.fp32_precision, matmul.fp32_precision = before
+
+
+# -- precision ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["fsq", "kl"])
+def test_c_the_last_layers_before_the_latent_run_in_float32_in_full(name):
+    network, seen = examples()[name]().network, {}
+    heads = [network.quant_conv_mu, *([network.quant_conv_log_sigma] if name == "kl" else [])]
+    for layer in (network.encoder.blocks[-1], *heads, network.decoder.blocks[0]):
+        layer.register_forward_hook(
+            lambda module, *_: seen.update({module: torch.backends.cudnn.conv.fp32_precision})
+        )
+    default = torch.backends.cudnn.conv.fp32_precision
+    network(Inputs("cpu").volume)
+    assert default != "ieee"
+    assert all(seen[layer] == "ieee" for layer in (network.encoder.blocks[-1], *heads))
+    assert seen[network.decoder.blocks[0]] == default
+
+
+@pytest.mark.usefixtures("settings")
+@pytest.mark.parametrize("asked", ["legacy", "new", "neither"])
+def test_c_precision_is_restored_however_it_was_asked_for(asked):
+    conv, matmul = torch.backends.cudnn.conv, torch.backends.cuda.matmul
+    if asked == "legacy":
+        torch.set_float32_matmul_precision("high")
+    elif asked == "new":
+        matmul.fp32_precision = "tf32"
+    before = conv.fp32_precision, matmul.fp32_precision
+    try:
+        with full_float32("cpu"):
+            assert conv.fp32_precision == "ieee"
+            assert matmul.fp32_precision != "tf32"
+        assert (conv.fp32_precision, matmul.fp32_precision) == before
+        if asked != "new":
+            assert torch.get_float32_matmul_precision() == {"legacy": "high", "neither": "highest"}[asked]
+    finally:
+        if asked == "legacy":
+            torch.set_float32_matmul_precision("highest")
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last_3d])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("silu", [False, True])
+def test_c_group_norm_keeps_the_type_of_its_input_under_autocast(layout, dtype, silu):
+    x = torch.rand(2, 8, 4, 4, 4).to(dtype, memory_format=layout)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert group_norm(x, nn.GroupNorm(2, 8), silu=silu).dtype == dtype
+
+
+# -- waiting for the device -----------------------------------------------------------------------------
+
+
+def test_c_steps_wait_only_where_a_comment_says_so(checks):
+    builders = {**training_steps(), **sampling_runs()}
+    assert builders.keys() == checks.WAITS.keys()
+    for name, build in builders.items():
+        step = build()
+        step()  # orders and tables are kept from then on
+        with counted_waits() as found:
+            step()
+        assert sum(found.values()) <= checks.WAITS[name], (name, found)
+
+
+def test_c_the_counter_counts():
+    x = torch.rand(4)
+    with counted_waits() as found:
+        bool(x.any()), x[x > 0.5], (x > 0.5).nonzero(), x.tolist(), float(x.sum())
+    assert sum(found.values()) == 5
+
+
+def test_c_halton_begins_where_it_did():
+    grid = (3, 4, 5)
+    for seed in range(5):
+        start = int(torch.randint(60, (), generator=torch.Generator().manual_seed(seed)))
+        order = halton(grid, torch.Generator().manual_seed(seed))
+        assert torch.equal(order, torch.from_numpy(halton_order(grid)).roll(start))
+
+
+# -- the script -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("part", ["numerics", "tokens", "types", "double_backward"])
+def test_c_parts_of_the_script_hold_on_the_cpu(checks, part):
+    found = checks.PARTS[part]("cpu")
+    assert found["ok"], found
+
+
+def test_c_the_script_prints_one_object():
+    command = [sys.executable, str(SCRIPT), "--only", "types", "--device", "cpu", "--jobs", "1"]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert ran.returncode == 0, ran.stderr
+    report = json.loads(ran.stdout.splitlines()[-1])
+    assert report["failed"] == []
+    assert report["parts"]["types"]["ok"]
