@@ -8,8 +8,8 @@ SPIN_COUNT = "30000"
 
 OpenMP's own number is ten times as large. On a machine that is busy with other work a thread then spins away the time
 that its partner would need: on two cores beside six processes of another session, training the demo's networks falls
-to 3% of its idle speed (autoencoder) and 6% (transformer), and with this number to 26% and 20%. Sleeping at once reaches
-42% and 46%, but costs a third of the speed on an idle machine, and this number about 3%.
+to 3% of its idle speed (autoencoder) and 6% (transformer), and with this number to 26% and 20%. Sleeping at once
+reaches 42% and 46%, but costs a third of the speed on an idle machine, and this number about 3%.
 """
 CHOICES = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
 """Variables by which a user decides; one is enough."""
