@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from prod9.evaluation.audit_embeddings import Embedding, VoxelEmbedding
     from prod9.evaluation.audit_volumes import Audit, AuditSets
-    from prod9.evaluation.volume_sets import Entry
+    from prod9.evaluation.volume_sets import BadFiles, Entry
 
 _SHOWN = 10
 
@@ -94,20 +94,25 @@ def audit(
 
     check_writable(output_dir)
     from prod9.evaluation.audit_sets import sets_of_folders, sets_of_run
+    from prod9.evaluation.audit_volumes import PICTURE
+    from prod9.evaluation.volume_sets import BadFiles
 
+    bad = BadFiles(skip=skip_bad)
     if run is not None:
-        sets = sets_of_run(run, generated, data=data, modalities=modality or ())
+        sets = sets_of_run(run, generated, data=data, modalities=modality or (), bad=bad)
     else:
         assert train is not None
         assert heldout is not None
-        sets = sets_of_folders(train, heldout, generated, modalities=modality or ())
+        sets = sets_of_folders(train, heldout, generated, modalities=modality or (), bad=bad)
     source = None if voxels_only else model or (str(run) if run is not None else None)
-    result, voxels = _audit(sets, source, device, false_alarms, max_share, skip_bad)
-    result.write(output_dir, voxels)
+    result, voxels = _audit(sets, source, device, false_alarms, max_share, bad)
+    # The verdict first: pictures take their time, and may be cut off.
+    result.write_verdict(output_dir)
     if as_json:
         shared.print_json(result.to_dict())
     else:
         _print(result, output_dir)
+    result.write_pictures(output_dir / PICTURE, voxels)
     if not result.passed:
         raise typer.Exit(FAILED)
 
@@ -129,13 +134,11 @@ def _require_one_source(
 
 
 def _audit(
-    sets: "AuditSets", model: str | None, device: str, false_alarms: float, max_share: float, skip_bad: bool
+    sets: "AuditSets", model: str | None, device: str, false_alarms: float, max_share: float, bad: "BadFiles"
 ) -> tuple["Audit", "VoxelEmbedding"]:
     from prod9.evaluation.audit_embeddings import VoxelEmbedding
     from prod9.evaluation.audit_volumes import run_audit
-    from prod9.evaluation.volume_sets import BadFiles
 
-    bad = BadFiles(skip=skip_bad)
     voxels = VoxelEmbedding.fit(_readable(sets.train, bad))
     embeddings: list[Embedding] = [voxels] if model is None else [voxels, _latents(model, device)]
     with shared.progress() as bar:
@@ -209,8 +212,14 @@ def _print(result: "Audit", folder: Path) -> None:
         )
     if len(result.suspects) > _SHOWN:
         console.print(f"… and {len(result.suspects) - _SHOWN} more in {folder}", markup=False)
+    for gap in result.gaps:
+        messages.print(f"Not looked at: {gap}", markup=False)
+    for item in result.left_out:
+        if item["asked"]:
+            messages.print(f"Note: {len(item['files'])} volumes left out: {item['reason']}", markup=False)
+    failed = "failed" if result.share > result.max_share else "failed: not everything was looked at"
     verdict = (
         f"{len(result.suspects)} of {len(result.sets.generated)} suspect ({result.share:.1%}; limit "
-        f"{result.max_share:.1%}): {'passed' if result.passed else 'failed'}. {folder}"
+        f"{result.max_share:.1%}): {'passed' if result.passed else failed}. {folder}"
     )
     (console if result.passed else messages).print(verdict, markup=False)

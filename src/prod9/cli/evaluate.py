@@ -233,6 +233,8 @@ def _finish(evaluation: "Evaluation", output_dir: Path, as_json: bool) -> None:
     files = evaluation.write(output_dir)
     for item in evaluation.skipped:
         shared.messages.print(f"Skipped: {item.reason}", markup=False)
+    for item in evaluation.left_out:
+        shared.messages.print(f"Note: {item.sentence()}", markup=False)
     for warning in evaluation.warnings:
         shared.messages.print(f"Warning: {warning}", markup=False)
     if as_json:

@@ -6,23 +6,38 @@ from pathlib import Path
 from prod9.data.splits import Split
 from prod9.errors import ConfigError
 from prod9.evaluation.audit_volumes import AuditSets
-from prod9.evaluation.volume_sets import Entry, find_volumes
+from prod9.evaluation.volume_sets import BadFiles, Entry, find_volumes
 from prod9.training.config import load_config
 
 
 def sets_of_folders(
-    train: Path, held_out: Path, generated: Path, *, modalities: Sequence[str] = ()
+    train: Path,
+    held_out: Path,
+    generated: Path,
+    *,
+    modalities: Sequence[str] = (),
+    bad: BadFiles | None = None,
 ) -> AuditSets:
-    """Return the volumes of three folders; DataError where one holds none, or patients overlap."""
-    return AuditSets(*(find_volumes(root, modalities=modalities) for root in (train, held_out, generated)))
+    """Return the volumes of three folders; DataError where one holds none, or patients overlap.
+
+    bad: what becomes of files that cannot be used, refused by default; it notes whatever stays out.
+    """
+    roots = (train, held_out, generated)
+    return AuditSets(*(find_volumes(root, modalities=modalities, bad=bad) for root in roots))
 
 
 def sets_of_run(
-    run: Path, generated: Path, *, data: Path | None = None, modalities: Sequence[str] = ()
+    run: Path,
+    generated: Path,
+    *,
+    data: Path | None = None,
+    modalities: Sequence[str] = (),
+    bad: BadFiles | None = None,
 ) -> AuditSets:
     """Return the training and test volumes of ``run``, from its config and split, and those of ``generated``.
 
-    data: where the cases lie now, if elsewhere. Raises ConfigError for a folder that is no run, a run without test
+    data: where the cases lie now, if elsewhere. bad: as for :func:`sets_of_folders`.
+    Raises ConfigError for a folder that is no run, a run without test
     patients or on MedMNIST3D, and where the patients are not found.
     """
     config_file, split_file = run / "config.yaml", run / "split.json"
@@ -45,11 +60,15 @@ def sets_of_run(
             "model. Train with data.split.test above 0, or name unseen cases with --train and --heldout."
         )
     root = data or Path(config.data.root)
-    entries = find_volumes(root, layout=config.data.layout, modalities=modalities or config.data.modalities)
+    bad = BadFiles(skip=False) if bad is None else bad
+    wanted = modalities or config.data.modalities
+    entries = find_volumes(root, layout=config.data.layout, modalities=wanted, bad=bad)
+    for what, patients in (("training", split.train), ("test", split.test)):
+        bad.require_patients(patients, entries, what, root)
     return AuditSets(
         _of_patients(entries, split.train, "training", root, run),
         _of_patients(entries, split.test, "test", root, run),
-        find_volumes(generated, modalities=modalities),
+        find_volumes(generated, modalities=modalities, bad=bad),
     )
 
 

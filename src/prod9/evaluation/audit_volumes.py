@@ -3,7 +3,8 @@
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,11 @@ class Pair:
 
 @dataclass(frozen=True)
 class Audit:
-    """The result. max_share: limit on the share of suspects; false_alarms: what the threshold was set for."""
+    """The result. max_share: limit on the share of suspects; false_alarms: what the threshold was set for.
+
+    gaps: a sentence for each thing that should have been looked at and was not. An audit with gaps has not passed:
+    what was left out may be the copy, or what it was copied from.
+    """
 
     sets: AuditSets
     comparisons: Sequence[Comparison]
@@ -71,8 +76,10 @@ class Audit:
     false_alarms: float
     max_share: float
     skipped: list[dict[str, str]] = field(default_factory=list)
+    left_out: list[dict[str, Any]] = field(default_factory=list)
+    gaps: list[str] = field(default_factory=list)
 
-    @property
+    @cached_property
     def pairs(self) -> list[Pair]:
         """Every generated volume with the training volume it is nearest to, suspects first, then the nearest."""
         found = [self._pair(k) for k in range(len(self.sets.generated))]
@@ -90,8 +97,8 @@ class Audit:
 
     @property
     def passed(self) -> bool:
-        """Whether the share is within the limit."""
-        return self.share <= self.max_share
+        """Whether the share is within the limit and nothing was left out."""
+        return self.share <= self.max_share and not self.gaps
 
     def to_dict(self) -> dict[str, Any]:
         """Return the whole as plain values, for JSON."""
@@ -107,12 +114,19 @@ class Audit:
             "embeddings": [_embedding(c) for c in self.comparisons],
             "pairs": [_plain(pair) for pair in self.pairs],
             "skipped": self.skipped,
+            "left_out": self.left_out,
+            "gaps": self.gaps,
         }
 
     def write(self, folder: Path, voxels: VoxelEmbedding) -> None:
-        """Write ``nearest.png`` and, last, ``audit.json`` into ``folder``."""
-        folder.mkdir(parents=True, exist_ok=True)
+        """Write ``audit.json`` and then ``nearest.png`` into ``folder``: the verdict does not wait for pictures."""
+        self.write_verdict(folder)
         self.write_pictures(folder / PICTURE, voxels)
+
+    def write_verdict(self, folder: Path) -> None:
+        """Write ``audit.json``; pictures of an earlier audit, which are not this one's, are removed."""
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / PICTURE).unlink(missing_ok=True)
         with atomic_write(folder / RESULT) as temporary:
             text = json.dumps(self.to_dict(), indent=1, allow_nan=False)
             temporary.write_text(text + "\n", encoding="utf-8")
@@ -192,6 +206,8 @@ def run_audit(
         false_alarms=false_alarms,
         max_share=max_share,
         skipped=[{"file": s.file, "reason": s.reason} for s in bad.skipped],
+        left_out=[asdict(item) | {"files": list(item.files)} for item in bad.left_out],
+        gaps=bad.gaps,
     )
 
 

@@ -19,11 +19,13 @@ from prod9.evaluation.features import (
 from prod9.evaluation.file_features import load_file_features
 from prod9.evaluation.intervals import mean_interval, score_interval
 from prod9.evaluation.judge import Judge, load_judge, train_judge
+from prod9.evaluation.members import number_members
 from prod9.evaluation.networks import coarsen
 from prod9.evaluation.paired_files import score_pairs
 from prod9.evaluation.rows import PROBABILITIES, SetRows, describe_set
 from prod9.evaluation.score_table import Evaluation, Score
 from prod9.evaluation.set_scores import Resampling, score_sets
+from prod9.evaluation.training_patients import find_training_patients
 from prod9.evaluation.volume_sets import (
     BadFiles,
     Entry,
@@ -110,18 +112,22 @@ def evaluate_images(
     Raises ConfigError for settings that cannot work, DataError for folders or files that cannot be used.
     """
     check_settings(settings)
-    device = device or torch.device("cpu")
+    device, bad = device or torch.device("cpu"), BadFiles(skip=settings.skip_bad)
     real = find_volumes(
         real_root,
         layout=settings.layout,
         label_scheme=settings.label_scheme,
         modalities=settings.modalities,
         split=None if settings.split is None else Path(settings.split),
+        bad=bad,
     )
-    generated = find_volumes(generated_root, modalities=settings.modalities)
-    bad, scores, cases = BadFiles(skip=settings.skip_bad), [], []
+    generated = find_volumes(generated_root, modalities=settings.modalities, bad=bad)
+    trained_on = find_training_patients(
+        real, generated_root, split=settings.split, autoencoder=settings.autoencoder
+    )
+    scores, cases = [], []
     if settings.paired:
-        pairs = match_pairs(real, generated)
+        pairs = match_pairs(real, generated, bad)
         scores, cases = score_pairs(
             pairs,
             bad,
@@ -130,7 +136,7 @@ def evaluate_images(
             seed=settings.seed,
             progress=lambda done, total: report("Pairs", done, total),
         )
-    real, generated = _comparable(real, generated)
+    real, generated = _comparable(real, generated, bad)
     preparation, real, generated = prepare_for(
         real, generated, bad, grid=settings.grid, spacing=settings.spacing
     )
@@ -160,11 +166,16 @@ def evaluate_images(
             "grid": list(preparation.grid),
             "extractor_names": [extractor.name for extractor in extractors],
         },
-        sets={"real": _about(real_root, sets[0]), "generated": _about(generated_root, sets[1])},
+        sets={
+            "real": _about(real_root, sets[0]) | {"training_patients": trained_on.to_dict()},
+            "generated": _about(generated_root, sets[1]),
+        },
+        patients={"real": sets[0].num_patients, "generated": sets[1].num_patients},
         scores=[score.to_dict() for score in rows],
         cases=cases,
-        skipped=list({item.file: item for item in bad.skipped}.values()),
-        warnings=_warnings(rows, sets[1], sets[0]),
+        skipped=bad.skipped,
+        left_out=bad.left_out,
+        warnings=[*filter(None, [trained_on.warning()]), *bad.missing, *_warnings(rows, sets[1], sets[0])],
     )
     return ImageEvaluation(evaluation, trained)
 
@@ -172,8 +183,10 @@ def evaluate_images(
 # -- what is compared -----------------------------------------------------------------------------
 
 
-def _comparable(real: Sequence[Entry], generated: Sequence[Entry]) -> tuple[list[Entry], list[Entry]]:
-    """Return the entries whose modality the other set has too; all where the generated ones name none."""
+def _comparable(
+    real: Sequence[Entry], generated: Sequence[Entry], bad: BadFiles
+) -> tuple[list[Entry], list[Entry]]:
+    """Return the entries whose modality the other set has too; ``bad`` notes the others."""
     common = {entry.modality for entry in real} & {entry.modality for entry in generated}
     if not common:
         names = [", ".join(sorted({entry.modality for entry in entries})) for entries in (real, generated)]
@@ -181,6 +194,10 @@ def _comparable(real: Sequence[Entry], generated: Sequence[Entry]) -> tuple[list
             f"expected generated volumes of the real ones' modalities, {names[0]}, got {names[1]}; name the files as "
             "`prod9 generate` does (T1_0000.nii.gz), or choose the folders' modalities with --modality."
         )
+    for what, other, entries in (("real", "generated", real), ("generated", "real", generated)):
+        for modality in sorted({entry.modality for entry in entries} - common):
+            alone = [entry.path for entry in entries if entry.modality == modality]
+            bad.leave_out(f"{what} volumes of {modality}, of which there are no {other} ones", alone)
     return [e for e in real if e.modality in common], [e for e in generated if e.modality in common]
 
 
@@ -204,7 +221,9 @@ def _warnings(scores: Sequence[Score], generated: SetRows, real: SetRows) -> lis
             )
     weak = sorted({score.metric for score in scores if not score.reliable})
     if weak:
-        warnings.append(f"Too few volumes to rely on {', '.join(weak)}; the notes say how many they take.")
+        warnings.append(
+            f"Too few volumes to rely on {', '.join(weak)}; the notes say how many patients it takes."
+        )
     return warnings
 
 
@@ -277,8 +296,17 @@ def _probabilities(judge: Judge, device: torch.device) -> Callable[[Tensor], Ten
 def _judged(judge: Judge, generated: SetRows, real: SetRows, settings: ImageSettings) -> list[Score]:
     """Return the Inception Score if asked for, and how often the classifier sees the modality a file is named by."""
     probabilities = {name: rows.rows[PROBABILITIES] for name, rows in (("made", generated), ("real", real))}
-    common: Mapping[str, Any] = {"group": "classifier", "num_real": len(real), "better": "higher"}
+    common: Mapping[str, Any] = {
+        "group": "classifier",
+        "num_real": len(real),
+        "patients_generated": generated.num_patients,
+        "patients_real": real.num_patients,
+        "better": "higher",
+    }
     trust = f"right on {judge.accuracy:.1%} of {judge.num_unseen} real volumes that it did not see"
+    (members, there) = number_members(
+        *([(entry.patient_id, entry.modality) for entry in rows.entries] for rows in (generated, real))
+    )
     scores = [
         Score(
             **common,
@@ -296,7 +324,9 @@ def _judged(judge: Judge, generated: SetRows, real: SetRows, settings: ImageSett
             metric="modality_accuracy",
             value=right.mean().item(),
             num_generated=len(generated),
-            interval=mean_interval(right, replicates=settings.replicates, seed=settings.seed),
+            interval=mean_interval(
+                right, replicates=settings.replicates, seed=settings.seed, patients=members.patients
+            ),
             note=f"generated volumes taken for what they are named; the classifier is {trust}",
         )
     )
@@ -310,8 +340,8 @@ def _judged(judge: Judge, generated: SetRows, real: SetRows, settings: ImageSett
                 num_generated=len(generated),
                 interval=score_interval(
                     lambda i, _: inception_score(made[i]).item(),
-                    len(made),
-                    len(real),
+                    members,
+                    there,
                     replicates=settings.replicates,
                     seed=settings.seed,
                 ),

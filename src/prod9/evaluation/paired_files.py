@@ -10,6 +10,7 @@ from prod9 import volumes
 from prod9.data.labels import canonical_seg
 from prod9.errors import ConfigError, DataError, MissingDependencyError
 from prod9.evaluation.intervals import mean_interval
+from prod9.evaluation.members import number_members
 from prod9.evaluation.paired import BETTER, Perceptual, regional_scores
 from prod9.evaluation.regions import REGIONS
 from prod9.evaluation.score_table import Score, finite
@@ -39,6 +40,7 @@ def score_pairs(
     """
     perceptual = find_lpips()
     cases: list[Case] = []
+    patients: list[str] = []
     sides: tuple[int, ...] = ()
     for done, (real, generated) in enumerate(pairs, 1):
         try:
@@ -48,6 +50,7 @@ def score_pairs(
         sides = tuple(target.shape[2:])
         for region, row in regional_scores(made, target, seg, perceptual=perceptual).items():
             cases.append({"case": real.case_id, "modality": real.modality, "region": region, **row})
+            patients.append(real.patient_id)
         if progress is not None:
             progress(done, len(pairs))
     if not cases:
@@ -57,7 +60,7 @@ def score_pairs(
     scores = [
         score
         for modality in groups
-        for score in _means(cases, modality, sides, replicates=replicates, seed=seed)
+        for score in _means(cases, patients, modality, sides, replicates=replicates, seed=seed)
     ]
     return scores, [{name: finite(value) for name, value in case.items()} for case in cases]
 
@@ -109,16 +112,26 @@ def _ras(data: Any, reference: volumes.VolumeFile) -> Tensor:
 
 
 def _means(
-    cases: Sequence[Case], modality: str, sides: Sequence[int], *, replicates: int, seed: int
+    cases: Sequence[Case],
+    patients: Sequence[str],
+    modality: str,
+    sides: Sequence[int],
+    *,
+    replicates: int,
+    seed: int,
 ) -> list[Score]:
-    own = [case for case in cases if modality in ("all", case["modality"])]
-    metrics = [name for name in own[0] if name not in ("case", "modality", "region")]
+    (members,) = number_members([(patient, "") for patient in patients])
+    own = [k for k, case in enumerate(cases) if modality in ("all", case["modality"])]
+    metrics = [name for name in cases[0] if name not in ("case", "modality", "region")]
     scores = []
     for region in REGIONS:
-        rows = [case for case in own if case["region"] == region]
+        places = [k for k in own if cases[k]["region"] == region]
+        rows, owners = [cases[k] for k in places], members.patients[places]
         for metric in metrics:
             values = torch.tensor([row[metric] for row in rows], dtype=torch.float64)
-            count = int((~values.isnan()).sum())
+            known = ~values.isnan()
+            count, num_patients = int(known.sum()), len(owners[known].unique())
+            interval = mean_interval(values, replicates=replicates, seed=seed, patients=owners)
             scores.append(
                 Score(
                     group="paired",
@@ -127,19 +140,22 @@ def _means(
                     better=BETTER.get(metric, "higher"),
                     num_generated=count,
                     num_real=count,
+                    patients_generated=num_patients,
+                    patients_real=num_patients,
                     modality=modality,
                     region=region,
-                    interval=mean_interval(values, replicates=replicates, seed=seed),
+                    interval=interval,
                     unit=UNITS.get(metric, ""),
-                    note=_note(metric, count, sides),
+                    note=_note(metric, count, num_patients, sides),
                 )
             )
     return scores
 
 
-def _note(metric: str, count: int, sides: Sequence[int]) -> str | None:
+def _note(metric: str, count: int, patients: int, sides: Sequence[int]) -> str | None:
     if not count:
         return "no case has this region"
-    if metric == "ms_ssim":
-        return f"{ms_ssim_scales(sides)} scales, window {ssim_window(sides)}"
-    return f"window {ssim_window(sides)}" if metric.startswith("ssim") else None
+    window = f"window {ssim_window(sides)}"
+    words = {"ms_ssim": f"{ms_ssim_scales(sides)} scales, {window}", "ssim": window, "ssim_brasyn": window}
+    found = [words.get(metric), "no interval: it takes 2 patients" if patients < 2 else None]
+    return "; ".join(word for word in found if word) or None

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from prod9 import __version__
+from prod9.evaluation.entries import LeftOut
 from prod9.evaluation.intervals import Floor, Interval
 from prod9.files import atomic_write
 
@@ -22,8 +23,10 @@ class Score:
 
     group: ``paired``, ``distribution``, ``diversity``, ``appearance``, ``classifier`` or ``utility``. modality: or
     ``all``. better: ``higher``, ``lower``, or ``floor``, as near to the real volumes' own figure as can be.
-    value: NaN where it is undefined, ``note`` saying why. floor: real against real at the numbers of
-    ``floor.matched``. reliable: False where there are too few volumes to lean on it.
+    value: NaN where it is undefined, ``note`` saying why. num_generated, num_real: volumes; patients_generated,
+    patients_real: whose they are, what floor and interval count. floor: real against real at the numbers of
+    ``floor.matched``. reliable: False where there are too few patients to lean on it: a distance of Fréchet's kind in
+    D ``dimensions`` below 2 D of them.
     """
 
     group: str
@@ -32,6 +35,8 @@ class Score:
     better: str
     num_generated: int
     num_real: int
+    patients_generated: int | None = None
+    patients_real: int | None = None
     modality: str = "all"
     region: str | None = None
     extractor: str | None = None
@@ -59,6 +64,8 @@ class Score:
             "floor": floor,
             "num_generated": self.num_generated,
             "num_real": self.num_real,
+            "patients_generated": self.patients_generated,
+            "patients_real": self.patients_real,
             "dimensions": self.dimensions,
             "better": self.better,
             "unit": self.unit,
@@ -70,7 +77,11 @@ class Score:
 
 @dataclass
 class Evaluation:
-    """What ``evaluation.json`` holds. scores, cases: rows of plain values."""
+    """What ``evaluation.json`` holds. scores, cases: rows of plain values.
+
+    skipped: files that could not be used. patients: how many each set has. left_out:
+    volumes that nothing is wrong with and that did not count.
+    """
 
     command: str
     settings: Mapping[str, Any]
@@ -78,7 +89,9 @@ class Evaluation:
     scores: Sequence[Mapping[str, Any]]
     cases: Sequence[Mapping[str, Any]] = ()
     skipped: Sequence[Any] = ()
+    left_out: Sequence[LeftOut] = ()
     warnings: list[str] = field(default_factory=list)
+    patients: Mapping[str, int] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the content of the file."""
@@ -88,7 +101,9 @@ class Evaluation:
             "prod9": __version__,
             "settings": dict(self.settings),
             "sets": dict(self.sets),
+            "patients": dict(self.patients),
             "skipped": [asdict(item) for item in self.skipped],
+            "left_out": [asdict(item) | {"files": list(item.files)} for item in self.left_out],
             "warnings": list(self.warnings),
             "scores": list(self.scores),
             "cases": list(self.cases),

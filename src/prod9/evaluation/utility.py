@@ -15,15 +15,17 @@ from torch import Tensor
 
 from prod9 import volumes
 from prod9.data.cases import Case
-from prod9.data.layouts import find_cases
+from prod9.data.layouts import find_cases, scan_dataset
 from prod9.data.names import MODALITIES
 from prod9.data.preprocessing import Preprocessor, dequantise
 from prod9.data.splits import Split
 from prod9.data.transforms import Augmentation, TransformBuilder
 from prod9.errors import ConfigError, DataError
 from prod9.evaluation.intervals import crossed_interval
+from prod9.evaluation.members import number_members
 from prod9.evaluation.score_table import Evaluation, finite
 from prod9.evaluation.segmenter import dice, train_segmenter
+from prod9.evaluation.training_patients import find_training_patients
 from prod9.evaluation.volume_sets import PERCENTILES, BadFiles, Entry
 
 REGIONS: Mapping[str, tuple[int, ...]] = {
@@ -66,11 +68,20 @@ class UtilitySettings:
 
 @dataclass(frozen=True)
 class PatientSet:
-    """Patients with their lesions: volumes ``[N M H W D]`` in [0, 1], masks bool ``[N R H W D]``, names."""
+    """Cases with their lesions: volumes ``[N M H W D]`` in [0, 1], masks bool ``[N R H W D]``, names.
+
+    patients: whose each case is; several time points are one patient's.
+    """
 
     volumes: Tensor
     masks: Tensor
     names: tuple[str, ...]
+    patients: tuple[str, ...]
+
+    @property
+    def num_patients(self) -> int:
+        """Return how many different patients there are."""
+        return len(set(self.patients))
 
     def joined(self, other: "PatientSet") -> "PatientSet":
         """Return the patients of both."""
@@ -78,6 +89,7 @@ class PatientSet:
             torch.cat([self.volumes, other.volumes]),
             torch.cat([self.masks, other.masks]),
             self.names + other.names,
+            self.patients + other.patients,
         )
 
 
@@ -96,6 +108,10 @@ def evaluate_utility(
     device, bad = device or torch.device("cpu"), BadFiles(skip=settings.skip_bad)
     training, held_out = _real_cases(real_root, settings)
     synthetic = find_cases(synthetic_root, modalities=settings.modalities, require_seg=True)
+    _note_ignored((real_root, synthetic_root, *map(Path, filter(None, [settings.heldout]))), settings, bad)
+    trained_on = find_training_patients(
+        [_entry(case, settings) for case in held_out], synthetic_root, split=settings.split
+    )
     grid = settings.grid or _grid_of(synthetic[0], settings.modalities)
     _require_sizes(grid, len(settings.modalities), len(training) + len(synthetic) + len(held_out))
     read = _reader(grid, settings, bad)
@@ -120,10 +136,12 @@ def evaluate_utility(
                 ("heldout", settings.heldout or real_root, "held out"),
             )
         },
-        scores=list(_scores(overlaps, sets, settings)),
+        scores=list(_scores(overlaps, sets, found["held out"], settings)),
         cases=list(_cases(overlaps, found["held out"])),
+        patients={name: patients.num_patients for name, patients in found.items()},
         skipped=bad.skipped,
-        warnings=_warnings(settings, found["held out"]),
+        left_out=bad.left_out,
+        warnings=[*filter(None, [trained_on.warning()]), *_warnings(settings, found["held out"])],
     )
 
 
@@ -170,6 +188,18 @@ def _find(root: Path, settings: UtilitySettings) -> list[Case]:
     )
 
 
+def _entry(case: Case, settings: UtilitySettings) -> Entry:
+    name = settings.modalities[0]
+    return Entry(case.case_id, case.patient_id, name, case.images[name])
+
+
+def _note_ignored(roots: Sequence[Path], settings: UtilitySettings, bad: BadFiles) -> None:
+    """Note the volumes of the folders that belong to no case."""
+    for root in roots:
+        ignored = scan_dataset(root, layout=settings.layout if root != roots[1] else "auto").ignored
+        bad.leave_out(f"of no case of {root}", list(ignored), asked=False)
+
+
 def _grid_of(case: Case, modalities: Sequence[str]) -> tuple[int, int, int]:
     name = modalities[0]
     file = volumes.read(case.images[name], channel=case.channels.get(name))
@@ -208,23 +238,23 @@ def _reader(
     )
 
     def read(what: str, cases: Sequence[Case], report: Report) -> PatientSet:
-        images, masks, names = [], [], []
+        images, masks, names, patients = [], [], [], []
         for done, case in enumerate(cases, 1):
             try:
                 found = preprocess(case)
             except DataError as error:
-                name = settings.modalities[0]
-                bad.report(Entry(case.case_id, case.patient_id, name, case.images[name]), error)
+                bad.report(_entry(case, settings), error)
                 continue
             assert found.seg is not None  # asked for
             seg = torch.from_numpy(found.seg)
             images.append(dequantise(found.images))
             masks.append(torch.stack([torch.isin(seg, torch.tensor(v)) for v in REGIONS.values()]))
             names.append(case.case_id)
+            patients.append(case.patient_id)
             report(f"Reading {what}", done, len(cases))
         if not names:
             raise DataError(f"expected at least one readable patient of the {what} ones, got none.")
-        return PatientSet(torch.stack(images), torch.stack(masks), tuple(names))
+        return PatientSet(torch.stack(images), torch.stack(masks), tuple(names), tuple(patients))
 
     return read
 
@@ -233,6 +263,7 @@ def _about(root: str | Path, patients: PatientSet, settings: UtilitySettings) ->
     return {
         "path": str(root),
         "cases": len(patients.names),
+        "patients": patients.num_patients,
         "volumes": len(patients.names) * len(settings.modalities),
         "modalities": list(settings.modalities),
     }
@@ -270,18 +301,25 @@ def _train_and_test(
 
 
 def _scores(
-    overlaps: Mapping[str, Tensor], sets: Mapping[str, PatientSet], settings: UtilitySettings
+    overlaps: Mapping[str, Tensor],
+    sets: Mapping[str, PatientSet],
+    held_out: PatientSet,
+    settings: UtilitySettings,
 ) -> Iterator[dict[str, Any]]:
-    interval = partial(crossed_interval, replicates=settings.replicates, seed=settings.seed)
+    (members,) = number_members([(patient, "") for patient in held_out.patients])
+    interval = partial(
+        crossed_interval, replicates=settings.replicates, seed=settings.seed, patients=members.patients
+    )
     for r, region in enumerate(REGIONS):
         real = overlaps["real"][..., r].double()
         for name in SETS:
             own = overlaps[name][..., r].double()
             common = {"trained_on": name, "region": region, "num_training": len(sets[name].names)}
-            yield _row("dice", own.nanmean().item(), interval(own), own, common)
+            counted = len(members.patients[~own.isnan().any(0)].unique())
+            yield _row("dice", own.nanmean().item(), interval(own), own, counted, common)
             if name != "real":
                 share = (own.nanmean() / real.nanmean()).item()
-                yield _row("dice_share", share, interval(own, over=real), own, common)
+                yield _row("dice_share", share, interval(own, over=real), own, counted, common)
 
 
 def _row(
@@ -289,10 +327,13 @@ def _row(
     value: float,
     interval: tuple[float, float] | None,
     values: Tensor,
+    patients: int,
     common: Mapping[str, Any],
 ) -> dict[str, Any]:
-    seeds, patients = values.shape[0], int((~values.isnan()).any(0).sum())
+    """Return a row of the table. values: Dice by seed and case; patients: those whose cases have the region."""
+    seeds, cases = values.shape[0], int((~values.isnan()).any(0).sum())
     low, high = interval or (float("nan"), float("nan"))
+    note = None if patients else "no held-out patient has this region"
     return {
         "group": "utility",
         "metric": metric,
@@ -301,11 +342,12 @@ def _row(
         "low": finite(low),
         "high": finite(high),
         "num_seeds": seeds,
-        "num_heldout": patients,
+        "num_heldout": cases,
+        "patients_heldout": patients,
         "better": "higher",
         "unit": "",
         "reliable": patients >= 10 and seeds >= 3,
-        "note": None if patients else "no held-out patient has this region",
+        "note": "no interval: it takes 2 patients" if patients == 1 else note,
     }
 
 
@@ -324,5 +366,5 @@ def _cases(overlaps: Mapping[str, Tensor], held_out: PatientSet) -> Iterator[dic
 
 
 def _warnings(settings: UtilitySettings, held_out: PatientSet) -> list[str]:
-    few = len(held_out.names) < 10 or settings.seeds < 3
+    few = held_out.num_patients < 10 or settings.seeds < 3
     return ["Fewer than 10 held-out patients or 3 seeds: the intervals say little."] if few else []

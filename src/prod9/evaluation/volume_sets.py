@@ -5,8 +5,8 @@ A folder is a dataset of a known layout, or simply volumes: named as `prod9 gene
 """
 
 import json
-import re
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,66 +15,25 @@ import torch
 from torch import Tensor
 
 from prod9 import volumes
-from prod9.data.layouts import scan_dataset
-from prod9.data.names import TOKENS, bare, is_volume, shows_labels
+from prod9.data.layouts import Dataset, scan_dataset
+from prod9.data.names import is_volume
 from prod9.data.scan import walk
 from prod9.data.splits import Split
 from prod9.data.transforms import IntensityScaling
 from prod9.errors import DataError
+from prod9.evaluation.entries import BadFiles as BadFiles
+from prod9.evaluation.entries import Entry as Entry
+from prod9.evaluation.entries import entry_by_name
 from prod9.pipelines.placement import GridPlacement
-from prod9.volumes import Channel, VolumeFile, VolumeHeader
+from prod9.volumes import VolumeFile, VolumeHeader
 
 PERCENTILES = IntensityScaling(mode="percentile", lower=0.0, upper=99.5)
 """How raw intensities become [0, 1]: as in the shipped configs."""
-UNNAMED = "volume"
-"""The modality of a file whose name says none."""
 
 _MANIFEST = "manifest.json"
-_NUMBERED = re.compile(
-    rf"(?:(?P<case>.+)[-_])?(?P<token>{'|'.join(sorted(TOKENS, key=len, reverse=True))})[-_]?(?P<index>\d+)",
-    re.IGNORECASE,
-)
+_DESCRIBED = ("msd", "nnunet", "bids", "datalist")
+"""Layouts that say themselves which files are images; in all others names decide."""
 _SPACING_TOLERANCE = 0.01
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One volume. channel: its place in a 4D file. seg: the segmentation of its case, of ``label_scheme``."""
-
-    case_id: str
-    patient_id: str
-    modality: str
-    path: Path
-    channel: Channel | None = None
-    seg: Path | None = None
-    label_scheme: str = "canonical"
-
-    @property
-    def key(self) -> tuple[str, str]:
-        """Return what its counterpart in another folder has too."""
-        return self.case_id, self.modality
-
-
-@dataclass(frozen=True)
-class Skipped:
-    """A file that was left out, and why."""
-
-    file: str
-    reason: str
-
-
-class BadFiles:
-    """What happens to files that cannot be read: refused, or with ``skip`` listed and left out."""
-
-    def __init__(self, *, skip: bool) -> None:
-        self.skip = skip
-        self.skipped: list[Skipped] = []
-
-    def report(self, entry: Entry, error: DataError) -> None:
-        """Note ``entry`` as skipped, or raise ``error`` with what to do about it."""
-        if not self.skip:
-            raise DataError(f"{error} To leave such files out and list them, pass --skip-bad.") from error
-        self.skipped.append(Skipped(str(entry.path), str(error)))
 
 
 def find_volumes(
@@ -84,13 +43,15 @@ def find_volumes(
     label_scheme: str = "auto",
     modalities: Sequence[str] = (),
     split: Path | None = None,
+    bad: BadFiles | None = None,
 ) -> list[Entry]:
-    """Return the volumes below ``root``, sorted by modality and case.
+    """Return all volumes below ``root``, sorted by modality and case, whatever mixture of names they have.
 
-    modalities: only these, all by default. split: a run's ``split.json``; only its test patients are kept.
+    modalities: only these, all by default. split: a run's ``split.json``; only its test patients are kept. bad: what
+    becomes of files that cannot be used, refused by default; it also notes what stays out and why.
     Raises DataError for a folder without volumes, without the modalities, or without a test patient.
     """
-    root = Path(root)
+    root, bad = Path(root), BadFiles(skip=False) if bad is None else bad
     dataset = scan_dataset(root, layout=layout, label_scheme=label_scheme)
     entries = [
         Entry(
@@ -104,7 +65,8 @@ def find_volumes(
         )
         for case in dataset.cases
         for modality, path in case.images.items()
-    ] or _flat(root)
+    ]
+    entries += _beside_cases(root, dataset, bad)
     if not entries:
         raise DataError(f"{root}: expected volumes (.nii or .nii.gz), got none; check the path.")
     chosen = [entry for entry in entries if not modalities or entry.modality in modalities]
@@ -113,13 +75,18 @@ def find_volumes(
         raise DataError(
             f"{root}: expected volumes of {', '.join(modalities)}, got {there}; correct --modality."
         )
+    _note_others(entries, chosen, f"of other modalities than {', '.join(modalities)}", bad)
     if split is not None:
-        chosen = _held_out(chosen, split, root)
-    return sorted(chosen, key=lambda entry: (entry.modality, entry.case_id))
+        held_out = _held_out(chosen, split, root, bad)
+        _note_others(chosen, held_out, f"not of the test patients of {split}", bad)
+        chosen = held_out
+    return sorted(chosen, key=lambda entry: (entry.modality, entry.case_id, str(entry.path)))
 
 
-def match_pairs(real: Sequence[Entry], generated: Sequence[Entry]) -> list[tuple[Entry, Entry]]:
-    """Return (real, generated) of each case and modality that both folders have.
+def match_pairs(
+    real: Sequence[Entry], generated: Sequence[Entry], bad: BadFiles | None = None
+) -> list[tuple[Entry, Entry]]:
+    """Return (real, generated) of each case and modality that both folders have; ``bad`` notes the others.
 
     Raises DataError naming some of each when there is none, or when a name stands for several volumes.
     """
@@ -131,6 +98,9 @@ def match_pairs(real: Sequence[Entry], generated: Sequence[Entry]) -> list[tuple
             f"expected generated volumes of the same cases as the real ones, got none in common: real has "
             f"{examples[0]} …, generated has {examples[1]} …; name the files alike, or leave --paired out."
         )
+    if bad is not None:
+        alone = [entry.path for key, entry in by_key[1].items() if key not in by_key[0]]
+        bad.leave_out("generated, without a real volume of the same case to be paired with", alone)
     return [(by_key[0][key], by_key[1][key]) for key in common]
 
 
@@ -146,42 +116,71 @@ def _unique(entries: Sequence[Entry]) -> dict[tuple[str, str], Entry]:
     return found
 
 
-def _flat(root: Path) -> list[Entry]:
-    labels = _labels(root)
-    entries = []
-    for path in walk(root) if root.is_dir() else []:
-        if not is_volume(path.name) or shows_labels(path.name):
-            continue
-        stem = bare(path.name)
-        match = _NUMBERED.fullmatch(stem)
-        modality = labels.get(path.name) or (TOKENS[match["token"].lower()] if match else UNNAMED)
-        # Volume k of a modality stands alone; of a case, it is one of the case's.
-        case = stem if not match or not match["case"] else f"{match['case']}_{match['index']}"
-        entries.append(Entry(case, case, modality, path))
+def _beside_cases(root: Path, dataset: Dataset, bad: BadFiles) -> list[Entry]:
+    """Return the volumes that belong to no case of the layout; what cannot be one goes to ``bad``."""
+    used = {path for case in dataset.cases for path in case.files}
+    described = dataset.layout in _DESCRIBED
+    if described:
+        others = list(dataset.ignored)
+    else:
+        others = [path for path in walk(root) if is_volume(path.name) and path not in used]
+    manifest, entries, strange = _manifest(root), list[Entry](), list[Path]()
+    for path in others:
+        entry = entry_by_name(path, root, manifest) if path.is_relative_to(root) else None
+        if entry is not None and not described:
+            entries.append(entry)
+        elif entry is not None:
+            strange.append(path)
+    counted = [str(entry.path) for entry in entries]
+    for problem in dataset.problems:
+        # Two files of one name are a problem for training; here both are volumes and both count.
+        if not any(file in problem for file in counted):
+            bad.report_file(problem.split(": ")[0], problem)
+    bad.leave_out(f"of no case of the {dataset.layout} layout of {root}", strange, asked=False)
+    if root.is_dir():
+        for path in _dangling(root):
+            bad.report_file(
+                str(path),
+                f"{path}: expected a volume, got a link to nothing; fetch its content, or remove it.",
+            )
     return entries
 
 
-def _labels(root: Path) -> dict[str, str]:
-    """Return the label of each file that `prod9 generate` noted; nothing where there is no such note."""
+def _dangling(root: Path) -> Iterator[Path]:
+    for folder, _, names in os.walk(root):
+        for name in sorted(names):
+            path = Path(folder) / name
+            if is_volume(name) and path.is_symlink() and not path.exists():
+                yield path
+
+
+def _manifest(root: Path) -> dict[str, Mapping[str, object]]:
+    """Return what `prod9 generate` noted of each file; nothing where there is no such note."""
     try:
-        files: Mapping[str, Mapping[str, object]] = json.loads((root / _MANIFEST).read_text("utf-8"))["files"]
-        return {name: str(entry["label"]) for name, entry in files.items() if "label" in entry}
-    except (OSError, ValueError, KeyError, TypeError):
+        files = json.loads((root / _MANIFEST).read_text("utf-8"))["files"]
+        return {str(name): noted for name, noted in files.items() if isinstance(noted, dict)}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return {}
 
 
-def _held_out(entries: Sequence[Entry], file: Path, root: Path) -> list[Entry]:
+def _note_others(entries: Sequence[Entry], kept: Sequence[Entry], reason: str, bad: BadFiles) -> None:
+    inside = {id(entry) for entry in kept}
+    bad.leave_out(reason, [entry.path for entry in entries if id(entry) not in inside])
+
+
+def _held_out(entries: Sequence[Entry], file: Path, root: Path, bad: BadFiles) -> list[Entry]:
     if not file.is_file():
         raise DataError(f"{file}: expected a split file, got none; a run keeps it as split.json.")
-    test = frozenset(Split.load(file).test)
+    test = Split.load(file).test
     if not test:
         raise DataError(
             f"{file}: expected test patients to compare with, got none: validation patients were spent on choosing "
             "the model. Train with data.split.test above 0, or compare with patients of another folder."
         )
-    kept = [entry for entry in entries if entry.patient_id in test]
+    kept = [entry for entry in entries if entry.patient_id in frozenset(test)]
     if not kept:
         raise DataError(f"{root}: expected the test patients of {file}, got none of them; check both paths.")
+    bad.require_patients(test, kept, "test", root)
     return kept
 
 

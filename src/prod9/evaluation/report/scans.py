@@ -16,7 +16,7 @@ from prod9.data.labels import canonical_seg
 from prod9.data.names import MODALITIES
 from prod9.errors import DataError
 from prod9.evaluation.report.gather import RunRecord
-from prod9.evaluation.volume_sets import Entry, find_volumes
+from prod9.evaluation.volume_sets import BadFiles, Entry, find_volumes
 from prod9.training.montage import three_planes
 from prod9.volumes import encode, read, to_ras
 
@@ -53,7 +53,7 @@ class Shown:
 
 def load_generated(folder: Path, *, per_modality: int = PER_MODALITY) -> list[Shown]:
     """Return the first volumes of each modality in ``folder``; DataError where there is none."""
-    return _first(find_volumes(folder), "generated", per_modality)
+    return _first(find_volumes(folder, bad=BadFiles(skip=True)), "generated", per_modality)
 
 
 def load_real(run: RunRecord) -> list[Shown]:
@@ -67,6 +67,7 @@ def load_real(run: RunRecord) -> list[Shown]:
         layout=data.get("layout", "auto"),
         modalities=data.get("modalities", ()),
         split=run.folder / "split.json",
+        bad=BadFiles(skip=True),  # only a few are shown
     )
     cases = list(dict.fromkeys(entry.case_id for entry in entries))[:_CASES_LOOKED_AT]
     best = max(cases, key=lambda case: _lesion(next(e for e in entries if e.case_id == case)))

@@ -19,7 +19,7 @@ from prod9.training.algorithms.control_flow import FlowControl, RegionContrast
 from prod9.training.algorithms.control_regions import position_weights, region_of
 from prod9.training.algorithms.control_tokens import TokenControl
 from prod9.training.algorithms.tally import Tally, mean_of
-from prod9.training.metrics import frechet_distance, inception_score
+from prod9.training.metrics import inception_score, num_directions, principal_frechet
 from prod9.types import Latent, TokenGrid, Volume
 
 OBJECTIVES: Mapping[str, Callable[[Any, Any], Tensor]] = MappingProxyType(
@@ -225,13 +225,25 @@ class ControlNetTrainer:
         *,
         extractor: Callable[[Tensor], Tensor],
         classify: Callable[[Tensor], Tensor] | None = None,
+        directions: int | None = None,
     ) -> dict[str, Tensor]:
         """Return ``fid`` of generated against real volumes and, with a classifier, ``inception_score``.
 
-        extractor: volumes → features ``[N D]``. classify: volumes → class probabilities ``[N K]``, of a
-        classifier trained on these very classes; without one the score says nothing and is left out.
+        A validation samples far fewer volumes than there are features, and the Fréchet distance of all of them would
+        fall when samples lose variety: ``fid`` is that of the principal directions of both sets together.
+
+        Args:
+            generated: volumes in [0, 1].
+            real: volumes to compare with.
+            extractor: volumes → features ``[N D]``.
+            classify: volumes → class probabilities ``[N K]``, of a classifier trained on these very classes; without
+                one the score says nothing and is left out.
+            directions: in how many directions to compare; by default as many as this number of real volumes carries.
         """
-        metrics = {"fid": frechet_distance(extractor(generated), extractor(real))}
+        made, wanted = extractor(generated), extractor(real)
+        if directions is None:
+            directions = num_directions(min(len(made), len(wanted)), wanted.shape[1])
+        metrics = {"fid": principal_frechet(made, wanted, directions=directions)}
         if classify is not None:
             metrics["inception_score"] = inception_score(classify(generated))
         return metrics

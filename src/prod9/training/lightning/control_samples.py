@@ -8,14 +8,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from prod9.data.names import identify
 from prod9.evaluation.classifier import ModalityClassifier, train_classifier
 from prod9.evaluation.control import contrast_slope, foreground_dice
 from prod9.evaluation.features import AutoencoderFeatures, extract
+from prod9.evaluation.manifold import standardised_kid
+from prod9.evaluation.members import number_members
 from prod9.evaluation.networks import coarsen
 from prod9.training.algorithms.controlnet_trainer import ControlNetTrainer
 from prod9.training.config_schema import MaisiControlNetConfig, MaskGiTControlNetLightningConfig
 from prod9.training.lightning.base import Batch, Panel, Unregistered
 from prod9.training.lightning.upstream import AbstractUpstreamLightning
+from prod9.training.metrics import num_directions
 
 _CLASSIFIER_VOLUMES = 64
 """Training volumes that the classifier of the Inception Score is trained on."""
@@ -23,9 +27,10 @@ _CLASSIFIER_VOLUMES = 64
 
 @dataclass(frozen=True)
 class Sampled:
-    """Volumes ``[1 1 H W D]`` for one held-out segmentation ``[1 H W D]``, on the CPU."""
+    """Volumes ``[1 1 H W D]`` for one held-out segmentation ``[1 H W D]`` of ``patient``, on the CPU."""
 
     title: str
+    patient: str
     seg: Tensor
     real: Tensor
     controlled: Tensor
@@ -91,11 +96,13 @@ class SampledControl(AbstractUpstreamLightning[Any]):
     def on_validation_epoch_end(self) -> None:
         """Log what the samples are worth: ``val/fid``, ``val/region_contrast`` and more.
 
-        ``fid``: Fréchet distance to the real volumes of the same segmentations, in features of the
-        autoencoder. ``region_contrast``: 1 where classes stand out from the brain as in those volumes, 0
-        without trace. Where foregrounds steer: ``foreground_dice`` with them, ``…_real`` of reconstructions being the
-        most that can be reached. ``…_base``: the same of samples without control. With a classifier its
-        ``classifier_accuracy`` and the ``inception_score``. Every rank has the same samples.
+        ``fid``: Fréchet distance to the real volumes of the same segmentations in ``fid_dimensions`` principal
+        directions of the autoencoder's features, from ``fid_patients`` patients; ``fid_reliable`` is 0 where those
+        are fewer than twice the directions. ``kid``: unbiased kernel distance of all features, each patient counting
+        once, where there are two or more. ``region_contrast``: 1 where classes stand out from the brain as in those
+        volumes, 0 without trace. Where foregrounds steer: ``foreground_dice`` with them, ``…_real`` of
+        reconstructions being the most that can be reached. ``…_base``: the same of samples without control. With a
+        classifier its ``classifier_accuracy`` and the ``inception_score``. Every rank has the same samples.
         """
         super().on_validation_epoch_end()
         self._log_samples("val")
@@ -126,7 +133,8 @@ class SampledControl(AbstractUpstreamLightning[Any]):
     def _sample(self, batch: Batch, batch_idx: int) -> Sampled:
         one = {name: value[:1] for name, value in batch.items()}
         volumes = [torch.from_numpy(volume)[None, None] for volume in self.draw(one, batch_idx)]
-        return Sampled(one["modality"][0], one["seg"].cpu(), *volumes)
+        patient = identify(str(one["case_id"][0])).patient_id
+        return Sampled(one["modality"][0], patient, one["seg"].cpu(), *volumes)
 
     def _log_samples(self, part: str) -> None:
         if len(self._samples) < 2:
@@ -135,17 +143,28 @@ class SampledControl(AbstractUpstreamLightning[Any]):
             torch.cat([getattr(sampled, name) for sampled in self._samples])
             for name in ("seg", "real", "controlled", "base")
         )
+        (members,) = number_members([(sampled.patient, sampled.title) for sampled in self._samples])
         features = AutoencoderFeatures(self.wrapper.autoencoder)
-
-        def extractor(volumes: Tensor) -> Tensor:
-            return extract(features, volumes.to(self.device), batch_size=1)
-
+        wanted = extract(features, real.to(self.device), batch_size=1)
+        directions = num_directions(members.num_patients, wanted.shape[1])
         classify = self._trained_classifier(part, real)
-        metrics: dict[str, Any] = {}
+        metrics: dict[str, Any] = {
+            f"{part}/fid_dimensions": float(directions),
+            f"{part}/fid_patients": float(members.num_patients),
+            f"{part}/fid_reliable": float(members.num_patients >= 2 * directions),
+        }
         for suffix, volumes in (("", controlled), ("_base", base)):
+            made = extract(features, volumes.to(self.device), batch_size=1)
+            # Features of each set are taken once: both distances look them up.
+            known = {id(volumes): made, id(real): wanted}
             scores = ControlNetTrainer.compute_sample_metrics(
-                volumes, real, extractor=extractor, classify=classify
+                volumes,
+                real,
+                extractor=lambda x, known=known: known[id(x)],
+                classify=classify,
+                directions=directions,
             )
+            scores["kid"] = torch.tensor(standardised_kid(made, wanted, members=(members, members)))
             scores["region_contrast"] = torch.tensor(contrast_slope(volumes, real, seg))
             metrics |= {f"{part}/{k}{suffix}": v.float() for k, v in scores.items() if v.isfinite()}
         if self.config.data.kind == "medmnist3d" and self.config.condition.takes_seg:

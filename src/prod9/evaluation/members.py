@@ -1,0 +1,73 @@
+"""Whose the rows of a set are: patients are what statistics count, not volumes."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Int64
+from torch import Tensor
+
+Owners = Int64[Tensor, " N"]
+
+
+@dataclass(frozen=True, eq=False)
+class Members:
+    """The patient and the modality of each of ``N`` rows, as numbers.
+
+    Sets that are compared share their numbers (:func:`number_members`): a number is one patient in both. weights: what
+    each row counts where each patient counts once; 1 over the number of the patient's rows unless given.
+    """
+
+    patients: Owners
+    kinds: Owners
+    weights: Tensor = field(default_factory=lambda: torch.zeros(0))
+
+    def __post_init__(self) -> None:
+        if len(self.weights) != len(self.patients):
+            _, places, counts = self.patients.unique(return_inverse=True, return_counts=True)
+            object.__setattr__(self, "weights", 1.0 / counts[places].double())
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        return len(self.patients)
+
+    @property
+    def num_patients(self) -> int:
+        """Return how many different patients there are."""
+        return len(self.patients.unique())
+
+    def rows_by_patient(self) -> list[Tensor]:
+        """Return the rows of each patient, in the order of the patients' numbers."""
+        if not len(self):
+            return []
+        order = self.patients.argsort(stable=True)
+        counts = self.patients[order].unique_consecutive(return_counts=True)[1]
+        return list(order.split(counts.tolist()))
+
+    def __getitem__(self, rows: Tensor) -> "Members":
+        """Return the members of some rows, which may repeat: a patient drawn twice counts twice."""
+        return Members(self.patients[rows], self.kinds[rows], self.weights[rows])
+
+
+def as_members(owners: "Members | Tensor | int") -> Members:
+    """Return ``owners``: of a number of rows, each a patient's only one; of patients' numbers, all of one kind."""
+    if isinstance(owners, Members):
+        return owners
+    patients = torch.arange(owners) if isinstance(owners, int) else owners
+    return Members(patients, torch.zeros_like(patients))
+
+
+def number_members(*sets: Sequence[tuple[str, str]]) -> list[Members]:
+    """Return the members of each set of (patient, modality) names, numbered alike in all of them.
+
+    Numbers follow the names in order, so they don't depend on the order of files.
+    """
+    tables = []
+    for place in (0, 1):
+        names = sorted({row[place] for rows in sets for row in rows})
+        tables.append({name: number for number, name in enumerate(names)})
+
+    def numbers(rows: Sequence[tuple[str, str]], place: int) -> Tensor:
+        return torch.tensor([tables[place][row[place]] for row in rows], dtype=torch.int64)
+
+    return [Members(numbers(rows, 0), numbers(rows, 1)) for rows in sets]
