@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from prod9.cli import shared
+from prod9.cli.reporting import reporting
 from prod9.cli.shared import FAILED, DebugOption, DeviceOption, JsonOption, console, messages, new_app
 from prod9.devices import torch_device
 from prod9.errors import ConfigError
@@ -139,17 +140,16 @@ def _audit(
     from prod9.evaluation.audit_embeddings import VoxelEmbedding
     from prod9.evaluation.audit_volumes import run_audit
 
-    voxels = VoxelEmbedding.fit(_readable(sets.train, bad))
-    embeddings: list[Embedding] = [voxels] if model is None else [voxels, _latents(model, device)]
-    with shared.progress() as bar:
-        task = bar.add_task("Comparing", total=None)
+    with reporting() as report:
+        voxels = VoxelEmbedding.fit(_readable(sets.train, bad))
+        embeddings: list[Embedding] = [voxels] if model is None else [voxels, _latents(model, device)]
         result = run_audit(
             sets,
             embeddings,
             false_alarms=false_alarms,
             max_share=max_share,
             bad=bad,
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
+            progress=lambda done, total: report("Comparing", done, total),
         )
     return result, voxels
 

@@ -1,20 +1,17 @@
 """``prod9 evaluate``: what generated volumes are worth."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from prod9.cli import shared
+from prod9.cli.reporting import reporting
 from prod9.cli.shared import DebugOption, DeviceOption, JsonOption, OverwriteOption, new_app
 from prod9.devices import torch_device
 from prod9.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from rich.progress import Progress
-
     from prod9.evaluation.score_table import Evaluation
 
 app = new_app("Measure generated volumes against real ones.")
@@ -115,6 +112,7 @@ def images(
     _check_folder(output_dir, overwrite)
     from prod9.evaluation.images import ImageSettings, check_settings, evaluate_images
     from prod9.evaluation.judge import FILE as CLASSIFIER
+    from prod9.evaluation.kept_pairs import FILE as KEPT
 
     settings = ImageSettings(
         extractors=tuple(extractor or ["random"]),
@@ -135,13 +133,16 @@ def images(
         seed=seed,
     )
     check_settings(settings)
-    with shared.progress() as bar:
+    kept = output_dir / KEPT
+    again = "Scores of pairs that were done are kept; the same command goes on from here."
+    with shared.resumable(again), reporting() as report:
         result = evaluate_images(
-            real, generated, settings, device=torch_device(device), report=_reporter(bar)
+            real, generated, settings, device=torch_device(device), report=report, keep=kept
         )
     if result.judge is not None:
         result.judge.save(output_dir / CLASSIFIER)
     _finish(result.evaluation, output_dir, as_json)
+    kept.unlink(missing_ok=True)
 
 
 @app.command("utility")
@@ -200,23 +201,9 @@ def utility(
         skip_bad=skip_bad,
         **chosen,
     )
-    with shared.progress() as bar:
-        evaluation = evaluate_utility(
-            real, synthetic, settings, device=torch_device(device), report=_reporter(bar)
-        )
+    with reporting() as report:
+        evaluation = evaluate_utility(real, synthetic, settings, device=torch_device(device), report=report)
     _finish(evaluation, output_dir, as_json)
-
-
-def _reporter(bar: "Progress") -> "Callable[[str, int, int], None]":
-    """Return what moves one line of ``bar`` for each kind of work."""
-    tasks: dict[str, Any] = {}
-
-    def report(what: str, done: int, total: int) -> None:
-        if what not in tasks:
-            tasks[what] = bar.add_task(what, total=total)
-        bar.update(tasks[what], completed=done)
-
-    return report
 
 
 def _check_folder(output_dir: Path, overwrite: bool) -> None:

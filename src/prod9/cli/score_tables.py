@@ -21,19 +21,24 @@ def print_scores(evaluation: "Evaluation") -> None:
     if evaluation.command == "evaluate utility":
         return
     shared.console.print(
-        "↑ higher is better, ↓ lower, = as near to the floor as can be; ? too few volumes to rely on. Floor: real "
-        "volumes against each other, at the numbers of 'matched'.",
+        "↑ higher is better, ↓ lower, = as near to the floor as can be; ? too few patients to rely on: a Fréchet "
+        "distance takes 2 D. Floor: real patients against each other, at the numbers of 'matched'.",
     )
 
 
 def _print_paired(rows: Sequence[Row]) -> None:
     regions = list(dict.fromkeys(row["region"] for row in rows))
-    table = _table("paired", "metric", *regions, "volumes", wrap=True)
+    table = _table("paired", "metric", *regions, "volumes", "patients", wrap=True)
     for metric in dict.fromkeys(row["metric"] for row in rows):
         own = {row["region"]: row for row in rows if row["metric"] == metric}
         first = own[regions[0]]
         cells = [_with_interval(own[region]) for region in regions]
-        table.add_row(f"{metric} {ARROWS[first['better']]}", *cells, str(first["num_generated"]))
+        table.add_row(
+            f"{metric} {ARROWS[first['better']]}",
+            *cells,
+            str(first["num_generated"]),
+            str(first["patients_generated"]),
+        )
     shared.console.print(table)
 
 
@@ -42,9 +47,10 @@ def _print_sets(rows: Sequence[Row]) -> None:
         own = [row for row in rows if row["extractor"] == extractor]
         first = own[0]
         title = (
-            f"{first['group']}{f', {extractor}' if extractor else ''}: {first['num_generated']} generated, "
+            f"{first['group']}{f', {extractor}' if extractor else ''}: "
+            f"{_counted(first, 'generated')}, {_counted(first, 'real')}"
         )
-        table = _table(f"{title}{first['num_real']} real", "metric", "score", "matched", "floor", "D")
+        table = _table(title, "metric", "score", "matched", "floor", "D")
         for row in own:
             table.add_row(
                 f"{row['metric']} {ARROWS[row['better']]}{'' if row['reliable'] else ' ?'}",
@@ -58,6 +64,10 @@ def _print_sets(rows: Sequence[Row]) -> None:
     for note in dict.fromkeys(row["note"] for row in absent if row["note"]):
         names = ", ".join(row["metric"] for row in absent if row["note"] == note)
         shared.console.print(f"{names}: {note}")
+
+
+def _counted(row: Row, side: str) -> str:
+    return f"{row[f'num_{side}']} {side} of {row[f'patients_{side}']} patients"
 
 
 def _print_utility(rows: Sequence[Row]) -> None:

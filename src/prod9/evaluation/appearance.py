@@ -4,6 +4,8 @@ Volumes are ``[H W D]`` in [0, 1]. The brain is where intensity exceeds 2% of th
 exact zeros. Each function gives one row a volume; the distances compare the rows of two sets.
 """
 
+from functools import lru_cache
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -44,18 +46,44 @@ def power_spectrum(volume: Plain) -> Row:
     frequency, on small grids, takes the one before it. A Hann window keeps what touches the border from
     spreading over all frequencies.
     """
-    windows = [torch.hann_window(side + 2, periodic=False)[1:-1] for side in volume.shape]
-    taper = windows[0][:, None, None] * windows[1][:, None] * windows[2]
-    power = torch.fft.fftn(volume.float() * taper, norm="ortho").abs().square()
-    axes = torch.meshgrid(*[torch.fft.fftfreq(side) for side in volume.shape], indexing="ij")
-    radius = torch.stack([axis.square() for axis in axes]).sum(0).sqrt()
-    shell = (radius * 2 * FREQUENCIES).round().long()
-    kept = shell < FREQUENCIES
-    total = torch.zeros(FREQUENCIES).index_add_(0, shell[kept], power[kept])
-    count = torch.bincount(shell[kept], minlength=FREQUENCIES)
-    level = 10 * torch.log10(total / count.clamp_min(1) + 1e-12)
+    shape = tuple(volume.shape)
+    taper = _tapers(shape)
+    power = torch.fft.rfftn(volume.float() * taper[0] * taper[1] * taper[2], norm="ortho").abs().square_()
+    shell, count = _shells(shape)
+    total = torch.zeros(FREQUENCIES + 1, dtype=torch.float64)
+    for plane, places in zip(power, shell, strict=True):
+        # Of a real volume half of the spectrum is kept; what it stands for counts twice.
+        weighted = plane.double()
+        weighted[:, 1 : (shape[2] + 1) // 2] *= 2
+        total.index_add_(0, places.flatten().long(), weighted.flatten())
+    level = 10 * torch.log10(total[:-1] / count.clamp_min(1) + 1e-12)
     filled = torch.where(count > 0, torch.arange(FREQUENCIES), 0).cummax(0).values
-    return level[filled]
+    return level[filled].float()
+
+
+def _tapers(shape: tuple[int, ...]) -> list[Tensor]:
+    windows = [torch.hann_window(side + 2, periodic=False)[1:-1] for side in shape]
+    return [windows[0][:, None, None], windows[1][:, None], windows[2]]
+
+
+@lru_cache(maxsize=2)
+def _shells(shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """Return the shell of each frequency of ``rfftn`` as uint8 and the shells' sizes.
+
+    What lies beyond the last shell has the number ``FREQUENCIES``.
+    """
+    last = torch.fft.rfftfreq(shape[2]).square()
+    across = [torch.fft.fftfreq(side).square() for side in shape[:2]]
+    shell = torch.empty(shape[0], shape[1], len(last), dtype=torch.uint8)
+    count = torch.zeros(FREQUENCIES + 1, dtype=torch.int64)
+    for k, first in enumerate(across[0]):
+        radius = (first + across[1][:, None] + last).sqrt()
+        shell[k] = (radius * 2 * FREQUENCIES).round().clamp_max(FREQUENCIES).to(torch.uint8)
+        places = shell[k].long()
+        count += torch.bincount(places.flatten(), minlength=FREQUENCIES + 1)
+        doubled = places[:, 1 : (shape[2] + 1) // 2].flatten()
+        count += torch.bincount(doubled, minlength=FREQUENCIES + 1)
+    return shell, count[:-1]
 
 
 def spectrum_distance(a: Rows, b: Float[Tensor, "M K"]) -> float:
@@ -71,10 +99,13 @@ def radiomics(volume: Plain) -> Row:
     distance 1 (mean and range over six directions) and at distance 2 (mean), ``LEVELS`` levels of [0, 1].
     """
     brain = volume > BRAIN
-    first = _first_order(volume[brain].double(), brain.double().mean())
+    first = _first_order(volume[brain].double(), brain.float().mean().double())
+    box = _box(brain)
+    brain = brain[box]
+    grey = (volume[box].clamp(0.0, 1.0) * LEVELS).clamp_max(LEVELS - 1).to(torch.uint8)
     texture = []
     for step in (1, 2):
-        rows = torch.stack([_texture(volume, brain, [step * o for o in offset]) for offset in _OFFSETS])
+        rows = torch.stack([_texture(grey, brain, [step * o for o in offset]) for offset in _OFFSETS])
         texture += [rows.mean(0)] + ([rows.amax(0) - rows.amin(0)] if step == 1 else [])
     return torch.cat([first, *texture]).float()
 
@@ -105,8 +136,17 @@ def _first_order(values: Tensor, share: Tensor) -> Tensor:
     return torch.cat([moments, percentiles, entropy[None], share[None]])
 
 
-def _texture(volume: Plain, brain: Tensor, offset: list[int]) -> Tensor:
-    grey = (volume.clamp(0.0, 1.0) * LEVELS).long().clamp_max(LEVELS - 1)
+def _box(brain: Tensor) -> tuple[slice, ...]:
+    """Return the smallest box that holds the brain; everything without one."""
+    box = []
+    for others in ((1, 2), (0, 2), (0, 1)):
+        places = brain.any(others[1]).any(others[0]).nonzero()
+        box.append(slice(int(places.min()), int(places.max()) + 1) if len(places) else slice(None))
+    return tuple(box)
+
+
+def _texture(grey: Tensor, brain: Tensor, offset: list[int]) -> Tensor:
+    """Return six measures of the co-occurrences of ``grey`` levels, uint8, at ``offset``."""
     here = tuple(slice(None, -o or None) for o in offset)
     there = tuple(slice(o, None) for o in offset)
     both = brain[here] & brain[there]

@@ -86,7 +86,7 @@ class VoxelEmbedding:
         """Return the head centred in ``side``³ samples of the field, its brightest part at 1, float32."""
         data, affine = to_ras(file.data, file.header.affine)
         unit, head = _unit(file, data)
-        centre = torch.nonzero(head).double().mean(0)
+        centre = [float(np.arange(len(n)) @ n / n.sum()) for n in _along_axes(head)]
         offsets = ((torch.arange(side) + 0.5) / side - 0.5) * self.field_mm
         spacing = np.linalg.norm(affine[:3, :3], axis=0)
         axes = [
@@ -132,12 +132,23 @@ def _unit(file: VolumeFile, data: np.ndarray) -> tuple[Tensor, Tensor]:
             f"{file.header.path}: expected a volume that shows something, got intensity {low:g} nearly everywhere; "
             "leave this file out."
         )
-    unit = torch.from_numpy(np.ascontiguousarray((data - low) / (high - low), dtype=np.float32))
-    return unit, unit > _HEAD
+    # In place and in float32: the percentiles are float64 and would make copies of twice the size.
+    unit = np.subtract(data, np.float32(low), order="C")
+    unit *= np.float32(1.0 / (high - low))
+    volume = torch.from_numpy(unit)
+    return volume, volume > _HEAD
+
+
+def _along_axes(head: Tensor) -> list[np.ndarray]:
+    """Return how many voxels of the head lie in each plane of each axis."""
+    plain = head.numpy().view(np.uint8)
+    columns = plain.sum(2, dtype=np.int32)
+    return [columns.sum(1), columns.sum(0), plain.reshape(-1, plain.shape[2]).sum(0, dtype=np.int32)]
 
 
 def _extent_mm(file: VolumeFile) -> float:
     data, affine = to_ras(file.data, file.header.affine)
     _, head = _unit(file, data)
-    sides = [int(places.max() - places.min()) + 1 for places in torch.nonzero(head).T]
+    planes = [np.flatnonzero(found) for found in _along_axes(head)]
+    sides = [int(places.max() - places.min()) + 1 for places in planes]
     return float(max(np.asarray(sides) * np.linalg.norm(affine[:3, :3], axis=0)))

@@ -242,7 +242,7 @@ class _Reader:
                 self.bad.report(entry, error)
             else:
                 part.entries.append(entry)
-                part.contents.append(hashlib.sha256(np.ascontiguousarray(file.data).tobytes()).digest())
+                part.contents.append(hashlib.sha256(np.ascontiguousarray(file.data).data).digest())
                 for kept, row in zip(part.rows, rows, strict=True):
                     kept.append(row)
             self.done += 1

@@ -106,9 +106,11 @@ def evaluate_images(
     *,
     device: torch.device | None = None,
     report: Report = lambda what, done, total: None,
+    keep: Path | None = None,
 ) -> ImageEvaluation:
     """Score the volumes below ``generated_root`` against those below ``real_root``.
 
+    keep: a file for the scores of pairs as they come; an interrupted evaluation goes on from there.
     Raises ConfigError for settings that cannot work, DataError for folders or files that cannot be used.
     """
     check_settings(settings)
@@ -135,6 +137,7 @@ def evaluate_images(
             replicates=settings.replicates,
             seed=settings.seed,
             progress=lambda done, total: report("Pairs", done, total),
+            keep=keep,
         )
     real, generated = _comparable(real, generated, bad)
     preparation, real, generated = prepare_for(

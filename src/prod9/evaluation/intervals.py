@@ -77,11 +77,12 @@ def score_interval(
     *,
     replicates: int,
     seed: int,
+    least: float = -math.inf,
 ) -> Interval | None:
     """Return the bootstrap interval of a score of two sets, the patients of both resampled.
 
-    generated, real: whose the rows are; a number where each is a patient's only one. None where a side has fewer
-    than 2 patients, or where most samples give no score.
+    generated, real: whose the rows are; a number where each is a patient's only one. least: what the score can be at
+    least. None where a side has fewer than 2 patients, or where most samples give no score.
 
     Replicates hold fewer different samples than the sets, which raises distances: their spread is put around the
     score itself, not where they lie. It tells how the score at these numbers would vary with other patients,
@@ -101,7 +102,8 @@ def score_interval(
     found = torch.tensor([value for value in values if math.isfinite(value)], dtype=torch.float64)
     if len(found) < max(2, _USABLE * replicates) or not math.isfinite(centre):
         return None
-    return _expanded(found - found.mean() + centre, centre, fewest)
+    low, high = _expanded(found - found.mean() + centre, centre, fewest)
+    return max(low, min(least, centre)) if math.isfinite(least) else low, high
 
 
 def real_floor(

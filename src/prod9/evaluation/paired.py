@@ -3,23 +3,18 @@
 Most of a skull-stripped volume is background, where any model is right: whole-volume scores flatter.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
+import numpy as np
 import torch
 from jaxtyping import Integer
 from torch import Tensor
 
 from prod9.evaluation.regions import find_regions
-from prod9.training.metrics import foreground, mean_absolute_error, ms_ssim3d, psnr, ssim3d
+from prod9.training.metrics import SIGMA, foreground, mean_absolute_error, psnr, ssim3d
+from prod9.training.ssim import Window, compare_regions, ssim_window
 from prod9.types import Volume
 
-OURS: Mapping[str, Callable[..., Tensor]] = {
-    "psnr": psnr,
-    "ssim": ssim3d,
-    "ms_ssim": ms_ssim3d,
-    "mae": mean_absolute_error,
-}
-BRASYN: Mapping[str, Callable[..., Tensor]] = {"psnr_brasyn": psnr, "ssim_brasyn": ssim3d}
 BETTER = {"mae": "lower", "lpips": "lower"}
 """Which way is good, where it isn't up."""
 
@@ -73,13 +68,24 @@ def regional_scores(
     regions = find_regions((target != 0).float(), seg)
     ours = scale_by_target(pred, target, target[target != 0], (0.0, 0.995))
     theirs = scale_by_target(pred, target, target.flatten(), (0.005, 0.995))
+    # Without a mask, scores match other libraries.
+    masks = [None if region == "whole" else mask for region, mask in regions.items()]
+    window = Window(ssim_window(target.shape[2:]), SIGMA, 1.0)
+    # The maps of SSIM are most of the work, and the same for all regions.
+    alike = compare_regions(*ours, masks, window=window)
+    alike_brasyn = compare_regions(*theirs, masks, window=window, multiscale=False)
     scores: dict[str, dict[str, float]] = {}
-    for region, mask in regions.items():
-        # Of whole volumes there is nothing to leave out: the scores as every library has them.
-        where = None if region == "whole" else mask
-        row = {name: score(*ours, mask=where).item() for name, score in OURS.items()}
-        row |= {name: score(*theirs, mask=where).item() for name, score in BRASYN.items()}
+    for k, (region, where) in enumerate(zip(regions, masks, strict=True)):
+        row = {
+            "psnr": psnr(*ours, mask=where).item(),
+            "ssim": alike[k].ssim.item(),
+            "ms_ssim": alike[k].ms_ssim.item(),
+            "mae": mean_absolute_error(*ours, mask=where).item(),
+            "psnr_brasyn": psnr(*theirs, mask=where).item(),
+            "ssim_brasyn": alike_brasyn[k].ssim.item(),
+        }
         if perceptual is not None:
+            mask = regions[region]
             inside = [volume * mask for volume in ours]
             row["lpips"] = perceptual(*inside).item() if mask.any() else float("nan")
         scores[region] = row
@@ -93,9 +99,10 @@ def scale_by_target(
 
     values: those of the target that count. Where they are all equal, only what exceeds them is 1.
     """
-    # torch.quantile refuses more than 2²⁴ values.
-    ordered = values.flatten().double().sort().values if values.numel() else values.new_zeros(1).double()
-    low, high = (ordered[round(q * (len(ordered) - 1))].item() for q in quantiles)
+    plain = values.flatten().cpu().numpy() if values.numel() else np.zeros(1)
+    ranks = [round(q * (len(plain) - 1)) for q in quantiles]
+    # Two ranks of nine million values: a partition takes a tenth of the time of sorting them.
+    low, high = np.partition(plain, sorted(set(ranks)))[ranks].tolist()
     span = max(high - low, 1e-12)
     made, wanted = (((volume - low) / span).clamp(0.0, 1.0) for volume in (pred, target))
     return made, wanted

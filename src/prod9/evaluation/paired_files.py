@@ -1,6 +1,7 @@
 """Scores of generated volumes against the real ones of the same case and modality, file by file."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,14 +11,15 @@ from prod9 import volumes
 from prod9.data.labels import canonical_seg
 from prod9.errors import ConfigError, DataError, MissingDependencyError
 from prod9.evaluation.intervals import mean_interval
+from prod9.evaluation.kept_pairs import KeptPairs, Rows
 from prod9.evaluation.members import number_members
 from prod9.evaluation.paired import BETTER, Perceptual, regional_scores
 from prod9.evaluation.regions import REGIONS
 from prod9.evaluation.score_table import Score, finite
 from prod9.evaluation.volume_sets import BadFiles, Entry
 from prod9.pipelines.placement import align
-from prod9.training.metrics import ms_ssim_scales, ssim_window
 from prod9.training.perceptual import LPIPS
+from prod9.training.ssim import ms_ssim_scales, ssim_window
 from prod9.training.weights import LPIPS_NETWORKS, resolve_perceptual
 
 UNITS = {"psnr": "dB", "psnr_brasyn": "dB"}
@@ -32,23 +34,32 @@ def score_pairs(
     replicates: int,
     seed: int,
     progress: Callable[[int, int], None] | None = None,
+    keep: Path | None = None,
 ) -> tuple[list[Score], list[Case]]:
     """Return the scores over (real, generated) pairs, over all and by modality, and the rows of each case.
 
-    resample: bring generated volumes to the voxels of the real ones; otherwise a DataError names the two files whose
-    grids differ. Unreadable files go to ``bad``.
+    Args:
+        pairs: of volumes of the same case and modality.
+        bad: where unreadable files go.
+        resample: bring generated volumes to the voxels of the real ones; otherwise a DataError names the two files
+            whose grids differ.
+        replicates: bootstrap samples.
+        seed: of the bootstrap.
+        progress: called with (done, total).
+        keep: a file that the scores of each pair are written to as they come, and read from.
     """
     perceptual = find_lpips()
+    settings = {"resample": resample, "lpips": perceptual is not None}
+    kept = None if keep is None else KeptPairs(keep, settings)
     cases: list[Case] = []
     patients: list[str] = []
     sides: tuple[int, ...] = ()
     for done, (real, generated) in enumerate(pairs, 1):
         try:
-            target, made, seg = _read_pair(real, generated, bad, resample=resample)
+            rows, sides = _score_pair(real, generated, bad, kept, resample=resample, perceptual=perceptual)
         except _SkippedError:
             continue
-        sides = tuple(target.shape[2:])
-        for region, row in regional_scores(made, target, seg, perceptual=perceptual).items():
+        for region, row in rows.items():
             cases.append({"case": real.case_id, "modality": real.modality, "region": region, **row})
             patients.append(real.patient_id)
         if progress is not None:
@@ -77,6 +88,32 @@ def find_lpips() -> Perceptual | None:
     return None
 
 
+def _score_pair(
+    real: Entry,
+    generated: Entry,
+    bad: BadFiles,
+    kept: KeptPairs | None,
+    *,
+    resample: bool,
+    perceptual: Perceptual | None,
+) -> tuple[Rows, tuple[int, ...]]:
+    """Return the scores of a pair by region and metric, from where they are kept if they are, and its sides."""
+    key = None
+    try:
+        if kept is not None:
+            key = kept.key(real, generated)
+            found = kept.get(key)
+            if found is not None:
+                return found, volumes.read_header(real.path, channel=real.channel).shape
+    except OSError:  # what cannot be read is refused below, by name
+        key = None
+    target, made, seg = _read_pair(real, generated, bad, resample=resample)
+    rows = regional_scores(made, target, seg, perceptual=perceptual)
+    if kept is not None and key is not None:
+        kept.put(key, rows)
+    return rows, tuple(target.shape[2:])
+
+
 class _SkippedError(Exception):
     """A file of this pair was reported and left out."""
 
@@ -97,7 +134,7 @@ def _read_pair(
         try:
             files["seg"] = volumes.read(real.seg)
             align({"real": files["real"], "seg": files["seg"]})
-            seg = _ras(canonical_seg(files["seg"].data, real.label_scheme, real.seg), files["real"]).long()
+            seg = _ras(canonical_seg(files["seg"].data, real.label_scheme, real.seg), files["real"])
         except DataError as error:
             bad.report(real, error)
             raise _SkippedError from error

@@ -1,5 +1,6 @@
 """Scores of a generated set against a real one, from what :mod:`prod9.evaluation.rows` kept of both."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -51,7 +52,7 @@ class _Comparison:
     """A distance of two sets.
 
     fewest: volumes needed of each. enough(D): patients it takes to rely on it. directions: (patients, D) → in how
-    many dimensions it compares, where those are not all.
+    many dimensions it compares, where those are not all. least: what it can be at least.
     """
 
     group: str
@@ -64,6 +65,7 @@ class _Comparison:
     better: str = "lower"
     unit: str = ""
     directions: Callable[[int, int], int] = lambda patients, dimensions: dimensions
+    least: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -123,8 +125,10 @@ def _of_extractor(name: str) -> Iterator[_Comparison]:
         return torch.stack([_padded(plane) for plane in rows.planes[name]], dim=1)
 
     yield _Comparison("distribution", "frechet_2.5d", planes, _frechet_of_planes, 2, _twice, name)
-    yield _Comparison("distribution", "kid", rows, _kid, 2, _few, name)
-    yield _Comparison("distribution", "kid_standardised", rows, _standardised_kid, 2, _few, name)
+    yield _Comparison("distribution", "kid", rows, _kid, 2, _few, name, least=-math.inf)
+    yield _Comparison(
+        "distribution", "kid_standardised", rows, _standardised_kid, 2, _few, name, least=-math.inf
+    )
 
 
 def _twice(dimensions: int) -> int:
@@ -227,7 +231,13 @@ def _compare(
     wanted = comparison.enough(dimensions)
     reliable = fewest >= wanted
     value = score(torch.arange(len(a)), torch.arange(len(b)))
-    interval = score_interval(score, *members, replicates=resampling.replicates, seed=resampling.seed)
+    interval = score_interval(
+        score,
+        *members,
+        replicates=resampling.replicates,
+        seed=resampling.seed,
+        least=comparison.least,
+    )
     between = comparison.make(b, b, (members[1], members[1]))
     return Score(
         **common,

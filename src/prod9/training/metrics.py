@@ -9,15 +9,21 @@ The learned score, LPIPS, lives in
 from collections.abc import Mapping, Sequence
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from prod9.training.perceptual import LPIPS as LPIPS
+from prod9.training.ssim import MS_SSIM_WEIGHTS as MS_SSIM_WEIGHTS
+from prod9.training.ssim import Window, compare_regions
+from prod9.training.ssim import ms_ssim_scales as ms_ssim_scales
+from prod9.training.ssim import ssim_window as ssim_window
 from prod9.types import Volume
 
 PSNR_CAP = 100.0
 """PSNR in dB of identical volumes: a mean over cases has to stay finite."""
+
+SIGMA = 1.5
+"""Deviation of the Gaussian window of SSIM, in voxels (Wang et al. 2004)."""
 
 VolumeMask = Bool[Tensor, "B C H W D"]
 PerSample = Float[Tensor, " B"]
@@ -42,7 +48,7 @@ def ssim3d(
     data_range: float = 1.0,
     mask: VolumeMask | None = None,
     window: int = 11,
-    sigma: float = 1.5,
+    sigma: float = SIGMA,
 ) -> PerSample:
     """Return the structural similarity of each sample, Gaussian window, no padding (Wang et al. 2004).
 
@@ -50,25 +56,8 @@ def ssim3d(
     windows whose centre it covers: in a flat background SSIM is 1 and would hide what happens in the brain.
     The window is a product of three one-dimensional ones, so it costs 3 · 11 operations a voxel, not 11³.
     """
-    size = ssim_window(pred.shape[2:], window)
-    luminance, structure = _ssim_maps(pred.float(), target.float(), size, sigma, data_range)
-    return _masked_mean(luminance * structure, _valid(mask, size))
-
-
-def ssim_window(sides: Sequence[int], window: int = 11) -> int:
-    """Return ``window`` cut to the largest odd number that fits the smallest side."""
-    smallest = min(sides)
-    return min(window, smallest - (smallest + 1) % 2)
-
-
-MS_SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
-"""What each scale counts, finest first (Wang et al. 2003)."""
-
-
-def ms_ssim_scales(sides: Sequence[int], *, window: int = 11) -> int:
-    """Return how many scales, at most five, volumes of ``sides`` are compared at: the window fits the coarsest."""
-    size = ssim_window(sides, window)
-    return max(s for s in range(1, len(MS_SSIM_WEIGHTS) + 1) if min(sides) // 2 ** (s - 1) >= size)
+    own = Window(ssim_window(pred.shape[2:], window), sigma, data_range)
+    return compare_regions(pred, target, [mask], window=own, multiscale=False)[0].ssim
 
 
 def ms_ssim3d(
@@ -78,7 +67,7 @@ def ms_ssim3d(
     data_range: float = 1.0,
     mask: VolumeMask | None = None,
     window: int = 11,
-    sigma: float = 1.5,
+    sigma: float = SIGMA,
 ) -> PerSample:
     """Return the multi-scale structural similarity of each sample (Wang et al. 2003), in [0, 1].
 
@@ -87,21 +76,8 @@ def ms_ssim3d(
     With a mask the volumes go on as background, or at coarse scales no window would be centred in a small region;
     without one, only windows that fit count.
     """
-    size, scales = ssim_window(pred.shape[2:], window), ms_ssim_scales(pred.shape[2:], window=window)
-    total = sum(MS_SSIM_WEIGHTS[:scales])
-    x, y, inside = pred.float(), target.float(), None if mask is None else mask.float()
-    score = torch.ones(len(x), device=x.device)
-    for scale in range(scales):
-        around = [0 if inside is None else size // 2] * 6
-        luminance, structure = _ssim_maps(F.pad(x, around), F.pad(y, around), size, sigma, data_range)
-        values = luminance * structure if scale == scales - 1 else structure
-        mean = _masked_mean(values, None if inside is None else inside > 0)
-        # A negative mean has no real power; such volumes are as unlike as this score can say.
-        score = score * mean.clamp_min(0.0) ** (MS_SSIM_WEIGHTS[scale] / total)
-        if scale < scales - 1:
-            x, y = F.avg_pool3d(x, 2), F.avg_pool3d(y, 2)
-            inside = None if inside is None else F.max_pool3d(inside, 2)
-    return score
+    own = Window(ssim_window(pred.shape[2:], window), sigma, data_range)
+    return compare_regions(pred, target, [mask], window=own)[0].ms_ssim
 
 
 def mean_absolute_error(pred: Volume, target: Volume, *, mask: VolumeMask | None = None) -> PerSample:
@@ -138,42 +114,6 @@ def _masked_mean(values: Float[Tensor, "B C H W D"], mask: VolumeMask | None) ->
         return values.flatten(1).mean(1)
     weight = mask.to(values.dtype)
     return (values * weight).flatten(1).sum(1) / weight.flatten(1).sum(1)
-
-
-def _ssim_maps(
-    x: Volume, y: Volume, size: int, sigma: float, data_range: float
-) -> tuple[Float[Tensor, "B C H2 W2 D2"], Float[Tensor, "B C H2 W2 D2"]]:
-    """Return the luminance and the contrast-and-structure terms at every place where the window fits."""
-    kernel = _gaussian(size, sigma).to(x.device)
-    mu_x, mu_y, xx, yy, xy = _blur(torch.cat([x, y, x * x, y * y, x * y]), kernel).chunk(5)
-    # Rounding may make a variance of a flat region slightly negative.
-    var_x, var_y = (xx - mu_x**2).clamp_min(0), (yy - mu_y**2).clamp_min(0)
-    c1, c2 = (0.01 * data_range) ** 2, (0.03 * data_range) ** 2
-    luminance = (2 * mu_x * mu_y + c1) / (mu_x**2 + mu_y**2 + c1)
-    return luminance, (2 * (xy - mu_x * mu_y) + c2) / (var_x + var_y + c2)
-
-
-def _valid(mask: VolumeMask | None, size: int) -> Bool[Tensor, "B C H2 W2 D2"] | None:
-    """Cut ``mask`` to the places where a window of ``size`` fits."""
-    margin = size // 2
-    return mask if mask is None or not margin else mask[..., margin:-margin, margin:-margin, margin:-margin]
-
-
-def _gaussian(size: int, sigma: float) -> Float[Tensor, " n"]:
-    offset = torch.arange(size, dtype=torch.float32) - (size - 1) / 2
-    kernel = torch.exp(-(offset**2) / (2 * sigma**2))
-    return kernel / kernel.sum()
-
-
-def _blur(x: Float[Tensor, "N C H W D"], kernel: Float[Tensor, " n"]) -> Float[Tensor, "N C H2 W2 D2"]:
-    """Filter each axis in turn, valid positions only."""
-    shape = x.shape[:2]
-    x = x.flatten(0, 1)[:, None]
-    for axis in range(3):
-        size = [1, 1, 1]
-        size[axis] = kernel.numel()
-        x = F.conv3d(x, kernel.view(1, 1, *size))
-    return x.unflatten(0, shape).squeeze(2)
 
 
 class CombinedMetric:
