@@ -5,6 +5,7 @@ from typing import Any
 
 import prod9
 from prod9.errors import DataError
+from prod9.evaluation.report.forms import AuditForm, EvaluationForm, ScoreForm, mapping
 from prod9.evaluation.report.gather import RunRecord, find_results, read_run
 from prod9.files import atomic_write
 from prod9.training.model.cards import DISCLAIMER, front_matter, model_front_matter, model_title
@@ -13,6 +14,7 @@ from prod9.wording import plural
 MODEL_CARD, DATA_CARD = "MODEL_CARD.md", "DATA_CARD.md"
 _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"))
 _MAX_SCORES = 40
+_SCORE_HEAD = ["score (?: too few patients)", "value", "95% interval", "real against real", "matched", "N, D"]
 _NOTHING = "Nothing recorded yet."
 
 
@@ -26,10 +28,8 @@ def write_cards(folder: Path, output: Path) -> list[Path]:
             f"{folder}: expected a run folder with config.yaml, got none; name one run, not several."
         )
     run = read_run(folder, folder)
-    audits = [
-        content for _, content in find_results([folder], "audit.json") if content.get("command") == "audit"
-    ]
-    evaluations = [content for _, content in find_results([folder], "evaluation.json")]
+    audits = [audit for _, audit in find_results([folder], "audit.json", AuditForm)[0]]
+    evaluations = [found for _, found in find_results([folder], "evaluation.json", EvaluationForm)[0]]
     output.mkdir(parents=True, exist_ok=True)
     texts = {MODEL_CARD: model_card(run, audits, evaluations), DATA_CARD: data_card(run)}
     for name, text in texts.items():
@@ -38,15 +38,13 @@ def write_cards(folder: Path, output: Path) -> list[Path]:
     return [output / name for name in texts]
 
 
-def model_card(run: RunRecord, audits: list[dict[str, Any]], evaluations: list[dict[str, Any]]) -> str:
+def model_card(run: RunRecord, audits: list[AuditForm], evaluations: list[EvaluationForm]) -> str:
     """Return the model card: what it is, what it was trained on, how well it does, whether it copies."""
     data = run.config.get("data", {})
     dataset = Path(str(data.get("root", "data"))).name
-    scores = [
-        row for content in evaluations for row in content.get("scores", []) if row.get("value") is not None
-    ]
+    scores = [row for found in evaluations for row in found.scores if row.value is not None]
     sessions = run.sessions[-1] if run.sessions else {}
-    versions = ", ".join(f"{name} {value}" for name, value in dict(sessions.get("versions", {})).items())
+    versions = ", ".join(f"{name} {value}" for name, value in mapping(sessions.get("versions")).items())
     lines = [
         model_front_matter(run.stage, dataset=dataset, metrics=list(run.metrics.items())),
         f"# {model_title(run.stage)}: {run.name}",
@@ -67,7 +65,7 @@ def model_card(run: RunRecord, audits: list[dict[str, Any]], evaluations: list[d
         "",
         "## Evaluation",
         "",
-        *(_table(["score", "value", "95% interval", "real against real"], [_score(r) for r in scores[:_MAX_SCORES]])
+        *(_table(_SCORE_HEAD, [_score(row) for row in scores[:_MAX_SCORES]])
           or ["Not evaluated: `prod9 evaluate images REAL GENERATED`."]),
         "",
         "## Copies of patients",
@@ -126,23 +124,27 @@ def data_card(run: RunRecord) -> str:
     return "\n".join(lines)
 
 
-def _verdict(audit: dict[str, Any]) -> str:
-    sets, count = audit["sets"], sum(pair["suspect"] for pair in audit["pairs"])
-    share, limit = f"{audit['share_suspect']:.1%}", f"{audit['max_share']:.0%}"
-    patients = f"{sets['train']['patients']} training and {sets['held_out']['patients']} held-out patients"
-    total = sets["generated"]["volumes"]
+def _verdict(audit: AuditForm) -> str:
+    sets, count = audit.sets, len(audit.suspects)
+    share, limit = f"{audit.share_suspect:.1%}", f"{audit.max_share:.0%}"
+    patients = f"{sets.train.patients} training and {sets.held_out.patients} held-out patients"
+    gaps = f"; {len(audit.gaps)} not looked at" if audit.gaps else ""
     return (
-        f"- `prod9 audit`: {count} of {total} generated volumes suspect ({share}, limit {limit}), "
-        f"compared with {patients}: {'passed' if audit['passed'] else '**failed**'}"
+        f"- `prod9 audit`: {count} of {sets.generated.volumes} generated volumes suspect ({share}, limit {limit}), "
+        f"compared with {patients}{gaps}: {'passed' if audit.passed else '**failed**'}"
     )
 
 
-def _score(row: dict[str, Any]) -> list[str]:
-    keys = ("metric", "trained_on", "modality", "region", "extractor")
-    words = " · ".join(str(row[key]) for key in keys if row.get(key) not in (None, "all"))
-    low, high, floor = (row.get(key) for key in ("low", "high", "floor"))
-    interval = "" if low is None or high is None else f"{low:.4g} to {high:.4g}"
-    return [words, f"{row['value']:.4g}", interval, "" if floor is None else f"{floor:.4g}"]
+def _score(row: ScoreForm) -> list[str]:
+    interval = "" if row.low is None or row.high is None else f"{row.low:.4g} to {row.high:.4g}"
+    return [
+        row.words if row.reliable else f"? {row.words}",
+        f"{row.value:.4g}",
+        interval,
+        "" if row.floor is None else f"{row.floor:.4g}",
+        "" if row.matched is None else f"{row.matched:.4g}",
+        row.numbers,
+    ]
 
 
 def _table(head: list[str], rows: list[list[str]]) -> list[str]:

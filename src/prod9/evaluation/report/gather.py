@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from prod9.errors import DataError
+from prod9.evaluation.report.forms import Result, mapping, number, objects, parse
 
 Curves = dict[str, list[tuple[float, float]]]
 _DEPTH = 3
@@ -45,12 +46,12 @@ class RunRecord:
     @property
     def steps(self) -> int:
         """Steps trained."""
-        return max((int(s.get("to_step", 0)) for s in self.sessions), default=0)
+        return max((int(number(s.get("to_step"))) for s in self.sessions), default=0)
 
     @property
     def seconds(self) -> float:
         """Seconds of all sessions."""
-        return sum(float(s.get("seconds", 0.0)) for s in self.sessions)
+        return sum(number(s.get("seconds")) for s in self.sessions)
 
 
 def find_runs(folder: Path) -> list[RunRecord]:
@@ -74,12 +75,7 @@ def find_runs(folder: Path) -> list[RunRecord]:
 
 def read_run(folder: Path, root: Path) -> RunRecord:
     """Return what one run's folder tells; damaged logs and records count as missing, a damaged config does not."""
-    text = (folder / "config.yaml").read_text(encoding="utf-8")
-    try:
-        config = dict(yaml.safe_load(text))
-        stage = str(config["stage"])
-    except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{folder / 'config.yaml'}: expected the config of a run, got {error}.") from error
+    config, text = _read_config(folder / "config.yaml")
     metrics = read_json(folder / "metrics.json")
     split = read_json(folder / "split.json")
     samples = sorted((folder / "samples").glob("*.png"))
@@ -87,12 +83,12 @@ def read_run(folder: Path, root: Path) -> RunRecord:
     return RunRecord(
         folder=folder,
         name=name,
-        stage=stage,
+        stage=str(config["stage"]),
         config=config,
         config_text=text,
-        sessions=list(read_json(folder / "run.json").get("runs", [])),
-        metrics={k: v for k, v in dict(metrics.get("metrics", {})).items() if _is_number(v)},
-        best=list(metrics.get("best", [])),
+        sessions=objects(read_json(folder / "run.json").get("runs")),
+        metrics={k: v for k, v in mapping(metrics.get("metrics")).items() if _is_number(v)},
+        best=objects(metrics.get("best")),
         curves=read_curves(folder / "logs"),
         hashes={
             p.name.removesuffix(".sha256"): _digest(p) for p in (folder / "checkpoints").glob("*.sha256")
@@ -104,6 +100,25 @@ def read_run(folder: Path, root: Path) -> RunRecord:
     )
 
 
+def _read_config(path: Path) -> tuple[dict[str, Any], str]:
+    """Return the config of a run and its text; DataError where it is none."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        config = dict(yaml.safe_load(text))
+        sections = [config[name] for name in ("data", "model") if name in config]
+        if "stage" not in config or not all(isinstance(section, dict) for section in sections):
+            raise ValueError("something without stage, or whose data or model is no section")
+        for name in ("grid", "spacing", "modalities"):
+            if not isinstance(mapping(config.get("data")).get(name), list | tuple | type(None)):
+                raise ValueError(f"data.{name} that is no list")
+        spacing = mapping(config.get("data")).get("spacing") or []
+        if not all(isinstance(mm, int | float) for mm in spacing):
+            raise ValueError("data.spacing that holds no numbers")
+    except (OSError, yaml.YAMLError, TypeError, ValueError, RecursionError) as error:
+        raise DataError(f"{path}: expected the config of a run, got {error}.") from error
+    return config, text
+
+
 def read_curves(logs: Path) -> Curves:
     """Return every logged value by step, from the JSON lines or, without them, from the CSV files of a run."""
     curves: dict[str, dict[float, float]] = {}
@@ -111,7 +126,7 @@ def read_curves(logs: Path) -> Curves:
     for row in rows:
         try:
             step = float(row.get("step") or "nan")
-        except ValueError:
+        except (TypeError, ValueError, OverflowError):
             continue
         for name, text in row.items():
             if name and name != "step" and text not in (None, ""):
@@ -119,19 +134,29 @@ def read_curves(logs: Path) -> Curves:
     return {name: sorted(points.items()) for name, points in curves.items() if len(points) > 1}
 
 
-def find_results(folders: list[Path], name: str) -> list[tuple[Path, dict[str, Any]]]:
-    """Return the JSON files called ``name`` in and below ``folders`` with their content."""
+def find_results(
+    folders: list[Path], name: str, form: type[Result]
+) -> tuple[list[tuple[Path, Result]], list[str]]:
+    """Return the results called ``name`` in and below ``folders``, and a sentence for each file that is none."""
     paths = dict.fromkeys(path.resolve() for folder in folders for path in _below(folder, name))
-    return [(path, content) for path in paths if (content := read_json(path))]
+    found, problems = [], []
+    for path in paths:
+        result = parse(read_json(path), form)
+        if isinstance(result, str):
+            problems.append(
+                f"{path}: expected what prod9 writes under this name, got something else ({result})"
+            )
+        else:
+            found.append((path, result))
+    return found, problems
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """Return the object in ``path``; empty where there is no file or no object in it."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return mapping(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, RecursionError):
         return {}
-    return content if isinstance(content, dict) else {}
 
 
 def _below(folder: Path, name: str) -> Iterator[Path]:
@@ -144,7 +169,7 @@ def _json_lines(logs: Path) -> Iterator[dict[str, Any]]:
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
                 row = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 continue
             if isinstance(row, dict):
                 yield row
@@ -153,13 +178,16 @@ def _json_lines(logs: Path) -> Iterator[dict[str, Any]]:
 def _csv_rows(logs: Path) -> Iterator[dict[str, Any]]:
     for path in sorted(logs.rglob("metrics.csv")):
         with path.open(encoding="utf-8", errors="replace", newline="") as file:
-            yield from csv.DictReader(file)
+            try:
+                yield from csv.DictReader(file)
+            except csv.Error:  # the rows before what is damaged count
+                continue
 
 
 def _note(curves: dict[str, dict[float, float]], name: str, step: float, text: Any) -> None:
     try:
         value = float(text)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return
     if math.isfinite(value) and math.isfinite(step):
         curves.setdefault(name, {})[step] = value
@@ -171,4 +199,4 @@ def _digest(path: Path) -> str:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return math.isfinite(number(value, math.nan))

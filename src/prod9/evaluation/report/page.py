@@ -13,12 +13,13 @@ from jinja2 import Environment, StrictUndefined
 
 import prod9
 from prod9.data.names import MODALITIES
-from prod9.errors import DataError
+from prod9.errors import DataError, Prod9Error
 from prod9.evaluation.report.charts import curve_chart, strip_chart
+from prod9.evaluation.report.forms import AuditForm, EvaluationForm, mapping, number
 from prod9.evaluation.report.gather import Curves, RunRecord, find_results, find_runs, read_json
 from prod9.evaluation.report.scans import Shown, draw_montage, load_generated, load_real
 from prod9.evaluation.report.tables import demo_tables, demo_tiles, evaluation_tables
-from prod9.files import atomic_write
+from prod9.files import atomic_write, check_writable
 
 NIIVUE_VERSION = "0.69.0"
 GENERATED_FOLDERS = ("volumes", "generated", "patients")
@@ -73,10 +74,15 @@ def write_report(folder: Path, output: Path, sources: Sources | None = None) -> 
     for place in [*sources.include, *([sources.generated] if sources.generated else [])]:
         if not place.is_dir():
             raise DataError(f"{place}: expected a folder, got nothing there; check the path.")
+    check_writable(output.parent)
     parts = _gather(folder, runs, sources)
     where = [folder, *sources.include]
-    audits = find_results(where, "audit.json")
-    evaluations = find_results(where, "evaluation.json")
+    audits, no_audits = find_results(where, "audit.json", AuditForm)
+    evaluations, no_evaluations = find_results(where, "evaluation.json", EvaluationForm)
+    for problem in no_audits:
+        parts.missing.append((problem, "prod9 audit"))
+    for problem in no_evaluations:
+        parts.missing.append((problem, "prod9 evaluate"))
     context = {
         **_heading(folder, runs),
         **_volumes(parts),
@@ -88,7 +94,6 @@ def write_report(folder: Path, output: Path, sources: Sources | None = None) -> 
         "missing": [*parts.missing, *_not_run(folder, runs, audits, evaluations)],
     }
     context["sections"] = _sections(context)
-    output.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(output) as temporary:
         temporary.write_text(_render(context), encoding="utf-8")
     return output
@@ -130,7 +135,7 @@ def _gather(folder: Path, runs: list[RunRecord], sources: Sources) -> _Parts:
         )
     try:
         parts.real = load_real(runs[0])
-    except DataError as error:
+    except Prod9Error as error:
         parts.missing.append((f"Held-out volumes ({error})", "prod9 report from where the data were read"))
     return parts
 
@@ -179,7 +184,8 @@ def _volumes(parts: _Parts) -> dict[str, Any]:
     montage = (
         base64.b64encode(draw_montage(parts.real, parts.generated)).decode("ascii") if parts.generated else ""
     )
-    packed = json.dumps([scan.to_dict() for scan in scans], separators=(",", ":")).replace("</", "<\\/")
+    # No "<" at all: "<!--<script" in a file's name would let a browser read the rest of the page as a script.
+    packed = json.dumps([scan.to_dict() for scan in scans], separators=(",", ":")).replace("<", "\\u003c")
     return {
         "scans": scans,
         "scans_json": packed,
@@ -191,19 +197,18 @@ def _volumes(parts: _Parts) -> dict[str, Any]:
     }
 
 
-def _audit(audits: list[tuple[Path, dict[str, Any]]]) -> dict[str, Any]:
-    if not audits or audits[-1][1].get("command") != "audit":
+def _audit(audits: list[tuple[Path, AuditForm]]) -> dict[str, Any]:
+    if not audits:
         return {"audit": None, "audit_charts": [], "audit_picture": ""}
     path, audit = audits[-1]
     charts = [
         strip_chart(
-            {"held out": row["held_out"], "generated": row["generated"]},
-            threshold=row["threshold"],
-            title=f"{row['name']}: distance to training over that to held-out (authenticity {row['authenticity']:.2f})",
+            {"held out": row.held_out, "generated": row.generated},
+            threshold=row.threshold,
+            title=f"{row.name}: distance to training over that to held-out (authenticity {row.authenticity:.2f})",
         )
-        for row in audit["embeddings"]
+        for row in audit.embeddings
     ]
-    audit = {**audit, "suspects": [pair for pair in audit["pairs"] if pair["suspect"]]}
     picture = path.with_name("nearest.png")
     return {
         "audit": audit,
@@ -212,7 +217,7 @@ def _audit(audits: list[tuple[Path, dict[str, Any]]]) -> dict[str, Any]:
     }
 
 
-def _scores(metrics: dict[str, Any], evaluations: list[tuple[Path, dict[str, Any]]]) -> dict[str, Any]:
+def _scores(metrics: dict[str, Any], evaluations: list[tuple[Path, EvaluationForm]]) -> dict[str, Any]:
     tables = [
         table for path, content in evaluations for table in evaluation_tables(content, path.parent.name)
     ]
@@ -232,14 +237,15 @@ def _picture(path: Path) -> str:
 
 
 def _run(run: RunRecord) -> dict[str, Any]:
-    outcome = run.sessions[-1].get("outcome", "") if run.sessions else ""
+    outcome = str(run.sessions[-1].get("outcome", "")) if run.sessions else ""
     facts = [
         f"{run.steps:,} steps" if run.steps else "",
         f"{run.seconds:.0f} s" if run.seconds else "",
         outcome,
     ]
     if run.best:
-        facts.append(f"best checkpoint at step {run.best[0].get('step')} ({run.best[0].get('value', 0):.4g})")
+        value = number(run.best[0].get("value"))
+        facts.append(f"best checkpoint at step {run.best[0].get('step')} ({value:.4g})")
     return {
         "name": run.name,
         "stage": run.stage,
@@ -265,7 +271,7 @@ def _versions(runs: list[RunRecord]) -> list[tuple[str, str]]:
     found: dict[str, set[str]] = {}
     for run in runs:
         for session in run.sessions:
-            for name, value in dict(session.get("versions", {})).items():
+            for name, value in mapping(session.get("versions")).items():
                 found.setdefault(name, set()).add(str(value))
     return [(name, ", ".join(sorted(values))) for name, values in found.items()]
 

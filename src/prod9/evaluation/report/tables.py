@@ -1,10 +1,11 @@
 """The tables and tiles of a report, from evaluation.json and the demo's metrics.json."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from prod9.evaluation.report.charts import interval_bar
+from prod9.evaluation.report.forms import EvaluationForm, ScoreForm, flat, mapping
 
 _TILES = (
     ("psnr_brain", "{:.1f} dB", "PSNR of held-out brains after the autoencoder"),
@@ -44,10 +45,10 @@ class Table:
 
 def demo_tiles(metrics: dict[str, Any]) -> list[Tile]:
     """Return the key figures of a demo."""
-    stages, tiles = metrics.get("stages", {}), []
+    stages, tiles = [mapping(stage) for stage in mapping(metrics.get("stages")).values()], []
     for key, form, words in _TILES:
         # Stages are called differently in the two families; the first one that has the figure is meant.
-        values = next((stage for stage in stages.values() if key in stage), {})
+        values = next((stage for stage in stages if key in stage), {})
         if isinstance(values.get(key), float):
             other, note = _BESIDE.get(key, ("", ""))
             beside = note.format(values[other]) if isinstance(values.get(other), float) else ""
@@ -57,13 +58,14 @@ def demo_tiles(metrics: dict[str, Any]) -> list[Tile]:
 
 def demo_tables(metrics: dict[str, Any]) -> list[Table]:
     """Return every figure of a demo, stage by stage, beside those before fine-tuning where there are any."""
-    before = metrics.get("before_fine_tuning", {})
+    before = mapping(metrics.get("before_fine_tuning"))
     tables = []
-    for stage, values in metrics.get("stages", {}).items():
-        flat, earlier = dict(_flat(values)), dict(_flat(before.get(stage, {})))
+    for stage, values in mapping(metrics.get("stages")).items():
+        figures, earlier = dict(flat(values)), dict(flat(before.get(stage) or {}))
+        earlier = {name: value for name, value in earlier.items() if name}
         rows = [
             [name, _short(value), *([_short(earlier[name]) if name in earlier else ""] if earlier else [])]
-            for name, value in flat.items()
+            for name, value in figures.items()
         ]
         head = ["figure", "value", *(["before fine-tuning"] if earlier else [])]
         note = "Measured on held-out patients only."
@@ -71,68 +73,51 @@ def demo_tables(metrics: dict[str, Any]) -> list[Table]:
     return tables
 
 
-def evaluation_tables(evaluation: dict[str, Any], source: str) -> list[Table]:
+def evaluation_tables(evaluation: EvaluationForm, source: str) -> list[Table]:
     """Return a table a group of the scores in ``evaluation``: what `prod9 evaluate` wrote."""
-    scores = [row for row in evaluation.get("scores", []) if isinstance(row.get("value"), int | float)]
-    groups = list(dict.fromkeys(str(row.get("group", "scores")) for row in scores))
-    return [_scores(group, [row for row in scores if row.get("group") == group], source) for group in groups]
+    scores = [row for row in evaluation.scores if row.value is not None]
+    groups = list(dict.fromkeys(row.group for row in scores))
+    tables = [_scores(group, [row for row in scores if row.group == group], source) for group in groups]
+    if tables and evaluation.warnings:
+        tables[0] = replace(tables[0], note=" ".join([tables[0].note, *evaluation.warnings]))
+    return tables
 
 
-def _scores(group: str, rows: list[dict[str, Any]], source: str) -> Table:
+def _scores(group: str, rows: list[ScoreForm], source: str) -> Table:
     ranges = _ranges(rows)
     body = [
         [
-            _words(row),
-            _short(row["value"]) + (f" {row['unit']}" if row.get("unit") else ""),
+            row.words,
+            _short(row.value) + (f" {row.unit}" if row.unit else "") + row.mark,
             _interval(row),
-            _short(row.get("floor")),
-            _bar(row, *ranges[_family(row)]),
-            row.get("note") or ("" if row.get("reliable", True) else "unreliable"),
+            _short(row.matched),
+            _short(row.floor),
+            row.numbers,
+            interval_bar(row.value or 0.0, row.low, row.high, *ranges[row.metric, row.extractor], row.floor),
+            row.note or ("" if row.reliable else "unreliable"),
         ]
         for row in rows
     ]
     note = (
-        f"{source}. Intervals hold 95%; the orange tick and the column real against real tell what two sets of real "
-        "volumes of these sizes score."
+        f"{source}. Intervals hold 95%. The orange tick and the column real against real tell what two sets of real "
+        "patients score at the numbers of matched, which alone compares with it. N: patients of the smaller set; D: "
+        "dimensions; ?: too few patients to rely on, of a Fréchet distance fewer than 2 D."
     )
-    head = ["score", "value", "interval", "real against real", "", "note"]
-    return Table(group.capitalize(), head, body, frozenset({1, 2, 3}), note, drawn=frozenset({4}))
+    head = ["score", "value", "interval", "matched", "real against real", "N, D", "", "note"]
+    return Table(group.capitalize(), head, body, frozenset({1, 2, 3, 4}), note, drawn=frozenset({6}))
 
 
-def _bar(row: dict[str, Any], lowest: float, highest: float) -> str:
-    return interval_bar(row["value"], row.get("low"), row.get("high"), lowest, highest, row.get("floor"))
-
-
-def _ranges(rows: list[dict[str, Any]]) -> dict[tuple[str, ...], tuple[float, float]]:
+def _ranges(rows: list[ScoreForm]) -> dict[tuple[str, str | None], tuple[float, float]]:
     """Return the range that the bars of one score share."""
-    values: dict[tuple[str, ...], list[float]] = {}
+    values: dict[tuple[str, str | None], list[float]] = {}
     for row in rows:
-        found = (row.get(key) for key in ("value", "low", "high", "floor"))
-        values.setdefault(_family(row), []).extend(v for v in found if isinstance(v, int | float))
+        found = (row.value, row.low, row.high, row.floor)
+        values.setdefault((row.metric, row.extractor), []).extend(v for v in found if v is not None)
     return {key: (min(found), max(found)) for key, found in values.items()}
 
 
-def _family(row: dict[str, Any]) -> tuple[str, ...]:
-    return str(row.get("metric")), str(row.get("extractor"))
-
-
-def _words(row: dict[str, Any]) -> str:
-    keys = ("metric", "trained_on", "modality", "region", "extractor")
-    return " · ".join(str(row[key]) for key in keys if row.get(key) not in (None, "all"))
-
-
-def _interval(row: dict[str, Any]) -> str:
-    low, high = row.get("low"), row.get("high")
-    return "" if low is None or high is None else f"{_short(low)} to {_short(high)}"
-
-
-def _flat(values: Any, prefix: str = "") -> list[tuple[str, Any]]:
-    if not isinstance(values, dict):
-        return [(prefix, values)]
-    found = []
-    for name, value in values.items():
-        found += _flat(value, f"{prefix} · {name}" if prefix else str(name))
-    return found
+def _interval(row: ScoreForm) -> str:
+    return "" if row.low is None or row.high is None else f"{_short(row.low)} to {_short(row.high)}"
 
 
 def _short(value: Any) -> str:
