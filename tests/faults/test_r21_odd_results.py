@@ -37,7 +37,13 @@ def whole(tmp_path_factory):
 def places(content, path=()):
     """Return the path to every part of ``content``."""
     found = [path]
-    inner = content.items() if isinstance(content, dict) else enumerate(content) if isinstance(content, list) else ()
+    inner = (
+        content.items()
+        if isinstance(content, dict)
+        else enumerate(content)
+        if isinstance(content, list)
+        else ()
+    )
     for key, value in inner:
         found += places(value, (*path, key))
     return found

@@ -126,8 +126,28 @@ def _bar(title: str) -> Iterator[Callable[[int, int], None]]:
 def _summarise(block: dict[str, Any], output_dir: Path) -> None:
     for stage, values in block["stages"].items():
         for name, value in values.items():
-            if isinstance(value, float):
-                console.print(f"{stage:14} {name:42} {value:8.3f}")
+            if isinstance(value, float) and not name.startswith("frechet"):
+                interval = _interval(values.get("intervals", {}).get(name))
+                console.print(f"{stage:14} {name:42} {value:8.3f}{interval}", markup=False)
+        if "frechet" in values:
+            console.print(
+                f"{stage:14} {'frechet against held-out reconstructions':42} {_figure(values['frechet'])}",
+                markup=False,
+            )
+        for name, found in values.get("against_scans", {}).items():
+            console.print(f"{stage:14} {name + ' against held-out scans':42} {_figure(found)}", markup=False)
     console.print(f"{block['seconds'] / 60:.1f} minutes, {block['peak_rss_gib']:.1f} GiB at the peak")
     for name in ("montage.png", "generated.png", "metrics.json", "report.html"):
         console.print(str(output_dir / name))
+
+
+def _interval(ends: list[float] | None) -> str:
+    return "" if not ends or ends[0] is None else f" [{ends[0]:.3f}, {ends[1]:.3f}]"
+
+
+def _figure(found: dict[str, Any]) -> str:
+    """Return a score with its interval, its floor, N patients and D; a mark where those are too few."""
+    value, floor = ("–" if found[name] is None else f"{found[name]:.3f}" for name in ("value", "floor"))
+    numbers = f"N {found['patients']}" + (f", D {found['dimensions']}" if "dimensions" in found else "")
+    mark = "" if found.get("reliable", True) else " ?"
+    return f"{value:>8}{mark}{_interval([found['low'], found['high']])}, floor {floor}, {numbers}"

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prod9.demo.scores import Judges, Metrics
+from prod9.demo.scores import Judges, Metrics, interval_of
 from prod9.demo.translation import SegmenterOf
 from prod9.evaluation.control import ControlScores, score_control
 from prod9.pipelines.steering import AbstractControlPipeline
@@ -35,13 +35,13 @@ def score_stage3(
     folder.mkdir(parents=True, exist_ok=True)
     scores: dict[str, ControlScores] = {}
     rows: list[list[tuple[str, np.ndarray]]] = []
-    patients = 0
+    owners = torch.zeros(0, dtype=torch.int64)
     for name in MODALITIES:
         label = pipeline.generator.label_map[name]
         held_out = judges.sets["test"].of(label)
         ill = held_out.lesions.flatten(1).any(1)
         segs = held_out.segs[ill, 0]
-        patients = len(segs)
+        owners = held_out.patients[ill]
         controlled, base = _generate(pipeline, label, segs, seed)
         for k, volume in enumerate(controlled):
             write(folder / f"{name}_{k:04d}.nii.gz", volume[0].numpy(), pipeline.generator.affine)
@@ -63,8 +63,12 @@ def score_stage3(
         "dice_whole_tumour": _mean([s.controlled for s in every]),
         "dice_whole_tumour_base": _mean([s.base for s in every]),
         "dice_whole_tumour_reconstructions": _mean([s.reconstructions for s in every]),
-        **{name: {**vars(s), "share": s.share} for name, s in scores.items()},
-        "patients": patients,
+        **{name: s.to_dict() for name, s in scores.items()},
+        "patients": len(owners.unique()),
+        "intervals": {
+            key: interval_of(torch.stack([s.cases[kind] for s in every]).mean(0), owners, most=1.0)
+            for key, kind in (("dice_whole_tumour", "controlled"), ("dice_whole_tumour_base", "base"))
+        },
     }
 
 

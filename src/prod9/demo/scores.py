@@ -1,5 +1,6 @@
 """What a demo run is worth, measured on patients that no stage trained on or selected by."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,11 +13,22 @@ from prod9.autoencoder.autoencoder_fsq import AutoencoderFSQ
 from prod9.data.splits import Part
 from prod9.demo.sets import Autoencoder, VolumeSet, reconstruct
 from prod9.evaluation.classifier import ModalityClassifier, train_classifier
-from prod9.evaluation.distribution import diversity_ratio, frechet_ratio
+from prod9.evaluation.distribution import (
+    FrechetRatio,
+    compare_diversity,
+    compare_kernels,
+    diversity_ratio,
+    fewest_patients,
+    frechet_ratio,
+    sample,
+)
 from prod9.evaluation.features import AutoencoderFeatures, extract
+from prod9.evaluation.intervals import mean_interval
 from prod9.evaluation.lesions import LesionDetector, train_lesion_detector
-from prod9.evaluation.paired import paired_scores
+from prod9.evaluation.paired import psnr_brain, ssim_brain
 from prod9.evaluation.pca_codec import fit_pca_codec
+from prod9.evaluation.score_table import finite
+from prod9.training.metrics import PSNR_CAP
 
 Say = Callable[[str], None]
 Metrics = dict[str, Any]
@@ -24,6 +36,8 @@ Metrics = dict[str, Any]
 LESIONS_SHOW_IN = "FLAIR"
 """Where lesions are plain; the lesion detector reads no other modality."""
 
+REPLICATES = 200
+"""Bootstrap samples behind each interval."""
 _MAX_RECONSTRUCTIONS = 160
 """Training volumes that the judges see as reconstructions too: enough to learn what those look like."""
 
@@ -39,13 +53,31 @@ def score_stage1(autoencoder: Autoencoder, training: VolumeSet, held_out: Volume
         num_coefficients=autoencoder.latent_channels,
         levels=autoencoder.levels if isinstance(autoencoder, AutoencoderFSQ) else None,
     )
-    scores = paired_scores(reconstruct(autoencoder, held_out.volumes), held_out.volumes)
-    return {
-        "psnr_brain": scores["psnr_brain"],
-        "psnr_brain_pca": codec.psnr_brain(held_out.volumes),
-        "ssim_brain": scores["ssim_brain"],
-        "volumes": len(held_out.volumes),
+    made, wanted = reconstruct(autoencoder, held_out.volumes), held_out.volumes
+    values = {
+        "psnr_brain": psnr_brain(made, wanted),
+        "psnr_brain_pca": psnr_brain(codec.reconstruct(wanted), wanted),
+        "ssim_brain": ssim_brain(made, wanted),
     }
+    return {
+        **{name: found.nanmean().item() for name, found in values.items()},
+        "volumes": len(wanted),
+        "patients": len(held_out.patients.unique()),
+        "intervals": {
+            name: interval_of(found, held_out.patients, most=1.0 if name == "ssim_brain" else PSNR_CAP)
+            for name, found in values.items()
+        },
+    }
+
+
+def interval_of(
+    values: Tensor, patients: Tensor | None = None, *, most: float = math.inf
+) -> list[float] | None:
+    """Return the 95% interval of a mean over patients, None for fewer than two. most: of a value; 0 is the least."""
+    found = mean_interval(
+        values.float(), replicates=REPLICATES, seed=0, patients=patients, bounds=(0.0, most)
+    )
+    return None if found is None else list(found)
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,34 +142,115 @@ class Judges:
     def score(self, generated: Tensor, labels: Tensor) -> Metrics:
         """Return the scores of ``generated`` ``[N 1 H W D]`` of the classes ``labels [N]``.
 
-        The judges' own accuracy on held-out reconstructions stands beside what they say of the generated.
+        The judges' own accuracy on held-out reconstructions stands beside what they say of the generated. Distances
+        are those to reconstructions, which tell generator from autoencoder, and under ``against_scans`` those to
+        the scans themselves, each with N, D, floor and interval.
         """
-        train, test = self.reconstructions["train"], self.reconstructions["test"]
-        frechet = frechet_ratio(
-            extract(self.extractor, generated),
-            extract(self.extractor, train.volumes),
-            extract(self.extractor, test.volumes),
-            generator=torch.Generator().manual_seed(self.seed),
-            generated_labels=labels,
-            training_labels=train.labels,
-        )
+        again, test = self.reconstructions["train"], self.reconstructions["test"]
         real = self.sets["test"]
+        frechet = self._frechet(generated, labels, again, test)
+        named = (self.classifier.predict(generated) == labels).double()
+        lesions = self.detector.has_lesion(generated[labels == self.detector.modality]).double()
         return {
-            "modality_accuracy": self.classifier.accuracy(generated, labels),
+            "modality_accuracy": named.mean().item(),
             "classifier_accuracy_reconstructions": self.classifier.accuracy(test.volumes, test.labels),
             "diversity_ratio": _diversity(generated, labels, real),
             "diversity_ratio_reconstructions": _diversity(test.volumes, test.labels, real),
-            "frechet_ratio": frechet.ratio,
+            "frechet_ratio": finite(frechet.ratio),
             "frechet_distance": frechet.distance,
             "frechet_floor": frechet.floor,
             "frechet_extractor": self.extractor.name,
-            "lesion_share": self.detector.share(generated, labels),
+            "frechet": _about_frechet(frechet),
+            "lesion_share": finite(lesions.mean().item()),
             "lesion_share_cohort": sum(s.lesion_share * len(s.labels) for s in self.sets.values())
             / sum(len(s.labels) for s in self.sets.values()),
             "lesion_detector_accuracy_reconstructions": self.detector.accuracy(test.cases()),
             "volumes": len(generated),
             "held_out_volumes": len(real.volumes),
+            "held_out_patients": len(real.patients.unique()),
+            "intervals": {
+                "modality_accuracy": interval_of(named, most=1.0),
+                "lesion_share": interval_of(lesions, most=1.0),
+            },
+            "against_scans": self._against_scans(generated, labels),
         }
+
+    def _against_scans(self, generated: Tensor, labels: Tensor) -> Metrics:
+        """Return the distances to held-out scans, and the diversity beside theirs."""
+        train, real = self.sets["train"].first(_MAX_RECONSTRUCTIONS), self.sets["test"]
+        made, *sides = (
+            sample(extract(self.extractor, volumes), own, patients)
+            for volumes, own, patients in (
+                (generated, labels, None),
+                (train.volumes, train.labels, train.patients),
+                (real.volumes, real.labels, real.patients),
+            )
+        )
+        kernel = compare_kernels(made, *sides, generator=self._generator(), replicates=REPLICATES)
+        ours, floor = (
+            compare_diversity(
+                volumes, real.volumes, labels=own, held_out_labels=real.labels, patients=patients,
+                held_out_patients=real.patients, replicates=REPLICATES, seed=self.seed,
+            )
+            for volumes, own, patients in (
+                (generated, labels, None), (train.volumes, train.labels, train.patients)
+            )
+        )  # fmt: skip
+        patients = fewest_patients(made, sides[1], within=True)
+        return {
+            "frechet": _about_frechet(self._frechet(generated, labels, train, real)),
+            "kid": {
+                "value": finite(kernel.distance),
+                **_ends(kernel.interval),
+                "floor": finite(kernel.floor),
+                "patients": patients,
+                "dimensions": kernel.features,
+            },
+            "diversity": {
+                "value": finite(ours.ratio),
+                **_ends(ours.interval),
+                "floor": finite(floor.ratio),
+                "patients": patients,
+            },
+        }
+
+    def _frechet(self, generated: Tensor, labels: Tensor, train: VolumeSet, real: VolumeSet) -> FrechetRatio:
+        """Compare within modalities, in as many directions as their patients carry."""
+        return frechet_ratio(
+            extract(self.extractor, generated),
+            extract(self.extractor, train.volumes),
+            extract(self.extractor, real.volumes),
+            generator=self._generator(),
+            generated_labels=labels,
+            training_labels=train.labels,
+            held_out_labels=real.labels,
+            training_patients=train.patients,
+            held_out_patients=real.patients,
+            replicates=REPLICATES,
+        )
+
+    def _generator(self) -> torch.Generator:
+        return torch.Generator().manual_seed(self.seed)
+
+
+def _about_frechet(found: FrechetRatio) -> Metrics:
+    """Return a ratio with all it takes to read it. floor: 1, that of training patients to themselves."""
+    return {
+        "value": finite(found.ratio),
+        **_ends(found.interval),
+        "floor": 1.0,
+        "distance": found.distance,
+        "distance_floor": found.floor,
+        "patients": found.num_patients,
+        "dimensions": found.dimensions,
+        "features": found.features,
+        "reliable": found.reliable,
+    }
+
+
+def _ends(interval: tuple[float, float] | None) -> Metrics:
+    low, high = interval or (None, None)
+    return {"low": low, "high": high}
 
 
 def _diversity(volumes: Tensor, labels: Tensor, held_out: VolumeSet) -> float:

@@ -23,12 +23,14 @@ Autoencoder = AutoencoderFSQ | AutoencoderKlMaisi
 class VolumeSet:
     """Volumes ``[N 1 H W D]`` in [0, 1], their class labels ``[N]`` and segmentations, uint8 ``[N 1 H W D]``.
 
-    The volumes of a patient follow each other, those of one label have the patients' order.
+    The volumes of a case follow each other, those of one label have the cases' order. patients: number of each
+    volume's patient, the same for all cases of one.
     """
 
     volumes: Tensor
     labels: Tensor
     segs: Tensor
+    patients: Tensor
 
     @property
     def lesions(self) -> Tensor:
@@ -37,24 +39,26 @@ class VolumeSet:
 
     def replaced(self, volumes: Tensor) -> "VolumeSet":
         """Return the same cases with other volumes, such as their reconstructions."""
-        return VolumeSet(volumes, self.labels, self.segs)
+        return VolumeSet(volumes, self.labels, self.segs, self.patients)
 
     def joined(self, other: "VolumeSet") -> "VolumeSet":
-        """Return both sets, one after the other."""
+        """Return both sets, one after the other, of the same patients or for a judge that does not count them."""
         return VolumeSet(
             torch.cat([self.volumes, other.volumes]),
             torch.cat([self.labels, other.labels]),
             torch.cat([self.segs, other.segs]),
+            torch.cat([self.patients, other.patients]),
         )
 
     def of(self, label: int) -> "VolumeSet":
         """Return the volumes of one class, a row a patient."""
         own = self.labels == label
-        return VolumeSet(self.volumes[own], self.labels[own], self.segs[own])
+        return VolumeSet(self.volumes[own], self.labels[own], self.segs[own], self.patients[own])
 
     def first(self, count: int) -> "VolumeSet":
         """Return the first ``count`` volumes, or all if there are fewer."""
-        return VolumeSet(self.volumes[:count], self.labels[:count], self.segs[:count])
+        rows = slice(count)
+        return VolumeSet(self.volumes[rows], self.labels[rows], self.segs[rows], self.patients[rows])
 
     def cases(self) -> LesionCases:
         """Return what the lesion detector takes."""
@@ -74,15 +78,17 @@ def load_sets(config: AutoencoderConfig | MaisiVAEConfig) -> dict[Part, VolumeSe
 
 def load_volumes(dataset: CachedAllModalitiesDataset, label_map: dict[str, int]) -> VolumeSet:
     """Read every modality of every patient of ``dataset``; a patient without segmentation has no lesion."""
-    volumes, labels, segs = [], [], []
+    volumes, labels, segs, patients = [], [], [], []
+    numbers: dict[str, int] = {}
     for i in range(len(dataset)):
         patient = dataset[i]
         for modality, image in patient["images"].items():
             volumes.append(image)
             labels.append(label_map[modality])
             seg = patient.get("seg")
+            patients.append(numbers.setdefault(patient["patient_id"], len(numbers)))
             segs.append((torch.zeros_like(image) if seg is None else seg).to(torch.uint8))
-    return VolumeSet(torch.stack(volumes), torch.tensor(labels), torch.stack(segs))
+    return VolumeSet(torch.stack(volumes), torch.tensor(labels), torch.stack(segs), torch.tensor(patients))
 
 
 @torch.no_grad()

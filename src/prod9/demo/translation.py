@@ -81,7 +81,7 @@ def _patients(pipeline: TranslationPipeline, volumes: VolumeSet, target: str) ->
     labels = pipeline.generator.label_map
     others = [volumes.of(labels[name]).volumes for name in _others(pipeline.generator.label_names(), target)]
     own = volumes.of(labels[target])
-    return TranslationSet(torch.cat(others, dim=1), own.volumes, own.lesions)
+    return TranslationSet(torch.cat(others, dim=1), own.volumes, own.lesions, own.patients)
 
 
 def _translate(

@@ -1,6 +1,7 @@
 """How well generated volumes follow the segmentation that steered them."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -68,13 +69,20 @@ class ControlScores:
     """Mean Dice of the whole tumour between the given segmentation and what a segmenter finds.
 
     controlled, base: in volumes generated with and without control. reconstructions: in what stage 1 makes of
-    the real volumes, the most that can be reached. real: in the real volumes themselves.
+    the real volumes, the most that can be reached. real: in the real volumes themselves. cases: the Dice of each
+    case whose segmentation is not empty, by the same names.
     """
 
     controlled: float
     base: float
     reconstructions: float
     real: float
+    cases: Mapping[str, Tensor] = field(default_factory=dict, compare=False, repr=False)
+
+    def to_dict(self) -> dict[str, float]:
+        """Return the means and the share."""
+        names = ("controlled", "base", "reconstructions", "real", "share")
+        return {name: getattr(self, name) for name in names}
 
     @property
     def share(self) -> float:
@@ -97,9 +105,5 @@ def score_control(
     """
     rows = given.flatten(1).any(1)
     sets = {"controlled": controlled, "base": base, "reconstructions": reconstructions, "real": real}
-    return ControlScores(
-        **{
-            name: dice(segmenter.predict(volumes[rows]), given[rows]).mean().item()
-            for name, volumes in sets.items()
-        }
-    )
+    cases = {name: dice(segmenter.predict(volumes[rows]), given[rows]) for name, volumes in sets.items()}
+    return ControlScores(**{name: values.mean().item() for name, values in cases.items()}, cases=cases)

@@ -86,7 +86,8 @@ class Sample:
 def sample(rows: Features, labels: Label | None = None, patients: Owners | None = None) -> Sample:
     """Return features with their classes, all of one by default, and patients, by default one a row."""
     labels = torch.zeros(len(rows), dtype=torch.int64) if labels is None else labels
-    return Sample(rows, labels, as_members(len(rows) if patients is None else patients))
+    owners = torch.arange(len(rows)) if patients is None else patients
+    return Sample(rows, labels, Members(owners, labels))
 
 
 def frechet_ratio(
@@ -155,7 +156,9 @@ def frechet_ratio(
         dimensions=directions,
         features=generated.shape[1],
         num_patients=patients,
-        interval=score_interval(ratio, made.members, real.members, replicates=replicates, seed=seed),
+        interval=score_interval(
+            ratio, made.members, real.members, replicates=replicates, seed=seed, least=0.0
+        ),
     )
 
 
@@ -293,17 +296,24 @@ def compare_diversity(
         seed: of the draws.
     """
     sides = [
-        (labels, as_members(len(volumes) if patients is None else patients), volumes),
-        (
-            held_out_labels,
-            as_members(len(held_out) if held_out_patients is None else held_out_patients),
-            held_out,
-        ),
+        (own, sample(volumes, own, patients).members, volumes)
+        for own, volumes, patients in (
+            (labels, volumes, patients),
+            (held_out_labels, held_out, held_out_patients),
+        )
     ]
     classes = labels.unique().tolist()
+    fewest = min(owners[found == k].num_patients for found, owners, _ in sides for k in classes)
+    if fewest < 2:
+        raise ValueError(
+            f"pairs need volumes of at least 2 patients in each class, got {fewest}; generate more"
+        )
     known = [{k: _distances(own[found == k]) for k in classes} for found, _, own in sides]
     # Place of each volume among those of its class.
-    places = [sum((found == k).cumsum(0) * (found == k) for k in classes) - 1 for found, _, _ in sides]
+    places = [
+        torch.stack([(found == k).cumsum(0) * (found == k) for k in classes]).sum(0) - 1
+        for found, _, _ in sides
+    ]
 
     def total(side: int, rows: Tensor) -> float:
         found, owners, _ = sides[side]
@@ -321,7 +331,7 @@ def compare_diversity(
     everything = [torch.arange(len(own)) for _, _, own in sides]
     return DiversityRatio(
         ratio(everything[0], everything[1]),
-        score_interval(ratio, sides[0][1], sides[1][1], replicates=replicates, seed=seed),
+        score_interval(ratio, sides[0][1], sides[1][1], replicates=replicates, seed=seed, least=0.0),
     )
 
 

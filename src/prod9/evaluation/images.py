@@ -328,7 +328,11 @@ def _judged(judge: Judge, generated: SetRows, real: SetRows, settings: ImageSett
             value=right.mean().item(),
             num_generated=len(generated),
             interval=mean_interval(
-                right, replicates=settings.replicates, seed=settings.seed, patients=members.patients
+                right,
+                replicates=settings.replicates,
+                seed=settings.seed,
+                patients=members.patients,
+                bounds=(0.0, 1.0),
             ),
             note=f"generated volumes taken for what they are named; the classifier is {trust}",
         )
@@ -347,6 +351,7 @@ def _judged(judge: Judge, generated: SetRows, real: SetRows, settings: ImageSett
                     there,
                     replicates=settings.replicates,
                     seed=settings.seed,
+                    least=1.0,
                 ),
                 note=f"from 1 to {len(judge.labels)}; real volumes give "
                 f"{inception_score(probabilities['real']).item():.3f}; the classifier is {trust}",

@@ -49,11 +49,18 @@ def mean_interval(
     replicates: int,
     seed: int,
     patients: Int64[Tensor, " N"] | None = None,
+    bounds: Interval = (-math.inf, math.inf),
 ) -> Interval | None:
     """Return the bootstrap interval of the mean of ``values`` over patients, NaN left out.
 
-    patients: whose each value is; by default each is a patient's only one. None for fewer than 2 patients: the
-    volumes of one say nothing of others. Draws ``MEAN_FACTOR`` samples for each of ``replicates``.
+    None for fewer than 2 patients: the volumes of one say nothing of others.
+
+    Args:
+        values: of the volumes.
+        replicates: ``MEAN_FACTOR`` samples are drawn for each; 0 for no interval.
+        seed: of the draws.
+        patients: whose each value is; by default each is a patient's only one.
+        bounds: what a value can be at least and at most.
     """
     known = ~values.isnan()
     values = values[known].double()
@@ -67,7 +74,8 @@ def mean_interval(
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.randint(count, (MEAN_FACTOR * replicates, count), generator=generator)
     means = sums[drawn].sum(1) / sizes[drawn].sum(1)
-    return _expanded(means, values.mean().item(), count)
+    low, high = _expanded(means, values.mean().item(), count)
+    return max(low, bounds[0]), min(high, bounds[1])
 
 
 def score_interval(
@@ -93,10 +101,10 @@ def score_interval(
     if fewest < 2 or not replicates:
         return None
     generator = torch.Generator().manual_seed(seed)
-    rows = [side.rows_by_patient() for side in sides]
+    groups = [side.strata() for side in sides]
     values = []
     for _ in range(replicates):
-        drawn = [_drawn(own, generator) for own in rows]
+        drawn = [torch.cat([_drawn(own, generator) for own in side]) for side in groups]
         values.append(score(drawn[0], drawn[1]))
     centre = score(torch.arange(len(sides[0])), torch.arange(len(sides[1])))
     found = torch.tensor([value for value in values if math.isfinite(value)], dtype=torch.float64)

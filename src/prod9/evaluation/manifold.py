@@ -64,14 +64,17 @@ def kernel_distance(a: Features, b: Float[Tensor, "M D"]) -> float:
 
 
 def standardised(a: Features, b: Float[Tensor, "M D"]) -> tuple[Features, Float[Tensor, "M D"]]:
-    """Return both sets with each feature of ``b`` brought to mean 0 and deviation 1, in float64.
+    """Return both sets with each feature of ``b`` brought to mean 0 and about deviation 1, in float64.
 
     The polynomial kernel sees spread only where features are of the order of 1: on smaller ones it compares little
-    but means, and a collapsed set scores as well as any. Features that do not vary in ``b`` are only shifted.
+    but means, and a collapsed set scores as well as any. Variances of few samples are drawn towards their mean over
+    the features, or one that happens to be tiny would decide everything; where none varies, features are shifted only.
     """
     a, b = a.double(), b.double()
-    deviation = b.std(0) if len(b) > 1 else torch.ones_like(b[0])
-    scale = torch.where(deviation > 1e-9, deviation, 1.0)
+    variance = b.var(0) if len(b) > 1 else torch.zeros_like(b[0])
+    share = 2.0 / (len(b) + 2.0)
+    variance = (1 - share) * variance + share * variance.mean()
+    scale = torch.where(variance > 1e-18, variance, 1.0).sqrt()
     return (a - b.mean(0)) / scale, (b - b.mean(0)) / scale
 
 

@@ -44,6 +44,21 @@ class Members:
         counts = self.patients[order].unique_consecutive(return_counts=True)[1]
         return list(order.split(counts.tolist()))
 
+    def strata(self) -> list[list[Tensor]]:
+        """Return the rows of patients in groups that are drawn from each by itself.
+
+        Where each patient has volumes of one modality alone, as volumes generated for a label do, a group for each:
+        how many there are was decided, not drawn. Otherwise all patients are one group.
+        """
+        rows = self.rows_by_patient()
+        kinds = [self.kinds[own].unique() for own in rows]
+        if any(len(own) > 1 for own in kinds):
+            return [rows]
+        groups: dict[int, list[Tensor]] = {}
+        for own, kind in zip(rows, kinds, strict=True):
+            groups.setdefault(int(kind), []).append(own)
+        return list(groups.values())
+
     def __getitem__(self, rows: Tensor) -> "Members":
         """Return the members of some rows, which may repeat: a patient drawn twice counts twice."""
         return Members(self.patients[rows], self.kinds[rows], self.weights[rows])

@@ -3,6 +3,7 @@
 Most of a skull-stripped volume is background, where any model is right: whole-volume scores flatter.
 """
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -11,12 +12,23 @@ from jaxtyping import Integer
 from torch import Tensor
 
 from prod9.evaluation.regions import find_regions
-from prod9.training.metrics import SIGMA, foreground, mean_absolute_error, psnr, ssim3d
+from prod9.training.metrics import PSNR_CAP, SIGMA, foreground, mean_absolute_error, psnr, ssim3d
 from prod9.training.ssim import Window, compare_regions, ssim_window
 from prod9.types import Volume
 
 BETTER = {"mae": "lower", "lpips": "lower"}
 """Which way is good, where it isn't up."""
+
+BOUNDS = {
+    "psnr": (-math.inf, PSNR_CAP),
+    "psnr_brasyn": (-math.inf, PSNR_CAP),
+    "ssim": (-1.0, 1.0),
+    "ssim_brasyn": (-1.0, 1.0),
+    "ms_ssim": (0.0, 1.0),
+    "mae": (0.0, 1.0),
+    "lpips": (0.0, math.inf),
+}
+"""What each score can be at least and at most."""
 
 Perceptual = Callable[[Volume, Volume], Tensor]
 """(made, target) → one distance."""

@@ -13,7 +13,7 @@ from prod9.errors import ConfigError, DataError, MissingDependencyError
 from prod9.evaluation.intervals import mean_interval
 from prod9.evaluation.kept_pairs import KeptPairs, Rows
 from prod9.evaluation.members import number_members
-from prod9.evaluation.paired import BETTER, Perceptual, regional_scores
+from prod9.evaluation.paired import BETTER, BOUNDS, Perceptual, regional_scores
 from prod9.evaluation.regions import REGIONS
 from prod9.evaluation.score_table import Score, finite
 from prod9.evaluation.volume_sets import BadFiles, Entry
@@ -168,7 +168,9 @@ def _means(
             values = torch.tensor([row[metric] for row in rows], dtype=torch.float64)
             known = ~values.isnan()
             count, num_patients = int(known.sum()), len(owners[known].unique())
-            interval = mean_interval(values, replicates=replicates, seed=seed, patients=owners)
+            interval = mean_interval(
+                values, replicates=replicates, seed=seed, patients=owners, bounds=BOUNDS[metric]
+            )
             scores.append(
                 Score(
                     group="paired",

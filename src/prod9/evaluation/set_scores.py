@@ -290,6 +290,7 @@ def _manifold(
             replicates=resampling.replicates,
             seed=resampling.seed,
             patients=own.patients,
+            bounds=(0.0, math.inf if metric == "density" else 1.0),
         )
         yield Score(
             **common,

@@ -13,6 +13,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from prod9.evaluation.baselines import fit_copy, fit_regression
+from prod9.evaluation.intervals import mean_interval
+from prod9.evaluation.members import Members, as_members
 from prod9.evaluation.regions import find_regions
 from prod9.evaluation.segmenter import Segmenter, dice
 from prod9.training.metrics import fit_intensities, foreground, psnr, ssim3d
@@ -29,12 +31,19 @@ class TranslationSet:
     """Patients of one translation, ``N`` of them.
 
     sources: ``[N S H W D]`` in [0, 1], always in the same order. targets: the scans to make, ``[N 1 H W D]``.
-    tumours: bool ``[N 1 H W D]``. Backgrounds are exactly 0.
+    tumours: bool ``[N 1 H W D]``. Backgrounds are exactly 0. patients: number of each row's patient; None where each
+    row is a patient's only one.
     """
 
     sources: Float[Tensor, "N S H W D"]
     targets: Volume
     tumours: Bool[Tensor, "N 1 H W D"]
+    patients: Tensor | None = None
+
+    @property
+    def members(self) -> Members:
+        """Whose the rows are."""
+        return as_members(len(self.targets) if self.patients is None else self.patients)
 
 
 @dataclass(frozen=True)
@@ -58,6 +67,7 @@ def score_translation(
     made: Translations,
     *,
     segmenter: Segmenter | None = None,
+    replicates: int = 200,
 ) -> dict[str, Any]:
     """Return the scores of one target.
 
@@ -65,6 +75,7 @@ def score_translation(
     of both baselines under ``copy_`` and ``regression_``, fitted on ``training``, each also ``…_fitted``. ``rows``
     holds them for each row. ``uncertainty_correlation`` where there is a deviation. ``dice_real``,
     ``dice_translated`` and ``dice_drop``, their difference, where there is a segmenter of the target.
+    ``intervals`` holds those of the result's means over patients, from ``replicates`` bootstrap samples.
     """
     rows = {name: paired_row(volumes, held_out) for name, volumes in made.rows.items()}
     copy = fit_copy(training.sources, training.targets)
@@ -80,6 +91,16 @@ def score_translation(
     if segmenter is not None:
         scores |= dice_drop(segmenter, made.rows[made.result], held_out)
     scores["volumes"] = len(held_out.targets)
+    owners = held_out.members
+    scores["patients"] = owners.num_patients
+    values = _paired_values(made.rows[made.result], held_out)
+    if segmenter is not None:
+        values["dice_drop"] = _dice_drops(segmenter, made.rows[made.result], held_out)
+    intervals = {
+        name: mean_interval(found, replicates=replicates, seed=0, patients=owners.patients)
+        for name, found in values.items()
+    }
+    scores["intervals"] = {name: list(found) if found else None for name, found in intervals.items()}
     return scores
 
 
@@ -89,6 +110,11 @@ def paired_row(volumes: Volume, held_out: TranslationSet) -> Scores:
     The fit is one of the whole brain, for the tumour too: a lesion that is too faint stays too faint. Patients
     without tumour don't count there; without any, the tumour's scores are left out.
     """
+    return {name: values.nanmean().item() for name, values in _paired_values(volumes, held_out).items()}
+
+
+def _paired_values(volumes: Volume, held_out: TranslationSet) -> dict[str, Float[Tensor, " N"]]:
+    """Return the scores of each patient, NaN where there is no such region."""
     targets = held_out.targets
     regions = find_regions(targets, held_out.tumours)
     fitted = fit_intensities(volumes, targets, mask=regions["brain"])
@@ -98,8 +124,7 @@ def paired_row(volumes: Volume, held_out: TranslationSet) -> Scores:
             continue
         for suffix, made in (("", volumes), ("_fitted", fitted)):
             for name, score in (("psnr", psnr), ("ssim", ssim3d)):
-                value = score(made, targets, mask=regions[region]).nanmean()
-                scores[f"{name}_{region}{suffix}"] = value.item()
+                scores[f"{name}_{region}{suffix}"] = score(made, targets, mask=regions[region])
     return scores
 
 
@@ -124,6 +149,13 @@ def dice_drop(segmenter: Segmenter, translated: Volume, held_out: TranslationSet
     real = dice(segmenter.predict(held_out.targets), held_out.tumours).nanmean().item()
     made = dice(segmenter.predict(translated), held_out.tumours).nanmean().item()
     return {"dice_real": real, "dice_translated": made, "dice_drop": real - made}
+
+
+def _dice_drops(segmenter: Segmenter, translated: Volume, held_out: TranslationSet) -> Float[Tensor, " N"]:
+    real, made = (
+        dice(segmenter.predict(volumes), held_out.tumours) for volumes in (held_out.targets, translated)
+    )
+    return real - made
 
 
 def _correlation(a: Tensor, b: Tensor) -> Tensor:

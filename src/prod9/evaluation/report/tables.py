@@ -5,14 +5,18 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from prod9.evaluation.report.charts import interval_bar
-from prod9.evaluation.report.forms import EvaluationForm, ScoreForm, flat, mapping
+from prod9.evaluation.report.forms import EvaluationForm, ScoreForm, flat, mapping, number
 
 _TILES = (
     ("psnr_brain", "{:.1f} dB", "PSNR of held-out brains after the autoencoder"),
     ("ssim_brain", "{:.2f}", "SSIM of held-out brains after the autoencoder"),
     ("modality_accuracy", "{:.0%}", "of generated volumes show the modality asked for"),
     ("diversity_ratio", "{:.2f}", "diversity of generated volumes, held-out patients being 1"),
-    ("frechet_ratio", "{:.2f}", "Fréchet distance, that of training patients being 1"),
+    (
+        "frechet_ratio",
+        "{:.2f}",
+        "Fréchet distance to held-out reconstructions, that of training patients being 1",
+    ),
     ("dice_whole_tumour", "{:.2f}", "Dice of generated tumours with those asked for"),
 )
 """Figure, its form and its words."""
@@ -52,8 +56,22 @@ def demo_tiles(metrics: dict[str, Any]) -> list[Tile]:
         if isinstance(values.get(key), float):
             other, note = _BESIDE.get(key, ("", ""))
             beside = note.format(values[other]) if isinstance(values.get(other), float) else ""
-            tiles.append(Tile(form.format(values[key]), words, beside))
+            mark = ""
+            if key == "frechet_ratio":
+                mark, beside = _about_frechet(values)
+            tiles.append(Tile(form.format(values[key]) + mark, words, beside))
     return tiles
+
+
+def _about_frechet(values: dict[str, Any]) -> tuple[str, str]:
+    """Return the mark of a Fréchet ratio with too few patients or none named, and N, D and the one against scans."""
+    about = mapping(values.get("frechet"))
+    patients, dimensions = int(number(about.get("patients"))), int(number(about.get("dimensions")))
+    if not patients or not dimensions:
+        return " ?", "N and D are not recorded"
+    scans = mapping(mapping(values.get("against_scans")).get("frechet")).get("value")
+    beside = f"; to held-out scans {number(scans):.2f}" if isinstance(scans, float) else ""
+    return "" if patients >= 2 * dimensions else " ?", f"N {patients} patients, D {dimensions}{beside}"
 
 
 def demo_tables(metrics: dict[str, Any]) -> list[Table]:
