@@ -113,7 +113,7 @@ def test_a3_floor_and_matched_agree_for_a_perfect_generator():
 
 
 def test_a3_volumes_made_one_by_one_are_compared_with_one_volume_a_patient():
-    rows, owners = correlated(16, seed=0)
+    _, owners = correlated(16, seed=0)
     real = Members(owners, torch.arange(64) % 4)
     seen = []
 

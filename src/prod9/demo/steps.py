@@ -27,6 +27,7 @@ from prod9.demo.scores import Judges, Metrics, score_stage1
 from prod9.demo.sets import Autoencoder, load_sets
 from prod9.demo.translation import score_translations
 from prod9.devices import torch_device
+from prod9.evaluation.score_table import finite_all
 from prod9.evaluation.segmenter import Segmenter, train_segmenter
 from prod9.files import atomic_write
 from prod9.pipelines.control import ControlPipeline
@@ -132,7 +133,7 @@ class _Demo:
             if kept["key"] == key:
                 return kept["scores"]
         self.report.say(f"Scoring {name}")
-        scores = score()
+        scores = finite_all(score())
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as temporary:
             temporary.write_text(json.dumps({"key": key, "scores": scores}, indent=2), encoding="utf-8")

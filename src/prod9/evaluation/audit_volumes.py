@@ -16,6 +16,7 @@ from prod9.data.names import MODALITIES
 from prod9.errors import DataError
 from prod9.evaluation.audit import MIN_PATIENTS, Comparison, Described, compare, required_held_out
 from prod9.evaluation.audit_embeddings import Embedding, VoxelEmbedding
+from prod9.evaluation.entries import require_finite
 from prod9.evaluation.volume_sets import BadFiles, Entry
 from prod9.files import atomic_write
 from prod9.training.montage import write_montage
@@ -238,6 +239,8 @@ class _Reader:
             try:
                 file = _read(entry)
                 rows = [embedding(file, mirrored=mirrored) for embedding in self.embeddings]
+                # A distance that is no number is below no threshold: such a volume would pass.
+                require_finite(entry.path, rows)
             except DataError as error:
                 self.bad.report(entry, error)
             else:

@@ -57,7 +57,8 @@ def fit_copy(sources: Sources, targets: Volume) -> CopyBaseline:
         matched = match_histogram(sources[:, s : s + 1], quantiles)
         fitted = fit_intensities(matched, targets, mask=brain)
         scores.append(psnr(fitted, targets, mask=brain).nanmean())
-    return CopyBaseline(int(torch.stack(scores).argmax()), quantiles)
+    # The maximum of values with NaN among them is NaN: a source without a score is not the best.
+    return CopyBaseline(int(torch.stack(scores).nan_to_num(-torch.inf).argmax()), quantiles)
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,11 @@
 """The volumes of an evaluation by name, and what is said of those that stay out of it."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from torch import Tensor
 
 from prod9.data.names import SEG, TOKENS, bare, identify, parse_modality, parse_name
 from prod9.errors import DataError
@@ -110,6 +112,15 @@ class BadFiles:
         """Return a sentence for everything that should have been looked at and was not."""
         left = [item.sentence() for item in self.left_out if not item.asked]
         return [*(item.reason for item in self.skipped), *left, *self.missing]
+
+
+def require_finite(path: Path | None, rows: Iterable[Tensor]) -> None:
+    """Raise DataError where what describes a volume is not finite: a score over it would be none."""
+    if not all(bool(row.isfinite().all()) for row in rows):
+        raise DataError(
+            f"{path}: expected a volume that can be described, got NaN or infinite features; look at its "
+            "intensities, or use another extractor."
+        )
 
 
 def entry_by_name(path: Path, root: Path, manifest: Mapping[str, Mapping[str, object]]) -> Entry | None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from prod9.errors import DataError
 from prod9.evaluation import appearance
+from prod9.evaluation.entries import require_finite
 from prod9.evaluation.features import SliceExtractor
 from prod9.evaluation.volume_sets import BadFiles, Entry, Preparation
 from prod9.training.metrics import ms_ssim3d
@@ -104,15 +105,23 @@ def describe_set(
     for done, entry in enumerate(entries, 1):
         try:
             volume = preparation.read(entry)
+            described = _describe(volume, extractors, describe or {}, device)
+            slices = {
+                extractor.name: [plane.cpu() for plane in extractor.planes(volume.to(device))]
+                for extractor in extractors
+            }
+            require_finite(
+                entry.path, [*described.values(), *(plane for own in slices.values() for plane in own)]
+            )
         except DataError as error:
             bad.report(entry, error)
             continue
         kept.append(entry)
-        for name, row in _describe(volume, extractors, describe or {}, device).items():
+        for name, row in described.items():
             rows.setdefault(name, []).append(row)
-        for extractor in extractors:
-            for axis, plane in enumerate(extractor.planes(volume.to(device))):
-                planes[extractor.name][axis].append(plane.cpu())
+        for name, own in slices.items():
+            for axis, plane in enumerate(own):
+                planes[name][axis].append(plane)
         if entry.patient_id in twosomes:
             place = entry.modality, twosomes[entry.patient_id]
             if waiting is None or waiting[0] != place:

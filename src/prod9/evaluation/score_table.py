@@ -131,6 +131,13 @@ def finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def finite_all(value: Any) -> Any:
+    """Return :func:`finite` of every number in nested mappings and lists."""
+    if isinstance(value, Mapping):
+        return {name: finite_all(inner) for name, inner in value.items()}
+    return [finite_all(inner) for inner in value] if isinstance(value, list | tuple) else finite(value)
+
+
 def _write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     columns = list(dict.fromkeys(name for row in rows for name in row))
     with atomic_write(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:

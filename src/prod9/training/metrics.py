@@ -190,11 +190,14 @@ def frechet_distance(a: Float[Tensor, "N D"], b: Float[Tensor, "M D"]) -> Float[
 
     |mean_a − mean_b|² + tr(A + B − 2 (A B)^½). With centred rows X and Y, A = XᵀX/(N−1) and B = YᵀY/(M−1),
     the last trace is the nuclear norm of X Yᵀ / √((N−1)(M−1)): exact, no matrix square root, and valid for
-    fewer samples than dimensions. The estimate grows as N falls, so compare equal N only.
+    fewer samples than dimensions. The estimate grows as N falls, so compare equal N only. NaN where a feature is
+    not finite.
     """
     if min(len(a), len(b)) < 2:
         raise ValueError(f"both sets must hold at least 2 samples, got {len(a)} and {len(b)}; add samples")
     a, b = a.double(), b.double()
+    if not _all_finite(a, b):
+        return a.new_tensor(torch.nan)
     mean_a, mean_b = a.mean(0), b.mean(0)
     x, y = (a - mean_a) / (len(a) - 1) ** 0.5, (b - mean_b) / (len(b) - 1) ** 0.5
     # The singular values of X Yᵀ are those of R_x R_yᵀ: the smaller of N and D decides the cost.
@@ -215,11 +218,14 @@ def principal_frechet(
     In D dimensions the covariance of N ≪ D samples is mostly error, and a set of less variety has less of that:
     the full distance of a collapsed set is the smaller one. In at most N / ``SAMPLES_PER_DIRECTION``
     (:func:`num_directions`) directions it grows with every loss of variety. The directions are those of both sets
-    together, each counting the same, so that two samples of one distribution are treated alike.
+    together, each counting the same, so that two samples of one distribution are treated alike. NaN where a feature is
+    not finite.
     """
     if min(len(a), len(b)) < 2:
         raise ValueError(f"both sets must hold at least 2 samples, got {len(a)} and {len(b)}; add samples")
     a, b = a.double(), b.double()
+    if not _all_finite(a, b):
+        return a.new_tensor(torch.nan)
     middle = (a.mean(0) + b.mean(0)) / 2
     rows = torch.cat([(a - middle) / len(a) ** 0.5, (b - middle) / len(b) ** 0.5])
     if len(rows) < rows.shape[1]:
@@ -235,6 +241,11 @@ def principal_frechet(
 def num_directions(samples: int, dimensions: int) -> int:
     """Return in how many principal directions ``samples`` independent samples can be compared, at least 1."""
     return max(1, min(dimensions, samples // SAMPLES_PER_DIRECTION))
+
+
+def _all_finite(a: Tensor, b: Tensor) -> bool:
+    # A decomposition of what is not finite raises an error of its own.
+    return bool(a.isfinite().all() and b.isfinite().all())
 
 
 def _thin(x: Float[Tensor, "N D"]) -> Float[Tensor, "K D"]:
