@@ -5,12 +5,11 @@ from pathlib import Path
 import torch
 
 from prod9.demo.sets import load_volumes, reconstruct
-from prod9.evaluation.distribution import diversity_ratio
+from prod9.evaluation.distribution import diversity_ratio, frechet_ratio
 from prod9.evaluation.features import AutoencoderFeatures, extract
 from prod9.pipelines.maskgit import MaskGiTPipeline
 from prod9.training.brats_data import BraTSDataModule
 from prod9.training.config import load_config
-from prod9.training.metrics import frechet_distance
 from prod9.training.model.checkpoint_manager import CheckpointManager
 
 FOLDER = Path("outputs/examples")
@@ -33,12 +32,23 @@ def main() -> None:
     generated = torch.stack([torch.from_numpy(volume.data)[None] for volume in made])
     labels = torch.tensor([pipeline.label_map[volume.label] for volume in made])
 
-    # A distance means something only beside its floor: training volumes against held-out ones.
+    # A distance means something only beside its floor, as many training volumes against the same held-out ones, and
+    # only in few directions: so few patients say nothing of hundreds of features.
     features = AutoencoderFeatures(autoencoder)
-    held_out = extract(features, recon["test"])
-    print(f"Fréchet, generated to held-out: {frechet_distance(extract(features, generated), held_out):.3f}")
+    frechet = frechet_ratio(
+        extract(features, generated),
+        extract(features, recon["train"]),
+        extract(features, recon["test"]),
+        generator=torch.Generator().manual_seed(0),
+        generated_labels=labels,
+        training_labels=real["train"].labels,
+        held_out_labels=real["test"].labels,
+        training_patients=real["train"].patients,
+        held_out_patients=real["test"].patients,
+    )
     print(
-        f"Fréchet, training to held-out:  {frechet_distance(extract(features, recon['train']), held_out):.3f}"
+        f"Fréchet to held-out reconstructions: {frechet.distance:.3f}, of training volumes {frechet.floor:.3f} "
+        f"({frechet.num_patients} patients, {frechet.dimensions} dimensions)"
     )
     ratio = diversity_ratio(
         generated, real["test"].volumes, generated_labels=labels, held_out_labels=real["test"].labels

@@ -8,6 +8,7 @@ judged, so that nothing but the damage and chance tells the sets apart.
 
 import argparse
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -31,7 +32,7 @@ from prod9.training.model.checkpoint_manager import CheckpointManager
 BEGIN, END = "<!-- damage table -->", "<!-- end of damage table -->"
 MODALITIES = ("T1", "FLAIR")
 GRID = (48, 56, 48)
-COLUMNS = ("frechet_3d", "frechet_2.5d", "kid", "coverage")
+COLUMNS = ("frechet_3d", "frechet_principal", "frechet_2.5d", "kid", "kid_standardised", "coverage")
 Damage = Callable[[Tensor], Tensor]
 
 
@@ -64,19 +65,19 @@ DAMAGES: dict[str, Callable[[], Damage]] = {
 class Prepared:
     """Stands for a Preparation: volumes that were read once, damaged."""
 
-    def __init__(self, volumes: dict[Entry, Tensor], damage: Damage) -> None:
+    def __init__(self, volumes: dict[Path, Tensor], damage: Damage) -> None:
         self.volumes = volumes
         self.damage = damage
 
     def read(self, entry: Entry) -> Tensor:
         """Return the damaged volume of ``entry``."""
-        return self.damage(self.volumes[entry])
+        return self.damage(self.volumes[entry.path])
 
 
 def score_damage(
     judges: Sequence[Entry],
     judged: Sequence[Entry],
-    volumes: dict[Entry, Tensor],
+    volumes: dict[Path, Tensor],
     extractors: list[SliceExtractor],
 ) -> dict[str, list[Score]]:
     """Return the scores over all modalities of each kind of damage."""
@@ -97,12 +98,14 @@ def score_damage(
 
 
 def _collapsed(entries: Sequence[Entry]) -> list[Entry]:
-    """Return as many entries, of the first two patients of each modality alone."""
+    """Return as many entries of as many patients, whose volumes are those of the first two alone.
+
+    A generator that knows two heads gives them out as if they were others: each keeps a name of its own.
+    """
     result = []
     for modality in MODALITIES:
         own = [entry for entry in entries if entry.modality == modality]
-        result += [own[k % 2] for k in range(len(own))]
-    # Pairs of the diversity are neighbours: in this order they would always be of both patients.
+        result += [replace(entry, path=own[k % 2].path) for k, entry in enumerate(own)]
     return shuffled(result, seed=0)
 
 
@@ -127,7 +130,7 @@ def to_markdown(tables: dict[str, list[Score]], extractors: Sequence[SliceExtrac
 
 def _cell(score: Score) -> str:
     floor = "" if score.floor is None else f" ({score.floor.matched:.3g} : {score.floor.value:.3g})"
-    return f"{score.value:.3g}{floor}"
+    return f"{score.value:.3g}{'' if score.reliable else ' ?'}{floor}"
 
 
 def main() -> None:
@@ -142,12 +145,12 @@ def main() -> None:
     patients = sorted({entry.patient_id for entry in found})[: args.patients]
     entries = [entry for entry in found if entry.patient_id in patients]
     preparation = Preparation(GRID)
-    volumes = {entry: preparation.read(entry) for entry in entries}
+    volumes = {entry.path: preparation.read(entry) for entry in entries}
     judges = [entry for entry in entries if entry.patient_id in patients[::2]]
     judged = [entry for entry in entries if entry.patient_id in patients[1::2]]
     network = CheckpointManager.load_autoencoder(args.autoencoder).network.eval().requires_grad_(False)
     classifier = train_classifier(
-        torch.cat([coarsen(volumes[entry]) for entry in judges]),
+        torch.cat([coarsen(volumes[entry.path]) for entry in judges]),
         torch.tensor([MODALITIES.index(entry.modality) for entry in judges]),
         num_classes=len(MODALITIES),
         seed=0,

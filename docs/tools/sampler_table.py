@@ -3,7 +3,8 @@
     python docs/tools/sampler_table.py --model outputs/demo/from_scratch/stage2_label --data outputs/demo/data
 
 Every setting draws the same number of volumes of each modality, with the same seeds. They are scored as in the demo:
-Fréchet distance over that of as many training volumes (1: as near to held-out patients as those are), diversity over
+Fréchet distance to held-out reconstructions in a few principal directions, within modalities, over that of as many
+training volumes (1: as near to held-out patients as those are), diversity over
 that of held-out patients, and the share whose modality a classifier recognises, trained on real volumes and
 reconstructions.
 """
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from prod9.demo.sets import VolumeSet, load_sets, reconstruct
 from prod9.evaluation.classifier import ModalityClassifier, train_classifier
-from prod9.evaluation.distribution import diversity_ratio, frechet_ratio
+from prod9.evaluation.distribution import FrechetRatio, diversity_ratio, frechet_ratio
 from prod9.evaluation.features import AutoencoderFeatures, extract
 from prod9.generator.condition import MaskGiTCondition
 from prod9.pipelines.maskgit import MaskGiTPipeline, derived_seed
@@ -55,13 +56,13 @@ class Judge:
     """What scores a set: real volumes, features of reconstructions, and the classifier."""
 
     test: VolumeSet
-    train_labels: Tensor
+    train: VolumeSet
     train_features: Tensor
     test_features: Tensor
     extractor: AutoencoderFeatures
     classifier: ModalityClassifier
 
-    def scores(self, volumes: Tensor, labels: Tensor) -> tuple[float, float, float]:
+    def scores(self, volumes: Tensor, labels: Tensor) -> tuple[FrechetRatio, float, float]:
         """Return Fréchet ratio, diversity ratio and modality accuracy."""
         frechet = frechet_ratio(
             extract(self.extractor, volumes),
@@ -69,12 +70,16 @@ class Judge:
             self.test_features,
             generator=torch.Generator().manual_seed(0),
             generated_labels=labels,
-            training_labels=self.train_labels,
+            training_labels=self.train.labels,
+            held_out_labels=self.test.labels,
+            training_patients=self.train.patients,
+            held_out_patients=self.test.patients,
+            replicates=100,
         )
         diversity = diversity_ratio(
             volumes, self.test.volumes, generated_labels=labels, held_out_labels=self.test.labels
         )
-        return frechet.ratio, diversity, self.classifier.accuracy(volumes, labels)
+        return frechet, diversity, self.classifier.accuracy(volumes, labels)
 
 
 def make_judge(pipeline: MaskGiTPipeline, model: str, data: str, *, steps: int) -> Judge:
@@ -94,7 +99,7 @@ def make_judge(pipeline: MaskGiTPipeline, model: str, data: str, *, steps: int) 
     extractor = AutoencoderFeatures(upstream.network)
     return Judge(
         test=sets["test"],
-        train_labels=again["train"].labels,
+        train=again["train"],
         train_features=extract(extractor, again["train"].volumes),
         test_features=extract(extractor, again["test"].volumes),
         extractor=extractor,
@@ -120,7 +125,8 @@ def draw(pipeline: MaskGiTPipeline, per_label: int, seed: int) -> tuple[Tensor, 
 
 def rows(pipeline: MaskGiTPipeline, judge: Judge, masking: MaskingConfig, per_label: int) -> Iterator[str]:
     """Yield the lines of the table."""
-    yield "| setting | Fréchet ratio | diversity ratio | modality accuracy | CPU seconds a volume |"
+    columns = ("Fréchet ratio (95% interval; N patients, D)", "diversity ratio", "modality accuracy")
+    yield f"| setting | {' | '.join(columns)} | CPU seconds a volume |"
     yield "|---|---|---|---|---|"
     for name, change in SETTINGS.items():
         values = {**BASE, **change}
@@ -128,7 +134,10 @@ def rows(pipeline: MaskGiTPipeline, judge: Judge, masking: MaskingConfig, per_la
         pipeline.sampler = ModelFactory.create_sampler(SamplerConfig(**values), masking)
         volumes, labels, seconds = draw(pipeline, per_label, seed)
         frechet, diversity, accuracy = judge.scores(volumes, labels)
-        yield f"| {name} | {frechet:.2f} | {diversity:.2f} | {accuracy:.0%} | {seconds:.2f} |"
+        low, high = frechet.interval or (float("nan"), float("nan"))
+        mark = "" if frechet.reliable else " ?"
+        ratio = f"{frechet.ratio:.2f}{mark} ({low:.2f} to {high:.2f}; {frechet.num_patients}, {frechet.dimensions})"
+        yield f"| {name} | {ratio} | {diversity:.2f} | {accuracy:.0%} | {seconds:.2f} |"
 
 
 def main() -> int:

@@ -102,7 +102,7 @@ def radiomics(volume: Plain) -> Row:
     first = _first_order(volume[brain].double(), brain.float().mean().double())
     box = _box(brain)
     brain = brain[box]
-    grey = (volume[box].clamp(0.0, 1.0) * LEVELS).clamp_max(LEVELS - 1).to(torch.uint8)
+    grey = _levels(volume[box])
     texture = []
     for step in (1, 2):
         rows = torch.stack([_texture(grey, brain, [step * o for o in offset]) for offset in _OFFSETS])
@@ -145,8 +145,14 @@ def _box(brain: Tensor) -> tuple[slice, ...]:
     return tuple(box)
 
 
-def _texture(grey: Tensor, brain: Tensor, offset: list[int]) -> Tensor:
-    """Return six measures of the co-occurrences of ``grey`` levels, uint8, at ``offset``."""
+def _levels(volume: Plain) -> Tensor:
+    """Return the grey level of each voxel, uint8: eight times smaller than the default integers."""
+    return (volume.clamp(0.0, 1.0) * LEVELS).clamp_max(LEVELS - 1).to(torch.uint8)
+
+
+def _texture(volume: Tensor, brain: Tensor, offset: list[int]) -> Tensor:
+    """Return six measures of the co-occurrences of grey levels at ``offset``; ``volume``: intensities, or levels."""
+    grey = volume if volume.dtype == torch.uint8 else _levels(volume)
     here = tuple(slice(None, -o or None) for o in offset)
     there = tuple(slice(o, None) for o in offset)
     both = brain[here] & brain[there]
