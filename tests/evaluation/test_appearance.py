@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from prod9.evaluation.appearance import (
+    detail,
     histogram,
     histogram_distance,
     power_spectrum,
@@ -43,3 +44,29 @@ def test_a_wave_stands_out_at_its_frequency():
     wave = torch.sin(2 * torch.pi * x / 4)[:, None, None].expand(32, 32, 32)
     # A quarter of a cycle a voxel is half of the Nyquist frequency.
     assert power_spectrum(wave).argmax().item() == 16
+
+
+def brain_of(side, noise, blur=0):
+    generator = torch.Generator().manual_seed(0)
+    axes = torch.meshgrid(*[torch.linspace(-1, 1, side)] * 3, indexing="ij")
+    radius = torch.stack([a.square() for a in axes]).sum(0).sqrt()
+    volume = torch.where(radius < 0.5, 0.8, 0.4) * (radius < 0.9)
+    for _ in range(blur):
+        volume = torch.nn.functional.avg_pool3d(volume[None, None], 3, stride=1, padding=1)[0, 0]
+    noisy = volume + noise * torch.randn(volume.shape, generator=generator)
+    return torch.where(radius < 0.9, noisy.clamp(0.05, 1.0), 0.0)
+
+
+@pytest.mark.parametrize("noise", [0.02, 0.05])
+def test_the_noise_level_is_the_deviation_of_the_noise(noise):
+    level, _ = detail(brain_of(40, noise)).tolist()
+    assert level == pytest.approx(noise, rel=0.15)
+
+
+def test_blur_takes_edges_and_noise_brings_few():
+    sharp, soft, noisy = (detail(brain_of(40, n, blur)) for n, blur in ((0.005, 0), (0.005, 3), (0.05, 0)))
+    assert soft[1] < 0.8 * sharp[1]
+    assert noisy[0] > 5 * sharp[0]
+    assert noisy[1] < 2 * sharp[1]
+    assert detail(torch.zeros(6, 6, 6)).tolist() == [0.0, 0.0]
+    assert detail(torch.full((2, 2, 2), 0.5)).tolist() == [0.0, 0.0]

@@ -89,7 +89,7 @@ def set_rows(rows, owners, name, *, kinds=KINDS):
         Entry(f"{name}{int(p)}", f"{name}{int(p)}", kinds[k % len(kinds)], None) for k, p in enumerate(owners)
     )
     shape = rows[:, None].expand(-1, 2, -1)
-    parts = {"histogram": rows, "spectrum": rows, "radiomics-1": rows, "x": rows}
+    parts = {"histogram": rows, "spectrum": rows, "radiomics-1": rows, "detail": rows, "x": rows}
     return SetRows(entries, parts, {"x": (shape, shape, shape)}, {})
 
 

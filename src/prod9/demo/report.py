@@ -23,11 +23,10 @@ def finish_demo(output_dir: Path, *, run: Path, generated: Path, say: Callable[[
     """
     say("Looking for copies of training patients")
     try:
-        sets = sets_of_run(run, generated)
+        bad = BadFiles(skip=False)
+        sets = sets_of_run(run, generated, bad=bad)
         voxels = VoxelEmbedding.fit(_volumes(sets))
-        result = run_audit(
-            sets, [voxels], false_alarms=FALSE_ALARMS, max_share=MAX_SHARE, bad=BadFiles(skip=False)
-        )
+        result = run_audit(sets, [voxels], false_alarms=FALSE_ALARMS, max_share=MAX_SHARE, bad=bad)
         result.write(generated.parent / "audit", voxels)
     except Prod9Error as error:
         say(f"No copy audit: {error}")

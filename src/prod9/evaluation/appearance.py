@@ -91,6 +91,37 @@ def spectrum_distance(a: Rows, b: Float[Tensor, "M K"]) -> float:
     return (a.double().mean(0) - b.double().mean(0)).square().mean().sqrt().item()
 
 
+def detail(volume: Plain) -> Row:
+    """Return the noise level and the edge score of the brain, as shares of the intensity range; zeros without one.
+
+    Noise level: the deviation of white noise that would give the median second difference of neighbours, a mean over
+    the axes. Anatomy, which is smooth from voxel to voxel with an edge here and there, hardly moves a median. Edge
+    score: the mean of the largest tenth of the first differences, over the axes too. Blur lowers both, noise raises
+    the first more than the second.
+    """
+    brain = volume > BRAIN
+    box = _box(brain)
+    inside, image = brain[box], volume[box].float().clamp(0.0, 1.0)
+    noise, edges = [], []
+    for axis in range(3):
+        length = image.shape[axis]
+        if length < 3:
+            continue
+        left, middle, right = (image.narrow(axis, k, length - 2) for k in range(3))
+        kept = inside.narrow(axis, 0, length - 2) & inside.narrow(axis, 1, length - 2)
+        kept &= inside.narrow(axis, 2, length - 2)
+        if not kept.any():
+            continue
+        second = (left - 2 * middle + right)[kept].abs()
+        first = ((right - left) / 2)[kept].abs()
+        # Of white noise the second difference has six times the variance, the median deviation 0.6745 of the standard.
+        noise.append(second.median() / (0.6745 * 6**0.5))
+        edges.append(first.topk(max(1, len(first) // 10)).values.mean())
+    if not noise:
+        return torch.zeros(2)
+    return torch.stack([torch.stack(noise).mean(), torch.stack(edges).mean()])
+
+
 def radiomics(volume: Plain) -> Row:
     """Return features of the brain's intensities and of its texture: 33 numbers, zeros without a brain.
 

@@ -16,7 +16,7 @@ from prod9.evaluation.features import SliceExtractor
 from prod9.evaluation.volume_sets import BadFiles, Entry, Preparation
 from prod9.training.metrics import ms_ssim3d
 
-HISTOGRAM, SPECTRUM = "histogram", "spectrum"
+HISTOGRAM, SPECTRUM, DETAIL = "histogram", "spectrum", "detail"
 PROBABILITIES = "probabilities"
 AXES = (0, 1, 2)
 CPU = torch.device("cpu")
@@ -190,6 +190,7 @@ def _describe(
     return {
         HISTOGRAM: appearance.histogram(plain)[None],
         SPECTRUM: appearance.power_spectrum(plain)[None],
+        DETAIL: appearance.detail(plain)[None],
         appearance.RADIOMICS: appearance.radiomics(plain)[None],
         **{extractor.name: extractor(on_device).cpu() for extractor in extractors},
         **{name: function(on_device).cpu() for name, function in describe.items()},

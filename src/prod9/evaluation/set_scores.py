@@ -33,7 +33,7 @@ from prod9.evaluation.manifold import (
     standardised,
 )
 from prod9.evaluation.members import Members, number_members
-from prod9.evaluation.rows import HISTOGRAM, SPECTRUM, SetRows
+from prod9.evaluation.rows import DETAIL, HISTOGRAM, SPECTRUM, SetRows
 from prod9.evaluation.score_table import Score
 from prod9.training.metrics import frechet_distance, num_directions, principal_frechet
 
@@ -100,6 +100,7 @@ def _score(
         yield from _manifold(name, generated, real, resampling, modality)
     for comparison in _APPEARANCE:
         yield _compare(comparison, generated, real, resampling, modality)
+    yield from _detail(generated, real, resampling, modality)
     yield _diversity(generated, real, resampling, modality)
 
 
@@ -359,6 +360,35 @@ def _diversity(generated: SetRows, real: SetRows, resampling: Resampling, modali
             else None,
         ),
     )
+
+
+def _detail(generated: SetRows, real: SetRows, resampling: Resampling, modality: str) -> Iterator[Score]:
+    """Yield the noise level and the edge score: what distances of distributions are glad to be given too much of."""
+    members = _members(generated, real)
+    for k, metric in enumerate(("noise_level", "edge_score")):
+        own, theirs = (rows.rows[DETAIL][:, k].double() for rows in (generated, real))
+        interval = mean_interval(
+            own,
+            replicates=resampling.replicates,
+            seed=resampling.seed,
+            patients=members[0].patients,
+            bounds=(0.0, 1.0),
+        )
+        value = own.mean().item()
+        yield Score(
+            group="appearance",
+            metric=metric,
+            value=value,
+            better="floor",
+            **_counts(generated, real),
+            modality=modality,
+            interval=interval,
+            floor=Floor(value, theirs.mean().item(), (members[0].num_patients, members[1].num_patients)),
+            reliable=min(side.num_patients for side in members) >= FEW,
+            note=_notes(
+                "the floor is that of the real volumes", _without_interval(members, interval, resampling)
+            ),
+        )
 
 
 # -- counts and notes -----------------------------------------------------------------------------
