@@ -195,31 +195,28 @@ def _print(result: "Audit", folder: Path) -> None:
     for name, part in content["sets"].items():
         console.print(
             f"{name:>10}  {plural(part['volumes'], 'volume')} of {plural(part['patients'], 'patient')}",
-            markup=False,
         )
     for row in content["embeddings"]:
         console.print(
             f"{row['name']}: relative distance {row['median_generated']:.2f} (held-out patients "
             f"{row['median_held_out']:.2f}), suspect below {row['threshold']:.2f}, authenticity "
             f"{row['authenticity']:.2f}",
-            markup=False,
         )
     for suspect in result.suspects[:_SHOWN]:
         distance = min(suspect.distances.values())
         console.print(
             f"{distance:10.2f}  {suspect.generated.path.name} resembles {suspect.train.path.name}",
-            markup=False,
         )
     if len(result.suspects) > _SHOWN:
-        console.print(f"… and {len(result.suspects) - _SHOWN} more in {folder}", markup=False)
+        console.print(f"… and {len(result.suspects) - _SHOWN} more in {folder}")
     for gap in result.gaps:
-        messages.print(f"Not looked at: {gap}", markup=False)
+        messages.print(f"Not looked at: {gap}")
     for item in result.left_out:
         if item["asked"]:
-            messages.print(f"Note: {len(item['files'])} volumes left out: {item['reason']}", markup=False)
+            messages.print(f"Note: {len(item['files'])} volumes left out: {item['reason']}")
     failed = "failed" if result.share > result.max_share else "failed: not everything was looked at"
     verdict = (
         f"{len(result.suspects)} of {len(result.sets.generated)} suspect ({result.share:.1%}; limit "
         f"{result.max_share:.1%}): {'passed' if result.passed else failed}. {folder}"
     )
-    (console if result.passed else messages).print(verdict, markup=False)
+    (console if result.passed else messages).print(verdict)

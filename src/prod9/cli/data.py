@@ -73,7 +73,6 @@ def simulate(
         return
     console.print(
         f"{plural(cohort.subjects, 'simulated patient')}, {with_tumour} with a tumour: {cohort.root}",
-        markup=False,
     )
 
 

@@ -78,7 +78,7 @@ def check(
     else:
         _print(report)
         if html is not None:
-            console.print(f"Page: {html}", markup=False)
+            console.print(f"Page: {html}")
     if not report.ok:
         raise typer.Exit(FAILED)
 
@@ -123,9 +123,9 @@ def info(
         boxes = content["head_mm"]
         console.print(f"Heads: {_sides(boxes['median'])} mm, the largest {_sides(boxes['largest'])} mm.")
     spacing = f"data.spacing {content['spacing_mm']}, " if content["spacing_mm"] else ""
-    console.print(f"Suggested: {spacing}data.grid {content['grid']}.", markup=False)
+    console.print(f"Suggested: {spacing}data.grid {content['grid']}.")
     if output is not None:
-        console.print(f"Fingerprint: {output}", markup=False)
+        console.print(f"Fingerprint: {output}")
 
 
 def _checked(
@@ -207,23 +207,22 @@ def _print(report: "Report | MedMNIST3DReport") -> None:
 
     facts = report.to_dict()
     for name, text in facts_of(facts):
-        console.print(f"{name:>13}  {text}", markup=False)
+        console.print(f"{name:>13}  {text}")
     for kind, row in facts["intensities"].items():
         values = "  ".join(f"{name} {value:.4g}" for name, value in row.items())
-        console.print(f"{kind:>13}  {values}", markup=False)
+        console.print(f"{kind:>13}  {values}")
     for label, row in facts["labels"].items():
         console.print(
             f"{'label ' + label:>13}  in {plural(int(row['cases']), 'case')}, median {row['median_ml']:.1f} ml",
-            markup=False,
         )
     for finding in report.findings[:_SHOWN]:
         console.print(f"{finding.level:>13}", style=_COLOURS[finding.level], end="  ")
-        console.print(finding.message, markup=False)
+        console.print(finding.message)
     if len(report.findings) > _SHOWN:
-        console.print(f"… and {len(report.findings) - _SHOWN} more; --json lists all.", markup=False)
+        console.print(f"… and {len(report.findings) - _SHOWN} more; --json lists all.")
     read = "Every voxel was read." if facts["deep"] else "Headers only; --deep reads the voxels too."
     verdict = f"{plural(facts['errors'], 'error')}, {plural(facts['warnings'], 'warning')}. {read}"
-    (console if report.ok else messages).print(verdict, markup=False)
+    (console if report.ok else messages).print(verdict)
 
 
 def _sides(values: list[float]) -> str:

@@ -58,7 +58,7 @@ def unpack(
     if as_json:
         print_json({"output_dir": str(output_dir), "made": made})
     else:
-        console.print(f"{plural(made, 'volume')} in {output_dir}", markup=False)
+        console.print(f"{plural(made, 'volume')} in {output_dir}")
 
 
 def _write(

@@ -128,14 +128,13 @@ def _summarise(block: dict[str, Any], output_dir: Path) -> None:
         for name, value in values.items():
             if isinstance(value, float) and not name.startswith("frechet"):
                 interval = _interval(values.get("intervals", {}).get(name))
-                console.print(f"{stage:14} {name:42} {value:8.3f}{interval}", markup=False)
+                console.print(f"{stage:14} {name:42} {value:8.3f}{interval}")
         if "frechet" in values:
             console.print(
                 f"{stage:14} {'frechet against held-out reconstructions':42} {_figure(values['frechet'])}",
-                markup=False,
             )
         for name, found in values.get("against_scans", {}).items():
-            console.print(f"{stage:14} {name + ' against held-out scans':42} {_figure(found)}", markup=False)
+            console.print(f"{stage:14} {name + ' against held-out scans':42} {_figure(found)}")
     console.print(f"{block['seconds'] / 60:.1f} minutes, {block['peak_rss_gib']:.1f} GiB at the peak")
     for name in ("montage.png", "generated.png", "metrics.json", "report.html"):
         console.print(str(output_dir / name))

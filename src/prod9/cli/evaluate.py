@@ -219,15 +219,15 @@ def _check_folder(output_dir: Path, overwrite: bool) -> None:
 def _finish(evaluation: "Evaluation", output_dir: Path, as_json: bool) -> None:
     files = evaluation.write(output_dir)
     for item in evaluation.skipped:
-        shared.messages.print(f"Skipped: {item.reason}", markup=False)
+        shared.messages.print(f"Skipped: {item.reason}")
     for item in evaluation.left_out:
-        shared.messages.print(f"Note: {item.sentence()}", markup=False)
+        shared.messages.print(f"Note: {item.sentence()}")
     for warning in evaluation.warnings:
-        shared.messages.print(f"Warning: {warning}", markup=False)
+        shared.messages.print(f"Warning: {warning}")
     if as_json:
         shared.print_json(evaluation.to_dict())
         return
     from prod9.cli.score_tables import print_scores
 
     print_scores(evaluation)
-    shared.console.print(f"Written: {', '.join(str(file) for file in files)}", markup=False)
+    shared.console.print(f"Written: {', '.join(str(file) for file in files)}")

@@ -47,4 +47,4 @@ def report(
     if as_json:
         print_json({"report": str(written), "megabytes": round(megabytes, 2)})
     else:
-        console.print(f"{written} ({megabytes:.1f} MB)", markup=False)
+        console.print(f"{written} ({megabytes:.1f} MB)")

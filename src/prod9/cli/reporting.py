@@ -51,4 +51,4 @@ class PlainLines:
         self._said[what] = now
         each = (now - began) / max(done, 1)
         left = f", about {each * (total - done):.0f} s left" if done < total else ""
-        shared.messages.print(f"{what}: {done} of {total}, {each:.1f} s each{left}", markup=False)
+        shared.messages.print(f"{what}: {done} of {total}, {each:.1f} s each{left}")

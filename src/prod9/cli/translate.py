@@ -276,7 +276,7 @@ def _translate(
                 failed[f"{job.name} {job.target}"] = str(error)
                 continue
             for text in cautions(placed.reference).values():
-                shared.messages.print(f"Warning: {text}", markup=False)
+                shared.warn(text)
             if placed.cut > _CUT:
                 shared.warn(
                     f"{job.name}: {placed.cut:.1%} of the head lies beyond the model's grid and stays empty."

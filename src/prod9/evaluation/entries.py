@@ -7,9 +7,10 @@ from pathlib import Path
 
 from torch import Tensor
 
-from prod9.data.names import SEG, TOKENS, bare, identify, parse_modality, parse_name
+from prod9.data.names import SEG, TOKENS, bare, identify, parse_name, shows_labels
 from prod9.errors import DataError
 from prod9.volumes import Channel
+from prod9.wording import plural
 
 UNNAMED = "volume"
 """The modality of a file whose name says none."""
@@ -20,7 +21,7 @@ _NUMBERED = re.compile(
     rf"(?:(?P<case>.+)[-_])?(?P<token>{'|'.join(sorted(TOKENS, key=len, reverse=True))})[-_]?(?P<index>\d+)",
     re.IGNORECASE,
 )
-_NO_IMAGE = re.compile(rf"(?:^|[-_. ])(?:dseg|mask|label|labels|{'|'.join(MAPS)})$", re.IGNORECASE)
+_MAP = re.compile(rf"(?:^|[-_. ])(?:{'|'.join(MAPS)})$", re.IGNORECASE)
 _SHOWN = 5
 
 
@@ -60,9 +61,9 @@ class LeftOut:
 
     def sentence(self) -> str:
         """Return reason, number and some names."""
-        count, names = len(self.files), [Path(file).name for file in self.files[:_SHOWN]]
-        more = ", …" if count > _SHOWN else ""
-        return f"{count} volume{'s' if count > 1 else ''} left out ({', '.join(names)}{more}): {self.reason}"
+        names = [Path(file).name for file in self.files[:_SHOWN]]
+        more = ", …" if len(self.files) > _SHOWN else ""
+        return f"{plural(len(self.files), 'volume')} left out ({', '.join(names)}{more}): {self.reason}"
 
 
 @dataclass
@@ -131,10 +132,10 @@ def entry_by_name(path: Path, root: Path, manifest: Mapping[str, Mapping[str, ob
     relative = path.relative_to(root)
     noted = manifest.get(relative.as_posix(), {})
     stem = bare(path.name)
-    if noted.get("kind") in MAPS or "segmentation" in noted or _NO_IMAGE.search(stem):
+    if noted.get("kind") in MAPS or "segmentation" in noted or _MAP.search(stem) or shows_labels(path.name):
         return None
     match, named = _NUMBERED.fullmatch(stem), parse_name(path.name, folder=path.parent.name)
-    if SEG in (parse_modality(path.name), match and TOKENS[match["token"].lower()]):
+    if match and TOKENS[match["token"].lower()] == SEG:
         return None
     if named is not None:
         return Entry(named.identity.case_id, named.identity.patient_id, named.kind, path)

@@ -5,8 +5,7 @@ A folder is a dataset of a known layout, or simply volumes: named as `prod9 gene
 """
 
 import json
-import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,8 +15,7 @@ from torch import Tensor
 
 from prod9 import volumes
 from prod9.data.layouts import Dataset, scan_dataset
-from prod9.data.names import is_volume
-from prod9.data.scan import walk
+from prod9.data.scan import Walk
 from prod9.data.splits import Split
 from prod9.data.transforms import IntensityScaling
 from prod9.errors import DataError
@@ -119,11 +117,9 @@ def _unique(entries: Sequence[Entry]) -> dict[tuple[str, str], Entry]:
 def _beside_cases(root: Path, dataset: Dataset, bad: BadFiles) -> list[Entry]:
     """Return the volumes that belong to no case of the layout; what cannot be one goes to ``bad``."""
     used = {path for case in dataset.cases for path in case.files}
-    described = dataset.layout in _DESCRIBED
-    if described:
-        others = list(dataset.ignored)
-    else:
-        others = [path for path in walk(root) if is_volume(path.name) and path not in used]
+    described, met = dataset.layout in _DESCRIBED, Walk()
+    there = [path for path in met.volumes(root) if path not in used] if root.is_dir() else []
+    others = list(dataset.ignored) if described else there
     manifest, entries, strange = _manifest(root), list[Entry](), list[Path]()
     for path in others:
         entry = entry_by_name(path, root, manifest) if path.is_relative_to(root) else None
@@ -132,26 +128,12 @@ def _beside_cases(root: Path, dataset: Dataset, bad: BadFiles) -> list[Entry]:
         elif entry is not None:
             strange.append(path)
     counted = [str(entry.path) for entry in entries]
-    for problem in dataset.problems:
+    for problem in [*dataset.problems, *met.problems, *met.absent]:
         # Two files of one name are a problem for training; here both are volumes and both count.
         if not any(file in problem for file in counted):
             bad.report_file(problem.split(": ")[0], problem)
     bad.leave_out(f"of no case of the {dataset.layout} layout of {root}", strange, asked=False)
-    if root.is_dir():
-        for path in _dangling(root):
-            bad.report_file(
-                str(path),
-                f"{path}: expected a volume, got a link to nothing; fetch its content, or remove it.",
-            )
     return entries
-
-
-def _dangling(root: Path) -> Iterator[Path]:
-    for folder, _, names in os.walk(root):
-        for name in sorted(names):
-            path = Path(folder) / name
-            if is_volume(name) and path.is_symlink() and not path.exists():
-                yield path
 
 
 def _manifest(root: Path) -> dict[str, Mapping[str, object]]:
