@@ -22,8 +22,8 @@ $(BENCH_INSTALLED): $(INSTALLED)
 demo: $(INSTALLED)  ## Train small models on simulated brains and generate new ones, on this machine.
 	$(BIN)/prod9 demo
 
-test: $(INSTALLED)  ## Run all tests.
-	$(BIN)/python -m pytest
+test: $(INSTALLED)  ## Run all tests, a process per core with one thread each.
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
 
 coverage: $(INSTALLED)  ## Run all tests, and ask for the coverage that pyproject.toml names.
 	$(BIN)/coverage run -m pytest

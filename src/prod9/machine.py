@@ -46,6 +46,19 @@ def memory(root: Path = _ROOT) -> Memory:
     return Memory(total, available)
 
 
+def is_busy(root: Path = _ROOT) -> bool:
+    """Return whether other work kept all cores of the machine busy during the last minute, and does so now.
+
+    False where the system does not say (it does on Linux).
+    """
+    words = _words(root / "proc/loadavg")  # "5.91 3.20 1.41 7/412 30521": averages, running/all, last process
+    try:
+        last_minute, running = float(words[0]), int(words[3].split("/")[0]) - 1  # this process runs, too
+    except (IndexError, ValueError):
+        return False
+    return min(last_minute, running) > (os.cpu_count() or 1)
+
+
 def ensure_user_name() -> None:
     """Give the environment a user name where the system knows none for the user id, as in many containers.
 
