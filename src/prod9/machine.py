@@ -47,7 +47,7 @@ def memory(root: Path = _ROOT) -> Memory:
 
 
 def is_busy(root: Path = _ROOT) -> bool:
-    """Return whether other work kept all cores of the machine busy during the last minute, and does so now.
+    """Return whether other work kept all cores of the machine more than busy during the last minute, and does now.
 
     False where the system does not say (it does on Linux).
     """
@@ -56,7 +56,7 @@ def is_busy(root: Path = _ROOT) -> bool:
         last_minute, running = float(words[0]), int(words[3].split("/")[0]) - 1  # this process runs, too
     except (IndexError, ValueError):
         return False
-    return min(last_minute, running) > (os.cpu_count() or 1)
+    return min(last_minute / 1.5, running) > (os.cpu_count() or 1)
 
 
 def ensure_user_name() -> None:

@@ -47,6 +47,7 @@ def test_b12_less_on_a_busy_machine(busy, count):
         ("{over}.50 3.20 1.41 {many}/412 30521", True),
         ("{over}.50 3.20 1.41 1/412 30521", False),  # the last minute was busy, now it is over
         ("0.20 3.20 1.41 {many}/412 30521", False),  # a moment of work is none
+        ("1.20 3.20 1.41 {many}/412 30521", False),
         ("", False),
         ("no numbers at all", False),
     ],
@@ -54,7 +55,7 @@ def test_b12_less_on_a_busy_machine(busy, count):
 def test_b12_busy_is_more_work_than_cores_for_a_minute(tmp_path, line, busy):
     cores = os.cpu_count() or 1
     (tmp_path / "proc").mkdir()
-    (tmp_path / "proc/loadavg").write_text(line.format(over=cores, many=cores + 2))
+    (tmp_path / "proc/loadavg").write_text(line.format(over=2 * cores, many=cores + 2))
     assert is_busy(tmp_path) is busy
 
 
