@@ -25,7 +25,8 @@ CHOICES = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
 def limit_spinning(environ: MutableMapping[str, str] = os.environ, *, busy: bool | None = None) -> None:
     """Let OpenMP's threads spin for ``SPIN_COUNT`` turns, or not at all on a busy machine, unless the user has chosen.
 
-    busy: asked of the system where it is None. The runtime that comes with torch on Linux (libgomp) reads it once, when torch is imported; others do not know it.
+    busy: asked of the system where it is None. The runtime that comes with torch on Linux (libgomp) reads the variable
+    once, when torch is imported; others do not know it.
     """
     if not any(name in environ for name in CHOICES):
         environ["GOMP_SPINCOUNT"] = SPIN_COUNT_BUSY if (is_busy() if busy is None else busy) else SPIN_COUNT
