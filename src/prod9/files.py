@@ -110,10 +110,11 @@ def exclusive(path: str | Path) -> Iterator[None]:
         if fcntl is not None:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX)
-            except OSError as error:  # some network file systems have no locks
-                raise DataError(
-                    f"{path}: cannot be locked ({_quoted(error)}); choose a folder on another file system."
-                ) from error
+            except OSError as error:  # some network file systems have no locks, or none of folders
+                if not path.is_dir():
+                    raise DataError(
+                        f"{path}: cannot be locked ({_quoted(error)}); choose a folder on another file system."
+                    ) from error
         yield
     finally:
         os.close(descriptor)  # by which the lock is freed
@@ -163,7 +164,7 @@ def check_writable(folder: str | Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe.write_bytes(b"")
-        probe.unlink()
+        probe.unlink(missing_ok=True)  # who sweeps the folder may have been faster
     except OSError as error:
         raise DataError(
             f"{folder}: cannot be written to ({error.strerror or error}); choose another --output-dir "

@@ -22,6 +22,7 @@ from prod9.data.scan import Walk, read_json
 from prod9.data.template import load_template
 from prod9.errors import ConfigError, DataError
 from prod9.files import atomic_write, check_writable
+from prod9.folders import claimed, sweep
 from prod9.volumes import write
 from prod9.wording import plural
 
@@ -105,21 +106,24 @@ def simulate_cohort(
     root = Path(output_dir)
     check_writable(root)
     settings = {"version": VERSION, "seed": seed, "spacing_mm": spacing_mm}
-    _check_settings(root, settings)
-    load_template()
-    indices = sorted({*range(num_subjects), *_started(root)})
-    subjects = {k: subject for k in indices if (subject := _read_record(root, k)) is not None}
-    report = progress or (lambda done, total: None)
-    report(len(subjects), len(indices))
-    for subject in _simulate_all(root, [k for k in indices if k not in subjects], settings, num_workers):
-        subjects[subject.index] = subject
+    # Whoever simulates here sweeps: the files that another process is writing would go too.
+    with claimed(root, key="the folder of the cohort"):
+        sweep(root)
+        _check_settings(root, settings)
+        load_template()
+        indices = sorted({*range(num_subjects), *_started(root)})
+        subjects = {k: subject for k in indices if (subject := _read_record(root, k)) is not None}
+        report = progress or (lambda done, total: None)
         report(len(subjects), len(indices))
-    ordered = tuple(subjects[k] for k in indices)
-    figures = _measure(ordered, spacing_mm=spacing_mm, seed=seed)
-    manifest = {**settings, "figures": figures, "subjects": [asdict(subject) for subject in ordered]}
-    _write_text(root / MANIFEST, json.dumps(manifest, indent=1))
-    _write_text(root / CARD, _card(ordered, settings, figures))
-    return SimulatedCohort(root, seed, spacing_mm, ordered, figures)
+        for subject in _simulate_all(root, [k for k in indices if k not in subjects], settings, num_workers):
+            subjects[subject.index] = subject
+            report(len(subjects), len(indices))
+        ordered = tuple(subjects[k] for k in indices)
+        figures = _measure(ordered, spacing_mm=spacing_mm, seed=seed)
+        manifest = {**settings, "figures": figures, "subjects": [asdict(subject) for subject in ordered]}
+        _write_text(root / MANIFEST, json.dumps(manifest, indent=1))
+        _write_text(root / CARD, _card(ordered, settings, figures))
+        return SimulatedCohort(root, seed, spacing_mm, ordered, figures)
 
 
 def simulate_subject(root: Path, index: int, *, spacing_mm: float, seed: int) -> Subject:
@@ -128,8 +132,7 @@ def simulate_subject(root: Path, index: int, *, spacing_mm: float, seed: int) ->
     case_id = _case_id(index)
     folder = root / case_id
     folder.mkdir(exist_ok=True)
-    for leftover in folder.glob(".tmp-*"):
-        leftover.unlink(missing_ok=True)
+    sweep(folder)
     for modality, suffix in SUFFIXES.items():
         _write_volume(
             folder / f"{case_id}-{suffix}.nii.gz", phantom.scans[modality], phantom.affine, np.int16

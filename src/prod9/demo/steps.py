@@ -27,9 +27,12 @@ from prod9.demo.scores import Judges, Metrics, score_stage1
 from prod9.demo.sets import Autoencoder, load_sets
 from prod9.demo.translation import score_translations
 from prod9.devices import torch_device
+from prod9.errors import DataError
 from prod9.evaluation.score_table import finite_all
 from prod9.evaluation.segmenter import Segmenter, train_segmenter
 from prod9.files import atomic_write
+from prod9.folders import claimed, sweep
+from prod9.json_files import read_json, read_object, write_json
 from prod9.pipelines.control import ControlPipeline
 from prod9.pipelines.maisi import MAISIPipeline
 from prod9.pipelines.maisi_control import MAISIControlPipeline
@@ -62,9 +65,23 @@ def run_demo(plan: DemoPlan, *, report: Reporter, device: str = "auto") -> Metri
     """
     began = time.monotonic()
     torch.manual_seed(plan.seed)
-    block = _Demo(plan, report, device).run()
+    with claimed(plan.output_dir):
+        _sweep(plan)
+        block = _Demo(plan, report, device).run()
+        return _finish(plan, report, block, time.monotonic() - began)
+
+
+def _sweep(plan: DemoPlan) -> None:
+    """Delete what a killed demo left half-written; each run sweeps its own folder."""
+    sweep(plan.output_dir)
+    sweep(plan.run_dir)
+    for name in ("volumes", "volumes_before", "scores", "translation", "control"):
+        sweep(plan.run_dir / name, deep=True)
+
+
+def _finish(plan: DemoPlan, report: Reporter, block: Metrics, seconds: float) -> Metrics:
     summary = {
-        "seconds": round(_seconds(plan, time.monotonic() - began), 1),
+        "seconds": round(_seconds(plan, seconds), 1),
         "peak_rss_gib": round(peak_memory_gib(), 2),
         "patients": plan.num_patients,
         "seed": plan.seed,
@@ -129,8 +146,8 @@ class _Demo:
         weights = [CheckpointManager.open(run).sha256 for run in runs]
         key = content_key(*weights, plan.seed, plan.judge_steps, plan.volumes_per_modality, __version__)
         if path.exists() and (picture is None or picture.exists()):
-            kept = json.loads(path.read_text(encoding="utf-8"))
-            if kept["key"] == key:
+            kept = _read(path)
+            if kept.get("key") == key:
                 return kept["scores"]
         self.report.say(f"Scoring {name}")
         scores = finite_all(score())
@@ -238,6 +255,14 @@ class _Demo:
         return self._kept("control", [generator, run], score, picture)
 
 
+def _read(path: Path) -> dict[str, Any]:
+    """Return what an earlier session wrote; nothing where there is none or it is damaged, and it is made anew."""
+    try:
+        return read_object(path)
+    except DataError:
+        return {}
+
+
 def _autoencoder(path: Path) -> Autoencoder:
     return CheckpointManager.from_pretrained(path).network
 
@@ -245,7 +270,14 @@ def _autoencoder(path: Path) -> Autoencoder:
 def _seconds(plan: DemoPlan, this_session: float) -> float:
     """Add this session's time to that of interrupted ones, and keep the sum."""
     path = plan.run_dir / "seconds.json"
-    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else 0.0
+    try:
+        before = float(read_json(path))
+    except (
+        DataError,
+        TypeError,
+        ValueError,
+    ):  # a first session, or a damaged file: the time is no more than a note
+        before = 0.0
     with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(before + this_session), encoding="utf-8")
     return before + this_session
@@ -254,8 +286,7 @@ def _seconds(plan: DemoPlan, this_session: float) -> float:
 def _write_metrics(plan: DemoPlan, block: Metrics) -> None:
     """Write this run's block beside those of other variants, if they were run in the same folder."""
     path = plan.output_dir / "metrics.json"
-    content = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    content = _read(path)
     blocks = {name: content[name] for name in VARIANTS if name in content}
     content = {**block, **blocks, plan.variant: block}
-    with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    write_json(path, content)

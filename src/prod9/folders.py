@@ -1,0 +1,278 @@
+"""Folders that a process may have to itself, and one look at what lies in them.
+
+Whatever writes (:func:`prod9.files.atomic_write`) works on temporary files beside the final ones. Here is told which
+are which, and temporary files of killed processes are deleted. Standard library only.
+"""
+
+import json
+import os
+import secrets
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from prod9.errors import ConfigError
+from prod9.files import check_writable
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+LOCK = ".lock"
+_TEMPORARY = ".tmp-"
+_TRIES = 50
+
+_held: set[int] = set()
+"""Descriptors of the locks of this process."""
+
+
+def is_temporary(path: Path) -> bool:
+    """Return whether ``path`` is what a writer leaves when it is killed, by its name."""
+    return path.name.startswith(_TEMPORARY)
+
+
+def finals(folder: Path, pattern: str = "*") -> list[Path]:
+    """Return the files of ``folder`` whose names match, in order of names; temporary ones are none of them.
+
+    ``Path.glob("*.ckpt")`` would list the temporary ones too, since they keep the suffix.
+    """
+    return sorted(path for path in folder.glob(pattern) if not is_temporary(path) and path.is_file())
+
+
+def sweep(folder: Path, *, deep: bool = False, older_than_s: float = 0.0) -> None:
+    """Delete the temporary files of killed processes in ``folder``; without a folder there is nothing to do.
+
+    Hold the lock of the folder, or name an age in seconds that no write of another process reaches. deep: in the
+    folders below, too. A file that cannot be deleted stays.
+    """
+    now = time.time()
+    for path in folder.rglob(f"{_TEMPORARY}*") if deep else folder.glob(f"{_TEMPORARY}*"):
+        with suppress(OSError):
+            if older_than_s <= 0 or now - path.stat().st_mtime > older_than_s:
+                path.unlink()
+
+
+@contextmanager
+def claimed(folder: Path, *, key: str = "output_dir") -> Iterator[None]:
+    """Have ``folder`` for this process alone, and make it if need be; ConfigError when another process has it.
+
+    The system frees the lock when the process ends, however that comes. ``.lock`` says who has it, and is gone
+    afterwards. key: the option that names the folder, for the message.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    check_writable(folder)
+    lock = folder / LOCK
+    descriptor = _take(lock, key)
+    _held.add(descriptor)
+    try:
+        yield
+    finally:
+        _held.discard(descriptor)
+        with suppress(OSError):  # an error here would hide the one that matters
+            lock.unlink()
+        with suppress(OSError):
+            os.close(descriptor)
+
+
+class SharedLock:
+    """Holds the lock file ``path`` together with others, until it is deleted; the system frees it with the process.
+
+    Where the file cannot be made or files cannot be locked, nothing is held: a store on a read-only disk can be read.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._descriptor: int | None = None
+        if fcntl is None:
+            return
+        for how in (os.O_RDWR | os.O_CREAT, os.O_RDONLY):
+            try:
+                self._descriptor = os.open(path, how, 0o666)
+                break
+            except OSError:
+                continue
+        self.make_shared()
+
+    def make_exclusive(self) -> bool:
+        """Return whether nobody else holds it, and keep others out from then on."""
+        return fcntl is None or self._lock(fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    def make_shared(self) -> None:
+        """Let others in again; waits for one that keeps everybody out for a moment."""
+        if fcntl is not None:
+            self._lock(fcntl.LOCK_SH)
+
+    def _lock(self, kind: int) -> bool:
+        if self._descriptor is None or fcntl is None:
+            return True
+        try:
+            fcntl.flock(self._descriptor, kind)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+        return True
+
+    def __del__(self) -> None:
+        if self._descriptor is not None:
+            with suppress(OSError):
+                os.close(self._descriptor)
+
+
+def _take(lock: Path, key: str) -> int:
+    mine = {
+        "pid": os.getpid(),
+        "host": socket.gethostname(),
+        "started": _start_of(os.getpid()),
+        "job": os.environ.get("SLURM_JOB_ID"),
+    }
+    holder: dict[str, Any] = {}
+    for attempt in range(_TRIES):
+        descriptor = _create(lock, mine) if attempt % 2 == 0 else None
+        if descriptor is not None:
+            return descriptor
+        try:
+            descriptor = os.open(lock, os.O_RDWR)
+        except FileNotFoundError:
+            continue
+        if not _lock(descriptor):
+            holder = _read(descriptor) or holder
+            os.close(descriptor)
+            if _is_alive(holder):
+                break
+            time.sleep(0.01)  # its holder has just taken it over from another, whose name it still bears
+            continue
+        # Its last holder may have removed it while this process waited.
+        if not _is_there(descriptor, lock):
+            os.close(descriptor)
+            continue
+        holder = _read(descriptor)
+        if _is_alive(holder):
+            os.close(descriptor)
+            break
+        _write(descriptor, mine)
+        return descriptor
+    raise ConfigError(
+        f"{key}: expected a folder that no other process is using, got {lock.parent}, held by "
+        f"process {holder.get('pid', 'unknown')} on {holder.get('host', 'an unknown host')}; wait for it, or name "
+        f"another folder. If no such process runs, delete {lock}."
+    )
+
+
+def _create(lock: Path, mine: dict[str, Any]) -> int | None:
+    """Make the lock file, locked and with its content before it has its name; None when there is one."""
+    temporary = lock.with_name(f"{_TEMPORARY}{secrets.token_hex(6)}")
+    descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+    try:
+        _write(descriptor, mine)
+        _lock(descriptor)
+        try:
+            os.link(temporary, lock)
+        except (FileExistsError, FileNotFoundError):  # the latter: swept by who has the folder
+            os.close(descriptor)
+            return None
+        except OSError:  # no hard links here
+            os.close(descriptor)
+            return _create_in_place(lock, mine)
+        return descriptor
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
+
+
+def _create_in_place(lock: Path, mine: dict[str, Any]) -> int | None:
+    try:
+        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+    except FileExistsError:
+        return None
+    _lock(descriptor)
+    _write(descriptor, mine)
+    return descriptor
+
+
+def _lock(descriptor: int) -> bool:
+    """Lock without waiting; True also where files cannot be locked, and what they say has to decide."""
+    if fcntl is None:
+        return True
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def _write(descriptor: int, content: dict[str, Any]) -> None:
+    text = json.dumps(content).encode()
+    # Never empty in between: others read it to say who has the folder.
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    os.write(descriptor, text)
+    os.ftruncate(descriptor, len(text))
+
+
+def _read(descriptor: int) -> dict[str, Any]:
+    """Return what a lock file says, nothing if it is damaged."""
+    try:
+        os.lseek(descriptor, 0, os.SEEK_SET)
+        holder = json.loads(os.read(descriptor, 4096))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return holder if isinstance(holder, dict) else {}
+
+
+def _is_there(descriptor: int, lock: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), lock.stat())
+    except OSError:
+        return False
+
+
+def _is_alive(holder: dict[str, Any]) -> bool:
+    """Return whether the process that a lock file names may still run."""
+    pid, host = holder.get("pid"), holder.get("host")
+    if not isinstance(pid, int) or isinstance(pid, bool) or pid <= 0 or not isinstance(host, str):
+        return False
+    if host != socket.gethostname():
+        job = os.environ.get("SLURM_JOB_ID")
+        # A job that was requeued after its machine failed comes back under its number, elsewhere.
+        return job is None or holder.get("job") != job
+    if pid == os.getpid():
+        return False  # An earlier run of this very process, for example in a notebook.
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        pass
+    except (OSError, OverflowError):
+        return False
+    # The number may have been given to another process since.
+    started = holder.get("started")
+    return started is None or started == _start_of(pid)
+
+
+def _start_of(pid: int) -> str | None:
+    """Return when a process of this machine began, in ticks since its boot; None where the system does not say."""
+    try:
+        return (
+            Path(f"/proc/{pid}/stat")
+            .read_text(encoding="ascii", errors="replace")
+            .rsplit(")", 1)[1]
+            .split()[19]
+        )
+    except (OSError, IndexError):
+        return None
+
+
+def _release_in_child() -> None:
+    """Let go of the locks in a forked process: a loader that outlives its parent must not keep them."""
+    for descriptor in _held:
+        with suppress(OSError):
+            os.close(descriptor)
+    _held.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_release_in_child)
