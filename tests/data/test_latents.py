@@ -170,7 +170,9 @@ def test_another_encoder_or_grid_finds_nothing_and_leaves_nothing(
     if "grid" in change:
         items = [StoreItem(i.case_id, "T1", 0, False, i.content, lambda: volume(0)[..., :4]) for i in items]
     encoder = Encoder()
-    build(tmp_path, items, encoder, **change)
+    with pytest.raises(DataError, match="another run may be reading"):
+        build(tmp_path, items, encoder, **change)
+    build(tmp_path, items, encoder, overwrite=True, **change)
     assert encoder.seen == 3
     assert len(list(tmp_path.glob("*.npy"))) == 3
 

@@ -50,6 +50,12 @@ def encode(
         bool,
         typer.Option("--verify", help="Hash what is stored again, encode nothing; exit code 1 if damaged."),
     ] = False,
+    overwrite: Annotated[
+        bool,
+        typer.Option(
+            "--overwrite", help="Replace a store of another autoencoder or grid, if nobody reads it."
+        ),
+    ] = False,
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
@@ -67,7 +73,7 @@ def encode(
         )
     store = run_config.store_dir
     if not verify:
-        _encode(run_config, device, processes)
+        _encode(run_config, device, processes, overwrite=overwrite)
     from prod9.data.latents import verify_store
 
     report = verify_store(store)
@@ -82,25 +88,30 @@ def encode(
         raise typer.Exit(FAILED)
 
 
-def _encode(config: "TransformerConfig | MaisiDiffusionConfig", device: str, processes: int) -> None:
+def _encode(
+    config: "TransformerConfig | MaisiDiffusionConfig", device: str, processes: int, *, overwrite: bool
+) -> None:
     from prod9.cli.checks import check_earlier_stages, check_inputs
 
-    check_inputs(config)
-    check_earlier_stages(config)
-    from prod9.training.encoders import EncoderPool
-    from prod9.training.run import build_data_module, load_autoencoder
-    from prod9.training.run_folder import locked
-
     again = "Stopped; what is encoded is kept, and the same command goes on from here."
-    with shared.resumable(again), locked(Path(config.output_dir)):
-        chosen = torch_device(device)
-        if processes == 1:
-            build_data_module(config, device=chosen).setup(None)
-            return
-        upstream = load_autoencoder(config)
-        names = _devices(chosen, processes)
-        with EncoderPool(upstream, config.sliding_window, devices=names) as pool:
-            build_data_module(config, upstream, encode=pool).setup(None)
+    with shared.resumable(again):
+        check_inputs(config)
+        check_earlier_stages(config)
+        from prod9.data.latents import replace_store
+        from prod9.training.encoders import EncoderPool
+        from prod9.training.run import build_data_module, load_autoencoder
+        from prod9.training.run_folder import locked
+
+        with locked(Path(config.output_dir)):
+            chosen, upstream = torch_device(device), load_autoencoder(config)
+            if overwrite:
+                replace_store(config.store_dir, key=upstream.sha256, grid=config.data.grid)
+            if processes == 1:
+                build_data_module(config, upstream, device=chosen).setup(None)
+                return
+            names = _devices(chosen, processes)
+            with EncoderPool(upstream, config.sliding_window, devices=names) as pool:
+                build_data_module(config, upstream, encode=pool).setup(None)
 
 
 def _devices(chosen: "torch.device", processes: int) -> list[str]:

@@ -10,9 +10,10 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -20,12 +21,15 @@ from prod9.data.cases import Case
 from prod9.data.preprocessing import CaseVolumes
 from prod9.data.seg_loss import Kept
 from prod9.errors import DataError
-from prod9.files import atomic_write, sha256
+from prod9.files import atomic_write, reading, sha256
+from prod9.json_files import read_object
 
 CacheMode = Literal["none", "memory", "disk"]
 Progress = Callable[[int, int], None]
 """Called with (done, total) as long work goes on."""
 
+_PIECE = 4096
+_PIECES = 64
 # A file can change twice within one tick of its clock, unseen by the time stamp: younger ones are read again.
 _SETTLED_SECONDS = 2.0
 
@@ -42,10 +46,9 @@ class ContentHashes:
         self._known: dict[str, list[int | str]] = {}
         self._changed = False
         if index is not None and index.is_file():
-            try:
-                self._known = dict(json.loads(index.read_text(encoding="utf-8")))
-            except ValueError:  # an index is only a shortcut: a damaged one is rebuilt
-                self._known = {}
+            with suppress(DataError):  # an index is only a shortcut: a damaged one is rebuilt
+                known = read_object(index)
+                self._known = {path: entry for path, entry in known.items() if _is_known(entry)}
 
     def digest(self, path: Path) -> str:
         """Return the hexadecimal SHA-256 of the content of ``path``."""
@@ -65,6 +68,32 @@ class ContentHashes:
             self._index.parent.mkdir(parents=True, exist_ok=True)
             with atomic_write(self._index) as temporary:
                 temporary.write_text(json.dumps(self._known), encoding="utf-8")
+
+
+def _is_known(entry: Any) -> bool:
+    return isinstance(entry, list) and [type(value) for value in entry] == [int, int, str]
+
+
+def quick_digest(path: Path) -> str:
+    """Return a hash that tells whether a file of voxels was changed, without reading a large one whole.
+
+    Of its size and 64 pieces of 4 kB spread over it, the end among them: that of a ``.nii.gz`` is a checksum of all its
+    voxels. A single voxel changed in a large file that is not compressed may pass.
+    """
+    digest = hashlib.sha256()
+    with reading(path), path.open("rb") as stream:
+        size = stream.seek(0, 2)
+        digest.update(str(size).encode())
+        last = max(0, size - _PIECE)
+        for place in sorted({last * k // (_PIECES - 1) for k in range(_PIECES)}):
+            stream.seek(place)
+            digest.update(stream.read(_PIECE))
+    return digest.hexdigest()[:16]
+
+
+def case_digest(case: Case) -> str:
+    """Return :func:`quick_digest` of all files of a case together."""
+    return hashlib.sha256("".join(quick_digest(path) for path in case.files).encode()).hexdigest()[:16]
 
 
 def case_key(case: Case, modalities: Sequence[str], fingerprint: str, hashes: ContentHashes) -> str:
@@ -184,15 +213,15 @@ def _write_entry(path: Path, volumes: CaseVolumes) -> None:
 def _read_entry(path: Path) -> CaseVolumes | None:
     """Return the entry, or None when it is absent or damaged (it is then made anew)."""
     try:
-        meta = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError):
+        meta = read_object(path.with_suffix(".json"))
+        with reading(path):
+            array = np.load(path, mmap_mode="r", allow_pickle=False)
+        images, seg = (array[:-1], array[-1]) if meta["has_seg"] else (array, None)
+        affine = np.asarray(meta["affine"], dtype=np.float64)
+        x, y, z = (int(side) for side in meta["extent"])
+        kept = {int(label): Kept(**values) for label, values in meta["kept"].items()}
+    except (DataError, KeyError, TypeError, ValueError, IndexError, OverflowError, AttributeError):
         return None
-    images, seg = (array[:-1], array[-1]) if meta["has_seg"] else (array, None)
-    return CaseVolumes(
-        images=images,
-        seg=seg,
-        affine=np.asarray(meta["affine"]),
-        extent=tuple(meta["extent"]),
-        kept={int(label): Kept(**kept) for label, kept in meta["kept"].items()},
-    )
+    if array.ndim != 4 or affine.shape != (4, 4):
+        return None
+    return CaseVolumes(images=images, seg=seg, affine=affine, extent=(x, y, z), kept=kept)

@@ -9,11 +9,11 @@ that is killed loses at most the shard it was filling, and the next one goes on 
 """
 
 import hashlib
-import json
+import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -23,15 +23,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from prod9.data.prefetch import prefetched
+from prod9.data.store_manifest import FORMAT, MANIFEST, Manifest, Row, shard_file
 from prod9.errors import DataError
-from prod9.files import atomic_write, exclusive, sha256
+from prod9.files import atomic_write, exclusive, reading, sha256
+from prod9.folders import SharedLock
 
+_LOG = logging.getLogger("prod9")
 Progress = Callable[[int, int], None]
 """Called with (done, total)."""
 
-_FORMAT = 2
-_MANIFEST = "manifest.json"
 _LOCK = "manifest.lock"
+_IN_USE = "in-use.lock"
 _SHARD_BYTES = 64 * 2**20
 # A shard is also closed after so long, so that an interruption costs at most this much encoding.
 _SHARD_SECONDS = 60.0
@@ -85,107 +87,26 @@ class StoreItem:
 
     def key(self, encoder: str, grid: Sequence[int]) -> str:
         """Return the hash under which the tokens are kept; ``encoder`` is a hash of the encoder's weights."""
-        parts = [str(_FORMAT), self.content, self.modality, str(self.flipped), encoder, str(tuple(grid))]
+        parts = [str(FORMAT), self.content, self.modality, str(self.flipped), encoder, str(tuple(grid))]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
-
-
-@dataclass(frozen=True)
-class _Row:
-    """Where an item lies and what it is."""
-
-    key: str
-    case_id: str
-    modality: str
-    label: int
-    flipped: bool
-    shard: str
-    row: int
-
-
-@dataclass
-class _Manifest:
-    """made_for: encoder and grid. rows: by item key. shards: by name, array name to SHA-256 of its file.
-
-    damaged: shards that another manifest lists and that are not what was written.
-    """
-
-    made_for: str
-    rows: dict[str, _Row]
-    shards: dict[str, dict[str, str]]
-    damaged: dict[str, dict[str, str]] = field(default_factory=dict)
-
-    @classmethod
-    def read(cls, directory: Path) -> "_Manifest":
-        """Read it; empty when there is none or it is of another format: everything is encoded anew then."""
-        try:
-            content = json.loads((directory / _MANIFEST).read_text(encoding="utf-8"))
-            if content["format"] != _FORMAT:
-                return cls("", {}, {})
-            rows = [_Row(**row) for row in content["items"]]
-            return cls(content["made_for"], {row.key: row for row in rows}, dict(content["shards"]))
-        except (OSError, ValueError, KeyError, TypeError):
-            return cls("", {}, {})
-
-    def merge(self, directory: Path) -> None:
-        """Take in what other processes have written of the same encoder and grid; call with the lock held."""
-        there = _Manifest.read(directory)
-        if there.made_for != self.made_for:
-            return
-        new = {name: h for name, h in there.shards.items() if self.damaged.get(name) != h}
-        self.shards = self.shards | new
-        rows = {key: row for key, row in there.rows.items() if row.shard in new and key not in self.rows}
-        self.rows |= rows
-
-    def write(self, directory: Path) -> None:
-        """Write it, atomically."""
-        content = {
-            "format": _FORMAT,
-            "made_for": self.made_for,
-            "shards": self.shards,
-            "items": [asdict(row) for row in self.rows.values()],
-        }
-        with atomic_write(directory / _MANIFEST) as temporary:
-            temporary.write_text(json.dumps(content), encoding="utf-8")
-
-    def intact(self, directory: Path) -> "_Manifest":
-        """Return the part whose shards have the content that was written (half a second for 150 MB)."""
-        whole = {
-            name: hashes
-            for name, hashes in self.shards.items()
-            if all(
-                path.is_file() and sha256(path) == digest
-                for array, digest in hashes.items()
-                for path in [_file(directory, name, array)]
-            )
-        }
-        rows = {key: row for key, row in self.rows.items() if row.shard in whole}
-        damaged = {name: hashes for name, hashes in self.shards.items() if name not in whole}
-        return _Manifest(self.made_for, rows, whole, damaged)
-
-    def select(self, items: Sequence[StoreItem], keys: Sequence[str]) -> list[_Row]:
-        """Return the rows of ``items``, with the items' names and labels as they are now."""
-        return [
-            replace(self.rows[key], case_id=item.case_id, modality=item.modality, label=item.label)
-            for item, key in zip(items, keys, strict=True)
-        ]
 
 
 class TokenStore:
     """The tokens of a sequence of items, memory-mapped, in the order in which they were asked for."""
 
-    def __init__(self, directory: Path, rows: Sequence[_Row]) -> None:
+    def __init__(self, directory: Path, rows: Sequence[Row], use: SharedLock | None = None) -> None:
         self._directory = directory
         self._rows = tuple(rows)
         self._arrays: dict[tuple[str, str], np.ndarray] = {}
+        # Held as long as this lives: what it reads is not deleted meanwhile.
+        self._use = use or SharedLock(directory / _IN_USE)
 
     @classmethod
     def open(cls, directory: Path) -> "TokenStore":
         """Open a finished store with all its items; DataError when there is none or part of it is missing."""
-        manifest = _Manifest.read(directory)
+        manifest = Manifest.read(directory)
         if not manifest.rows:
-            raise DataError(
-                f"{directory}: expected a token store, got no {_MANIFEST}; encode the data first."
-            )
+            raise DataError(f"{directory}: expected a token store, got no {MANIFEST}; encode the data first.")
         if len(manifest.intact(directory).rows) < len(manifest.rows):
             raise DataError(f"{directory}: expected whole shards, some are missing or damaged; encode again.")
         return cls(directory, list(manifest.rows.values()))
@@ -202,7 +123,7 @@ class TokenStore:
         """
         row = self._rows[index]
         return {
-            "indices": torch.from_numpy(self._array(row.shard, "tokens")[row.row].astype(np.int64)),
+            "indices": torch.from_numpy(self._value(row, "tokens").astype(np.int64)),
             "foreground": self.foreground(index),
             **self.describe(index),
         }
@@ -216,18 +137,18 @@ class TokenStore:
     def latent(self, index: int) -> Tensor:
         """Return the latent of one item: float32 [Z h w d], rounded to float16 when it was stored."""
         row = self._rows[index]
-        return torch.from_numpy(self._array(row.shard, "latents")[row.row].astype(np.float32))
+        return torch.from_numpy(self._value(row, "latents").astype(np.float32))
 
     def foreground(self, index: int) -> Tensor:
         """Return where the patches of one item hold any of the head: bool [h w d]."""
         row = self._rows[index]
-        return torch.from_numpy(np.array(self._array(row.shard, "foreground")[row.row]))
+        return torch.from_numpy(np.array(self._value(row, "foreground")))
 
     def latent_std(self) -> float:
         """Return the deviation of all latent values of all items, in float64; reads every one of them."""
         sums = np.zeros(3)
         for row in self._rows:
-            values = self._array(row.shard, "latents")[row.row].astype(np.float64)
+            values = self._value(row, "latents").astype(np.float64)
             sums += values.size, values.sum(), np.square(values).sum()
         count, total, squares = sums
         return float(np.sqrt(squares / count - (total / count) ** 2))
@@ -243,26 +164,41 @@ class TokenStore:
         """Return the largest token index in the store."""
         return max(int(self._array(shard, "tokens").max()) for shard in {row.shard for row in self._rows})
 
+    def _value(self, row: Row, name: str) -> np.ndarray:
+        array = self._array(row.shard, name)
+        if row.row >= len(array):
+            raise DataError(
+                f"{shard_file(self._directory, row.shard, name)}: expected more than {row.row} rows, got {len(array)}; "
+                "delete the store, and it is encoded again."
+            )
+        return array[row.row]
+
     def _array(self, shard: str, name: str) -> np.ndarray:
         if (shard, name) not in self._arrays:
-            path = _file(self._directory, shard, name)
-            self._arrays[shard, name] = np.load(path, mmap_mode="r", allow_pickle=False)
+            path = shard_file(self._directory, shard, name)
+            with reading(path, "an array of a store", remedy="delete the store, and it is encoded again"):
+                self._arrays[shard, name] = np.load(path, mmap_mode="r", allow_pickle=False)
         return self._arrays[shard, name]
 
     def __getstate__(self) -> dict[str, Any]:
-        # A pickled memory map is a copy of the file: loader processes open their own instead.
-        return {**self.__dict__, "_arrays": {}}
+        # A pickled memory map is a copy of the file: loader processes open their own instead, and hold their own lock.
+        return {**self.__dict__, "_arrays": {}, "_use": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._use = SharedLock(self._directory / _IN_USE)
 
 
 def find_in_store(
     directory: Path, items: Sequence[StoreItem], *, key: str, grid: Sequence[int]
 ) -> TokenStore | None:
     """Return a store of exactly ``items``, in their order, when all are there and undamaged, else None."""
-    manifest = _Manifest.read(directory).intact(directory)
+    use = SharedLock(directory / _IN_USE)
+    manifest = Manifest.read(directory).intact(directory)
     keys = [item.key(key, grid) for item in items]
     if not all(k in manifest.rows for k in keys):
         return None
-    return TokenStore(directory, manifest.select(items, keys))
+    return TokenStore(directory, _select(manifest, items, keys), use)
 
 
 def build_token_store(
@@ -275,19 +211,31 @@ def build_token_store(
     batch_size: int = 1,
     num_workers: int = 0,
     progress: Progress | None = None,
+    overwrite: bool = False,
 ) -> TokenStore:
     """Encode what the store lacks and return a store of exactly ``items``, in their order.
 
-    encode: float32 [B 1 H W D] on CPU → :class:`Encoded`. key: hash of the encoder's weights. num_workers:
-    cases that threads read while others are encoded; 0 reads none ahead.
     Interrupted (Ctrl-C and errors included), it keeps what is done. Several processes may fill one folder: each adds
-    its shards to the manifest under a lock. A folder serves one encoder and grid: what it holds of others is deleted
-    at the end.
+    its shards to the manifest under a lock.
+
+    Args:
+        directory: of the store. It serves one encoder and grid.
+        items: what to encode.
+        encode: float32 [B 1 H W D] on CPU → :class:`Encoded`.
+        key: hash of the encoder's weights.
+        grid: voxels of a volume.
+        batch_size: volumes encoded at a time.
+        num_workers: cases that threads read while others are encoded; 0 reads none ahead.
+        progress: told of every batch.
+        overwrite: delete what another encoder or grid has left there, if nobody reads it.
+
+    Raises DataError when the store belongs to another encoder or grid, or its manifest is of a newer format.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    old = _Manifest.read(directory)
     made_for = f"{key} {tuple(grid)}"
-    manifest = old.intact(directory) if old.made_for == made_for else _Manifest(made_for, {}, {})
+    use = _enter(directory, made_for, overwrite=overwrite)
+    manifest = Manifest.read(directory).intact(directory)
+    manifest.made_for = made_for
     keys = [item.key(key, grid) for item in items]
     todo = [(item, k) for item, k in zip(items, keys, strict=True) if k not in manifest.rows]
     done = len(items) - len(todo)
@@ -305,17 +253,60 @@ def build_token_store(
             done += len(batch)
             if progress is not None:
                 progress(done, len(items))
-    finally:
-        writer.flush()
-    rows = manifest.select(items, keys)
+    except BaseException:
+        try:
+            writer.flush()
+        except DataError as error:  # what ended the encoding matters more
+            _LOG.warning("What was encoded last is lost: %s", error)
+        raise
+    writer.flush()
+    rows = _select(manifest, items, keys)
     with exclusive(directory / _LOCK):
         manifest.merge(directory)
         manifest.rows |= {row.key: row for row in rows}
         manifest.write(directory)
-        for shard in old.shards.keys() - manifest.shards.keys():
-            for name in old.shards[shard]:
-                _file(directory, shard, name).unlink(missing_ok=True)
-    return TokenStore(directory, rows)
+        manifest.sweep(directory)
+    return TokenStore(directory, rows, use)
+
+
+def _enter(directory: Path, made_for: str, *, overwrite: bool) -> SharedLock:
+    """Return a hold on the store for ``made_for``; what another encoder left is deleted first, or refused."""
+    with exclusive(directory / _LOCK):
+        use = SharedLock(directory / _IN_USE)
+        there = Manifest.read(directory)
+        if there.made_for in ("", made_for) or not there.rows:
+            there.sweep(directory)
+            return use
+        if not overwrite:
+            raise DataError(
+                f"{directory}: expected a store of the autoencoder and data.grid of this run, got one of others "
+                f"({len(there.rows)} volumes), which another run may be reading; name another data.store_dir, or "
+                "replace it with `prod9 encode --overwrite`."
+            )
+        if not use.make_exclusive():
+            raise DataError(
+                f"{directory}: expected a store that nobody reads, to replace it, got one in use by another process; "
+                "wait for that, or name another data.store_dir."
+            )
+        empty = Manifest(made_for, {}, {})
+        empty.write(directory)
+        empty.sweep(directory)
+        use.make_shared()
+        return use
+
+
+def _select(manifest: Manifest, items: Sequence[StoreItem], keys: Sequence[str]) -> list[Row]:
+    """Return the rows of ``items``, with the items' names and labels as they are now."""
+    return [
+        replace(manifest.rows[key], case_id=item.case_id, modality=item.modality, label=item.label)
+        for item, key in zip(items, keys, strict=True)
+    ]
+
+
+def replace_store(directory: Path, *, key: str, grid: Sequence[int]) -> None:
+    """Empty a store that belongs to another encoder or grid than these; DataError while somebody reads it."""
+    if directory.is_dir():
+        _enter(directory, f"{key} {tuple(grid)}", overwrite=True)
 
 
 Batch = Sequence[tuple[StoreItem, str]]
@@ -350,10 +341,12 @@ class StoreReport:
 
 def verify_store(directory: Path) -> StoreReport:
     """Hash every shard of a store again; DataError when there is no store."""
-    manifest = _Manifest.read(directory)
+    manifest = Manifest.read(directory)
     if not manifest.rows:
-        raise DataError(f"{directory}: expected a token store, got no {_MANIFEST}; encode the data first.")
-    files = [_file(directory, shard, array) for shard, arrays in manifest.shards.items() for array in arrays]
+        raise DataError(f"{directory}: expected a token store, got no {MANIFEST}; encode the data first.")
+    files = [
+        shard_file(directory, shard, array) for shard, arrays in manifest.shards.items() for array in arrays
+    ]
     damaged = manifest.shards.keys() - manifest.intact(directory).shards.keys()
     return StoreReport(
         items=len(manifest.rows),
@@ -387,7 +380,7 @@ def foreground_of(volumes: Tensor, token_shape: Sequence[int]) -> Tensor:
 class _ShardWriter:
     """Collects encoded items; each full shard goes to disk and then into the manifest."""
 
-    def __init__(self, directory: Path, manifest: _Manifest) -> None:
+    def __init__(self, directory: Path, manifest: Manifest) -> None:
         self._directory = directory
         self._manifest = manifest
         self._clear()
@@ -414,7 +407,7 @@ class _ShardWriter:
         if "tokens" in arrays and arrays["tokens"].max() < 2**16:
             arrays["tokens"] = arrays["tokens"].astype(np.uint16)
         name = hashlib.sha256("".join(key for _, key in self._batch).encode()).hexdigest()[:16]
-        paths = {array: _file(self._directory, name, array) for array in arrays}
+        paths = {array: shard_file(self._directory, name, array) for array in arrays}
         with exclusive(self._directory / _LOCK):
             self._manifest.merge(self._directory)
             # Another process may have written the very same shard meanwhile.
@@ -424,7 +417,7 @@ class _ShardWriter:
                         np.save(file, arrays[array], allow_pickle=False)
                 self._manifest.shards[name] = {array: sha256(path) for array, path in paths.items()}
             for row, (item, key) in enumerate(self._batch):
-                self._manifest.rows[key] = _Row(
+                self._manifest.rows[key] = Row(
                     key, item.case_id, item.modality, item.label, item.flipped, shard=name, row=row
                 )
             self._manifest.write(self._directory)
@@ -434,10 +427,6 @@ class _ShardWriter:
         self._batch: list[tuple[StoreItem, str]] = []
         self._parts: dict[str, list[np.ndarray]] = {}
         self._opened = time.monotonic()
-
-
-def _file(directory: Path, shard: str, array: str) -> Path:
-    return directory / f"{shard}.{array}.npy"
 
 
 def _volume(item: StoreItem, grid: Sequence[int]) -> Tensor:

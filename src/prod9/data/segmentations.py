@@ -4,7 +4,6 @@ A file is named by the hash of the case's files and of the preprocessing, as the
 one of other files or options is never read. A brain's segmentation compresses to some kilobytes.
 """
 
-import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import astuple, fields
 from pathlib import Path
@@ -19,7 +18,8 @@ from prod9.data.cases import Case
 from prod9.data.preprocessing import CaseVolumes
 from prod9.data.seg_loss import Kept
 from prod9.errors import DataError
-from prod9.files import atomic_write
+from prod9.files import atomic_write, exclusive, reading
+from prod9.folders import sweep
 
 Progress = Callable[[int, int], None]
 """Called with (done, total)."""
@@ -90,6 +90,8 @@ def build_segmentation_store(
     accepted. Raises DataError naming the case for any other.
     """
     directory.mkdir(parents=True, exist_ok=True)
+    with exclusive(directory):
+        sweep(directory)
     files: dict[str, Path | None] = {}
     all_kept: dict[str, Mapping[int, Kept]] = {}
     for i, case in enumerate(cases.cases):
@@ -119,20 +121,20 @@ def _write(file: Path, case: CaseVolumes) -> tuple[np.ndarray, Mapping[int, Kept
     rows = np.asarray([[label, *astuple(kept)] for label, kept in case.kept.items()]).reshape(
         -1, _KEPT_COLUMNS
     )
-    with atomic_write(file) as temporary, temporary.open("wb") as stream:
+    # Who sweeps holds the lock, too: a shared store may have several writers.
+    with exclusive(file.parent), atomic_write(file) as temporary, temporary.open("wb") as stream:
         np.savez_compressed(stream, seg=seg, kept=rows)
     return seg, case.kept
 
 
 def _read(file: Path) -> tuple[np.ndarray, Mapping[int, Kept]]:
-    try:
-        # Opened here, since np.load leaves open what it finds damaged.
-        with file.open("rb") as stream, np.load(stream, allow_pickle=False) as stored:
-            rows = stored["kept"].tolist()
-            kept = {int(label): Kept(int(p), int(q), ml, left) for label, p, q, ml, left in rows}
-            return stored["seg"], kept
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
-        raise DataError(
-            f"{file}: expected a stored segmentation, got a damaged file ({error}); delete it, and it is "
-            "made again."
-        ) from error
+    # Opened here, since np.load leaves open what it finds damaged.
+    remedy = "delete it, and it is made again"
+    with (
+        reading(file, "a stored segmentation", remedy=remedy),
+        file.open("rb") as stream,
+        np.load(stream, allow_pickle=False) as stored,
+    ):
+        rows = stored["kept"].tolist()
+        kept = {int(label): Kept(int(p), int(q), ml, left) for label, p, q, ml, left in rows}
+        return stored["seg"], kept

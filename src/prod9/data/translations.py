@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prod9.files import atomic_write
+from prod9.files import atomic_write, exclusive
+from prod9.folders import finals, sweep
 
 _LEVELS = 255.0
 
@@ -44,7 +45,12 @@ class VolumeStore:
         """Keep ``volume`` ``[1 H W D]``, clipped to [0, 1]."""
         levels = (volume.detach().float().cpu().clamp(0.0, 1.0) * _LEVELS).round().to(torch.uint8).numpy()
         self.directory.mkdir(parents=True, exist_ok=True)
-        with atomic_write(self._path(key)) as temporary, temporary.open("wb") as file:
+        # Who sweeps holds the lock, too: a shared store may have several writers.
+        with (
+            exclusive(self.directory),
+            atomic_write(self._path(key)) as temporary,
+            temporary.open("wb") as file,
+        ):
             np.save(file, levels, allow_pickle=False)
 
     def fill(
@@ -53,16 +59,22 @@ class VolumeStore:
         make: Callable[[str], Tensor],
         *,
         progress: Callable[[int, int], None] | None = None,
+        keep_others: bool = False,
     ) -> None:
-        """Make and keep what is missing of ``keys``, and delete the files of any other key."""
+        """Make and keep what is missing of ``keys``, and delete the files of any other key, unless ``keep_others``."""
         keys = list(keys)
+        self.directory.mkdir(parents=True, exist_ok=True)
+        with exclusive(self.directory):
+            sweep(self.directory)
         for done, key in enumerate(keys, start=1):
             if key not in self:
                 self[key] = make(key)
             if progress is not None:
                 progress(done, len(keys))
+        if keep_others:
+            return
         wanted = {self._path(key).name for key in keys}
-        for path in self.directory.glob("*.npy"):
+        for path in finals(self.directory, "*.npy"):
             if path.name not in wanted:
                 path.unlink(missing_ok=True)
 

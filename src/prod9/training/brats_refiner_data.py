@@ -126,7 +126,8 @@ class BraTSRefinerDataModule(AbstractBraTSDataModule):
             return torch.from_numpy(self._translator(sources, names[item.target], seed=item.seed))[None]
 
         with self._report(f"Translating {part} volumes") as progress:
-            store.fill(by_key, make, progress=progress)
+            # A store that was named may be read by other runs, too.
+            store.fill(by_key, make, progress=progress, keep_others=self.config.data.store_dir is not None)
 
 
 class _RefinerDataset(Dataset[dict[str, Any]]):

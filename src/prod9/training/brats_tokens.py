@@ -87,6 +87,7 @@ class BraTSTokens:
                 store = build_token_store(
                     self._directory, items, self._encode, **where,
                     num_workers=self._config.data.num_workers, progress=progress,
+                    overwrite=self._config.data.store_dir is None,
                 )  # fmt: skip
         self._builder.hashes.save()
         return store

@@ -100,6 +100,12 @@ class MedMNIST3DDataModule(AbstractSegmentedDataModule):
         self._check_leak(split)
         return split
 
+    def content_digests(self) -> dict[str, str]:
+        """Return the hash of the file."""
+        _ = self.split  # opens the file
+        assert self._file is not None
+        return {self._file.path.name: sha256(self._file.path)}
+
     @property
     def whole_steps(self) -> int:
         """Return how many of the last steps of stage 1 train on whole volumes."""
@@ -162,6 +168,7 @@ class MedMNIST3DDataModule(AbstractSegmentedDataModule):
                     batch_size=8,
                     num_workers=self._data.num_workers,
                     progress=progress,
+                    overwrite=self._data.store_dir is None,
                 )
         return store
 
