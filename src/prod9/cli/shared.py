@@ -22,6 +22,7 @@ import json
 import logging
 import math
 import re
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -31,6 +32,7 @@ import typer
 
 from prod9.cli.parsing import App
 from prod9.errors import Prod9Error
+from prod9.stopping import watching
 from prod9.terminal import PlainColumn, PlainConsole, replace_unknown_characters
 
 if TYPE_CHECKING:
@@ -100,9 +102,11 @@ DebugOption = Annotated[bool, typer.Option(DEBUG_FLAG, help="On an error, print 
 
 
 class Interrupted(Prod9Error):  # noqa: N818 (an interrupt is no error)
-    """The user pressed Ctrl-C; the message says what was kept and how to go on."""
+    """The user pressed Ctrl-C, or a signal came; the message says what was kept and how to go on."""
 
-    exit_code = INTERRUPTED
+    def __init__(self, message: str, exit_code: int = INTERRUPTED) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
 
 
 def new_app(text: str) -> typer.Typer:
@@ -206,11 +210,16 @@ def progress() -> "Progress":
 
 @contextmanager
 def resumable(hint: str) -> Iterator[None]:
-    """Turn Ctrl-C inside the block into one message that ends with ``hint``: how to go on from here."""
-    try:
-        yield
-    except KeyboardInterrupt as error:
-        raise Interrupted(hint) from error
+    """Turn a signal that asks to stop inside the block into one message that ends with ``hint``: how to go on.
+
+    Ctrl-C, and what schedulers and closed terminals send; each ends with the exit code that shells give it.
+    """
+    with watching() as watch:
+        try:
+            yield
+        except KeyboardInterrupt as error:
+            told = f"Stopped by {watch.name}. " if watch.asked not in (None, signal.SIGINT) else ""
+            raise Interrupted(told + hint, watch.exit_code) from error
 
 
 def run(app: typer.Typer, args: Sequence[str] | None = None) -> int:

@@ -6,6 +6,8 @@ A stage's module adds what only it can do (``infer`` or ``generate``)::
     add_run_commands(app, "autoencoder")
 """
 
+import re
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -79,6 +81,30 @@ InitFromOption = Annotated[
 ]
 
 
+MaxTimeOption = Annotated[
+    str | None,
+    typer.Option(
+        "--max-time", metavar="TIME", help="Save and stop after so long, e.g. 90m, 11h30m or 1-12:00:00."
+    ),
+]
+_UNITS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
+
+
+def parse_time(text: str) -> float:
+    """Return the seconds of a time such as ``90m``, ``11h30m``, ``01:30:00`` or SLURM's ``1-12:00:00``; ConfigError."""
+    clock = re.fullmatch(r"(?:(\d{1,4})-)?(\d{1,4}):(\d\d)(?::(\d\d))?", text.strip())
+    units = re.fullmatch(r"(?:\d+(?:\.\d+)?[dhms])+", text.strip())
+    seconds = 0.0
+    if clock:
+        days, hours, minutes, rest = (int(part or 0) for part in clock.groups())
+        seconds = days * 86400.0 + hours * 3600 + minutes * 60 + rest
+    elif units:
+        seconds = sum(float(number) * _UNITS[unit] for number, unit in re.findall(r"([\d.]+)([dhms])", text))
+    if not 0 < seconds < 1e9:
+        raise ConfigError(f"--max-time: expected a time such as 90m, 11h30m or 01:30:00, got {text!r}")
+    return seconds
+
+
 def load_for_model(
     stage: Stage | Sequence[Stage],
     config: str | None,
@@ -118,13 +144,16 @@ def add_run_commands(app: typer.Typer, *stages: Stage) -> None:
         seed: SeedOption = None,
         resume: ResumeOption = None,
         init_from: InitFromOption = None,
+        max_time: MaxTimeOption = None,
         check: CheckOption = False,
         print_config: PrintConfigOption = False,
         as_json: JsonOption = False,
         debug: DebugOption = False,
     ) -> None:
         """Train, validating and saving as the config says; `--resume` goes on where a run stopped."""
+        began = time.monotonic()
         run_config = shared.load(config, stage=stages, overrides=overrides, output_dir=output_dir, seed=seed)
+        ends = None if max_time is None else began + parse_time(max_time)
         if resume is not None and init_from is not None:
             raise ConfigError(
                 "--resume goes on with a run, --init-from starts a new one; give only one of them"
@@ -134,7 +163,7 @@ def add_run_commands(app: typer.Typer, *stages: Stage) -> None:
         elif check:
             report_check(run_config, device=device, as_json=as_json, resume=resume, init_from=init_from)
         else:
-            _train(run_config, resume=resume, init_from=init_from, device=device, as_json=as_json)
+            _train(run_config, resume=resume, init_from=init_from, device=device, ends=ends, as_json=as_json)
 
     for name, text in (
         ("validate", "Measure a trained model on the validation patients."),
@@ -170,17 +199,25 @@ def _evaluation_command(name: str, stages: Sequence[Stage]) -> Callable[..., Non
 
 
 def _train(
-    config: "RunConfig", *, resume: str | None, init_from: str | None, device: str, as_json: bool
+    config: "RunConfig",
+    *,
+    resume: str | None,
+    init_from: str | None,
+    device: str,
+    ends: float | None,
+    as_json: bool,
 ) -> None:
+    """Train. ends: the time, of ``time.monotonic``, at which to save and stop."""
     from prod9.cli.checks import check_earlier_stages, check_inputs
-
-    check_inputs(config)  # what takes milliseconds goes before the seconds that importing Lightning takes
-    check_earlier_stages(config)
-    from prod9.training.run import train
 
     again = f"What was saved is in {config.output_dir}; run the same command with --resume to go on."
     with shared.resumable(again):
-        result = train(config, resume=resume, init_from=init_from, device=device)
+        check_inputs(config)  # what takes milliseconds goes before the seconds that importing Lightning takes
+        check_earlier_stages(config)
+        from prod9.training.run import train
+
+        left = None if ends is None else ends - time.monotonic()
+        result = train(config, resume=resume, init_from=init_from, device=device, max_seconds=left)
     summary = {"checkpoint": str(result.checkpoint), "step": result.step, "metrics": result.metrics}
     _print_result(summary, as_json)
 

@@ -38,6 +38,10 @@ class BraTSControlNetDataModule(AbstractDataModule):
         """Return that of the base's data module."""
         return self._inner.find_reference_affine()
 
+    def content_digests(self) -> dict[str, str]:
+        """Return those of the base's data module."""
+        return self._inner.content_digests()
+
     def find_split(self) -> Split:
         """Return the division of the base's data module; ConfigError where the base knows held-out patients."""
         split = self._inner.split

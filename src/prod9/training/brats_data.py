@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from prod9.data.builders import DatasetBuilder
-from prod9.data.cache import CaseCache
+from prod9.data.cache import CaseCache, case_digest
 from prod9.data.datasets.brats import CachedAllModalitiesDataset
 from prod9.data.labels import doubt, label_table
 from prod9.data.latents import Encode, ParallelEncode, TokenStore
@@ -50,6 +51,7 @@ class AbstractBraTSDataModule(AbstractSegmentedDataModule):
         data = config.data
         self._cases: list[Case] = []
         self._caches: dict[Part, CaseCache] = {}
+        self._digests: dict[str, str] | None = None
         # Stage 2 reads a volume once, to encode it: no use in keeping them all in memory.
         in_memory = data.cache == "memory" and not _reads_images(config)
         self._builder = DatasetBuilder(
@@ -87,6 +89,15 @@ class AbstractBraTSDataModule(AbstractSegmentedDataModule):
             check_spacing(self._cases, data.modalities[0])
         path = Path(self.config.output_dir) / "split.json"
         return resolve_split(self._cases, path, settings=data.split.kwargs())
+
+    def content_digests(self) -> dict[str, str]:
+        """Return a digest of the files of each case of the training and validation parts, in a moment."""
+        if self._digests is None:
+            chosen = [case for part in ("train", "val") for case in self.split.select(self._cases, part)]
+            with ThreadPoolExecutor(8) as pool:
+                digests = list(pool.map(case_digest, chosen))
+            self._digests = {case.case_id: digest for case, digest in zip(chosen, digests, strict=True)}
+        return self._digests
 
     def build_patients(self, part: Part) -> CachedAllModalitiesDataset:
         """Return the whole patients of ``part`` with all modalities and segmentations, for evaluation."""

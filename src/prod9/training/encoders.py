@@ -17,6 +17,7 @@ from prod9 import machine
 from prod9.autoencoder.autoencoder_fsq import AutoencoderFSQ
 from prod9.autoencoder.autoencoder_maisi import AutoencoderKlMaisi
 from prod9.data.latents import Encode, Encoded
+from prod9.stopping import SIGNALS
 from prod9.training.config_schema import SlidingWindowSection
 from prod9.training.model.checkpoint_manager import CheckpointManager, Loaded
 from prod9.training.model.model_factory import ModelFactory
@@ -106,8 +107,10 @@ _state: dict[str, Encode] = {}
 
 
 def _start(path: str, stage: Any, window: dict[str, Any], device: str, threads: int) -> None:
-    # Ctrl-C reaches the whole group; the first process keeps what is done and stops these.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Signals reach the whole group; the first process keeps what is done and stops these.
+    for signum in SIGNALS:
+        if signum != signal.SIGTERM:
+            signal.signal(signum, signal.SIG_IGN)
     torch.set_num_threads(threads)
     upstream = CheckpointManager.load_autoencoder(Path(path), stage=stage)
     _state["encode"] = build_encode(upstream, SlidingWindowSection(**window), device=device)
