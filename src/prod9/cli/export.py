@@ -24,7 +24,8 @@ def export(
         typer.Option(
             "--autoencoder",
             metavar="EXPORT",
-            help="For stage 2: the exported autoencoder to record, so that both folders can move together.",
+            help="For stage 2: the exported autoencoder to record, so that both folders can move together; without it, "
+            "the one it was trained on is exported too, into a folder below.",
         ),
     ] = None,
     transformer: Annotated[
@@ -59,10 +60,14 @@ def export(
     folder = CheckpointManager.export(
         model, output_dir, dtype=dtype, autoencoder=autoencoder, transformer=transformer
     )
-    files = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
+    files = {
+        path.relative_to(folder).as_posix(): path.stat().st_size
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
     if as_json:
         print_json({"folder": str(folder), "bytes": files})
         return
     for name, size in files.items():
-        console.print(f"{name:20} {size / 1e6:8.2f} MB")
+        console.print(f"{name:34} {size / 1e6:8.2f} MB")
     console.print(str(folder))

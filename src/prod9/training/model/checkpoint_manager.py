@@ -5,8 +5,8 @@ by name, before any weight is looked at. Weights are loaded strictly; nothing is
 """
 
 import logging
+import stat
 from collections.abc import Callable, Sequence
-from copy import deepcopy
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeVar, cast, overload
 
 import torch
 from pydantic import TypeAdapter, ValidationError
-from torch import Tensor, nn
+from torch import Tensor
 
 import prod9
 from prod9.autoencoder.autoencoder_fsq import AutoencoderFSQ
@@ -38,28 +38,22 @@ from prod9.training.config_schema import (
     TransformerModelConfig,
 )
 from prod9.training.model import export as exports
-from prod9.training.model.checkpoint_file import LAST, PREVIOUS, read_checkpoint
+from prod9.training.model.checkpoint_file import read_checkpoint
 from prod9.training.model.checkpoint_header import FORMAT as FORMAT
 from prod9.training.model.checkpoint_header import Header as Header
 from prod9.training.model.checkpoint_header import Loaded as Loaded
-from prod9.training.model.checkpoint_header import N, WrongStageError
+from prod9.training.model.checkpoint_header import N, NewerFormatError, WrongStageError, check_header
 from prod9.training.model.checkpoint_header import Opened as Opened
 from prod9.training.model.checkpoint_header import Source as Source
 from prod9.training.model.checkpoint_header import make_header as make_header
-from prod9.training.model.checkpoint_places import describe_input, ranked_best, recorded_places
+from prod9.training.model.checkpoint_places import named_place, recorded_places
+from prod9.training.model.checkpoint_weights import build_for
+from prod9.training.model.checkpoint_weights import load_strictly as load_strictly
+from prod9.training.model.checkpoint_weights import weights_of as weights_of
+from prod9.training.model.exporting import PREFIXES, export_whole
 from prod9.training.model.model_factory import ModelFactory
 from prod9.training.released import RECTIFIED_FLOW
-
-PREFIXES = {
-    "autoencoder": "autoencoder.",
-    "maisi_vae": "autoencoder.",
-    "maisi_diffusion": "diffusion.",
-    "transformer": "decoder.",
-    "refiner": "refiner.",
-    "maskgit_controlnet": "controlnet.",
-    "maisi_controlnet": "controlnet.",
-}
-"""Where the network of a stage lives in the state dict."""
+from prod9.training.run_folder import find_checkpoints
 
 BASES = {
     "maskgit_controlnet": ("transformer", "transformer"),
@@ -91,20 +85,20 @@ class CheckpointManager:
     def candidates(path: str | Path, *, prefer: Prefer = "best") -> list[Path]:
         """Return what ``path`` may mean, first choice first; raises CheckpointError when it is nothing."""
         path = expand(path)
-        if path.is_file() or exports.is_export(path):
-            return [path]
-        if not path.is_dir():
+        try:
+            kind = path.stat().st_mode
+        except (OSError, ValueError) as error:
+            got = "nothing there" if isinstance(error, FileNotFoundError) else f"none ({error})"
             raise CheckpointError(
-                f"{path}: expected a run folder, a checkpoint or an export folder, got nothing there; "
+                f"{path}: expected a run folder, a checkpoint or an export folder, got {got}; "
                 "check the path, or train that stage first."
-            )
-        folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
-        last = [folder / name for name in (LAST, PREVIOUS)]
-        best = [folder / name for name in ranked_best(folder)]
-        found = [file for file in (best + last if prefer == "best" else last + best) if file.is_file()]
+            ) from error
+        if not stat.S_ISDIR(kind) or exports.is_export(path):
+            return [path]
+        found = find_checkpoints(path, prefer=prefer)
         if not found:
             raise CheckpointError(
-                f"{path}: expected checkpoints in {folder}, got none; train that stage first, or name "
+                f"{path}: expected the checkpoints of a run in it, got none; train that stage first, or name "
                 "another folder."
             )
         return found
@@ -123,8 +117,10 @@ class CheckpointManager:
         for file, following in pairwise(files):
             try:
                 return _open_file(file, stage)
-            except WrongStageError:
-                raise  # the path is wrong, and the files beside this one are of that stage too
+            except (WrongStageError, NewerFormatError):
+                # The path is wrong, and the files beside this one are of that stage too; or this program is too old,
+                # and would go on from an older file and put its own in the place of the newer one.
+                raise
             except CheckpointError as error:
                 log.warning("%s Going on with %s.", error, following)
         return _open_file(files[-1], stage)
@@ -160,7 +156,7 @@ class CheckpointManager:
         """Rebuild the stage-1 network of ``stage`` from its header and load its weights (averaged if any)."""
         opened = CheckpointManager.open(path, stage=stage, prefer=prefer)
         section = _section(opened, "autoencoder", TypeAdapter(STAGE1_MODELS[stage]))
-        return _load(opened, ModelFactory.create_autoencoder(section), device)
+        return _load(opened, lambda: ModelFactory.create_autoencoder(section), device)
 
     @staticmethod
     def load_transformer(
@@ -170,7 +166,7 @@ class CheckpointManager:
         opened = CheckpointManager.open(path, stage="transformer", prefer=prefer)
         section = _section(opened, "transformer", TypeAdapter(TransformerModelConfig))
         upstream = _section(opened, "autoencoder", TypeAdapter(FSQModelConfig))
-        return _load(opened, ModelFactory.create_transformer(section, levels=upstream.levels), device)
+        return _load(opened, lambda: ModelFactory.create_transformer(section, levels=upstream.levels), device)
 
     @staticmethod
     def load_controlnet(
@@ -189,15 +185,17 @@ class CheckpointManager:
             require_recorded(opened, "transformer", base)
         section = _section(opened, "transformer", TypeAdapter(TransformerModelConfig))
         upstream = _section(opened, "autoencoder", TypeAdapter(FSQModelConfig))
-        network = ModelFactory.create_controlnet(
-            _section(opened, "controlnet", TypeAdapter(ControlNetMaskGiTModelConfig)),
-            _section(opened, "condition", TypeAdapter(ControlConditionConfig)),
-            # Its shapes are wanted; what is copied of its weights is overwritten at once.
-            base=ModelFactory.create_transformer(section, levels=upstream.levels),
-            base_model=section,
-            autoencoder=upstream,
-        )
-        return _load(opened, network, device)
+        model = _section(opened, "controlnet", TypeAdapter(ControlNetMaskGiTModelConfig))
+        condition = _section(opened, "condition", TypeAdapter(ControlConditionConfig))
+
+        def build() -> ControlNetMaskGiT:
+            # The base's shapes are wanted; what is copied of its weights is overwritten at once.
+            decoder = ModelFactory.create_transformer(section, levels=upstream.levels)
+            return ModelFactory.create_controlnet(
+                model, condition, base=decoder, base_model=section, autoencoder=upstream
+            )
+
+        return _load(opened, build, device)
 
     @staticmethod
     def load_flow_controlnet(
@@ -205,13 +203,15 @@ class CheckpointManager:
     ) -> Loaded[ControlNetRF]:
         """Rebuild MAISI's stage-3 network from its header and load its weights (averaged if any)."""
         opened = CheckpointManager.open(path, stage="maisi_controlnet", prefer=prefer)
-        network = ModelFactory.create_controlnet(
-            _section(opened, "controlnet", TypeAdapter(ControlNetRFModelConfig)),
-            _section(opened, "condition", TypeAdapter(FlowControlConditionConfig)),
-            base_model=_section(opened, "diffusion", TypeAdapter(RectifiedFlowModelConfig)),
-            autoencoder=_section(opened, "autoencoder", TypeAdapter(KLModelConfig)),
-        )
-        return _load(opened, network, device)
+        model = _section(opened, "controlnet", TypeAdapter(ControlNetRFModelConfig))
+        condition = _section(opened, "condition", TypeAdapter(FlowControlConditionConfig))
+        base = _section(opened, "diffusion", TypeAdapter(RectifiedFlowModelConfig))
+        autoencoder = _section(opened, "autoencoder", TypeAdapter(KLModelConfig))
+
+        def build() -> ControlNetRF:
+            return ModelFactory.create_controlnet(model, condition, base_model=base, autoencoder=autoencoder)
+
+        return _load(opened, build, device)
 
     @staticmethod
     def load_diffusion(
@@ -230,8 +230,8 @@ class CheckpointManager:
         require_schedule(opened.header, schedule, opened.path)
         section = _section(opened, "diffusion", TypeAdapter(RectifiedFlowModelConfig))
         upstream = _section(opened, "autoencoder", TypeAdapter(KLModelConfig))
-        network = ModelFactory.create_diffusion(section, latent_channels=upstream.latent_channels)
-        return _load(opened, network, device)
+        channels = upstream.latent_channels
+        return _load(opened, lambda: ModelFactory.create_diffusion(section, latent_channels=channels), device)
 
     @staticmethod
     def load_refiner(
@@ -243,7 +243,7 @@ class CheckpointManager:
         """
         opened = CheckpointManager.open(path, stage="refiner", prefer=prefer)
         section = _section(opened, "refiner", TypeAdapter(RefinerModelConfig))
-        return _load(opened, ModelFactory.create_refiner(section), device)
+        return _load(opened, lambda: ModelFactory.create_refiner(section), device)
 
     @staticmethod
     def load_vae(
@@ -329,32 +329,19 @@ class CheckpointManager:
         dtype: of the floating-point weights, float32 or float16 (half the size; loading casts back).
         autoencoder: for stage 2, the exported autoencoder to record as its input, by a relative path, so that
         both folders can be moved and shared together. transformer: the same for stage 3, a transformer or, of MAISI, a
-        diffusion network; its own autoencoder is recorded with it. Raises CheckpointError.
+        diffusion network; its own autoencoder is recorded with it. What the model builds on and neither names is
+        exported into a folder below, so that the export is whole. Raises CheckpointError, and leaves nothing, when
+        that cannot be found.
         """
         opened = CheckpointManager.open(checkpoint)
-        header, folder = _without_paths(opened.header), Path(folder)
+        family = "maisi_vae" if opened.header["stage"].startswith("maisi") else "autoencoder"
+        name, stage = BASES.get(opened.header["stage"], BASES["maskgit_controlnet"])
+        given: dict[str, Opened] = {}
         if autoencoder is not None:
-            family = "maisi_vae" if header["stage"].startswith("maisi") else "autoencoder"
-            upstream = CheckpointManager.open(autoencoder, stage=family)
-            header["inputs"] = {"autoencoder": describe_input(upstream.path, upstream.sha256, folder)}
+            given["autoencoder"] = CheckpointManager.open(autoencoder, stage=family)
         if transformer is not None:
-            name, stage = BASES.get(header["stage"], BASES["maskgit_controlnet"])
-            base = CheckpointManager.open(transformer, stage=stage)
-            header["inputs"] = _describe_base(name, base, folder)
-        for recorded in header["inputs"].values():
-            recorded["path"] = recorded["relative"]
-        prefix = PREFIXES[header["stage"]]
-        return exports.write_export(folder, dict(header), weights_of(opened.state_dict, prefix), dtype=dtype)
-
-
-def _describe_base(name: str, base: Opened, folder: Path) -> dict[str, dict[str, str]]:
-    """Return the records of an exported base and of the autoencoder that it records, seen from ``folder``."""
-    inputs = {name: describe_input(base.path, base.sha256, folder)}
-    recorded = base.header["inputs"].get("autoencoder")
-    if recorded is not None:
-        place = recorded_places(base.path, recorded)[-1]
-        inputs["autoencoder"] = describe_input(place, recorded["sha256"], folder)
-    return inputs
+            given[name] = CheckpointManager.open(transformer, stage=stage)
+        return export_whole(opened, Path(folder), dtype=dtype, given=given, open_input=CheckpointManager.open)
 
 
 def _load_recorded(
@@ -374,7 +361,13 @@ def _recorded(loaded: Loaded[Any] | Opened, name: str, load: Callable[[Source], 
     recorded = loaded.header["inputs"].get(name)
     if recorded is None:
         raise CheckpointError(f"{loaded.path}: expected the {name} in `inputs`, got none recorded there.")
-    tried: list[Source] = [path] if path is not None else [*recorded_places(loaded.path, recorded)]
+    tried: list[Source]
+    if path is not None:
+        tried = [path]
+    else:
+        # A place that holds another file by now is no mistake of the user's: the run may have a copy of its own.
+        found = named_place(loaded.path, loaded.header, name)
+        tried = [found] if found is not None else [*recorded_places(loaded.path, recorded, name)]
     for place in tried:
         if expand(Path(place)).exists():
             upstream = load(place)
@@ -382,7 +375,7 @@ def _recorded(loaded: Loaded[Any] | Opened, name: str, load: Callable[[Source], 
             return upstream
     raise CheckpointError(
         f"{loaded.path}: expected its {name} at {' or '.join(map(str, tried))}, got nothing there; "
-        "give its present path."
+        f"give its present path (--{name} PATH in commands)."
     )
 
 
@@ -424,25 +417,20 @@ def _open_file(file: Path, stage: str | Sequence[str] | None) -> Opened:
             "use a checkpoint that prod9 wrote."
         )
     _check_header(file, header, stage)
+    wrong = [
+        name for name, value in state.items() if not isinstance(name, str) or not isinstance(value, Tensor)
+    ]
+    if wrong:
+        raise CheckpointError(
+            f"{file}: expected weights that are tensors, got something else under {str(wrong[0])[:60]!r}; use another "
+            "checkpoint of the run, or copy the file again."
+        )
     return Opened(cast(Header, header), state, file, digest)
 
 
 def _check_header(file: Path, header: dict[str, Any], stage: str | Sequence[str] | None) -> None:
-    missing = sorted(set(Header.__annotations__) - set(header))
-    if header.get("format") != FORMAT or missing:
-        detail = f"format {header.get('format')!r}" + (f" without {', '.join(missing)}" if missing else "")
-        raise CheckpointError(
-            f"{file}: expected checkpoint format {FORMAT}, got {detail} (written by prod9 "
-            f"{header.get('version', 'unknown')}); use the prod9 version that wrote it."
-        )
-    found = header["stage"]
-    allowed = tuple(PREFIXES) if stage is None else (stage,) if isinstance(stage, str) else stage
-    if found not in PREFIXES or found not in allowed:
-        wanted = " or ".join(allowed)
-        raise WrongStageError(
-            f"{file}: expected a checkpoint of stage {wanted}, got stage {found}; "
-            f"name the {wanted} run instead."
-        )
+    allowed = tuple(PREFIXES) if stage is None else (stage,) if isinstance(stage, str) else tuple(stage)
+    check_header(file, header, allowed, tuple(PREFIXES))
 
 
 def _section(opened: Opened, name: str, adapter: TypeAdapter[Any]) -> Any:
@@ -455,37 +443,8 @@ def _section(opened: Opened, name: str, adapter: TypeAdapter[Any]) -> Any:
         ) from error
 
 
-def _load(opened: Opened, network: N, device: str | torch.device) -> Loaded[N]:
-    prefix = PREFIXES[opened.header["stage"]]
-    load_strictly(network, weights_of(opened.state_dict, prefix), opened.path)
+def _load(opened: Opened, build: Callable[[], N], device: str | torch.device) -> Loaded[N]:
+    state = weights_of(opened.state_dict, PREFIXES[opened.header["stage"]])
+    network = build_for(state, build, opened)
+    load_strictly(network, state, opened.path)
     return Loaded(network.to(device).eval(), opened.header, opened.path, opened.sha256)
-
-
-def load_strictly(network: nn.Module, state: dict[str, Tensor], path: Path) -> None:
-    """Load ``state`` into ``network``; CheckpointError names missing, unexpected and misshapen weights."""
-    try:
-        network.load_state_dict(state, strict=True)
-    except RuntimeError as error:
-        lines = [line.strip() for line in str(error).splitlines()[1:4]]
-        raise CheckpointError(
-            f"{path}: expected the weights of {type(network).__name__}, got others: {' '.join(lines)[:400]} "
-            "Use a checkpoint of the same architecture."
-        ) from error
-
-
-def weights_of(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """Return the part of ``state`` under ``prefix``, such as ``decoder.``, named as in the network itself."""
-    return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
-
-
-def _without_paths(header: Header) -> Header:
-    """Return a copy that names no folder of this computer: exports are shared."""
-    copy = cast(Header, deepcopy(dict(header)))
-    config = copy["config"]
-    config |= {"output_dir": "outputs"}
-    config["data"] |= {"root": "data", "store_dir": None}
-    if "split" in config["data"]:  # MedMNIST3D files are divided and kept in memory as they are
-        config["data"] |= {"cache_dir": None, "split": config["data"]["split"] | {"file": None}}
-    if "inputs" in config:
-        config["inputs"] = dict.fromkeys(config["inputs"])
-    return copy

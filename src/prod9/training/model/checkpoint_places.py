@@ -1,14 +1,14 @@
-"""Where checkpoints are: the best ones of a run, and the earlier stages that a file was trained on."""
+"""Where the earlier stages are that a checkpoint was trained on, and a run's own copies of them."""
 
-import json
 import os
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from prod9.files import atomic_write
-
-INDEX = "best.json"
+from prod9.errors import CheckpointError
+from prod9.training.model import export as exports
+from prod9.training.model.checkpoint_file import link_checkpoint, recorded_sha256
+from prod9.training.run_folder import CHECKPOINTS, INPUTS
+from prod9.training.run_folder import write_index as write_index
 
 
 def describe_input(path: Path, sha256: str, base: Path) -> dict[str, str]:
@@ -17,24 +17,66 @@ def describe_input(path: Path, sha256: str, base: Path) -> dict[str, str]:
     return {"path": str(path), "relative": Path(os.path.relpath(path, base)).as_posix(), "sha256": sha256}
 
 
-def write_index(folder: Path, entries: Iterable[dict[str, Any]]) -> None:
-    """Record which best checkpoints ``folder`` holds, best first: ``{"file", "step", "value"}`` each."""
-    with atomic_write(folder / INDEX) as temporary:
-        Path(temporary).write_text(json.dumps(list(entries), indent=2) + "\n", encoding="utf-8")
+def keep_input(path: Path, name: str, run: Path) -> None:
+    """Keep the checkpoint ``path``, which ``run`` builds on as its ``name``, in the run's own folder.
+
+    Training the earlier stage on replaces and deletes its checkpoints. Where both lie on one file system the copy is a
+    second name of the same file and takes no room. An export is left where it is: nothing changes those.
+    """
+    if path.is_file():
+        target = _own_copy(run, name)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        link_checkpoint(path, target)
 
 
-def ranked_best(folder: Path) -> list[str]:
-    """Return the names of the best checkpoints of ``folder``, best first; those there are where no index tells."""
+def recorded_places(path: Path, recorded: dict[str, str], name: str) -> list[Path]:
+    """Return where the earlier stage ``name`` of the checkpoint ``path`` may be, the first choice first.
+
+    Where it was, as far from the run as then, and the run's own copy of it.
+    """
+    inside = path.parent.name in (CHECKPOINTS, INPUTS)
+    run = path if path.is_dir() else path.parent.parent if inside else path.parent
+    places = [Path(recorded["path"]), run / recorded["relative"], _own_copy(run, name)]
+    return [place for position, place in enumerate(places) if position or place.is_absolute()]
+
+
+def _own_copy(run: Path, name: str) -> Path:
+    # No ``.ckpt``: who lists those of a run wants none of other stages.
+    return run / INPUTS / f"{name}.pt"
+
+
+def find_recorded(path: Path, header: Any, name: str) -> Path | None:
+    """Return where the earlier stage ``name`` is that the checkpoint ``path`` was trained on; None if it is nowhere.
+
+    header: of ``path``. A place that holds another file by now is passed over.
+    """
+    recorded = header["inputs"].get(name)
+    if recorded is None:
+        return None
+    places = recorded_places(path, recorded, name)
+    return next((place for place in places if sha256_at(place) == recorded["sha256"]), None)
+
+
+def named_place(path: Path, header: Any, name: str) -> Path | None:
+    """Return the same for a command that loads it, and the file that it refuses where the user's own was changed.
+
+    A run's checkpoint that training has replaced since is passed over, for the run may have its own copy.
+    """
+    recorded = header["inputs"][name]
+    for place in recorded_places(path, recorded, name):
+        found = sha256_at(place)
+        if found == recorded["sha256"] or (
+            found is not None and place.parent.name not in (CHECKPOINTS, INPUTS)
+        ):
+            return place
+    return None
+
+
+def sha256_at(place: Path) -> str | None:
+    """Return the recorded hash of a checkpoint or an export, None where there is neither."""
     try:
-        entries = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-        # A name from a file never leads out of the folder.
-        return [Path(str(entry["file"])).name for entry in entries]
-    except (OSError, ValueError, TypeError, KeyError):
-        return sorted((file.name for file in folder.glob("best-step=*.ckpt")), reverse=True)
-
-
-def recorded_places(path: Path, recorded: dict[str, str]) -> list[Path]:
-    """Return where an earlier stage of the checkpoint ``path`` may be: where it was, or as far from it as then."""
-    run = path if path.is_dir() else path.parent.parent if path.parent.name == "checkpoints" else path.parent
-    places = [Path(recorded["path"]), run / recorded["relative"]]
-    return [place for place in places if place.is_absolute()] or places[1:]
+        if exports.is_export(place):
+            return exports.recorded_sha256(place)
+        return recorded_sha256(place) if place.is_file() else None
+    except (OSError, CheckpointError):
+        return None
