@@ -6,6 +6,10 @@ from typing import NamedTuple
 import pytest
 
 from tests.harness import Workspace, later_models, trained
+from tests.training.conftest import last_state as last_state
+from tests.training.conftest import make_config as make_config
+from tests.training.conftest import memory_data as memory_data
+from tests.training.conftest import run_json as run_json
 
 
 class Models(NamedTuple):

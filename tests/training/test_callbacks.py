@@ -2,16 +2,16 @@ import json
 import os
 import signal
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 
 from prod9.errors import ConfigError
-from prod9.training import callbacks
-from prod9.training.callbacks import InterruptedTrainingError, KeepCheckpoints, StopOnSignal
+from prod9.stopping import Watch
+from prod9.training.callbacks import InterruptedTrainingError, KeepCheckpoints
 from prod9.training.lightning.base import AbstractLightning
-from prod9.training.model.checkpoint_file import read_checkpoint
+from prod9.training.model import checkpoint_file
+from prod9.training.model.checkpoint_file import read_checkpoint, write_checkpoint
 from prod9.training.run import train
 
 
@@ -156,11 +156,12 @@ def test_a_signal_saves_at_the_end_of_the_step_and_says_how_to_go_on(
 
 def test_a_second_interrupt_stops_at_once():
     said: list[str] = []
-    stop = StopOnSignal(SimpleNamespace(), said.append)  # type: ignore[arg-type]
-    stop._note(signal.SIGINT, None)
+    watch = Watch(said.append)
+    watch.gentle = True
+    watch.note(signal.SIGINT)
     assert len(said) == 1
     with pytest.raises(KeyboardInterrupt):
-        stop._note(signal.SIGINT, None)
+        watch.note(signal.SIGINT)
 
 
 def test_pictures_are_written_at_each_validation(make_config, memory_data):
@@ -172,12 +173,10 @@ def test_pictures_are_written_at_each_validation(make_config, memory_data):
 
 
 def test_best_checkpoints_are_copied_where_links_are_impossible(tmp_path, monkeypatch):
-    from prod9.training.model.checkpoint_file import write_checkpoint
-
     def refuse(*_):
         raise OSError
 
     write_checkpoint({"step": 1}, tmp_path / "last.ckpt")
-    monkeypatch.setattr(callbacks.os, "link", refuse)
-    callbacks._duplicate(tmp_path / "last.ckpt", tmp_path / "best.ckpt")
+    monkeypatch.setattr(checkpoint_file.os, "link", refuse)
+    checkpoint_file.link_checkpoint(tmp_path / "last.ckpt", tmp_path / "best.ckpt")
     assert read_checkpoint(tmp_path / "best.ckpt")[0] == {"step": 1}

@@ -160,7 +160,7 @@ def _apply_override(values: dict[str, Any], override: str | tuple[str, Any], lit
 
 def _check_stage(values: Mapping[str, Any], wanted: str | Sequence[str] | None, source: str | Path) -> None:
     stage = values.get("stage")
-    if stage not in STAGES:
+    if not isinstance(stage, str) or stage not in STAGES:
         hint = did_you_mean(str(stage), list(STAGES)) if stage is not None else ""
         expected = " or ".join(STAGES)
         got = shown(stage) if "stage" in values else "nothing"

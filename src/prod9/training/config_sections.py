@@ -10,6 +10,22 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_val
 
 from prod9.files import is_plain_name
 
+_MAX_NAME = 64
+
+
+def name_problem(name: str) -> str:
+    """Return what keeps ``name`` from being part of a file's name; empty if nothing does.
+
+    Labels, modalities and the like become names of files. One that begins with a dot would be hidden, and might be
+    taken for a temporary file.
+    """
+    if not name or len(name.encode(errors="replace")) > _MAX_NAME:
+        return f"has not between 1 and {_MAX_NAME} bytes"
+    if not is_plain_name(name) or not name.isprintable():
+        return "holds slashes, control characters or a way out of the folder"
+    return "begins or ends in a dot or a space" if name[0] in ". " or name[-1] in ". " else ""
+
+
 Triple = Annotated[tuple[int, int, int], Field(strict=False)]
 Spacing = Annotated[tuple[float, float, float], Field(strict=False)]
 Range = Annotated[tuple[float, float], Field(strict=False)]
@@ -153,11 +169,11 @@ class DataConfig(VolumesSection):
 
     @model_validator(mode="after")
     def _labels_cover_modalities(self) -> "DataConfig":
-        unusable = [m for m in (*self.modalities, *self.label_map) if not is_plain_name(m)]
+        unusable = [m for m in dict.fromkeys((*self.modalities, *self.label_map)) if name_problem(m)]
         if unusable:
             raise ValueError(
                 f"expected names that files can be called after, got {', '.join(map(repr, unusable))} in modalities or "
-                "label_map; leave out slashes and control characters"
+                "label_map; leave out slashes, control characters and dots at the beginning, and keep them short"
             )
         missing = [m for m in self.modalities if m not in self.label_map]
         if missing:
@@ -324,7 +340,7 @@ class TrainingConfig(Section):
     validate_every_steps: PositiveInt = Field(default=1000, description="Steps between validations.")
     log_every_steps: PositiveInt = Field(default=20, description="Steps between logged values.")
     max_skipped_steps: PositiveInt = Field(
-        default=10, description="Stop after so many steps with non-finite loss."
+        default=10, description="Stop after so many steps with non-finite loss in a row."
     )
     channels_last: bool = Field(default=True, description="channels_last_3d memory format for convolutions.")
     compile: bool = Field(default=False, description="torch.compile the network.")

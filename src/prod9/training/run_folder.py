@@ -4,6 +4,7 @@
 
     config.yaml      what was run, every default spelt out
     checkpoints/     last.ckpt, previous.ckpt, best-step=….ckpt, best.json
+    inputs/          the checkpoints of earlier stages that it builds on
     samples/         pictures
     logs/            CSV and TensorBoard
     run.json         versions, seconds, memory of every session
@@ -11,24 +12,74 @@
     .lock            while a run is going
 """
 
-import json
-import os
+import math
 import platform
-import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from prod9.errors import ConfigError
-from prod9.files import atomic_write, check_writable
+from prod9.errors import ConfigError, DataError
+from prod9.files import atomic_write
+from prod9.folders import claimed, finals
+from prod9.folders import sweep as sweep_folder
+from prod9.json_files import read_json, read_object, write_json
 
-LOCK = ".lock"
+CHECKPOINTS = "checkpoints"
+INPUTS = "inputs"
+"""Folder of a run with its own copies of the earlier stages that it builds on."""
+LAST = "last.ckpt"
+PREVIOUS = "previous.ckpt"
+INDEX = "best.json"
+METRICS = "metrics.json"
+WRITTEN = (CHECKPOINTS, INPUTS, "samples", "logs", "cache")
+"""Folders that a run alone writes into, below its own; a store may be shared and is swept under its own lock."""
+
+
+def holds_run(output_dir: Path) -> bool:
+    """Return whether there is a run in ``output_dir`` to go on with: all who ask, ask here."""
+    return bool(find_checkpoints(output_dir))
+
+
+def find_checkpoints(output_dir: Path, *, prefer: Literal["best", "last"] = "last") -> list[Path]:
+    """Return the whole checkpoints of a run, in the order in which they are tried; none where there is no run.
+
+    output_dir: of the run, or the folder of checkpoints itself.
+    """
+    inner = output_dir / CHECKPOINTS
+    folder = inner if inner.is_dir() else output_dir
+    last = [LAST, PREVIOUS]
+    best = ranked_best(folder)
+    ranked = [*best, *last] if prefer == "best" else [*last, *best]
+    # A best one that the index does not list is what a kill left between the two.
+    ranked += [file.name for file in reversed(finals(folder, "best-step=*.ckpt"))]
+    whole = {file.name for file in finals(folder, "*.ckpt")}
+    return [folder / name for name in dict.fromkeys(ranked) if name in whole]
+
+
+def write_index(folder: Path, entries: Iterable[dict[str, Any]]) -> None:
+    """Record which best checkpoints ``folder`` holds, best first: ``{"file", "step", "value"}`` each."""
+    write_json(folder / INDEX, list(entries))
+
+
+def read_index(folder: Path) -> list[dict[str, Any]]:
+    """Return what :func:`write_index` wrote, those without a value or with NaN last; empty if it cannot be read."""
+    try:
+        entries = [dict(entry) for entry in read_json(folder / INDEX)]
+        return sorted(entries, key=lambda entry: entry["value"] is None or math.isnan(float(entry["value"])))
+    except (DataError, ValueError, TypeError, KeyError):
+        return []
+
+
+def ranked_best(folder: Path) -> list[str]:
+    """Return the names that the index of ``folder`` lists, best first, NaN last; none where it cannot be read."""
+    # A name from a file never leads out of the folder.
+    return [Path(str(entry.get("file"))).name for entry in read_index(folder)]
 
 
 def require_fresh(output_dir: Path) -> None:
-    """Raise ConfigError when ``output_dir`` holds checkpoints of an earlier run."""
-    if any((output_dir / "checkpoints").glob("*.ckpt")):
+    """Raise ConfigError when ``output_dir`` holds an earlier run."""
+    if holds_run(output_dir):
         raise ConfigError(
             f"output_dir: expected a folder without checkpoints, got {output_dir}, which holds some of an "
             "earlier run; add --resume to go on with it, or name another --output-dir."
@@ -37,30 +88,23 @@ def require_fresh(output_dir: Path) -> None:
 
 @contextmanager
 def locked(output_dir: Path) -> Iterator[None]:
-    """Hold ``output_dir`` for this process; raises ConfigError when another run has it.
+    """Hold ``output_dir`` for this process and delete what a killed one left half-written there.
 
-    The lock of a process of this machine that no longer lives is taken over.
+    Raises ConfigError when another process has it.
     """
-    output_dir.mkdir(parents=True, exist_ok=True)
-    check_writable(output_dir)
-    lock = output_dir / LOCK
-    _take(lock)
-    try:
+    with claimed(output_dir):
+        sweep(output_dir)
         yield
-    finally:
-        lock.unlink(missing_ok=True)
 
 
 def sweep(output_dir: Path) -> None:
-    """Delete what a killed run left half-written; call with the lock held."""
-    for folder in (output_dir, output_dir / "checkpoints", output_dir / "samples"):
-        for orphan in folder.glob(".tmp-*"):
-            orphan.unlink()
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write ``content`` to ``path`` as JSON, atomically."""
-    write_text(path, json.dumps(content, indent=2, ensure_ascii=False, default=str) + "\n")
+    """Delete what a killed run left half-written, and hashes of checkpoints that are gone; hold the lock."""
+    sweep_folder(output_dir)
+    for name in WRITTEN:
+        sweep_folder(output_dir / name, deep=True)
+    for sidecar in finals(output_dir / CHECKPOINTS, "*.ckpt.sha256"):
+        if not sidecar.with_suffix("").exists():
+            sidecar.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -73,8 +117,8 @@ def append_run(output_dir: Path, entry: dict[str, Any]) -> None:
     """Add a session to ``run.json``; a resumed run has several."""
     path = output_dir / "run.json"
     try:
-        runs = list(json.loads(path.read_text(encoding="utf-8"))["runs"])
-    except (OSError, ValueError, KeyError, TypeError):
+        runs = list(read_object(path)["runs"])
+    except (DataError, KeyError, TypeError):
         runs = []
     write_json(path, {"runs": [*runs, entry]})
 
@@ -96,48 +140,3 @@ def peak_memory_gib() -> float:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 2**30 if sys.platform == "darwin" else peak / 2**20
-
-
-def _take(lock: Path) -> None:
-    mine = json.dumps({"pid": os.getpid(), "host": socket.gethostname()})
-    for _ in range(2):
-        try:
-            with lock.open("x", encoding="utf-8") as file:
-                file.write(mine)
-        except FileExistsError:
-            holder = _read(lock)
-            if _is_alive(holder):
-                raise ConfigError(
-                    f"output_dir: expected a folder that no other run is using, got {lock.parent}, held by "
-                    f"process {holder.get('pid')} on {holder.get('host')}; wait for it, or name another "
-                    f"--output-dir. If no such process runs, delete {lock}."
-                ) from None
-            lock.unlink(missing_ok=True)
-        else:
-            return
-    raise ConfigError(
-        f"output_dir: expected to lock {lock}, but another run was faster; name another --output-dir."
-    )
-
-
-def _read(lock: Path) -> dict[str, Any]:
-    try:
-        holder = json.loads(lock.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return holder if isinstance(holder, dict) else {}
-
-
-def _is_alive(holder: dict[str, Any]) -> bool:
-    if holder.get("host") != socket.gethostname():
-        return bool(holder)
-    pid = int(holder.get("pid", 0))
-    if pid == os.getpid():
-        return False  # An earlier run of this very process, for example in a notebook.
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import threading
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +10,8 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
-from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 
 from prod9.errors import ConfigError, MissingDependencyError
@@ -18,6 +20,7 @@ from prod9.training.config_schema import RunConfig
 from prod9.training.lightning.checkpoint_io import AtomicCheckpointIO
 from prod9.training.lightning.json_lines import JSONLinesLogger
 from prod9.training.lightning.sharded_strategy import ShardedStrategy
+from prod9.training.lightning.steady_loggers import SteadyCSVLogger, SteadyLogger
 
 _HARMLESS = (
     # One loader process is the default for small data, and volumes are cached.
@@ -28,6 +31,8 @@ _HARMLESS = (
     ".*It is recommended to use `self.log.*sync_dist=True.*",
     ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
     ".*You're using the WeightAveraging callback.*",
+    # Convolutions of one channel in or out have two names for one layout.
+    ".*Grad strides do not match bucket view strides.*",
     # FSDP warns of changes in place to what a block returns, and nothing here makes any.
     ".*FSDP2-wrapped module .* returned a view tensor.*",
 )
@@ -49,7 +54,7 @@ def _trainer(
         num_nodes=config.trainer.num_nodes,
         strategy=_strategy(config, accelerator, devices),
         precision=_precision(config, accelerator),
-        plugins=[AtomicCheckpointIO()],
+        plugins=[AtomicCheckpointIO(), *_environments()],
         max_epochs=1,
         # None: count batches over the whole run, whatever the step it starts from.
         check_val_every_n_epoch=None,
@@ -64,8 +69,16 @@ def _trainer(
         use_distributed_sampler=False,
         # Tables that a decoder caches during validation must be usable in training.
         inference_mode=False,
-        default_root_dir=config.output_dir,
+        # Where Lightning would look for checkpoints of its own handling of SLURM: never in the run's folder.
+        default_root_dir=str(Path(config.output_dir) / "logs"),
     )
+
+
+def _environments() -> list[SLURMEnvironment]:
+    """Return SLURM's environment without Lightning's own requeueing, which saves where no later start looks."""
+    if TorchElasticEnvironment.detect() or not SLURMEnvironment.detect():
+        return []  # the order in which Lightning asks
+    return [SLURMEnvironment(auto_requeue=False)]
 
 
 def _hardware(config: RunConfig, device: str) -> tuple[str, Any]:
@@ -119,12 +132,12 @@ def build_loggers(config: RunConfig, step: int) -> list[Logger]:
     """Return the configured loggers of a session that starts at ``step``."""
     # A session has its own folder: the CSV logger would empty that of the session before.
     root, session = Path(config.output_dir) / "logs", f"from-step-{step:06d}"
-    return [_logger(name, root, session, config) for name in config.trainer.loggers]
+    return [SteadyLogger(_logger(name, root, session, config)) for name in config.trainer.loggers]
 
 
 def _logger(name: str, root: Path, session: str, config: RunConfig) -> Logger:
     if name == "csv":
-        return CSVLogger(root, name="csv", version=session)
+        return SteadyCSVLogger(root, name="csv", version=session)
     if name == "tensorboard":
         return TensorBoardLogger(root, name="tensorboard", version=session)
     if name == "jsonl":
@@ -144,14 +157,23 @@ def _logger(name: str, root: Path, session: str, config: RunConfig) -> Logger:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Silence Lightning's advice, which does not apply here; its errors stay."""
-    lightning = logging.getLogger("lightning.pytorch")
-    level = lightning.level
-    lightning.setLevel(logging.WARNING)
+    """Silence Lightning's advice, which does not apply here, and the threads of loggers; its errors stay."""
+    loggers = [logging.getLogger(f"lightning.{part}") for part in ("pytorch", "fabric")]
+    levels, hook = [logger.level for logger in loggers], threading.excepthook
+    for logger in loggers:
+        logger.setLevel(logging.WARNING)
+    threading.excepthook = lambda args: None if _is_logger_thread(args.thread) else hook(args)
     try:
         with warnings.catch_warnings():
             for message in _HARMLESS:
                 warnings.filterwarnings("ignore", message)
             yield
     finally:
-        lightning.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+        threading.excepthook = hook
+
+
+def _is_logger_thread(thread: threading.Thread | None) -> bool:
+    # It tells the logger, which tells the user, and would print its traceback besides.
+    return type(thread).__module__.startswith("tensorboard")

@@ -72,9 +72,14 @@ class AbstractLightning(LightningModule, ABC):
         self.config = config
         self.step = 0
         self.skipped_steps = 0
+        self.skipped_in_row = 0
+        # The step of the last whole validation; None where a checkpoint of an older version does not say.
+        self.validated: int | None = 0
+        self.stopped_early = False
         self.fresh = True
         self.latest: dict[str, float] = {}
         self._tally = Tally()
+        self._unmeasured = False
 
     # -- what a final class supplies ---------------------------------------------------------------
 
@@ -117,19 +122,21 @@ class AbstractLightning(LightningModule, ABC):
         except NonFiniteError as error:
             self._skip(batch, error)
             values = {}
+        else:
+            self.skipped_in_row = 0
+            self.fresh = False
         self.step += 1
-        self.fresh = False
         if values and self.step % self.config.training.log_every_steps == 0:
             # One transfer to the host per logged step, not per step.
             self.log_values({f"train/{k}": float(v) for k, v in values.items()} | {"learning_rate": rate})
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Count what the batch adds to the ``val/…`` metrics."""
-        self._count(batch, batch_idx)
+        self._count("val", batch, batch_idx)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Count what the batch adds to the ``test/…`` metrics."""
-        self._count(batch, batch_idx)
+        self._count("test", batch, batch_idx)
 
     def on_validation_epoch_end(self) -> None:
         """Log the ``val/…`` metrics, of all batches and ranks together.
@@ -158,7 +165,13 @@ class AbstractLightning(LightningModule, ABC):
                 "nothing was saved. Resume from the last checkpoint with a lower learning rate."
             )
         checkpoint["prod9"] = self.header()
-        checkpoint["prod9_run"] = {"skipped_steps": self.skipped_steps}
+        checkpoint["prod9_run"] = {
+            "skipped_steps": self.skipped_steps,
+            "skipped_in_row": self.skipped_in_row,
+            "fresh": self.fresh,
+            "conditions": conditions_of(self.trainer),
+            "content": self._content(),
+        }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take the step over and discard Lightning's loop state; refuse other networks or patients."""
@@ -185,10 +198,14 @@ class AbstractLightning(LightningModule, ABC):
                 f"{'with' if had_muon else 'without'} it, got the other, which cannot go on from its state; restore "
                 "the setting, or start in a new output_dir with --init-from."
             )
+        kept = checkpoint["prod9_run"]
+        self._tell_differences(kept)
         self.inherit(header)
         self.step = header["step"]
-        self.skipped_steps = checkpoint["prod9_run"]["skipped_steps"]
-        self.fresh = False
+        self.validated = header.get("validated")
+        self.skipped_steps = kept.get("skipped_steps", 0)
+        self.skipped_in_row = kept.get("skipped_in_row", 0)
+        self.fresh = kept.get("fresh", False)
         checkpoint.pop("loops", None)
 
     def configure_optimizers(self) -> list[Optimizer]:
@@ -225,7 +242,7 @@ class AbstractLightning(LightningModule, ABC):
             "crop_foreground": data.kind == "brats",
         }
         described["reference_affine"] = np.asarray(module.reference_affine, dtype=float).tolist()
-        return make_header(
+        header = make_header(
             self.config,
             architecture=self.architecture(),
             step=self.step,
@@ -233,6 +250,10 @@ class AbstractLightning(LightningModule, ABC):
             inputs=self.inputs(),
             data=described,
         )
+        header["stopped_early"] = self.stopped_early
+        if self.validated is not None:
+            header["validated"] = self.validated
+        return header
 
     def step_with(self, loss: Tensor, optimizer: LightningOptimizer) -> None:
         """Backward, clip and step; raises NonFiniteError, having dropped them, for non-finite gradients."""
@@ -300,12 +321,13 @@ class AbstractLightning(LightningModule, ABC):
 
     def _skip(self, batch: Batch, error: NonFiniteError) -> None:
         self.skipped_steps += 1
-        cases = ", ".join(map(str, batch.get("case_id", ["unknown"])))
+        self.skipped_in_row += 1
+        cases = cases_of(batch)
         log.warning("Step %d skipped (%d so far): %s in %s.", self.step, self.skipped_steps, error, cases)
-        if self.skipped_steps >= self.config.training.max_skipped_steps:
+        if self.skipped_in_row >= self.config.training.max_skipped_steps:
             raise TrainingError(
-                f"Step {self.step}: expected finite losses, got {self.skipped_steps} steps without; the last "
-                f"batch was {cases}. Check those cases, lower training.learning_rate, or raise "
+                f"Step {self.step}: expected finite losses, got {self.skipped_in_row} steps without, in a row; the "
+                f"last batch was {cases}. Check those cases, lower training.learning_rate, or raise "
                 "training.max_skipped_steps."
             )
 
@@ -313,10 +335,32 @@ class AbstractLightning(LightningModule, ABC):
         """Return the metrics of one held-out batch by itself."""
         return self.algorithm.summarise(self.tally(batch, batch_idx))
 
-    def _count(self, batch: Batch, batch_idx: int) -> None:
-        # A validation that failed in the middle leaves its part behind.
-        before = Tally() if batch_idx == 0 else self._tally
-        self._tally = before + self.tally(batch, batch_idx)
+    def _count(self, part: str, batch: Batch, batch_idx: int) -> None:
+        if batch_idx == 0:  # a validation that failed in the middle leaves its part behind
+            self._tally, self._unmeasured = Tally(), False
+        self._tally = self._tally + self._measured(part, batch, batch_idx)
+
+    def _measured(self, part: str, batch: Batch, batch_idx: int) -> Tally:
+        """Return what a held-out batch adds; NaN is named with its case, as in training, and never ends the run."""
+        spoilt = [name for name, value in batch.items() if _holds_nan(value)]
+        if spoilt:
+            log.warning(
+                "Left out of the %s metrics: %s, whose %s holds NaN or infinity; repair the file, or leave the case "
+                "out.", part, cases_of(batch), ", ".join(spoilt),
+            )  # fmt: skip
+            return Tally()
+        try:
+            tally = self.tally(batch, batch_idx)
+        except (ArithmeticError, ValueError) as error:
+            if not _tells_of_nan(error):
+                raise
+            log.warning("%s cannot be measured: %s.", cases_of(batch), str(error).rstrip("."))
+            self._unmeasured = True
+            return Tally()
+        bad = sorted(name for name, value in tally.means.items() if bool(value.isnan().any()))
+        if bad and len(bad) < len(tally.means):
+            log.warning("%s: %s of %s is NaN.", part, ", ".join(bad), cases_of(batch))
+        return tally
 
     def _log_tally(self, part: str) -> None:
         parts: list[Tally | None] = [self._tally]
@@ -326,8 +370,67 @@ class AbstractLightning(LightningModule, ABC):
             dist.all_gather_object(parts, self._tally.to("cpu"))
         whole_set = sum((tally.to(self.device) for tally in parts if tally is not None), Tally())
         self._tally = Tally()
-        scores = self.algorithm.summarise(whole_set)
+        # All batches may have been left out.
+        scores = self.algorithm.summarise(whole_set) if whole_set.means or whole_set.counts else {}
+        if self._unmeasured:  # a network that fails on some cases is not judged by the others
+            scores[self.monitor[0].partition("/")[2]] = torch.tensor(float("nan"), device=self.device)
         self.log_dict({f"{part}/{name}": value.float() for name, value in scores.items()})
+
+    def _content(self) -> dict[str, str]:
+        """Return a digest of the files of each patient that the run looks at, by patient; on the first rank."""
+        if not self.trainer.is_global_zero:
+            return {}
+        digests = getattr(cast(Any, self.trainer).datamodule, "content_digests", None)
+        return {} if digests is None else dict(digests())
+
+    def _tell_differences(self, kept: dict[str, Any]) -> None:
+        """Name what differs from the session before and makes the result another than without the interruption."""
+        if not self.trainer.is_global_zero:
+            return
+        now, before = conditions_of(self.trainer), kept.get("conditions") or {}
+        changed = [
+            f"{name} was {before[name]}, is {now[name]}"
+            for name in now
+            if before.get(name, now[name]) != now[name]
+        ]
+        if changed:
+            log.warning(
+                "Resuming under other conditions than before: %s. The result will not equal that of an uninterrupted "
+                "run bit for bit.", "; ".join(changed),
+            )  # fmt: skip
+        found, recorded = self._content(), kept.get("content") or {}
+        other = sorted(name for name in recorded if found.get(name, recorded[name]) != recorded[name])
+        if other:
+            log.warning(
+                "Resuming with other files than before: the content of %d cases changed (%s%s). The result will not "
+                "equal that of an uninterrupted run; restore the files, or start in a new output_dir.",
+                len(other), ", ".join(other[:5]), ", …" if len(other) > 5 else "",
+            )  # fmt: skip
+
+
+def conditions_of(trainer: Any) -> dict[str, Any]:
+    """Return what beside config and data decides the last bits of a result."""
+    device = trainer.strategy.root_device.type
+    return {
+        "threads": torch.get_num_threads() if device == "cpu" else 0,
+        "device": device,
+        "precision": str(trainer.precision),
+        "processes": int(trainer.world_size),
+        "torch": str(torch.__version__),
+    }
+
+
+def cases_of(batch: Batch) -> str:
+    """Return the names of the cases of a batch."""
+    return ", ".join(map(str, batch.get("case_id", ["unknown"])))
+
+
+def _holds_nan(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point() and not bool(value.isfinite().all())
+
+
+def _tells_of_nan(error: Exception) -> bool:
+    return isinstance(error, ArithmeticError) or "NaN" in str(error) or "finite" in str(error)
 
 
 def compile_network(network: nn.Module) -> None:

@@ -9,7 +9,11 @@ from typing import Any
 
 from lightning.fabric.plugins.io import CheckpointIO
 
+from prod9.errors import CheckpointError
 from prod9.training.model.checkpoint_file import LAST, read_checkpoint, remove_checkpoint, write_checkpoint
+
+_STATE = ("prod9_run", "optimizer_states", "pytorch-lightning_version")
+"""What a resumed run needs beside weights."""
 
 
 class AtomicCheckpointIO(CheckpointIO):
@@ -26,8 +30,18 @@ class AtomicCheckpointIO(CheckpointIO):
     def load_checkpoint(
         self, path: str | Path, map_location: Any | None = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Read ``path`` onto the CPU, tensors and plain values only, whatever ``weights_only`` says."""
-        return read_checkpoint(Path(path))[0]
+        """Read ``path`` onto the CPU, tensors and plain values only, whatever ``weights_only`` says.
+
+        Raises CheckpointError when it holds weights, but no state of their training to go on from.
+        """
+        content, _ = read_checkpoint(Path(path))
+        lacking = [name for name in _STATE if name not in content]
+        if "prod9" in content and (lacking or not isinstance(content["prod9_run"], dict)):
+            raise CheckpointError(
+                f"{path}: expected a checkpoint with the state of its training, got weights alone (without "
+                f"{', '.join(lacking) or 'prod9_run'}); start a new run from them with --init-from."
+            )
+        return content
 
     def remove_checkpoint(self, path: str | Path) -> None:
         """Delete ``path`` and its hash."""

@@ -98,6 +98,10 @@ class AbstractDataModule(LightningDataModule, ABC):
         """Let the next training loader begin with the batch of ``step``."""
         self._start_step = step
 
+    def content_digests(self) -> dict[str, str]:
+        """Return what tells changed files apart, by case, for the parts that a run looks at; empty if unknown."""
+        return {}
+
     def prepare_data(self) -> None:
         """Do the long work (caches on disk, encoding) once; the other ranks find it done in ``setup``."""
         stage = None if self.trainer is None else self.trainer.state.fn

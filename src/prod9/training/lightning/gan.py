@@ -10,7 +10,7 @@ from prod9.autoencoder.autoencoder_fsq import AutoencoderFSQ
 from prod9.autoencoder.autoencoder_maisi import AutoencoderKlMaisi
 from prod9.training.algorithms.tally import Tally
 from prod9.training.config_schema import AutoencoderConfig, MaisiVAEConfig
-from prod9.training.lightning.base import AbstractLightning, Batch, Panel, compile_network
+from prod9.training.lightning.base import AbstractLightning, Batch, NonFiniteError, Panel, compile_network
 from prod9.training.model.model_factory import ModelFactory
 
 A = TypeVar("A", AutoencoderFSQ, AutoencoderKlMaisi)
@@ -70,6 +70,9 @@ class AbstractGANLightning(AbstractLightning, Generic[A]):
         """Step the autoencoder, then the discriminator on the same reconstructions."""
         x = self._volumes(batch)
         if self.fresh:
+            if not x.isfinite().all():
+                # What is fitted to it would stay NaN for ever.
+                raise NonFiniteError("the first batch holds NaN or infinity")
             self.first_batch(x)
         optimizers = self.optimizer_list()
         losses, output = self.algorithm.compute_generator_losses(x, step=self.step, generator=generator)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
@@ -37,8 +38,14 @@ class JSONLinesLogger(Logger):
         """Append one line, flushed, so that a reader never sees half of one for long."""
         values = {name: float(value) if math.isfinite(value) else None for name, value in metrics.items()}
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, **values}) + "\n")
+        size = self.path.stat().st_size if self.path.exists() else 0
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": step, **values}) + "\n")
+        except OSError:
+            if self.path.exists():
+                os.truncate(self.path, size)  # no half of a line, to which the next one would be added
+            raise
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
