@@ -4,7 +4,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 BENCH_INSTALLED := .venv/.installed-bench
 
-.PHONY: help demo test coverage check bench docs clean
+.PHONY: help demo test coverage check bench soak docs clean
 
 help:  ## List the targets.
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/make \1\t\2/' | expand -t 14
@@ -37,6 +37,9 @@ check: $(INSTALLED)  ## Check style, types and the layers of the package.
 
 bench: $(BENCH_INSTALLED)  ## Run every benchmark at its quick size.
 	@set -e; for script in benchmarks/bench_*.py; do echo "== $$script"; $(BIN)/python $$script --quick; done
+
+soak: $(INSTALLED)  ## Kill runs and feed changed files to every reader, for hours; goes on where it stopped.
+	$(BIN)/python -m tests.soak --folder outputs/soak
 
 docs: $(INSTALLED)  ## Regenerate the tables of the configs and check the links of the documentation.
 	$(BIN)/python docs/tools/config_tables.py
