@@ -35,18 +35,7 @@ def scripted(monkeypatch, values):
     """Let the validations of a run measure ``values`` in turn."""
     measured = iter(values)
     monkeypatch.setattr(
-        AbstractLightning,
-        "_log_evaluation",
-        lambda self, part, batch, batch_idx: (
-            self.log(
-                "val/loss",
-                torch.tensor(next(measured) if batch_idx == 0 else 0.0),
-                reduce_fx="max",
-                batch_size=1,
-            )
-            if batch_idx == 0
-            else None
-        ),
+        AbstractLightning, "_log_tally", lambda self, part: self.log("val/loss", torch.tensor(next(measured)))
     )
 
 

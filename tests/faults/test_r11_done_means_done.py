@@ -63,15 +63,15 @@ def test_r11_killed_in_the_middle_of_a_validation(
 ):
     keep = {"checkpoint": {"every_steps": 2}, "num_samples": 0}
     broken, whole = (make_config(stage, name, callbacks=keep) for name in ("broken", "whole"))
-    evaluate = AbstractLightning._log_evaluation
+    evaluate = AbstractLightning.validation_step
 
-    def die(self, part, batch, batch_idx):
+    def die(self, batch, batch_idx):
         if self.step == at and batch_idx == 1:
             raise RuntimeError("the power went")
-        evaluate(self, part, batch, batch_idx)
+        evaluate(self, batch, batch_idx)
 
     with monkeypatch.context() as patch:
-        patch.setattr(AbstractLightning, "_log_evaluation", die)
+        patch.setattr(AbstractLightning, "validation_step", die)
         with pytest.raises(RuntimeError, match="power"):
             train(broken)
     assert header_of(broken.output_dir)["step"] == at
@@ -87,15 +87,15 @@ def test_r3_a_signal_in_a_validation_saves_the_weights_that_train(
     broken, whole = (
         make_config("transformer", name, callbacks={"num_samples": 0}) for name in ("broken", "whole")
     )
-    evaluate = AbstractLightning._log_evaluation
+    evaluate = AbstractLightning.validation_step
 
-    def interrupt(self, part, batch, batch_idx):
-        evaluate(self, part, batch, batch_idx)
+    def interrupt(self, batch, batch_idx):
+        evaluate(self, batch, batch_idx)
         if self.step == 4 and batch_idx == 0:
             os.kill(os.getpid(), signum)
 
     with monkeypatch.context() as patch:
-        patch.setattr(AbstractLightning, "_log_evaluation", interrupt)
+        patch.setattr(AbstractLightning, "validation_step", interrupt)
         with pytest.raises(InterruptedTrainingError, match="after step 4") as caught:
             train(broken)
     assert caught.value.exit_code == 128 + signum

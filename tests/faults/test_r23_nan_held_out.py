@@ -51,7 +51,7 @@ def test_r23_all_cases_with_nan_leave_the_last_checkpoint(make_config, memory_da
 def test_r23_a_network_that_gives_nan_is_named_with_the_case_and_never_the_best(
     make_config, memory_data, monkeypatch, caplog
 ):
-    compute = AutoencoderTrainer.compute_metrics
+    compute = AutoencoderTrainer.tally
     calls = []
 
     def sometimes(self, x):
@@ -60,7 +60,7 @@ def test_r23_a_network_that_gives_nan_is_named_with_the_case_and_never_the_best(
             raise ValueError("the latent holds NaN or infinity; lower the learning rate or check the input.")
         return compute(self, x)
 
-    monkeypatch.setattr(AutoencoderTrainer, "compute_metrics", sometimes)
+    monkeypatch.setattr(AutoencoderTrainer, "tally", sometimes)
     config = make_config("autoencoder", "run", callbacks={"num_samples": 0})
     train(config)
     assert "case101 cannot be measured: the latent holds NaN" in caplog.text
@@ -72,7 +72,7 @@ def test_r23_another_mistake_is_not_swallowed(make_config, memory_data, monkeypa
     def broken(self, x):
         raise ValueError("shapes do not fit")
 
-    monkeypatch.setattr(AutoencoderTrainer, "compute_metrics", broken)
+    monkeypatch.setattr(AutoencoderTrainer, "tally", broken)
     with pytest.raises(ValueError, match="shapes"):
         train(make_config("autoencoder", "run", callbacks={"num_samples": 0}))
 
