@@ -46,7 +46,8 @@ def write_json(path: Path, content: Any) -> None:
     """Write ``content`` to ``path`` as JSON, atomically; what is not finite becomes null."""
     text = json.dumps(without_nan(content), indent=2, ensure_ascii=False, default=str, allow_nan=False)
     with atomic_write(path) as temporary:
-        Path(temporary).write_text(text + "\n", encoding="utf-8")
+        # A name that is no text (half a surrogate pair) loses a character rather than the file.
+        Path(temporary).write_text(text + "\n", encoding="utf-8", errors="replace")
 
 
 def without_nan(value: Any) -> Any:

@@ -34,7 +34,7 @@ def write_cards(folder: Path, output: Path) -> list[Path]:
     texts = {MODEL_CARD: model_card(run, audits, evaluations), DATA_CARD: data_card(run)}
     for name, text in texts.items():
         with atomic_write(output / name) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+            temporary.write_text(text, encoding="utf-8", errors="replace")
     return [output / name for name in texts]
 
 

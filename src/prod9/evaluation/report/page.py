@@ -95,7 +95,7 @@ def write_report(folder: Path, output: Path, sources: Sources | None = None) -> 
     }
     context["sections"] = _sections(context)
     with atomic_write(output) as temporary:
-        temporary.write_text(_render(context), encoding="utf-8")
+        temporary.write_text(_render(context), encoding="utf-8", errors="replace")
     return output
 
 
