@@ -79,6 +79,15 @@ def test_r26_what_kills_left_in_a_store_goes_and_what_is_not_ours_stays(tmp_path
     assert mine.exists()
 
 
+def test_r26_a_store_that_lacks_nothing_is_swept_too(tmp_path):
+    build(tmp_path, make_items(2), Encoder())
+    (tmp_path / ".tmp-0123456789ab-manifest.json").write_text("{")
+    (tmp_path / "0123456789abcdef.latents.npy").touch()
+    assert find_in_store(tmp_path, make_items(2), key="e1", grid=GRID) is not None
+    assert not list(tmp_path.glob(".tmp-*"))
+    assert not (tmp_path / "0123456789abcdef.latents.npy").exists()
+
+
 def test_r29_a_store_of_a_newer_format_is_refused_and_stays(tmp_path):
     build(tmp_path, make_items(2), Encoder())
     path = tmp_path / "manifest.json"

@@ -13,6 +13,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -26,7 +27,7 @@ from prod9.data.prefetch import prefetched
 from prod9.data.store_manifest import FORMAT, MANIFEST, Manifest, Row, shard_file
 from prod9.errors import DataError
 from prod9.files import atomic_write, exclusive, reading, sha256
-from prod9.folders import SharedLock
+from prod9.folders import SharedLock, is_temporary
 
 _LOG = logging.getLogger("prod9")
 Progress = Callable[[int, int], None]
@@ -193,6 +194,7 @@ def find_in_store(
     directory: Path, items: Sequence[StoreItem], *, key: str, grid: Sequence[int]
 ) -> TokenStore | None:
     """Return a store of exactly ``items``, in their order, when all are there and undamaged, else None."""
+    _sweep(directory)
     use = SharedLock(directory / _IN_USE)
     manifest = Manifest.read(directory).intact(directory)
     keys = [item.key(key, grid) for item in items]
@@ -307,6 +309,14 @@ def replace_store(directory: Path, *, key: str, grid: Sequence[int]) -> None:
     """Empty a store that belongs to another encoder or grid than these; DataError while somebody reads it."""
     if directory.is_dir():
         _enter(directory, f"{key} {tuple(grid)}", overwrite=True)
+
+
+def _sweep(directory: Path) -> None:
+    """Delete what killed processes left, where the store can be written."""
+    # Not under the lock unless there is something: a store on a read-only disk has no lock to take.
+    if any(is_temporary(path) for path in directory.glob(".*")):
+        with suppress(DataError), exclusive(directory / _LOCK):
+            Manifest.read(directory).sweep(directory)
 
 
 Batch = Sequence[tuple[StoreItem, str]]
