@@ -26,6 +26,18 @@ JOB = {
 }  # fmt: skip
 
 
+@pytest.fixture(autouse=True)
+def signals_of_a_terminal():
+    """Handlers as in a terminal: under ``nohup`` and in the background shells ignore some of them."""
+    before = {signum: signal.getsignal(signum) for signum in SIGNALS}
+    for signum in SIGNALS:
+        usual = signal.default_int_handler if signum == signal.SIGINT else signal.SIG_DFL
+        signal.signal(signum, usual)
+    yield
+    for signum, handler in before.items():
+        signal.signal(signum, handler)
+
+
 @pytest.fixture
 def job(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """A job of SLURM with an ``scontrol`` that notes what it was called with."""
