@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 
-from prod9.waiting import limit_spinning
+from prod9.system.waiting import limit_spinning
 
 limit_spinning()  # as the commands do, before torch is imported
 

@@ -11,7 +11,7 @@ from _harness import Bench, start
 from monai.metrics.fid import FIDMetric
 from torch import Tensor
 
-from prod9.training.metrics import frechet_distance
+from prod9.measures.metrics import frechet_distance
 
 SAMPLES = 200
 SEED = 0

@@ -18,10 +18,10 @@ import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from torch.utils.data import DataLoader
 
+from prod9.config.load import config_from_dict
+from prod9.config.schema import RunConfig
 from prod9.data.splits import Split
 from prod9.training.callbacks import build_callbacks
-from prod9.training.config import config_from_dict
-from prod9.training.config_schema import RunConfig
 from prod9.training.lightning.building import build_module
 from prod9.training.lightning.gan import AbstractGANLightning
 from prod9.training.trainer import build_trainer, quiet

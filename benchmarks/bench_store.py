@@ -14,9 +14,9 @@ from _harness import start
 
 from prod9.autoencoder.autoencoder_fsq import AutoencoderFSQ
 from prod9.data.builders import DatasetBuilder
-from prod9.data.latents import Encoded, StoreItem, build_token_store
-from prod9.data.layouts import find_cases
+from prod9.data.layouts.find import find_cases
 from prod9.data.preprocessing import dequantise
+from prod9.data.stores.latents import Encoded, StoreItem, build_token_store
 from prod9.data.transforms import Augmentation, IntensityScaling, TransformBuilder
 
 SHAPE = (240, 240, 155)

@@ -110,7 +110,7 @@ def tokens(device: str) -> Found:
     import torch
     from tests.networks import LEVELS, STAGE1, shaken
 
-    from prod9.autoencoder.full_precision import apply_in_full, full_float32
+    from prod9.autoencoder.native.full_precision import apply_in_full, full_float32
 
     from prod9.autoencoder.autoencoder_fsq import AutoencoderFSQ  # isort: skip
 
@@ -196,7 +196,7 @@ def types(device: str) -> Found:
     import torch
     from torch import nn
 
-    from prod9.autoencoder.native_norm import group_norm
+    from prod9.autoencoder.native.norm import group_norm
 
     norm, found = nn.GroupNorm(2, 8).to(device), {}
     for dtype in (torch.float32, torch.bfloat16):
@@ -214,8 +214,8 @@ def double_backward(device: str) -> Found:
     from torch import nn
 
     from prod9.autoencoder.autoencoder_fsq import FiniteScalarQuantizer
-    from prod9.autoencoder.native_conv import convolve
-    from prod9.autoencoder.native_norm import group_norm
+    from prod9.autoencoder.native.conv import convolve
+    from prod9.autoencoder.native.norm import group_norm
 
     without_tf32()
     norm, conv = nn.GroupNorm(2, 4), nn.Conv3d(4, 3, 3, padding=1)
@@ -296,7 +296,7 @@ def training(family: str, device: str, *, compile: bool = False) -> Found:
     from tests.fixtures import write_brats_tree
     from tests.harness import run
 
-    from prod9.training.config import STAGE_COMMANDS, merge_config, shipped_configs
+    from prod9.config.load import STAGE_COMMANDS, merge_config, shipped_configs
 
     shrinks = yaml.safe_load((ROOT / "tests" / "architecture" / "shrinks.yaml").read_text(encoding="utf-8"))
     stages = FAMILIES[family][:2] if compile else FAMILIES[family]
@@ -377,7 +377,7 @@ def main() -> int:
     parser.add_argument("--timeout", type=float, default=200.0, help="seconds for a part")
     parser.add_argument("--part", choices=sorted(PARTS), help=argparse.SUPPRESS)
     args = parser.parse_args()
-    from prod9.waiting import limit_spinning
+    from prod9.system.waiting import limit_spinning
 
     limit_spinning()  # as the commands do
     import torch

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from prod9.data.layouts import find_cases
-from prod9.data.simulation import simulate_cohort
-from prod9.training.brats_data import BraTSDataModule
-from prod9.training.config import load_config
+from prod9.config.load import load_config
+from prod9.data.layouts.find import find_cases
+from prod9.data.simulated.cohort import simulate_cohort
+from prod9.training.data.brats import BraTSDataModule
 
 FOLDER = Path("outputs/examples")
 

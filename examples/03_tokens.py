@@ -4,10 +4,10 @@ from pathlib import Path
 
 import torch
 
-from prod9.training.brats_data import BraTSDataModule
-from prod9.training.config import load_config
-from prod9.training.metrics import psnr
-from prod9.training.model.checkpoint_manager import CheckpointManager
+from prod9.config.load import load_config
+from prod9.measures.metrics import psnr
+from prod9.models.checkpoint_manager import CheckpointManager
+from prod9.training.data.brats import BraTSDataModule
 
 FOLDER = Path("outputs/examples")
 

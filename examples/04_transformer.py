@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from prod9.training.config import load_config
+from prod9.config.load import load_config
 from prod9.training.run import train
 
 FOLDER = Path("outputs/examples")

@@ -4,13 +4,13 @@ from pathlib import Path
 
 import torch
 
+from prod9.config.load import load_config
 from prod9.demo.sets import load_volumes, reconstruct
-from prod9.evaluation.distribution import diversity_ratio, frechet_ratio
-from prod9.evaluation.features import AutoencoderFeatures, extract
+from prod9.evaluation.judges.features import AutoencoderFeatures, extract
+from prod9.evaluation.sets.distribution import diversity_ratio, frechet_ratio
+from prod9.models.checkpoint_manager import CheckpointManager
 from prod9.pipelines.maskgit import MaskGiTPipeline
-from prod9.training.brats_data import BraTSDataModule
-from prod9.training.config import load_config
-from prod9.training.model.checkpoint_manager import CheckpointManager
+from prod9.training.data.brats import BraTSDataModule
 
 FOLDER = Path("outputs/examples")
 

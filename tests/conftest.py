@@ -17,7 +17,7 @@ import pytest
 from hypothesis import settings
 from jaxtyping import install_import_hook
 
-from prod9.waiting import limit_spinning
+from prod9.system.waiting import limit_spinning
 
 CHECKED_PACKAGES = [
     "prod9.autoencoder",
@@ -26,7 +26,7 @@ CHECKED_PACKAGES = [
     "prod9.generator",
     "prod9.training.algorithms",
     "prod9.training.losses",
-    "prod9.training.metrics",
+    "prod9.measures.metrics",
 ]
 """Every annotated call in these is checked against its shapes and types; they must not be imported yet."""
 

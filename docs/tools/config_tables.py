@@ -8,8 +8,8 @@ import re
 import sys
 from pathlib import Path
 
-from prod9.training.config import CONFIG_ROOT, load_config, shipped_configs
-from prod9.training.config_schema import (
+from prod9.config.load import CONFIG_ROOT, load_config, shipped_configs
+from prod9.config.schema import (
     STAGES,
     FSQModelConfig,
     KLModelConfig,
@@ -21,11 +21,11 @@ from prod9.training.config_schema import (
     Stage1Config,
     TransformerConfig,
 )
-from prod9.training.config_tables import markdown_table
-from prod9.training.resources import Device, Resources, estimate
-from prod9.training.resources_controlnet import estimate_controlnet
-from prod9.training.resources_flow_controlnet import estimate_flow_controlnet
-from prod9.training.resources_refiner import estimate_refiner
+from prod9.config.tables import markdown_table
+from prod9.planning.control_flow import estimate_flow_controlnet
+from prod9.planning.control_maskgit import estimate_controlnet
+from prod9.planning.estimates import Device, Resources, estimate
+from prod9.planning.refiner import estimate_refiner
 
 BLOCK = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end generated -->)", re.DOTALL)
 

@@ -15,19 +15,19 @@ import torch
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
-from prod9.evaluation.classifier import train_classifier
-from prod9.evaluation.features import (
+from prod9.evaluation.judges.classifier import train_classifier
+from prod9.evaluation.judges.features import (
     AutoencoderFeatures,
     ClassifierFeatures,
     RandomFeatures,
     SliceExtractor,
 )
-from prod9.evaluation.networks import coarsen
-from prod9.evaluation.rows import SetRows, describe_set
+from prod9.evaluation.judges.networks import coarsen
 from prod9.evaluation.score_table import Score
 from prod9.evaluation.set_scores import Resampling, score_sets
-from prod9.evaluation.volume_sets import BadFiles, Entry, Preparation, find_volumes, shuffled
-from prod9.training.model.checkpoint_manager import CheckpointManager
+from prod9.evaluation.sets.rows import SetRows, describe_set
+from prod9.evaluation.sets.volume_sets import BadFiles, Entry, Preparation, find_volumes, shuffled
+from prod9.models.checkpoint_manager import CheckpointManager
 
 BEGIN, END = "<!-- damage table -->", "<!-- end of damage table -->"
 MODALITIES = ("T1", "FLAIR")

@@ -19,16 +19,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from prod9.config.load import config_from_dict
+from prod9.config.schema import AutoencoderConfig, MaskingConfig, SamplerConfig
 from prod9.demo.sets import VolumeSet, load_sets, reconstruct
-from prod9.evaluation.classifier import ModalityClassifier, train_classifier
-from prod9.evaluation.distribution import FrechetRatio, diversity_ratio, frechet_ratio
-from prod9.evaluation.features import AutoencoderFeatures, extract
+from prod9.evaluation.judges.classifier import ModalityClassifier, train_classifier
+from prod9.evaluation.judges.features import AutoencoderFeatures, extract
+from prod9.evaluation.sets.distribution import FrechetRatio, diversity_ratio, frechet_ratio
 from prod9.generator.condition import MaskGiTCondition
+from prod9.models.checkpoint_manager import CheckpointManager
+from prod9.models.factory import ModelFactory
 from prod9.pipelines.maskgit import MaskGiTPipeline, derived_seed
-from prod9.training.config import config_from_dict
-from prod9.training.config_schema import AutoencoderConfig, MaskingConfig, SamplerConfig
-from prod9.training.model.checkpoint_manager import CheckpointManager
-from prod9.training.model.model_factory import ModelFactory
 
 BASE: dict[str, Any] = {"steps": 12, "order": "halton", "temperature": 0.9}
 SETTINGS: dict[str, dict[str, Any]] = {

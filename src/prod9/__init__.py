@@ -19,7 +19,7 @@ stage  what it does                where
 Importing ``prod9`` imports nothing heavy.
 """
 
-from prod9.machine import ensure_user_name
+from prod9.system.machine import ensure_user_name
 
 __version__ = "9.0.0"
 

@@ -18,12 +18,12 @@ import numpy as np
 from nibabel.nifti1 import Nifti1Header
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
 
-from prod9 import nifti
 from prod9.errors import DataError
 from prod9.files import atomic_write, reading
-from prod9.machine import memory
-from prod9.nifti import UNSCALED, Scaling
-from prod9.nifti_voxels import fits, load, store
+from prod9.nifti import headers as nifti
+from prod9.nifti.headers import UNSCALED, Scaling
+from prod9.nifti.voxels import fits, load, store
+from prod9.system.machine import memory
 
 MAX_VOXELS = 1024**3
 """Largest volume read by default: 4 GiB as float32. A header can claim any size."""

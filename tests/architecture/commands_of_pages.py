@@ -16,9 +16,9 @@ from typing import Any
 
 import typer
 
+from prod9.config.load import STAGE_COMMANDS, load_config, shipped_configs
 from prod9.demo.families import FAMILIES
 from prod9.demo.plan import make_plan
-from prod9.training.config import STAGE_COMMANDS, load_config, shipped_configs
 from tests.harness import MODULES
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -18,15 +18,19 @@ TORCH_FREE = [
     "prod9.volumes",
     "prod9.data",
     "prod9.data.datasets",
-    "prod9.data.layouts",
+    "prod9.data.layouts.find",
     "prod9.data.splits",
     "prod9.training",
-    "prod9.training.config",
-    "prod9.training.config_schema",
-    "prod9.training.config_tables",
-    "prod9.training.resources",
-    "prod9.training.weights",
-    *(f"prod9.cli.{path.stem}" for path in sorted((PACKAGE / "cli").glob("[a-z]*.py"))),
+    "prod9.config.load",
+    "prod9.config.schema",
+    "prod9.config.tables",
+    "prod9.planning.estimates",
+    "prod9.measures.weights",
+    *(
+        ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts)
+        for folder in ("cli", "config", "planning")
+        for path in sorted((PACKAGE / folder).rglob("[a-z]*.py"))
+    ),
 ]
 
 IMPORT_EACH = """

@@ -5,8 +5,8 @@ from importlib import import_module
 
 import pytest
 
-from prod9.training.config_errors import sections
-from prod9.training.config_schema import (
+from prod9.config.errors import sections
+from prod9.config.schema import (
     STAGES,
     CombinedMetricConfig,
     ControlConditionConfig,
@@ -114,7 +114,7 @@ CONSTRUCTORS = [
         {"decoder", "scheduler"},
     ),
     (SlidingWindowSection, "prod9.autoencoder.inference:SlidingWindowConfig", set()),
-    (CombinedMetricConfig, "prod9.training.metrics:CombinedMetric", set()),
+    (CombinedMetricConfig, "prod9.measures.metrics:CombinedMetric", set()),
 ]
 
 

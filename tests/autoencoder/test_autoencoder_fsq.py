@@ -9,7 +9,7 @@ from jaxtyping import TypeCheckError
 
 from prod9.autoencoder.autoencoder_fsq import AutoencoderFSQ
 from prod9.autoencoder.factory import AUTOENCODERS, build_autoencoder
-from prod9.training.config_schema import FSQModelConfig
+from prod9.config.schema import FSQModelConfig
 from tests.autoencoder.tiny import LEVELS, NETWORK, build, build_monai, volume, with_weights_of
 
 VARIANTS = [{}, {"use_convtranspose": True}, {"attention_levels": (False, False, True)}]

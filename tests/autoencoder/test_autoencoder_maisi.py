@@ -7,7 +7,7 @@ from jaxtyping import TypeCheckError
 from prod9.autoencoder.autoencoder_maisi import AutoencoderKlMaisi
 from prod9.autoencoder.factory import build_autoencoder
 from prod9.autoencoder.inference import AutoencoderInferenceWrapper, SlidingWindowConfig
-from prod9.training.config_schema import KLModelConfig
+from prod9.config.schema import KLModelConfig
 from tests.autoencoder.tiny import LEVELS, NETWORK, build_monai, volume
 
 

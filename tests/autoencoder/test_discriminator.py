@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from prod9.autoencoder.discriminator import Discriminator
-from prod9.training.config_schema import DiscriminatorConfig
+from prod9.config.schema import DiscriminatorConfig
 from tests.autoencoder.tiny import volume
 
 NORMS = ("group", "instance", "batch", "none")

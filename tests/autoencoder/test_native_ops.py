@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 from monai.apps.generation.maisi.networks.autoencoderkl_maisi import MaisiConvolution, MaisiGroupNorm3D
 from torch import nn
 
-from prod9.autoencoder import native_conv, native_norm
-from prod9.autoencoder.native_ops import NativeConvolution, NativeGroupNorm3D, bfloat16_pays, use_native_ops
+from prod9.autoencoder.native import conv as native_conv
+from prod9.autoencoder.native import norm as native_norm
+from prod9.autoencoder.native.ops import NativeConvolution, NativeGroupNorm3D, bfloat16_pays, use_native_ops
 from tests.autoencoder.tiny import build, build_monai, volume
 
 LAYOUT = pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last_3d], ids=["C", "CL"])

@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from prod9.autoencoder import native_winograd
-from prod9.autoencoder.native_conv import convolve, convolve_slab
-from prod9.autoencoder.native_winograd import convolve_planes, pays, transforms
+from prod9.autoencoder.native import winograd as native_winograd
+from prod9.autoencoder.native.conv import convolve, convolve_slab
+from prod9.autoencoder.native.winograd import convolve_planes, pays, transforms
 from tests.autoencoder.tiny import build, volume
 
 

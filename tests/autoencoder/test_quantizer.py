@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prod9.autoencoder.autoencoder_fsq import FiniteScalarQuantizer
-from prod9.autoencoder.fsq_function import _BLOCK
+from prod9.autoencoder.native.fsq_function import _BLOCK
 
 HALF = (torch.float32, torch.bfloat16, torch.float16)
 SYMMETRIC = pytest.mark.parametrize("symmetric", [False, True])

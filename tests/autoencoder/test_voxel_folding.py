@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from prod9.autoencoder.voxel_folding import fold_voxels, unfold_voxels
+from prod9.autoencoder.native.voxel_folding import fold_voxels, unfold_voxels
 
 
 @pytest.mark.parametrize("n", [1, 2, 3])

@@ -6,7 +6,7 @@ import prod9
 from prod9.cli import app as umbrella
 from prod9.cli.app import app
 from prod9.cli.shared import run
-from prod9.training.config import load_config, shipped_configs
+from prod9.config.load import load_config, shipped_configs
 
 
 def output(capsys, *arguments):

@@ -7,8 +7,8 @@ import pytest
 
 from prod9.cli.app import app
 from prod9.cli.shared import run
-from prod9.data import simulation
-from prod9.data.layouts import find_cases
+from prod9.data.layouts.find import find_cases
+from prod9.data.simulated import cohort as simulation
 
 
 def simulate(folder: Path, *more: str) -> int:

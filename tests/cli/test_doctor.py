@@ -1,9 +1,9 @@
 import json
 
-from prod9.cli import doctor
 from prod9.cli.app import app
 from prod9.cli.shared import run
-from prod9.training.weights import WEIGHT_FILES
+from prod9.cli.tools import doctor
+from prod9.measures.weights import WEIGHT_FILES
 
 
 def test_the_report_is_json(capsys):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from prod9.data import latents
+from prod9.data.stores import latents
 from tests.harness import Workspace, run
 
 

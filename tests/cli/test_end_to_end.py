@@ -293,7 +293,7 @@ def test_overwrite_makes_everything_again(workspace: Workspace, tmp_path: Path) 
 
 
 def test_export_folders_are_models_too(workspace: Workspace, tmp_path: Path) -> None:
-    from prod9.training.model.checkpoint_manager import CheckpointManager
+    from prod9.models.checkpoint_manager import CheckpointManager
 
     stage1 = CheckpointManager.export(workspace.run1, tmp_path / "share" / "autoencoder")
     stage2 = CheckpointManager.export(workspace.run2, tmp_path / "share" / "generator", autoencoder=stage1)

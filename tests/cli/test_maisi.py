@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from prod9.training.model.released_weights import build_released
-from prod9.training.released import RELEASED
+from prod9.models.released import RELEASED
+from prod9.models.released_weights import build_released
 from prod9.volumes import read
 from tests.fixtures import write_brats_tree
 from tests.harness import run

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from prod9.training.model.checkpoint_file import read_checkpoint, write_checkpoint
+from prod9.models.checkpoint_file import read_checkpoint, write_checkpoint
 from prod9.volumes import read, write
 from tests.cli.test_maisi import DATA, FLOW, VAE
 from tests.fixtures import write_brats_tree

@@ -6,10 +6,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from prod9.config.sections import MEDMNIST3D_CLASSES
 from prod9.data.datasets.medmnist import MedMNIST3DVolumes
 from prod9.data.foreground import ForegroundMasks
-from prod9.data.medmnist import open_medmnist3d
-from prod9.training.config_sections import MEDMNIST3D_CLASSES
+from prod9.data.layouts.medmnist import open_medmnist3d
 from tests.fixtures import write_medmnist3d
 from tests.harness import STAGE1, STAGE2, run
 

@@ -8,7 +8,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from prod9.data.layouts import find_cases
+from prod9.data.layouts.find import find_cases
 from tests.cli.test_control import STAGE3
 from tests.cli.test_translate import TRANSLATOR
 from tests.harness import Ran, Workspace, run

@@ -1,6 +1,6 @@
 """The sampler's flags reach its section of the config, and nothing else does."""
 
-from prod9.cli.sampling import sampler_changes
+from prod9.cli.generate.options import sampler_changes
 from tests.harness import Workspace, run
 
 

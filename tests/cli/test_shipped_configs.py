@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from prod9.training.config import STAGE_COMMANDS, merge_config, shipped_configs
+from prod9.config.load import STAGE_COMMANDS, merge_config, shipped_configs
 from tests.fixtures import write_brats_tree, write_medmnist3d
 from tests.harness import run
 

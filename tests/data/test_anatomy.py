@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from prod9.data.anatomy import Grid, Tissue, deform, sample, sample_tissue
-from prod9.data.glioma import ENHANCING, NECROSIS, OEDEMA, Glioma, Shares
-from prod9.data.phantom import grey_matter, make_phantom
-from prod9.data.template import load_template
+from prod9.data.simulated.anatomy import Grid, Tissue, deform, sample, sample_tissue
+from prod9.data.simulated.glioma import ENHANCING, NECROSIS, OEDEMA, Glioma, Shares
+from prod9.data.simulated.phantom import grey_matter, make_phantom
+from prod9.data.simulated.template import load_template
 
 
 @pytest.fixture(scope="module")

@@ -12,9 +12,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from prod9.data.cache import CaseCache, ContentHashes
-from prod9.data.layouts import Case, find_cases
+from prod9.data.layouts.find import Case, find_cases
 from prod9.data.preprocessing import CaseVolumes
+from prod9.data.stores.cache import CaseCache, ContentHashes
 from prod9.errors import DataError
 
 Make = Callable[..., Any]
@@ -157,7 +157,7 @@ class TestContentHashes:
         first = ContentHashes(tmp_path / "index.json")
         digest = first.digest(file)
         first.save()
-        monkeypatch.setattr("prod9.data.cache.sha256", lambda _: pytest.fail("read again"))
+        monkeypatch.setattr("prod9.data.stores.cache.sha256", lambda _: pytest.fail("read again"))
         assert ContentHashes(tmp_path / "index.json").digest(file) == digest
 
     def test_a_change_is_seen(self, file: Path, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from prod9.data.layouts import MODALITIES, find_cases, scan_dataset
+from prod9.data.layouts.find import MODALITIES, find_cases, scan_dataset
 from prod9.data.preprocessing import Preprocessor
 from prod9.data.splits import divide
 from prod9.errors import DataError

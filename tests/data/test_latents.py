@@ -13,8 +13,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from prod9.data import latents
-from prod9.data.latents import Encoded, StoreItem, TokenStore, build_token_store, find_in_store, foreground_of
+from prod9.data.stores import latents
+from prod9.data.stores.latents import (
+    Encoded,
+    StoreItem,
+    TokenStore,
+    build_token_store,
+    find_in_store,
+    foreground_of,
+)
 from prod9.errors import DataError
 
 GRID = (8, 8, 8)

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prod9.data.layouts import MODALITIES, find_cases, parse_modality
-from prod9.data.names import Identity, parse_name
+from prod9.data.layouts.find import MODALITIES, find_cases, parse_modality
+from prod9.data.layouts.names import Identity, parse_name
 from prod9.errors import DataError
 
 TOKENS = {

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from prod9.data import medmnist
+from prod9.config.sections import MEDMNIST3D_CLASSES
 from prod9.data.datasets.medmnist import MedMNIST3DVolumes
-from prod9.data.medmnist import file_name, open_medmnist3d, padded
+from prod9.data.layouts import medmnist
+from prod9.data.layouts.medmnist import file_name, open_medmnist3d, padded
 from prod9.errors import DataError, MissingDependencyError
-from prod9.training.config_sections import MEDMNIST3D_CLASSES
 from tests.fixtures import write_medmnist3d
 
 NAME = "organmnist3d"

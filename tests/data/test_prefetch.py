@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from prod9.data.prefetch import prefetched
+from prod9.data.stores.prefetch import prefetched
 
 
 @pytest.mark.parametrize("num_workers", [0, 1, 4])

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from prod9.data.layouts import find_cases
-from prod9.data.segmentations import SegmentationStore, build_segmentation_store
+from prod9.data.layouts.find import find_cases
+from prod9.data.stores.segmentations import SegmentationStore, build_segmentation_store
 from prod9.errors import DataError
 
 Build = Callable[..., SegmentationStore]

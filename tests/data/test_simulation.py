@@ -10,9 +10,10 @@ import pytest
 import scipy.ndimage as ndi
 
 from prod9 import volumes
-from prod9.data import simulation, template
-from prod9.data.layouts import MODALITIES, find_cases
-from prod9.data.simulation import SimulatedCohort, has_tumour, simulate_cohort
+from prod9.data.layouts.find import MODALITIES, find_cases
+from prod9.data.simulated import cohort as simulation
+from prod9.data.simulated import template
+from prod9.data.simulated.cohort import SimulatedCohort, has_tumour, simulate_cohort
 from prod9.errors import ConfigError, DataError, MissingDependencyError
 
 COARSE = 8.0

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prod9.data.layouts import Case, find_cases
+from prod9.data.layouts.find import Case, find_cases
 from prod9.data.splits import PARTS, Split, resolve_split, split_patients
 from prod9.errors import ConfigError, DataError
 from tests.fixtures import write_brats_tree

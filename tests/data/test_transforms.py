@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from prod9.data.dictionary import VolumeReader
-from prod9.data.layouts import Case, find_cases
+from prod9.data.layouts.find import Case, find_cases
 from prod9.data.preprocessing import CaseVolumes, Preprocessor, dequantise, quantise
 from prod9.data.transforms import IntensityScaling, TransformBuilder, crop_around_foreground
 from prod9.errors import ConfigError, DataError

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from prod9.data.translations import VolumeStore, content_key
+from prod9.data.stores.translations import VolumeStore, content_key
 
 
 def volumes(names):

@@ -11,9 +11,9 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 from torchmetrics.functional.regression import mean_absolute_error as torchmetrics_mae
 from torchmetrics.image.kid import poly_mmd
 
-from prod9.evaluation.appearance import BINS, LEVELS, _texture, histogram, histogram_distance, radiomics
-from prod9.evaluation.manifold import kernel_distance
-from prod9.training.metrics import (
+from prod9.evaluation.sets.appearance import BINS, LEVELS, _texture, histogram, histogram_distance, radiomics
+from prod9.evaluation.sets.manifold import kernel_distance
+from prod9.measures.metrics import (
     MS_SSIM_WEIGHTS,
     frechet_distance,
     inception_score,

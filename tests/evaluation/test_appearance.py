@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from prod9.evaluation.appearance import (
+from prod9.evaluation.sets.appearance import (
     detail,
     histogram,
     histogram_distance,

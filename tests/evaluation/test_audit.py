@@ -4,10 +4,10 @@ import torch
 import torch.nn.functional as F
 
 from prod9.errors import DataError
-from prod9.evaluation.audit import Described, compare, find_nearest, required_held_out
-from prod9.evaluation.audit_embeddings import ALL_MIRRORS, VoxelEmbedding
-from prod9.evaluation.audit_volumes import AuditSets, run_audit
-from prod9.evaluation.volume_sets import BadFiles, find_volumes
+from prod9.evaluation.audit.embeddings import ALL_MIRRORS, VoxelEmbedding
+from prod9.evaluation.audit.run import Described, compare, find_nearest, required_held_out
+from prod9.evaluation.audit.volumes import AuditSets, run_audit
+from prod9.evaluation.sets.volume_sets import BadFiles, find_volumes
 from prod9.volumes import read
 from tests.evaluation.audit_cohort import head, write_heads
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from prod9.evaluation.classifier import train_classifier
+from prod9.evaluation.judges.classifier import train_classifier
 
 
 @pytest.fixture(scope="module")

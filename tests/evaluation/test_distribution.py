@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from prod9.evaluation.distribution import diversity_ratio, frechet_ratio, mean_pairwise_distance
-from prod9.training.metrics import frechet_distance
+from prod9.evaluation.sets.distribution import diversity_ratio, frechet_ratio, mean_pairwise_distance
+from prod9.measures.metrics import frechet_distance
 
 
 def _features(count, *, seed, shift=0.0):

@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-from prod9.evaluation.classifier import train_classifier
-from prod9.evaluation.features import (
+from prod9.evaluation.judges.classifier import train_classifier
+from prod9.evaluation.judges.features import (
     AutoencoderFeatures,
     ClassifierFeatures,
     RandomFeatures,

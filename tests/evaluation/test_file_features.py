@@ -3,9 +3,9 @@ import torch
 from torch import nn
 
 from prod9.errors import ConfigError
-from prod9.evaluation import file_features
-from prod9.evaluation.features import MAX_SLICES, slice_places
-from prod9.evaluation.file_features import load_file_features
+from prod9.evaluation.judges import file_features
+from prod9.evaluation.judges.features import MAX_SLICES, slice_places
+from prod9.evaluation.judges.file_features import load_file_features
 
 
 class Stub3D(nn.Module):

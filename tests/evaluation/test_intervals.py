@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from prod9.evaluation.intervals import crossed_interval, mean_interval, real_floor, score_interval
+from prod9.evaluation.sets.intervals import crossed_interval, mean_interval, real_floor, score_interval
 
 
 def mean_gap(a, b):

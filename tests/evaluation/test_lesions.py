@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from prod9.evaluation.lesions import LesionCases, best_threshold, found_voxels, train_lesion_detector
+from prod9.evaluation.judges.lesions import LesionCases, best_threshold, found_voxels, train_lesion_detector
 
 from .conftest import toy_brains
 

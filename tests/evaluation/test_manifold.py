@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from prod9.evaluation.manifold import (
+from prod9.evaluation.sets.manifold import (
     NEIGHBOURS,
     compare_manifolds,
     gaussian_kernel,

@@ -1,7 +1,7 @@
 import torch
 
 from prod9.evaluation.regions import REGIONS, find_regions, score_regions
-from prod9.training.metrics import psnr
+from prod9.measures.metrics import psnr
 
 
 def volume():

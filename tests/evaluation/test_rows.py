@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from prod9.errors import DataError
-from prod9.evaluation.features import RandomFeatures
-from prod9.evaluation.rows import describe_set
-from prod9.evaluation.volume_sets import BadFiles, Entry
+from prod9.evaluation.judges.features import RandomFeatures
+from prod9.evaluation.sets.rows import describe_set
+from prod9.evaluation.sets.volume_sets import BadFiles, Entry
 
 ENTRIES = [Entry(str(k), str(k), "T1" if k < 9 else "T2", None) for k in range(15)]
 

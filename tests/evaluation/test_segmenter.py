@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from prod9.evaluation.segmenter import TumourUNet, dice, train_segmenter
+from prod9.evaluation.judges.segmenter import TumourUNet, dice, train_segmenter
 
 from .conftest import toy_brains
 

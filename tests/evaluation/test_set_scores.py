@@ -6,11 +6,11 @@ import pytest
 import torch
 from scipy.ndimage import gaussian_filter
 
-from prod9.evaluation.classifier import train_classifier
-from prod9.evaluation.features import AutoencoderFeatures, ClassifierFeatures, RandomFeatures
-from prod9.evaluation.rows import describe_set
+from prod9.evaluation.judges.classifier import train_classifier
+from prod9.evaluation.judges.features import AutoencoderFeatures, ClassifierFeatures, RandomFeatures
 from prod9.evaluation.set_scores import Resampling, score_sets
-from prod9.evaluation.volume_sets import BadFiles, Entry
+from prod9.evaluation.sets.rows import describe_set
+from prod9.evaluation.sets.volume_sets import BadFiles, Entry
 from tests.evaluation.conftest import toy_brains
 
 

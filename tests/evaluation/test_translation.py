@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from prod9.evaluation.segmenter import Segmenter
+from prod9.evaluation.judges.segmenter import Segmenter
 from prod9.evaluation.translation import (
     BOTH,
     SOURCES,

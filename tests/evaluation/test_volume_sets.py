@@ -6,7 +6,7 @@ import torch
 
 from prod9 import volumes
 from prod9.errors import DataError
-from prod9.evaluation.volume_sets import (
+from prod9.evaluation.sets.volume_sets import (
     BadFiles,
     Preparation,
     find_volumes,

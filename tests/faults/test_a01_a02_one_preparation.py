@@ -13,7 +13,7 @@ from torch import nn
 
 from prod9 import volumes
 from prod9.data.intensity import IntensityScaling
-from prod9.data.simulation import simulate_cohort
+from prod9.data.simulated.cohort import simulate_cohort
 from prod9.data.transforms import Augmentation, TransformBuilder
 from prod9.errors import DataError
 from prod9.pipelines.placement import GridPlacement

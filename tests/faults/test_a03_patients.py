@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from prod9.evaluation.distribution import frechet_ratio
-from prod9.evaluation.entries import Entry
-from prod9.evaluation.intervals import crossed_interval, mean_interval, real_floor, score_interval
-from prod9.evaluation.manifold import polynomial_kernel, squared_mmd
-from prod9.evaluation.members import Members, as_members, number_members
-from prod9.evaluation.rows import SetRows, pair_patients
 from prod9.evaluation.set_scores import Resampling, score_sets
-from prod9.training.metrics import frechet_distance
+from prod9.evaluation.sets.distribution import frechet_ratio
+from prod9.evaluation.sets.entries import Entry
+from prod9.evaluation.sets.intervals import crossed_interval, mean_interval, real_floor, score_interval
+from prod9.evaluation.sets.manifold import polynomial_kernel, squared_mmd
+from prod9.evaluation.sets.members import Members, as_members, number_members
+from prod9.evaluation.sets.rows import SetRows, pair_patients
+from prod9.measures.metrics import frechet_distance
 from tests.cli.test_evaluate import evaluate, write_flat, write_patients
 
 KINDS = ("T1", "T1ce", "T2", "FLAIR")

@@ -5,11 +5,11 @@ import json
 import pytest
 import torch
 
-from prod9.evaluation.distribution import compare_kernels, frechet_ratio, sample
-from prod9.evaluation.manifold import standardised_kid
 from prod9.evaluation.report.tables import demo_tiles
+from prod9.evaluation.sets.distribution import compare_kernels, frechet_ratio, sample
+from prod9.evaluation.sets.manifold import standardised_kid
+from prod9.measures.metrics import frechet_distance, num_directions, principal_frechet
 from prod9.training.algorithms.controlnet_trainer import ControlNetTrainer
-from prod9.training.metrics import frechet_distance, num_directions, principal_frechet
 from tests.cli.test_evaluate import evaluate, write_flat, write_patients
 
 N, D = 16, 365

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from prod9.data.splits import Split
-from prod9.evaluation.training_patients import find_training_patients
-from prod9.evaluation.volume_sets import find_volumes
+from prod9.evaluation.sets.training_patients import find_training_patients
+from prod9.evaluation.sets.volume_sets import find_volumes
 from tests.cli.test_evaluate import evaluate, write_flat, write_patients
 
 DIGEST = "ab" * 32

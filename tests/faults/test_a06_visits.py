@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from prod9.data.cases import Case
 from prod9.data.checking.report import check_dataset
-from prod9.data.layouts import find_cases, scan_dataset
-from prod9.data.names import identify, parse_name
+from prod9.data.layouts.find import find_cases, scan_dataset
+from prod9.data.layouts.names import identify, parse_name
+from prod9.data.layouts.visits import is_visit, look_alikes
 from prod9.data.splits import split_patients
-from prod9.data.visits import is_visit, look_alikes
 from tests.data.trees import write_datalist
 from tests.fixtures import write_brats_tree
 

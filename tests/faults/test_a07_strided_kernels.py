@@ -10,10 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from prod9.autoencoder import native_conv, native_norm, native_winograd
 from prod9.autoencoder.autoencoder_fsq import FiniteScalarQuantizer
 from prod9.autoencoder.inference import AutoencoderInferenceWrapper, SlidingWindowConfig
-from prod9.autoencoder.voxel_folding import fold_voxels, unfold_voxels
+from prod9.autoencoder.native import conv as native_conv
+from prod9.autoencoder.native import norm as native_norm
+from prod9.autoencoder.native import winograd as native_winograd
+from prod9.autoencoder.native.voxel_folding import fold_voxels, unfold_voxels
 from prod9.diffusion.scheduler import noise_like
 from prod9.generator.condition import MaskGiTCondition
 from prod9.generator.folding import fold, unfold

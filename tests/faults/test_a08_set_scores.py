@@ -19,6 +19,7 @@ from prod9.diffusion.scheduler import RectifiedFlowSchedulerRF
 from prod9.generator.condition import MaskGiTCondition
 from prod9.generator.maskgit import MaskGiTScheduler
 from prod9.generator.refiner import Refined
+from prod9.measures.metrics import CombinedMetric
 from prod9.training import run
 from prod9.training.algorithms.autoencoder_trainer import AutoencoderTrainer
 from prod9.training.algorithms.controlnet_trainer import ControlNetTrainer
@@ -27,7 +28,6 @@ from prod9.training.algorithms.tally import Tally, mean_of
 from prod9.training.algorithms.transformer_trainer import TransformerTrainer
 from prod9.training.lightning.base import AbstractLightning
 from prod9.training.losses import VAEGANLoss
-from prod9.training.metrics import CombinedMetric
 from prod9.training.trainer import build_trainer, quiet
 from prod9.types import AutoencoderOutput, MaskedSample
 from tests import networks

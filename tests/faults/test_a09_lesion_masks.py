@@ -7,8 +7,8 @@ import pytest
 
 from prod9.cli.autoencoder import find_volumes
 from prod9.data.checking.report import check_dataset
-from prod9.data.layouts import find_cases, scan_dataset
-from prod9.data.names import parse_modality, shows_labels
+from prod9.data.layouts.find import find_cases, scan_dataset
+from prod9.data.layouts.names import parse_modality, shows_labels
 from prod9.errors import DataError
 
 TOKENS = ("t1", "t1ce", "t2", "flair")

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from prod9.training.keeping import rank
+from prod9.models.checkpoint_manager import CheckpointManager
+from prod9.models.run_folder import ranked_best, write_index
 from prod9.training.lightning.base import AbstractLightning
-from prod9.training.model.checkpoint_manager import CheckpointManager
 from prod9.training.run import train
-from prod9.training.run_folder import ranked_best, write_index
+from prod9.training.running.keeping import rank
 
 NAN = math.nan
 

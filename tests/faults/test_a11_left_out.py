@@ -8,7 +8,7 @@ import pytest
 
 from prod9.data.splits import Split
 from prod9.errors import DataError
-from prod9.evaluation.volume_sets import BadFiles, find_volumes, match_pairs
+from prod9.evaluation.sets.volume_sets import BadFiles, find_volumes, match_pairs
 from prod9.volumes import write
 from tests.cli.test_evaluate import evaluate, write_flat, write_patients
 from tests.evaluation.audit_cohort import AFFINE, head, write_heads
@@ -170,7 +170,7 @@ def test_a11_the_verdict_is_there_before_the_pictures(cohort, tmp_path, monkeypa
         assert (tmp_path / "out" / "audit.json").is_file()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("prod9.evaluation.audit_volumes.Audit.write_pictures", stop)
+    monkeypatch.setattr("prod9.evaluation.audit.volumes.Audit.write_pictures", stop)
     _, result = audit(cohort, made, tmp_path / "out", code=130)
     assert result["passed"]
     shutil.rmtree(tmp_path / "out")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from prod9 import volumes
-from prod9.cli.outputs import OutputFolder, digest_of, inputs_of, require_distinct
+from prod9.cli.generate.outputs import OutputFolder, digest_of, inputs_of, require_distinct
 from prod9.errors import ConfigError
 from tests.harness import run
 

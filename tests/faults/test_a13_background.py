@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from prod9.data.checking.report import check_dataset
 from prod9.data.intensity import IntensityScaling, find_background
-from prod9.data.simulation import simulate_cohort
+from prod9.data.simulated.cohort import simulate_cohort
 from prod9.errors import DataError
 from prod9.pipelines.placement import GridPlacement
 from prod9.volumes import read, write

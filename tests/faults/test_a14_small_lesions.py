@@ -6,17 +6,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from prod9.data.cache import CaseCache
 from prod9.data.intensity import IntensityScaling
-from prod9.data.layouts import find_cases
+from prod9.data.layouts.find import find_cases
 from prod9.data.preprocessing import Preprocessor
 from prod9.data.seg_loss import describe_loss
-from prod9.data.segmentations import build_segmentation_store
+from prod9.data.stores.cache import CaseCache
+from prod9.data.stores.segmentations import build_segmentation_store
 from prod9.data.transforms import Preprocessing
 from prod9.errors import DataError
 from prod9.pipelines.placement import GridPlacement
 from prod9.pipelines.segmentation import place_segmentation
-from prod9.training.brats_data import warn_of_lost_lesions
+from prod9.training.data.brats import warn_of_lost_lesions
 from prod9.volumes import write
 from tests.faults.heads import centred, head, radius
 from tests.fixtures import write_brats_tree

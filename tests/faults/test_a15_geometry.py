@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prod9 import volumes
-from prod9.nifti import Scaling
+from prod9.nifti.headers import Scaling
 from tests.harness import Workspace, run
 from tests.nifti_files import geometry_bytes, header_of, write_raw
 

@@ -22,11 +22,11 @@ from prod9.data.labels import (
     readings,
     scheme_from_names,
 )
-from prod9.data.layouts import find_cases, scan_dataset
+from prod9.data.layouts.find import find_cases, scan_dataset
 from prod9.errors import DataError
 from prod9.pipelines.placement import GridPlacement
 from prod9.pipelines.segmentation import place_segmentation
-from prod9.training.brats_data import warn_of_doubtful_labels
+from prod9.training.data.brats import warn_of_doubtful_labels
 from prod9.volumes import read, write
 from tests.fixtures import write_brats_tree
 from tests.harness import run

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from prod9 import volumes
-from prod9.cli.outputs import OutputFolder
-from prod9.cli.patients import _write as write_patient
+from prod9.cli.generate.outputs import OutputFolder
+from prod9.cli.generate.patients import _write as write_patient
 from prod9.generator.refiner import Refiner
 from prod9.pipelines.patients import PatientPipeline
 from tests.pipelines.test_patients import build_first

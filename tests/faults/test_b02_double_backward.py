@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from prod9.autoencoder import native_conv, native_norm
 from prod9.autoencoder.autoencoder_fsq import FiniteScalarQuantizer
+from prod9.autoencoder.native import conv as native_conv
+from prod9.autoencoder.native import norm as native_norm
 
 NEEDED = [flags for flags in product((False, True), repeat=3) if any(flags)]
 LAYOUTS = [torch.contiguous_format, torch.channels_last_3d]

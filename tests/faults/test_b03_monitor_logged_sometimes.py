@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from prod9.errors import ConfigError
-from prod9.training.keeping import METRIC_NAMES, check_monitor
 from prod9.training.lightning.base import AbstractLightning
 from prod9.training.run import train
+from prod9.training.running.keeping import METRIC_NAMES, check_monitor
 
 
 def sometimes(monkeypatch, values):

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from prod9 import machine
 from prod9.errors import ConfigError
-from prod9.training.weights import weight_folders
+from prod9.measures.weights import weight_folders
+from prod9.system import machine
 from tests.harness import run
 
 NAMES = ("LOGNAME", "USER", "LNAME", "USERNAME")

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from prod9.cli.autoencoder import find_volumes as inputs_of_infer
-from prod9.cli.control import find_segmentations
+from prod9.cli.generate.control import find_segmentations
 from prod9.data.checking.fingerprint import read_fingerprint
-from prod9.data.layouts import find_cases, scan_dataset
-from prod9.data.scan import Walk, find_volumes, walk
+from prod9.data.layouts.find import find_cases, scan_dataset
+from prod9.data.layouts.scan import Walk, find_volumes, walk
 from prod9.errors import DataError
-from prod9.evaluation.volume_sets import find_volumes as volumes_of_evaluation
+from prod9.evaluation.sets.volume_sets import find_volumes as volumes_of_evaluation
 from tests.fixtures import write_brats_tree
 from tests.harness import run
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from prod9.errors import CheckpointError
-from prod9.training.model.checkpoint_file import read_checkpoint, recorded_sha256, write_checkpoint
-from prod9.training.model.checkpoint_manager import CheckpointManager
+from prod9.models.checkpoint_file import read_checkpoint, recorded_sha256, write_checkpoint
+from prod9.models.checkpoint_manager import CheckpointManager
 from tests.harness import Workspace, run, write_configs
 
 

@@ -7,7 +7,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from prod9.cli import checks
+from prod9.cli.checks import run as checks
 from tests.fixtures import write_brats_tree
 from tests.harness import run
 

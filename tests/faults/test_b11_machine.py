@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from prod9 import machine
-from prod9.cli.checks_resources import device_memory
-from prod9.cli.doctor import examine
+from prod9.cli.checks.resources import device_memory
+from prod9.cli.tools.doctor import examine
+from prod9.system import machine
 
 GIB = 1024**3
 NONE_V1 = 9223372036854771712

@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from prod9.machine import is_busy
-from prod9.waiting import CHOICES, SPIN_COUNT, SPIN_COUNT_BUSY, limit_spinning
+from prod9.system.machine import is_busy
+from prod9.system.waiting import CHOICES, SPIN_COUNT, SPIN_COUNT_BUSY, limit_spinning
 
 _PROBE = """
 import json, os, sys

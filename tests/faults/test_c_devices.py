@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from prod9.autoencoder.full_precision import full_float32
-from prod9.autoencoder.native_norm import group_norm
+from prod9.autoencoder.native.full_precision import full_float32
+from prod9.autoencoder.native.norm import group_norm
 from prod9.generator.orders import halton, halton_order
 from tests.host_syncs import counted_waits
 from tests.networks import Inputs, examples, sampling_runs, training_steps

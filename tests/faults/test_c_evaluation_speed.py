@@ -10,13 +10,13 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prod9.cli.reporting import PlainLines
+from prod9.cli.judge.reporting import PlainLines
 from prod9.evaluation import paired_files
-from prod9.evaluation.appearance import FREQUENCIES, power_spectrum
-from prod9.evaluation.kept_pairs import FILE
 from prod9.evaluation.paired import regional_scores
-from prod9.training.metrics import ms_ssim3d, ssim3d
-from prod9.training.ssim import Window, blur, compare_regions, slabs
+from prod9.evaluation.sets.appearance import FREQUENCIES, power_spectrum
+from prod9.evaluation.sets.kept_pairs import FILE
+from prod9.measures.metrics import ms_ssim3d, ssim3d
+from prod9.measures.ssim import Window, blur, compare_regions, slabs
 from tests.cli.test_evaluate import evaluate, write_patients
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from prod9.training.model import checkpoint_file, checkpoint_manager
+from prod9.models import checkpoint_file, checkpoint_manager
 from tests.harness import run
 
 

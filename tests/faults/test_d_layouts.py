@@ -10,10 +10,10 @@ import pytest
 
 from prod9.cli.autoencoder import find_volumes as inputs_of_infer
 from prod9.data.checking.report import check_dataset
-from prod9.data.layouts import MODALITIES, find_cases, scan_dataset
-from prod9.data.names import parse_modality
+from prod9.data.layouts.find import MODALITIES, find_cases, scan_dataset
+from prod9.data.layouts.names import parse_modality
 from prod9.errors import DataError
-from prod9.wording import are, listing, plural
+from prod9.system.wording import are, listing, plural
 from tests.data.trees import write_datalist, write_nnunet
 from tests.fixtures import write_brats_tree
 from tests.harness import run, write_configs

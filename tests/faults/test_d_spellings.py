@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prod9.cli.naming import chosen_labels, known_as, spelt
-from prod9.data.names import TOKENS
+from prod9.data.layouts.names import TOKENS
 from prod9.errors import ConfigError
 from tests.harness import run
 

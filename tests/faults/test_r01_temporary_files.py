@@ -7,10 +7,10 @@ import pytest
 
 from prod9.errors import CheckpointError
 from prod9.files import atomic_write
-from prod9.folders import finals, is_temporary, sweep
-from prod9.training.model.checkpoint_manager import CheckpointManager
+from prod9.models.checkpoint_manager import CheckpointManager
+from prod9.models.run_folder import holds_run, require_fresh
+from prod9.system.folders import finals, is_temporary, sweep
 from prod9.training.run import train
-from prod9.training.run_folder import holds_run, require_fresh
 
 
 def test_r1_temporary_files_are_known_by_what_the_writer_makes(tmp_path):

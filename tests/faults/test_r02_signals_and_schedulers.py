@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from prod9.errors import ConfigError
-from prod9.stopping import SIGNALS, StopNow, Watch, watching
+from prod9.models.checkpoint_file import read_checkpoint
+from prod9.system.stopping import SIGNALS, StopNow, Watch, watching
 from prod9.training.callbacks import InterruptedTrainingError
 from prod9.training.lightning.base import AbstractLightning
-from prod9.training.model.checkpoint_file import read_checkpoint
 from prod9.training.run import train
 from tests.harness import run, write_configs
 from tests.training.tiny import MemoryData
@@ -255,7 +255,7 @@ def test_r3_times_are_read(text, seconds):
 
 
 def test_r3_encoding_stops_at_a_signal_and_goes_on(workspace, tmp_path, monkeypatch):
-    from prod9.data import latents
+    from prod9.data.stores import latents
 
     args = ["prod9", "encode", "--config", workspace.stage2, "--output-dir", tmp_path / "run", "--json"]
     add, seen = latents._ShardWriter.add, []

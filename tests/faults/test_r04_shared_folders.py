@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from prod9.cli.outputs import OutputFolder
+from prod9.cli.generate.outputs import OutputFolder
 from prod9.errors import ConfigError, DataError
 from tests.harness import run
 
@@ -65,7 +65,7 @@ def test_r4_overwriting_is_allowed_when_nobody_writes(tmp_path):
 ORPHAN = """
 import os, signal, sys
 from pathlib import Path
-from prod9.cli.outputs import OutputFolder
+from prod9.cli.generate.outputs import OutputFolder
 from prod9.files import atomic_write
 with OutputFolder(Path(sys.argv[1]), {}) as folder, folder.writing("case/a.nii.gz") as place:
     with atomic_write(place) as temporary:

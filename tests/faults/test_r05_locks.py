@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from prod9.errors import ConfigError
-from prod9.folders import LOCK, SharedLock, claimed
+from prod9.system.folders import LOCK, SharedLock, claimed
 
 fork = multiprocessing.get_context("fork")
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from prod9.data.latents import TokenStore, build_token_store, find_in_store, replace_store
-from prod9.data.translations import VolumeStore
+from prod9.data.stores.latents import TokenStore, build_token_store, find_in_store, replace_store
+from prod9.data.stores.translations import VolumeStore
 from prod9.errors import DataError
 from tests.data.test_latents import GRID, Encoder, build, make_items
 from tests.harness import Workspace, run
@@ -118,7 +118,7 @@ def test_r17_a_damaged_manifest_names_the_file(tmp_path, content):
 
 
 def test_r8_an_error_of_the_last_shard_does_not_hide_what_ended_the_encoding(tmp_path, monkeypatch, caplog):
-    from prod9.data import latents
+    from prod9.data.stores import latents
 
     def full(self):
         raise DataError("no space")

@@ -8,9 +8,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from prod9.config.load import load_config
 from prod9.errors import ConfigError, DataError
 from prod9.files import inside, is_plain_name
-from prod9.training.config import load_config
 from tests.harness import run
 
 ESCAPES = [

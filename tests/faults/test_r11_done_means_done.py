@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from prod9.models.checkpoint_file import read_checkpoint
 from prod9.training.callbacks import InterruptedTrainingError
-from prod9.training.keeping import KeepCheckpoints
 from prod9.training.lightning.base import AbstractLightning
-from prod9.training.model.checkpoint_file import read_checkpoint
 from prod9.training.run import train
+from prod9.training.running.keeping import KeepCheckpoints
 
 
 def header_of(output_dir: str, name: str = "last.ckpt"):
@@ -107,7 +107,7 @@ def test_r3_a_signal_in_a_validation_saves_the_weights_that_train(
 
 def test_r11_killed_between_the_files_of_the_last_save(make_config, memory_data, monkeypatch, last_state):
     """The best file and the index are there, last.ckpt is still the one before."""
-    from prod9.training import keeping
+    from prod9.training.running import keeping
 
     keep = {"checkpoint": {"every_steps": 5}, "num_samples": 0}
     broken, whole = (make_config("transformer", name, callbacks=keep) for name in ("broken", "whole"))
@@ -139,7 +139,7 @@ def test_r11_a_run_that_stopped_early_is_finished(make_config, memory_data, monk
 
 
 def test_r11_an_older_checkpoint_does_not_say_and_is_believed(make_config, memory_data):
-    from prod9.training.model.checkpoint_file import write_checkpoint
+    from prod9.models.checkpoint_file import write_checkpoint
 
     config = make_config("transformer", "run", callbacks={"num_samples": 0})
     first = train(config)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from prod9.data.cache import quick_digest
+from prod9.data.stores.cache import quick_digest
 from tests.harness import run, write_configs
 
 

@@ -12,14 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prod9.errors import CheckpointError
-from prod9.training.model.checkpoint_file import (
+from prod9.models.checkpoint_file import (
     content_digest,
     link_checkpoint,
     read_checkpoint,
     sidecar,
     write_checkpoint,
 )
-from prod9.training.model.checkpoint_manager import CheckpointManager
+from prod9.models.checkpoint_manager import CheckpointManager
 from prod9.training.run import train
 from tests.training.tiny import write_autoencoder
 

@@ -13,12 +13,12 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from prod9.data.checking.medmnist import check_medmnist3d
-from prod9.data.layouts import find_cases, scan_dataset
-from prod9.data.medmnist import open_medmnist3d
-from prod9.data.names import identify, parse_modality, parse_name, says_other, shows_labels
-from prod9.data.scan import wrong_name
+from prod9.data.layouts.find import find_cases, scan_dataset
+from prod9.data.layouts.medmnist import open_medmnist3d
+from prod9.data.layouts.names import identify, parse_modality, parse_name, says_other, shows_labels
+from prod9.data.layouts.scan import wrong_name
+from prod9.data.layouts.visits import look_alikes, visit_groups
 from prod9.data.splits import Split, resolve_split
-from prod9.data.visits import look_alikes, visit_groups
 from prod9.errors import ConfigError, DataError
 from tests.data.trees import write_datalist, write_json_list, write_msd, write_nnunet
 from tests.fixtures import write_medmnist3d
@@ -268,8 +268,8 @@ def test_r24_an_npz_file_claims_no_more_than_it_can_hold(tmp_path: Path, entry: 
 def test_r24_what_does_not_fit_into_memory_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from prod9.data import medmnist
-    from prod9.machine import Memory
+    from prod9.data.layouts import medmnist
+    from prod9.system.machine import Memory
 
     write_medmnist3d(tmp_path, (2, 1, 1))
     monkeypatch.setattr(medmnist, "memory", lambda: Memory(total=1 << 20, available=1 << 14))

@@ -12,11 +12,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from prod9.config.load import config_from_dict
 from prod9.errors import CheckpointError, ConfigError, Prod9Error
 from prod9.files import sha256
-from prod9.training.config import config_from_dict
-from prod9.training.model.checkpoint_file import read_checkpoint, write_checkpoint
-from prod9.training.model.checkpoint_manager import CheckpointManager
+from prod9.models.checkpoint_file import read_checkpoint, write_checkpoint
+from prod9.models.checkpoint_manager import CheckpointManager
 from prod9.training.run import train
 from tests.harness import Workspace, run
 from tests.training.tiny import write_autoencoder

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from prod9.errors import DataError
+from prod9.models import checkpoint_file
 from prod9.training import run as run_module
 from prod9.training.lightning.json_lines import JSONLinesLogger
 from prod9.training.lightning.steady_loggers import SteadyCSVLogger, SteadyLogger
-from prod9.training.model import checkpoint_file
 from prod9.training.run import train
 
 FULL = OSError(errno.ENOSPC, "No space left on device")

@@ -16,7 +16,7 @@ from rich.table import Table
 import prod9
 from prod9.cli import shared
 from prod9.cli.stage import print_check
-from prod9.terminal import PlainColumn, PlainConsole, plain
+from prod9.system.terminal import PlainColumn, PlainConsole, plain
 from tests.harness import run
 
 SOURCE = Path(prod9.__file__).parent

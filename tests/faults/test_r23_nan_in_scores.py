@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from prod9.errors import DataError
-from prod9.evaluation.audit_volumes import AuditSets, run_audit
+from prod9.evaluation.audit.volumes import AuditSets, run_audit
 from prod9.evaluation.baselines import fit_copy
-from prod9.evaluation.entries import BadFiles
-from prod9.evaluation.rows import describe_set
 from prod9.evaluation.score_table import finite_all
-from prod9.evaluation.volume_sets import find_volumes
-from prod9.training.metrics import frechet_distance, principal_frechet
+from prod9.evaluation.sets.entries import BadFiles
+from prod9.evaluation.sets.rows import describe_set
+from prod9.evaluation.sets.volume_sets import find_volumes
+from prod9.measures.metrics import frechet_distance, principal_frechet
 from tests.evaluation.audit_cohort import head, write_heads
 from tests.evaluation.test_rows import ENTRIES, Counting
 

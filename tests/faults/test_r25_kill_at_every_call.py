@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from prod9.training.keeping import KeepCheckpoints, settle
+from prod9.models.checkpoint_file import read_checkpoint, write_checkpoint
+from prod9.models.run_folder import find_checkpoints, read_index, sweep, write_index
 from prod9.training.lightning.checkpoint_io import AtomicCheckpointIO
-from prod9.training.model.checkpoint_file import read_checkpoint, write_checkpoint
-from prod9.training.run_folder import find_checkpoints, read_index, sweep, write_index
+from prod9.training.running.keeping import KeepCheckpoints, settle
 
 EVENTS = {"open", "os.rename", "os.remove", "os.link", "os.mkdir", "os.truncate", "shutil.copyfile"}
 """What Python reports of a process's dealings with files; fsync, close and torch's own writing lie between them."""

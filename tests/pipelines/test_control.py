@@ -4,17 +4,17 @@ import numpy as np
 import pytest
 import torch
 
-from prod9.errors import ConfigError
-from prod9.pipelines.control import ControlPipeline
-from prod9.pipelines.maskgit import GeneratedVolume
-from prod9.pipelines.segmentation import PlacedSegmentation
-from prod9.training.config_schema import (
+from prod9.config.schema import (
     ControlConditionConfig,
     ControlNetMaskGiTModelConfig,
     FSQModelConfig,
     LabelConditionalModelConfig,
 )
-from prod9.training.model.model_factory import ModelFactory
+from prod9.errors import ConfigError
+from prod9.models.factory import ModelFactory
+from prod9.pipelines.control import ControlPipeline
+from prod9.pipelines.maskgit import GeneratedVolume
+from prod9.pipelines.segmentation import PlacedSegmentation
 from tests.pipelines.test_maskgit import build as build_base
 
 GRID = (8, 12, 8)

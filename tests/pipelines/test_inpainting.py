@@ -9,19 +9,19 @@ import pytest
 import torch
 
 from prod9 import volumes
-from prod9.data.transforms import IntensityScaling
-from prod9.errors import ConfigError, DataError
-from prod9.pipelines.inpainting import InpaintingPipeline, storage_dtype, touched_tokens
-from prod9.pipelines.maskgit import MaskGiTPipeline
-from prod9.pipelines.placement import GridPlacement
-from prod9.training.config_schema import (
+from prod9.config.schema import (
     FSQModelConfig,
     LabelConditionalModelConfig,
     MaskingConfig,
     SamplerConfig,
     SlidingWindowSection,
 )
-from prod9.training.model.model_factory import ModelFactory
+from prod9.data.transforms import IntensityScaling
+from prod9.errors import ConfigError, DataError
+from prod9.models.factory import ModelFactory
+from prod9.pipelines.inpainting import InpaintingPipeline, storage_dtype, touched_tokens
+from prod9.pipelines.maskgit import MaskGiTPipeline
+from prod9.pipelines.placement import GridPlacement
 from prod9.volumes import VolumeFile
 from tests.fixtures import write_brats_tree
 

@@ -4,16 +4,16 @@ import numpy as np
 import pytest
 import torch
 
-from prod9.errors import ConfigError
-from prod9.pipelines.maskgit import GeneratedVolume, MaskGiTPipeline, derived_seed
-from prod9.training.config_schema import (
+from prod9.config.schema import (
     FSQModelConfig,
     LabelConditionalModelConfig,
     MaskingConfig,
     SamplerConfig,
     SlidingWindowSection,
 )
-from prod9.training.model.model_factory import ModelFactory
+from prod9.errors import ConfigError
+from prod9.models.factory import ModelFactory
+from prod9.pipelines.maskgit import GeneratedVolume, MaskGiTPipeline, derived_seed
 
 LABELS = {"T1": 0, "T2": 2, "FLAIR": 1}
 

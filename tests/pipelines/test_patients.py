@@ -6,18 +6,18 @@ import numpy as np
 import pytest
 import torch
 
-from prod9.errors import ConfigError
-from prod9.pipelines.maskgit import MaskGiTPipeline
-from prod9.pipelines.patients import GeneratedPatient, PatientPipeline, head_of
-from prod9.pipelines.segmentation import PlacedSegmentation
-from prod9.training.config_schema import (
+from prod9.config.schema import (
     FSQModelConfig,
     LabelConditionalModelConfig,
     MaskingConfig,
     SamplerConfig,
     SlidingWindowSection,
 )
-from prod9.training.model.model_factory import ModelFactory
+from prod9.errors import ConfigError
+from prod9.models.factory import ModelFactory
+from prod9.pipelines.maskgit import MaskGiTPipeline
+from prod9.pipelines.patients import GeneratedPatient, PatientPipeline, head_of
+from prod9.pipelines.segmentation import PlacedSegmentation
 from tests.pipelines.test_translation import GRID, LABELS
 from tests.pipelines.test_translation import build as build_translator
 

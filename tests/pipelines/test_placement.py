@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from prod9 import volumes
-from prod9.data.layouts import find_cases
+from prod9.data.layouts.find import find_cases
 from prod9.data.preprocessing import Preprocessor, dequantise
 from prod9.data.transforms import IntensityScaling, Preprocessing
 from prod9.errors import DataError

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 
+from prod9.config.load import config_from_dict
 from prod9.errors import CheckpointError
+from prod9.models.checkpoint_file import write_checkpoint
+from prod9.models.checkpoint_manager import CheckpointManager, make_header
+from prod9.models.factory import ModelFactory
 from prod9.pipelines.refinement import find_refiner, load_refiner, places_beside
-from prod9.training.config import config_from_dict
-from prod9.training.model.checkpoint_file import write_checkpoint
-from prod9.training.model.checkpoint_manager import CheckpointManager, make_header
-from prod9.training.model.model_factory import ModelFactory
 from tests.pipelines.test_translation import GRID, LABELS, build, sources
 
 TRANSLATOR = "a" * 64

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from prod9.data.builders import DatasetBuilder
-from prod9.data.layouts import find_cases
+from prod9.data.layouts.find import find_cases
 from prod9.data.transforms import Augmentation, IntensityScaling, TransformBuilder
 from prod9.errors import ConfigError, DataError
 from prod9.pipelines.placement import GridPlacement

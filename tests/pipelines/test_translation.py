@@ -7,14 +7,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from prod9.config.load import config_from_dict
+from prod9.config.schema import FSQModelConfig, TransformerConfig
 from prod9.errors import ConfigError
 from prod9.generator.modality_processor import InContextCondition
 from prod9.generator.refiner import Refined
+from prod9.models.factory import ModelFactory
 from prod9.pipelines.maskgit import MaskGiTPipeline
 from prod9.pipelines.translation import TranslationPipeline
-from prod9.training.config import config_from_dict
-from prod9.training.config_schema import FSQModelConfig, TransformerConfig
-from prod9.training.model.model_factory import ModelFactory
 
 LABELS = {"T1": 0, "T1ce": 1, "T2": 2, "FLAIR": 3}
 GRID = (8, 12, 8)

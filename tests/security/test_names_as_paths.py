@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prod9.data.latents import TokenStore, build_token_store
+from prod9.config.load import config_from_dict
+from prod9.config.sections import name_problem
+from prod9.data.stores.latents import TokenStore, build_token_store
 from prod9.errors import CheckpointError, ConfigError, DataError
-from prod9.training.config import config_from_dict
-from prod9.training.config_sections import name_problem
-from prod9.training.model.checkpoint_file import read_checkpoint, write_checkpoint
-from prod9.training.model.checkpoint_manager import CheckpointManager
+from prod9.models.checkpoint_file import read_checkpoint, write_checkpoint
+from prod9.models.checkpoint_manager import CheckpointManager
 from tests.data.test_latents import GRID, Encoder, build, make_items
 from tests.training.tiny import autoencoder_config, write_autoencoder
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
+from prod9.config.yaml import read_yaml
 from prod9.errors import ConfigError, Prod9Error
-from prod9.training.config_yaml import read_yaml
-from prod9.training.model.checkpoint_manager import CheckpointManager
+from prod9.models.checkpoint_manager import CheckpointManager
 from tests.harness import run
 
 
@@ -85,7 +85,7 @@ def test_configs(tmp_path: Path, text: str) -> None:
 
 
 def test_arrays_of_a_store(tmp_path: Path) -> None:
-    from prod9.data.latents import TokenStore
+    from prod9.data.stores.latents import TokenStore
     from tests.data.test_latents import Encoder, build, make_items
 
     build(tmp_path / "store", make_items(1), Encoder())
@@ -99,7 +99,7 @@ def test_arrays_of_a_store(tmp_path: Path) -> None:
 
 
 def test_markup_and_control_codes_of_others(tmp_path: Path, capsys) -> None:
-    from prod9.training.ending import say
+    from prod9.training.running.ending import say
 
     say(f"{tmp_path}/o[/]ut [bold]x[/bold] \x1b[2J is finished")
     told = capsys.readouterr().err

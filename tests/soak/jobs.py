@@ -217,7 +217,7 @@ def _demo(folder: Path) -> int:
 
 def digest_of_run(folder: Path) -> str:
     """Return a digest of weights, averages, optimizers and ranking of the run in ``folder``."""
-    from prod9.training.model.checkpoint_file import content_digest, read_checkpoint
+    from prod9.models.checkpoint_file import content_digest, read_checkpoint
 
     run = folder / "run"
     content, _ = read_checkpoint(run / "checkpoints" / "last.ckpt")
@@ -231,8 +231,8 @@ def digest_of_run(folder: Path) -> str:
 
 def digest_of_store(folder: Path) -> str:
     """Return a digest of all items of the store in ``folder``, however they lie in shards."""
-    from prod9.data.latents import TokenStore
-    from prod9.training.model.checkpoint_file import content_digest
+    from prod9.data.stores.latents import TokenStore
+    from prod9.models.checkpoint_file import content_digest
 
     store = TokenStore.open(folder / "run" / "store")
     names = ("case_id", "modality", "flipped")
@@ -274,7 +274,7 @@ def strays(folder: Path) -> list[str]:
 def damaged(folder: Path) -> list[str]:
     """Return the files under final names that cannot be read whole."""
     from prod9.errors import Prod9Error
-    from prod9.training.model.checkpoint_file import read_checkpoint
+    from prod9.models.checkpoint_file import read_checkpoint
     from prod9.volumes import read
 
     found = []

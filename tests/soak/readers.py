@@ -107,7 +107,7 @@ def _npz(folder: Path, rng: random.Random) -> None:
 
 
 def _read_npz(folder: Path) -> object:
-    from prod9.data.medmnist import open_medmnist3d
+    from prod9.data.layouts.medmnist import open_medmnist3d
 
     file = open_medmnist3d(folder, "organmnist3d", 28)
     return [file.read(part, 11) for part in ("train", "val", "test")]
@@ -131,7 +131,7 @@ def _config(folder: Path, rng: random.Random) -> None:
 
 
 def _read_config(folder: Path) -> object:
-    from prod9.training.config import load_config
+    from prod9.config.load import load_config
 
     return load_config(folder / "a.yaml", environ={})
 
@@ -167,7 +167,7 @@ def _override(folder: Path, rng: random.Random) -> None:
 
 
 def _read_override(folder: Path) -> object:
-    from prod9.training.config import load_config
+    from prod9.config.load import load_config
 
     text = (folder / "set.txt").read_bytes().decode(errors="replace")
     return load_config(_base[0] / "stage1.yaml", overrides=[text], environ={})
@@ -214,7 +214,7 @@ def _json_of(name: str, value: Any) -> Callable[[Path, random.Random], None]:
 
 
 def _cases(folder: Path) -> object:
-    from prod9.data.layouts import find_cases
+    from prod9.data.layouts.find import find_cases
 
     (name,) = {path.name for path in folder.iterdir()} & _LISTS
     for scan in (*(f"scan-{kind}.nii" for kind in _KINDS), *_TASK):
@@ -240,7 +240,7 @@ def _split(folder: Path) -> object:
 
 @cache
 def _plain_checkpoint() -> bytes:
-    from prod9.training.model.checkpoint_manager import CheckpointManager
+    from prod9.models.checkpoint_manager import CheckpointManager
 
     return CheckpointManager.resolve(_base[0] / "stage1").read_bytes()
 
@@ -251,8 +251,8 @@ def _checkpoint(folder: Path, rng: random.Random) -> None:
 
 @cache
 def _plain_content() -> dict[str, Any]:
-    from prod9.training.model.checkpoint_file import read_checkpoint
-    from prod9.training.model.checkpoint_manager import CheckpointManager
+    from prod9.models.checkpoint_file import read_checkpoint
+    from prod9.models.checkpoint_manager import CheckpointManager
 
     content, _ = read_checkpoint(CheckpointManager.resolve(_base[0] / "stage1"))
     return {name: content[name] for name in ("prod9", "state_dict")}
@@ -275,8 +275,8 @@ def _header(folder: Path, rng: random.Random) -> None:
 
 
 def _network(path: Path) -> object:
-    from prod9.training.config import config_from_dict
-    from prod9.training.model.checkpoint_manager import CheckpointManager
+    from prod9.config.load import config_from_dict
+    from prod9.models.checkpoint_manager import CheckpointManager
 
     loaded = CheckpointManager.from_pretrained(path)
     return config_from_dict(loaded.header["config"], source=str(path))
@@ -284,7 +284,7 @@ def _network(path: Path) -> object:
 
 @cache
 def _plain_export() -> dict[str, bytes]:
-    from prod9.training.model.checkpoint_manager import CheckpointManager
+    from prod9.models.checkpoint_manager import CheckpointManager
 
     folder = _base[0] / "export-of-stage1"
     if not folder.is_dir():
@@ -330,14 +330,14 @@ def _store(folder: Path, rng: random.Random) -> None:
 
 
 def _open_store(folder: Path) -> object:
-    from prod9.data.latents import TokenStore
+    from prod9.data.stores.latents import TokenStore
 
     store = TokenStore.open(folder / "store")
     return [store[k] for k in range(len(store))]
 
 
 def _claim(folder: Path) -> None:
-    from prod9.folders import claimed
+    from prod9.system.folders import claimed
 
     with claimed(folder):
         pass

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from prod9.autoencoder.factory import build_autoencoder
-from prod9.data.latents import Encoded
 from prod9.data.splits import PARTS, Split
+from prod9.data.stores.latents import Encoded
 from prod9.errors import ConfigError, DataError
-from prod9.training.brats_data import AbstractBraTSDataModule, BraTSDataModule, axis_aligned
-from prod9.training.brats_in_context_data import BraTSInContextDataModule
-from prod9.training.brats_label_conditional_data import BraTSLabelConditionalDataModule
+from prod9.training.data.brats import AbstractBraTSDataModule, BraTSDataModule, axis_aligned
+from prod9.training.data.in_context import BraTSInContextDataModule
+from prod9.training.data.label_conditional import BraTSLabelConditionalDataModule
 from tests.fixtures import write_brats_tree
 from tests.training.tiny import AUTOENCODER, autoencoder_config, transformer_config
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from prod9.errors import ConfigError
-from prod9.training.brats_in_context_data import InContextDataset
+from prod9.training.data.in_context import InContextDataset
 from tests.fixtures import write_brats_tree
 from tests.training.test_brats_data import Stage2
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from prod9.training.brats_label_conditional_data import _LabelConditionalDataset
+from prod9.training.data.label_conditional import _LabelConditionalDataset
 from tests.fixtures import write_brats_tree
 from tests.training.test_brats_data import Stage2
 

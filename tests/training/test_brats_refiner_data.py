@@ -8,7 +8,7 @@ import torch
 
 from prod9.data.sampling import SampleKey
 from prod9.errors import ConfigError
-from prod9.training.brats_refiner_data import BraTSRefinerDataModule
+from prod9.training.data.refiner import BraTSRefinerDataModule
 from tests.fixtures import write_brats_tree
 from tests.training.tiny_refiner import Average, refiner_config
 

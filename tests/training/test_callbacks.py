@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from prod9.errors import ConfigError
-from prod9.stopping import Watch
+from prod9.models import checkpoint_file
+from prod9.models.checkpoint_file import read_checkpoint, write_checkpoint
+from prod9.system.stopping import Watch
 from prod9.training.callbacks import InterruptedTrainingError, KeepCheckpoints
 from prod9.training.lightning.base import AbstractLightning
-from prod9.training.model import checkpoint_file
-from prod9.training.model.checkpoint_file import read_checkpoint, write_checkpoint
 from prod9.training.run import train
 
 

@@ -1,7 +1,6 @@
 import pytest
 
-from prod9.errors import ConfigError
-from prod9.training.config import (
+from prod9.config.load import (
     config_from_dict,
     config_to_dict,
     dump_config,
@@ -9,6 +8,7 @@ from prod9.training.config import (
     load_config,
     shipped_configs,
 )
+from prod9.errors import ConfigError
 
 STAGE1 = "stage: autoencoder\noutput_dir: ${OUT:-runs/a}\ndata:\n  root: ${BRATS_DIR}\n"
 STAGE2 = "stage: transformer\noutput_dir: out\ndata: {root: /d}\nmodel: {kind: label_conditional}\n"

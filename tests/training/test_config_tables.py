@@ -1,8 +1,8 @@
 import pytest
 
-from prod9.training.config_errors import known_keys
-from prod9.training.config_schema import STAGES, TransformerConfig
-from prod9.training.config_tables import leaf_fields, markdown_table
+from prod9.config.errors import known_keys
+from prod9.config.schema import STAGES, TransformerConfig
+from prod9.config.tables import leaf_fields, markdown_table
 
 
 @pytest.mark.parametrize("model", STAGES.values())

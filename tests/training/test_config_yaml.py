@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from prod9.config import yaml as config_yaml
+from prod9.config.yaml import dump_yaml, parse_yaml, read_yaml
 from prod9.errors import ConfigError
-from prod9.training import config_yaml
-from prod9.training.config_yaml import dump_yaml, parse_yaml, read_yaml
 
 
 @pytest.mark.parametrize(

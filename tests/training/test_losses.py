@@ -3,6 +3,7 @@ import torch
 from monai.losses import PatchAdversarialLoss
 from torch import nn
 
+from prod9.measures.perceptual import FeatureMatching, FocalFrequencyLoss
 from prod9.training.losses import (
     VAEGANLoss,
     adaptive_weight,
@@ -12,7 +13,6 @@ from prod9.training.losses import (
     r1_penalty,
     range_penalty,
 )
-from prod9.training.perceptual import FeatureMatching, FocalFrequencyLoss
 from prod9.types import AutoencoderOutput
 
 OPTIONS = {

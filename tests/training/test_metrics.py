@@ -5,7 +5,7 @@ import torch
 from monai.metrics.regression import SSIMMetric
 from torchmetrics.functional.image import structural_similarity_index_measure
 
-from prod9.training.metrics import (
+from prod9.measures.metrics import (
     PSNR_CAP,
     CombinedMetric,
     codebook_usage,

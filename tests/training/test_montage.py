@@ -1,7 +1,7 @@
 import numpy as np
 from matplotlib.image import imread
 
-from prod9.training.montage import three_planes, write_montage
+from prod9.measures.montage import three_planes, write_montage
 
 
 def test_three_planes_shows_the_middle_of_each_axis_with_up_on_top():

@@ -7,10 +7,10 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 
 from prod9.autoencoder.autoencoder_fsq import AutoencoderFSQ
+from prod9.config.schema import MuonConfig, TrainingConfig
 from prod9.diffusion.diffusion_model import DiffusionModelRF
 from prod9.generator.factory import build_decoder
 from prod9.training import optimizers
-from prod9.training.config_schema import MuonConfig, TrainingConfig
 from prod9.training.optimizers import (
     Muon,
     build_optimizer,

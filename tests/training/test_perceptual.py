@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from prod9.errors import ConfigError
-from prod9.training.perceptual import (
+from prod9.measures.perceptual import (
     LPIPS,
     FeatureMatching,
     FocalFrequencyLoss,
@@ -10,7 +10,7 @@ from prod9.training.perceptual import (
     RadImageNetDistance,
     build_perceptual,
 )
-from prod9.training.weights import OFFLINE_NETWORKS, WEIGHT_FILES, resolve_perceptual
+from prod9.measures.weights import OFFLINE_NETWORKS, WEIGHT_FILES, resolve_perceptual
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def _volumes(side):
 def test_every_choice_of_the_schema_is_known():
     from typing import get_args
 
-    from prod9.training.config_schema import PerceptualConfig
+    from prod9.config.schema import PerceptualConfig
 
     choices = get_args(PerceptualConfig.model_fields["network"].annotation)
     assert set(choices) == {*OFFLINE_NETWORKS, *WEIGHT_FILES}

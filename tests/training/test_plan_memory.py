@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from prod9.config.yaml import dump_yaml
 from prod9.data.checking.fingerprint import fingerprint
 from prod9.data.checking.report import check_dataset
-from prod9.training.config_yaml import dump_yaml
-from prod9.training.planning import GIB, StagePlan, plan_stages
+from prod9.planning.choose import GIB, StagePlan, plan_stages
 from tests.fixtures import write_brats_tree
 
 ONE_STEP = (

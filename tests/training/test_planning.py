@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
+from prod9.config.load import config_from_dict
+from prod9.config.schema import AutoencoderConfig, TransformerConfig
 from prod9.errors import ConfigError
-from prod9.training.config import config_from_dict
-from prod9.training.config_schema import AutoencoderConfig, TransformerConfig
-from prod9.training.planning import GIB, downsampling_for, plan_stages
-from prod9.training.resources import Device, downsampling_factor
+from prod9.planning.choose import GIB, downsampling_for, plan_stages
+from prod9.planning.estimates import Device, downsampling_factor
 
 MODALITIES = ("T1", "T1ce", "T2", "FLAIR")
 

@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 
-from prod9.training.config import config_from_dict
-from prod9.training.planning import GIB
-from prod9.training.planning_families import Family, plan_family
-from prod9.training.resources import Device
+from prod9.config.load import config_from_dict
+from prod9.planning.choose import GIB
+from prod9.planning.estimates import Device
+from prod9.planning.families import Family, plan_family
 
 MODALITIES = ("T1", "T1ce", "T2", "FLAIR")
 

@@ -4,9 +4,9 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
-from prod9.training import progress
-from prod9.training.progress import RunProgress
 from prod9.training.run import train
+from prod9.training.running import progress
+from prod9.training.running.progress import RunProgress
 
 
 @pytest.mark.parametrize("terminal", [True, False])

@@ -40,7 +40,7 @@ def machine() -> dict[str, str]:
 
 def losses_of_every_stage(base: Path) -> dict[str, list[float]]:
     """Train every stage for 20 steps below ``base``, each upon those before, and return their total losses."""
-    from prod9.training.config import load_config
+    from prod9.config.load import load_config
     from prod9.training.run import train
 
     write_brats_tree(base / "cohort", 8)

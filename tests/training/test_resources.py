@@ -6,11 +6,8 @@ import torch
 
 from prod9.autoencoder.autoencoder_fsq import AutoencoderFSQ
 from prod9.autoencoder.discriminator import Discriminator
-from prod9.generator.condition import MaskGiTCondition
-from prod9.generator.factory import build_decoder
-from prod9.generator.modality_processor import InContextCondition
-from prod9.training.config import shipped_configs
-from prod9.training.config_schema import (
+from prod9.config.load import shipped_configs
+from prod9.config.schema import (
     AdversarialConfig,
     AutoencoderConfig,
     AutoencoderLossConfig,
@@ -29,10 +26,13 @@ from prod9.training.config_schema import (
     SingleStreamModelConfig,
     TransformerConfig,
 )
-from prod9.training.model.model_factory import ModelFactory
-from prod9.training.resources import OVERHEAD, downsampling_factor, estimate, latent_grid
-from prod9.training.resources_controlnet import estimate_controlnet
-from prod9.training.resources_flow_controlnet import estimate_flow_controlnet
+from prod9.generator.condition import MaskGiTCondition
+from prod9.generator.factory import build_decoder
+from prod9.generator.modality_processor import InContextCondition
+from prod9.models.factory import ModelFactory
+from prod9.planning.control_flow import estimate_flow_controlnet
+from prod9.planning.control_maskgit import estimate_controlnet
+from prod9.planning.estimates import OVERHEAD, downsampling_factor, estimate, latent_grid
 
 SIDE = 32
 

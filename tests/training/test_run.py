@@ -9,8 +9,8 @@ import torch
 import yaml
 
 from prod9.errors import ConfigError, MissingDependencyError, TrainingError
+from prod9.models.checkpoint_file import read_checkpoint
 from prod9.training import run
-from prod9.training.model.checkpoint_file import read_checkpoint
 from prod9.training.run import train, validate
 
 
@@ -99,7 +99,7 @@ def test_frozen_metric_and_perceptual_networks_stay_out_of_the_checkpoint(stage,
 
 
 def test_stage_2_records_its_autoencoder(make_config, memory_data, tmp_path):
-    from prod9.training.model.checkpoint_manager import CheckpointManager
+    from prod9.models.checkpoint_manager import CheckpointManager
 
     result = train(make_config("transformer", "run", callbacks={"num_samples": 0}))
     loaded = CheckpointManager.load_transformer(result.checkpoint)

@@ -5,7 +5,7 @@ import socket
 import pytest
 
 from prod9.errors import ConfigError
-from prod9.training.run_folder import append_run, locked, require_fresh, sweep
+from prod9.models.run_folder import append_run, locked, require_fresh, sweep
 
 
 def test_a_second_run_in_one_folder_is_refused_and_names_the_first(tmp_path):

@@ -2,7 +2,7 @@ from itertools import pairwise
 
 import pytest
 
-from prod9.training.config_schema import LrScheduleConfig
+from prod9.config.schema import LrScheduleConfig
 from prod9.training.schedules import learning_rate_factor
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from prod9.data.preprocessing import dequantise
-from prod9.training.brats_diffusion_data import SourceImages
+from prod9.training.data.flow import SourceImages
 
 NAMES = ("T1", "T1ce", "T2", "FLAIR")
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from prod9.models.checkpoint_manager import CheckpointManager
 from prod9.training import run
-from prod9.training.model.checkpoint_manager import CheckpointManager
 from tests.training.test_two_ranks import ROOT, run_ranks
 from tests.training.tiny import MemoryData, write_autoencoder
 from tests.training.tiny_maisi import write_vae

@@ -11,10 +11,8 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from prod9.data.sampling import SampleKey, StepBatchSampler
-from prod9.data.splits import Split
-from prod9.training.config import config_from_dict
-from prod9.training.config_schema import (
+from prod9.config.load import config_from_dict
+from prod9.config.schema import (
     AutoencoderConfig,
     MaisiControlNetConfig,
     MaisiDiffusionConfig,
@@ -22,9 +20,11 @@ from prod9.training.config_schema import (
     Stage1Config,
     TransformerConfig,
 )
-from prod9.training.model.checkpoint_file import write_checkpoint
-from prod9.training.model.checkpoint_manager import make_header
-from prod9.training.model.model_factory import ModelFactory
+from prod9.data.sampling import SampleKey, StepBatchSampler
+from prod9.data.splits import Split
+from prod9.models.checkpoint_file import write_checkpoint
+from prod9.models.checkpoint_manager import make_header
+from prod9.models.factory import ModelFactory
 
 AUTOENCODER = {
     "levels": [5, 5, 5],

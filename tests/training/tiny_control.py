@@ -5,11 +5,11 @@ from typing import Any
 
 import torch
 
-from prod9.training.config_schema import MaskGiTControlNetLightningConfig
-from prod9.training.model.checkpoint_file import write_checkpoint
-from prod9.training.model.checkpoint_manager import CheckpointManager, make_header
-from prod9.training.model.checkpoint_places import describe_input
-from prod9.training.model.model_factory import ModelFactory
+from prod9.config.schema import MaskGiTControlNetLightningConfig
+from prod9.models.checkpoint_file import write_checkpoint
+from prod9.models.checkpoint_manager import CheckpointManager, make_header
+from prod9.models.checkpoint_places import describe_input
+from prod9.models.factory import ModelFactory
 from tests.training.tiny import QUIET, _data, _merged, _training, transformer_config, write_autoencoder
 
 BASE = {"num_blocks": 4, "dropout": 0.1, "groups": "per_level", "num_heads": 2, "embed_dim": 24}

@@ -6,12 +6,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from prod9.config.load import config_from_dict
+from prod9.config.schema import RefinerConfig
 from prod9.data.splits import Split
-from prod9.training.config import config_from_dict
-from prod9.training.config_schema import RefinerConfig
-from prod9.training.model.checkpoint_file import write_checkpoint
-from prod9.training.model.checkpoint_manager import CheckpointManager, make_header
-from prod9.training.model.model_factory import ModelFactory
+from prod9.models.checkpoint_file import write_checkpoint
+from prod9.models.checkpoint_manager import CheckpointManager, make_header
+from prod9.models.factory import ModelFactory
 from tests.training.tiny import QUIET, transformer_config, write_autoencoder
 
 DECODER = {"kind": "decoder", "embed_dim": 24, "num_blocks": 1, "num_heads": 2}

@@ -18,10 +18,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from prod9.config.schema import RunConfig
 from prod9.data.sampling import SampleKey
 from prod9.errors import TrainingError
 from prod9.training import run
-from prod9.training.config_schema import RunConfig
 from prod9.training.lightning.base import AbstractLightning
 from prod9.training.sharding import own_part, reshard
 from tests.training import tiny_maisi

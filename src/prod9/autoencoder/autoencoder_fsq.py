@@ -15,7 +15,7 @@ from jaxtyping import Int64
 from torch import Tensor, nn
 
 from prod9.autoencoder.backbone import MaisiBackbone
-from prod9.autoencoder.fsq_function import FSQConstants, Radix, quantize
+from prod9.autoencoder.native.fsq_function import FSQConstants, Radix, quantize
 from prod9.types import AutoencoderOutput, Latent, TokenGrid, Volume, VolumeOut
 
 EPSILON = 1e-3

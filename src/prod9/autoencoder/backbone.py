@@ -9,10 +9,10 @@ from monai.apps.generation.maisi.networks.autoencoderkl_maisi import Autoencoder
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from prod9.autoencoder.full_precision import apply_in_full
-from prod9.autoencoder.native_layout import inference_layout
-from prod9.autoencoder.native_ops import bfloat16_pays, use_native_ops
-from prod9.autoencoder.voxel_folding import fold_voxels, unfold_voxels
+from prod9.autoencoder.native.full_precision import apply_in_full
+from prod9.autoencoder.native.layout import inference_layout
+from prod9.autoencoder.native.ops import bfloat16_pays, use_native_ops
+from prod9.autoencoder.native.voxel_folding import fold_voxels, unfold_voxels
 from prod9.types import Latent, Volume, VolumeOut
 
 Runner = Callable[[Iterable[nn.Module], Tensor], Tensor]

@@ -26,7 +26,7 @@ from monai.apps.generation.maisi.networks.autoencoderkl_maisi import (
 from monai.networks.blocks.spatialattention import SpatialAttentionBlock
 from torch import Tensor, nn
 
-from prod9.autoencoder.native_conv import convolve, convolve_slab
+from prod9.autoencoder.native.conv import convolve, convolve_slab
 
 KEEP_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 

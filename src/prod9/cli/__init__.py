@@ -1,6 +1,6 @@
 """The commands; heavy imports happen inside them, so that ``--help`` answers at once."""
 
-from prod9.waiting import limit_spinning
+from prod9.system.waiting import limit_spinning
 
 # Every command starts here, before anything imports torch.
 limit_spinning()

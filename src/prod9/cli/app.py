@@ -1,7 +1,6 @@
 """``prod9``: one door to all commands."""
 
 from importlib import import_module
-from importlib.util import find_spec
 from typing import Annotated
 
 import typer
@@ -9,10 +8,25 @@ import typer
 import prod9
 from prod9.cli.shared import new_app, run_app
 
-GROUPS = ("data", "generate", "evaluate", "configs", "weights")
-"""Modules of this package whose ``app`` becomes a group of commands."""
-COMMANDS = ("audit", "card", "demo", "doctor", "encode", "export", "plan", "report")
-"""Modules of this package whose ``app`` holds the one command of that name."""
+GROUPS = {
+    "data": "data.group",
+    "generate": "generate.label",
+    "evaluate": "judge.evaluate",
+    "configs": "tools.configs",
+    "weights": "tools.weights",
+}
+"""Groups of commands, by the module of this package that holds their ``app``."""
+COMMANDS = {
+    "audit": "judge.audit",
+    "card": "judge.card",
+    "demo": "demo",
+    "doctor": "tools.doctor",
+    "encode": "encode",
+    "export": "tools.export",
+    "plan": "tools.plan",
+    "report": "judge.report",
+}
+"""Single commands, by the module of this package whose ``app`` holds that one."""
 
 app = new_app(
     "Generative models of 3D medical images: from NIfTI folders to NIfTI volumes.\n\n"
@@ -43,17 +57,12 @@ def main() -> None:
 
 
 def _mount() -> None:
-    for name in (*COMMANDS, *GROUPS):
-        module = f"{__package__}.{name}"
-        if find_spec(module) is None:
-            continue
-        part: typer.Typer = import_module(module).app
-        if name in GROUPS:
-            app.add_typer(part, name=name)
-        else:
-            (command,) = part.registered_commands
-            command.name = name
-            app.registered_commands.append(command)
+    for name, module in GROUPS.items():
+        app.add_typer(import_module(f"{__package__}.{module}").app, name=name)
+    for name, module in COMMANDS.items():
+        (command,) = import_module(f"{__package__}.{module}").app.registered_commands
+        command.name = name
+        app.registered_commands.append(command)
 
 
 _mount()

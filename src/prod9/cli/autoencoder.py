@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from prod9.cli import shared
-from prod9.cli.outputs import Inputs, OutputFolder, inputs_of
+from prod9.cli.generate.outputs import Inputs, OutputFolder, inputs_of
 from prod9.cli.shared import (
     CheckOption,
     DebugOption,
@@ -27,13 +27,13 @@ from prod9.cli.shared import (
 from prod9.cli.stage import ModelOption, OptionalConfigOption, add_run_commands, load_for_model, print_check
 from prod9.devices import torch_device
 from prod9.errors import ConfigError, DataError
-from prod9.machine import expand
-from prod9.wording import plural
+from prod9.system.machine import expand
+from prod9.system.wording import plural
 
 if TYPE_CHECKING:
+    from prod9.config.schema import RunConfig
+    from prod9.models.checkpoint_manager import Source
     from prod9.pipelines.reconstruction import Reconstruction, ReconstructionPipeline
-    from prod9.training.config_schema import RunConfig
-    from prod9.training.model.checkpoint_manager import Source
 
 
 Stage1 = Literal["autoencoder", "maisi_vae"]
@@ -100,9 +100,9 @@ def find_volumes(inputs: Sequence[Path], output_dir: Path) -> dict[str, Path]:
     In folders, segmentations (by name) and what lies in ``output_dir`` are no input. Raises DataError when
     there is nothing, ConfigError when two inputs would get one name or an output would replace its input.
     """
-    from prod9.data.names import bare, is_volume
-    from prod9.data.scan import find_volumes as walk_volumes
-    from prod9.data.scan import no_volumes, unreachable
+    from prod9.data.layouts.names import bare, is_volume
+    from prod9.data.layouts.scan import find_volumes as walk_volumes
+    from prod9.data.layouts.scan import no_volumes, unreachable
 
     target = expand(output_dir).resolve()
     files: dict[str, Path] = {}
@@ -135,8 +135,8 @@ def find_volumes(inputs: Sequence[Path], output_dir: Path) -> dict[str, Path]:
 def _load_pipeline(
     source: "Source", config: "RunConfig", device: str, stage: Stage1
 ) -> "ReconstructionPipeline":
+    from prod9.config.load import config_to_dict
     from prod9.pipelines.reconstruction import ReconstructionPipeline
-    from prod9.training.config import config_to_dict
 
     section = config_to_dict(config)["sliding_window"]
     chosen = torch_device(device)
@@ -146,7 +146,7 @@ def _load_pipeline(
 
 
 def _settings(pipeline: "ReconstructionPipeline", config: "RunConfig") -> dict[str, Any]:
-    from prod9.training.config import config_to_dict
+    from prod9.config.load import config_to_dict
 
     return {
         "command": "infer",

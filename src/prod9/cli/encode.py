@@ -19,12 +19,12 @@ from prod9.cli.shared import (
 )
 from prod9.devices import torch_device
 from prod9.errors import ConfigError
-from prod9.wording import plural
+from prod9.system.wording import plural
 
 if TYPE_CHECKING:
     import torch
 
-    from prod9.training.config_schema import MaisiDiffusionConfig, TransformerConfig
+    from prod9.config.schema import MaisiDiffusionConfig, TransformerConfig
 
 STAGES = ("transformer", "maisi_diffusion")
 """Stages that train on what another one encodes."""
@@ -74,7 +74,7 @@ def encode(
     store = run_config.store_dir
     if not verify:
         _encode(run_config, device, processes, overwrite=overwrite)
-    from prod9.data.latents import verify_store
+    from prod9.data.stores.latents import verify_store
 
     report = verify_store(store)
     result = {
@@ -91,16 +91,16 @@ def encode(
 def _encode(
     config: "TransformerConfig | MaisiDiffusionConfig", device: str, processes: int, *, overwrite: bool
 ) -> None:
-    from prod9.cli.checks import check_earlier_stages, check_inputs
+    from prod9.cli.checks.run import check_earlier_stages, check_inputs
 
     again = "Stopped; what is encoded is kept, and the same command goes on from here."
     with shared.resumable(again):
         check_inputs(config)
         check_earlier_stages(config)
-        from prod9.data.latents import replace_store
-        from prod9.training.encoders import EncoderPool
+        from prod9.data.stores.latents import replace_store
+        from prod9.models.run_folder import locked
+        from prod9.training.data.encoders import EncoderPool
         from prod9.training.run import build_data_module, load_autoencoder
-        from prod9.training.run_folder import locked
 
         with locked(Path(config.output_dir)):
             chosen, upstream = torch_device(device), load_autoencoder(config)

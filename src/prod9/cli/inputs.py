@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from prod9.config.schema import DataConfig, MedMNIST3DDataConfig
     from prod9.data.cases import Case
-    from prod9.training.config_schema import DataConfig, MedMNIST3DDataConfig
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ def find_inputs(data: "DataConfig | MedMNIST3DDataConfig") -> Inputs:
     """Return what ``data`` names; DataError when it is missing or incomplete."""
     if data.kind == "medmnist3d":
         return _medmnist3d(data)
-    from prod9.data.layouts import find_cases
+    from prod9.data.layouts.find import find_cases
 
     cases = find_cases(
         Path(data.root),
@@ -42,7 +42,7 @@ def find_inputs(data: "DataConfig | MedMNIST3DDataConfig") -> Inputs:
 
 
 def _medmnist3d(data: "MedMNIST3DDataConfig") -> Inputs:
-    from prod9.data.medmnist import file_name, open_medmnist3d
+    from prod9.data.layouts.medmnist import file_name, open_medmnist3d
 
     path = Path(data.root) / file_name(data.name, data.size)
     if data.download and not path.is_file():

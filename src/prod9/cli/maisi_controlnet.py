@@ -1,6 +1,6 @@
 """``prod9-train-maisi-controlnet``: stage 3 of MAISI, from a trained flow to one that is steered."""
 
-from prod9.cli.control import generate_control
+from prod9.cli.generate.control import generate_control
 from prod9.cli.shared import new_app, run_app
 from prod9.cli.stage import add_run_commands
 

@@ -16,7 +16,7 @@ def known_as(name: str, known: Sequence[str]) -> str:
     """
     if name in known:
         return name
-    from prod9.data.names import TOKENS
+    from prod9.data.layouts.names import TOKENS
 
     asked = name.strip().casefold()
     alike = [one for one in known if one.casefold() == asked]

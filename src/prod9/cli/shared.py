@@ -15,7 +15,7 @@ A command module looks like this, with everything heavy imported inside the func
 
 Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 130 interrupted. Results go to stdout;
 messages and progress go to stderr, so that ``--json`` and ``--print-config`` can be piped. Both consoles show every
-string as it is, whatever brackets or codes it holds (:mod:`prod9.terminal`).
+string as it is, whatever brackets or codes it holds (:mod:`prod9.system.terminal`).
 """
 
 import json
@@ -32,13 +32,13 @@ import typer
 
 from prod9.cli.parsing import App
 from prod9.errors import Prod9Error
-from prod9.stopping import watching
-from prod9.terminal import PlainColumn, PlainConsole, replace_unknown_characters
+from prod9.system.stopping import watching
+from prod9.system.terminal import PlainColumn, PlainConsole, replace_unknown_characters
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from prod9.training.config_schema import RunConfig
+    from prod9.config.schema import RunConfig
 
 DONE, FAILED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
 DEBUG_FLAG = "--debug"
@@ -135,7 +135,7 @@ def load(
     seed: int | None = None,
 ) -> "RunConfig":
     """Load a config for a command: ``--output-dir`` and ``--seed`` win over ``--set``, that over the file."""
-    from prod9.training.config import load_config
+    from prod9.config.load import load_config
 
     changes = config_changes(overrides, output_dir=output_dir, seed=seed)
     return load_config(config, overrides=changes, stage=stage)
@@ -155,7 +155,7 @@ def config_changes(
 
 def print_config(config: "RunConfig") -> None:
     """Print ``config`` to stdout as YAML that ``--config`` accepts again."""
-    from prod9.training.config import dump_config
+    from prod9.config.load import dump_config
 
     sys.stdout.write(dump_config(config))
 

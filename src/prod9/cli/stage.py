@@ -30,8 +30,8 @@ from prod9.cli.shared import (
 from prod9.errors import ConfigError
 
 if TYPE_CHECKING:
-    from prod9.training.config_schema import RunConfig
-    from prod9.training.model.checkpoint_manager import Source
+    from prod9.config.schema import RunConfig
+    from prod9.models.checkpoint_manager import Source
 
 Stage = Literal[
     "autoencoder",
@@ -124,8 +124,8 @@ def load_for_model(
         return loaded, Path(model or loaded.output_dir)
     if model is None:
         raise ConfigError("expected --model RUN|CHECKPOINT|EXPORT or --config NAME_OR_PATH, got neither")
-    from prod9.training.config import config_from_dict
-    from prod9.training.model.checkpoint_manager import CheckpointManager
+    from prod9.config.load import config_from_dict
+    from prod9.models.checkpoint_manager import CheckpointManager
 
     opened = CheckpointManager.open(model, stage=stage)
     changes = shared.config_changes(overrides, output_dir=output_dir, seed=seed)
@@ -208,7 +208,7 @@ def _train(
     as_json: bool,
 ) -> None:
     """Train. ends: the time, of ``time.monotonic``, at which to save and stop."""
-    from prod9.cli.checks import check_earlier_stages, check_inputs
+    from prod9.cli.checks.run import check_earlier_stages, check_inputs
 
     again = f"What was saved is in {config.output_dir}; run the same command with --resume to go on."
     with shared.resumable(again):
@@ -223,7 +223,7 @@ def _train(
 
 
 def _evaluate(name: str, config: "RunConfig", checkpoint: "Source", *, device: str, as_json: bool) -> None:
-    from prod9.cli.checks import check_inputs
+    from prod9.cli.checks.run import check_inputs
 
     check_inputs(config, writes=False)
     from prod9.training.run import test, validate
@@ -234,7 +234,7 @@ def _evaluate(name: str, config: "RunConfig", checkpoint: "Source", *, device: s
 
 def report_check(config: "RunConfig", *, device: str, as_json: bool, **how: Any) -> None:
     """Run every check of ``config``, print what was found, and stop there; ``how`` as for ``check_run``."""
-    from prod9.cli.checks import check_run
+    from prod9.cli.checks.run import check_run
 
     print_check(check_run(config, device=device, **how), as_json)
 

@@ -1,6 +1,6 @@
 """``prod9-train-transformer``: stage 2 of MaskGiT, from tokens to a generator of tokens."""
 
-from prod9.cli.generate import generate_labels
+from prod9.cli.generate.label import generate_labels
 from prod9.cli.shared import new_app, run_app
 from prod9.cli.stage import add_run_commands
 

@@ -5,7 +5,6 @@ from pathlib import Path
 
 from torch import Tensor
 
-from prod9.data.cache import CacheMode, CaseCache, ContentHashes, case_key
 from prod9.data.cases import Case
 from prod9.data.datasets.brats import CachedAllModalitiesDataset, CachedRandomModalityDataset
 from prod9.data.datasets.medmnist import (
@@ -13,8 +12,9 @@ from prod9.data.datasets.medmnist import (
     MedMNIST3DStage2Dataset,
     MedMNIST3DVolumes,
 )
-from prod9.data.latents import TokenStore
 from prod9.data.preprocessing import Preprocessor
+from prod9.data.stores.cache import CacheMode, CaseCache, ContentHashes, case_key
+from prod9.data.stores.latents import TokenStore
 from prod9.data.transforms import TransformBuilder
 
 STAGE1_DATASETS = {"brats": CachedRandomModalityDataset, "medmnist3d": CachedMedMNIST3DStage1Dataset}

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from prod9.data.datasets.medmnist import MedMNIST3DVolumes
-from prod9.data.medmnist import pad_evenly
+from prod9.data.layouts.medmnist import pad_evenly
 
 _LEVELS = 256
 

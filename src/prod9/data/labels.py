@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from prod9.errors import ConfigError, DataError
-from prod9.wording import plural
+from prod9.system.wording import plural
 
 _UP_TO_2021 = {0: 0, 1: 1, 2: 2, 4: 3}
 AS_IS = "as_is"

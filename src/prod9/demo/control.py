@@ -9,8 +9,8 @@ from torch import Tensor
 from prod9.demo.scores import Judges, Metrics, interval_of
 from prod9.demo.translation import SegmenterOf
 from prod9.evaluation.control import ControlScores, score_control
+from prod9.measures.montage import write_montage
 from prod9.pipelines.steering import AbstractControlPipeline
-from prod9.training.montage import write_montage
 from prod9.volumes import write
 
 MODALITIES = ("T1ce", "FLAIR")

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from prod9.demo.sets import Autoencoder, VolumeSet, reconstruct
-from prod9.training.montage import write_gallery, write_montage
+from prod9.measures.montage import write_gallery, write_montage
 
 
 def write_pictures(

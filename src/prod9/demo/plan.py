@@ -10,16 +10,16 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from prod9.demo.families import Family, family_named
-from prod9.errors import ConfigError
-from prod9.training.config import load_config
-from prod9.training.config_schema import (
+from prod9.config.load import load_config
+from prod9.config.schema import (
     AutoencoderConfig,
     MaisiDiffusionConfig,
     MaisiVAEConfig,
     RunConfig,
     TransformerConfig,
 )
+from prod9.demo.families import Family, family_named
+from prod9.errors import ConfigError
 
 Override = str | tuple[str, Any]
 

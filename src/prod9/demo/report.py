@@ -4,11 +4,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from prod9.errors import Prod9Error
-from prod9.evaluation.audit_embeddings import VoxelEmbedding
-from prod9.evaluation.audit_sets import sets_of_run
-from prod9.evaluation.audit_volumes import AuditSets, run_audit
+from prod9.evaluation.audit.embeddings import VoxelEmbedding
+from prod9.evaluation.audit.sets import sets_of_run
+from prod9.evaluation.audit.volumes import AuditSets, run_audit
 from prod9.evaluation.report.page import write_report
-from prod9.evaluation.volume_sets import BadFiles
+from prod9.evaluation.sets.volume_sets import BadFiles
 from prod9.volumes import VolumeFile, read
 
 REPORT = "report.html"

@@ -12,8 +12,13 @@ from torch import Tensor
 from prod9.autoencoder.autoencoder_fsq import AutoencoderFSQ
 from prod9.data.splits import Part
 from prod9.demo.sets import Autoencoder, VolumeSet, reconstruct
-from prod9.evaluation.classifier import ModalityClassifier, train_classifier
-from prod9.evaluation.distribution import (
+from prod9.evaluation.judges.classifier import ModalityClassifier, train_classifier
+from prod9.evaluation.judges.features import AutoencoderFeatures, extract
+from prod9.evaluation.judges.lesions import LesionDetector, train_lesion_detector
+from prod9.evaluation.paired import psnr_brain, ssim_brain
+from prod9.evaluation.pca_codec import fit_pca_codec
+from prod9.evaluation.score_table import finite
+from prod9.evaluation.sets.distribution import (
     FrechetRatio,
     compare_diversity,
     compare_kernels,
@@ -22,13 +27,8 @@ from prod9.evaluation.distribution import (
     frechet_ratio,
     sample,
 )
-from prod9.evaluation.features import AutoencoderFeatures, extract
-from prod9.evaluation.intervals import mean_interval
-from prod9.evaluation.lesions import LesionDetector, train_lesion_detector
-from prod9.evaluation.paired import psnr_brain, ssim_brain
-from prod9.evaluation.pca_codec import fit_pca_codec
-from prod9.evaluation.score_table import finite
-from prod9.training.metrics import PSNR_CAP
+from prod9.evaluation.sets.intervals import mean_interval
+from prod9.measures.metrics import PSNR_CAP
 
 Say = Callable[[str], None]
 Metrics = dict[str, Any]

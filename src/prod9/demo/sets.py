@@ -7,11 +7,11 @@ from torch import Tensor
 
 from prod9.autoencoder.autoencoder_fsq import AutoencoderFSQ
 from prod9.autoencoder.autoencoder_maisi import AutoencoderKlMaisi
+from prod9.config.schema import AutoencoderConfig, MaisiVAEConfig
 from prod9.data.datasets.brats import CachedAllModalitiesDataset
 from prod9.data.splits import Part
-from prod9.evaluation.lesions import LesionCases
-from prod9.training.brats_data import BraTSDataModule
-from prod9.training.config_schema import AutoencoderConfig, MaisiVAEConfig
+from prod9.evaluation.judges.lesions import LesionCases
+from prod9.training.data.brats import BraTSDataModule
 
 PARTS: tuple[Part, ...] = ("train", "val", "test")
 

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from prod9 import __version__
-from prod9.data.layouts import find_cases
-from prod9.data.simulation import simulate_cohort
-from prod9.data.translations import content_key
+from prod9.data.layouts.find import find_cases
+from prod9.data.simulated.cohort import simulate_cohort
+from prod9.data.stores.translations import content_key
 from prod9.demo.control import score_stage3
 from prod9.demo.families import VARIANTS
 from prod9.demo.pictures import write_pictures
@@ -28,19 +28,19 @@ from prod9.demo.sets import Autoencoder, load_sets
 from prod9.demo.translation import score_translations
 from prod9.devices import torch_device
 from prod9.errors import DataError
+from prod9.evaluation.judges.segmenter import Segmenter, train_segmenter
 from prod9.evaluation.score_table import finite_all
-from prod9.evaluation.segmenter import Segmenter, train_segmenter
 from prod9.files import atomic_write
-from prod9.folders import claimed, sweep
 from prod9.json_files import read_json, read_object, write_json
+from prod9.models.checkpoint_manager import CheckpointManager
+from prod9.models.run_folder import peak_memory_gib
 from prod9.pipelines.control import ControlPipeline
 from prod9.pipelines.maisi import MAISIPipeline
 from prod9.pipelines.maisi_control import MAISIControlPipeline
 from prod9.pipelines.maskgit import MaskGiTPipeline
 from prod9.pipelines.translation import TranslationPipeline
-from prod9.training.model.checkpoint_manager import CheckpointManager
+from prod9.system.folders import claimed, sweep
 from prod9.training.run import train
-from prod9.training.run_folder import peak_memory_gib
 from prod9.volumes import read, write
 
 Progress = Callable[[int, int], None]

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from prod9.demo.scores import Metrics
 from prod9.demo.sets import VolumeSet
-from prod9.evaluation.segmenter import Segmenter
+from prod9.evaluation.judges.segmenter import Segmenter
 from prod9.evaluation.translation import (
     BOTH,
     SOURCES,
@@ -18,8 +18,8 @@ from prod9.evaluation.translation import (
     TranslationSet,
     score_translation,
 )
+from prod9.measures.montage import write_montage
 from prod9.pipelines.translation import TranslationPipeline
-from prod9.training.montage import write_montage
 from prod9.volumes import write
 
 NUM_SAMPLES = 4

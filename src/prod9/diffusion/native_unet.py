@@ -8,8 +8,8 @@ from monai.networks.blocks.selfattention import SABlock
 from monai.networks.nets.diffusion_model_unet import DiffusionUNetResnetBlock
 from torch import Tensor, nn
 
-from prod9.autoencoder.native_conv import convolve
-from prod9.autoencoder.native_norm import group_norm
+from prod9.autoencoder.native.conv import convolve
+from prod9.autoencoder.native.norm import group_norm
 
 
 class NativeUNetConvolution(Convolution):

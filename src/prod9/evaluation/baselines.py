@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from prod9.training.metrics import fit_intensities, foreground, psnr
+from prod9.measures.metrics import fit_intensities, foreground, psnr
 from prod9.types import Volume
 
 _NUM_QUANTILES = 256

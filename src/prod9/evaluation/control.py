@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from prod9.data.foreground import foreground_of_image
-from prod9.evaluation.segmenter import Segmenter, dice
+from prod9.evaluation.judges.segmenter import Segmenter, dice
 from prod9.types import Volume
 
 Lesions = Bool[Tensor, "B 1 H W D"]

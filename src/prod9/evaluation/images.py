@@ -10,23 +10,23 @@ from torch import Tensor, nn
 
 from prod9.autoencoder.padding import pad_to_multiple
 from prod9.errors import ConfigError, DataError
-from prod9.evaluation.features import (
+from prod9.evaluation.judges.features import (
     AutoencoderFeatures,
     ClassifierFeatures,
     RandomFeatures,
     SliceExtractor,
 )
-from prod9.evaluation.file_features import load_file_features
-from prod9.evaluation.intervals import mean_interval, score_interval
-from prod9.evaluation.judge import Judge, load_judge, train_judge
-from prod9.evaluation.members import number_members
-from prod9.evaluation.networks import coarsen
+from prod9.evaluation.judges.file_features import load_file_features
+from prod9.evaluation.judges.judge import Judge, load_judge, train_judge
+from prod9.evaluation.judges.networks import coarsen
 from prod9.evaluation.paired_files import score_pairs
-from prod9.evaluation.rows import PROBABILITIES, SetRows, describe_set
 from prod9.evaluation.score_table import Evaluation, Score
 from prod9.evaluation.set_scores import Resampling, score_sets
-from prod9.evaluation.training_patients import find_training_patients
-from prod9.evaluation.volume_sets import (
+from prod9.evaluation.sets.intervals import mean_interval, score_interval
+from prod9.evaluation.sets.members import number_members
+from prod9.evaluation.sets.rows import PROBABILITIES, SetRows, describe_set
+from prod9.evaluation.sets.training_patients import find_training_patients
+from prod9.evaluation.sets.volume_sets import (
     BadFiles,
     Entry,
     Preparation,
@@ -35,8 +35,8 @@ from prod9.evaluation.volume_sets import (
     prepare_for,
     shuffled,
 )
-from prod9.training.metrics import inception_score
-from prod9.training.model.checkpoint_manager import CheckpointManager
+from prod9.measures.metrics import inception_score
+from prod9.models.checkpoint_manager import CheckpointManager
 
 STAGES = ("autoencoder", "maisi_vae")
 KINDS = ("random", "autoencoder", "classifier")

@@ -12,8 +12,8 @@ from jaxtyping import Integer
 from torch import Tensor
 
 from prod9.evaluation.regions import find_regions
-from prod9.training.metrics import PSNR_CAP, SIGMA, foreground, mean_absolute_error, psnr, ssim3d
-from prod9.training.ssim import Window, compare_regions, ssim_window
+from prod9.measures.metrics import PSNR_CAP, SIGMA, foreground, mean_absolute_error, psnr, ssim3d
+from prod9.measures.ssim import Window, compare_regions, ssim_window
 from prod9.types import Volume
 
 BETTER = {"mae": "lower", "lpips": "lower"}

@@ -10,17 +10,17 @@ from torch import Tensor
 from prod9 import volumes
 from prod9.data.labels import canonical_seg
 from prod9.errors import ConfigError, DataError, MissingDependencyError
-from prod9.evaluation.intervals import mean_interval
-from prod9.evaluation.kept_pairs import KeptPairs, Rows
-from prod9.evaluation.members import number_members
 from prod9.evaluation.paired import BETTER, BOUNDS, Perceptual, regional_scores
 from prod9.evaluation.regions import REGIONS
 from prod9.evaluation.score_table import Score, finite
-from prod9.evaluation.volume_sets import BadFiles, Entry
+from prod9.evaluation.sets.intervals import mean_interval
+from prod9.evaluation.sets.kept_pairs import KeptPairs, Rows
+from prod9.evaluation.sets.members import number_members
+from prod9.evaluation.sets.volume_sets import BadFiles, Entry
+from prod9.measures.perceptual import LPIPS
+from prod9.measures.ssim import ms_ssim_scales, ssim_window
+from prod9.measures.weights import LPIPS_NETWORKS, resolve_perceptual
 from prod9.pipelines.placement import align
-from prod9.training.perceptual import LPIPS
-from prod9.training.ssim import ms_ssim_scales, ssim_window
-from prod9.training.weights import LPIPS_NETWORKS, resolve_perceptual
 
 UNITS = {"psnr": "dB", "psnr_brasyn": "dB"}
 Case = dict[str, Any]

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from prod9.training.metrics import foreground, psnr
+from prod9.measures.metrics import foreground, psnr
 from prod9.types import Volume
 
 Blocks = Float[Tensor, "N P"]

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from jaxtyping import Bool, Integer
 from torch import Tensor
 
-from prod9.training.metrics import foreground
+from prod9.measures.metrics import foreground
 from prod9.types import Volume
 
 REGIONS = ("whole", "brain", "tumour", "healthy")

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from prod9 import __version__
-from prod9.evaluation.entries import LeftOut
-from prod9.evaluation.intervals import Floor, Interval
+from prod9.evaluation.sets.entries import LeftOut
+from prod9.evaluation.sets.intervals import Floor, Interval
 from prod9.files import atomic_write
 
 FORMAT = 1

@@ -1,4 +1,4 @@
-"""Scores of a generated set against a real one, from what :mod:`prod9.evaluation.rows` kept of both."""
+"""Scores of a generated set against a real one, from what :mod:`prod9.evaluation.sets.rows` kept of both."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -9,21 +9,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from prod9.evaluation.appearance import (
+from prod9.evaluation.judges.features import MAX_SLICES
+from prod9.evaluation.score_table import Score
+from prod9.evaluation.sets.appearance import (
     RADIOMICS,
     histogram_distance,
     radiomic_distance,
     spectrum_distance,
 )
-from prod9.evaluation.features import MAX_SLICES
-from prod9.evaluation.intervals import (
+from prod9.evaluation.sets.intervals import (
     Floor,
     IndexedScore,
     mean_interval,
     real_floor,
     score_interval,
 )
-from prod9.evaluation.manifold import (
+from prod9.evaluation.sets.manifold import (
     NEIGHBOURS,
     compare_manifolds,
     manifold_of_distances,
@@ -32,10 +33,9 @@ from prod9.evaluation.manifold import (
     squared_mmd,
     standardised,
 )
-from prod9.evaluation.members import Members, number_members
-from prod9.evaluation.rows import DETAIL, HISTOGRAM, SPECTRUM, SetRows
-from prod9.evaluation.score_table import Score
-from prod9.training.metrics import frechet_distance, num_directions, principal_frechet
+from prod9.evaluation.sets.members import Members, number_members
+from prod9.evaluation.sets.rows import DETAIL, HISTOGRAM, SPECTRUM, SetRows
+from prod9.measures.metrics import frechet_distance, num_directions, principal_frechet
 
 ALL = "all"
 FEW = 20

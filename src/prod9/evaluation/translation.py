@@ -13,11 +13,11 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from prod9.evaluation.baselines import fit_copy, fit_regression
-from prod9.evaluation.intervals import mean_interval
-from prod9.evaluation.members import Members, as_members
+from prod9.evaluation.judges.segmenter import Segmenter, dice
 from prod9.evaluation.regions import find_regions
-from prod9.evaluation.segmenter import Segmenter, dice
-from prod9.training.metrics import fit_intensities, foreground, psnr, ssim3d
+from prod9.evaluation.sets.intervals import mean_interval
+from prod9.evaluation.sets.members import Members, as_members
+from prod9.measures.metrics import fit_intensities, foreground, psnr, ssim3d
 from prod9.types import Volume
 
 TOKENS, SOURCES, BOTH = "tokens", "sources", "both"

@@ -15,18 +15,18 @@ from torch import Tensor
 
 from prod9 import volumes
 from prod9.data.cases import Case
-from prod9.data.layouts import find_cases, scan_dataset
-from prod9.data.names import MODALITIES
+from prod9.data.layouts.find import find_cases, scan_dataset
+from prod9.data.layouts.names import MODALITIES
 from prod9.data.preprocessing import Preprocessor, dequantise
 from prod9.data.splits import Split
 from prod9.data.transforms import Augmentation, TransformBuilder
 from prod9.errors import ConfigError, DataError
-from prod9.evaluation.intervals import crossed_interval
-from prod9.evaluation.members import number_members
+from prod9.evaluation.judges.segmenter import dice, train_segmenter
 from prod9.evaluation.score_table import Evaluation, finite
-from prod9.evaluation.segmenter import dice, train_segmenter
-from prod9.evaluation.training_patients import find_training_patients
-from prod9.evaluation.volume_sets import PERCENTILES, BadFiles, Entry
+from prod9.evaluation.sets.intervals import crossed_interval
+from prod9.evaluation.sets.members import number_members
+from prod9.evaluation.sets.training_patients import find_training_patients
+from prod9.evaluation.sets.volume_sets import PERCENTILES, BadFiles, Entry
 
 REGIONS: Mapping[str, tuple[int, ...]] = {
     "whole_tumour": (1, 2, 3),

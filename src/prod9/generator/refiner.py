@@ -15,10 +15,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from prod9.autoencoder.native_conv import convolve
-from prod9.autoencoder.native_norm import group_norm
+from prod9.autoencoder.native.conv import convolve
+from prod9.autoencoder.native.norm import group_norm
+from prod9.autoencoder.native.voxel_folding import fold_voxels
 from prod9.autoencoder.padding import pad_to_multiple
-from prod9.autoencoder.voxel_folding import fold_voxels
 from prod9.types import Label, Volume, VolumeOut
 
 Sources = Float[Tensor, "B K H W D"]

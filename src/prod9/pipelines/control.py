@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 import torch
 
+from prod9.config.load import config_from_dict, config_to_dict
+from prod9.config.schema import MaskGiTControlNetLightningConfig
 from prod9.controlnet.condition import ControlCondition
 from prod9.errors import ConfigError
 from prod9.generator.condition import MaskGiTCondition
 from prod9.generator.controlnet_maskgit import ControlNetMaskGiT
+from prod9.models.checkpoint_manager import CheckpointManager, Source
 from prod9.pipelines.maskgit import MaskGiTPipeline
 from prod9.pipelines.steering import AbstractControlPipeline
-from prod9.training.config import config_from_dict, config_to_dict
-from prod9.training.config_schema import MaskGiTControlNetLightningConfig
-from prod9.training.model.checkpoint_manager import CheckpointManager, Source
 
 
 class ControlPipeline(AbstractControlPipeline):

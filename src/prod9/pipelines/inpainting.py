@@ -15,7 +15,7 @@ from scipy import ndimage
 
 from prod9.errors import ConfigError, DataError
 from prod9.generator.condition import MaskGiTCondition
-from prod9.nifti_voxels import comes_back
+from prod9.nifti.voxels import comes_back
 from prod9.pipelines.control import ControlPipeline
 from prod9.pipelines.maskgit import MaskGiTPipeline, derived_seed
 from prod9.pipelines.placement import HEAD_THRESHOLD, Placed, align, share_beyond

@@ -13,15 +13,15 @@ import numpy as np
 import torch
 
 from prod9.autoencoder.inference import AutoencoderInferenceWrapper
+from prod9.config.load import config_from_dict
+from prod9.config.schema import MaisiDiffusionConfig
 from prod9.diffusion.condition import FlowCondition
 from prod9.diffusion.diffusion_model import DiffusionModelRF
 from prod9.diffusion.sampler import RectifiedFlowSampler
+from prod9.models.checkpoint_manager import CheckpointManager, Source
+from prod9.models.factory import ModelFactory
 from prod9.pipelines.labels import AbstractLabelPipeline
 from prod9.pipelines.placement import GridPlacement
-from prod9.training.config import config_from_dict
-from prod9.training.config_schema import MaisiDiffusionConfig
-from prod9.training.model.checkpoint_manager import CheckpointManager, Source
-from prod9.training.model.model_factory import ModelFactory
 
 _LOG = logging.getLogger("prod9")
 _SAME_MM = 0.01

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from prod9.config.load import config_from_dict, config_to_dict
+from prod9.config.schema import MaisiControlNetConfig
 from prod9.controlnet.condition import ControlCondition
 from prod9.controlnet.controlnet_model import ControlNetRF
+from prod9.models.checkpoint_manager import CheckpointManager, Source
 from prod9.pipelines.maisi import MAISIPipeline
 from prod9.pipelines.steering import AbstractControlPipeline
-from prod9.training.config import config_from_dict, config_to_dict
-from prod9.training.config_schema import MaisiControlNetConfig
-from prod9.training.model.checkpoint_manager import CheckpointManager, Source
 
 
 class MAISIControlPipeline(AbstractControlPipeline):

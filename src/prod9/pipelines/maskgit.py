@@ -13,19 +13,19 @@ import torch
 
 from prod9.autoencoder.autoencoder_fsq import AutoencoderFSQ
 from prod9.autoencoder.inference import AutoencoderInferenceWrapper
+from prod9.config.load import config_from_dict
+from prod9.config.schema import TransformerConfig
 from prod9.errors import ConfigError
 from prod9.generator.condition import MaskGiTCondition
 from prod9.generator.maskgit import MaskGiTSampler
 from prod9.generator.modality_processor import InContextCondition
 from prod9.generator.token_decoder import AbstractTokenDecoder
+from prod9.models.checkpoint_manager import CheckpointManager, Loaded, Source, require_recorded
+from prod9.models.factory import ModelFactory
 from prod9.pipelines.labels import AbstractLabelPipeline, Progress
 from prod9.pipelines.labels import GeneratedVolume as GeneratedVolume
 from prod9.pipelines.labels import derived_seed as derived_seed
 from prod9.pipelines.placement import GridPlacement
-from prod9.training.config import config_from_dict
-from prod9.training.config_schema import TransformerConfig
-from prod9.training.model.checkpoint_manager import CheckpointManager, Loaded, Source, require_recorded
-from prod9.training.model.model_factory import ModelFactory
 
 
 class MaskGiTPipeline(AbstractLabelPipeline):

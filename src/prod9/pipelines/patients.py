@@ -16,12 +16,12 @@ from scipy import ndimage
 
 from prod9.errors import ConfigError
 from prod9.generator.condition import MaskGiTCondition
+from prod9.models.checkpoint_manager import CheckpointManager, Opened
 from prod9.pipelines.control import ControlPipeline
 from prod9.pipelines.maskgit import MaskGiTPipeline, derived_seed
 from prod9.pipelines.placement import HEAD_THRESHOLD
 from prod9.pipelines.segmentation import PlacedSegmentation
 from prod9.pipelines.translation import TranslationPipeline
-from prod9.training.model.checkpoint_manager import CheckpointManager, Opened
 
 _SHOWS_MOST = "T2"
 """Shows fluid, both matters and the whole of a lesion: what the other modalities follow best."""

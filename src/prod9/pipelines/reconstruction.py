@@ -15,12 +15,12 @@ import torch
 from prod9 import volumes
 from prod9.autoencoder.autoencoder_fsq import AutoencoderFSQ
 from prod9.autoencoder.inference import AutoencoderInferenceWrapper
+from prod9.config.load import config_from_dict
 from prod9.data.intensity import IntensityScaling
+from prod9.measures.metrics import psnr
+from prod9.models.checkpoint_manager import CheckpointManager, Source
+from prod9.models.factory import ModelFactory
 from prod9.pipelines.placement import GridPlacement
-from prod9.training.config import config_from_dict
-from prod9.training.metrics import psnr
-from prod9.training.model.checkpoint_manager import CheckpointManager, Source
-from prod9.training.model.model_factory import ModelFactory
 from prod9.volumes import VolumeHeader
 
 

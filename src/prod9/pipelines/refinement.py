@@ -9,9 +9,9 @@ from torch import Tensor
 
 from prod9.errors import CheckpointError
 from prod9.generator.refiner import Refined, Refiner
-from prod9.machine import expand
+from prod9.models.checkpoint_manager import CheckpointManager, Source
 from prod9.pipelines.maskgit import MaskGiTPipeline
-from prod9.training.model.checkpoint_manager import CheckpointManager, Source
+from prod9.system.machine import expand
 
 log = logging.getLogger("prod9")
 

@@ -8,9 +8,9 @@ import numpy as np
 
 from prod9 import volumes
 from prod9.data.labels import canonical_seg, doubt
-from prod9.data.layouts import scan_dataset
+from prod9.data.layouts.find import scan_dataset
 from prod9.data.seg_loss import Kept, describe_loss
-from prod9.data.segmentations import check_classes
+from prod9.data.stores.segmentations import check_classes
 from prod9.errors import ConfigError, DataError
 from prod9.pipelines.placement import GridPlacement, Placed, same_grid, share_beyond
 from prod9.volumes import VolumeFile

@@ -12,15 +12,15 @@ import torch
 from torch import Tensor
 
 from prod9.autoencoder.autoencoder_fsq import AutoencoderFSQ
+from prod9.config.schema import ContextConfig
 from prod9.errors import ConfigError
 from prod9.generator.condition import MaskGiTCondition
 from prod9.generator.modality_processor import InContextCondition
 from prod9.generator.refiner import Refined
+from prod9.models.checkpoint_manager import Loaded, Source
 from prod9.pipelines.maskgit import MaskGiTPipeline, derived_seed
 from prod9.pipelines.placement import GridPlacement
 from prod9.pipelines.refinement import LoadedRefiner, find_refiner, load_refiner
-from prod9.training.config_schema import ContextConfig
-from prod9.training.model.checkpoint_manager import Loaded, Source
 
 Decode = Literal["sample", "mean"]
 Volumes = Mapping[str, np.ndarray]

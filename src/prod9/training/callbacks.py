@@ -10,16 +10,16 @@ from typing import Any, cast
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
-from prod9.stopping import Watch
-from prod9.training.averaging import BatchEMA
-from prod9.training.config_schema import RunConfig
-from prod9.training.keeping import KeepCheckpoints as KeepCheckpoints
-from prod9.training.keeping import check_monitor
+from prod9.config.schema import RunConfig
+from prod9.measures.montage import write_montage
+from prod9.system.stopping import Watch
 from prod9.training.lightning.base import AbstractLightning
-from prod9.training.montage import write_montage
-from prod9.training.progress import RunProgress
-from prod9.training.stops import InterruptedTrainingError as InterruptedTrainingError
-from prod9.training.stops import MakeUpValidation, StopAtEnd, StopOnSignal, StopWithoutImprovement
+from prod9.training.running.averaging import BatchEMA
+from prod9.training.running.keeping import KeepCheckpoints as KeepCheckpoints
+from prod9.training.running.keeping import check_monitor
+from prod9.training.running.progress import RunProgress
+from prod9.training.running.stops import InterruptedTrainingError as InterruptedTrainingError
+from prod9.training.running.stops import MakeUpValidation, StopAtEnd, StopOnSignal, StopWithoutImprovement
 
 
 class LearningRateMonitor(Callback):

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from prod9.training.perceptual import FeatureMatching
+from prod9.measures.perceptual import FeatureMatching
 from prod9.types import AutoencoderOutput, Latent, Volume
 
 Scalar = Float[Tensor, ""]

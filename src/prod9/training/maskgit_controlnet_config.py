@@ -1,5 +1,5 @@
-"""Stage 3, MaskGiT: its schema lives in ``prod9.training.config_controlnet``."""
+"""Stage 3, MaskGiT: its schema lives in ``prod9.config.control_maskgit``."""
 
-from prod9.training.config_controlnet import (
+from prod9.config.control_maskgit import (
     MaskGiTControlNetLightningConfig as MaskGiTControlNetLightningConfig,
 )

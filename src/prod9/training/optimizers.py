@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.adamw import adamw
 
-from prod9.training.config_schema import MuonConfig, TrainingConfig
+from prod9.config.schema import MuonConfig, TrainingConfig
 from prod9.training.sharding import slice_like, whole
 
 # Jordan's: they bring singular values from 0.001 to within 0.7 to 1.2 of 1 in five iterations, which is near enough.

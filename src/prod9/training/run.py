@@ -17,22 +17,12 @@ from typing import Any
 import torch
 from lightning.pytorch import Trainer
 
+from prod9.config.load import config_to_dict, dump_config
+from prod9.config.schema import RunConfig
 from prod9.data.splits import Part, Split
 from prod9.errors import CheckpointError, ConfigError, DataError
 from prod9.json_files import read_object
-from prod9.stopping import Watch, watching
-from prod9.training.callbacks import InterruptedTrainingError, KeepCheckpoints, build_callbacks
-from prod9.training.config import config_to_dict, dump_config
-from prod9.training.config_schema import RunConfig
-from prod9.training.ending import ended_with_a_hint, is_first_rank, say
-from prod9.training.keeping import settle
-from prod9.training.lightning.base import AbstractLightning
-from prod9.training.lightning.building import Upstream, load_bases
-from prod9.training.lightning.building import build_data_module as build_data_module
-from prod9.training.lightning.building import build_module as build_module
-from prod9.training.lightning.building import load_autoencoder as load_autoencoder
-from prod9.training.lightning.translator import Translator
-from prod9.training.model.checkpoint_manager import (
+from prod9.models.checkpoint_manager import (
     CheckpointManager,
     Header,
     Opened,
@@ -40,8 +30,8 @@ from prod9.training.model.checkpoint_manager import (
     load_strictly,
     weights_of,
 )
-from prod9.training.model.checkpoint_places import find_recorded, keep_input
-from prod9.training.run_folder import (
+from prod9.models.checkpoint_places import find_recorded, keep_input
+from prod9.models.run_folder import (
     CHECKPOINTS,
     LAST,
     METRICS,
@@ -54,7 +44,17 @@ from prod9.training.run_folder import (
     versions,
     write_text,
 )
-from prod9.training.slurm import was_requeued
+from prod9.system.stopping import Watch, watching
+from prod9.training.callbacks import InterruptedTrainingError, KeepCheckpoints, build_callbacks
+from prod9.training.lightning.base import AbstractLightning
+from prod9.training.lightning.building import Upstream, load_bases
+from prod9.training.lightning.building import build_data_module as build_data_module
+from prod9.training.lightning.building import build_module as build_module
+from prod9.training.lightning.building import load_autoencoder as load_autoencoder
+from prod9.training.lightning.translator import Translator
+from prod9.training.running.ending import ended_with_a_hint, is_first_rank, say
+from prod9.training.running.keeping import settle
+from prod9.training.running.slurm import was_requeued
 from prod9.training.trainer import build_loggers, build_trainer, quiet
 
 _ENDINGS = (("training", "max_steps"), ("training", "validate_every_steps"), ("callbacks", "early_stopping"))

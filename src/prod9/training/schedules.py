@@ -2,7 +2,7 @@
 
 import math
 
-from prod9.training.config_schema import LrScheduleConfig
+from prod9.config.schema import LrScheduleConfig
 
 
 def learning_rate_factor(schedule: LrScheduleConfig, step: int, max_steps: int) -> float:

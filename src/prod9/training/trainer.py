@@ -14,9 +14,9 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 
+from prod9.config.schema import RunConfig
 from prod9.errors import ConfigError, MissingDependencyError
 from prod9.training.callbacks import KeepCheckpoints
-from prod9.training.config_schema import RunConfig
 from prod9.training.lightning.checkpoint_io import AtomicCheckpointIO
 from prod9.training.lightning.json_lines import JSONLinesLogger
 from prod9.training.lightning.sharded_strategy import ShardedStrategy

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from prod9.data.layouts import find_cases
+from prod9.data.layouts.find import find_cases
 from prod9.data.sampling import SampleKey, StepBatchSampler
 
 Make = Callable[..., Any]

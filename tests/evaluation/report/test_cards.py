@@ -3,7 +3,7 @@ import yaml
 
 from prod9.errors import DataError
 from prod9.evaluation.report.cards import write_cards
-from prod9.training.model.cards import export_card
+from prod9.models.cards import export_card
 from tests.evaluation.report.folders import write_run, write_whole
 
 

@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import nn
 
+from prod9.measures.metrics import CombinedMetric
+from prod9.measures.perceptual import FeatureMatching, FocalFrequencyLoss
 from prod9.training.algorithms.autoencoder_trainer import AutoencoderTrainer
 from prod9.training.losses import VAEGANLoss
-from prod9.training.metrics import CombinedMetric
-from prod9.training.perceptual import FeatureMatching, FocalFrequencyLoss
 from prod9.types import AutoencoderOutput
 
 from ..test_losses import OPTIONS

@@ -5,12 +5,12 @@ import pytest
 import torch
 
 from prod9.errors import CheckpointError, ConfigError
+from prod9.models.checkpoint_file import read_checkpoint
+from prod9.models.checkpoint_manager import CheckpointManager
 from prod9.pipelines.maisi_control import MAISIControlPipeline
 from prod9.pipelines.segmentation import PlacedSegmentation
 from prod9.training import run
 from prod9.training.lightning.controlnet_lightning import ControlNetLightning
-from prod9.training.model.checkpoint_file import read_checkpoint
-from prod9.training.model.checkpoint_manager import CheckpointManager
 from prod9.training.run import train, validate
 from tests.training.tiny import MemoryData
 from tests.training.tiny_maisi import write_flow

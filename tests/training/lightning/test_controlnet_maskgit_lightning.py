@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from prod9.errors import CheckpointError, ConfigError
+from prod9.models.checkpoint_file import read_checkpoint
+from prod9.models.checkpoint_manager import CheckpointManager
 from prod9.training import run
 from prod9.training.lightning.control_samples import centred
 from prod9.training.lightning.controlnet_maskgit_lightning import ControlNetLightningMaskGiT
-from prod9.training.model.checkpoint_file import read_checkpoint
-from prod9.training.model.checkpoint_manager import CheckpointManager
 from prod9.training.run import train, validate
 from tests.training.tiny import MemoryData, write_autoencoder
 from tests.training.tiny_control import write_transformer
@@ -67,7 +67,7 @@ def test_a_validation_samples_with_and_without_control(make_config, memory_data)
 
 
 def result_config(result):
-    from prod9.training.config import load_config
+    from prod9.config.load import load_config
 
     return load_config(result.checkpoint.parents[1] / "config.yaml")
 

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from prod9.errors import ConfigError
+from prod9.models.checkpoint_manager import CheckpointManager
 from prod9.pipelines.maisi import MAISIPipeline
 from prod9.training import run
 from prod9.training.lightning.maisi_diffusion_lightning import MAISIDiffusionLightning
 from prod9.training.lightning.maisi_vae_lightning import MAISIVAELightning
-from prod9.training.model.checkpoint_manager import CheckpointManager
 from prod9.training.run import train
 from tests.training.tiny_maisi import LABELS
 

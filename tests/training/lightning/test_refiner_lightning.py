@@ -6,16 +6,16 @@ from typing import Any
 import pytest
 import torch
 
+from prod9.config.load import config_from_dict
 from prod9.errors import CheckpointError, ConfigError
+from prod9.models.checkpoint_manager import CheckpointManager
+from prod9.models.factory import ModelFactory
+from prod9.planning.estimates import OVERHEAD
+from prod9.planning.refiner import estimate_refiner
 from prod9.training import run
-from prod9.training.brats_refiner_data import BraTSRefinerDataModule
-from prod9.training.config import config_from_dict
+from prod9.training.data.refiner import BraTSRefinerDataModule
 from prod9.training.lightning.refiner_lightning import RefinerLightning, inputs_of
 from prod9.training.lightning.translator import load_translator
-from prod9.training.model.checkpoint_manager import CheckpointManager
-from prod9.training.model.model_factory import ModelFactory
-from prod9.training.resources import OVERHEAD
-from prod9.training.resources_refiner import estimate_refiner
 from tests.fixtures import write_brats_tree
 from tests.training.tiny_refiner import Average, refiner_config, write_translator
 

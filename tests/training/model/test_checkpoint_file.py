@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from prod9.errors import CheckpointError, DataError
-from prod9.training.model import checkpoint_file
-from prod9.training.model.checkpoint_file import (
+from prod9.models import checkpoint_file
+from prod9.models.checkpoint_file import (
     read_checkpoint,
     remove_checkpoint,
     sidecar,
@@ -136,7 +136,7 @@ def test_kill_9_while_saving_leaves_a_good_checkpoint(tmp_path):
     """The system's temporary folder is elsewhere, where Lightning's own writer loses files."""
     script = (
         "import sys, torch\nfrom pathlib import Path\n"
-        "from prod9.training.model.checkpoint_file import write_checkpoint\n"
+        "from prod9.models.checkpoint_file import write_checkpoint\n"
         "step = 0\nwhile True:\n step += 1\n"
         " write_checkpoint({'w': torch.full((200000,), float(step)), 'step': step},"
         " Path(sys.argv[1]) / 'last.ckpt', keep_previous=True)\n print(step, flush=True)\n"

@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from prod9.errors import CheckpointError
-from prod9.training.model.checkpoint_file import read_checkpoint, sidecar, write_checkpoint
-from prod9.training.model.checkpoint_manager import (
+from prod9.models.checkpoint_file import read_checkpoint, sidecar, write_checkpoint
+from prod9.models.checkpoint_manager import (
     CheckpointManager,
     make_header,
 )
-from prod9.training.model.checkpoint_places import describe_input, write_index
-from prod9.training.model.model_factory import ModelFactory
+from prod9.models.checkpoint_places import describe_input, write_index
+from prod9.models.factory import ModelFactory
 from tests.training.tiny import transformer_config, write_autoencoder
 
 

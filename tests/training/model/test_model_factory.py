@@ -1,8 +1,7 @@
 import pytest
 import torch
 
-from prod9.errors import ConfigError
-from prod9.training.config_schema import (
+from prod9.config.schema import (
     AutoencoderLossConfig,
     CombinedMetricConfig,
     DecoderModelConfig,
@@ -13,7 +12,9 @@ from prod9.training.config_schema import (
     SlidingWindowSection,
     TransformerLossConfig,
 )
-from prod9.training.model.model_factory import ModelFactory
+from prod9.errors import ConfigError
+from prod9.models.factory import ModelFactory
+from prod9.training.building import build_autoencoder_trainer, build_loss, build_transformer_trainer
 
 FSQ = FSQModelConfig(levels=(5, 6), num_channels=(8, 8), num_res_blocks=(1, 1), norm_num_groups=4)
 
@@ -46,7 +47,7 @@ def test_the_loss_takes_every_setting_of_its_section():
             "range_weight": 0.7,
         }
     )  # fmt: skip
-    loss = ModelFactory.create_loss(section)
+    loss = build_loss(section)
     assert vars(loss) | {"perceptual": None} == {
         "reconstruction": "l2", "reconstruction_weight": 2.0, "perceptual": None, "perceptual_weight": 0.3,
         "adversarial_weight": 0.4, "criterion": "hinge", "adaptive": False, "adaptive_max": 9.0, "start_step": 7,
@@ -60,7 +61,7 @@ def test_lpips_is_measured_only_when_it_is_weighed(monkeypatch, tmp_path):
     monkeypatch.setenv("PROD9_WEIGHTS_DIR", str(tmp_path))
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     network = ModelFactory.create_autoencoder(FSQ)
-    build = ModelFactory.create_autoencoder_trainer
+    build = build_autoencoder_trainer
     section = AutoencoderLossConfig.model_validate({"adversarial": {"weight": 0.0}})
     trainer = build(section, CombinedMetricConfig(), autoencoder=network, discriminator=None)
     assert trainer.lpips is None
@@ -80,7 +81,7 @@ def test_the_transformer_trainer_takes_every_setting_of_its_section():
     section = TransformerLossConfig(label_smoothing=0.2, condition_dropout=0.3, background_weight=0.4)
     model = DecoderModelConfig(embed_dim=16, num_blocks=1, num_heads=2)
     decoder = ModelFactory.create_transformer(model, levels=(5, 6))
-    trainer = ModelFactory.create_transformer_trainer(
+    trainer = build_transformer_trainer(
         section, decoder=decoder, scheduler=ModelFactory.create_scheduler(MaskingConfig())
     )
     assert {name: getattr(trainer, name) for name in section.kwargs()} == section.kwargs()

@@ -10,17 +10,17 @@ from monai.apps.generation.maisi.networks.controlnet_maisi import ControlNetMais
 from monai.apps.generation.maisi.networks.diffusion_model_unet_maisi import DiffusionModelUNetMaisi
 
 from prod9.errors import CheckpointError
-from prod9.pipelines.maisi import MAISIPipeline
-from prod9.pipelines.maisi_control import MAISIControlPipeline
-from prod9.training.model import released_weights
-from prod9.training.model.checkpoint_manager import CheckpointManager
-from prod9.training.model.released_weights import (
+from prod9.models import released_weights
+from prod9.models.checkpoint_manager import CheckpointManager
+from prod9.models.released import RELEASED
+from prod9.models.released_weights import (
     build_released,
     check_released,
     import_released,
     read_released,
 )
-from prod9.training.released import RELEASED
+from prod9.pipelines.maisi import MAISIPipeline
+from prod9.pipelines.maisi_control import MAISIControlPipeline
 from tests.training.tiny_maisi import UNET, VAE
 
 UNET_PUBLISHED = {

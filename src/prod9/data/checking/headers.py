@@ -9,11 +9,11 @@ import numpy as np
 
 from prod9.data.cases import Case
 from prod9.data.checking.findings import Finding, error, note, warning
-from prod9.data.names import SEG
+from prod9.data.layouts.names import SEG
 from prod9.errors import DataError
 from prod9.files import sha256
+from prod9.system.wording import plural
 from prod9.volumes import Channel, VolumeHeader, cautions, looks_whole, read, read_header, signature
-from prod9.wording import plural
 
 Progress = Callable[[int, int], None]
 """Called with (done, total)."""

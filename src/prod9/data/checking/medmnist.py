@@ -15,9 +15,9 @@ from prod9.data.checking.fingerprint import FORMAT, fit_grid
 from prod9.data.checking.headers import Progress, sides
 from prod9.data.checking.page import MAX_THUMBNAILS
 from prod9.data.checking.voxels import CaseVoxels, array_stats, planes, summarise
-from prod9.data.medmnist import SHAPE_SETS, MedMNIST3DFile, is_published, open_medmnist3d, read_array
+from prod9.data.layouts.medmnist import SHAPE_SETS, MedMNIST3DFile, is_published, open_medmnist3d, read_array
 from prod9.errors import DataError
-from prod9.wording import are, listing
+from prod9.system.wording import are, listing
 
 
 @dataclass

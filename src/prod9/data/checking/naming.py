@@ -7,9 +7,9 @@ from prod9.data.cases import Case
 from prod9.data.checking.findings import Finding, note, warning
 from prod9.data.checking.voxels import CaseVoxels
 from prod9.data.labels import doubt
-from prod9.data.names import identify
-from prod9.data.visits import MANY, look_alikes, visit_groups
-from prod9.wording import listing, plural
+from prod9.data.layouts.names import identify
+from prod9.data.layouts.visits import MANY, look_alikes, visit_groups
+from prod9.system.wording import listing, plural
 
 _GUESSED = ("canonical", "datalist", "msd", "nnunet")
 _DECLARED = ("msd", "nnunet")

@@ -13,7 +13,7 @@ import numpy as np
 from prod9.data.checking.findings import Finding
 from prod9.data.checking.voxels import BINS, CaseVoxels
 from prod9.files import atomic_write
-from prod9.wording import plural
+from prod9.system.wording import plural
 
 _STYLE = """
 body{font:15px/1.45 system-ui,sans-serif;margin:2rem auto;max-width:72rem;padding:0 1rem;color:#1b1f24}

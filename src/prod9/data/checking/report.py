@@ -18,12 +18,12 @@ from prod9.data.checking.voxels import (
     read_cases,
     summarise,
 )
-from prod9.data.layouts import Dataset, no_cases, require_known, scan_dataset
-from prod9.data.names import MODALITIES
-from prod9.data.scan import conversion, foreign_files
+from prod9.data.layouts.find import Dataset, no_cases, require_known, scan_dataset
+from prod9.data.layouts.names import MODALITIES
+from prod9.data.layouts.scan import conversion, foreign_files
 from prod9.data.splits import Split
 from prod9.errors import DataError
-from prod9.wording import are, listing, plural
+from prod9.system.wording import are, listing, plural
 
 _OWN_NAMES = ("msd", "nnunet", "datalist")
 

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset
 
-from prod9.data.cache import CaseCache
 from prod9.data.preprocessing import CaseVolumes
 from prod9.data.sampling import SampleKey
+from prod9.data.stores.cache import CaseCache
 from prod9.data.transforms import Stage1Transform
 
 

@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import Dataset
 
 from prod9.data.datasets.tokens import LabelledTokens
-from prod9.data.medmnist import padded
+from prod9.data.layouts.medmnist import padded
 from prod9.data.sampling import SampleKey
 from prod9.data.transforms import Stage1Transform
 

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from prod9.data.latents import TokenStore
 from prod9.data.sampling import SampleKey
+from prod9.data.stores.latents import TokenStore
 
 
 class LabelledTokens(Dataset[dict[str, Any]]):

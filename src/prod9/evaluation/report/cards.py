@@ -8,8 +8,8 @@ from prod9.errors import DataError
 from prod9.evaluation.report.forms import AuditForm, EvaluationForm, ScoreForm, mapping
 from prod9.evaluation.report.gather import RunRecord, find_results, read_run
 from prod9.files import atomic_write
-from prod9.training.model.cards import DISCLAIMER, front_matter, model_front_matter, model_title
-from prod9.wording import plural
+from prod9.models.cards import DISCLAIMER, front_matter, model_front_matter, model_title
+from prod9.system.wording import plural
 
 MODEL_CARD, DATA_CARD = "MODEL_CARD.md", "DATA_CARD.md"
 _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"))

@@ -12,7 +12,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 
 import prod9
-from prod9.data.names import MODALITIES
+from prod9.data.layouts.names import MODALITIES
 from prod9.errors import DataError, Prod9Error
 from prod9.evaluation.report.charts import curve_chart, strip_chart
 from prod9.evaluation.report.forms import AuditForm, EvaluationForm, mapping, number

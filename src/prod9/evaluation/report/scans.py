@@ -13,11 +13,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from prod9.data.labels import canonical_seg
-from prod9.data.names import MODALITIES
+from prod9.data.layouts.names import MODALITIES
 from prod9.errors import DataError
 from prod9.evaluation.report.gather import RunRecord
-from prod9.evaluation.volume_sets import BadFiles, Entry, find_volumes
-from prod9.training.montage import three_planes
+from prod9.evaluation.sets.volume_sets import BadFiles, Entry, find_volumes
+from prod9.measures.montage import three_planes
 from prod9.volumes import encode, read, to_ras
 
 MAX_SIDE = 128

@@ -6,10 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from prod9.training.algorithms.base import Autoencoder, Backward, Losses, TokenAutoencoder, frozen_call
-from prod9.training.algorithms.tally import Tally, exact, mean_of
-from prod9.training.losses import VAEGANLoss, kl_divergence
-from prod9.training.metrics import (
+from prod9.measures.metrics import (
     CombinedMetric,
     codebook_usage,
     foreground,
@@ -19,6 +16,9 @@ from prod9.training.metrics import (
     ssim3d,
     token_histogram,
 )
+from prod9.training.algorithms.base import Autoencoder, Backward, Losses, TokenAutoencoder, frozen_call
+from prod9.training.algorithms.tally import Tally, exact, mean_of
+from prod9.training.losses import VAEGANLoss, kl_divergence
 from prod9.types import AutoencoderOutput, Volume
 
 

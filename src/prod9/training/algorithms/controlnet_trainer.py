@@ -15,11 +15,11 @@ from prod9.diffusion.scheduler import RectifiedFlowSchedulerRF
 from prod9.generator.controlnet_maskgit import ControlNetMaskGiT
 from prod9.generator.maskgit import MaskGiTScheduler
 from prod9.generator.token_decoder import MaskedDecoder
+from prod9.measures.metrics import inception_score, num_directions, principal_frechet
 from prod9.training.algorithms.control_flow import FlowControl, RegionContrast
 from prod9.training.algorithms.control_regions import position_weights, region_of
 from prod9.training.algorithms.control_tokens import TokenControl
 from prod9.training.algorithms.tally import Tally, mean_of
-from prod9.training.metrics import inception_score, num_directions, principal_frechet
 from prod9.types import Latent, TokenGrid, Volume
 
 OBJECTIVES: Mapping[str, Callable[[Any, Any], Tensor]] = MappingProxyType(

@@ -9,8 +9,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from prod9.generator.refiner import Refined
+from prod9.measures.metrics import fit_intensities, foreground, psnr, ssim3d
 from prod9.training.algorithms.tally import Tally, mean_of
-from prod9.training.metrics import fit_intensities, foreground, psnr, ssim3d
 from prod9.types import Label, Volume
 
 RefinerNetwork = Callable[[Tensor, Tensor, Tensor, Tensor], Refined]

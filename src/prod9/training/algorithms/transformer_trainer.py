@@ -9,10 +9,10 @@ from torch import Tensor
 from prod9.generator.heads import TokenLogits
 from prod9.generator.maskgit import MaskGiTScheduler
 from prod9.generator.transformer import MaskedDecoder
+from prod9.measures.metrics import count_values
 from prod9.training.algorithms.base import weighted_mean
 from prod9.training.algorithms.control_regions import position_weights, segmented_positions
 from prod9.training.algorithms.tally import Tally, mean_of
-from prod9.training.metrics import count_values
 from prod9.types import MaskedSample, TokenGrid
 
 _LOW_TIME, _HIGH_TIME = 0.8, 0.2

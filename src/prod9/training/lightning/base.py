@@ -22,10 +22,10 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from prod9.config.schema import RunConfig
 from prod9.errors import CheckpointError, ConfigError, TrainingError
+from prod9.models.checkpoint_manager import Header, Opened, load_strictly, make_header, weights_of
 from prod9.training.algorithms.tally import Tally
-from prod9.training.config_schema import RunConfig
-from prod9.training.model.checkpoint_manager import Header, Opened, load_strictly, make_header, weights_of
 from prod9.training.optimizers import build_optimizer
 from prod9.training.schedules import learning_rate_factor
 from prod9.training.sharding import own_part, whole

@@ -9,15 +9,7 @@ import torch
 
 from prod9.autoencoder.autoencoder_fsq import AutoencoderFSQ
 from prod9.autoencoder.autoencoder_maisi import AutoencoderKlMaisi
-from prod9.data.latents import Encode, ParallelEncode
-from prod9.data.splits import Split
-from prod9.training.brats_controlnet_data import BraTSControlNetDataModule
-from prod9.training.brats_data import AbstractBraTSDataModule, BraTSDataModule
-from prod9.training.brats_diffusion_data import BraTSDiffusionDataModule
-from prod9.training.brats_in_context_data import BraTSInContextDataModule
-from prod9.training.brats_label_conditional_data import BraTSLabelConditionalDataModule
-from prod9.training.brats_refiner_data import BraTSRefinerDataModule
-from prod9.training.config_schema import (
+from prod9.config.schema import (
     AutoencoderConfig,
     FSQModelConfig,
     MaisiControlNetConfig,
@@ -29,7 +21,22 @@ from prod9.training.config_schema import (
     Stage1Config,
     TransformerConfig,
 )
-from prod9.training.encoders import build_encode
+from prod9.data.splits import Split
+from prod9.data.stores.latents import Encode, ParallelEncode
+from prod9.models.checkpoint_manager import Loaded, Opened
+from prod9.models.checkpoint_places import find_recorded, sha256_at
+from prod9.models.export import is_export
+from prod9.models.factory import ModelFactory
+from prod9.models.run_folder import find_checkpoints
+from prod9.training.data.brats import AbstractBraTSDataModule, BraTSDataModule
+from prod9.training.data.control import BraTSControlNetDataModule
+from prod9.training.data.encoders import build_encode
+from prod9.training.data.flow import BraTSDiffusionDataModule
+from prod9.training.data.in_context import BraTSInContextDataModule
+from prod9.training.data.label_conditional import BraTSLabelConditionalDataModule
+from prod9.training.data.medmnist3d import MedMNIST3DDataModule
+from prod9.training.data.module import AbstractDataModule
+from prod9.training.data.refiner import BraTSRefinerDataModule
 from prod9.training.lightning.autoencoder_lightning import AutoencoderLightning
 from prod9.training.lightning.base import AbstractLightning
 from prod9.training.lightning.controlnet_lightning import (
@@ -42,7 +49,6 @@ from prod9.training.lightning.controlnet_maskgit_lightning import (
     ControlUpstream,
     load_control_upstream,
 )
-from prod9.training.lightning.datamodule import AbstractDataModule
 from prod9.training.lightning.generative import load_upstream
 from prod9.training.lightning.in_context_lightning import InContextTransformerLightning
 from prod9.training.lightning.label_conditional_lightning import LabelConditionalTransformerLightning
@@ -52,12 +58,6 @@ from prod9.training.lightning.refiner_lightning import RefinerLightning
 from prod9.training.lightning.transformer_lightning import TransformerLightning
 from prod9.training.lightning.translator import Translator, load_translator
 from prod9.training.lightning.upstream import load_vae
-from prod9.training.medmnist3d_data import MedMNIST3DDataModule
-from prod9.training.model.checkpoint_manager import Loaded, Opened
-from prod9.training.model.checkpoint_places import find_recorded, sha256_at
-from prod9.training.model.export import is_export
-from prod9.training.model.model_factory import ModelFactory
-from prod9.training.run_folder import find_checkpoints
 
 log = logging.getLogger("prod9")
 
@@ -109,7 +109,7 @@ def build_data_module(
 ) -> AbstractDataModule:
     """Return the data module of ``config``; stages 2 and 3 encode each volume once, with ``upstream``.
 
-    encode: for stage 2, an :class:`~prod9.training.encoders.EncoderPool` of that upstream; None encodes here.
+    encode: for stage 2, an :class:`~prod9.training.data.encoders.EncoderPool` of that upstream; None encodes here.
     """
     if isinstance(config, Stage1Config):
         return MedMNIST3DDataModule(config) if config.data.kind == "medmnist3d" else BraTSDataModule(config)

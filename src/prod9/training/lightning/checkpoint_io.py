@@ -10,7 +10,7 @@ from typing import Any
 from lightning.fabric.plugins.io import CheckpointIO
 
 from prod9.errors import CheckpointError
-from prod9.training.model.checkpoint_file import LAST, read_checkpoint, remove_checkpoint, write_checkpoint
+from prod9.models.checkpoint_file import LAST, read_checkpoint, remove_checkpoint, write_checkpoint
 
 _STATE = ("prod9_run", "optimizer_states", "pytorch-lightning_version")
 """What a resumed run needs beside weights."""

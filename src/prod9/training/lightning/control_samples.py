@@ -8,18 +8,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from prod9.data.names import identify
-from prod9.evaluation.classifier import ModalityClassifier, train_classifier
+from prod9.config.schema import MaisiControlNetConfig, MaskGiTControlNetLightningConfig
+from prod9.data.layouts.names import identify
 from prod9.evaluation.control import contrast_slope, foreground_dice
-from prod9.evaluation.features import AutoencoderFeatures, extract
-from prod9.evaluation.manifold import standardised_kid
-from prod9.evaluation.members import number_members
-from prod9.evaluation.networks import coarsen
+from prod9.evaluation.judges.classifier import ModalityClassifier, train_classifier
+from prod9.evaluation.judges.features import AutoencoderFeatures, extract
+from prod9.evaluation.judges.networks import coarsen
+from prod9.evaluation.sets.manifold import standardised_kid
+from prod9.evaluation.sets.members import number_members
+from prod9.measures.metrics import num_directions
 from prod9.training.algorithms.controlnet_trainer import ControlNetTrainer
-from prod9.training.config_schema import MaisiControlNetConfig, MaskGiTControlNetLightningConfig
 from prod9.training.lightning.base import Batch, Panel, Unregistered
 from prod9.training.lightning.upstream import AbstractUpstreamLightning
-from prod9.training.metrics import num_directions
 
 _CLASSIFIER_VOLUMES = 64
 """Training volumes that the classifier of the Inception Score is trained on."""

@@ -10,23 +10,24 @@ import torch
 from torch import Tensor
 
 from prod9.autoencoder.autoencoder_maisi import AutoencoderKlMaisi
-from prod9.controlnet.condition import ControlCondition
-from prod9.controlnet.controlnet_model import ControlNetRF
-from prod9.diffusion.condition import FlowCondition
-from prod9.diffusion.diffusion_model import DiffusionModelRF
-from prod9.errors import ConfigError
-from prod9.training.algorithms.tally import Tally
-from prod9.training.config import config_from_dict
-from prod9.training.config_schema import (
+from prod9.config.load import config_from_dict
+from prod9.config.schema import (
     KLModelConfig,
     MaisiControlNetConfig,
     MaisiDiffusionConfig,
     RectifiedFlowModelConfig,
 )
+from prod9.controlnet.condition import ControlCondition
+from prod9.controlnet.controlnet_model import ControlNetRF
+from prod9.diffusion.condition import FlowCondition
+from prod9.diffusion.diffusion_model import DiffusionModelRF
+from prod9.errors import ConfigError
+from prod9.models.checkpoint_manager import CheckpointManager, Header, Loaded
+from prod9.models.factory import ModelFactory
+from prod9.training.algorithms.tally import Tally
+from prod9.training.building import build_flow_controlnet_trainer
 from prod9.training.lightning.base import Batch, Unregistered, compile_network
 from prod9.training.lightning.control_samples import SampledControl
-from prod9.training.model.checkpoint_manager import CheckpointManager, Header, Loaded
-from prod9.training.model.model_factory import ModelFactory
 
 log = logging.getLogger("prod9")
 
@@ -83,7 +84,7 @@ class ControlNetLightning(SampledControl):
         self.initialisation = self.controlnet.start_from(base, geometry=upstream.geometry)
         flow = upstream.base_config.flow
         self._algorithm = Unregistered(
-            ModelFactory.create_flow_controlnet_trainer(
+            build_flow_controlnet_trainer(
                 config.loss,
                 base=base,
                 controlnet=self.controlnet,

@@ -8,23 +8,24 @@ import torch
 from torch import Tensor
 
 from prod9.autoencoder.autoencoder_fsq import AutoencoderFSQ
-from prod9.controlnet.condition import ControlCondition
-from prod9.errors import ConfigError
-from prod9.generator.controlnet_maskgit import ControlNetMaskGiT
-from prod9.generator.token_decoder import AbstractTokenDecoder
-from prod9.training.algorithms.tally import Tally
-from prod9.training.config import config_from_dict, config_to_dict
-from prod9.training.config_schema import (
+from prod9.config.load import config_from_dict, config_to_dict
+from prod9.config.schema import (
     FSQModelConfig,
     MaskGiTControlNetLightningConfig,
     TransformerConfig,
 )
+from prod9.controlnet.condition import ControlCondition
+from prod9.errors import ConfigError
+from prod9.generator.controlnet_maskgit import ControlNetMaskGiT
+from prod9.generator.token_decoder import AbstractTokenDecoder
+from prod9.models.checkpoint_manager import CheckpointManager, Loaded
+from prod9.models.factory import ModelFactory
+from prod9.training.algorithms.tally import Tally
+from prod9.training.building import build_controlnet_trainer
 from prod9.training.lightning.base import Batch, Unregistered, compile_network
 from prod9.training.lightning.conditions import CONDITIONS
 from prod9.training.lightning.control_samples import SampledControl
 from prod9.training.lightning.tokens import AbstractTokenLightning
-from prod9.training.model.checkpoint_manager import CheckpointManager, Loaded
-from prod9.training.model.model_factory import ModelFactory
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ class ControlNetLightningMaskGiT(SampledControl, AbstractTokenLightning):
             autoencoder=FSQModelConfig.model_validate(sections["autoencoder"]),
         )
         self._algorithm = Unregistered(
-            ModelFactory.create_controlnet_trainer(
+            build_controlnet_trainer(
                 config.loss,
                 decoder=base,
                 controlnet=self.controlnet,

@@ -8,10 +8,11 @@ from torch.optim import Optimizer
 
 from prod9.autoencoder.autoencoder_fsq import AutoencoderFSQ
 from prod9.autoencoder.autoencoder_maisi import AutoencoderKlMaisi
+from prod9.config.schema import AutoencoderConfig, MaisiVAEConfig
+from prod9.models.factory import ModelFactory
 from prod9.training.algorithms.tally import Tally
-from prod9.training.config_schema import AutoencoderConfig, MaisiVAEConfig
+from prod9.training.building import build_autoencoder_trainer
 from prod9.training.lightning.base import AbstractLightning, Batch, NonFiniteError, Panel, compile_network
-from prod9.training.model.model_factory import ModelFactory
 
 A = TypeVar("A", AutoencoderFSQ, AutoencoderKlMaisi)
 
@@ -33,7 +34,7 @@ class AbstractGANLightning(AbstractLightning, Generic[A]):
         self.discriminator = (
             ModelFactory.create_discriminator(adversarial.discriminator) if adversarial.weight else None
         )
-        self.algorithm = ModelFactory.create_autoencoder_trainer(
+        self.algorithm = build_autoencoder_trainer(
             config.loss,
             config.callbacks.combined_metric,
             autoencoder=autoencoder,

@@ -7,14 +7,15 @@ import torch
 from torch import Tensor, nn
 
 from prod9.autoencoder.autoencoder_fsq import AutoencoderFSQ
+from prod9.config.schema import TransformerConfig
 from prod9.errors import ConfigError
+from prod9.models.checkpoint_manager import CheckpointManager, Loaded
+from prod9.models.factory import ModelFactory
 from prod9.training.algorithms.tally import Tally
-from prod9.training.config_schema import TransformerConfig
+from prod9.training.building import build_transformer_trainer
 from prod9.training.lightning.base import Batch, Panel, compile_network
 from prod9.training.lightning.conditions import Condition
 from prod9.training.lightning.tokens import AbstractTokenLightning
-from prod9.training.model.checkpoint_manager import CheckpointManager, Loaded
-from prod9.training.model.model_factory import ModelFactory
 
 
 class AbstractGenerativeLightning(AbstractTokenLightning):
@@ -28,7 +29,7 @@ class AbstractGenerativeLightning(AbstractTokenLightning):
     def __init__(self, config: TransformerConfig, upstream: Loaded[AutoencoderFSQ] | None = None) -> None:
         super().__init__(config, upstream or load_upstream(config))
         self.decoder = ModelFactory.create_transformer(config.model, levels=self.levels)
-        self.algorithm = ModelFactory.create_transformer_trainer(
+        self.algorithm = build_transformer_trainer(
             config.loss, decoder=self.decoder, scheduler=ModelFactory.create_scheduler(config.masking)
         )
         if config.training.compile:

@@ -7,10 +7,10 @@ from typing import cast
 from prod9.errors import CheckpointError
 from prod9.generator.modality_processor import PADDING, InContextCondition
 from prod9.generator.single_stream import TransformerDecoderSingleStream
+from prod9.models.checkpoint_manager import CheckpointManager, Opened
 from prod9.training.lightning.base import Batch, Panel
 from prod9.training.lightning.conditions import in_context
 from prod9.training.lightning.generative import AbstractGenerativeLightning
-from prod9.training.model.checkpoint_manager import CheckpointManager, Opened
 
 log = logging.getLogger(__name__)
 

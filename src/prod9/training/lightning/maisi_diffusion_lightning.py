@@ -6,14 +6,15 @@ import torch
 from torch import Tensor, nn
 
 from prod9.autoencoder.autoencoder_maisi import AutoencoderKlMaisi
+from prod9.config.schema import MaisiDiffusionConfig
 from prod9.diffusion.condition import FlowCondition
+from prod9.models.checkpoint_manager import Header, Loaded, require_schedule
+from prod9.models.factory import ModelFactory
+from prod9.models.released import RECTIFIED_FLOW
 from prod9.training.algorithms.tally import Tally
-from prod9.training.config_schema import MaisiDiffusionConfig
+from prod9.training.building import build_diffusion_trainer
 from prod9.training.lightning.base import Batch, Panel, compile_network
 from prod9.training.lightning.upstream import AbstractUpstreamLightning, load_vae
-from prod9.training.model.checkpoint_manager import Header, Loaded, require_schedule
-from prod9.training.model.model_factory import ModelFactory
-from prod9.training.released import RECTIFIED_FLOW
 
 _BINS = 64
 
@@ -36,9 +37,7 @@ class MAISIDiffusionLightning(AbstractUpstreamLightning[AutoencoderKlMaisi]):
         self.latent_channels = upstream.network.latent_channels
         self.diffusion = ModelFactory.create_diffusion(config.model, latent_channels=self.latent_channels)
         scheduler = ModelFactory.create_flow_scheduler(config.flow)
-        self.algorithm = ModelFactory.create_diffusion_trainer(
-            config.loss, network=self.diffusion, scheduler=scheduler
-        )
+        self.algorithm = build_diffusion_trainer(config.loss, network=self.diffusion, scheduler=scheduler)
         self.sampler = ModelFactory.create_flow_sampler(config.sampler, config.flow)
         self.scale_factor: float | None = None
         if config.training.channels_last:

@@ -3,9 +3,9 @@
 from torch import Tensor
 
 from prod9.autoencoder.autoencoder_maisi import AutoencoderKlMaisi
-from prod9.training.config_schema import MaisiVAEConfig
+from prod9.config.schema import MaisiVAEConfig
+from prod9.models.factory import ModelFactory
 from prod9.training.lightning.gan import AbstractGANLightning
-from prod9.training.model.model_factory import ModelFactory
 
 
 class MAISIVAELightning(AbstractGANLightning[AutoencoderKlMaisi]):

@@ -6,13 +6,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from prod9.config.schema import RefinerConfig
+from prod9.models.checkpoint_places import describe_input
+from prod9.models.factory import ModelFactory
 from prod9.training.algorithms.refiner_trainer import RefinerInputs
 from prod9.training.algorithms.tally import Tally
-from prod9.training.config_schema import RefinerConfig
+from prod9.training.building import build_refiner_trainer
 from prod9.training.lightning.base import AbstractLightning, Batch, Panel, compile_network
 from prod9.training.lightning.translator import Translator, load_translator
-from prod9.training.model.checkpoint_places import describe_input
-from prod9.training.model.model_factory import ModelFactory
 
 
 class RefinerLightning(AbstractLightning):
@@ -26,7 +27,7 @@ class RefinerLightning(AbstractLightning):
         opened = (upstream or load_translator(config)).opened
         self._translator = describe_input(opened.path, opened.sha256, Path(config.output_dir))
         self.refiner = ModelFactory.create_refiner(config.model)
-        self.algorithm = ModelFactory.create_refiner_trainer(config.loss, refiner=self.refiner)
+        self.algorithm = build_refiner_trainer(config.loss, refiner=self.refiner)
         self.examples: list[Batch] = []
         if config.training.channels_last:
             self.refiner.to(memory_format=torch.channels_last_3d)  # pyright: ignore[reportCallIssue]

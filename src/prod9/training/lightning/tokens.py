@@ -5,10 +5,10 @@ from typing import Any
 from torch import Tensor
 
 from prod9.autoencoder.autoencoder_fsq import AutoencoderFSQ
-from prod9.training.config_schema import MaskGiTControlNetLightningConfig, TransformerConfig
+from prod9.config.schema import MaskGiTControlNetLightningConfig, TransformerConfig
+from prod9.models.checkpoint_manager import Loaded
+from prod9.models.factory import ModelFactory
 from prod9.training.lightning.upstream import AbstractUpstreamLightning
-from prod9.training.model.checkpoint_manager import Loaded
-from prod9.training.model.model_factory import ModelFactory
 
 
 class AbstractTokenLightning(AbstractUpstreamLightning[AutoencoderFSQ]):

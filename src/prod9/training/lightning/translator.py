@@ -6,12 +6,12 @@ from functools import cached_property
 import numpy as np
 import torch
 
+from prod9.config.load import config_from_dict
+from prod9.config.schema import RefinerConfig, TransformerConfig
 from prod9.data.splits import Split
 from prod9.errors import ConfigError
+from prod9.models.checkpoint_manager import CheckpointManager, Opened
 from prod9.pipelines.translation import TranslationPipeline
-from prod9.training.config import config_from_dict
-from prod9.training.config_schema import RefinerConfig, TransformerConfig
-from prod9.training.model.checkpoint_manager import CheckpointManager, Opened
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,12 +6,12 @@ from typing import Any, Generic, TypeVar
 from prod9.autoencoder.autoencoder_fsq import AutoencoderFSQ
 from prod9.autoencoder.autoencoder_maisi import AutoencoderKlMaisi
 from prod9.autoencoder.inference import AutoencoderInferenceWrapper
+from prod9.config.schema import MaisiDiffusionConfig, RunConfig
 from prod9.errors import ConfigError
-from prod9.training.config_schema import MaisiDiffusionConfig, RunConfig
+from prod9.models.checkpoint_manager import CheckpointManager, Loaded
+from prod9.models.checkpoint_places import describe_input
+from prod9.models.factory import ModelFactory
 from prod9.training.lightning.base import AbstractLightning, Batch, Unregistered
-from prod9.training.model.checkpoint_manager import CheckpointManager, Loaded
-from prod9.training.model.checkpoint_places import describe_input
-from prod9.training.model.model_factory import ModelFactory
 
 A = TypeVar("A", AutoencoderFSQ, AutoencoderKlMaisi)
 

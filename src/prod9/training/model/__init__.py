@@ -1,1 +1,1 @@
-"""Building networks from configurations, and loading them from files."""
+"""Networks and checkpoints live in :mod:`prod9.models`."""

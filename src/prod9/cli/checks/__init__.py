@@ -1,0 +1,1 @@
+"""`--check`: everything that can be known before a run begins."""

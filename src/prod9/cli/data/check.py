@@ -1,0 +1,229 @@
+"""``prod9 data check`` and ``prod9 data info``: look at a dataset before hours are spent on it."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from prod9.cli.shared import FAILED, DebugOption, JsonOption, console, messages, print_json, progress
+from prod9.errors import ConfigError
+from prod9.system.wording import plural
+
+if TYPE_CHECKING:
+    from prod9.data.checking.medmnist import MedMNIST3DReport
+    from prod9.data.checking.report import Report
+
+_SHOWN = 20
+_COLOURS = {"error": "bold red", "warning": "yellow", "note": "dim"}
+
+RootArgument = Annotated[
+    Path,
+    typer.Argument(
+        metavar="DIR",
+        help="Folder with cases, a .csv, .tsv or .json list of them, or a MedMNIST3D .npz file.",
+    ),
+]
+LayoutOption = Annotated[str, typer.Option("--layout", help="Layout, if `auto` gets it wrong (data.layout).")]
+SchemeOption = Annotated[
+    str,
+    typer.Option(
+        "--label-scheme",
+        help="Meaning of the label values, e.g. brats2015 or whole_tumor (data.label_scheme).",
+    ),
+]
+ModalityOption = Annotated[
+    list[str] | None, typer.Option("--modality", help="What every case must have; repeatable.")
+]
+WorkersOption = Annotated[int, typer.Option("--workers", "-j", min=1, help="Files read at a time.")]
+
+
+def check(
+    root: RootArgument,
+    layout: LayoutOption = "auto",
+    label_scheme: SchemeOption = "auto",
+    modality: ModalityOption = None,
+    split: Annotated[
+        Path | None, typer.Option("--split", metavar="FILE", help="Also compare patients with a split.json.")
+    ] = None,
+    deep: Annotated[
+        bool, typer.Option("--deep", help="Read every voxel: checksums, NaN, intensities, labels.")
+    ] = False,
+    html: Annotated[
+        Path | None,
+        typer.Option("--html", metavar="FILE", help="Write a page with pictures; implies --deep."),
+    ] = None,
+    workers: WorkersOption = 1,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Check a dataset: what is there, what is wrong, and how to mend it.
+
+    Without `--deep` only headers are read, a thousand cases in seconds. Nothing in the folder is changed. The exit
+    code is 1 when there is an error: something that would stop training or spoil it.
+    """
+    _keep_out(html, root, "--html")
+    deep = deep or html is not None
+    report: Report | MedMNIST3DReport
+    if is_medmnist3d(root):
+        _refuse_options(root, layout, label_scheme, modality, split)
+        report = checked_medmnist3d(root, deep=deep)
+    else:
+        report = _checked(root, layout, label_scheme, modality, split=split, deep=deep, workers=workers)
+    if html is not None:
+        from prod9.data.checking.page import write_page
+
+        write_page(html, report)
+    if as_json:
+        print_json(report.to_dict())
+    else:
+        _print(report)
+        if html is not None:
+            console.print(f"Page: {html}")
+    if not report.ok:
+        raise typer.Exit(FAILED)
+
+
+def info(
+    root: RootArgument,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="Write the fingerprint here, for `prod9 plan`."),
+    ] = None,
+    layout: LayoutOption = "auto",
+    label_scheme: SchemeOption = "auto",
+    modality: ModalityOption = None,
+    workers: WorkersOption = 1,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Sum a dataset up: voxel sizes, sizes of heads, intensities, lesions, and the grid that would hold them.
+
+    Every voxel is read. A dataset with errors is refused: see `prod9 data check --deep`.
+    """
+    _keep_out(output, root, "--output")
+    from prod9.data.checking.fingerprint import fingerprint, write_fingerprint
+
+    report: Report | MedMNIST3DReport
+    if is_medmnist3d(root):
+        from prod9.data.checking.medmnist import fingerprint_medmnist3d
+
+        _refuse_options(root, layout, label_scheme, modality, None)
+        report = checked_medmnist3d(root, deep=True)
+        content = fingerprint_medmnist3d(report)
+    else:
+        report = _checked(root, layout, label_scheme, modality, split=None, deep=True, workers=workers)
+        content = fingerprint(report)
+    if output is not None:
+        write_fingerprint(output, content)
+    if as_json:
+        print_json(content)
+        return
+    _print(report)
+    if "head_mm" in content:
+        boxes = content["head_mm"]
+        console.print(f"Heads: {_sides(boxes['median'])} mm, the largest {_sides(boxes['largest'])} mm.")
+    spacing = f"data.spacing {content['spacing_mm']}, " if content["spacing_mm"] else ""
+    console.print(f"Suggested: {spacing}data.grid {content['grid']}.")
+    if output is not None:
+        console.print(f"Fingerprint: {output}")
+
+
+def _checked(
+    root: Path,
+    layout: str,
+    label_scheme: str,
+    modality: list[str] | None,
+    *,
+    split: Path | None,
+    deep: bool,
+    workers: int,
+) -> "Report":
+    from prod9.data.checking.report import check_dataset
+
+    with progress() as bar:
+        task = bar.add_task("Reading volumes" if deep else "Reading headers", total=None)
+        return check_dataset(
+            root,
+            layout=layout,
+            label_scheme=label_scheme,
+            modalities=modality or (),
+            split=split,
+            deep=deep,
+            num_workers=workers,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+
+
+def is_medmnist3d(root: Path) -> bool:
+    """Tell whether ``root`` is a MedMNIST3D file by its suffix; a folder of such is refused with their names."""
+    from prod9.data.layouts.scan import Walk, is_dir
+
+    if is_dir(root):
+        files = sorted(path.name for path in root.glob("*mnist3d*.npz"))
+        if files and next(Walk().volumes(root), None) is None:
+            raise ConfigError(
+                f"DIR: expected one MedMNIST3D file, got {root} with {', '.join(files)}; name one of them"
+            )
+    return root.suffix == ".npz"
+
+
+def _refuse_options(
+    root: Path, layout: str, label_scheme: str, modality: list[str] | None, split: Path | None
+) -> None:
+    given = {"--layout": layout != "auto", "--label-scheme": label_scheme != "auto", "--modality": bool(modality),
+             "--split": split is not None}  # fmt: skip
+    wrong = [name for name, there in given.items() if there]
+    if wrong:
+        raise ConfigError(
+            f"{wrong[0]}: expected a folder or a list, got {root}, which says all of that itself; leave it out"
+        )
+
+
+def checked_medmnist3d(path: Path, *, deep: bool) -> "MedMNIST3DReport":
+    """Check a MedMNIST3D file with a progress bar."""
+    from prod9.config.sections import MEDMNIST3D_CLASSES
+    from prod9.data.checking.medmnist import check_medmnist3d
+
+    with progress() as bar:
+        task = bar.add_task("Reading samples" if deep else "Reading labels", total=None)
+        return check_medmnist3d(
+            path,
+            classes=MEDMNIST3D_CLASSES,
+            deep=deep,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+
+
+def _keep_out(path: Path | None, root: Path, option: str) -> None:
+    """Refuse to write into the dataset."""
+    from prod9.data.layouts.scan import is_dir
+
+    if path is not None and is_dir(root) and path.resolve().is_relative_to(root.resolve()):
+        raise ConfigError(f"{option}: expected a file outside {root}, which is never written to, got {path}")
+
+
+def _print(report: "Report | MedMNIST3DReport") -> None:
+    from prod9.data.checking.page import facts_of
+
+    facts = report.to_dict()
+    for name, text in facts_of(facts):
+        console.print(f"{name:>13}  {text}")
+    for kind, row in facts["intensities"].items():
+        values = "  ".join(f"{name} {value:.4g}" for name, value in row.items())
+        console.print(f"{kind:>13}  {values}")
+    for label, row in facts["labels"].items():
+        console.print(
+            f"{'label ' + label:>13}  in {plural(int(row['cases']), 'case')}, median {row['median_ml']:.1f} ml",
+        )
+    for finding in report.findings[:_SHOWN]:
+        console.print(f"{finding.level:>13}", style=_COLOURS[finding.level], end="  ")
+        console.print(finding.message)
+    if len(report.findings) > _SHOWN:
+        console.print(f"… and {len(report.findings) - _SHOWN} more; --json lists all.")
+    read = "Every voxel was read." if facts["deep"] else "Headers only; --deep reads the voxels too."
+    verdict = f"{plural(facts['errors'], 'error')}, {plural(facts['warnings'], 'warning')}. {read}"
+    (console if report.ok else messages).print(verdict)
+
+
+def _sides(values: list[float]) -> str:
+    return " × ".join(f"{value:g}" for value in values)

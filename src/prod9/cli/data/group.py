@@ -1,0 +1,81 @@
+"""``prod9 data``: make volumes to work with, and look at those one has."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from prod9.cli.data.check import check, info
+from prod9.cli.data.unpack import unpack
+from prod9.cli.shared import (
+    DebugOption,
+    JsonOption,
+    console,
+    new_app,
+    print_json,
+    progress,
+    resumable,
+    run_app,
+)
+from prod9.system.wording import plural
+
+app = new_app("Make volumes to work with, and look at those you have.")
+app.command()(check)
+app.command()(info)
+app.command()(unpack)
+
+
+@app.command()
+def simulate(
+    output_dir: Annotated[
+        Path, typer.Argument(metavar="OUTPUT_DIR", help="Folder of the cohort; made if missing.")
+    ],
+    num_subjects: Annotated[
+        int, typer.Option("--num-subjects", "-n", min=1, help="Patients; a larger number adds to a cohort.")
+    ] = 40,
+    spacing: Annotated[
+        float, typer.Option("--spacing", min=1.0, max=8.0, help="Side of a voxel in mm.")
+    ] = 3.0,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Patient k depends on this and k alone.")] = 0,
+    workers: Annotated[int, typer.Option("--workers", "-j", min=1, help="Processes.")] = 1,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Simulate patients: brains in four MRI contrasts, most with a glioma, as a BraTS-2023 folder.
+
+    They are made from the MNI152 template and are for trying the software: they say nothing about patients.
+    Complete patients are kept, so an interrupted run goes on where it was.
+    """
+    from prod9.data.simulated.cohort import simulate_cohort
+
+    hint = "Stopped; complete patients are kept, and the same command goes on from here."
+    with resumable(hint), progress() as bar:
+        task = bar.add_task("Simulating patients", total=num_subjects)
+        cohort = simulate_cohort(
+            output_dir,
+            num_subjects=num_subjects,
+            spacing_mm=spacing,
+            seed=seed,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+            num_workers=workers,
+        )
+    with_tumour = sum(subject.tumour_ml > 0 for subject in cohort.subjects)
+    if as_json:
+        print_json(
+            {
+                "output_dir": str(cohort.root),
+                "num_subjects": len(cohort.subjects),
+                "num_with_tumour": with_tumour,
+                "spacing_mm": cohort.spacing_mm,
+                "seed": cohort.seed,
+            }
+        )
+        return
+    console.print(
+        f"{plural(cohort.subjects, 'simulated patient')}, {with_tumour} with a tumour: {cohort.root}",
+    )
+
+
+def main() -> None:
+    """Run ``prod9 data`` alone."""
+    run_app(app)

@@ -1,0 +1,1 @@
+"""`prod9 generate`: its commands and what they share."""

@@ -1,0 +1,1 @@
+"""Small commands: configs, plan, weights, export, doctor."""

@@ -1,0 +1,205 @@
+"""``prod9 plan``: configs that fit a dataset and a machine."""
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from prod9.cli import shared
+from prod9.cli.shared import DebugOption, DeviceOption, JsonOption, OverwriteOption, console, new_app
+from prod9.devices import torch_device
+from prod9.errors import ConfigError
+from prod9.system import machine
+
+if TYPE_CHECKING:
+    from prod9.planning.choose import StagePlan
+    from prod9.planning.estimates import Device
+    from prod9.planning.families import Family
+
+GIB = 1024**3
+FAMILIES: "dict[Family, tuple[str, ...]]" = {
+    "maskgit": ("stage1", "stage2_label", "stage2", "stage3"),
+    "maisi": ("maisi_vae", "maisi_diffusion", "maisi_controlnet"),
+}
+"""The stages of each family, as their files are called."""
+
+app = new_app("Choose grid, crops, batches and networks for a dataset and a machine.")
+
+
+@app.command()
+def plan(
+    data: Annotated[
+        Path,
+        typer.Argument(
+            metavar="DIR|FINGERPRINT", help="A dataset, or what `prod9 data info -o` wrote of it."
+        ),
+    ],
+    output_dir: Annotated[
+        Path, typer.Option("--output-dir", "-o", metavar="DIR", help="Where the configs go; made if missing.")
+    ] = Path("plan"),
+    runs_dir: Annotated[
+        str | None,
+        typer.Option("--runs-dir", metavar="DIR", help="Where the runs will go; default: beside them."),
+    ] = None,
+    family: Annotated[
+        str, typer.Option("--family", metavar="maskgit|maisi|all", help="Which models to plan.")
+    ] = "maskgit",
+    memory: Annotated[
+        float | None,
+        typer.Option("--memory", min=0.1, metavar="GIB", help="Plan for a GPU of this size, wherever it is."),
+    ] = None,
+    device: DeviceOption = "auto",
+    overwrite: OverwriteOption = False,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Write configs of every stage that the data allow, each fitting the dataset and the machine.
+
+    Translation needs two modalities, control segmentations; of a MedMNIST3D file, examples and foregrounds do.
+    The fingerprint says how large heads are and which modalities every case has, the device how much memory there is.
+    With each config come its estimated peak memory, the disk that it and its tokens take, and, for this machine, the
+    time of a step.
+    """
+    if family not in (*FAMILIES, "all"):
+        raise ConfigError(f"--family: expected {', '.join(FAMILIES)} or all, got {family!r}")
+    chosen: list[Family] = [one for one in FAMILIES if family in (one, "all")]
+    possible = [output_dir / f"{name}.yaml" for one in chosen for name in FAMILIES[one]]
+    there = [path for path in possible if path.exists()]
+    if there and not overwrite:
+        raise ConfigError(f"--output-dir: expected no {there[0]}; add --overwrite, or name another folder")
+    fingerprint = _fingerprint(data)
+    from prod9.planning.choose import images_of
+    from prod9.planning.families import plan_family
+
+    kind, memory_bytes = ("cuda", int(memory * GIB)) if memory is not None else _machine(device)
+    runs = runs_dir or str(output_dir / "runs")
+    plans = [
+        plan_family(fingerprint, family=one, memory_bytes=memory_bytes, device=kind, output_dir=runs)
+        for one in chosen
+    ]
+    rates = None if memory is not None else _rates(device)
+    report = []
+    for name, stage in (pair for plan in plans for pair in plan.items()):
+        path = output_dir / f"{name}.yaml"
+        row = _row(stage, path, rates, images_of(fingerprint))
+        report.append(row)
+        _write(path, stage, row, most_workers=machine.cores() if memory is None else None)
+    if as_json:
+        shared.print_json({"device": kind, "memory_gib": round(memory_bytes / GIB, 2), "stages": report})
+        return
+    for row in report:
+        console.print(f"{row['config']}: {_described(row)}")
+    for row in report:
+        console.print(f"  {row['command']} train --config {row['config']}")
+
+
+def _fingerprint(data: Path) -> dict[str, Any]:
+    """Return the fingerprint in the file ``data``, or that of the dataset ``data``."""
+    if data.is_file() and data.suffix == ".json":
+        from prod9.data.checking.fingerprint import read_fingerprint
+        from prod9.errors import DataError
+
+        try:
+            return read_fingerprint(data)
+        except DataError:
+            pass  # perhaps a list of files: the check says what is wrong with it if not
+    from prod9.cli.data.check import checked_medmnist3d, is_medmnist3d
+
+    if is_medmnist3d(data):
+        from prod9.data.checking.medmnist import fingerprint_medmnist3d
+
+        return fingerprint_medmnist3d(checked_medmnist3d(data, deep=True))
+    from prod9.data.checking.fingerprint import fingerprint
+    from prod9.data.checking.report import check_dataset
+
+    with shared.progress() as bar:
+        task = bar.add_task("Reading volumes", total=None)
+        report = check_dataset(
+            data, deep=True, progress=lambda done, total: bar.update(task, completed=done, total=total)
+        )
+    return fingerprint(report)
+
+
+def _machine(device: str) -> "tuple[Device, int]":
+    """Return what this machine trains on, and its memory in bytes."""
+    from prod9.cli.checks.resources import device_memory
+
+    chosen = torch_device(device)
+    memory = device_memory(str(chosen))
+    if memory is None:
+        raise ConfigError("--memory: expected a number, since this system does not tell its memory; pass one")
+    return ("cuda" if chosen.type == "cuda" else "cpu"), memory
+
+
+def _rates(device: str) -> tuple[float, float]:
+    """Return the multiply-adds a second of a convolution and of a matrix product, as training runs them here."""
+    import torch
+    from torch.nn import functional as F
+
+    chosen = torch_device(device)
+    half = torch.bfloat16 if chosen.type == "cuda" else torch.float32
+    image = torch.ones(1, 32, 32, 32, 32, device=chosen, dtype=half)
+    kernel = torch.ones(32, 32, 3, 3, 3, device=chosen, dtype=half)
+    matrix = torch.ones(1024, 512, device=chosen, dtype=half)
+
+    def rate(work: float, run: Any) -> float:
+        best = float("inf")
+        for _ in range(4):
+            began = time.perf_counter()
+            run()
+            if chosen.type == "cuda":
+                torch.cuda.synchronize(chosen)
+            best = min(best, time.perf_counter() - began)
+        return work / best
+
+    convolution = rate(32**3 * 27 * 32 * 32, lambda: F.conv3d(image, kernel, padding=1))
+    return convolution, rate(1024 * 512 * 1024, lambda: matrix @ matrix.T)
+
+
+def _row(stage: "StagePlan", path: Path, rates: tuple[float, float] | None, volumes: int) -> dict[str, Any]:
+    from prod9.config.load import STAGE_COMMANDS
+
+    needs, config = stage.resources, stage.config
+    rate = None if rates is None else rates[config.stage in ("transformer", "maskgit_controlnet")]
+    kept = config.callbacks.checkpoint.save_top_k + 2
+    return {
+        "config": str(path),
+        "command": STAGE_COMMANDS[config.stage],
+        "tokens": list(needs.latent_grid),
+        "parameters": needs.parameters,
+        "batch_size": config.data.batch_size,
+        "crop_size": None if config.data.crop_size is None else list(config.data.crop_size),
+        "memory_gib": round(stage.peak_bytes / GIB, 2),
+        "store_gib": round(volumes * needs.store_bytes_per_volume / GIB, 3),
+        "checkpoints_gib": round(kept * needs.checkpoint_bytes / GIB, 3),
+        "seconds_per_step": None if rate is None else round(stage.seconds(rate), 3),
+        "steps": config.training.max_steps,
+    }
+
+
+def _described(row: dict[str, Any]) -> str:
+    parts = [
+        f"{' × '.join(map(str, row['tokens']))} tokens",
+        f"{row['parameters'] / 1e6:.1f} M parameters",
+        f"about {row['memory_gib']:.1f} GiB",
+        f"{row['store_gib'] + row['checkpoints_gib']:.1f} GiB of disk",
+    ]
+    if row["seconds_per_step"] is not None:
+        hours = row["seconds_per_step"] * row["steps"] / 3600
+        parts.append(f"about {row['seconds_per_step']:.2g} s a step, {hours:.1f} h for {row['steps']:,}")
+    return ", ".join(parts)
+
+
+def _write(path: Path, stage: "StagePlan", row: dict[str, Any], *, most_workers: int | None) -> None:
+    """Write the config of a stage. most_workers: cores of this machine; None where it is not the one that trains."""
+    from prod9.config.yaml import dump_yaml
+    from prod9.files import atomic_write, check_writable
+
+    values = dict(stage.values)
+    if most_workers is not None:
+        values["data"] = {**values["data"], "num_workers": min(values["data"]["num_workers"], most_workers)}
+    check_writable(path.parent)
+    with atomic_write(path) as temporary:
+        text = f"# Made by `prod9 plan`: {_described(row)}.\n{dump_yaml(values)}"
+        temporary.write_text(text, encoding="utf-8")

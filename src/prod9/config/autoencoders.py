@@ -1,0 +1,176 @@
+"""Stage 1: what the autoencoder, its discriminator and its loss may be, and the root of a run.
+
+Imported by :mod:`prod9.config.schema`; import the sections from there.
+"""
+
+import math
+from typing import ClassVar, Generic, Literal, Self, TypeVar
+
+from pydantic import Field, model_validator
+
+from prod9.config.sections import (
+    Bools,
+    Count,
+    Ints,
+    NonNegative,
+    Positive,
+    PositiveInt,
+    RunSection,
+    Section,
+)
+
+# -- networks -------------------------------------------------------------------------------------
+
+
+class AutoencoderSection(Section):
+    """What both autoencoder families have in common."""
+
+    in_channels: PositiveInt = Field(default=1, description="Image channels in.")
+    out_channels: PositiveInt = Field(default=1, description="Image channels out.")
+    num_channels: Ints = Field(default=(32, 64, 128), description="Width of each resolution.")
+    num_res_blocks: Ints = Field(default=(2, 2, 2), description="Residual blocks of each resolution.")
+    norm_num_groups: PositiveInt = Field(default=16, description="Groups of the group normalisation.")
+    attention_levels: Bools | None = Field(
+        default=None, description="Self-attention per resolution; null for none."
+    )
+    space_to_depth: PositiveInt = Field(
+        default=1, description="Fold n³ voxels into channels first: n times coarser at almost no cost."
+    )
+    use_checkpointing: bool = Field(default=False, description="Recompute activations in the backward pass.")
+    use_convtranspose: bool = Field(default=False, description="Transposed convolutions in the decoder.")
+    norm_float16: bool = Field(default=False, description="MAISI's half-precision norm; refused on CPU.")
+    num_splits: PositiveInt = Field(
+        default=1, description="Slabs a convolution is split into, to save memory."
+    )
+    dim_split: Literal[0, 1, 2] = Field(default=0, description="Axis of the slabs.")
+    save_mem: bool = Field(default=False, description="Free cached device memory after each block; slow.")
+    native_ops: bool = Field(default=True, description="Fast operators with the same weights and results.")
+
+    @property
+    def downsampling_factor(self) -> int:
+        """Voxels along each axis that become one position of the latent."""
+        return self.space_to_depth * 2 ** (len(self.num_channels) - 1)
+
+    @model_validator(mode="after")
+    def _resolutions_agree(self) -> Self:
+        depth = len(self.num_channels)
+        for name in ("num_res_blocks", "attention_levels"):
+            values = getattr(self, name)
+            if values is not None and len(values) != depth:
+                raise ValueError(
+                    f"{name} must have one entry per entry of num_channels ({depth}), got {len(values)}"
+                )
+        if any(width % self.norm_num_groups for width in self.num_channels):
+            raise ValueError(
+                f"norm_num_groups ({self.norm_num_groups}) must divide every entry of num_channels, "
+                f"got {list(self.num_channels)}; use {math.gcd(*self.num_channels)}"
+            )
+        return self
+
+
+class FSQModelConfig(AutoencoderSection):
+    """AutoencoderFSQ."""
+
+    kind: Literal["fsq"] = Field(default="fsq", description="Autoencoder family.")
+    levels: Ints = Field(default=(8, 8, 8, 6, 5), description="Quantisation levels, one per latent channel.")
+    symmetric: bool = Field(default=False, description="Codes over all of [-1, 1] for even levels too.")
+
+
+class DiscriminatorConfig(Section):
+    """Patch discriminator."""
+
+    channels: PositiveInt = Field(default=32, description="Width of the first layer.")
+    num_layers_d: PositiveInt = Field(default=3, description="Strided layers.")
+    in_channels: PositiveInt = Field(default=1, description="Image channels.")
+    norm: Literal["group", "instance", "batch", "none"] = Field(
+        default="instance", description="Normalisation."
+    )
+
+
+# -- losses ---------------------------------------------------------------------------------------
+
+
+class PerceptualConfig(Section):
+    """Perceptual term; networks with weights are resolved from local files when the config is checked."""
+
+    network: Literal[
+        "none", "focal_frequency", "discriminator_features", "alex", "vgg", "squeeze",
+        "medicalnet_resnet10_23datasets", "medicalnet_resnet50_23datasets", "radimagenet_resnet50",
+    ] = Field(default="none", description="Feature space of the perceptual loss.")  # fmt: skip
+    weight: NonNegative = Field(default=0.0, description="Weight of the term.")
+
+
+class AdversarialConfig(Section):
+    """Adversarial term."""
+
+    weight: NonNegative = Field(default=0.1, description="Weight of the term; 0 builds no discriminator.")
+    criterion: Literal["hinge", "least_squares", "bce"] = Field(
+        default="least_squares", description="GAN objective."
+    )
+    start_step: Count = Field(default=0, description="First training step with a discriminator.")
+    adaptive: bool = Field(
+        default=True, description="Scale by the ratio of gradient norms at the last layer."
+    )
+    adaptive_max: Positive = Field(default=1e4, description="Upper clamp of that ratio.")
+    gradient_penalty: NonNegative = Field(default=0.0, description="R1 penalty weight.")
+    learning_rate: Positive = Field(default=1e-4, description="Discriminator learning rate.")
+    discriminator: DiscriminatorConfig = Field(default=DiscriminatorConfig(), description="Network.")
+
+
+class Stage1LossSection(Section):
+    """VAEGANLoss, without the regularizer of the latent."""
+
+    reconstruction: Literal["l1", "l2"] = Field(default="l1", description="Reconstruction distance.")
+    reconstruction_weight: Positive = Field(default=1.0, description="Its weight.")
+    perceptual: PerceptualConfig = Field(default=PerceptualConfig(), description="Perceptual term.")
+    adversarial: AdversarialConfig = Field(default=AdversarialConfig(), description="Adversarial term.")
+
+
+class AutoencoderLossConfig(Stage1LossSection):
+    """VAEGANLoss."""
+
+    commitment_weight: NonNegative = Field(
+        default=0.0, description="Distance of z to its code; FSQ needs none."
+    )
+    range_weight: NonNegative = Field(
+        default=0.1, description="Penalty on |z| beyond 2, where tanh saturates."
+    )
+
+
+# -- roots ----------------------------------------------------------------------------------------
+
+M = TypeVar("M", bound=AutoencoderSection)
+L = TypeVar("L", bound=Stage1LossSection)
+
+
+class Stage1Config(RunSection, Generic[M, L]):
+    """What the roots of stage 1 share; a root adds ``stage``."""
+
+    data_kinds: ClassVar[tuple[str, ...]] = ("brats", "medmnist3d")
+
+    model: M = Field(description="Autoencoder.")
+    loss: L = Field(description="Loss.")
+
+    @model_validator(mode="after")
+    def _sides_fit_the_downsampling(self) -> Self:
+        factor = self.model.downsampling_factor
+        sides = {"data.grid": self.data.grid, "data.crop_size": self.data.crop_size}
+        if self.sliding_window.strategy == "sliding_window":
+            sides["sliding_window.roi_size"] = self.sliding_window.roi_size
+        wrong = [
+            f"{key} must be a multiple of the model's downsampling factor {factor} on each axis, "
+            f"got {list(value)}; use {[max(factor, -(-side // factor) * factor) for side in value]}"
+            for key, value in sides.items()
+            if value is not None and any(side < 1 or side % factor for side in value)
+        ]
+        if wrong:
+            raise ValueError("; ".join(wrong))
+        return self
+
+
+class AutoencoderConfig(Stage1Config[FSQModelConfig, AutoencoderLossConfig]):
+    """Stage 1, MaskGiT."""
+
+    stage: Literal["autoencoder"] = Field(default="autoencoder", description="Stage.")
+    model: FSQModelConfig = Field(default=FSQModelConfig(), description="Autoencoder.")
+    loss: AutoencoderLossConfig = Field(default=AutoencoderLossConfig(), description="Loss.")

@@ -1,0 +1,200 @@
+"""The MAISI family: sections and roots of its stages.
+
+Imported by :mod:`prod9.config.schema`; import the sections from there.
+"""
+
+import math
+from typing import Annotated, ClassVar, Literal, Self
+
+from pydantic import Field, model_validator
+
+from prod9.config.autoencoders import AutoencoderSection, Stage1Config, Stage1LossSection
+from prod9.config.sections import (
+    Bools,
+    Count,
+    Fraction,
+    InputsConfig,
+    Ints,
+    NonNegative,
+    Positive,
+    PositiveInt,
+    Range,
+    RunSection,
+    Section,
+)
+
+Ints0 = Annotated[tuple[Count, ...], Field(strict=False, min_length=1)]
+
+# -- stage 1 --------------------------------------------------------------------------------------
+
+
+class KLModelConfig(AutoencoderSection):
+    """AutoencoderKlMaisi."""
+
+    kind: Literal["kl"] = Field(default="kl", description="Autoencoder family.")
+    latent_channels: PositiveInt = Field(default=4, description="Channels Z of the latent.")
+    num_channels: Ints = Field(default=(64, 128, 256), description="Width of each resolution.")
+    norm_num_groups: PositiveInt = Field(default=32, description="Groups of the group normalisation.")
+
+
+class MaisiVAELossConfig(Stage1LossSection):
+    """VAEGANLoss with a KL divergence."""
+
+    kl_weight: NonNegative = Field(
+        default=1e-3,
+        description="Weight of the KL divergence, a mean over latent values. MAISI weighs a sum by 1e-7: "
+        "multiply by the latent values of a training crop (64³ at ×4 with 4 channels: 16,384, so 1.6e-3).",
+    )
+    kl_warmup_steps: Count = Field(
+        default=0, description="Annealing: steps over which that weight grows from 0."
+    )
+
+
+class MaisiVAEConfig(Stage1Config[KLModelConfig, MaisiVAELossConfig]):
+    """Stage 1, MAISI."""
+
+    stage: Literal["maisi_vae"] = Field(default="maisi_vae", description="Stage.")
+    model: KLModelConfig = Field(default=KLModelConfig(), description="Autoencoder.")
+    loss: MaisiVAELossConfig = Field(default=MaisiVAELossConfig(), description="Loss.")
+
+
+# -- stage 2 --------------------------------------------------------------------------------------
+
+
+class RectifiedFlowModelConfig(Section):
+    """DiffusionModelRF."""
+
+    kind: Literal["rectified_flow"] = Field(default="rectified_flow", description="Picks the adapter.")
+    num_channels: Ints = Field(default=(64, 128, 256, 512), description="Width of each resolution.")
+    attention_levels: Bools = Field(
+        default=(False, False, True, True), description="Self-attention per resolution."
+    )
+    num_head_channels: Ints0 = Field(
+        default=(0, 0, 32, 32),
+        description="Channels of an attention head per resolution; the middle uses the last.",
+    )
+    num_res_blocks: PositiveInt = Field(default=2, description="Residual blocks of each resolution.")
+    norm_num_groups: PositiveInt = Field(default=32, description="Groups of the group normalisation.")
+    resblock_updown: bool = Field(default=True, description="Residual blocks change the resolution.")
+    include_fc: bool = Field(default=True, description="A linear layer after attention.")
+    num_class_embeds: PositiveInt | None = Field(
+        default=128, description="Class labels, of which 0 means unknown; null for none."
+    )
+    include_spacing_input: bool = Field(default=True, description="Condition on the spacing in mm.")
+    include_top_region_index_input: bool = Field(
+        default=False, description="Condition on the body region of the first slice."
+    )
+    include_bottom_region_index_input: bool = Field(
+        default=False, description="Condition on the body region of the last slice."
+    )
+    use_checkpointing: bool = Field(default=False, description="Recompute activations in the backward pass.")
+    native_ops: bool = Field(default=True, description="Fast operators with the same weights and results.")
+
+    @property
+    def downsampling_factor(self) -> int:
+        """Multiple that the sides of a latent must be."""
+        return 2 ** (len(self.num_channels) - 1)
+
+    @model_validator(mode="after")
+    def _resolutions_agree(self) -> Self:
+        depth = len(self.num_channels)
+        for name in ("attention_levels", "num_head_channels"):
+            if len(getattr(self, name)) != depth:
+                raise ValueError(
+                    f"{name} must have one entry per entry of num_channels ({depth}), "
+                    f"got {len(getattr(self, name))}"
+                )
+        if any(width % self.norm_num_groups for width in self.num_channels):
+            raise ValueError(
+                f"norm_num_groups ({self.norm_num_groups}) must divide every entry of num_channels, "
+                f"got {list(self.num_channels)}; use {math.gcd(*self.num_channels)}"
+            )
+        for i, (width, head) in enumerate(zip(self.num_channels, self.num_head_channels, strict=True)):
+            used = self.attention_levels[i] or i == depth - 1
+            if used and (head < 1 or width % head):
+                raise ValueError(
+                    f"num_head_channels[{i}] must divide num_channels[{i}] ({width}), got {head}; "
+                    f"use {math.gcd(width, 32)}"
+                )
+        return self
+
+
+class FlowConfig(Section):
+    """RectifiedFlowSchedulerRF."""
+
+    num_train_timesteps: PositiveInt = Field(default=1000, description="What the network is told at t = 1.")
+    sample_method: Literal["uniform", "logit_normal"] = Field(
+        default="uniform", description="Distribution of the training times."
+    )
+    logit_mean: float = Field(default=0.0, description="`logit_normal`: mean of logit t.")
+    logit_std: Positive = Field(default=1.0, description="`logit_normal`: its deviation.")
+    use_timestep_transform: bool = Field(
+        default=False, description="Shift times towards noise for latents larger than `base_size`."
+    )
+    transform_scale: Positive = Field(default=1.0, description="Factor of that shift.")
+    base_size: PositiveInt = Field(default=32**3, description="Latent voxels that are not shifted.")
+
+
+class RectifiedFlowSamplerConfig(Section):
+    """RectifiedFlowSampler."""
+
+    steps: PositiveInt = Field(default=30, description="Steps from noise to data; 10 to 30 do.")
+    solver: Literal["euler", "heun"] = Field(
+        default="euler", description="`heun` evaluates the network twice a step, with an error of order 2."
+    )
+    guidance_scale: NonNegative = Field(
+        default=0.0, description="Classifier-free guidance; 0 runs no second branch (MAISI's scale minus 1)."
+    )
+    guidance_interval: Range = Field(
+        default=(0.0, 1.0), description="Share of the steps [from, to) that is guided."
+    )
+
+
+class DiffusionLossConfig(Section):
+    """DiffusionTrainer."""
+
+    distance: Literal["l2", "l1"] = Field(
+        default="l2", description="Between predicted and true velocity; MAISI's code uses `l1`."
+    )
+    condition_dropout: Fraction = Field(
+        default=0.1, description="Share of samples trained with label 0, unknown (guidance)."
+    )
+
+
+class MaisiDiffusionConfig(RunSection):
+    """Stage 2, MAISI."""
+
+    data_kinds: ClassVar[tuple[str, ...]] = ("brats", "medmnist3d")
+    can_shard: ClassVar[bool] = True
+
+    stage: Literal["maisi_diffusion"] = Field(default="maisi_diffusion", description="Stage.")
+    inputs: InputsConfig = Field(default=InputsConfig(), description="Earlier stages.")
+    model: RectifiedFlowModelConfig = Field(default=RectifiedFlowModelConfig(), description="U-Net.")
+    loss: DiffusionLossConfig = Field(default=DiffusionLossConfig(), description="Loss.")
+    flow: FlowConfig = Field(default=FlowConfig(), description="Flow.")
+    sampler: RectifiedFlowSamplerConfig = Field(default=RectifiedFlowSamplerConfig(), description="Sampler.")
+
+    @model_validator(mode="after")
+    def _labels_fit(self) -> Self:
+        count = self.model.num_class_embeds
+        labels = {name: self.data.label_map[name] for name in self.data.modalities}
+        if count is not None and not all(0 < label < count for label in labels.values()):
+            if self.data.kind == "medmnist3d":
+                raise ValueError(
+                    f"data.first_label must be 1, since 0 means unknown here, and model.num_class_embeds above "
+                    f"{len(labels)}, the classes of {self.data.name}; got {self.data.first_label} and {count}"
+                )
+            raise ValueError(
+                f"data.label_map must give labels from 1 to model.num_class_embeds - 1 ({count - 1}), since 0 "
+                f"means unknown here, got {labels}; use {dict(zip(labels, range(1, len(labels) + 1), strict=True))}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _layout_can_be_sharded(self) -> Self:
+        if self.trainer.strategy == "fsdp" and self.training.channels_last:
+            raise ValueError(
+                "training.channels_last must be false with trainer.strategy fsdp, which slices contiguous weights "
+                "only, got true; set it to false, or use ddp"
+            )
+        return self

@@ -1,0 +1,263 @@
+"""Loads a configuration: YAML file → variables and ``--set`` → checked, frozen models.
+
+A config may start from another one (``extends: NAME_OR_PATH``, sections merged key by key, the child wins),
+and may hold ``${VARIABLE}`` or ``${VARIABLE:default}`` in any value. Everything wrong with it is reported
+at once, as one :class:`~prod9.errors.ConfigError`. Nothing here imports torch.
+"""
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from prod9.config.errors import describe, did_you_mean, key_path, shown
+from prod9.config.schema import STAGES, RunConfig
+from prod9.config.yaml import PlainText, dump_yaml, parse_yaml, read_yaml
+from prod9.errors import ConfigError
+from prod9.system.machine import expand
+
+CONFIG_ROOT = Path(__file__).resolve().parent.parent / "configs"
+STAGE_COMMANDS = {
+    "autoencoder": "prod9-train-autoencoder",
+    "transformer": "prod9-train-transformer",
+    "refiner": "prod9-train-transformer",
+    "maisi_vae": "prod9-train-maisi-vae",
+    "maisi_diffusion": "prod9-train-maisi-diffusion",
+    "maisi_controlnet": "prod9-train-maisi-controlnet",
+    "maskgit_controlnet": "prod9-train-maskgit-controlnet",
+}
+
+_VARIABLE = re.compile(r"\$\{([^{}]*)\}")
+_VARIABLE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+Key = tuple[str, ...]
+
+
+def load_config(
+    name_or_path: str | Path,
+    *,
+    overrides: Sequence[str | tuple[str, Any]] = (),
+    stage: str | Sequence[str] | None = None,
+    environ: Mapping[str, str] | None = None,
+    fill_variables: bool = True,
+) -> RunConfig:
+    """Return the checked config of a YAML file or of a shipped name such as ``demo/stage1``.
+
+    overrides: ``"a.b=c"`` as typed after ``--set`` (``c`` is YAML), or ``("a.b", value)`` with a ready value;
+    later ones win. stage: the stages the caller can run; others are refused. environ: the variables,
+    default ``os.environ``. fill_variables: False leaves them as written, to show a config on a machine
+    where they are not set. Raises ConfigError.
+    """
+    path = find_config(name_or_path)
+    values = merge_config(path)
+    literal: dict[Key, str] = {}
+    for override in overrides:
+        _apply_override(values, override, literal)
+    _check_stage(values, stage, path)
+    variables = (os.environ if environ is None else environ) if fill_variables else None
+    values = _fill_variables(values, variables, literal, path)
+    return _validate(values, literal, str(path))
+
+
+def config_from_dict(
+    values: Mapping[str, Any], *, source: str, overrides: Sequence[str | tuple[str, Any]] = ()
+) -> RunConfig:
+    """Return the config that :func:`config_to_dict` wrote, e.g. into a checkpoint; ``source`` names it.
+
+    overrides: as for :func:`load_config`; ``values`` are left as they are.
+    """
+    changed: dict[str, Any] = dict(values)
+    literal: dict[Key, str] = {}
+    for override in overrides:
+        _apply_override(changed, override, literal)
+    _check_stage(changed, None, source)
+    return _validate(changed, literal, source)
+
+
+def config_to_dict(config: RunConfig) -> dict[str, Any]:
+    """Return ``config`` as plain dicts, lists, numbers and text, every default included."""
+    return config.model_dump(mode="json")
+
+
+def dump_config(config: RunConfig) -> str:
+    """Return ``config`` as YAML, every default included, that :func:`load_config` accepts again."""
+    return dump_yaml(config_to_dict(config))
+
+
+def shipped_configs() -> dict[str, Path]:
+    """Return the names of the configs inside the package, and their files."""
+    files = sorted(CONFIG_ROOT.rglob("*.yaml"))
+    return {file.relative_to(CONFIG_ROOT).with_suffix("").as_posix(): file for file in files}
+
+
+def find_config(name_or_path: str | Path, *, folder: Path | None = None) -> Path:
+    """Return the file behind a path or a shipped name; relative paths start at ``folder`` (default: here)."""
+    text = str(name_or_path)
+    path = (folder or Path()) / expand(text)
+    if path.is_file():
+        return path
+    shipped = shipped_configs()
+    name = text.removesuffix(".yaml")
+    if name in shipped:
+        return shipped[name]
+    hint = did_you_mean(name, list(shipped)) or f"; shipped are: {', '.join(shipped)}"
+    raise ConfigError(f"{text}: expected a YAML file or the name of a shipped config, found neither{hint}")
+
+
+def merge_config(path: Path, _seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """Return the values of a file over those of what it extends; variables are not filled in yet."""
+    path = path.resolve()
+    if path in _seen:
+        raise ConfigError(
+            " extends ".join(str(p) for p in (*_seen, path)) + ": a circle; remove one `extends`"
+        )
+    values = read_yaml(path)
+    base = values.pop("extends", None)
+    if base is None:
+        return values
+    if not isinstance(base, str):
+        raise ConfigError(
+            f"{path}: extends: expected a path or the name of a shipped config, got {shown(base)}"
+        )
+    return _merge(merge_config(find_config(base, folder=path.parent), (*_seen, path)), values)
+
+
+def _merge(base: dict[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in top.items():
+        below = merged.get(key)
+        if isinstance(below, dict) and isinstance(value, dict):
+            value = _merge(below, value)
+        merged[key] = value
+    return merged
+
+
+def _apply_override(values: dict[str, Any], override: str | tuple[str, Any], literal: dict[Key, str]) -> None:
+    if isinstance(override, tuple):
+        key, value = override
+    else:
+        key, equals, text = override.partition("=")
+        if not equals:
+            raise ConfigError(f"--set {override}: expected KEY=VALUE, for example training.max_steps=100")
+        value = parse_yaml(text, f"--set {key}")
+        literal[tuple(key.strip().split("."))] = text
+    *parents, last = key.strip().split(".")
+    if not all((*parents, last)):
+        raise ConfigError(f"--set {key}: expected a dotted key, for example training.max_steps")
+    section = values
+    for depth, name in enumerate(parents):
+        below = section.get(name)
+        if below is not None and not isinstance(below, dict):
+            parent = ".".join(parents[: depth + 1])
+            raise ConfigError(f"--set {key}: {parent} is {shown(below)}, not a section; set {parent} itself")
+        section[name] = dict(below or {})
+        section = section[name]
+    section[last] = value
+
+
+def _check_stage(values: Mapping[str, Any], wanted: str | Sequence[str] | None, source: str | Path) -> None:
+    stage = values.get("stage")
+    if not isinstance(stage, str) or stage not in STAGES:
+        hint = did_you_mean(str(stage), list(STAGES)) if stage is not None else ""
+        expected = " or ".join(STAGES)
+        got = shown(stage) if "stage" in values else "nothing"
+        raise ConfigError(f"{source}: stage: expected {expected}, got {got}{hint}")
+    allowed = (wanted,) if isinstance(wanted, str) else wanted
+    if allowed is not None and stage not in allowed:
+        raise ConfigError(
+            f"{source}: stage: expected {' or '.join(allowed)}, got {stage}; "
+            f"this config belongs to {STAGE_COMMANDS[stage]}"
+        )
+
+
+def _fill_variables(
+    values: dict[str, Any], environ: Mapping[str, str] | None, literal: dict[Key, str], source: Path
+) -> dict[str, Any]:
+    errors: list[str] = []
+
+    def fill(value: Any, key: Key) -> Any:
+        if isinstance(value, dict):
+            return {name: fill(below, (*key, name)) for name, below in value.items()}
+        if isinstance(value, list):
+            return [fill(below, (*key, str(i))) for i, below in enumerate(value)]
+        if not isinstance(value, str):
+            return value
+        if "${" not in value or environ is None:
+            return str(value)
+        text = _VARIABLE.sub(lambda match: _lookup(match, environ or {}, key, errors), value)
+        if "${" in text:
+            errors.append(f"{'.'.join(key)}: expected ${{NAME}} or ${{NAME:default}}, got {shown(value)}")
+        if not isinstance(value, PlainText):
+            return text
+        literal[key] = text
+        return parse_yaml(text, ".".join(key)) if _is_scalar(text) else text
+
+    filled = fill(values, ())
+    if errors:
+        raise ConfigError(_report(str(source), errors))
+    return filled
+
+
+def _lookup(match: re.Match[str], environ: Mapping[str, str], key: Key, errors: list[str]) -> str:
+    name, colon, default = match[1].partition(":")
+    if not _VARIABLE_NAME.fullmatch(name):
+        errors.append(f"{'.'.join(key)}: expected ${{NAME}} or ${{NAME:default}}, got {match[0]}")
+        return ""
+    value = environ.get(name, "")
+    if value or colon:
+        return value or default.removeprefix("-")
+    errors.append(
+        f"{'.'.join(key)}: the variable {name} is not set; `export {name}=...`, "
+        f"or pass --set {'.'.join(key)}=VALUE"
+    )
+    return ""
+
+
+def _is_scalar(text: str) -> bool:
+    """Tell whether text from a variable may be read as a YAML number, bool or null: one plain word."""
+    return re.fullmatch(r"[\w.+-]*", text) is not None
+
+
+def _validate(values: dict[str, Any], literal: Mapping[Key, str], source: str) -> RunConfig:
+    model = STAGES[values["stage"]]
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        retry = _as_text(values, error, literal)
+        if retry is not None:
+            return _validate(retry, {}, source)
+        raise ConfigError(_report(source, describe(error, model, values))) from error
+
+
+def _as_text(
+    values: dict[str, Any], error: ValidationError, literal: Mapping[Key, str]
+) -> dict[str, Any] | None:
+    """Return ``values`` with text as it was typed where text is wanted: a folder may be named 2024."""
+    wrong = {
+        tuple(key_path(item["loc"], values))
+        for item in error.errors(include_url=False)
+        if item["type"] == "string_type"
+    }
+    keys = {key for key in wrong if literal.get(key)}
+    if not keys:
+        return None
+
+    def replace(value: Any, key: Key) -> Any:
+        if key in keys:
+            return literal[key]
+        if isinstance(value, dict):
+            return {name: replace(below, (*key, name)) for name, below in value.items()}
+        if isinstance(value, list):
+            return [replace(below, (*key, str(i))) for i, below in enumerate(value)]
+        return value
+
+    return replace(values, ())
+
+
+def _report(source: str, lines: Sequence[str]) -> str:
+    if len(lines) == 1:
+        return f"{source}: {lines[0]}"
+    return f"{source}: {len(lines)} problems\n" + "\n".join(f"  {line}" for line in lines)

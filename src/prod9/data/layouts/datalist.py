@@ -1,0 +1,297 @@
+"""Plain lists of files: a CSV with a column a modality, or the JSON datalist that MONAI reads.
+
+CSV: columns ``case``, ``patient``, ``split``, ``seg`` (also ``label``, ``mask``) are known, every other column whose
+name is a modality (``T1``, ``t1ce``, ``CT`` …) holds paths, relative to the list. Columns are separated by commas,
+semicolons, tabs or bars; backslashes in paths are read as on Windows. JSON: ``{"training": [{"image": path
+or paths, "label": path, …}], "validation": […], "test": […]}`` with ``modality`` or ``channel_names`` saying what the
+images are where their names don't.
+"""
+
+import codecs
+import csv
+import io
+import re
+from collections.abc import Mapping, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from prod9.data.cases import Case, Part
+from prod9.data.labels import AS_IS, declared_scheme
+from prod9.data.layouts.names import (
+    MODALITIES,
+    SEG,
+    Identity,
+    bare,
+    canonical_modality,
+    identify,
+    identify_file,
+    is_volume,
+    parse_modality,
+    parse_name,
+    says_other,
+)
+from prod9.data.layouts.scan import FOREIGN, Scan, conversion, is_file, not_there, read_json
+from prod9.errors import DataError
+from prod9.files import reading
+
+LIST_SUFFIXES = (".csv", ".tsv", ".json")
+_PARTS: Mapping[str, Part] = {
+    "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val",
+    "test": "test", "testing": "test",
+}  # fmt: skip
+_SEG_COLUMNS = (SEG, "label", "mask", "segmentation")
+_CASE_COLUMNS, _PATIENT_COLUMNS = (
+    ("case", "case_id", "id"),
+    ("patient", "patient_id", "subject", "subject_id"),
+)
+_PART_COLUMNS = ("split", "part")
+_KNOWN = frozenset({*_SEG_COLUMNS, *_CASE_COLUMNS, *_PATIENT_COLUMNS, *_PART_COLUMNS})
+_DELIMITERS = ",;\t|"
+_ENCODINGS = (
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+
+
+def scan_datalist(root: Path) -> Scan:
+    """Read the cases of a CSV, TSV or JSON list."""
+    if root.is_dir():
+        raise DataError(
+            f"{root}: expected a .csv, .tsv or .json list, got a folder; name the file as data.root."
+        )
+    rows = _json_rows(root) if root.suffix.lower() == ".json" else _table_rows(root)
+    scan, seen = Scan(), set[str]()
+    for case in rows:
+        absent = [path for path in case.files if not is_file(path)]
+        if case.case_id in seen:
+            scan.problems.append(
+                f"{root}: expected each case once, got {case.case_id} twice; remove one row."
+            )
+        elif absent:
+            scan.lacks(not_there(absent[0], root))
+        elif case.seg is not None and says_other(case.seg.name):
+            scan.problems.append(
+                f"{case.seg}: listed in {root} as the segmentation of lesions of {case.case_id}, got a name that says "
+                "something else; list the right file, or give its column another name."
+            )
+        else:
+            scan.cases.append(case)
+        seen.add(case.case_id)
+    return scan
+
+
+def _table_rows(source: Path) -> list[Case]:
+    header, table = _read_table(source)
+    columns = {name.strip().lower(): place for place, name in enumerate(header)}
+    modalities = _modality_columns(header, table, source)
+    rows = []
+    for number, row in table:
+
+        def value(names: Sequence[str], row: Sequence[str] = row) -> str | None:
+            return next((row[columns[n]] for n in names if n in columns and row[columns[n]]), None)
+
+        images = {kind: row[place] for kind, place in modalities.items() if row[place]}
+        if not images:
+            raise DataError(f"{source}: row {number} names no image; fill it or remove it.")
+        rows.append(
+            _case(
+                source, images, value(_SEG_COLUMNS), case=value(_CASE_COLUMNS), patient=value(_PATIENT_COLUMNS),
+                part=_part(value(_PART_COLUMNS), source, number),
+            )
+        )  # fmt: skip
+    return rows
+
+
+def _read_table(source: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
+    """Return the header and, with their line numbers, the rows that are not empty; all cells are stripped."""
+    with reading(source, "a text table in UTF-8", remedy="save it so"):
+        content = source.read_bytes()
+        encoding = next((name for mark, name in _ENCODINGS if content.startswith(mark)), "utf-8")
+        lines = content.decode(encoding).splitlines(keepends=True)
+        delimiter, above = None, 0
+        if lines and (said := re.fullmatch(r'"?sep=(.)"?\s*', lines[0], re.IGNORECASE)):  # Excel's own word
+            delimiter, above = said[1], 1
+        while above < len(lines) and not lines[above].strip():
+            above += 1
+        lines = lines[above:]
+        reader = csv.reader(io.StringIO("".join(lines)), delimiter=delimiter or _delimiter(lines))
+        read = [(above + reader.line_num, [cell.strip() for cell in row]) for row in reader]
+    header = read[0][1] if read else []
+    table = [(number, row) for number, row in read[1:] if any(row)]
+    for number, row in table:
+        row += [""] * (len(header) - len(row))
+        if any(row[len(header) :]):
+            raise DataError(
+                f"{source}: line {number}: expected {len(header)} cells as in the header, got {len(row)}; put paths "
+                "that hold the separator in quotes."
+            )
+    return header, table
+
+
+def _delimiter(lines: Sequence[str]) -> str:
+    """Return what separates the columns: what makes most of the header known words, then most columns."""
+
+    def known(delimiter: str) -> tuple[int, int]:
+        cells = [cell.strip().lower() for cell in next(csv.reader(lines[:1], delimiter=delimiter), [])]
+        words = sum(cell in _KNOWN or canonical_modality(cell) in MODALITIES for cell in cells)
+        return words, len(cells)
+
+    return max(_DELIMITERS, key=known)
+
+
+def _modality_columns(
+    header: Sequence[str], table: Sequence[tuple[int, Sequence[str]]], source: Path
+) -> dict[str, int]:
+    """Return modality → place of the columns that hold paths of volumes."""
+    named = [name.lower() for name in header if name]
+    found: dict[str, int] = {}
+    for place, name in enumerate(header):
+        paths = [row[place] for _, row in table if row[place]]
+        if not name or name.lower() in _KNOWN or not any(_is_listed_volume(path) for path in paths):
+            continue
+        kind = canonical_modality(name)
+        if kind in found or named.count(name.lower()) > 1:
+            other = header[found[kind]] if kind in found else name
+            raise DataError(f"{source}: expected one column for {kind}, got {other} and {name}; remove one.")
+        found[kind] = place
+    twice = next((name for name in _KNOWN if named.count(name) > 1), None)
+    if twice is not None:
+        raise DataError(f"{source}: expected one column {twice}, got several; remove the others.")
+    if not found:
+        got = ", ".join(header) or "nothing"
+        raise DataError(
+            f"{source}: expected a header with modalities above paths, such as case,patient,T1,T1ce,T2,FLAIR,seg, "
+            f"got {got}{_foreign_hint(header, table)}; correct it."
+        )
+    return found
+
+
+def _is_listed_volume(path: str) -> bool:
+    return is_volume(re.split(r"[/\\]", path)[-1])
+
+
+def _foreign_hint(header: Sequence[str], table: Sequence[tuple[int, Sequence[str]]]) -> str:
+    cells = chain.from_iterable(row[: len(header)] for _, row in table)
+    path = next((cell for cell in cells if cell.lower().endswith(FOREIGN)), None)
+    return "" if path is None else f" above files such as {path}: {conversion(Path(path))}"
+
+
+def _json_rows(source: Path) -> list[Case]:
+    content = read_json(source)
+    if not isinstance(content, dict):
+        raise DataError(
+            f'{source}: expected {{"training": [{{"image": …}}]}}, got a {type(content).__name__}; correct it.'
+        )
+    declared = content.get("channel_names", content.get("modality")) or {}
+    names = (
+        [canonical_modality(str(name)) for name in declared.values()] if isinstance(declared, dict) else []
+    )
+    scheme = declared_scheme(content.get("labels"))
+    several = sum(bool(content.get(key)) for key in _PARTS) > 1
+    cases = []
+    for key, part in _PARTS.items():
+        entries = content.get(key) or []
+        if not isinstance(entries, list):
+            raise DataError(f"{source}: expected a list under {key}, got {str(entries)[:80]}; correct it.")
+        for entry in entries:
+            entry = {"image": entry} if isinstance(entry, str) else entry
+            files = _paths(entry.get("image")) if isinstance(entry, dict) else []
+            if not files:
+                raise DataError(
+                    f'{source}: expected entries of {key} such as {{"image": …}}, got {str(entry)[:80]}; correct it.'
+                )
+            images = dict(zip(_kinds(files, names, source), files, strict=True))
+            cases.append(
+                _case(
+                    source, images, _text(entry, ("label",), source), case=_text(entry, ("case", "case_id"), source),
+                    patient=_text(entry, ("patient", "patient_id"), source), part=part if several else None,
+                    scheme=scheme,
+                )
+            )  # fmt: skip
+    return cases
+
+
+def _paths(image: object) -> list[str]:
+    """Return the paths of an entry's ``image``, a path or a list of them; nothing for anything else."""
+    found = [image] if isinstance(image, str) else image
+    return (
+        [str(path) for path in found]
+        if isinstance(found, list) and all(isinstance(p, str) for p in found)
+        else []
+    )
+
+
+def _text(entry: Mapping[str, Any], keys: Sequence[str], source: Path) -> str | None:
+    """Return the first text or number that an entry has under one of ``keys``."""
+    value = next((entry[key] for key in keys if entry.get(key) not in (None, "", [])), None)
+    if isinstance(value, list) and len(value) == 1:  # MONAI writes some labels as lists of one
+        value = value[0]
+    if value is not None and (isinstance(value, bool) or not isinstance(value, str | int)):
+        raise DataError(f"{source}: expected text for {keys[0]}, got {str(value)[:80]}; correct it.")
+    return None if value is None else str(value)
+
+
+def _kinds(files: Sequence[str], names: Sequence[str], source: Path) -> list[str]:
+    """Return what each file of an entry shows: as declared, else as their names end."""
+    if names:
+        kinds = list(names)
+    else:
+        kinds = [kind for name in files if (kind := parse_modality(Path(name).name)) not in (None, SEG)]
+    if len(kinds) != len(files) or len(set(kinds)) < len(kinds):
+        raise DataError(
+            f"{source}: expected a different modality for each of {', '.join(files)}, got "
+            f"{', '.join(kinds) or 'none'}; "
+            'declare them as "channel_names": {"0": "T1", …}.'
+        )
+    return kinds
+
+
+def _case(
+    source: Path,
+    images: Mapping[str, str],
+    seg: str | None,
+    *,
+    case: str | None,
+    patient: str | None,
+    part: Part | None,
+    scheme: str | None = None,
+) -> Case:
+    files = {kind: _listed(source, name) for kind, name in images.items()}
+    first = next(iter(files.values()))
+    found = _identity(source, first, next(iter(images.values())))
+    identity = found if case is None else identify(case)
+    year = identity.year or found.year
+    return Case(
+        case_id=identity.case_id,
+        patient_id=identity.patient_id if patient is None else patient,
+        images=files,
+        seg=None if not seg else _listed(source, seg),
+        layout="datalist",
+        label_scheme=scheme or year or ("canonical" if set(files) <= set(MODALITIES) else AS_IS),
+        time_point=identity.time_point,
+        part=part,
+    )
+
+
+def _listed(source: Path, name: str) -> Path:
+    """Return the path that a list names; backslashes separate folders unless a file is called so."""
+    path = source.parent / name
+    return path if "\\" not in name or is_file(path) else source.parent / name.replace("\\", "/")
+
+
+def _identity(source: Path, path: Path, written: str) -> Identity:
+    """Return whose scan a listed file is, by its name, else by the folders that the list writes before it."""
+    parts = [part for part in re.split(r"[/\\]", written)[:-1] if part not in ("", ".", "..")]
+    folders = [*reversed(parts), source.parent.name or source.resolve().parent.name]
+    parsed = parse_name(path.name, folder=folders[0], above=folders[1:])
+    return parsed.identity if parsed is not None else identify_file(bare(path.name), folders)
+
+
+def _part(text: str | None, source: Path, number: int) -> Part | None:
+    if text is None:
+        return None
+    if text.lower() not in _PARTS:
+        raise DataError(f"{source}: row {number}: expected split train, val or test, got {text}; correct it.")
+    return _PARTS[text.lower()]

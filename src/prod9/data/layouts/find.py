@@ -1,0 +1,267 @@
+"""Finds the cases of a dataset: which files belong together, what each shows, and what its labels mean.
+
+Names and numbers differ by challenge and year; everything that leaves this module is canonical: modalities
+``T1``, ``T1ce``, ``T2``, ``FLAIR`` (other names are kept as the dataset spells them) and a label scheme
+(:mod:`prod9.data.labels`). Only names and descriptions are read here, never a volume.
+"""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from prod9.data.cases import Case as Case
+from prod9.data.labels import LABEL_SCHEMES as LABEL_SCHEMES
+from prod9.data.labels import canonical_seg as canonical_seg
+from prod9.data.labels import label_table
+from prod9.data.layouts.bids import looks_like_bids, scan_bids
+from prod9.data.layouts.brats_folder import scan_brats
+from prod9.data.layouts.datalist import LIST_SUFFIXES, scan_datalist
+from prod9.data.layouts.decathlon import described_by, scan_msd, scan_nnunet
+from prod9.data.layouts.names import DEFAULT_LABEL_MAP as DEFAULT_LABEL_MAP
+from prod9.data.layouts.names import MODALITIES as MODALITIES
+from prod9.data.layouts.names import SEG as SEG
+from prod9.data.layouts.names import parse_modality as parse_modality
+from prod9.data.layouts.scan import (
+    Scan,
+    Walk,
+    conversion,
+    foreign_files,
+    is_dir,
+    is_file,
+    unreachable,
+    wrong_name,
+)
+from prod9.errors import DataError
+from prod9.system.wording import are, listing, plural
+
+_LOG = logging.getLogger(__name__)
+
+_YEARS = ("brats2015", "brats2018", "brats2019", "brats2020", "brats2021", "brats2023", "brats2024")
+_LISTED = ("datalist", "msd")
+LAYOUTS: Mapping[str, Callable[[Path], Scan]] = {
+    **dict.fromkeys(_YEARS, scan_brats),
+    "msd": scan_msd,
+    "nnunet": scan_nnunet,
+    "bids": scan_bids,
+    "datalist": scan_datalist,
+}
+"""Layout → what finds its cases. ``canonical`` names are those of no challenge, found as the years are."""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """What lies below a folder. layout: of the whole (a key of ``LAYOUTS`` or ``brats``).
+
+    cases: sorted by name, with whatever they have. ignored: volumes that belong to no case. problems: one
+    message each, for what cannot be used as it is; absent: those of them that are files which a list or a link names
+    and which are not there. doubts: links to nothing that may have been folders.
+    """
+
+    layout: str
+    cases: tuple[Case, ...]
+    ignored: tuple[Path, ...]
+    problems: tuple[str, ...]
+    absent: tuple[str, ...] = ()
+    doubts: tuple[str, ...] = ()
+
+
+def scan_dataset(root: str | Path, *, layout: str = "auto", label_scheme: str = "auto") -> Dataset:
+    """Return all that ``root`` holds, complete or not.
+
+    root: a folder, or a CSV or JSON list of files. layout: ``auto`` looks at the folder, and for BraTS takes the
+    year from each case's name. label_scheme: ``auto`` goes by layout, year or description. Raises DataError for
+    a missing folder or one that is of no known layout, ConfigError for an unknown label scheme.
+    """
+    if layout not in ("auto", *LAYOUTS):
+        raise DataError(
+            f"data.layout: expected auto or one of {', '.join(LAYOUTS)}, got {layout}; correct it."
+        )
+    if label_scheme != "auto":
+        label_table(label_scheme)
+    root = Path(root)
+    _require_input(root)
+    kind = detect_layout(root) if layout == "auto" else layout
+    scan = LAYOUTS.get(kind, scan_brats)(root)
+    cases = [_named(case, layout, label_scheme) for case in scan.cases]
+    wrong = {case.case_id: text for case in cases if (text := _wrong_names(case, root)) is not None}
+    return Dataset(
+        kind,
+        tuple(sorted((case for case in cases if case.case_id not in wrong), key=lambda c: c.case_id)),
+        tuple(scan.ignored),
+        (*scan.problems, *wrong.values()),
+        tuple(scan.absent),
+        tuple(scan.doubts),
+    )
+
+
+def _require_input(root: Path) -> None:
+    """Refuse what is neither a folder nor a list (DataError)."""
+    if is_dir(root) or (is_file(root) and root.suffix.lower() in LIST_SUFFIXES):
+        return
+    try:
+        absent = not (root.is_symlink() or root.exists())
+    except (OSError, ValueError):  # a name that is too long, a folder that may not be looked into
+        absent = False
+    if not absent and not is_file(root) and (message := unreachable(root)) is not None:
+        raise DataError(message)
+    what = "a file" if is_file(root) else "nothing"
+    raise DataError(
+        f"{root}: expected a folder with cases, got {what}; check data.root "
+        f"(a {', '.join(LIST_SUFFIXES)} list will do too)."
+    )
+
+
+def _wrong_names(case: Case, root: Path) -> str | None:
+    """Return what is wrong with the names of a case that results are called by, or None."""
+    texts = [
+        wrong_name(case.case_id, "case", root),
+        *(wrong_name(name, "modality", root) for name in case.images),
+    ]
+    return next((text for text in texts if text is not None), None)
+
+
+def detect_layout(root: Path) -> str:
+    """Return the layout of ``root``: a key of ``LAYOUTS``, or ``brats`` where names decide case by case."""
+    if root.is_file():
+        return "datalist"
+    try:
+        return described_by(root) or ("bids" if looks_like_bids(root) else "brats")
+    except OSError as error:
+        raise DataError(
+            f"{root}: expected a folder that can be read, got {error.strerror or error}; change its permissions, or "
+            "check data.root."
+        ) from error
+
+
+def find_cases(
+    root: str | Path,
+    *,
+    layout: str = "auto",
+    label_scheme: str = "auto",
+    modalities: Sequence[str] = MODALITIES,
+    require_seg: bool = False,
+    skip_incomplete: bool = False,
+) -> list[Case]:
+    """Return the cases of :func:`scan_dataset`, each with all of ``modalities`` and nothing else.
+
+    Raises DataError, besides, for a folder without cases, for its problems, such as doubled files, and,
+    naming every case, for missing modalities or segmentations.
+
+    Args:
+        root: folder or list.
+        layout: a key of ``LAYOUTS``, or ``auto``.
+        label_scheme: what the values of segmentations mean, or ``auto``.
+        modalities: what every case must have.
+        require_seg: whether every case must have a segmentation too.
+        skip_incomplete: leave out cases that lack some of that, and log which; an error where none is left.
+    """
+    root = Path(root)
+    dataset = scan_dataset(root, layout=layout, label_scheme=label_scheme)
+    bearable = frozenset(dataset.absent) if skip_incomplete else frozenset[str]()
+    _refuse_problems([text for text in dataset.problems if text not in bearable], dataset.absent)
+    for text in dataset.doubts:
+        _LOG.warning("%s", text)
+    if not dataset.cases:
+        raise DataError(next(iter(dataset.absent), None) or no_cases(root))
+    require_known(dataset.cases, modalities)
+    cases = _complete(root, dataset, modalities, require_seg, skip_incomplete)
+    return [
+        replace(
+            case,
+            images={name: case.images[name] for name in modalities},
+            channels={name: case.channels[name] for name in modalities if name in case.channels},
+        )
+        for case in cases
+    ]
+
+
+def _complete(
+    root: Path, dataset: Dataset, modalities: Sequence[str], require_seg: bool, skip: bool
+) -> list[Case]:
+    """Return the cases that lack nothing; refuse the others, or with ``skip`` log them."""
+    lacking = {
+        case.case_id: f"{case.case_id} lacks {gap}"
+        for case in dataset.cases
+        if (gap := gaps(case, modalities, require_seg))
+    }
+    cases = [case for case in dataset.cases if case.case_id not in lacking]
+    if lacking and (not skip or not cases):
+        expected = ", ".join([*modalities, *([SEG] if require_seg else [])])
+        remedy = "" if skip else ", or leave them out with data.skip_incomplete: true"
+        raise DataError(
+            f"{root}: expected every case to have {expected}, got: {listing(lacking.values(), 10, joint='; ')}; add "
+            f"the files, remove the cases, or name fewer data.modalities{remedy}."
+        )
+    # A row of a list with an absent file is no case; a link to nothing in a folder is why a case lacks a modality.
+    absent = dataset.absent if dataset.layout in _LISTED else ()
+    left_out = [*lacking.values(), *absent] if skip else []
+    if left_out:
+        _LOG.warning(
+            "%s: %s %s left out (data.skip_incomplete): %s.",
+            root,
+            plural(left_out, "incomplete case"),
+            are(left_out),
+            listing(left_out, 10, joint="; "),
+        )
+    return cases
+
+
+def _refuse_problems(problems: Sequence[str], absent: Sequence[str]) -> None:
+    """Raise the first of ``problems`` as a DataError, saying how many more there are."""
+    if not problems:
+        return
+    hint = " (data.skip_incomplete: true leaves such cases out)" if problems[0] in absent else ""
+    more = f" (and {len(problems) - 1} more; `prod9 data check` lists them)" if len(problems) > 1 else ""
+    raise DataError(problems[0] + hint + more)
+
+
+def require_known(cases: Sequence[Case], modalities: Sequence[str]) -> None:
+    """Refuse modalities that no case has and that are none of the four (DataError)."""
+    known = list(dict.fromkeys([*MODALITIES, *(name for case in cases for name in case.images)]))
+    unknown = [name for name in modalities if name not in known]
+    if unknown:
+        raise DataError(
+            f"data.modalities: expected some of {', '.join(known)}, got {', '.join(unknown)}; correct the names."
+        )
+
+
+def gaps(case: Case, modalities: Sequence[str], require_seg: bool) -> str:
+    """Return what ``case`` lacks, as text; empty when it is complete."""
+    missing = [name for name in modalities if name not in case.images]
+    return ", ".join([*missing, *([SEG] if require_seg and case.seg is None else [])])
+
+
+def no_cases(root: Path) -> str:
+    """Return the message for a folder without cases: what is there instead, and what to do about it."""
+    expected = (
+        f"{root}: expected files such as BraTS-GLI-00000-000-t1n.nii.gz or BraTS2021_00000_t1.nii.gz, a dataset.json, "
+        "sub-* folders or a list, got"
+    )
+    if not is_dir(root):
+        return f"{expected} no cases; add rows to the list."
+    inside = [path for path in sorted(root.glob("*")) if path.is_dir() and described_by(path)]
+    if inside:
+        return f"{expected} none; did you mean {inside[0]}?"
+    found = Walk()
+    volumes = [path.relative_to(root) for path in found.volumes(root)]
+    if volumes:
+        return (
+            f"{expected} {plural(volumes, 'volume')} whose names say no modality ({listing(volumes, 2)}); let them end "
+            "in t1, t1ce, t2 or flair, or list them in a CSV (case,patient,T1,T1ce,T2,FLAIR,seg) and give that as "
+            "data.root."
+        )
+    foreign = foreign_files(root)
+    if foreign:
+        names = listing((path.relative_to(root) for path in foreign), 2)
+        return f"{expected} {plural(foreign, 'file')} of another format ({names}); {conversion(foreign[0])}."
+    for message in [*found.problems, *found.absent, *found.doubts]:
+        return f"{expected} none that can be reached: {message}"
+    return f"{expected} none; check data.root, or make a cohort with `prod9 data simulate`."
+
+
+def _named(case: Case, layout: str, label_scheme: str) -> Case:
+    """Let the config's words win over what was found."""
+    if layout in _YEARS:
+        case = replace(case, layout=layout, label_scheme=layout)
+    return case if label_scheme == "auto" else replace(case, label_scheme=label_scheme)

@@ -1,0 +1,265 @@
+"""Reads file names: which case a volume belongs to, which patient and time point, and what it shows.
+
+Names come in any case of letters, with or without ``.gz``, from file systems that spell ``é`` as one character
+or two; :func:`parse_name` gives the same answer to all spellings of one name.
+"""
+
+import re
+import unicodedata
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+from prod9.data.layouts.visits import is_container, is_visit, split_visit
+
+MODALITIES = ("T1", "T1ce", "T2", "FLAIR")
+DEFAULT_LABEL_MAP: Mapping[str, int] = {name: label for label, name in enumerate(MODALITIES)}
+SEG = "seg"
+
+# "t1ce" holds "t1", "t2f" holds "t2": the pattern tries the longest first.
+TOKENS: Mapping[str, str] = {
+    **dict.fromkeys(("t1gd", "t1gad", "t1ce", "t1c", "ct1", "t1_gd", "t1-gd", "t1_ce", "t1-ce"), "T1ce"),
+    **dict.fromkeys(("t1n", "t1w", "t1"), "T1"),
+    **dict.fromkeys(("flair", "fla", "t2f", "t2flair", "t2_flair", "t2-flair"), "FLAIR"),
+    **dict.fromkeys(("t2w", "t2"), "T2"),
+    **dict.fromkeys(("segm", "seg"), SEG),
+}
+"""What the last word of a name means, in lower case."""
+_SUFFIX = re.compile(r"\.nii(\.gz)?$", re.IGNORECASE)
+_LAST_TOKEN = re.compile(rf"(?:^|[-_. ])({'|'.join(sorted(TOKENS, key=len, reverse=True))})$", re.IGNORECASE)
+
+# What stands before "seg": the lesion, which is what a segmentation is here, or something else of the head.
+_LESION_WORDS = r"(?:brats|lesions?|tumou?rs?|glioma|glioblastoma|gbm|cancer|metastas[ei]s|mets)"
+LESION = re.compile(_LESION_WORDS, re.IGNORECASE)
+"""What a file says that shows lesions."""
+_OTHER = (
+    r"(?:tissues?|aseg|aparc(?:[-_. +]aseg)?|wmparc|parc(?:ellation)?s?|brain|brain[-_ ]?parenchyma|head|skull|scalp"
+    r"|synth|wm|gm|csf|pve|fast|atlas|anat(?:omy|omical)?|structures?|subcort(?:ical)?|cortex|cortical|hippocamp(?:us|i)"
+    r"|ventricles?|vessels?|thalam(?:us|i)|cerebellum|brain[-_ ]?stem|bet|hd[-_ ]?bet|free[-_ ]?surfer|fast[-_ ]?surfer"
+    r"|fmriprep|smriprep|synth[-_ ]?seg|samseg|lobes?|organs?|bones?|muscles?|healthy)"
+)
+_BEFORE_SEG = re.compile(
+    rf"(?:^|[-_. ])(?:(?P<lesion>{_LESION_WORDS})|(?P<other>{_OTHER}))[-_. ]*$", re.IGNORECASE
+)
+_LESION_MAP = re.compile(rf"(?:^|[-_. ]){_LESION_WORDS}[-_. ]?segmentation$", re.IGNORECASE)
+_LABEL_MAP = re.compile(
+    r"(?:^|[-_. ]|synth|brain|lesion|tissue|tumou?r)(?:segm?|segmentations?|[ad]seg|probseg|(?:a|wm)?parc|labels?|roi"
+    r"|[a-z]*masks?|tissues?|pve(?:seg)?[-_]?\d*)$",
+    re.IGNORECASE,
+)
+# The challenges of 2012 to 2015: VSD.Brain.XX.O.MR_T1c.54514, VSD.Brain_3more.XX.O.OT.54517.
+_VSD = re.compile(r"VSD\.Brain.*\.(?:MR_(T1c|T1|T2|Flair)|OT)\.\d+", re.IGNORECASE)
+_OTHER_FOLDER = re.compile(
+    r"tissues?|aseg|(?:w?m?|a)parc|(?:fast|free)[-_ ]?surfer.*|f?s?mriprep.*|synth[-_ ]?seg.*|samseg.*|cat12.*|spm.*"
+    r"|brain[-_ ]?masks?|atlas(?:es)?|parcellations?|probseg",
+    re.IGNORECASE,
+)
+_OTHER_MASK = re.compile(
+    rf"(?:aseg|aparc|wmparc|parc|probseg|synthseg|tissues?|brain[-_ ]?mask|brain[-_ ]?seg|(?:^|[-_. ]){_OTHER}[-_. ]?"
+    r"(?:dseg|mask|roi|labels?|seg|segmentation))$",
+    re.IGNORECASE,
+)
+_EXPERT = re.compile(
+    rf"(?:(?:gt|ground[-_. ]?truth|manual|expert|consensus|final|whole|corrected|mask|labels?|{_LESION_WORDS})"
+    r"[-_. ]*)+",
+    re.IGNORECASE,
+)
+
+# Challenges whose official spelling is not upper case.
+_MIXED_CASE = {"GOAT": "GoAT"}
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Whose scan it is: ``case_id`` in the official spelling, equal ``patient_id`` for all time points."""
+
+    case_id: str
+    patient_id: str
+    time_point: str | None
+    year: str | None
+
+
+@dataclass(frozen=True)
+class ParsedName:
+    """A file name, taken apart. stem: what stands before the modality. kind: a modality or ``seg``."""
+
+    stem: str
+    kind: str
+    identity: Identity
+
+
+def _brats2015(match: re.Match[str]) -> tuple[str, str | None]:
+    return f"brats_{match[1].lower()}_pat{match[2]}", match[3]
+
+
+def _brats2018(match: re.Match[str]) -> tuple[str, str | None]:
+    return f"Brats{match[1]}_{match[2].upper()}", match[3]
+
+
+def _brats2019(match: re.Match[str]) -> tuple[str, str | None]:
+    return f"BraTS19_{match[1].upper()}", match[2]
+
+
+def _brats2020(match: re.Match[str]) -> tuple[str, str | None]:
+    return f"BraTS20_{match[1].title()}_{match[2]}", None
+
+
+def _brats2021(match: re.Match[str]) -> tuple[str, str | None]:
+    return f"BraTS2021_{match[1]}", None
+
+
+def _brats2023(match: re.Match[str]) -> tuple[str, str | None]:
+    challenge = match[1].upper()
+    return f"BraTS-{_MIXED_CASE.get(challenge, challenge)}-{match[2]}", match[3]
+
+
+# Year → (pattern of a whole case name, its patient and time point, what joins the two).
+_YEARS: Mapping[str, tuple[str, Callable[[re.Match[str]], tuple[str, str | None]], str]] = {
+    "brats2015": (r"brats_(2013|tcia)_pat(\d+)_(\d+)", _brats2015, "_"),
+    "brats2018": (r"Brats(1[78])_([A-Z0-9_]+)_(\d+)", _brats2018, "_"),
+    "brats2019": (r"Brats19_([A-Z0-9_]+)_(\d+)", _brats2019, "_"),
+    "brats2020": (r"BraTS20_(Training|Validation|Testing)_(\d+)", _brats2020, "_"),
+    "brats2021": (r"BraTS2021_(\d+)", _brats2021, "_"),
+    "brats2023": (r"BraTS-([A-Z]+(?:-RT)?)-(\d+)(?:-(\d+))?", _brats2023, "-"),
+}
+# A name of a challenge may go on, as in BraTS2021_00000_brain: what follows begins with a letter.
+_PATTERNS = {
+    year: re.compile(rf"{pattern}(?P<rest>[-_. ](?=[^\W\d]).+)?", re.IGNORECASE | re.ASCII | re.DOTALL)
+    for year, (pattern, _, _) in _YEARS.items()
+}
+_SHORT = re.compile(r"\d{1,4}|[A-Za-z]")
+
+
+def is_volume(name: str) -> bool:
+    """Return whether ``name`` ends as a NIfTI file does, and is no hidden file (macOS writes ``._x.nii``)."""
+    return _SUFFIX.search(name) is not None and not name.startswith(".")
+
+
+def bare(name: str) -> str:
+    """Return ``name`` without ``.nii`` or ``.nii.gz``, in one Unicode spelling."""
+    return unicodedata.normalize("NFC", _SUFFIX.sub("", name))
+
+
+@lru_cache(maxsize=65536)
+def identify(name: str) -> Identity:
+    """Return whose scan the case ``name`` is.
+
+    Names of no challenge keep their spelling; where a part of one says a visit, what says whose it is stands for
+    the patient (:mod:`prod9.data.layouts.visits`), else the whole name does.
+    """
+    name = unicodedata.normalize("NFC", name)
+    for year, (_, take, joint) in _YEARS.items():
+        match = _PATTERNS[year].fullmatch(name)
+        if match is not None:
+            patient, time_point = take(match)
+            case = patient if time_point is None else f"{patient}{joint}{time_point}"
+            return Identity(case + (match["rest"] or ""), patient, time_point, year)
+    patient, time_point = split_visit(name) or (name, None)
+    return Identity(name, patient, time_point, None)
+
+
+def identify_folder(folders: Sequence[str]) -> Identity:
+    """Return whose scan lies in a folder whose files do not say.
+
+    folders: names from the one that holds the files up to the dataset's own, which names no patient. Folders such as
+    ``anat`` are passed over; one that says a visit or a number only takes the name of the folder above it before its
+    own: ``P001/2019-01-02/t1.nii.gz`` is of ``P001_2019-01-02``.
+    """
+    below = [name for name in folders[:-1] if not is_container(name)]
+    if not below:
+        return identify(next((name for name in reversed(folders) if not is_container(name)), folders[0]))
+    parts = [below[0]]
+    while (is_visit(parts[0]) or _SHORT.fullmatch(parts[0])) and len(parts) < len(below):
+        parts.insert(0, below[len(parts)])
+    return identify("_".join(parts))
+
+
+def identify_file(stem: str, folders: Sequence[str]) -> Identity:
+    """Return whose scan a file is, by its name without what it shows, or by its ``folders`` where that says no case.
+
+    folders: as for :func:`identify_folder`. ``P001/tp1_t1.nii.gz`` is of ``P001_tp1``.
+    """
+    if stem and not is_visit(stem):
+        return identify(stem)
+    return identify_folder([stem, *folders] if stem and stem != folders[0] else folders)
+
+
+def visit_of_folders(folders: Sequence[str]) -> str | None:
+    """Return the nearest of ``folders`` (nearest first) that says a visit and nothing else."""
+    return next((name for name in folders if is_visit(name) and not is_container(name)), None)
+
+
+def parse_modality(name: str) -> str | None:
+    """Return the modality that a file name ends in (before ``.nii`` or ``.nii.gz``), ``seg``, or None.
+
+    The longest token wins; letters may be of any case: ``BraTS_T1.nii.gz`` is T1, ``…-t1c.nii.gz`` is T1ce. A
+    segmentation that says it is of tissue, the brain or another structure is none: ``P1_tissue_seg``.
+    """
+    found = _kind(bare(name))
+    return None if found is None else found[0]
+
+
+def shows_labels(name: str) -> bool:
+    """Return whether a file's name says that its voxels are labels or a mask of anything, hence no image."""
+    stem = bare(name)
+    return parse_modality(name) == SEG or (
+        parse_modality(name) is None and _LABEL_MAP.search(stem) is not None
+    )
+
+
+def says_other(name: str) -> bool:
+    """Return whether a file's name says a mask or labels of something else than a lesion."""
+    stem = bare(name)
+    return _OTHER_MASK.search(stem) is not None or (
+        _LAST_TOKEN.search(stem) is not None and _kind(stem) is None
+    )
+
+
+def _kind(stem: str) -> tuple[str, str] | None:
+    """Return what a name shows, and what stands before the words that say so."""
+    vsd = _VSD.fullmatch(stem)
+    if vsd is not None:
+        return TOKENS[(vsd[1] or SEG).lower()], ""
+    whole = _LESION_MAP.search(stem)
+    if whole is not None:
+        return SEG, stem[: whole.start()]
+    match = _LAST_TOKEN.search(stem)
+    if match is None:
+        return None
+    kind, case = TOKENS[match[1].lower()], stem[: match.start()]
+    before = _BEFORE_SEG.search(case) if kind == SEG else None
+    if before is None:
+        return kind, case
+    if before["other"]:
+        return None
+    return kind, case[: before.start()] or case
+
+
+def parse_name(name: str, *, folder: str = "", above: Sequence[str] = ()) -> ParsedName | None:
+    """Take a file name apart, or return None where it ends in no modality.
+
+    folder: name of the folder it lies in, which stands for the case where the file does not say: a bare
+    ``t1.nii.gz``, or case 355 of 2020, whose mask kept its hospital name. above: the folders above that one, nearest
+    first, up to the dataset's own.
+    """
+    found = _kind(bare(name))
+    if found is None:
+        return None
+    kind, case = found
+    if kind == SEG and any(_OTHER_FOLDER.fullmatch(part) for part in [folder, *above][:-1] or [folder]):
+        return None
+    own = identify(case)
+    if folder and kind == SEG and own.year is None and identify(folder).year is not None:
+        return ParsedName(case, kind, identify(folder))
+    return ParsedName(case, kind, identify_file(case, [folder, *above]) if folder else own)
+
+
+def is_expert(stem: str) -> bool:
+    """Return whether the words before ``seg`` name no case but who drew it or what: ``GT``, ``manual_tumor``."""
+    return _EXPERT.fullmatch(stem) is not None
+
+
+def canonical_modality(name: str) -> str:
+    """Return the modality that a dataset's own word means (``t1gd`` → ``T1ce``), or the word itself."""
+    kind = parse_modality(name.strip())
+    return name.strip() if kind in (None, SEG) else kind

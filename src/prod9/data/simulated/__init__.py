@@ -1,0 +1,1 @@
+"""Simulated cohorts: an atlas, deformations, tumours, contrasts."""

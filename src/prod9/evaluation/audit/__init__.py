@@ -1,0 +1,1 @@
+"""Copies of training patients among generated volumes."""

@@ -1,0 +1,84 @@
+"""Which volumes a copy audit compares: of folders, or of a run, whose split says who was trained on."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from prod9.config.load import load_config
+from prod9.data.splits import Split
+from prod9.errors import ConfigError
+from prod9.evaluation.audit.volumes import AuditSets
+from prod9.evaluation.sets.volume_sets import BadFiles, Entry, find_volumes
+
+
+def sets_of_folders(
+    train: Path,
+    held_out: Path,
+    generated: Path,
+    *,
+    modalities: Sequence[str] = (),
+    bad: BadFiles | None = None,
+) -> AuditSets:
+    """Return the volumes of three folders; DataError where one holds none, or patients overlap.
+
+    bad: what becomes of files that cannot be used, refused by default; it notes whatever stays out.
+    """
+    roots = (train, held_out, generated)
+    return AuditSets(*(find_volumes(root, modalities=modalities, bad=bad) for root in roots))
+
+
+def sets_of_run(
+    run: Path,
+    generated: Path,
+    *,
+    data: Path | None = None,
+    modalities: Sequence[str] = (),
+    bad: BadFiles | None = None,
+) -> AuditSets:
+    """Return the training and test volumes of ``run``, from its config and split, and those of ``generated``.
+
+    data: where the cases lie now, if elsewhere. bad: as for :func:`sets_of_folders`.
+    Raises ConfigError for a folder that is no run, a run without test
+    patients or on MedMNIST3D, and where the patients are not found.
+    """
+    config_file, split_file = run / "config.yaml", run / "split.json"
+    if not config_file.is_file():
+        raise ConfigError(f"--run: expected a run folder with config.yaml and split.json, got {run}.")
+    config = load_config(str(config_file))
+    if config.data.kind == "medmnist3d":
+        raise ConfigError(
+            "--run: expected a run on files, got one on MedMNIST3D, whose volumes lie in one .npz; write training and "
+            "test volumes as NIfTI and name them with --train and --heldout."
+        )
+    if not split_file.is_file():
+        raise ConfigError(
+            f"--run: expected {split_file}, got none; train first, or use --train and --heldout."
+        )
+    split = Split.load(split_file)
+    if not split.test:
+        raise ConfigError(
+            f"{split_file}: expected test patients, got none: validation patients were spent on choosing the "
+            "model. Train with data.split.test above 0, or name unseen cases with --train and --heldout."
+        )
+    root = data or Path(config.data.root)
+    bad = BadFiles(skip=False) if bad is None else bad
+    wanted = modalities or config.data.modalities
+    entries = find_volumes(root, layout=config.data.layout, modalities=wanted, bad=bad)
+    for what, patients in (("training", split.train), ("test", split.test)):
+        bad.require_patients(patients, entries, what, root)
+    return AuditSets(
+        _of_patients(entries, split.train, "training", root, run),
+        _of_patients(entries, split.test, "test", root, run),
+        find_volumes(generated, modalities=modalities, bad=bad),
+    )
+
+
+def _of_patients(
+    entries: Sequence[Entry], patients: Sequence[str], name: str, root: Path, run: Path
+) -> list[Entry]:
+    wanted = frozenset(patients)
+    found = [entry for entry in entries if entry.patient_id in wanted]
+    if not found:
+        raise ConfigError(
+            f"{root}: expected the {name} patients of {run}, got none; name their folder with --data."
+        )
+    return found

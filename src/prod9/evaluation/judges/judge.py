@@ -1,0 +1,111 @@
+"""A modality classifier for an evaluation, trained on half of the real patients and tested on the other half."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from prod9.errors import ConfigError, DataError
+from prod9.evaluation.judges.classifier import ModalityClassifier, train_classifier
+from prod9.evaluation.judges.networks import coarsen
+from prod9.evaluation.sets.volume_sets import BadFiles, Entry, Preparation
+from prod9.files import atomic_write
+
+FILE = "classifier.safetensors"
+MOST_VOLUMES = 240
+"""Volumes of each half: as many as are kept in memory at once, at most 64³ voxels each."""
+
+
+@dataclass(frozen=True)
+class Judge:
+    """labels: what class k is called. accuracy: share of right answers on ``num_unseen`` real volumes it never saw."""
+
+    classifier: ModalityClassifier
+    labels: tuple[str, ...]
+    accuracy: float
+    num_unseen: int
+
+    def save(self, path: Path) -> None:
+        """Write weights, labels and accuracy as safetensors."""
+        about = {"labels": self.labels, "accuracy": self.accuracy, "num_unseen": self.num_unseen}
+        weights = {name: value.contiguous() for name, value in self.classifier.state_dict().items()}
+        with atomic_write(path) as temporary:
+            save_file(weights, temporary, metadata={"prod9_classifier": json.dumps(about)})
+
+
+def load_judge(path: Path, wanted: Sequence[str]) -> Judge:
+    """Read what :meth:`Judge.save` wrote.
+
+    wanted: labels of the volumes to judge. Raises DataError for another file, ConfigError for other labels.
+    """
+    try:
+        with safe_open(path, framework="pt") as stored:
+            about = json.loads((stored.metadata() or {})["prod9_classifier"])
+            weights = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 (no mapping)
+        classifier = ModalityClassifier(num_classes=len(about["labels"]))
+        classifier.load_state_dict(weights)
+    except (OSError, SafetensorError, KeyError, ValueError, RuntimeError) as error:
+        raise DataError(
+            f"{path}: expected a classifier that `prod9 evaluate images --extractor classifier` wrote, got something "
+            f"else ({error})."
+        ) from error
+    labels = tuple(about["labels"])
+    strange = sorted(set(wanted) - set(labels))
+    if strange:
+        raise ConfigError(
+            f"--classifier {path}: expected one trained on {', '.join(sorted(set(wanted)))}, got one of "
+            f"{', '.join(labels)}; train one with --extractor classifier."
+        )
+    return Judge(
+        classifier.eval().requires_grad_(False), labels, float(about["accuracy"]), int(about["num_unseen"])
+    )
+
+
+def train_judge(
+    entries: Sequence[Entry],
+    preparation: Preparation,
+    bad: BadFiles,
+    *,
+    seed: int,
+    steps: int,
+    progress: Callable[[int, int], None] | None = None,
+) -> Judge:
+    """Train on the volumes of one half of the patients and measure accuracy on those of the other.
+
+    Raises ConfigError for fewer than two modalities or fewer than two patients: nothing to tell apart.
+    """
+    labels = tuple(sorted({entry.modality for entry in entries}))
+    patients = sorted({entry.patient_id for entry in entries})
+    if len(labels) < 2 or len(patients) < 2:
+        raise ConfigError(
+            f"--extractor classifier: expected real volumes of at least 2 modalities and 2 patients to train on, got "
+            f"{', '.join(labels)} of {len(patients)} patients; use another extractor."
+        )
+    order = torch.randperm(len(patients), generator=torch.Generator().manual_seed(seed)).tolist()
+    seen = {patients[i] for i in order[: len(patients) // 2]}
+    halves = [[e for e in entries if (e.patient_id in seen) == inside] for inside in (True, False)]
+    total = sum(min(len(half), MOST_VOLUMES) for half in halves)
+    read = 0
+    sets: list[tuple[Tensor, Tensor]] = []
+    for half in halves:
+        volumes, classes = [], []
+        for entry in half[:: -(-len(half) // MOST_VOLUMES)]:
+            try:
+                volumes.append(coarsen(preparation.read(entry)))
+            except DataError as error:
+                bad.report(entry, error)
+                continue
+            classes.append(labels.index(entry.modality))
+            read += 1
+            if progress is not None:
+                progress(read, total)
+        if not volumes:
+            raise DataError("expected readable real volumes to train the classifier on, got none.")
+        sets.append((torch.cat(volumes), torch.tensor(classes)))
+    classifier = train_classifier(*sets[0], num_classes=len(labels), seed=seed, steps=steps)
+    return Judge(classifier, labels, classifier.accuracy(*sets[1]), len(sets[1][1]))

@@ -1,0 +1,1 @@
+"""Sets of volumes: their members, and what distributions of them are compared by."""

@@ -1,0 +1,182 @@
+"""Scores of two sets of features that need no Gaussian: kernel distances, precision, recall, density, coverage."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from prod9.evaluation.sets.members import Members, as_members
+
+Features = Float[Tensor, "N D"]
+Kernel = Float[Tensor, "N M"]
+Matrix = Float[Tensor, "_ _"]
+
+NEIGHBOURS = 5
+"""The k of ``prdc``, as its authors set it (Naeem et al. 2020)."""
+
+
+def polynomial_kernel(a: Features, b: Float[Tensor, "M D"]) -> Kernel:
+    """Return (a·b / D + 1)³, the kernel of the Kernel Inception Distance (Bińkowski et al. 2018), in float64."""
+    return (a.double() @ b.double().mT / a.shape[1] + 1) ** 3
+
+
+def gaussian_kernel(a: Features, b: Float[Tensor, "M D"], *, bandwidth: float) -> Kernel:
+    """Return exp(−|a − b|² / 2 bandwidth²), in float64."""
+    return torch.exp(-pairwise_distances(a, b).square() / (2 * bandwidth**2))
+
+
+def squared_mmd(
+    within_a: Matrix,
+    within_b: Matrix,
+    between: Matrix,
+    *,
+    members: tuple[Members, Members] | None = None,
+) -> float:
+    """Return the unbiased squared maximum mean discrepancy from three matrices of kernel values.
+
+    Sets may differ in size. Unbiased means that two samples of one distribution give 0 on average, so values
+    below 0 occur. Raises ValueError for fewer than 2 samples on a side.
+
+    members: whose the samples of both sets are. Each patient counts once, whatever its number of volumes, and pairs
+    of one patient's own volumes are left out, in one set and across both: they resemble each other, and would
+    make any set seem far from any other. NaN without pairs of different patients.
+    """
+    n, m = between.shape
+    if min(n, m) < 2:
+        raise ValueError(f"both sets must hold at least 2 samples, got {n} and {m}; add samples")
+    if members is None:
+        own = (within_a.sum() - within_a.diagonal().sum()) / (n * (n - 1))
+        other = (within_b.sum() - within_b.diagonal().sum()) / (m * (m - 1))
+        return (own + other - 2 * between.mean()).item()
+    a, b = members
+    return (_mean_pair(within_a, a, a) + _mean_pair(within_b, b, b) - 2 * _mean_pair(between, a, b)).item()
+
+
+def _mean_pair(kernel: Matrix, one: Members, other: Members) -> Tensor:
+    weight = one.weights[:, None] * other.weights * (one.patients[:, None] != other.patients)
+    return (kernel * weight).sum() / weight.sum()
+
+
+def kernel_distance(a: Features, b: Float[Tensor, "M D"]) -> float:
+    """Return the squared MMD with the polynomial kernel: the KID of these features, over all pairs at once."""
+    return squared_mmd(polynomial_kernel(a, a), polynomial_kernel(b, b), polynomial_kernel(a, b))
+
+
+def standardised(a: Features, b: Float[Tensor, "M D"]) -> tuple[Features, Float[Tensor, "M D"]]:
+    """Return both sets with each feature of ``b`` brought to mean 0 and about deviation 1, in float64.
+
+    The polynomial kernel sees spread only where features are of the order of 1: on smaller ones it compares little
+    but means, and a collapsed set scores as well as any. Variances of few samples are drawn towards their mean over
+    the features, or one that happens to be tiny would decide everything; where none varies, features are shifted only.
+    """
+    a, b = a.double(), b.double()
+    variance = b.var(0) if len(b) > 1 else torch.zeros_like(b[0])
+    share = 2.0 / (len(b) + 2.0)
+    variance = (1 - share) * variance + share * variance.mean()
+    scale = torch.where(variance > 1e-18, variance, 1.0).sqrt()
+    return (a - b.mean(0)) / scale, (b - b.mean(0)) / scale
+
+
+def standardised_kid(
+    a: Features, b: Float[Tensor, "M D"], *, members: tuple[Members, Members] | None = None
+) -> float:
+    """Return the squared MMD of :func:`standardised` features with the polynomial kernel; see :func:`squared_mmd`."""
+    x, y = standardised(a, b)
+    own, other = polynomial_kernel(x, x), polynomial_kernel(y, y)
+    return squared_mmd(own, other, polynomial_kernel(x, y), members=members)
+
+
+@dataclass(frozen=True)
+class Manifold:
+    """What each sample says of fidelity and cover; the scores are the means.
+
+    precision: whether a generated sample lies in the ball of some real one (radius: its k-th neighbour among
+    the real). density: in how many such balls, over k. recall: whether a real sample lies in the ball of some
+    generated one. coverage: whether the ball of a real sample holds a generated one. Precision, recall and
+    coverage are 0 or 1 each; copies of the real set score 1 in all of them: they say nothing of copying.
+    """
+
+    precision: Float[Tensor, " N"]
+    density: Float[Tensor, " N"]
+    recall: Float[Tensor, " M"]
+    coverage: Float[Tensor, " M"]
+
+    def means(self) -> dict[str, float]:
+        """Return the four scores."""
+        return {name: values.mean().item() for name, values in vars(self).items()}
+
+
+def compare_manifolds(
+    generated: Features,
+    real: Float[Tensor, "M D"],
+    *,
+    neighbours: int = NEIGHBOURS,
+    members: tuple[Members, Members] | None = None,
+) -> Manifold:
+    """Compare neighbourhoods (Kynkäänniemi et al. 2019, Naeem et al. 2020), Euclidean, in float64.
+
+    members: whose the samples are (:func:`manifold_of_distances`). Raises ValueError when a sample has fewer than
+    ``neighbours`` others in its set.
+    """
+    return manifold_of_distances(
+        pairwise_distances(generated, generated),
+        pairwise_distances(real, real),
+        pairwise_distances(generated, real),
+        neighbours=neighbours,
+        members=members,
+    )
+
+
+def manifold_of_distances(
+    within_generated: Matrix,
+    within_real: Matrix,
+    between: Matrix,
+    *,
+    neighbours: int = NEIGHBOURS,
+    members: tuple[Members, Members] | None = None,
+) -> Manifold:
+    """Return what :func:`compare_manifolds` does, from distances that are known: generated × real and within each.
+
+    members: whose the samples of both sets are. Neighbours are then of other patients: a patient's own volumes lie
+    near each other, and balls that reach no farther than those hold nothing else.
+    """
+    n, m = between.shape
+    if min(n, m) <= neighbours:
+        raise ValueError(
+            f"both sets must hold more than {neighbours} samples, got {n} and {m}; add "
+            "samples, or compare fewer neighbours"
+        )
+    if members is None:
+        members = as_members(n), as_members(m)
+    made_radius, real_radius = (
+        _radius(within, own, neighbours)
+        for within, own in zip((within_generated, within_real), members, strict=True)
+    )
+    inside_real = between < real_radius[None]
+    inside_made = between < made_radius[:, None]
+    return Manifold(
+        precision=inside_real.any(1).double(),
+        density=inside_real.double().sum(1) / neighbours,
+        recall=inside_made.any(0).double(),
+        # Nearest generated sample within the radius is the same as any within it.
+        coverage=inside_real.any(0).double(),
+    )
+
+
+def _radius(within: Matrix, members: Members, neighbours: int) -> Tensor:
+    """Return the distance to the k-th neighbour of another patient."""
+    same = members.patients[:, None] == members.patients
+    others = int((~same).sum(1).min())
+    if others < neighbours:
+        raise ValueError(
+            f"each sample needs {neighbours} others of different patients, got {others}; add patients, or compare "
+            "fewer neighbours"
+        )
+    return within.masked_fill(same, torch.inf).kthvalue(neighbours, dim=1).values
+
+
+def pairwise_distances(a: Features, b: Float[Tensor, "M D"]) -> Float[Tensor, "N M"]:
+    """Return Euclidean distances in float64."""
+    # Without the matrix product, whose rounding gives copies a distance above 0.
+    return torch.cdist(a.double(), b.double(), compute_mode="donot_use_mm_for_euclid_dist")

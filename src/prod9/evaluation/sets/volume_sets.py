@@ -1,0 +1,286 @@
+"""Which volumes a folder holds for an evaluation, and how they come to one grid: headers first, voxels later.
+
+A folder is a dataset of a known layout, or simply volumes: named as `prod9 generate` names them
+(``T1_0000.nii.gz``, ``CASE_T1_0000.nii.gz``) or in any other way, the name then being the case.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from prod9 import volumes
+from prod9.data.layouts.find import Dataset, scan_dataset
+from prod9.data.layouts.scan import Walk
+from prod9.data.splits import Split
+from prod9.data.transforms import IntensityScaling
+from prod9.errors import DataError
+from prod9.evaluation.sets.entries import BadFiles as BadFiles
+from prod9.evaluation.sets.entries import Entry as Entry
+from prod9.evaluation.sets.entries import entry_by_name
+from prod9.pipelines.placement import GridPlacement
+from prod9.volumes import VolumeFile, VolumeHeader
+
+PERCENTILES = IntensityScaling(mode="percentile", lower=0.0, upper=99.5)
+"""How raw intensities become [0, 1]: as in the shipped configs."""
+
+_MANIFEST = "manifest.json"
+_DESCRIBED = ("msd", "nnunet", "bids", "datalist")
+"""Layouts that say themselves which files are images; in all others names decide."""
+_SPACING_TOLERANCE = 0.01
+
+
+def find_volumes(
+    root: str | Path,
+    *,
+    layout: str = "auto",
+    label_scheme: str = "auto",
+    modalities: Sequence[str] = (),
+    split: Path | None = None,
+    bad: BadFiles | None = None,
+) -> list[Entry]:
+    """Return all volumes below ``root``, sorted by modality and case, whatever mixture of names they have.
+
+    modalities: only these, all by default. split: a run's ``split.json``; only its test patients are kept. bad: what
+    becomes of files that cannot be used, refused by default; it also notes what stays out and why.
+    Raises DataError for a folder without volumes, without the modalities, or without a test patient.
+    """
+    root, bad = Path(root), BadFiles(skip=False) if bad is None else bad
+    dataset = scan_dataset(root, layout=layout, label_scheme=label_scheme)
+    entries = [
+        Entry(
+            case.case_id,
+            case.patient_id,
+            modality,
+            path,
+            channel=case.channels.get(modality),
+            seg=case.seg,
+            label_scheme=case.label_scheme,
+        )
+        for case in dataset.cases
+        for modality, path in case.images.items()
+    ]
+    entries += _beside_cases(root, dataset, bad)
+    if not entries:
+        raise DataError(f"{root}: expected volumes (.nii or .nii.gz), got none; check the path.")
+    chosen = [entry for entry in entries if not modalities or entry.modality in modalities]
+    if not chosen:
+        there = ", ".join(sorted({entry.modality for entry in entries}))
+        raise DataError(
+            f"{root}: expected volumes of {', '.join(modalities)}, got {there}; correct --modality."
+        )
+    _note_others(entries, chosen, f"of other modalities than {', '.join(modalities)}", bad)
+    if split is not None:
+        held_out = _held_out(chosen, split, root, bad)
+        _note_others(chosen, held_out, f"not of the test patients of {split}", bad)
+        chosen = held_out
+    return sorted(chosen, key=lambda entry: (entry.modality, entry.case_id, str(entry.path)))
+
+
+def match_pairs(
+    real: Sequence[Entry], generated: Sequence[Entry], bad: BadFiles | None = None
+) -> list[tuple[Entry, Entry]]:
+    """Return (real, generated) of each case and modality that both folders have; ``bad`` notes the others.
+
+    Raises DataError naming some of each when there is none, or when a name stands for several volumes.
+    """
+    by_key = _unique(real), _unique(generated)
+    common = [key for key in by_key[0] if key in by_key[1]]
+    if not common:
+        examples = [", ".join(f"{case} {kind}" for case, kind in list(keys)[:3]) for keys in by_key]
+        raise DataError(
+            f"expected generated volumes of the same cases as the real ones, got none in common: real has "
+            f"{examples[0]} …, generated has {examples[1]} …; name the files alike, or leave --paired out."
+        )
+    if bad is not None:
+        alone = [entry.path for key, entry in by_key[1].items() if key not in by_key[0]]
+        bad.leave_out("generated, without a real volume of the same case to be paired with", alone)
+    return [(by_key[0][key], by_key[1][key]) for key in common]
+
+
+def _unique(entries: Sequence[Entry]) -> dict[tuple[str, str], Entry]:
+    found: dict[tuple[str, str], Entry] = {}
+    for entry in entries:
+        if entry.key in found:
+            raise DataError(
+                f"{entry.path}: expected one {entry.modality} volume of {entry.case_id} to pair, got "
+                f"{found[entry.key].path} too; remove one."
+            )
+        found[entry.key] = entry
+    return found
+
+
+def _beside_cases(root: Path, dataset: Dataset, bad: BadFiles) -> list[Entry]:
+    """Return the volumes that belong to no case of the layout; what cannot be one goes to ``bad``."""
+    used = {path for case in dataset.cases for path in case.files}
+    described, met = dataset.layout in _DESCRIBED, Walk()
+    there = [path for path in met.volumes(root) if path not in used] if root.is_dir() else []
+    others = list(dataset.ignored) if described else there
+    manifest, entries, strange = _manifest(root), list[Entry](), list[Path]()
+    for path in others:
+        entry = entry_by_name(path, root, manifest) if path.is_relative_to(root) else None
+        if entry is not None and not described:
+            entries.append(entry)
+        elif entry is not None:
+            strange.append(path)
+    counted = [str(entry.path) for entry in entries]
+    for problem in [*dataset.problems, *met.problems, *met.absent]:
+        # Two files of one name are a problem for training; here both are volumes and both count.
+        if not any(file in problem for file in counted):
+            bad.report_file(problem.split(": ")[0], problem)
+    bad.leave_out(f"of no case of the {dataset.layout} layout of {root}", strange, asked=False)
+    return entries
+
+
+def _manifest(root: Path) -> dict[str, Mapping[str, object]]:
+    """Return what `prod9 generate` noted of each file; nothing where there is no such note."""
+    try:
+        files = json.loads((root / _MANIFEST).read_text("utf-8"))["files"]
+        return {str(name): noted for name, noted in files.items() if isinstance(noted, dict)}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return {}
+
+
+def _note_others(entries: Sequence[Entry], kept: Sequence[Entry], reason: str, bad: BadFiles) -> None:
+    inside = {id(entry) for entry in kept}
+    bad.leave_out(reason, [entry.path for entry in entries if id(entry) not in inside])
+
+
+def _held_out(entries: Sequence[Entry], file: Path, root: Path, bad: BadFiles) -> list[Entry]:
+    if not file.is_file():
+        raise DataError(f"{file}: expected a split file, got none; a run keeps it as split.json.")
+    test = Split.load(file).test
+    if not test:
+        raise DataError(
+            f"{file}: expected test patients to compare with, got none: validation patients were spent on choosing "
+            "the model. Train with data.split.test above 0, or compare with patients of another folder."
+        )
+    kept = [entry for entry in entries if entry.patient_id in frozenset(test)]
+    if not kept:
+        raise DataError(f"{root}: expected the test patients of {file}, got none of them; check both paths.")
+    bad.require_patients(test, kept, "test", root)
+    return kept
+
+
+# -- to one grid ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """Brings volumes to ``grid``, in RAS, with intensities in [0, 1].
+
+    spacing: mm that all are resampled to, None to leave them. A volume that has the sides of the grid stays
+    where it is; any other is cut to its head, which is put in the middle. Floating-point volumes within [0, 1]
+    are in the model's range already; others are scaled as ``PERCENTILES``.
+    """
+
+    grid: tuple[int, int, int]
+    spacing: tuple[float, float, float] | None = None
+
+    def read(self, entry: Entry) -> Tensor:
+        """Return float32 ``[1 1 H W D]``; DataError for what cannot be read or shows no head."""
+        return self.place(volumes.read(entry.path, channel=entry.channel))
+
+    def place(self, file: VolumeFile) -> Tensor:
+        """Return the volume of a file on the grid."""
+        data, _ = volumes.to_ras(file.data, file.header.affine)
+        scaling = _scaling(file)
+        if data.shape == self.grid and not self._moves(file.header):
+            return _to_unit(data, scaling, file)[None, None]
+        placement = GridPlacement(spacing=self.spacing, grid=self.grid, intensity=scaling)
+        return torch.from_numpy(placement.place({"volume": file}).images["volume"])[None, None]
+
+    def _moves(self, header: VolumeHeader) -> bool:
+        return self.spacing is not None and not _close(_ras_spacing(header), self.spacing)
+
+
+def prepare_for(
+    real: Sequence[Entry],
+    generated: Sequence[Entry],
+    bad: BadFiles,
+    *,
+    grid: tuple[int, int, int] | None = None,
+    spacing: tuple[float, float, float] | None = None,
+) -> tuple[Preparation, list[Entry], list[Entry]]:
+    """Return how both sets come to one grid, and the entries of each whose headers can be read.
+
+    grid: that of the generated volumes by default. Raises DataError when those differ among themselves, or
+    when voxel sizes differ and no ``spacing`` says what to resample to.
+    """
+    headers = [_headers(entries, bad) for entries in (real, generated)]
+    for name, found in zip(("real", "generated"), headers, strict=True):
+        if not found:
+            raise DataError(f"expected at least one readable {name} volume, got none.")
+    if spacing is None:
+        _require_one_spacing({**headers[0], **headers[1]})
+    preparation = Preparation(grid or _common_grid(headers[1]), spacing)
+    return preparation, list(headers[0]), list(headers[1])
+
+
+def _headers(entries: Sequence[Entry], bad: BadFiles) -> dict[Entry, VolumeHeader]:
+    found = {}
+    for entry in entries:
+        try:
+            found[entry] = volumes.read_header(entry.path, channel=entry.channel)
+        except DataError as error:
+            bad.report(entry, error)
+    return found
+
+
+def _common_grid(headers: Mapping[Entry, VolumeHeader]) -> tuple[int, int, int]:
+    grids = {_ras_shape(header): header.path for header in headers.values()}
+    if len(grids) > 1:
+        (one, path), (other, second) = list(grids.items())[:2]
+        raise DataError(
+            f"expected generated volumes of one grid, got {one} in {path} and {other} in {second}; say which to "
+            "compare on with --grid H W D."
+        )
+    return next(iter(grids))
+
+
+def _require_one_spacing(headers: Mapping[Entry, VolumeHeader]) -> None:
+    first = next(iter(headers.values()))
+    for header in headers.values():
+        if not _close(_ras_spacing(header), _ras_spacing(first)):
+            sizes = [" × ".join(f"{mm:g}" for mm in h.spacing) for h in (header, first)]
+            raise DataError(
+                f"{header.path}: expected voxels of {sizes[1]} mm as in {first.path}, got {sizes[0]} mm; say what to "
+                "resample both to with --spacing X Y Z."
+            )
+
+
+def _close(one: Sequence[float], other: Sequence[float]) -> bool:
+    return bool(np.allclose(one, other, rtol=_SPACING_TOLERANCE, atol=0.0))
+
+
+def _ras_spacing(header: VolumeHeader) -> tuple[float, ...]:
+    return tuple(np.asarray(header.spacing)[_axis_order(header)])
+
+
+def _ras_shape(header: VolumeHeader) -> tuple[int, int, int]:
+    h, w, d = np.asarray(header.shape)[_axis_order(header)].tolist()
+    return h, w, d
+
+
+def _axis_order(header: VolumeHeader) -> list[int]:
+    """Return which of the file's axes runs right, which forward and which up."""
+    return [next(i for i, to in enumerate(header.orientation) if to in ends) for ends in ("LR", "PA", "SI")]
+
+
+def _scaling(file: VolumeFile) -> IntensityScaling:
+    unit = file.header.dtype.kind == "f" and file.data.min() >= 0.0 and file.data.max() <= 1.0
+    return IntensityScaling(mode="range", lower=0.0, upper=1.0) if unit else PERCENTILES
+
+
+def _to_unit(data: np.ndarray, scaling: IntensityScaling, file: VolumeFile) -> Tensor:
+    return torch.from_numpy(scaling.scale(data, file.header.path).to_unit(data))
+
+
+def shuffled(entries: Sequence[Entry], *, seed: int) -> list[Entry]:
+    """Return ``entries`` in an order that follows from ``seed``, one modality after the other."""
+    order = np.random.default_rng(seed).permutation(len(entries))
+    return sorted((entries[i] for i in order), key=lambda entry: entry.modality)

@@ -1,0 +1,1 @@
+"""Networks from configurations, and the files that hold them."""

@@ -1,0 +1,197 @@
+"""ModelFactory: the one place where a section of the configuration becomes an object.
+
+Field names of the sections are keyword arguments of the constructors, so most methods are one call.
+"""
+
+from collections.abc import Sequence
+from typing import Any, overload
+
+from prod9.autoencoder.autoencoder_fsq import AutoencoderFSQ, FiniteScalarQuantizer
+from prod9.autoencoder.autoencoder_maisi import AutoencoderKlMaisi
+from prod9.autoencoder.discriminator import Discriminator
+from prod9.autoencoder.factory import build_autoencoder
+from prod9.autoencoder.inference import AutoencoderInferenceWrapper, SlidingWindowConfig
+from prod9.config.schema import (
+    ControlConditionConfig,
+    ControlNetMaskGiTModelConfig,
+    ControlNetRFModelConfig,
+    DecoderModelConfig,
+    DiscriminatorConfig,
+    FlowConfig,
+    FlowControlConditionConfig,
+    FSQModelConfig,
+    KLModelConfig,
+    LabelConditionalModelConfig,
+    MaskingConfig,
+    RectifiedFlowModelConfig,
+    RectifiedFlowSamplerConfig,
+    RefinerModelConfig,
+    SamplerConfig,
+    SingleStreamModelConfig,
+    SlidingWindowSection,
+    TransformerModelConfig,
+)
+from prod9.controlnet.controlnet_model import ControlNetRF
+from prod9.controlnet.factory import build_control_network
+from prod9.diffusion.diffusion_model import DiffusionModelRF
+from prod9.diffusion.factory import build_diffusion_model
+from prod9.diffusion.sampler import RectifiedFlowSampler
+from prod9.diffusion.scheduler import RectifiedFlowSchedulerRF
+from prod9.generator.controlnet_maskgit import ControlNetMaskGiT
+from prod9.generator.factory import build_decoder
+from prod9.generator.maskgit import MaskGiTSampler, MaskGiTScheduler
+from prod9.generator.refiner import Refiner
+from prod9.generator.token_decoder import AbstractTokenDecoder
+
+_SHARED_WITH_BASE = (
+    "num_channels",
+    "attention_levels",
+    "num_head_channels",
+    "num_res_blocks",
+    "norm_num_groups",
+    "resblock_updown",
+    "include_fc",
+    "num_class_embeds",
+)
+"""Fields of a U-Net that its control network has too."""
+
+
+class ModelFactory:
+    """Builds networks, losses, algorithms and samplers from checked configuration sections."""
+
+    @overload
+    @staticmethod
+    def create_autoencoder(model: FSQModelConfig) -> AutoencoderFSQ: ...
+
+    @overload
+    @staticmethod
+    def create_autoencoder(model: KLModelConfig) -> AutoencoderKlMaisi: ...
+
+    @staticmethod
+    def create_autoencoder(model: FSQModelConfig | KLModelConfig) -> AutoencoderFSQ | AutoencoderKlMaisi:
+        """Build the stage-1 network that ``model.kind`` names."""
+        return build_autoencoder(model.kind, **model.kwargs())
+
+    @staticmethod
+    def create_quantizer(model: FSQModelConfig) -> FiniteScalarQuantizer:
+        """Build the codebook of ``model`` alone, for looking codes up without the network."""
+        return FiniteScalarQuantizer(model.levels, symmetric=model.symmetric)
+
+    @staticmethod
+    def create_discriminator(discriminator: DiscriminatorConfig) -> Discriminator:
+        """Build the patch discriminator of stage 1."""
+        return Discriminator(**discriminator.kwargs())
+
+    @staticmethod
+    def create_transformer(
+        model: LabelConditionalModelConfig | DecoderModelConfig | SingleStreamModelConfig,
+        *,
+        levels: Sequence[int],
+    ) -> AbstractTokenDecoder:
+        """Build the stage-2 decoder for the codebook ``levels`` of its autoencoder."""
+        return build_decoder(model.kind, levels=tuple(levels), **model.kwargs())
+
+    @overload
+    @staticmethod
+    def create_controlnet(
+        model: ControlNetMaskGiTModelConfig,
+        condition: ControlConditionConfig,
+        *,
+        base_model: TransformerModelConfig,
+        autoencoder: FSQModelConfig,
+        base: AbstractTokenDecoder,
+    ) -> ControlNetMaskGiT: ...
+
+    @overload
+    @staticmethod
+    def create_controlnet(
+        model: ControlNetRFModelConfig,
+        condition: FlowControlConditionConfig,
+        *,
+        base_model: RectifiedFlowModelConfig,
+        autoencoder: KLModelConfig,
+    ) -> ControlNetRF: ...
+
+    @staticmethod
+    def create_controlnet(
+        model: ControlNetMaskGiTModelConfig | ControlNetRFModelConfig,
+        condition: ControlConditionConfig | FlowControlConditionConfig,
+        *,
+        base_model: TransformerModelConfig | RectifiedFlowModelConfig,
+        autoencoder: FSQModelConfig | KLModelConfig,
+        base: AbstractTokenDecoder | None = None,
+    ) -> ControlNetMaskGiT | ControlNetRF:
+        """Build the stage-3 network of either family.
+
+        Args:
+            model: its own section; ``model.kind`` says which family it is of.
+            condition: what steers it.
+            base_model: the section of the stage-2 network that it steers.
+            autoencoder: the section of the stage-1 network below that.
+            base: the transformer itself, parts of which a MaskGiT control network copies; none for a flow.
+        """
+        if isinstance(model, ControlNetRFModelConfig):
+            assert isinstance(autoencoder, KLModelConfig)  # the overloads say so
+            shared = {name: getattr(base_model, name) for name in _SHARED_WITH_BASE}
+            return build_control_network(
+                model.kind,
+                latent_channels=autoencoder.latent_channels,
+                downsampling_factor=autoencoder.downsampling_factor,
+                **shared,
+                **model.kwargs(),
+                **condition.kwargs(),
+            )
+        if base is None:
+            raise ValueError("Expected the transformer that a MaskGiT control network starts from, got none.")
+        assert not isinstance(base_model, RectifiedFlowModelConfig)
+        return ControlNetMaskGiT(
+            base=base,
+            downsampling_factor=autoencoder.downsampling_factor,
+            num_labels=base_model.num_classes,
+            **model.kwargs(),
+            **condition.kwargs(),
+        )
+
+    @staticmethod
+    def create_refiner(model: RefinerModelConfig) -> Refiner:
+        """Build the refiner of translations."""
+        return Refiner(**model.kwargs())
+
+    @staticmethod
+    def create_scheduler(masking: MaskingConfig) -> MaskGiTScheduler:
+        """Build γ of training."""
+        return MaskGiTScheduler(**masking.kwargs())
+
+    @staticmethod
+    def create_sampler(sampler: SamplerConfig, masking: MaskingConfig) -> MaskGiTSampler:
+        """Build the sampler of a decoder that was trained with ``masking``, by the schedule of either."""
+        scheduler = MaskGiTScheduler(scheduler_type=sampler.scheduler or masking.scheduler_type)
+        return MaskGiTSampler(scheduler=scheduler, **sampler.kwargs("scheduler"))
+
+    @staticmethod
+    def create_diffusion(model: RectifiedFlowModelConfig, *, latent_channels: int) -> DiffusionModelRF:
+        """Build the stage-2 U-Net for a latent of ``latent_channels``."""
+        return build_diffusion_model(model.kind, latent_channels=latent_channels, **model.kwargs())
+
+    @staticmethod
+    def create_flow_scheduler(flow: FlowConfig) -> RectifiedFlowSchedulerRF:
+        """Build the flow, one for training and sampling."""
+        return RectifiedFlowSchedulerRF(**flow.kwargs())
+
+    @staticmethod
+    def create_flow_sampler(sampler: RectifiedFlowSamplerConfig, flow: FlowConfig) -> RectifiedFlowSampler:
+        """Build the sampler of a network that was trained with ``flow``."""
+        return RectifiedFlowSampler(scheduler=ModelFactory.create_flow_scheduler(flow), **sampler.kwargs())
+
+    @staticmethod
+    def create_inference_wrapper(
+        autoencoder: AutoencoderFSQ | AutoencoderKlMaisi,
+        sliding_window: SlidingWindowSection | dict[str, Any],
+    ) -> AutoencoderInferenceWrapper:
+        """Wrap a stage-1 network, in evaluation mode, for volumes of any size.
+
+        A section that was read from a header may be a dict.
+        """
+        if isinstance(sliding_window, dict):
+            sliding_window = SlidingWindowSection.model_validate(sliding_window)
+        return AutoencoderInferenceWrapper(autoencoder, SlidingWindowConfig(**sliding_window.kwargs())).eval()

@@ -1,0 +1,177 @@
+"""Reads the files of ``training.released`` and turns them into export folders that every command takes."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import prod9
+from prod9.config.load import config_to_dict, load_config
+from prod9.config.schema import MaisiControlNetConfig, MaisiDiffusionConfig, MaisiVAEConfig
+from prod9.errors import CheckpointError
+from prod9.models import export as exports
+from prod9.models.checkpoint_file import read_checkpoint
+from prod9.models.checkpoint_manager import FORMAT, Loaded
+from prod9.models.checkpoint_places import describe_input
+from prod9.models.factory import ModelFactory
+from prod9.models.released import RELEASED, Released
+
+_WRAPPERS = ("unet_state_dict", "controlnet_state_dict", "state_dict")
+
+
+@dataclass(frozen=True)
+class ReleasedWeights:
+    """What a published file holds. state: without prefixes. scale_factor: of the latent, where it says one.
+
+    sha256: of the file.
+    """
+
+    state: dict[str, Tensor]
+    scale_factor: float | None
+    sha256: str
+
+
+def read_released(path: Path) -> ReleasedWeights:
+    """Read a raw state dict, or one under ``unet_state_dict`` or ``controlnet_state_dict``; CheckpointError."""
+    content, digest = read_checkpoint(path)
+    wrapped = next((name for name in _WRAPPERS if isinstance(content.get(name), dict)), None)
+    state: Mapping[str, Any] = content if wrapped is None else content[wrapped]
+    tensors = {name.removeprefix("module."): v for name, v in state.items() if isinstance(v, Tensor)}
+    if not tensors:
+        raise CheckpointError(
+            f"{path}: expected a state dict, raw or under {' or '.join(_WRAPPERS[:2])}, got no tensors; "
+            "get the file from its publisher."
+        )
+    scale = content.get("scale_factor") if wrapped is not None else None
+    return ReleasedWeights(tensors, None if scale is None else float(scale), digest)
+
+
+def build_released(entry: Released) -> nn.Module:
+    """Return the network of ``entry`` on the meta device, from its shipped config."""
+    config = load_config(entry.config, fill_variables=False)
+    with torch.device("meta"):
+        if isinstance(config, MaisiVAEConfig):
+            return ModelFactory.create_autoencoder(config.model)
+        if isinstance(config, MaisiControlNetConfig):
+            base, autoencoder = _earlier_sections(entry)
+            return ModelFactory.create_controlnet(
+                config.model, config.condition, base_model=base.model, autoencoder=autoencoder.model
+            )
+        assert isinstance(config, MaisiDiffusionConfig)  # the table names no other
+        return ModelFactory.create_diffusion(config.model, latent_channels=4)
+
+
+def _earlier_sections(entry: Released) -> tuple[MaisiDiffusionConfig, MaisiVAEConfig]:
+    """Return the shipped configs of what a control network builds on."""
+    flow = RELEASED[str(entry.base)]
+    base = load_config(flow.config, fill_variables=False)
+    autoencoder = load_config(RELEASED[str(flow.autoencoder)].config, fill_variables=False)
+    assert isinstance(base, MaisiDiffusionConfig)  # the table names no other
+    assert isinstance(autoencoder, MaisiVAEConfig)
+    return base, autoencoder
+
+
+def check_released(entry: Released, weights: ReleasedWeights, path: Path) -> None:
+    """Refuse weights whose names or shapes differ from the network's, naming the first that do."""
+    wanted = {name: tuple(t.shape) for name, t in build_released(entry).state_dict().items()}
+    found = {name: tuple(t.shape) for name, t in weights.state.items()}
+    faults = [f"{name} is missing" for name in wanted if name not in found]
+    faults += [f"{name} is not expected" for name in found if name not in wanted]
+    faults += [
+        f"{name} has shape {found[name]}, not {shape}"
+        for name, shape in wanted.items()
+        if name in found and found[name] != shape
+    ]
+    if faults:
+        raise CheckpointError(
+            f"{path}: expected the {entry.tensors} tensors of {entry.name}, got others ({len(faults)} differ: "
+            f"{'; '.join(faults[:3])}); name the network that the file belongs to."
+        )
+
+
+def import_released(
+    entry: Released,
+    path: Path,
+    folder: Path,
+    *,
+    autoencoder: Loaded[Any] | None = None,
+    base: Loaded[Any] | None = None,
+) -> Path:
+    """Check ``path`` strictly and write it to ``folder`` as an export; return ``folder``.
+
+    The SHA-256 of the file is kept in the header, and that of the export in its manifest: from now on damaged
+    or exchanged weights are noticed. autoencoder: the imported one that a diffusion network builds on. base: the
+    imported diffusion network that a control network steers.
+    """
+    weights = read_released(path)
+    check_released(entry, weights, path)
+    config = load_config(entry.config, fill_variables=False)
+    section = config.model.model_dump(mode="json")
+    architecture: dict[str, Any] = {"autoencoder": section}
+    inputs: dict[str, dict[str, str]] = {}
+    data = config.data.model_dump(mode="json", include={"grid", "label_map", "spacing", "intensity"})
+    data["reference_affine"] = _centred_affine(data["spacing"], data["grid"])
+    data["released"] = {"name": entry.name, "file": path.name, "sha256": weights.sha256}
+    if isinstance(config, MaisiControlNetConfig):
+        base = _required(base, entry.base, f"which {entry.name} steers", path)
+        architecture = {"controlnet": section, "condition": config.condition.model_dump(mode="json")}
+        architecture |= base.header["architecture"]
+        inputs["diffusion"] = describe_input(base.path, base.sha256, folder)
+        data["scale_factor"] = base.header["data"]["scale_factor"]
+        data["schedule"] = entry.schedule
+    elif isinstance(config, MaisiDiffusionConfig):
+        autoencoder = _required(autoencoder, entry.autoencoder, f"whose latent {entry.name} speaks", path)
+        architecture = {
+            "diffusion": section,
+            "autoencoder": autoencoder.header["architecture"]["autoencoder"],
+        }
+        inputs["autoencoder"] = describe_input(autoencoder.path, autoencoder.sha256, folder)
+        data["scale_factor"] = _required_scale(weights, path)
+        data["schedule"] = entry.schedule
+    values: dict[str, Any] = config_to_dict(config) | {"output_dir": "outputs"}
+    header = {
+        "format": FORMAT,
+        "version": prod9.__version__,
+        "stage": config.stage,
+        "architecture": architecture,
+        "config": values | {"data": values["data"] | {"root": "data"}},
+        "split": {"train": [], "val": [], "test": []},
+        "step": 0,
+        "inputs": inputs,
+        "data": data,
+    }
+    return exports.write_export(folder, header, weights.state, dtype=torch.float32)
+
+
+def _required(given: Loaded[Any] | None, name: str | None, why: str, path: Path) -> Loaded[Any]:
+    if given is None:
+        raise CheckpointError(
+            f"{path}: expected the imported {name} as well, {why}, got none; import it first and name it."
+        )
+    return given
+
+
+def _required_scale(weights: ReleasedWeights, path: Path) -> float:
+    if weights.scale_factor is None:
+        raise CheckpointError(
+            f"{path}: expected a scale_factor beside the weights, got none; get the publisher's own file."
+        )
+    return weights.scale_factor
+
+
+def _centred_affine(spacing: list[float], grid: list[int]) -> list[list[float]]:
+    """Return the axis-aligned affine of a grid whose middle is the origin."""
+    rows = [[0.0] * 4 for _ in range(4)]
+    for axis, (mm, side) in enumerate(zip(spacing, grid, strict=True)):
+        rows[axis][axis] = mm
+        rows[axis][3] = -mm * (side - 1) / 2
+    rows[3][3] = 1.0
+    return rows
+
+
+def name_of(path: Path) -> str | None:
+    """Return the entry of ``RELEASED`` whose file is called like ``path``."""
+    return next((entry.name for entry in RELEASED.values() if entry.file == path.name), None)

@@ -1,0 +1,1 @@
+"""The machine and the process: memory, locks on folders, signals, the terminal."""

@@ -1,0 +1,1 @@
+"""Lightning data modules, and how volumes are encoded for stages 2 and 3."""

@@ -1,0 +1,221 @@
+"""AbstractDataModule: what every data module of prod9 has in common.
+
+The samples of a training step are a pure function of the seed and the step (:mod:`prod9.data.sampling`), so
+resuming needs only :meth:`AbstractDataModule.set_start_step`. One pass over the training loader is the whole
+run. Run the Trainer with ``use_distributed_sampler=False``: the sampler already gives each rank its share.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningDataModule
+from rich.progress import BarColumn, MofNCompleteColumn, TimeRemainingColumn
+from rich.progress import Progress as ProgressBar
+from torch.utils.data import DataLoader, Dataset, Subset
+
+from prod9.config.schema import RunConfig
+from prod9.data.sampling import StepBatchSampler
+from prod9.data.splits import PARTS, Part, Split
+from prod9.data.stores.segmentations import Segmentations
+from prod9.errors import ConfigError
+from prod9.system.terminal import PlainColumn, PlainConsole
+
+Progress = Callable[[int, int], None]
+"""Called with (done, total)."""
+
+_NEEDED: Mapping[str, tuple[Part, ...]] = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}
+_REMEDY = {
+    "train": "add cases or raise data.split.train",
+    "val": "raise data.split.val: the best checkpoint is picked on it",
+    "test": "set data.split.test (0.15, say) and train in a new output_dir; "
+    "val cannot stand in, since it is spent on model selection",
+}
+
+
+class AbstractDataModule(LightningDataModule, ABC):
+    """Split, datasets and loaders of one run.
+
+    config: of the run. progress: told of long work as (done, total); by default a bar is drawn when
+    ``trainer.progress`` is on.
+    """
+
+    def __init__(self, config: RunConfig, *, progress: Progress | None = None) -> None:
+        super().__init__()
+        self.config = config
+        # All nodes share output_dir, as they do for checkpoints: the long work is done once for all of them.
+        self.prepare_data_per_node = False
+        self._progress = progress
+        self._start_step = 0
+        self._split: Split | None = None
+        self._datasets: dict[Part, Dataset[dict[str, Any]]] = {}
+        check_paths(config)
+
+    # -- what a data module has to say ------------------------------------------------------------
+
+    @abstractmethod
+    def find_reference_affine(self) -> np.ndarray:
+        """Return what :attr:`reference_affine` holds."""
+
+    @abstractmethod
+    def find_split(self) -> Split:
+        """Find the data, check it and return its division; DataError or ConfigError if it cannot be used."""
+
+    @abstractmethod
+    def build_dataset(self, part: Part) -> Dataset[dict[str, Any]]:
+        """Return the dataset of ``part``, ready for loader processes: caches warm, everything encoded."""
+
+    @property
+    def whole_steps(self) -> int:
+        """Return how many of the last steps train on whole volumes, one a device."""
+        return 0
+
+    # -- what they share --------------------------------------------------------------------------
+
+    @cached_property
+    def reference_affine(self) -> np.ndarray:
+        """Affine of a volume on the grid, for generated volumes: 4×4, voxel → RAS mm, axis-aligned."""
+        return self.find_reference_affine()
+
+    @property
+    def split(self) -> Split:
+        """Return the division of the patients, found at first use."""
+        if self._split is None:
+            self._split = self.find_split()
+        return self._split
+
+    @property
+    def num_train_items(self) -> int:
+        """Return the number of items that one pass over the training data shows."""
+        return len(self._dataset("train"))  # type: ignore[arg-type]  # all our datasets have a length
+
+    def set_start_step(self, step: int) -> None:
+        """Let the next training loader begin with the batch of ``step``."""
+        self._start_step = step
+
+    def content_digests(self) -> dict[str, str]:
+        """Return what tells changed files apart, by case, for the parts that a run looks at; empty if unknown."""
+        return {}
+
+    def prepare_data(self) -> None:
+        """Do the long work (caches on disk, encoding) once; the other ranks find it done in ``setup``."""
+        stage = None if self.trainer is None else self.trainer.state.fn
+        self.setup(None if stage is None else str(stage.value))
+
+    def setup(self, stage: str | None = None) -> None:
+        """Check everything and build the datasets that ``stage`` needs.
+
+        stage: ``fit``, ``validate``, ``test``, or None for every part that has patients. DataError or
+        ConfigError when a part that is needed is empty.
+        """
+        if stage is None:
+            needed: Sequence[Part] = [part for part in PARTS if getattr(self.split, part)]
+        else:
+            needed = _NEEDED[stage]
+        for part in needed:
+            if not getattr(self.split, part):
+                raise ConfigError(
+                    f"data.split.{part}: expected at least one patient in the {part} split, got none; "
+                    f"{_REMEDY[part]}."
+                )
+        for part in needed:
+            self._dataset(part)
+
+    def train_dataloader(self) -> DataLoader[dict[str, Any]]:
+        """Return the batches of the steps from the start step to ``training.max_steps``, for this rank."""
+        trainer = self.trainer
+        sampler = StepBatchSampler(
+            num_items=self.num_train_items,
+            batch_size=self.config.data.batch_size,
+            num_steps=self.config.training.max_steps,
+            seed=self.config.seed,
+            start_step=self._start_step,
+            rank=0 if trainer is None else trainer.global_rank,
+            world_size=1 if trainer is None else trainer.world_size,
+            whole_steps=self.whole_steps,
+        )
+        return self._loader(self._dataset("train"), batch_sampler=sampler)
+
+    def val_dataloader(self) -> DataLoader[dict[str, Any]]:
+        """Return whole volumes one by one, always the same ``data.max_val_volumes``, on every rank."""
+        dataset, most = self._dataset("val"), self.config.data.max_val_volumes
+        total = len(dataset)  # type: ignore[arg-type]
+        if most is not None and most < total:
+            drawn = np.random.default_rng(self.config.data.split.seed).permutation(total)[:most]
+            dataset = Subset(dataset, sorted(drawn.tolist()))
+        return self._loader(dataset, batch_size=1)
+
+    def test_dataloader(self) -> DataLoader[dict[str, Any]]:
+        """Return all whole volumes of the test patients one by one, on every rank."""
+        return self._loader(self._dataset("test"), batch_size=1)
+
+    def _dataset(self, part: Part) -> Dataset[dict[str, Any]]:
+        if part not in self._datasets:
+            self._datasets[part] = self.build_dataset(part)
+        return self._datasets[part]
+
+    def _loader(self, dataset: Dataset[dict[str, Any]], **how: Any) -> DataLoader[dict[str, Any]]:
+        return DataLoader(
+            dataset,
+            num_workers=self.config.data.num_workers,
+            pin_memory=torch.cuda.is_available(),
+            # Its own generator: a loader would otherwise draw from the global one, which training depends on.
+            generator=torch.Generator().manual_seed(self.config.seed),
+            **how,
+        )
+
+    @contextmanager
+    def _report(self, description: str) -> Iterator[Progress | None]:
+        """Give a callback (done, total) for long work: the caller's, or a bar with the time left, or none."""
+        if self._progress is not None or not self.config.trainer.progress:
+            yield self._progress
+            return
+        columns = (
+            PlainColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+        )
+        with ProgressBar(*columns, transient=True, console=PlainConsole(stderr=True)) as bar:
+            task = bar.add_task(description, total=None)
+            yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+class AbstractSegmentedDataModule(AbstractDataModule):
+    """A data module whose cases have segmentations, or something that stands for them: what stage 3 wraps."""
+
+    @abstractmethod
+    def build_segmentations(
+        self, part: Part, *, directory: Path, num_classes: int, progress: Progress | None
+    ) -> Segmentations:
+        """Return the segmentations of ``part``, of labels below ``num_classes``, kept in ``directory``."""
+
+
+def check_paths(config: RunConfig) -> None:
+    """Refuse paths that still hold a variable, and data folders that would be written to (ConfigError)."""
+    data = config.data
+    paths = {
+        "data.root": data.root,
+        "output_dir": config.output_dir,
+        "data.cache_dir": data.cache_dir,
+        "data.store_dir": data.store_dir,
+        "data.split.file": data.split.file,
+    }
+    for key, path in paths.items():
+        if path is not None and "${" in path:
+            raise ConfigError(
+                f"{key}: expected a path, got {path!r} with a variable that was not filled in; set it."
+            )
+    root = Path(data.root).resolve()
+    for key in ("output_dir", "data.cache_dir", "data.store_dir"):
+        path = paths[key]
+        if path is not None and Path(path).resolve().is_relative_to(root):
+            raise ConfigError(
+                f"{key}: expected a folder outside data.root ({data.root}), which is never written to, "
+                f"got {path}; choose another."
+            )

@@ -1,0 +1,1 @@
+"""How a run stops, saves, resumes and ends."""

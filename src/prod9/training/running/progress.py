@@ -1,0 +1,122 @@
+"""Progress of a run: steps, rate, time left, latest values; without a terminal, a line now and then."""
+
+import time
+from typing import Any, cast
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from prod9.system.terminal import PlainColumn
+from prod9.system.terminal import PlainConsole as Console
+from prod9.training.lightning.base import AbstractLightning
+
+PLAIN_INTERVAL_S = 30.0
+"""Seconds between lines in a log file."""
+
+_SHOWN = {
+    "train/total": "loss",
+    "val/psnr_brain": "PSNR (val, dB)",
+    "val/loss": "loss (val)",
+    "val/accuracy": "accuracy (val)",
+}
+
+
+class RunProgress(Callback):
+    """A Rich bar on a terminal, plain lines elsewhere; only the first rank prints."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console(stderr=True)
+        self.values: dict[str, float] = {}
+        self._bar: Progress | None = None
+        self._task: Any = None
+        self._started = self._printed = time.monotonic()
+        self._first_step = 0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the bar at the step that the run resumes from."""
+        if not trainer.is_global_zero:
+            return
+        module = cast(AbstractLightning, pl_module)
+        self._started = self._printed = time.monotonic()
+        self._first_step = module.step
+        if self.console.is_terminal:
+            self._bar = Progress(
+                PlainColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                PlainColumn("{task.fields[rate]}"),
+                TimeElapsedColumn(),
+                PlainColumn("left"),
+                TimeRemainingColumn(),
+                PlainColumn("{task.fields[values]}"),
+                console=self.console,
+                refresh_per_second=4,
+            )
+            total = module.config.training.max_steps
+            self._task = self._bar.add_task(
+                f"Training {module.config.stage}", total=total, completed=module.step, rate="", values=""
+            )
+            self._bar.start()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Move on by one step."""
+        if not trainer.is_global_zero:
+            return
+        module = cast(AbstractLightning, pl_module)
+        self.values |= module.latest
+        if self._bar is not None:
+            self._bar.update(
+                self._task,
+                completed=module.step,
+                rate=f"{self._rate(module):.2f} steps/s",
+                values=self._text(),
+            )
+        elif time.monotonic() - self._printed > PLAIN_INTERVAL_S:
+            self._print(module)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take over what was measured; without a bar, print it."""
+        if not trainer.is_global_zero or trainer.state.fn != TrainerFn.FITTING:
+            return
+        self.values |= {name: float(value) for name, value in trainer.callback_metrics.items()}
+        if self._bar is None:
+            self._print(cast(AbstractLightning, pl_module))
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Close the bar."""
+        self._stop()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Close the bar, so that the message is readable."""
+        self._stop()
+
+    def _rate(self, module: AbstractLightning) -> float:
+        return (module.step - self._first_step) / max(time.monotonic() - self._started, 1e-6)
+
+    def _text(self) -> str:
+        return "  ".join(
+            f"{text} {self.values[name]:.4g}" for name, text in _SHOWN.items() if name in self.values
+        )
+
+    def _print(self, module: AbstractLightning) -> None:
+        self._printed = time.monotonic()
+        total, rate = module.config.training.max_steps, self._rate(module)
+        left = (total - module.step) / rate if rate else float("inf")
+        self.console.print(
+            f"{module.config.stage}: step {module.step}/{total}, {rate:.2f} steps/s, {left:.0f} s left, "
+            f"{self._text()}"
+        )
+
+    def _stop(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None

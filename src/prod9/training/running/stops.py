@@ -1,0 +1,135 @@
+"""How a run ends, and begins again: the last step, signals, and a validation that is still due."""
+
+from typing import Any, cast
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import EarlyStopping
+
+from prod9.errors import TrainingError
+from prod9.models.checkpoint_file import LAST
+from prod9.system.stopping import Watch, take_back
+from prod9.training.lightning.base import AbstractLightning
+from prod9.training.running.averaging import BatchEMA
+from prod9.training.running.keeping import KeepCheckpoints
+
+
+class InterruptedTrainingError(TrainingError):
+    """Training was asked to stop and did; the exit code is the shell's for that signal."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+class StopWithoutImprovement(EarlyStopping):
+    """Lightning's early stopping, for metrics that only some validations measure, or that are NaN.
+
+    Both count as no improvement and end nothing by themselves. monitor, mode, patience, min_delta: as there.
+    """
+
+    def __init__(self, *, monitor: str, mode: str, patience: int, min_delta: float) -> None:
+        super().__init__(
+            monitor, min_delta, patience, mode=mode, strict=False, check_finite=False,
+        )  # fmt: skip
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over what was reached; the patience is that of the config, which may have changed."""
+        super().load_state_dict(state_dict | {"patience": self.patience})
+
+
+class StopAtEnd(Callback):
+    """Asks for a last validation when the last step is not a multiple of ``validate_every_steps``."""
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Lightning validates before it stops on request."""
+        module = cast(AbstractLightning, pl_module)
+        if module.step >= module.config.training.max_steps:
+            trainer.should_stop = True
+
+
+class MakeUpValidation(Callback):
+    """Validates before the first step where the run stopped between a step and the validation after it."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Do what Lightning would have done after the step that the checkpoint was saved at."""
+        module = cast(AbstractLightning, pl_module)
+        if not validation_is_due(module):
+            return
+        connector = trainer._logger_connector
+        trainer.validating, first = True, connector._first_loop_iter
+        trainer.fit_loop.epoch_loop.val_loop.run()
+        trainer.training, connector._first_loop_iter = True, first
+        if module.step >= module.config.training.max_steps:
+            trainer.should_stop = True
+
+
+def validation_is_due(module: AbstractLightning) -> bool:
+    """Return whether the step that a resumed run begins at was never validated, and should have been."""
+    training, step = module.config.training, module.step
+    if not step or module.validated is None or module.validated >= step:
+        return False
+    return step % training.validate_every_steps == 0 or step >= training.max_steps
+
+
+class StopOnSignal(Callback):
+    """A signal, or the end of the time: finish the step, save, say how to go on. A second Ctrl-C stops at once.
+
+    In a validation, too, the run stops after the batch: the weights that train are put back before they are saved, and
+    a resumed run makes up for the validation.
+    """
+
+    def __init__(self, keeper: KeepCheckpoints, watch: Watch) -> None:
+        self.keeper = keeper
+        self.watch = watch
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take the signals back from Lightning, which would save nothing, and finish steps from now on."""
+        take_back(self.watch)
+        self.watch.gentle = True
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Save and stop when a signal came in on any rank; raises InterruptedTrainingError."""
+        module = cast(AbstractLightning, pl_module)
+        if trainer.world_size > 1 and module.step % module.config.training.log_every_steps:
+            return  # Asking the other ranks costs an exchange.
+        self._stop_if_asked(trainer, module)
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Do the same in the middle of a validation, which may take much longer than a step."""
+        if self.watch.gentle:
+            self._stop_if_asked(trainer, cast(AbstractLightning, pl_module))
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """There are no steps to finish any more."""
+        self.watch.gentle = False
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Keep noting signals while what is open is closed; a second Ctrl-C ends that too."""
+        self.watch.gentle = True
+        self.watch.say = lambda _: None
+
+    def _stop_if_asked(self, trainer: Trainer, module: AbstractLightning) -> None:
+        if not trainer.strategy.reduce_boolean_decision(self.watch.asked is not None, all=False):
+            return
+        for callback in trainer.callbacks:  # pyright: ignore[reportAttributeAccessIssue]
+            if isinstance(callback, BatchEMA):
+                callback.put_back(module)
+        self.keeper.save_last(trainer)
+        reason = self.watch.name if self.watch.asked is not None else "a signal to another process"
+        raise InterruptedTrainingError(
+            f"Stopped by {reason} after step {module.step} and saved "
+            f"{self.keeper.folder / LAST}; the same command with --resume goes on from there.",
+            self.watch.exit_code,
+        )
