@@ -296,7 +296,8 @@ def training(family: str, device: str, *, compile: bool = False) -> Found:
     from tests.fixtures import write_brats_tree
     from tests.harness import run
 
-    from prod9.config.load import STAGE_COMMANDS, merge_config, shipped_configs
+    from prod9.config.load import merge_config, shipped_configs
+    from prod9.stages import STAGES
 
     shrinks = yaml.safe_load((ROOT / "tests" / "architecture" / "shrinks.yaml").read_text(encoding="utf-8"))
     stages = FAMILIES[family][:2] if compile else FAMILIES[family]
@@ -309,7 +310,7 @@ def training(family: str, device: str, *, compile: bool = False) -> Found:
             changes = [f"--set={change}" for group in shrinks[name].values() for change in group]
             more = ["training.max_steps=2", "training.validate_every_steps=2", "trainer.precision=auto"]
             more += [f"training.compile={str(compile).lower()}", "trainer.loggers=[csv]"]
-            command = STAGE_COMMANDS[merge_config(shipped_configs()[name])["stage"]]
+            command = STAGES[merge_config(shipped_configs()[name])["stage"]].command
             settings = [*changes, *(f"--set={change}" for change in more)]
             start = time.perf_counter()
             ran = run(command, "train", "--config", name, *settings, "--device", device, "--json")

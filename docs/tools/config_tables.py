@@ -10,7 +10,7 @@ from pathlib import Path
 
 from prod9.config.load import CONFIG_ROOT, load_config, shipped_configs
 from prod9.config.schema import (
-    STAGES,
+    CONFIGS,
     FSQModelConfig,
     KLModelConfig,
     MaisiControlNetConfig,
@@ -103,7 +103,7 @@ def need_of(config: RunConfig, configs: dict[str, RunConfig]) -> Resources:
 
 
 def _table(name: str) -> str:
-    return _config_table() if name == "configs" else markdown_table(STAGES[name])
+    return _config_table() if name == "configs" else markdown_table(CONFIGS[name])
 
 
 def _config_table() -> str:

@@ -5,11 +5,12 @@ Imports nothing but the standard library and prod9's errors, so that anything ma
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 from prod9.errors import ConfigError
 
 Family = Literal["maskgit", "maisi"]
+FAMILIES: tuple[Family, ...] = get_args(Family)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,11 +20,13 @@ class Stage:
     Attributes:
         name: the value of ``stage`` in a configuration and in the header of a checkpoint.
         family: the family of models that it belongs to.
-        number: 1 for autoencoders, 2 for what generates, 3 for what steers it.
+        number: 1 for autoencoders, 2 for generators and what corrects them, 3 for control networks.
         command: the program that trains it.
-        title: what a trained network of it is called in cards and messages.
-        weights: prefix of its network's weights in a checkpoint.
-        bases: the earlier stages that it builds on, by the key of ``inputs`` that names them. The first is required.
+        title: what a trained network of this stage is called in cards and messages.
+        weights: name of its network, which is the first part of its weights' names in a checkpoint.
+        bases: the stages that it builds on, by the key of ``inputs`` that names them. The first is required.
+        configs: names of its configs in the demo, and of those that ``prod9 plan`` writes.
+        is_planned: whether ``prod9 plan`` writes them.
     """
 
     name: str
@@ -33,6 +36,18 @@ class Stage:
     title: str
     weights: str
     bases: Mapping[str, str] = field(default_factory=dict)
+    configs: tuple[str, ...]
+    is_planned: bool = True
+
+    @property
+    def prefix(self) -> str:
+        """What the names of its network's weights begin with in a checkpoint."""
+        return f"{self.weights}."
+
+    @property
+    def base_key(self) -> str | None:
+        """The key of ``inputs`` that must be given; None for a stage 1."""
+        return next(iter(self.bases), None)
 
 
 STAGES: Mapping[str, Stage] = {
@@ -45,6 +60,7 @@ STAGES: Mapping[str, Stage] = {
             command="prod9-train-autoencoder",
             title="FSQ autoencoder",
             weights="autoencoder",
+            configs=("stage1",),
         ),
         Stage(
             name="transformer",
@@ -54,6 +70,7 @@ STAGES: Mapping[str, Stage] = {
             title="MaskGiT transformer",
             weights="decoder",
             bases={"autoencoder": "autoencoder"},
+            configs=("stage2_label", "stage2"),
         ),
         Stage(
             name="refiner",
@@ -63,6 +80,8 @@ STAGES: Mapping[str, Stage] = {
             title="Refiner of MaskGiT translations",
             weights="refiner",
             bases={"transformer": "transformer"},
+            configs=("stage2_refiner",),
+            is_planned=False,
         ),
         Stage(
             name="maskgit_controlnet",
@@ -72,6 +91,7 @@ STAGES: Mapping[str, Stage] = {
             title="MaskGiT control network",
             weights="controlnet",
             bases={"transformer": "transformer"},
+            configs=("stage3",),
         ),
         Stage(
             name="maisi_vae",
@@ -80,6 +100,7 @@ STAGES: Mapping[str, Stage] = {
             command="prod9-train-maisi-vae",
             title="MAISI autoencoder",
             weights="autoencoder",
+            configs=("maisi_vae",),
         ),
         Stage(
             name="maisi_diffusion",
@@ -89,6 +110,7 @@ STAGES: Mapping[str, Stage] = {
             title="MAISI rectified flow",
             weights="diffusion",
             bases={"autoencoder": "maisi_vae"},
+            configs=("maisi_diffusion",),
         ),
         Stage(
             name="maisi_controlnet",
@@ -98,10 +120,18 @@ STAGES: Mapping[str, Stage] = {
             title="MAISI control network",
             weights="controlnet",
             bases={"diffusion": "maisi_diffusion"},
+            configs=("maisi_controlnet",),
         ),
     )
 }
 """All stages, by name."""
+
+AUTOENCODERS = tuple(name for name, stage in STAGES.items() if stage.number == 1)
+"""Stage 1 of each family."""
+GENERATORS = tuple(name for name, stage in STAGES.items() if stage.base_key == "autoencoder")
+"""Stage 2 of each family, which trains on what an autoencoder encodes."""
+CONTROLS = tuple(name for name, stage in STAGES.items() if stage.number == 3)
+"""Stage 3 of each family."""
 
 
 def stage_named(name: str) -> Stage:
@@ -109,6 +139,11 @@ def stage_named(name: str) -> Stage:
     if name not in STAGES:
         raise ConfigError(f"stage: expected {' or '.join(STAGES)}, got {name!r}; correct the name.")
     return STAGES[name]
+
+
+def stages_of(family: Family) -> list[Stage]:
+    """Return the stages of ``family`` in the order in which they are trained."""
+    return [stage for stage in STAGES.values() if stage.family == family]
 
 
 def first_stage_of(stage: Stage) -> Stage:

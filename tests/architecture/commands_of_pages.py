@@ -16,9 +16,10 @@ from typing import Any
 
 import typer
 
-from prod9.config.load import STAGE_COMMANDS, load_config, shipped_configs
+from prod9.config.load import load_config, shipped_configs
 from prod9.demo.families import FAMILIES
 from prod9.demo.plan import make_plan
+from prod9.stages import STAGES
 from tests.harness import MODULES
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -134,7 +135,7 @@ def config_of(line: Line, values: dict[str, Any]) -> Any:
         return None
     assert name in shipped_configs(), f"{line}: no config {name}"
     config = load_config(name, overrides=values.get("overrides") or (), fill_variables=False)
-    program = STAGE_COMMANDS[config.stage]
+    program = STAGES[config.stage].command
     assert line.program in (program, "prod9"), f"{line}: {name} belongs to {program}"
     return config
 

@@ -54,7 +54,7 @@ HOMES = {
     "prod9.training.algorithms.controlnet_trainer": ("ControlNetTrainer",),
     "prod9.training.lightning.controlnet_maskgit_lightning": ("ControlNetLightningMaskGiT",),
     "prod9.training.data.control": ("BraTSControlNetDataModule",),
-    "prod9.config.control_maskgit": ("MaskGiTControlNetLightningConfig",),
+    "prod9.config.control": ("MaskGiTControlNetLightningConfig",),
     "prod9.pipelines.control": ("ControlPipeline",),
     "prod9.pipelines.maskgit": ("MaskGiTPipeline",),
 }
@@ -90,7 +90,7 @@ SHIMS = {
     },
     "prod9.training.maisi_vae": {"MAISIVAELightning": "prod9.training.lightning.maisi_vae_lightning"},
     "prod9.training.maskgit_controlnet_config": {
-        "MaskGiTControlNetLightningConfig": "prod9.config.control_maskgit",
+        "MaskGiTControlNetLightningConfig": "prod9.config.control",
     },
     "prod9.training.medmnist3d_data": {"MedMNIST3DDataModule": "prod9.training.data.medmnist3d"},
     "prod9.training.metrics": {

@@ -7,7 +7,7 @@ import pytest
 
 from prod9.config.errors import sections
 from prod9.config.schema import (
-    STAGES,
+    CONFIGS,
     CombinedMetricConfig,
     ControlConditionConfig,
     ControlNetLossConfig,
@@ -41,7 +41,7 @@ def all_sections(model):
             yield from all_sections(section)
 
 
-SECTIONS = sorted({s for model in STAGES.values() for s in all_sections(model)}, key=lambda s: s.__name__)
+SECTIONS = sorted({s for model in CONFIGS.values() for s in all_sections(model)}, key=lambda s: s.__name__)
 
 # Keywords of ControlNetRF that are those of its base.
 _OF_THE_BASE = {
@@ -133,6 +133,6 @@ def test_field_names_are_constructor_keywords(section, path, given):
     assert set(section.model_fields) - {"kind"} == set(parameters) - given
 
 
-@pytest.mark.parametrize("model", STAGES.values(), ids=STAGES)
+@pytest.mark.parametrize("model", CONFIGS.values(), ids=CONFIGS)
 def test_the_stage_names_its_own_root(model):
-    assert STAGES[model.model_fields["stage"].default] is model
+    assert CONFIGS[model.model_fields["stage"].default] is model

@@ -6,7 +6,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from prod9.config.sections import MEDMNIST3D_CLASSES
+from prod9.config.data import MEDMNIST3D_CLASSES
 from prod9.data.datasets.medmnist import MedMNIST3DVolumes
 from prod9.data.foreground import ForegroundMasks
 from prod9.data.layouts.medmnist import open_medmnist3d
@@ -157,7 +157,7 @@ def test_the_foreground_steers(trained: Path) -> None:
     ran = run("prod9-train-maskgit-controlnet", "train", "--config", config, "--set",
               "condition.num_mask_classes=4")  # fmt: skip
     assert ran.code == 2
-    assert "condition.num_mask_classes must be 2" in ran.err
+    assert "condition.num_mask_classes: expected 2" in ran.err
     ran = run("prod9-train-maskgit-controlnet", "train", "--config", config, "--json")
     assert ran.code == 0, ran.err
     scores = ran.json["metrics"]
@@ -195,7 +195,7 @@ def test_maisi_from_the_class(trained: Path) -> None:
     assert nib.load(trained / "flow" / "pancreas_0000.nii.gz").shape == (32, 32, 32)
     ran = run("prod9-train-maisi-diffusion", "train", "--config", config, "--set", "data.first_label=0")
     assert ran.code == 2
-    assert "data.first_label must be 1" in ran.err
+    assert "data.first_label: expected 1" in ran.err
     config = trained / "flow_control.yaml"
     more = {"inputs": f"inputs: {{diffusion: {trained}/maisi_diffusion}}", "first": "first_label: 1",
             "model": FLOW_CONTROL}  # fmt: skip
@@ -234,13 +234,13 @@ def test_what_cannot_be_unpacked(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        ("context={min_sources: 0, max_examples: 1}", "context is read by model.kind single_stream"),
+        ("context={min_sources: 0, max_examples: 1}", "since single_stream alone reads it"),
         (
             "model={kind: single_stream, num_classes: 11, embed_dim: 16, num_heads: 2}",
             "min_sources: 0, max_examples",
         ),
-        ("data.name=fracturemnist3d", "model.num_classes must be 3"),
-        ("data.store_flips=true", "left from right"),
+        ("data.name=fracturemnist3d", "model.num_classes: expected 3"),
+        ("data.store_flips=true", "left and right organs"),
         ("data.grid=[16, 16, 16]", "use [32, 32, 32]"),
         ("data.size=64", "use [64, 64, 64]"),
         ("model={kind: decoder, embed_dim: 16, num_heads: 2}", "label_conditional"),

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from prod9.config.load import STAGE_COMMANDS, merge_config, shipped_configs
+from prod9.config.load import merge_config, shipped_configs
+from prod9.stages import STAGES
 from tests.fixtures import write_brats_tree, write_medmnist3d
 from tests.harness import run
 
@@ -51,7 +52,7 @@ def test_one_step(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setenv("MEDMNIST_DIR", str(folder / "medmnist"))
     stage = _stage(name)
     changes = [f"--set={change}" for group in SHRINKS[name].values() for change in group]
-    ran = run(STAGE_COMMANDS[stage], "train", "--config", name, *changes, "--json")
+    ran = run(STAGES[stage].command, "train", "--config", name, *changes, "--json")
     assert ran.code == 0, ran.err
     assert ran.json["step"] == 1
     assert Path(ran.json["checkpoint"]).is_file()

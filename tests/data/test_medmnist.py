@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from prod9.config.sections import MEDMNIST3D_CLASSES
+from prod9.config.data import MEDMNIST3D_CLASSES
 from prod9.data.datasets.medmnist import MedMNIST3DVolumes
 from prod9.data.layouts import medmnist
 from prod9.data.layouts.medmnist import file_name, open_medmnist3d, padded

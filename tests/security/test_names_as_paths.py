@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from prod9.config.data import name_problem
 from prod9.config.load import config_from_dict
-from prod9.config.sections import name_problem
 from prod9.data.stores.latents import TokenStore, build_token_store
 from prod9.errors import CheckpointError, ConfigError, DataError
 from prod9.models.checkpoint_file import read_checkpoint, write_checkpoint

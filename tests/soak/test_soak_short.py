@@ -68,6 +68,6 @@ def test_changed_files_give_errors_of_ours(killed: Path, tmp_path: Path, name: s
 
 
 def test_the_soak_covers_every_stage() -> None:
-    from prod9.config.schema import STAGES as KNOWN
+    from prod9.stages import STAGES as KNOWN
 
     assert {stage for _, stage, _ in STAGES.values()} == set(KNOWN)

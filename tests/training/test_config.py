@@ -152,7 +152,7 @@ def test_all_errors_come_at_once(write):
         "trainer.loggers.1: expected 'csv', 'tensorboard', 'jsonl', 'wandb' or 'mlflow', got 'tensorbord'",
         "masking.scheduler_type: expected 'log', 'log2', 'linear', 'sqrt', 'cosine' or 'arccos', got 'arcos'",
         "data.grid: expected more than 2 values, got [1, 2]",
-        "data.split: train + val + test must be 1, got 1.1",
+        "data.split: train + val + test: expected a sum of 1, got 1.1",
         "model.dropout: expected at most 1.0, got 2",
         "callbacks.lr_monitor: expected true or false, got 'yes'",
         "loss: expected a section (key: value), got null",
@@ -217,7 +217,7 @@ def test_a_recorded_config_that_no_longer_fits_names_its_source():
 def test_stages_that_are_not_sharded_refuse_fsdp(name):
     config = load_config(name, environ=ENVIRON)
     text = errors_of(name, "trainer.strategy=fsdp")
-    assert f"trainer.strategy must be auto or ddp for stage {config.stage}, got fsdp" in text
+    assert f"trainer.strategy: expected auto or ddp for stage {config.stage}, got fsdp" in text
     assert "use auto" in text
 
 
@@ -225,10 +225,10 @@ def test_stage2_takes_fsdp_but_neither_compiles_nor_reorders_weights_with_it(wri
     stage2 = write(STAGE2)
     assert load_config(stage2, overrides=["trainer.strategy=fsdp"]).trainer.strategy == "fsdp"
     compiled = errors_of(stage2, "trainer.strategy=fsdp", "training.compile=true")
-    assert "training.compile must be false with trainer.strategy fsdp" in compiled
+    assert "training.compile: expected false with trainer.strategy fsdp" in compiled
     maisi = write(
         "stage: maisi_diffusion\noutput_dir: out\ndata: {root: /d, label_map: {T1: 1}, modalities: [T1]}\n"
     )
     text = errors_of(maisi, "trainer.strategy=fsdp")
-    assert "training.channels_last must be false with trainer.strategy fsdp" in text
+    assert "training.channels_last: expected false with trainer.strategy fsdp" in text
     load_config(maisi, overrides=["trainer.strategy=fsdp", "training.channels_last=false"])

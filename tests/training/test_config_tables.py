@@ -1,11 +1,11 @@
 import pytest
 
 from prod9.config.errors import known_keys
-from prod9.config.schema import STAGES, TransformerConfig
+from prod9.config.schema import CONFIGS, TransformerConfig
 from prod9.config.tables import leaf_fields, markdown_table
 
 
-@pytest.mark.parametrize("model", STAGES.values())
+@pytest.mark.parametrize("model", CONFIGS.values())
 def test_every_key_has_one_row(model):
     rows = markdown_table(model).splitlines()[2:]
     keys = [row.split("`")[1] for row in rows]

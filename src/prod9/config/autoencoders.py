@@ -1,23 +1,15 @@
-"""Stage 1: what the autoencoder, its discriminator and its loss may be, and the root of a run.
+"""Stage 1: the autoencoder, its discriminator and its loss, and the root of a run of each family.
 
 Imported by :mod:`prod9.config.schema`; import the sections from there.
 """
 
 import math
-from typing import ClassVar, Generic, Literal, Self, TypeVar
+from typing import Any, ClassVar, Generic, Literal, Self, TypeVar
 
 from pydantic import Field, model_validator
 
-from prod9.config.sections import (
-    Bools,
-    Count,
-    Ints,
-    NonNegative,
-    Positive,
-    PositiveInt,
-    RunSection,
-    Section,
-)
+from prod9.config.sections import RunSection
+from prod9.config.types import Bools, Count, Ints, NonNegative, Positive, PositiveInt, Section
 
 # -- networks -------------------------------------------------------------------------------------
 
@@ -53,19 +45,24 @@ class AutoencoderSection(Section):
 
     @model_validator(mode="after")
     def _resolutions_agree(self) -> Self:
-        depth = len(self.num_channels)
-        for name in ("num_res_blocks", "attention_levels"):
-            values = getattr(self, name)
-            if values is not None and len(values) != depth:
-                raise ValueError(
-                    f"{name} must have one entry per entry of num_channels ({depth}), got {len(values)}"
-                )
-        if any(width % self.norm_num_groups for width in self.num_channels):
-            raise ValueError(
-                f"norm_num_groups ({self.norm_num_groups}) must divide every entry of num_channels, "
-                f"got {list(self.num_channels)}; use {math.gcd(*self.num_channels)}"
-            )
+        check_resolutions(self, "num_res_blocks", "attention_levels")
         return self
+
+
+def check_resolutions(model: Any, *keys: str) -> None:
+    """Refuse a U-Net or autoencoder whose ``keys`` do not fit its ``num_channels``, or whose groups do not."""
+    widths, groups = model.num_channels, model.norm_num_groups
+    for key in keys:
+        values = getattr(model, key)
+        if values is not None and len(values) != len(widths):
+            raise ValueError(
+                f"{key}: expected one entry per entry of num_channels ({len(widths)}), got {len(values)}"
+            )
+    if any(width % groups for width in widths):
+        raise ValueError(
+            f"norm_num_groups: expected a divisor of every entry of num_channels, got {groups} for {list(widths)}; "
+            f"use {math.gcd(*widths)}"
+        )
 
 
 class FSQModelConfig(AutoencoderSection):
@@ -158,7 +155,7 @@ class Stage1Config(RunSection, Generic[M, L]):
         if self.sliding_window.strategy == "sliding_window":
             sides["sliding_window.roi_size"] = self.sliding_window.roi_size
         wrong = [
-            f"{key} must be a multiple of the model's downsampling factor {factor} on each axis, "
+            f"{key}: expected multiples of the model's downsampling factor {factor} on each axis, "
             f"got {list(value)}; use {[max(factor, -(-side // factor) * factor) for side in value]}"
             for key, value in sides.items()
             if value is not None and any(side < 1 or side % factor for side in value)

@@ -1,4 +1,4 @@
-"""The MAISI family: sections and roots of its stages.
+"""Stages 1 and 2 of MAISI: sections and roots.
 
 Imported by :mod:`prod9.config.schema`; import the sections from there.
 """
@@ -8,18 +8,17 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from prod9.config.autoencoders import AutoencoderSection, Stage1Config, Stage1LossSection
-from prod9.config.sections import (
+from prod9.config.autoencoders import AutoencoderSection, Stage1Config, Stage1LossSection, check_resolutions
+from prod9.config.sections import InputsConfig, RunSection
+from prod9.config.types import (
     Bools,
     Count,
     Fraction,
-    InputsConfig,
     Ints,
     NonNegative,
     Positive,
     PositiveInt,
     Range,
-    RunSection,
     Section,
 )
 
@@ -92,28 +91,17 @@ class RectifiedFlowModelConfig(Section):
 
     @property
     def downsampling_factor(self) -> int:
-        """Multiple that the sides of a latent must be."""
+        """The sides of a latent are multiples of this."""
         return 2 ** (len(self.num_channels) - 1)
 
     @model_validator(mode="after")
     def _resolutions_agree(self) -> Self:
-        depth = len(self.num_channels)
-        for name in ("attention_levels", "num_head_channels"):
-            if len(getattr(self, name)) != depth:
-                raise ValueError(
-                    f"{name} must have one entry per entry of num_channels ({depth}), "
-                    f"got {len(getattr(self, name))}"
-                )
-        if any(width % self.norm_num_groups for width in self.num_channels):
-            raise ValueError(
-                f"norm_num_groups ({self.norm_num_groups}) must divide every entry of num_channels, "
-                f"got {list(self.num_channels)}; use {math.gcd(*self.num_channels)}"
-            )
+        check_resolutions(self, "attention_levels", "num_head_channels")
         for i, (width, head) in enumerate(zip(self.num_channels, self.num_head_channels, strict=True)):
-            used = self.attention_levels[i] or i == depth - 1
+            used = self.attention_levels[i] or i == len(self.num_channels) - 1
             if used and (head < 1 or width % head):
                 raise ValueError(
-                    f"num_head_channels[{i}] must divide num_channels[{i}] ({width}), got {head}; "
+                    f"num_head_channels[{i}]: expected a divisor of num_channels[{i}] ({width}), got {head}; "
                     f"use {math.gcd(width, 32)}"
                 )
         return self
@@ -122,7 +110,9 @@ class RectifiedFlowModelConfig(Section):
 class FlowConfig(Section):
     """RectifiedFlowSchedulerRF."""
 
-    num_train_timesteps: PositiveInt = Field(default=1000, description="What the network is told at t = 1.")
+    num_train_timesteps: PositiveInt = Field(
+        default=1000, description="The time step that the network reads at t = 1."
+    )
     sample_method: Literal["uniform", "logit_normal"] = Field(
         default="uniform", description="Distribution of the training times."
     )
@@ -138,9 +128,9 @@ class FlowConfig(Section):
 class RectifiedFlowSamplerConfig(Section):
     """RectifiedFlowSampler."""
 
-    steps: PositiveInt = Field(default=30, description="Steps from noise to data; 10 to 30 do.")
+    steps: PositiveInt = Field(default=30, description="Steps from noise to data; 10 to 30 are enough.")
     solver: Literal["euler", "heun"] = Field(
-        default="euler", description="`heun` evaluates the network twice a step, with an error of order 2."
+        default="euler", description="`heun` evaluates the network twice per step; its error is of order 2."
     )
     guidance_scale: NonNegative = Field(
         default=0.0, description="Classifier-free guidance; 0 runs no second branch (MAISI's scale minus 1)."
@@ -181,11 +171,11 @@ class MaisiDiffusionConfig(RunSection):
         if count is not None and not all(0 < label < count for label in labels.values()):
             if self.data.kind == "medmnist3d":
                 raise ValueError(
-                    f"data.first_label must be 1, since 0 means unknown here, and model.num_class_embeds above "
+                    f"data.first_label: expected 1, since 0 means unknown here, and model.num_class_embeds above "
                     f"{len(labels)}, the classes of {self.data.name}; got {self.data.first_label} and {count}"
                 )
             raise ValueError(
-                f"data.label_map must give labels from 1 to model.num_class_embeds - 1 ({count - 1}), since 0 "
+                f"data.label_map: expected labels from 1 to model.num_class_embeds - 1 ({count - 1}), since 0 "
                 f"means unknown here, got {labels}; use {dict(zip(labels, range(1, len(labels) + 1), strict=True))}"
             )
         return self
@@ -194,7 +184,7 @@ class MaisiDiffusionConfig(RunSection):
     def _layout_can_be_sharded(self) -> Self:
         if self.trainer.strategy == "fsdp" and self.training.channels_last:
             raise ValueError(
-                "training.channels_last must be false with trainer.strategy fsdp, which slices contiguous weights "
+                "training.channels_last: expected false with trainer.strategy fsdp, which slices contiguous weights "
                 "only, got true; set it to false, or use ddp"
             )
         return self

@@ -14,22 +14,13 @@ from typing import Any
 from pydantic import ValidationError
 
 from prod9.config.errors import describe, did_you_mean, key_path, shown
-from prod9.config.schema import STAGES, RunConfig
+from prod9.config.schema import CONFIGS, RunConfig
 from prod9.config.yaml import PlainText, dump_yaml, parse_yaml, read_yaml
 from prod9.errors import ConfigError
+from prod9.stages import STAGES
 from prod9.system.machine import expand
 
 CONFIG_ROOT = Path(__file__).resolve().parent.parent / "configs"
-STAGE_COMMANDS = {
-    "autoencoder": "prod9-train-autoencoder",
-    "transformer": "prod9-train-transformer",
-    "refiner": "prod9-train-transformer",
-    "maisi_vae": "prod9-train-maisi-vae",
-    "maisi_diffusion": "prod9-train-maisi-diffusion",
-    "maisi_controlnet": "prod9-train-maisi-controlnet",
-    "maskgit_controlnet": "prod9-train-maskgit-controlnet",
-}
-
 _VARIABLE = re.compile(r"\$\{([^{}]*)\}")
 _VARIABLE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
@@ -169,7 +160,7 @@ def _check_stage(values: Mapping[str, Any], wanted: str | Sequence[str] | None, 
     if allowed is not None and stage not in allowed:
         raise ConfigError(
             f"{source}: stage: expected {' or '.join(allowed)}, got {stage}; "
-            f"this config belongs to {STAGE_COMMANDS[stage]}"
+            f"this config belongs to {STAGES[stage].command}"
         )
 
 
@@ -222,7 +213,7 @@ def _is_scalar(text: str) -> bool:
 
 
 def _validate(values: dict[str, Any], literal: Mapping[Key, str], source: str) -> RunConfig:
-    model = STAGES[values["stage"]]
+    model = CONFIGS[values["stage"]]
     try:
         return model.model_validate(values)
     except ValidationError as error:

@@ -1,29 +1,18 @@
 """The sections and the root of the refiner, which corrects decoded translations with the help of their sources."""
 
-from typing import Literal
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from prod9.config.sections import (
-    Fraction,
-    InputsConfig,
-    Ints,
-    NonNegative,
-    Positive,
-    PositiveInt,
-    RunSection,
-    Section,
-)
+from prod9.config.sections import BaseInputsSection, RunSection
+from prod9.config.types import Fraction, Ints, NonNegative, Positive, PositiveInt, Section
 
 
-class RefinerInputsConfig(InputsConfig):
+class RefinerInputsConfig(BaseInputsSection):
     """Checkpoints of earlier stages."""
 
     transformer: str | None = Field(
         default=None, description="Stage-2b run folder or checkpoint: the translator to refine."
-    )
-    autoencoder: str | None = Field(
-        default=None, description="Stage 1 of that translator, if it is no longer where its run says."
     )
 
 
@@ -33,9 +22,11 @@ class RefinerModelConfig(Section):
     kind: Literal["refiner"] = Field(default="refiner", description="Picks the adapter.")
     num_classes: PositiveInt = Field(default=4, description="Class labels.")
     num_channels: Ints = Field(default=(32, 64, 128), description="Width of each resolution of the U-Net.")
-    num_res_blocks: PositiveInt = Field(default=1, description="Blocks of a resolution, on each way.")
+    num_res_blocks: PositiveInt = Field(
+        default=1, description="Blocks per resolution, on the way down and up."
+    )
     space_to_depth: PositiveInt = Field(
-        default=4, description="Edge of the blocks of voxels that the U-Net sees as one."
+        default=4, description="Edge of the blocks of voxels that become one position of the U-Net."
     )
     detail_channels: PositiveInt = Field(
         default=16, description="Width of the perceptron at full resolution."
@@ -63,7 +54,7 @@ class RefinerLossConfig(Section):
 
 
 class TranslationsConfig(Section):
-    """The decoded targets a refiner is trained on."""
+    """The decoded targets that a refiner is trained on."""
 
     decode: Literal["mean", "sample"] = Field(
         default="mean", description="Expected codes (`mean`), or one sample of the tokens."
@@ -79,17 +70,15 @@ class RefinerConfig(RunSection):
     stage: Literal["refiner"] = Field(default="refiner", description="Stage.")
     inputs: RefinerInputsConfig = Field(default=RefinerInputsConfig(), description="Earlier stages.")
     model: RefinerModelConfig = Field(default=RefinerModelConfig(), description="Network.")
-    translations: TranslationsConfig = Field(
-        default=TranslationsConfig(), description="What it learns to correct."
-    )
+    translations: TranslationsConfig = Field(default=TranslationsConfig(), description="The decoded targets.")
     loss: RefinerLossConfig = Field(default=RefinerLossConfig(), description="Loss.")
 
     @model_validator(mode="after")
-    def _labels_fit(self) -> "RefinerConfig":
+    def _labels_fit(self) -> Self:
         wanted = max(self.data.label_map.values()) + 1
         if self.model.num_classes != wanted:
             raise ValueError(
-                f"model.num_classes must be one more than the largest label of data.label_map, {wanted}, "
+                f"model.num_classes: expected {wanted}, one more than the largest label of data.label_map, "
                 f"got {self.model.num_classes}; set it to {wanted}"
             )
         return self

@@ -1,295 +1,16 @@
-"""The sections that every stage shares: data, optimisation, hardware, callbacks, inference windows.
+"""The sections that stages share: optimisation, hardware, callbacks, inference windows, and the base of all roots.
 
-:mod:`prod9.config.schema` adds what differs and the roots; import the sections from there.
+Imported by :mod:`prod9.config.schema`; import the sections from there.
 """
 
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import Field, model_validator
 
-from prod9.files import is_plain_name
-
-_MAX_NAME = 64
-
-
-def name_problem(name: str) -> str:
-    """Return what keeps ``name`` from being part of a file's name; empty if nothing does.
-
-    Labels, modalities and the like become names of files. One that begins with a dot would be hidden, and might be
-    taken for a temporary file.
-    """
-    if not name or len(name.encode(errors="replace")) > _MAX_NAME:
-        return f"has not between 1 and {_MAX_NAME} bytes"
-    if not is_plain_name(name) or not name.isprintable():
-        return "holds slashes, control characters or a way out of the folder"
-    return "begins or ends in a dot or a space" if name[0] in ". " or name[-1] in ". " else ""
-
-
-Triple = Annotated[tuple[int, int, int], Field(strict=False)]
-Spacing = Annotated[tuple[float, float, float], Field(strict=False)]
-Range = Annotated[tuple[float, float], Field(strict=False)]
-Ints = Annotated[tuple[int, ...], Field(strict=False, min_length=1)]
-Bools = Annotated[tuple[bool, ...], Field(strict=False)]
-Names = Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-NonNegative = Annotated[float, Field(ge=0.0)]
-Positive = Annotated[float, Field(gt=0.0)]
-Count = Annotated[int, Field(ge=0)]
-PositiveInt = Annotated[int, Field(ge=1)]
-
-
-class Section(BaseModel):
-    """Base of every section: unknown keys are refused, types are exact, values don't change."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-    def kwargs(self, *exclude: str) -> dict[str, Any]:
-        """Return the fields as constructor keywords, without ``kind`` and the names in ``exclude``."""
-        return {k: getattr(self, k) for k in type(self).model_fields if k not in {"kind", *exclude}}
-
-
-# -- data -----------------------------------------------------------------------------------------
-
-
-class SplitConfig(Section):
-    """How patients are divided; all time points of a patient stay on one side."""
-
-    train: Fraction = Field(default=0.8, description="Share of patients to train on.")
-    val: Fraction = Field(default=0.2, description="Share of patients for model selection.")
-    test: Fraction = Field(default=0.0, description="Share of patients that only `test` and `evaluate` see.")
-    seed: Count = Field(default=0, description="Seed of the shuffle.")
-    file: str | None = Field(default=None, description="A split file to read instead of shuffling.")
-
-    @model_validator(mode="after")
-    def _shares_sum_to_one(self) -> "SplitConfig":
-        total = self.train + self.val + self.test
-        if abs(total - 1.0) > 1e-6:
-            raise ValueError(f"train + val + test must be 1, got {total:g}; adjust one of the three")
-        return self
-
-
-class IntensityConfig(Section):
-    """How raw intensities become [0, 1]."""
-
-    mode: Literal["percentile", "range"] = Field(
-        default="percentile",
-        description="`percentile`: robust, per volume, over the foreground; `range`: fixed bounds.",
-    )
-    lower: float = Field(default=0.0, description="Lower percentile, or lower raw intensity.")
-    upper: float = Field(default=99.5, description="Upper percentile, or upper raw intensity.")
-
-
-class AugmentConfig(Section):
-    """Training-time augmentation; every probability is per sample."""
-
-    flip_prob: Fraction = Field(default=0.5, description="Left-right flip.")
-    bias_field_prob: Fraction = Field(default=0.0, description="Smooth multiplicative bias field.")
-    gamma_prob: Fraction = Field(default=0.0, description="Random gamma between 0.7 and 1.5.")
-    scale_prob: Fraction = Field(default=0.0, description="Random intensity gain between 0.9 and 1.1.")
-    affine_prob: Fraction = Field(default=0.0, description="Small random rotation (0.1 rad) and zoom (10%).")
-
-
-class VolumesSection(Section):
-    """What every dataset family has: where it is, the grid, crops, loaders and caches."""
-
-    root: str = Field(description="Folder with the cases, or a CSV or JSON list of them.")
-    grid: Triple = Field(
-        default=(144, 192, 144), description="Voxels of a whole volume: pad or centre-crop to this."
-    )
-    crop_size: Triple | None = Field(
-        default=None, description="Stage 1 and refiner: random training crops; null for whole volumes."
-    )
-    whole_volume_fraction: Fraction = Field(
-        default=0.4, description="Stage 1: last share of the steps that trains on whole volumes at batch 1."
-    )
-    augment: AugmentConfig = Field(default=AugmentConfig(), description="Augmentation.")
-    max_val_volumes: PositiveInt | None = Field(
-        default=None,
-        description="Volumes that a validation looks at, drawn once by the split's seed; null for all.",
-    )
-    batch_size: PositiveInt = Field(default=1, description="Samples per step and device.")
-    num_workers: Count = Field(default=0, description="Loader processes.")
-    store_dir: str | None = Field(
-        default=None, description="Folder of the token store; default `<output_dir>/store`."
-    )
-    store_flips: bool = Field(
-        default=True, description="Stage 2: also encode the left-right mirror of each training volume."
-    )
-
-    @model_validator(mode="after")
-    def _crops_fit_the_grid(self) -> Self:
-        if self.crop_size is not None and any(c > g for c, g in zip(self.crop_size, self.grid, strict=True)):
-            raise ValueError(
-                f"crop_size must be at most data.grid {list(self.grid)} on each axis, got {list(self.crop_size)}; "
-                "use a smaller crop, or null for whole volumes"
-            )
-        return self
-
-
-class DataConfig(VolumesSection):
-    """Cases of several modalities as files: BraTS of any year, the Decathlon, nnU-Net, BIDS, lists."""
-
-    kind: Literal["brats"] = Field(default="brats", description="Dataset family.")
-    layout: Literal[
-        "auto", "brats2015", "brats2018", "brats2019", "brats2020", "brats2021", "brats2023", "brats2024",
-        "msd", "nnunet", "bids", "datalist",
-    ] = Field(
-        default="auto",
-        description="Folder layout; `auto` detects it from the names (2024 has those of 2023: name it).",
-    )  # fmt: skip
-    label_scheme: str = Field(
-        default="auto",
-        description="What the values of segmentations mean: a scheme (`brats2015`, `brats2018` to `brats2021`, "
-        "`brats2023`, `brats2024`, `msd_task01`, `canonical`, `whole_tumor`, `as_is`), a table such as "
-        "`1=2, 2=1, 3=3`, or `auto`: by layout.",
-    )
-    modalities: Names = Field(default=("T1", "T1ce", "T2", "FLAIR"), description="Modalities to use.")
-    skip_incomplete: bool = Field(
-        default=False,
-        description="Leave out cases that lack a modality, and log which; false refuses them.",
-    )
-    label_map: dict[str, int] = Field(
-        default={"T1": 0, "T1ce": 1, "T2": 2, "FLAIR": 3}, description="Class label of each modality."
-    )
-    split: SplitConfig = Field(default=SplitConfig(), description="Division of the patients.")
-    spacing: Spacing | None = Field(
-        default=None, description="Resample to this spacing in mm; null keeps the file's."
-    )
-    intensity: IntensityConfig = Field(default=IntensityConfig(), description="Intensity scaling.")
-    cache: Literal["none", "memory", "disk"] = Field(
-        default="memory", description="Where preprocessed volumes are kept."
-    )
-    cache_dir: str | None = Field(default=None, description="Folder of the disk cache; never inside `root`.")
-
-    @property
-    def images_per_case(self) -> int:
-        """How many co-registered images a case has."""
-        return len(self.modalities)
-
-    @model_validator(mode="after")
-    def _labels_cover_modalities(self) -> "DataConfig":
-        unusable = [m for m in dict.fromkeys((*self.modalities, *self.label_map)) if name_problem(m)]
-        if unusable:
-            raise ValueError(
-                f"expected names that files can be called after, got {', '.join(map(repr, unusable))} in modalities or "
-                "label_map; leave out slashes, control characters and dots at the beginning, and keep them short"
-            )
-        missing = [m for m in self.modalities if m not in self.label_map]
-        if missing:
-            raise ValueError(f"label_map has no label for {', '.join(missing)}; add one each")
-        return self
-
-
-class MedMNIST3DDataConfig(VolumesSection):
-    """One MedMNIST3D file: small volumes with one class label each, divided by its makers.
-
-    There is one channel and no mask. What other families are told by keys follows from the file here: the classes
-    stand where those have modalities, and intensities are eighths of a byte's 0 to 255.
-    """
-
-    kind: Literal["medmnist3d"] = Field(default="medmnist3d", description="Dataset family.")
-    name: Literal[
-        "organmnist3d",
-        "nodulemnist3d",
-        "adrenalmnist3d",
-        "fracturemnist3d",
-        "vesselmnist3d",
-        "synapsemnist3d",
-    ] = Field(default="organmnist3d", description="Which of the six; adrenal and vessel are binary shapes.")
-    size: Literal[28, 64] = Field(default=28, description="Voxels a side, as published.")
-    download: bool = Field(default=False, description="Fetch the file into `root` if it is not there.")
-    grid: Triple = Field(
-        default=(32, 32, 32), description="Voxels of a sample: the published ones are padded."
-    )
-
-    first_label: Count = Field(
-        default=0, description="Label of the first class; 1 for stage 2 of MAISI, where 0 means unknown."
-    )
-
-    @property
-    def label_map(self) -> dict[str, int]:
-        """Class label of each class name."""
-        return {name: label for label, name in enumerate(MEDMNIST3D_CLASSES[self.name], self.first_label)}
-
-    @property
-    def images_per_case(self) -> int:
-        """One: there is no second modality."""
-        return 1
-
-    @property
-    def modalities(self) -> tuple[str, ...]:
-        """The class names, in order of their labels."""
-        return MEDMNIST3D_CLASSES[self.name]
-
-    @property
-    def split(self) -> SplitConfig:
-        """The seed of what is drawn from the file's own parts."""
-        return SplitConfig()
-
-    @property
-    def spacing(self) -> None:
-        """None: the files say no voxel size."""
-        return None
-
-    @property
-    def intensity(self) -> IntensityConfig:
-        """A byte's range."""
-        return IntensityConfig(mode="range", lower=0.0, upper=255.0)
-
-    @property
-    def cache(self) -> Literal["memory"]:
-        """The file fits into memory."""
-        return "memory"
-
-    @property
-    def cache_dir(self) -> None:
-        """None: nothing is cached on disk."""
-        return None
-
-    @model_validator(mode="after")
-    def _grid_holds_the_samples(self) -> "MedMNIST3DDataConfig":
-        if min(self.grid) < self.size:
-            fit = [-(-self.size // 16) * 16] * 3
-            raise ValueError(
-                f"grid must be at least {self.size} on each axis, got {list(self.grid)}; use {fit}"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _left_stays_left(self) -> "MedMNIST3DDataConfig":
-        if self.name == "organmnist3d" and (self.augment.flip_prob > 0 or self.store_flips):
-            raise ValueError(
-                "organmnist3d tells left from right organs, which a mirror exchanges; set augment.flip_prob: 0 and "
-                "store_flips: false"
-            )
-        return self
-
-
-MEDMNIST3D_CLASSES: dict[str, tuple[str, ...]] = {
-    "organmnist3d": (
-        "liver", "kidney-right", "kidney-left", "femur-right", "femur-left", "bladder", "heart", "lung-right",
-        "lung-left", "spleen", "pancreas",
-    ),
-    "nodulemnist3d": ("benign", "malignant"),
-    "adrenalmnist3d": ("normal", "hyperplasia"),
-    "fracturemnist3d": ("buckle rib fracture", "nondisplaced rib fracture", "displaced rib fracture"),
-    "vesselmnist3d": ("vessel", "aneurysm"),
-    "synapsemnist3d": ("inhibitory synapse", "excitatory synapse"),
-}  # fmt: skip
-"""Class names of each set, in order of their labels."""
-
-
-def _data_kind(value: Any) -> str:
-    """Return the family of a data section; one that does not say is of files, as it was before there were two."""
-    return str(value.get("kind", "brats") if isinstance(value, dict) else getattr(value, "kind", "brats"))
-
-
-AnyDataConfig = Annotated[
-    Annotated[DataConfig, Tag("brats")] | Annotated[MedMNIST3DDataConfig, Tag("medmnist3d")],
-    Discriminator(_data_kind),
-]
-
+from prod9.config.data import AnyDataConfig
+from prod9.config.types import Count, Fraction, NonNegative, Positive, PositiveInt, Range, Section, Triple
+from prod9.stages import GENERATORS
 
 # -- training -------------------------------------------------------------------------------------
 
@@ -440,11 +161,34 @@ class InputsConfig(Section):
     autoencoder: str | None = Field(default=None, description="Stage-1 run folder or checkpoint.")
 
 
-class RunSection(Section):
-    """What every root holds.
+class BaseInputsSection(InputsConfig):
+    """Checkpoints of a stage that builds on a stage 2."""
 
-    data_kinds: the dataset families that a stage can be trained on. can_shard: whether ``trainer.strategy: fsdp``
-    knows its network.
+    autoencoder: str | None = Field(
+        default=None, description="Stage 1 of that base, if it is no longer where the base's run recorded it."
+    )
+
+
+class RegionWeights(Section):
+    """Loss weights of latent positions, or of tokens, by what is in their patch of the volume."""
+
+    background_weight: Fraction = Field(
+        default=0.25,
+        description="Loss weight of positions whose patch of the volume is pure background; 1 weighs all alike.",
+    )
+    region_weight: Positive = Field(
+        default=20.0,
+        description="Loss weight of positions in or near a segmented class; 1 weighs all alike. MAISI uses 100.",
+    )
+    region_margin: Count = Field(default=1, description="How many positions around a class count as near it.")
+
+
+class RunSection(Section):
+    """The base of every root.
+
+    Attributes:
+        data_kinds: the dataset families that a stage can be trained on.
+        can_shard: whether ``trainer.strategy: fsdp`` can slice its network.
     """
 
     data_kinds: ClassVar[tuple[str, ...]] = ("brats",)
@@ -462,15 +206,15 @@ class RunSection(Section):
 
     @property
     def store_dir(self) -> Path:
-        """Where what an earlier stage made of the volumes is kept: ``data.store_dir``, or beside the run's outputs."""
+        """Folder of the encoded volumes: ``data.store_dir``, or one below ``output_dir``."""
         return Path(self.data.store_dir or Path(self.output_dir) / "store")
 
     @model_validator(mode="after")
     def _stage_takes_the_data(self) -> Self:
         if self.data.kind not in self.data_kinds:
             raise ValueError(
-                f"data.kind must be {' or '.join(self.data_kinds)} in this stage, got {self.data.kind}; see "
-                "`prod9 configs list` for those that train on it"
+                f"data.kind: expected {' or '.join(self.data_kinds)} in this stage, got {self.data.kind}; see "
+                "`prod9 configs list` for configs that train on it"
             )
         return self
 
@@ -481,12 +225,12 @@ class RunSection(Section):
         if not self.can_shard:
             stage = type(self).model_fields["stage"].default
             raise ValueError(
-                f"trainer.strategy must be auto or ddp for stage {stage}, got fsdp, which is for stages transformer "
-                "and maisi_diffusion; use auto"
+                f"trainer.strategy: expected auto or ddp for stage {stage}, got fsdp, which is for stages "
+                f"{' and '.join(GENERATORS)}; use auto"
             )
         if self.training.compile:
             raise ValueError(
-                "training.compile must be false with trainer.strategy fsdp, which gathers weights while the network "
+                "training.compile: expected false with trainer.strategy fsdp, which gathers weights while the network "
                 "runs, got true; set it to false, or use ddp"
             )
         return self

@@ -9,8 +9,8 @@ from typing import Any, Generic, NotRequired, TypedDict, TypeVar
 from torch import Tensor, nn
 
 import prod9
+from prod9.config.data import name_problem
 from prod9.config.schema import RunConfig
-from prod9.config.sections import name_problem
 from prod9.errors import CheckpointError
 from prod9.volumes import MAX_VOXELS
 

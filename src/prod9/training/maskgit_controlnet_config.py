@@ -1,5 +1,5 @@
-"""Stage 3, MaskGiT: its schema lives in ``prod9.config.control_maskgit``."""
+"""Stage 3, MaskGiT: its schema lives in ``prod9.config.control``."""
 
-from prod9.config.control_maskgit import (
+from prod9.config.control import (
     MaskGiTControlNetLightningConfig as MaskGiTControlNetLightningConfig,
 )

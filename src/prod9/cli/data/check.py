@@ -181,7 +181,7 @@ def _refuse_options(
 
 def checked_medmnist3d(path: Path, *, deep: bool) -> "MedMNIST3DReport":
     """Check a MedMNIST3D file with a progress bar."""
-    from prod9.config.sections import MEDMNIST3D_CLASSES
+    from prod9.config.data import MEDMNIST3D_CLASSES
     from prod9.data.checking.medmnist import check_medmnist3d
 
     with progress() as bar:

@@ -40,7 +40,7 @@ def unpack(
     """
     if part not in PARTS:
         raise ConfigError(f"--part: expected {', '.join(PARTS)}, got {part!r}")
-    from prod9.config.sections import MEDMNIST3D_CLASSES
+    from prod9.config.data import MEDMNIST3D_CLASSES
 
     name, _, size = file.name.removesuffix(".npz").partition("_")
     classes = MEDMNIST3D_CLASSES.get(name)

@@ -52,13 +52,13 @@ def show(name: NameArgument, overrides: SetOption = None, debug: DebugOption = F
 @app.command()
 def schema(stage: StageOption = None, as_json: JsonOption = False, debug: DebugOption = False) -> None:
     """Print every key with its type, default and meaning; `--json` prints a JSON schema for editors."""
-    from prod9.config.schema import STAGES
+    from prod9.config.schema import CONFIGS
     from prod9.config.tables import markdown_table
     from prod9.errors import ConfigError
 
-    if stage is not None and stage not in STAGES:
-        raise ConfigError(f"--stage: expected {' or '.join(STAGES)}, got {stage!r}")
-    models = {name: model for name, model in STAGES.items() if stage in (None, name)}
+    if stage is not None and stage not in CONFIGS:
+        raise ConfigError(f"--stage: expected {' or '.join(CONFIGS)}, got {stage!r}")
+    models = {name: model for name, model in CONFIGS.items() if stage in (None, name)}
     if as_json:
         print_json({name: model.model_json_schema() for name, model in models.items()})
         return

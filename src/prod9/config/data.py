@@ -1,0 +1,270 @@
+"""The ``data`` section of every stage: files of cases, or MedMNIST3D.
+
+Imported by :mod:`prod9.config.schema`; import the sections from there.
+"""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Discriminator, Field, Tag, model_validator
+
+from prod9.config.types import Count, Fraction, Names, PositiveInt, Section, Spacing, Triple
+from prod9.files import is_plain_name
+
+_MAX_NAME = 64
+
+
+def name_problem(name: str) -> str:
+    """Return what keeps ``name`` from being part of a file's name; empty if nothing does.
+
+    Labels, modalities and the like become names of files. One that begins with a dot would be hidden, and might be
+    taken for a temporary file.
+    """
+    if not name or len(name.encode(errors="replace")) > _MAX_NAME:
+        return f"has not between 1 and {_MAX_NAME} bytes"
+    if not is_plain_name(name) or not name.isprintable():
+        return "holds slashes, control characters or a way out of the folder"
+    return "begins or ends in a dot or a space" if name[0] in ". " or name[-1] in ". " else ""
+
+
+class SplitConfig(Section):
+    """How patients are divided; all time points of a patient stay on one side."""
+
+    train: Fraction = Field(default=0.8, description="Share of patients to train on.")
+    val: Fraction = Field(default=0.2, description="Share of patients for model selection.")
+    test: Fraction = Field(default=0.0, description="Share of patients that only `test` and `evaluate` see.")
+    seed: Count = Field(default=0, description="Seed of the shuffle.")
+    file: str | None = Field(default=None, description="A split file to read instead of shuffling.")
+
+    @model_validator(mode="after")
+    def _shares_sum_to_one(self) -> Self:
+        total = self.train + self.val + self.test
+        if abs(total - 1.0) > 1e-6:
+            raise ValueError(
+                f"train + val + test: expected a sum of 1, got {total:g}; adjust one of the three"
+            )
+        return self
+
+
+class IntensityConfig(Section):
+    """How raw intensities become [0, 1]."""
+
+    mode: Literal["percentile", "range"] = Field(
+        default="percentile",
+        description="`percentile`: robust, per volume, over the foreground; `range`: fixed bounds.",
+    )
+    lower: float = Field(default=0.0, description="Lower percentile, or lower raw intensity.")
+    upper: float = Field(default=99.5, description="Upper percentile, or upper raw intensity.")
+
+
+class AugmentConfig(Section):
+    """Training-time augmentation; every probability is per sample."""
+
+    flip_prob: Fraction = Field(default=0.5, description="Left-right flip.")
+    bias_field_prob: Fraction = Field(default=0.0, description="Smooth multiplicative bias field.")
+    gamma_prob: Fraction = Field(default=0.0, description="Random gamma between 0.7 and 1.5.")
+    scale_prob: Fraction = Field(default=0.0, description="Random intensity gain between 0.9 and 1.1.")
+    affine_prob: Fraction = Field(default=0.0, description="Small random rotation (0.1 rad) and zoom (10%).")
+
+
+class VolumesSection(Section):
+    """What every dataset family has: where it is, the grid, crops, loaders and caches."""
+
+    root: str = Field(description="Folder with the cases, or a CSV or JSON list of them.")
+    grid: Triple = Field(
+        default=(144, 192, 144), description="Voxels of a whole volume: pad or centre-crop to this."
+    )
+    crop_size: Triple | None = Field(
+        default=None, description="Stage 1 and refiner: random training crops; null for whole volumes."
+    )
+    whole_volume_fraction: Fraction = Field(
+        default=0.4, description="Stage 1: last share of the steps that trains on whole volumes at batch 1."
+    )
+    augment: AugmentConfig = Field(default=AugmentConfig(), description="Augmentation.")
+    max_val_volumes: PositiveInt | None = Field(
+        default=None,
+        description="Volumes per validation, drawn once with the split's seed; null for all.",
+    )
+    batch_size: PositiveInt = Field(default=1, description="Samples per step and device.")
+    num_workers: Count = Field(default=0, description="Loader processes.")
+    store_dir: str | None = Field(
+        default=None, description="Folder of the token store; default `<output_dir>/store`."
+    )
+    store_flips: bool = Field(
+        default=True, description="Stage 2: also encode the left-right mirror of each training volume."
+    )
+
+    @model_validator(mode="after")
+    def _crops_fit_the_grid(self) -> Self:
+        if self.crop_size is not None and any(c > g for c, g in zip(self.crop_size, self.grid, strict=True)):
+            raise ValueError(
+                f"crop_size: expected at most data.grid {list(self.grid)} on each axis, got {list(self.crop_size)}; "
+                "use a smaller crop, or null for whole volumes"
+            )
+        return self
+
+
+class DataConfig(VolumesSection):
+    """Cases of several modalities as files: BraTS of any year, the Decathlon, nnU-Net, BIDS, lists."""
+
+    kind: Literal["brats"] = Field(default="brats", description="Dataset family.")
+    layout: Literal[
+        "auto", "brats2015", "brats2018", "brats2019", "brats2020", "brats2021", "brats2023", "brats2024",
+        "msd", "nnunet", "bids", "datalist",
+    ] = Field(
+        default="auto",
+        description="Folder layout; `auto` detects it from the names. BraTS 2024 uses those of 2023: set `brats2024`.",
+    )  # fmt: skip
+    label_scheme: str = Field(
+        default="auto",
+        description="What the values of segmentations mean: a scheme (`brats2015`, `brats2018` to `brats2021`, "
+        "`brats2023`, `brats2024`, `msd_task01`, `canonical`, `whole_tumor`, `as_is`), a table such as "
+        "`1=2, 2=1, 3=3`, or `auto`: by layout.",
+    )
+    modalities: Names = Field(default=("T1", "T1ce", "T2", "FLAIR"), description="Modalities to use.")
+    skip_incomplete: bool = Field(
+        default=False,
+        description="Leave out cases that lack a modality, and log which; false refuses them.",
+    )
+    label_map: dict[str, int] = Field(
+        default={"T1": 0, "T1ce": 1, "T2": 2, "FLAIR": 3}, description="Class label of each modality."
+    )
+    split: SplitConfig = Field(default=SplitConfig(), description="Division of the patients.")
+    spacing: Spacing | None = Field(
+        default=None, description="Resample to this spacing in mm; null keeps the file's."
+    )
+    intensity: IntensityConfig = Field(default=IntensityConfig(), description="Intensity scaling.")
+    cache: Literal["none", "memory", "disk"] = Field(
+        default="memory", description="Where preprocessed volumes are kept."
+    )
+    cache_dir: str | None = Field(default=None, description="Folder of the disk cache; never inside `root`.")
+
+    @property
+    def images_per_case(self) -> int:
+        """How many co-registered images a case has."""
+        return len(self.modalities)
+
+    @model_validator(mode="after")
+    def _labels_cover_modalities(self) -> Self:
+        unusable = [m for m in dict.fromkeys((*self.modalities, *self.label_map)) if name_problem(m)]
+        if unusable:
+            raise ValueError(
+                "modalities and label_map: expected names that can be part of a file name, got "
+                f"{', '.join(map(repr, unusable))}; leave out slashes, control characters and dots at the beginning, "
+                "and keep them short"
+            )
+        missing = [m for m in self.modalities if m not in self.label_map]
+        if missing:
+            raise ValueError(
+                f"label_map: expected a label for each modality, got none for {', '.join(missing)}; add one each"
+            )
+        return self
+
+
+class MedMNIST3DDataConfig(VolumesSection):
+    """One MedMNIST3D file: small volumes with one class label each, divided by its makers.
+
+    There is one channel and no mask. What other families configure follows from the file here: its classes take the
+    place of modalities, and intensities range from 0 to 255.
+    """
+
+    kind: Literal["medmnist3d"] = Field(default="medmnist3d", description="Dataset family.")
+    name: Literal[
+        "organmnist3d",
+        "nodulemnist3d",
+        "adrenalmnist3d",
+        "fracturemnist3d",
+        "vesselmnist3d",
+        "synapsemnist3d",
+    ] = Field(default="organmnist3d", description="Which of the six; adrenal and vessel are binary shapes.")
+    size: Literal[28, 64] = Field(default=28, description="Voxels per side, as published.")
+    download: bool = Field(default=False, description="Fetch the file into `root` if it is not there.")
+    grid: Triple = Field(
+        default=(32, 32, 32), description="Voxels of a sample: the published ones are padded."
+    )
+
+    first_label: Count = Field(
+        default=0, description="Label of the first class; 1 for stage 2 of MAISI, where 0 means unknown."
+    )
+
+    @property
+    def label_map(self) -> dict[str, int]:
+        """Class label of each class name."""
+        return {name: label for label, name in enumerate(MEDMNIST3D_CLASSES[self.name], self.first_label)}
+
+    @property
+    def images_per_case(self) -> int:
+        """One: there is no second modality."""
+        return 1
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """The class names, in order of their labels."""
+        return MEDMNIST3D_CLASSES[self.name]
+
+    @property
+    def split(self) -> SplitConfig:
+        """The seed of what is drawn from the file's own parts."""
+        return SplitConfig()
+
+    @property
+    def spacing(self) -> None:
+        """None: the files record no voxel size."""
+        return None
+
+    @property
+    def intensity(self) -> IntensityConfig:
+        """The range of a byte."""
+        return IntensityConfig(mode="range", lower=0.0, upper=255.0)
+
+    @property
+    def cache(self) -> Literal["memory"]:
+        """The file fits into memory."""
+        return "memory"
+
+    @property
+    def cache_dir(self) -> None:
+        """None: nothing is cached on disk."""
+        return None
+
+    @model_validator(mode="after")
+    def _grid_holds_the_samples(self) -> Self:
+        if min(self.grid) < self.size:
+            fit = [-(-self.size // 16) * 16] * 3
+            raise ValueError(
+                f"grid: expected at least {self.size} on each axis, got {list(self.grid)}; use {fit}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _left_stays_left(self) -> Self:
+        if self.name == "organmnist3d" and (self.augment.flip_prob > 0 or self.store_flips):
+            raise ValueError(
+                "augment.flip_prob and store_flips: expected 0 and false for organmnist3d, where a mirror exchanges "
+                f"left and right organs, got {self.augment.flip_prob:g} and {str(self.store_flips).lower()}; set them"
+            )
+        return self
+
+
+MEDMNIST3D_CLASSES: dict[str, tuple[str, ...]] = {
+    "organmnist3d": (
+        "liver", "kidney-right", "kidney-left", "femur-right", "femur-left", "bladder", "heart", "lung-right",
+        "lung-left", "spleen", "pancreas",
+    ),
+    "nodulemnist3d": ("benign", "malignant"),
+    "adrenalmnist3d": ("normal", "hyperplasia"),
+    "fracturemnist3d": ("buckle rib fracture", "nondisplaced rib fracture", "displaced rib fracture"),
+    "vesselmnist3d": ("vessel", "aneurysm"),
+    "synapsemnist3d": ("inhibitory synapse", "excitatory synapse"),
+}  # fmt: skip
+"""Class names of each set, in order of their labels."""
+
+
+def _data_kind(value: Any) -> str:
+    """Return the family of a data section; without a ``kind`` it is ``brats``, as before there were two."""
+    return str(value.get("kind", "brats") if isinstance(value, dict) else getattr(value, "kind", "brats"))
+
+
+AnyDataConfig = Annotated[
+    Annotated[DataConfig, Tag("brats")] | Annotated[MedMNIST3DDataConfig, Tag("medmnist3d")],
+    Discriminator(_data_kind),
+]
