@@ -58,7 +58,7 @@ def test_other_times_are_refused(text: str) -> None:
 
 
 def test_quick_has_no_budget(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="--quick has a fixed size"):
+    with pytest.raises(ConfigError, match="--quick, which has a fixed size"):
         make_plan(tmp_path, quick=True, budget_minutes=5)
 
 

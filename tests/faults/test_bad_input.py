@@ -63,7 +63,9 @@ def test_config_of_another_stage(configs: tuple[Path, Path]) -> None:
 
 def test_sharding_a_stage_that_is_not_sharded(configs: tuple[Path, Path]) -> None:
     ran = run("prod9-train-autoencoder", "train", "--config", configs[0], "--set", "trainer.strategy=fsdp")
-    assert_refused(ran, 2, "trainer.strategy: expected auto or ddp for stage autoencoder, got fsdp", "use auto")
+    assert_refused(
+        ran, 2, "trainer.strategy: expected auto or ddp for stage autoencoder, got fsdp", "use auto"
+    )
 
 
 @pytest.mark.parametrize("key", ["sliding_window.roi_size", "data.crop_size", "data.grid"])

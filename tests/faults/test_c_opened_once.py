@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from prod9.models import checkpoint_file, checkpoint_manager
+from prod9.models import checkpoint_file, checkpoint_opening
 from tests.harness import run
 
 
@@ -24,7 +24,7 @@ def reads(monkeypatch):
             counts["hash", str(Path(path).resolve())] += 1
         return digest(path)
 
-    monkeypatch.setattr(checkpoint_manager, "read_checkpoint", counted_read)
+    monkeypatch.setattr(checkpoint_opening, "read_checkpoint", counted_read)
     monkeypatch.setattr(checkpoint_file, "sha256", counted_digest)
     return counts
 
@@ -98,3 +98,57 @@ def test_c_validate_opens_each_checkpoint_once(models, reads):
     ran = run("prod9-train-transformer", "validate", "-m", models.label)
     assert ran.code == 0, ran.err
     once(reads, 2)
+
+
+def test_c_train_opens_its_base_once(workspace, reads, tmp_path):
+    ran = run(
+        "prod9-train-transformer", "train", "--config", workspace.stage2, "--output-dir", tmp_path / "run",
+        "--set", "training.max_steps=1",
+    )  # fmt: skip
+    assert ran.code == 0, ran.err
+    assert reads_of(workspace.run1, reads) == [1]
+
+
+def test_c_train_of_control_opens_each_base_once(workspace, models, reads, tmp_path):
+    config = workspace.folder / "prod9-train-maskgit-controlnet.yaml"
+    ran = run(
+        "prod9-train-maskgit-controlnet", "train", "--config", config, "--output-dir", tmp_path / "run",
+        "--set", "training.max_steps=1",
+    )  # fmt: skip
+    assert ran.code == 0, ran.err
+    assert reads_of(workspace.run1, reads) == [1]
+    assert reads_of(workspace.run2, reads) == [1]
+
+
+def test_c_check_opens_each_base_once(workspace, models, reads, tmp_path):
+    config = workspace.folder / "prod9-train-maskgit-controlnet.yaml"
+    ran = run(
+        "prod9-train-maskgit-controlnet",
+        "train",
+        "--config",
+        config,
+        "--output-dir",
+        tmp_path / "run",
+        "--check",
+    )
+    assert ran.code == 0, ran.err
+    assert reads_of(workspace.run1, reads) == [1]
+    assert reads_of(workspace.run2, reads) == [1]
+
+
+def test_c_encode_opens_the_autoencoder_once(workspace, reads, tmp_path):
+    ran = run("prod9", "encode", "--config", workspace.stage2, "--output-dir", tmp_path / "run")
+    assert ran.code == 0, ran.err
+    assert reads_of(workspace.run1, reads) == [1]
+
+
+def test_c_validate_of_control_opens_each_checkpoint_once(models, reads):
+    ran = run("prod9-train-maskgit-controlnet", "validate", "-m", models.control)
+    assert ran.code == 0, ran.err
+    once(reads, 3)
+
+
+def reads_of(folder, counts):
+    """Return how often each checkpoint below the run ``folder`` was read."""
+    checkpoints = folder.resolve() / "checkpoints"
+    return [n for (what, path), n in counts.items() if what == "read" and Path(path).parent == checkpoints]

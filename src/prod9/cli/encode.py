@@ -19,15 +19,13 @@ from prod9.cli.shared import (
 )
 from prod9.devices import torch_device
 from prod9.errors import ConfigError
+from prod9.stages import GENERATORS
 from prod9.system.wording import plural
 
 if TYPE_CHECKING:
     import torch
 
     from prod9.config.schema import MaisiDiffusionConfig, TransformerConfig
-
-STAGES = ("transformer", "maisi_diffusion")
-"""Stages that train on what another one encodes."""
 
 app = new_app("Encode the volumes of a stage-2 run once, ahead of training.")
 
@@ -69,7 +67,8 @@ def encode(
     run_config = shared.load(config, overrides=changes, output_dir=output_dir, seed=seed)
     if run_config.stage != "transformer" and run_config.stage != "maisi_diffusion":
         raise ConfigError(
-            f"stage: expected {' or '.join(STAGES)}, which train on what is encoded, got {run_config.stage}"
+            f"stage: expected {' or '.join(GENERATORS)}, which train on what is encoded, got {run_config.stage}; name "
+            "such a config"
         )
     store = run_config.store_dir
     if not verify:
@@ -91,27 +90,30 @@ def encode(
 def _encode(
     config: "TransformerConfig | MaisiDiffusionConfig", device: str, processes: int, *, overwrite: bool
 ) -> None:
-    from prod9.cli.checks.run import check_earlier_stages, check_inputs
+    from prod9.cli.checks.run import check_inputs
 
     again = "Stopped; what is encoded is kept, and the same command goes on from here."
     with shared.resumable(again):
         check_inputs(config)
-        check_earlier_stages(config)
+        from prod9.cli.checks.bases import check_bases
+
+        base = check_bases(config).opened
         from prod9.data.stores.latents import replace_store
         from prod9.models.run_folder import locked
         from prod9.training.data.encoders import EncoderPool
         from prod9.training.run import build_data_module, load_autoencoder
 
         with locked(Path(config.output_dir)):
-            chosen, upstream = torch_device(device), load_autoencoder(config)
+            chosen, autoencoder = torch_device(device), load_autoencoder(config, base)
+            del base  # its weights are in the network now
             if overwrite:
-                replace_store(config.store_dir, key=upstream.sha256, grid=config.data.grid)
+                replace_store(config.store_dir, key=autoencoder.sha256, grid=config.data.grid)
             if processes == 1:
-                build_data_module(config, upstream, device=chosen).setup(None)
+                build_data_module(config, autoencoder, device=chosen).setup(None)
                 return
             names = _devices(chosen, processes)
-            with EncoderPool(upstream, config.sliding_window, devices=names) as pool:
-                build_data_module(config, upstream, encode=pool).setup(None)
+            with EncoderPool(autoencoder, config.sliding_window, devices=names) as pool:
+                build_data_module(config, autoencoder, encode=pool).setup(None)
 
 
 def _devices(chosen: "torch.device", processes: int) -> list[str]:

@@ -10,7 +10,7 @@ import re
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -32,16 +32,6 @@ from prod9.errors import ConfigError
 if TYPE_CHECKING:
     from prod9.config.schema import RunConfig
     from prod9.models.checkpoint_manager import Source
-
-Stage = Literal[
-    "autoencoder",
-    "transformer",
-    "refiner",
-    "maisi_vae",
-    "maisi_diffusion",
-    "maskgit_controlnet",
-    "maisi_controlnet",
-]
 
 OptionalConfigOption = Annotated[
     str | None,
@@ -106,7 +96,7 @@ def parse_time(text: str) -> float:
 
 
 def load_for_model(
-    stage: Stage | Sequence[Stage],
+    stage: str | Sequence[str],
     config: str | None,
     model: str | None,
     *,
@@ -132,7 +122,7 @@ def load_for_model(
     return config_from_dict(opened.header["config"], source=str(opened.path), overrides=changes), opened
 
 
-def add_run_commands(app: typer.Typer, *stages: Stage) -> None:
+def add_run_commands(app: typer.Typer, *stages: str) -> None:
     """Add ``train``, ``validate`` and ``test`` of ``stages`` to ``app``; the config or the model says which."""
 
     @app.command(cls=ResumeCommand)
@@ -172,7 +162,7 @@ def add_run_commands(app: typer.Typer, *stages: Stage) -> None:
         app.command(name, help=text)(_evaluation_command(name, stages))
 
 
-def _evaluation_command(name: str, stages: Sequence[Stage]) -> Callable[..., None]:
+def _evaluation_command(name: str, stages: Sequence[str]) -> Callable[..., None]:
     def command(
         config: OptionalConfigOption = None,
         model: ModelOption = None,
@@ -208,16 +198,18 @@ def _train(
     as_json: bool,
 ) -> None:
     """Train. ends: the time, of ``time.monotonic``, at which to save and stop."""
-    from prod9.cli.checks.run import check_earlier_stages, check_inputs
+    from prod9.cli.checks.run import check_inputs
 
     again = f"What was saved is in {config.output_dir}; run the same command with --resume to go on."
     with shared.resumable(again):
         check_inputs(config)  # what takes milliseconds goes before the seconds that importing Lightning takes
-        check_earlier_stages(config)
+        from prod9.cli.checks.bases import check_bases
+
+        base = check_bases(config).opened
         from prod9.training.run import train
 
         left = None if ends is None else ends - time.monotonic()
-        result = train(config, resume=resume, init_from=init_from, device=device, max_seconds=left)
+        result = train(config, resume=resume, init_from=init_from, device=device, max_seconds=left, base=base)
     summary = {"checkpoint": str(result.checkpoint), "step": result.step, "metrics": result.metrics}
     _print_result(summary, as_json)
 

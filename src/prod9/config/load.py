@@ -9,12 +9,13 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
 from prod9.config.errors import describe, did_you_mean, key_path, shown
 from prod9.config.schema import CONFIGS, RunConfig
+from prod9.config.sections import RunSection
 from prod9.config.yaml import PlainText, dump_yaml, parse_yaml, read_yaml
 from prod9.errors import ConfigError
 from prod9.stages import STAGES
@@ -25,6 +26,7 @@ _VARIABLE = re.compile(r"\$\{([^{}]*)\}")
 _VARIABLE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 Key = tuple[str, ...]
+C = TypeVar("C", bound=RunSection)
 
 
 def load_config(
@@ -35,12 +37,18 @@ def load_config(
     environ: Mapping[str, str] | None = None,
     fill_variables: bool = True,
 ) -> RunConfig:
-    """Return the checked config of a YAML file or of a shipped name such as ``demo/stage1``.
+    """Return the checked config of a YAML file or of a shipped name; raises ConfigError.
 
-    overrides: ``"a.b=c"`` as typed after ``--set`` (``c`` is YAML), or ``("a.b", value)`` with a ready value;
-    later ones win. stage: the stages the caller can run; others are refused. environ: the variables,
-    default ``os.environ``. fill_variables: False leaves them as written, to show a config on a machine
-    where they are not set. Raises ConfigError.
+    Args:
+        name_or_path: a path, or a name such as ``demo/stage1``.
+        overrides: ``"a.b=c"`` as typed after ``--set`` (``c`` is YAML), or ``("a.b", value)`` with a ready value;
+            later ones win.
+        stage: the stages that the caller can run; others are refused.
+        environ: the variables; None takes ``os.environ``.
+        fill_variables: False leaves ``${VARIABLE}`` as written, to show a config on a machine where it is not set.
+
+    >>> load_config("demo/stage1", overrides=["training.max_steps=10"]).training.max_steps
+    10
     """
     path = find_config(name_or_path)
     values = merge_config(path)
@@ -66,6 +74,15 @@ def config_from_dict(
         _apply_override(changed, override, literal)
     _check_stage(changed, None, source)
     return _validate(changed, literal, source)
+
+
+def of_class(config: RunConfig, kind: type[C] | tuple[type[C], ...]) -> C:
+    """Return ``config`` as what a caller needs, one of the classes ``kind``; ConfigError for any other."""
+    if isinstance(config, kind):
+        return config
+    kinds = kind if isinstance(kind, tuple) else (kind,)
+    wanted = " or ".join(one.model_fields["stage"].default for one in kinds)
+    raise ConfigError(f"stage: expected {wanted}, got {config.stage}; name a config of that stage")
 
 
 def config_to_dict(config: RunConfig) -> dict[str, Any]:

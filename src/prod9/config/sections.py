@@ -209,6 +209,10 @@ class RunSection(Section):
         """Folder of the encoded volumes: ``data.store_dir``, or one below ``output_dir``."""
         return Path(self.data.store_dir or Path(self.output_dir) / "store")
 
+    def base_path(self, key: str) -> str | None:
+        """Return where ``inputs.key`` says that a base is; None where it does not say, or knows no such base."""
+        return getattr(getattr(self, "inputs", None), key, None)
+
     @model_validator(mode="after")
     def _stage_takes_the_data(self) -> Self:
         if self.data.kind not in self.data_kinds:

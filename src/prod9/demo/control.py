@@ -1,4 +1,4 @@
-"""The demo's stage 3: volumes under the segmentations of held-out patients, and whether they follow."""
+"""The demo's stage 3: volumes generated under the segmentations of held-out patients, and how well they follow."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from prod9.pipelines.steering import AbstractControlPipeline
 from prod9.volumes import write
 
 MODALITIES = ("T1ce", "FLAIR")
-"""What is generated: where the core shows best, and where the oedema does."""
+"""Where the core of a tumour is seen best, and where its oedema is."""
 _ROWS = 3
 
 
@@ -29,8 +29,13 @@ def score_stage3(
 ) -> Metrics:
     """Generate T1ce and FLAIR under each held-out tumour, with and without control, and compare.
 
-    segmenter_of: trained on real volumes of a class label; it reads the tumour back. Writes the volumes and the
-    segmentations that steered them to ``folder``, and ``picture``.
+    Args:
+        pipeline: stage 3 of either family.
+        judges: hold the sets of volumes.
+        segmenter_of: gives a segmenter trained on real volumes of a class label; it reads the tumour back.
+        folder: where the volumes go, with the segmentations that steered them.
+        picture: where the picture goes.
+        seed: of the first sample; the k-th has this seed plus k.
     """
     folder.mkdir(parents=True, exist_ok=True)
     scores: dict[str, ControlScores] = {}
@@ -75,7 +80,7 @@ def score_stage3(
 def _generate(
     pipeline: AbstractControlPipeline, label: int, segs: Tensor, seed: int
 ) -> tuple[Tensor, Tensor]:
-    """Return a volume ``[B 1 H W D]`` for each segmentation with control, and from the same draws without."""
+    """Return one volume ``[B 1 H W D]`` per segmentation with control, and from the same draws without."""
     generator, seeds = pipeline.generator, [seed + k for k in range(len(segs))]
     controlled = pipeline.sample_label(label, segs=segs.numpy(), seeds=seeds)
     base = generator.sample_label(label, seeds, lambda share: None)

@@ -21,8 +21,15 @@ def write_pictures(
 ) -> None:
     """Write ``montage.png`` (three planes) and ``generated.png`` (one axial slice of every volume).
 
-    generated: ``[N 1 H W D]`` of the classes ``labels [N]``. The patient shown is the one with the largest
-    lesion among the held-out ones.
+    The montage shows the held-out patient with the largest lesion.
+
+    Args:
+        folder: where the pictures go.
+        autoencoder: stage 1, for the reconstructions.
+        held_out: volumes of patients that no stage was trained on.
+        generated: volumes ``[N 1 H W D]``.
+        labels: their classes ``[N]``.
+        label_map: class of each modality.
     """
     shown = int(held_out.lesions.flatten(1).sum(1).argmax()) // len(label_map) * len(label_map)
     rows = []

@@ -10,29 +10,28 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from prod9.config.load import load_config
-from prod9.config.schema import (
-    AutoencoderConfig,
-    MaisiDiffusionConfig,
-    MaisiVAEConfig,
-    RunConfig,
-    TransformerConfig,
-)
+from prod9.config.load import load_config, of_class
+from prod9.config.schema import AutoencoderConfig, MaisiVAEConfig, RunConfig
 from prod9.demo.families import Family, family_named
 from prod9.errors import ConfigError
-
-Override = str | tuple[str, Any]
 
 
 @dataclass(frozen=True)
 class DemoPlan:
     """Everything that decides what a demo run makes.
 
-    spacing_mm: of the simulated scans. volumes_per_modality: generated and scored for each modality.
-    judge_steps: training steps of the classifier and of the lesion detector that score them.
-    config_folder: of the shipped configs, named as the family's stages. budget: factor on the number of steps
-    and patients. from_scratch: start from random weights, not from the packaged ones. stages: of the family's
-    ``extra_stages``, what comes after the two that every demo has. family: a name of ``FAMILIES``.
+    Attributes:
+        output_dir: where everything goes.
+        num_patients: size of the simulated cohort.
+        spacing_mm: voxel size of the simulated scans.
+        volumes_per_modality: generated and scored for each modality.
+        judge_steps: training steps of the classifier and of the lesion detector that score them.
+        seed: of the cohort, training and sampling.
+        budget: factor on the number of steps and patients.
+        config_folder: of the shipped configs, named by the family's stages.
+        from_scratch: start from random weights, not from the packaged ones.
+        stages: which of the family's ``extra_stages`` come after the first two.
+        family: a name of ``FAMILIES``.
     """
 
     output_dir: Path
@@ -70,50 +69,41 @@ class DemoPlan:
 
     def stage1(self) -> AutoencoderConfig | MaisiVAEConfig:
         """Return the configuration of the family's autoencoder."""
-        config = self._load(self.names.autoencoder, [])
-        assert isinstance(config, AutoencoderConfig | MaisiVAEConfig)
-        return config
+        return of_class(self._load(self.names.autoencoder), (AutoencoderConfig, MaisiVAEConfig))
 
-    def stage2(self, autoencoder: Path) -> TransformerConfig | MaisiDiffusionConfig:
+    def stage2(self, autoencoder: Path) -> RunConfig:
         """Return the configuration of the label-conditional generator on the run or checkpoint ``autoencoder``."""
-        config = self._load(self.names.generator, [("inputs.autoencoder", str(autoencoder))])
-        assert isinstance(config, TransformerConfig | MaisiDiffusionConfig)
-        return config
+        return self._load(self.names.generator, ("inputs.autoencoder", str(autoencoder)))
 
-    def in_context(self, autoencoder: Path) -> TransformerConfig:
+    def in_context(self, autoencoder: Path) -> RunConfig:
         """Return the configuration of stage 2b on the same stage 1."""
-        config = self._load("stage2", [("inputs.autoencoder", str(autoencoder))])
-        assert isinstance(config, TransformerConfig)
-        return config
+        return self._load("stage2", ("inputs.autoencoder", str(autoencoder)))
 
     def refiner(self, transformer: Path) -> RunConfig:
         """Return the configuration of the refiner of what the stage-2b run ``transformer`` makes."""
-        return self._load("stage2_refiner", [("inputs.transformer", str(transformer))])
+        return self._load("stage2_refiner", ("inputs.transformer", str(transformer)))
 
     def stage3(self, generator: Path) -> RunConfig:
         """Return the configuration of the family's control network on the run ``generator`` of its stage 2."""
-        extra: list[Override] = [
-            (f"inputs.{self.names.generator_key}", str(generator)),
-            ("data.store_dir", str(generator / "store")),
-        ]
-        return self._load(self.names.control, extra)
+        base = (f"inputs.{self.names.generator_key}", str(generator))
+        return self._load(self.names.control, base, ("data.store_dir", str(generator / "store")))
 
     def initial_weights(self, stage: str) -> Path | None:
         """Return the packaged weights that ``stage`` starts from; None if it starts from scratch."""
         return None if self.from_scratch or stage not in self.names.starters else starter_weights(stage)
 
-    def _load(self, stage: str, extra: list[Override]) -> RunConfig:
-        base = [
+    def _load(self, stage: str, *extra: tuple[str, Any]) -> RunConfig:
+        changes = [
             ("data.root", str(self.data_dir)),
             ("output_dir", str(self.run_dir / stage)),
             ("seed", self.seed),
+            *extra,
         ]
         started = self.initial_weights(stage) is not None
         folder = f"{self.config_folder}/starter" if started else self.config_folder
-        name = f"{folder}/{stage}"
-        config = load_config(name, overrides=[*base, *extra])
+        config = load_config(f"{folder}/{stage}", overrides=changes)
         steps = max(1, round(config.training.max_steps * self.budget))
-        return load_config(name, overrides=[*base, *extra, ("training.max_steps", steps)])
+        return config.model_copy(update={"training": config.training.model_copy(update={"max_steps": steps})})
 
 
 def starter_weights(stage: str) -> Path:
@@ -136,13 +126,22 @@ def make_plan(
     stages: str = "",
     family: str = "maskgit",
 ) -> DemoPlan:
-    """Return the plan for these options.
+    """Return the plan for these options; raises ConfigError for those that exclude each other.
 
-    ``budget_minutes`` scales steps and, above the nominal minutes, patients. ``quick`` has a size of its own
-    and always starts from scratch. Raises ConfigError for options that exclude each other.
+    Args:
+        output_dir: where everything goes.
+        quick: a smoke run, which has a size of its own and always starts from scratch.
+        from_scratch: start from random weights.
+        budget_minutes: scales steps and, above the nominal minutes, patients.
+        num_patients: size of the cohort, whatever the budget.
+        seed: of the cohort, training and sampling.
+        stages: as ``--stages``.
+        family: a name of ``FAMILIES``.
     """
     if quick and budget_minutes is not None:
-        raise ConfigError("--quick has a fixed size and --budget asks for another; use one of the two.")
+        raise ConfigError(
+            "--budget: expected none with --quick, which has a fixed size, got one; use one of the two."
+        )
     plan = DemoPlan(
         output_dir=output_dir,
         seed=seed,
@@ -168,7 +167,7 @@ def make_plan(
 
 
 def parse_stages(text: str, family: str = "maskgit") -> tuple[str, ...]:
-    """Read ``all`` or names separated by commas. Raises ConfigError for names that ``family`` has not."""
+    """Read ``all`` or names separated by commas. Raises ConfigError for names unknown to ``family``."""
     known = family_named(family).extra_stages
     wanted = [name.strip() for name in text.split(",") if name.strip()]
     if wanted == ["all"]:

@@ -1,4 +1,4 @@
-"""The end of the demo: the copy audit of what was generated, and the report of it all."""
+"""The end of the demo: the copy audit of the generated volumes, and the report."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,13 +13,13 @@ from prod9.volumes import VolumeFile, read
 
 REPORT = "report.html"
 FALSE_ALARMS, MAX_SHARE = 0.05, 0.1
-"""As ``prod9 audit`` has them by default."""
+"""The defaults of ``prod9 audit``."""
 
 
 def finish_demo(output_dir: Path, *, run: Path, generated: Path, say: Callable[[str], None]) -> Path:
-    """Audit ``generated`` against the patients of ``run``, voxels alone, and write the report of ``output_dir``.
+    """Audit ``generated`` against the patients of ``run``, by voxels alone, and write the report of ``output_dir``.
 
-    A cohort too small for an audit goes without: the report says so. Returns the report's path.
+    For a cohort too small for an audit, the report states that there is none. Returns the report's path.
     """
     say("Looking for copies of training patients")
     try:

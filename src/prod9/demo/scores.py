@@ -1,4 +1,4 @@
-"""What a demo run is worth, measured on patients that no stage trained on or selected by."""
+"""The scores of a demo run, on patients that no stage was trained on or selected by."""
 
 import math
 from collections.abc import Callable
@@ -34,7 +34,7 @@ Say = Callable[[str], None]
 Metrics = dict[str, Any]
 
 LESIONS_SHOW_IN = "FLAIR"
-"""Where lesions are plain; the lesion detector reads no other modality."""
+"""Where lesions are seen best; the lesion detector reads no other modality."""
 
 REPLICATES = 200
 """Bootstrap samples behind each interval."""
@@ -43,9 +43,9 @@ _MAX_RECONSTRUCTIONS = 160
 
 
 def score_stage1(autoencoder: Autoencoder, training: VolumeSet, held_out: VolumeSet) -> Metrics:
-    """Return reconstruction scores on ``held_out`` beside the PCA codec of equal rate.
+    """Return reconstruction scores on ``held_out`` beside those of a PCA codec of equal rate.
 
-    Equal rate is as many values a block: quantised to the same levels for tokens, floats for a KL latent.
+    Equal rate means as many values per block: quantised to the same levels for tokens, floats for a KL latent.
     """
     codec = fit_pca_codec(
         training.volumes,
@@ -73,7 +73,7 @@ def score_stage1(autoencoder: Autoencoder, training: VolumeSet, held_out: Volume
 def interval_of(
     values: Tensor, patients: Tensor | None = None, *, most: float = math.inf
 ) -> list[float] | None:
-    """Return the 95% interval of a mean over patients, None for fewer than two. most: of a value; 0 is the least."""
+    """Return the 95% interval of the mean over patients of values from 0 to ``most``; None for one patient."""
     found = mean_interval(
         values.float(), replicates=REPLICATES, seed=0, patients=patients, bounds=(0.0, most)
     )
@@ -82,10 +82,17 @@ def interval_of(
 
 @dataclass(frozen=True, eq=False)
 class Judges:
-    """What scores generated volumes: trained and calibrated on training and validation patients alone.
+    """The networks that score generated volumes: trained and calibrated on training and validation patients alone.
 
-    Each is trained when it is first asked. sets: ``train``, ``val`` and ``test``; ``val`` calibrates the detector.
-    label_map: that of the sets. steps: of the classifier; the detector takes half as many.
+    Each is trained when it is first used.
+
+    Attributes:
+        autoencoder: stage 1.
+        sets: ``train``, ``val`` and ``test``; ``val`` calibrates the detector.
+        label_map: that of the sets.
+        seed: of their training.
+        steps: of the classifier; the detector takes half as many.
+        say: prints a line.
     """
 
     autoencoder: Autoencoder
@@ -103,7 +110,7 @@ class Judges:
 
     @cached_property
     def classifier(self) -> ModalityClassifier:
-        """Names the modality of real training volumes and of reconstructions."""
+        """Classifies modalities; trained on real training volumes and on reconstructions."""
         mixed = self._mixed
         self.say("Training the modality classifier")
         return train_classifier(
@@ -116,7 +123,7 @@ class Judges:
 
     @cached_property
     def detector(self) -> LesionDetector:
-        """Tells brains with a lesion from those without."""
+        """Detects whether a brain has a lesion."""
         mixed = self._mixed
         self.say("Training the lesion detector")
         return train_lesion_detector(
@@ -142,9 +149,9 @@ class Judges:
     def score(self, generated: Tensor, labels: Tensor) -> Metrics:
         """Return the scores of ``generated`` ``[N 1 H W D]`` of the classes ``labels [N]``.
 
-        The judges' own accuracy on held-out reconstructions stands beside what they say of the generated. Distances
-        are those to reconstructions, which tell generator from autoencoder, and under ``against_scans`` those to
-        the scans themselves, each with N, D, floor and interval.
+        The judges' accuracy on held-out reconstructions is given beside their results on generated volumes. Distances
+        are those to reconstructions, which separate the generator from the autoencoder, and under ``against_scans``
+        those to the scans themselves, each with N, D, floor and interval.
         """
         again, test = self.reconstructions["train"], self.reconstructions["test"]
         real = self.sets["test"]
@@ -215,7 +222,7 @@ class Judges:
         }
 
     def _frechet(self, generated: Tensor, labels: Tensor, train: VolumeSet, real: VolumeSet) -> FrechetRatio:
-        """Compare within modalities, in as many directions as their patients carry."""
+        """Compare within modalities, in as many directions as the number of patients allows."""
         return frechet_ratio(
             extract(self.extractor, generated),
             extract(self.extractor, train.volumes),
@@ -234,7 +241,7 @@ class Judges:
 
 
 def _about_frechet(found: FrechetRatio) -> Metrics:
-    """Return a ratio with all it takes to read it. floor: 1, that of training patients to themselves."""
+    """Return a ratio with its context; its floor is 1, that of training patients to themselves."""
     return {
         "value": finite(found.ratio),
         **_ends(found.interval),

@@ -51,7 +51,7 @@ class VolumeSet:
         )
 
     def of(self, label: int) -> "VolumeSet":
-        """Return the volumes of one class, a row a patient."""
+        """Return the volumes of one class, one row per patient."""
         own = self.labels == label
         return VolumeSet(self.volumes[own], self.labels[own], self.segs[own], self.patients[own])
 

@@ -1,7 +1,7 @@
-"""The demo step by step; each can be interrupted and goes on, or is skipped, the next time.
+"""The steps of the demo; an interrupted step goes on the next time, a finished one is skipped.
 
-The steps call what the commands call: the simulated folder is read by the code that reads BraTS, stages are
-trained by ``training.run``, volumes come from the pipeline.
+They use the code of the commands: the simulated folder is read as a BraTS folder, ``training.run`` trains the
+stages, and pipelines make the volumes.
 """
 
 import json
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from prod9 import __version__
+from prod9.config.schema import RunConfig
 from prod9.data.layouts.find import find_cases
 from prod9.data.simulated.cohort import simulate_cohort
 from prod9.data.stores.translations import content_key
@@ -33,6 +34,7 @@ from prod9.evaluation.score_table import finite_all
 from prod9.files import atomic_write
 from prod9.json_files import read_json, read_object, write_json
 from prod9.models.checkpoint_manager import CheckpointManager
+from prod9.models.checkpoint_places import sha256_at
 from prod9.models.run_folder import peak_memory_gib
 from prod9.pipelines.control import ControlPipeline
 from prod9.pipelines.maisi import MAISIPipeline
@@ -43,15 +45,13 @@ from prod9.system.folders import claimed, sweep
 from prod9.training.run import train
 from prod9.volumes import read, write
 
-Progress = Callable[[int, int], None]
-
-_PIPELINES = {"maskgit": MaskGiTPipeline, "maisi": MAISIPipeline}
-_CONTROL_PIPELINES = {"maskgit": ControlPipeline, "maisi": MAISIControlPipeline}
+_PIPELINES = {"maskgit": (MaskGiTPipeline, ControlPipeline), "maisi": (MAISIPipeline, MAISIControlPipeline)}
+"""The pipelines of stages 2 and 3 of each family."""
 
 
 @dataclass(frozen=True)
 class Reporter:
-    """How the demo speaks. say: one line. bar: opens a progress bar with time left for a named step."""
+    """Callbacks for messages: ``say`` prints a line, ``bar`` opens a progress bar for a named step."""
 
     say: Callable[[str], None]
     bar: Callable[[str], Any]
@@ -141,9 +141,9 @@ class _Demo:
     def _kept(
         self, name: str, runs: Sequence[Path], score: Callable[[], Metrics], picture: Path | None = None
     ) -> Metrics:
-        """Return ``score()``, or what it gave before for the same weights of ``runs``, if its picture is there too."""
+        """Return ``score()``, or its earlier result for the same weights of ``runs`` if the picture is still there."""
         plan, path = self.plan, self.plan.run_dir / "scores" / f"{name}.json"
-        weights = [CheckpointManager.open(run).sha256 for run in runs]
+        weights = [str(sha256_at(CheckpointManager.resolve(run))) for run in runs]
         key = content_key(*weights, plan.seed, plan.judge_steps, plan.volumes_per_modality, __version__)
         if path.exists() and (picture is None or picture.exists()):
             kept = _read(path)
@@ -166,10 +166,10 @@ class _Demo:
                 seed=plan.seed,
                 progress=progress,
             )
-        # Read back at once: a folder that training would refuse should be refused before anything is trained.
+        # Read back at once, so that a folder that training would refuse is refused before anything is trained.
         find_cases(plan.data_dir)
 
-    def _train(self, config: Any, stage: str, *, init_from: Path | None = None) -> Path:
+    def _train(self, config: RunConfig, stage: str, *, init_from: Path | None = None) -> Path:
         weights = self.plan.initial_weights(stage) or init_from
         doing = "Training" if weights is None else "Fine-tuning"
         self.report.say(f"{doing} {stage}: {config.training.max_steps} steps")
@@ -178,7 +178,7 @@ class _Demo:
 
     def _generate(self, model: Path, folder: Path) -> tuple[Tensor, Tensor]:
         """Generate with ``model`` what is not in ``folder`` yet; return volumes ``[N 1 H W D]`` and labels."""
-        pipeline = _PIPELINES[self.plan.family].from_checkpoint(model, device=torch_device(self.device))
+        pipeline = _PIPELINES[self.plan.family][0].from_checkpoint(model, device=torch_device(self.device))
         names, count = pipeline.label_names(), self.plan.volumes_per_modality
         folder.mkdir(parents=True, exist_ok=True)
         volumes: list[Tensor] = []
@@ -208,7 +208,7 @@ class _Demo:
         return scores
 
     def _translate(self, stage1: Path, stage2: Path, judges: Judges) -> Metrics:
-        # From scratch, the label's transformer knows the target's tokens: only the sources are left to learn.
+        # The label-conditional transformer has learnt the target's tokens: only the sources are left to learn.
         translator = self._train(self.plan.in_context(stage1), "stage2", init_from=stage2)
         refiner = self._train(self.plan.refiner(translator), "stage2_refiner")
         picture = self.plan.output_dir / "translation.png"
@@ -244,7 +244,7 @@ class _Demo:
         def score() -> Metrics:
             self.report.say("Generating under the segmentations of held-out patients")
             return score_stage3(
-                _CONTROL_PIPELINES[self.plan.family].from_checkpoint(run, device=torch_device(self.device)),
+                _PIPELINES[self.plan.family][1].from_checkpoint(run, device=torch_device(self.device)),
                 judges,
                 segmenter_of=lambda label: self._segmenter(judges, label),
                 folder=self.plan.run_dir / "control",
@@ -256,7 +256,7 @@ class _Demo:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """Return what an earlier session wrote; nothing where there is none or it is damaged, and it is made anew."""
+    """Return what an earlier session wrote; empty if it is missing or damaged."""
     try:
         return read_object(path)
     except DataError:
@@ -268,15 +268,11 @@ def _autoencoder(path: Path) -> Autoencoder:
 
 
 def _seconds(plan: DemoPlan, this_session: float) -> float:
-    """Add this session's time to that of interrupted ones, and keep the sum."""
+    """Return this session's time plus that of interrupted ones, and record the sum."""
     path = plan.run_dir / "seconds.json"
     try:
         before = float(read_json(path))
-    except (
-        DataError,
-        TypeError,
-        ValueError,
-    ):  # a first session, or a damaged file: the time is no more than a note
+    except (DataError, TypeError, ValueError):  # a first session, or a damaged file
         before = 0.0
     with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(before + this_session), encoding="utf-8")

@@ -20,10 +20,11 @@ from prod9.evaluation.translation import (
 )
 from prod9.measures.montage import write_montage
 from prod9.pipelines.translation import TranslationPipeline
+from prod9.system.progress import Progress
 from prod9.volumes import write
 
 NUM_SAMPLES = 4
-"""Samples a deviation is taken over."""
+"""Samples per deviation."""
 READ_BACK = ("T1ce", "FLAIR")
 """Targets in which a segmenter looks for the tumour."""
 
@@ -39,11 +40,19 @@ def score_translations(
     folder: Path,
     picture: Path,
     seed: int,
-    progress: Callable[[int, int], None],
+    progress: Progress,
 ) -> Metrics:
     """Make each modality of every held-out patient from the others and score it beside the baselines.
 
-    segmenter_of: trained on real volumes of a class label. Writes the volumes to ``folder``, and ``picture``.
+    Args:
+        pipeline: the translator.
+        training: volumes that the baselines are fitted to.
+        held_out: volumes of patients that no stage was trained on.
+        segmenter_of: gives a segmenter trained on real volumes of a class label.
+        folder: where the volumes go.
+        picture: where the picture goes.
+        seed: of the samples.
+        progress: called with the patients done and their number.
     """
     folder.mkdir(parents=True, exist_ok=True)
     names = pipeline.generator.label_names()
@@ -68,18 +77,18 @@ def score_translations(
         )
         for k, volume in enumerate(made.rows[made.result]):
             write(folder / f"{target}_{k:04d}.nii.gz", volume[0].numpy(), pipeline.generator.affine)
-        rows.append(_draw(target, _others(names, target), real, made))
+        rows.append(_draw(target, _sources(pipeline, target), real, made))
     write_montage(picture, rows)
     return scores
 
 
-def _others(names: list[str], target: str) -> list[str]:
-    return [name for name in names if name != target]
+def _sources(pipeline: TranslationPipeline, target: str) -> list[str]:
+    return [name for name in pipeline.generator.label_names() if name != target]
 
 
 def _patients(pipeline: TranslationPipeline, volumes: VolumeSet, target: str) -> TranslationSet:
     labels = pipeline.generator.label_map
-    others = [volumes.of(labels[name]).volumes for name in _others(pipeline.generator.label_names(), target)]
+    others = [volumes.of(labels[name]).volumes for name in _sources(pipeline, target)]
     own = volumes.of(labels[target])
     return TranslationSet(torch.cat(others, dim=1), own.volumes, own.lesions, own.patients)
 
@@ -89,7 +98,7 @@ def _translate(
 ) -> Translations:
     """Return the expected volume of each patient in every row, and mean and deviation over samples."""
     patients = _patients(pipeline, held_out, target)
-    names = _others(pipeline.generator.label_names(), target)
+    names = _sources(pipeline, target)
     rows: dict[str, list[np.ndarray]] = {TOKENS: [], SOURCES: [], BOTH: []}
     means, deviations = [], []
     for k, volumes in enumerate(patients.sources.numpy()):

@@ -37,8 +37,8 @@ from prod9.evaluation.sets.volume_sets import (
 )
 from prod9.measures.metrics import inception_score
 from prod9.models.checkpoint_manager import CheckpointManager
+from prod9.stages import AUTOENCODERS
 
-STAGES = ("autoencoder", "maisi_vae")
 KINDS = ("random", "autoencoder", "classifier")
 UNEVEN = 0.1
 """Difference of a modality's share of both sets above which scores over all modalities are warned about."""
@@ -244,7 +244,7 @@ def _build(name: str, settings: ImageSettings, judge: Judge | None, device: torc
     if name == "autoencoder":
         assert settings.autoencoder is not None  # checked above
         path = settings.autoencoder
-        if CheckpointManager.open(path, stage=STAGES).header["stage"] == "maisi_vae":
+        if CheckpointManager.open(path, stage=AUTOENCODERS).header["stage"] == "maisi_vae":
             network = CheckpointManager.load_autoencoder(path, stage="maisi_vae").network
         else:
             network = CheckpointManager.load_autoencoder(path).network

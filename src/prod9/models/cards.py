@@ -5,15 +5,8 @@ from typing import Any
 
 import yaml
 
-_NAMES = {
-    "autoencoder": "FSQ autoencoder",
-    "transformer": "MaskGiT transformer",
-    "refiner": "Refiner of MaskGiT translations",
-    "maskgit_controlnet": "MaskGiT control network",
-    "maisi_vae": "MAISI autoencoder",
-    "maisi_diffusion": "MAISI rectified flow",
-    "maisi_controlnet": "MAISI control network",
-}
+from prod9.stages import STAGES
+
 DISCLAIMER = (
     "Research use only: no medical device, not for diagnosis. A generative model can reproduce its training data; "
     "audit samples (`prod9 audit`) before sharing them."
@@ -26,13 +19,13 @@ def front_matter(**fields: Any) -> str:
 
 
 def model_title(stage: str) -> str:
-    """Return what a model of ``stage`` is called."""
-    return _NAMES.get(stage, stage)
+    """Return what a model of ``stage`` is called; an unknown stage is called by its name."""
+    return STAGES[stage].title if stage in STAGES else stage
 
 
 def model_front_matter(stage: str, *, dataset: str = "", metrics: Sequence[tuple[str, float]] = ()) -> str:
-    """Return the metadata block of a model card. metrics: (name, value) on ``dataset``, for the model index."""
-    family = "maisi" if stage.startswith("maisi") else "maskgit"
+    """Return the metadata block of a model card, with ``metrics`` (name, value) on ``dataset`` as its model index."""
+    family = STAGES[stage].family if stage in STAGES else "maskgit"
     tags = ["prod9", family, "medical-imaging", "mri", "3d", "image-generation"]
     fields: dict[str, Any] = {
         "library_name": "prod9",
@@ -69,8 +62,8 @@ def export_card(header: dict[str, Any], parameters: int, dtype: str) -> str:
         f"- Patients: {patients}",
     ]
     lines += [
-        f"- Needs the {name} at `{upstream['relative']}` (SHA-256 `{upstream['sha256']}`)"
-        for name, upstream in header["inputs"].items()
+        f"- Needs the {name} at `{base['relative']}` (SHA-256 `{base['sha256']}`)"
+        for name, base in header["inputs"].items()
     ]
     lines += [
         "",

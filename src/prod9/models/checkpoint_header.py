@@ -1,4 +1,4 @@
-"""What a checkpoint says about itself, and what reading one gives."""
+"""The header of a checkpoint, and the results of reading one."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -12,6 +12,7 @@ import prod9
 from prod9.config.data import name_problem
 from prod9.config.schema import RunConfig
 from prod9.errors import CheckpointError
+from prod9.stages import STAGES
 from prod9.volumes import MAX_VOXELS
 
 FORMAT = 1
@@ -29,13 +30,21 @@ class NewerFormatError(CheckpointError):
 
 
 class Header(TypedDict):
-    """What a checkpoint says about itself; plain JSON values throughout.
+    """The header of a checkpoint; plain JSON values throughout.
 
-    architecture: network name to ``{"kind": …, **constructor keywords}``. config: the whole configuration.
-    split: patient ids of train, val, test. step: training batches done. inputs: earlier stages as
-    ``{"path", "relative", "sha256"}``. data: ``grid``, ``reference_affine`` (4×4, voxel to mm),
-    ``label_map``, ``spacing``, ``intensity``. validated: the step of the last whole validation. stopped_early:
-    whether the run ended there because nothing improved any more. digest: of all that is in the file beside the header.
+    Attributes:
+        format: of the checkpoint.
+        version: of the prod9 that wrote it.
+        stage: a name of :data:`prod9.stages.STAGES`.
+        architecture: network name to ``{"kind": …, **constructor keywords}``.
+        config: the whole configuration.
+        split: patient ids of train, val, test.
+        step: training batches done.
+        inputs: the stages that it builds on, as ``{"path", "relative", "sha256"}``.
+        data: ``grid``, ``reference_affine`` (4×4, voxel to mm), ``label_map``, ``spacing``, ``intensity``.
+        validated: the step of the last whole validation.
+        stopped_early: whether the run ended there because nothing improved any more.
+        digest: of everything in the file except the header.
     """
 
     format: int
@@ -54,7 +63,7 @@ class Header(TypedDict):
 
 @dataclass(frozen=True)
 class Loaded(Generic[N]):
-    """A network in evaluation mode and what its file says. sha256: of ``path``, identifies the weights."""
+    """A network in evaluation mode and the header of its file; ``sha256`` of ``path`` identifies the weights."""
 
     network: N
     header: Header
@@ -64,10 +73,10 @@ class Loaded(Generic[N]):
 
 @dataclass(frozen=True, eq=False)
 class Opened:
-    """A file that was read and recognised; ``state_dict`` has the prefixes of the manager's ``PREFIXES``.
+    """A file that was read and recognised; names in ``state_dict`` begin with the prefix of the stage.
 
-    Whatever takes the path of a checkpoint takes this too, so that a command reads and hashes each file once. It holds
-    all weights: let go of it when the network is built.
+    Every function that takes the path of a checkpoint takes an ``Opened`` too, so that a command reads and hashes each
+    file once. It holds all weights: drop it when the network is built.
     """
 
     header: Header
@@ -94,11 +103,11 @@ _TYPES: dict[str, type] = {
 }  # fmt: skip
 
 
-def check_header(file: Path, header: dict[str, Any], allowed: Sequence[str], known: Sequence[str]) -> None:
-    """Refuse a header that this program cannot rely on: of another format or stage, or with values of other types.
+def check_header(file: Path, header: Any, stage: str | Sequence[str] | None) -> Header:
+    """Return ``header`` unless this program cannot rely on it: another format or stage, or values of other types.
 
-    allowed: the stages that the caller can use. known: all that there are. Raises CheckpointError, of its own class for
-    a wrong stage and for a newer format.
+    stage: the stages that the caller can use; None for all. Raises CheckpointError, of its own class for a wrong stage
+    and for a newer format.
     """
     found = header.get("format")
     if isinstance(found, int) and found > FORMAT:
@@ -119,13 +128,14 @@ def check_header(file: Path, header: dict[str, Any], allowed: Sequence[str], kno
             f"{file}: expected a header that prod9 wrote, got {fault}; use another checkpoint of the run, or copy the "
             "file again."
         )
-    stage = header["stage"]
-    if stage not in known or stage not in allowed:
+    allowed = STAGES if stage is None else (stage,) if isinstance(stage, str) else stage
+    if header["stage"] not in STAGES or header["stage"] not in allowed:
         wanted = " or ".join(allowed)
         raise WrongStageError(
-            f"{file}: expected a checkpoint of stage {wanted}, got stage {stage}; "
+            f"{file}: expected a checkpoint of stage {wanted}, got stage {header['stage']}; "
             f"name the {wanted} run instead."
         )
+    return header
 
 
 def _faults(header: dict[str, Any]) -> Iterator[str]:

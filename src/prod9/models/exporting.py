@@ -1,29 +1,19 @@
-"""Exports that are whole: a model with all that it builds on, wherever that lies now."""
+"""Whole exports: a model together with its bases, wherever those are now."""
 
 import shutil
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 
 from prod9.errors import CheckpointError
 from prod9.models import export as exports
-from prod9.models.checkpoint_header import DIGEST, Header, Opened
+from prod9.models.checkpoint_header import Header, Opened
 from prod9.models.checkpoint_places import describe_input, find_recorded, recorded_places
 from prod9.models.checkpoint_weights import weights_of
-
-PREFIXES = {
-    "autoencoder": "autoencoder.",
-    "maisi_vae": "autoencoder.",
-    "maisi_diffusion": "diffusion.",
-    "transformer": "decoder.",
-    "refiner": "refiner.",
-    "maskgit_controlnet": "controlnet.",
-    "maisi_controlnet": "controlnet.",
-}
-"""Where the network of a stage lives in the state dict."""
+from prod9.stages import STAGES
 
 
 def export_whole(
@@ -38,12 +28,12 @@ def export_whole(
 
     Args:
         opened: the checkpoint or export.
-        folder: of the export. What it builds on goes into folders below, named like the input.
+        folder: of the export. Its bases go into folders below, named by their keys in ``inputs``.
         dtype: of the floating-point weights.
-        given: exports to record instead, by the name of the input; they stay where they are.
+        given: exports to record instead, by key; they stay where they are.
         open_input: opens a checkpoint by its path.
 
-    Raises CheckpointError when an earlier stage is nowhere; nothing is left then.
+    Raises CheckpointError when a base cannot be found; nothing is left then.
     """
     header = _without_paths(opened.header)
     places = {name: _place(opened, name) for name in _inner_names(opened, given)}
@@ -61,7 +51,7 @@ def export_whole(
         header["inputs"] = inputs | _brought_along(opened, bases, folder)
         for recorded in header["inputs"].values():
             recorded["path"] = recorded["relative"]
-        state = weights_of(opened.state_dict, PREFIXES[header["stage"]])
+        state = weights_of(opened.state_dict, STAGES[header["stage"]].prefix)
         return exports.write_export(folder, dict(header), state, dtype=dtype)
     except BaseException:
         for name in places:
@@ -72,7 +62,7 @@ def export_whole(
 
 
 def _inner_names(opened: Opened, given: Mapping[str, Opened]) -> list[str]:
-    """Return the inputs that have to be exported too: not those that another input brings along."""
+    """Return the keys of the bases to export too: not those that another base brings along."""
     names = [name for name in opened.header["inputs"] if name not in given]
     bases = [name for name in opened.header["inputs"] if name != "autoencoder"]
     return [name for name in names if name != "autoencoder" or not bases]
@@ -107,9 +97,9 @@ def _place(opened: Opened, name: str) -> Path:
 
 
 def _without_paths(header: Header) -> Header:
-    """Return a copy that names no folder of this computer: exports are shared."""
-    copy = cast(Header, deepcopy(dict(header)))
-    copy.pop(DIGEST, None)  # of the file that the header came from
+    """Return a copy of ``header`` without paths of this computer, since exports are shared."""
+    copy = deepcopy(header)
+    copy.pop("digest", None)  # that of the file that the header came from
     config = copy["config"]
     config |= {"output_dir": "outputs"}
     config["data"] |= {"root": "data", "store_dir": None}

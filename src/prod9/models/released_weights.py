@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import prod9
-from prod9.config.load import config_to_dict, load_config
+from prod9.config.load import config_to_dict, load_config, of_class
 from prod9.config.schema import MaisiControlNetConfig, MaisiDiffusionConfig, MaisiVAEConfig
 from prod9.errors import CheckpointError
 from prod9.models import export as exports
@@ -51,27 +51,23 @@ def read_released(path: Path) -> ReleasedWeights:
 
 def build_released(entry: Released) -> nn.Module:
     """Return the network of ``entry`` on the meta device, from its shipped config."""
-    config = load_config(entry.config, fill_variables=False)
+    config = _config(entry)
     with torch.device("meta"):
-        if isinstance(config, MaisiVAEConfig):
+        if config.stage == "maisi_vae":
             return ModelFactory.create_autoencoder(config.model)
-        if isinstance(config, MaisiControlNetConfig):
-            base, autoencoder = _earlier_sections(entry)
-            return ModelFactory.create_controlnet(
-                config.model, config.condition, base_model=base.model, autoencoder=autoencoder.model
-            )
-        assert isinstance(config, MaisiDiffusionConfig)  # the table names no other
-        return ModelFactory.create_diffusion(config.model, latent_channels=4)
+        if config.stage == "maisi_diffusion":
+            return ModelFactory.create_diffusion(config.model, latent_channels=4)
+        flow = RELEASED[str(entry.base)]
+        base = of_class(_config(flow), MaisiDiffusionConfig)
+        autoencoder = of_class(_config(RELEASED[str(flow.autoencoder)]), MaisiVAEConfig)
+        return ModelFactory.create_controlnet(
+            config.model, config.condition, base_model=base.model, autoencoder=autoencoder.model
+        )
 
 
-def _earlier_sections(entry: Released) -> tuple[MaisiDiffusionConfig, MaisiVAEConfig]:
-    """Return the shipped configs of what a control network builds on."""
-    flow = RELEASED[str(entry.base)]
-    base = load_config(flow.config, fill_variables=False)
-    autoencoder = load_config(RELEASED[str(flow.autoencoder)].config, fill_variables=False)
-    assert isinstance(base, MaisiDiffusionConfig)  # the table names no other
-    assert isinstance(autoencoder, MaisiVAEConfig)
-    return base, autoencoder
+def _config(entry: Released) -> MaisiVAEConfig | MaisiDiffusionConfig | MaisiControlNetConfig:
+    config = load_config(entry.config, fill_variables=False)
+    return of_class(config, (MaisiVAEConfig, MaisiDiffusionConfig, MaisiControlNetConfig))
 
 
 def check_released(entry: Released, weights: ReleasedWeights, path: Path) -> None:
@@ -108,22 +104,22 @@ def import_released(
     """
     weights = read_released(path)
     check_released(entry, weights, path)
-    config = load_config(entry.config, fill_variables=False)
+    config = _config(entry)
     section = config.model.model_dump(mode="json")
     architecture: dict[str, Any] = {"autoencoder": section}
     inputs: dict[str, dict[str, str]] = {}
     data = config.data.model_dump(mode="json", include={"grid", "label_map", "spacing", "intensity"})
     data["reference_affine"] = _centred_affine(data["spacing"], data["grid"])
     data["released"] = {"name": entry.name, "file": path.name, "sha256": weights.sha256}
-    if isinstance(config, MaisiControlNetConfig):
+    if config.stage == "maisi_controlnet":
         base = _required(base, entry.base, f"which {entry.name} steers", path)
         architecture = {"controlnet": section, "condition": config.condition.model_dump(mode="json")}
         architecture |= base.header["architecture"]
         inputs["diffusion"] = describe_input(base.path, base.sha256, folder)
         data["scale_factor"] = base.header["data"]["scale_factor"]
         data["schedule"] = entry.schedule
-    elif isinstance(config, MaisiDiffusionConfig):
-        autoencoder = _required(autoencoder, entry.autoencoder, f"whose latent {entry.name} speaks", path)
+    elif config.stage == "maisi_diffusion":
+        autoencoder = _required(autoencoder, entry.autoencoder, f"whose latent {entry.name} generates", path)
         architecture = {
             "diffusion": section,
             "autoencoder": autoencoder.header["architecture"]["autoencoder"],

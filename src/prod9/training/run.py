@@ -79,6 +79,7 @@ def train(
     init_from: str | Path | None = None,
     device: str = "auto",
     max_seconds: float | None = None,
+    base: Opened | None = None,
 ) -> RunResult:
     """Train until ``training.max_steps`` and return what came of it.
 
@@ -90,6 +91,7 @@ def train(
             go on from.
         device: ``auto`` leaves it to ``trainer``; else ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
         max_seconds: stop, having saved, after so long.
+        base: the checkpoint that ``inputs`` names, if it is open already, so that it is not read twice.
 
     Raises ConfigError, DataError, CheckpointError or TrainingError; InterruptedTrainingError after a signal or at the
     end of the time, having saved.
@@ -109,12 +111,12 @@ def train(
     ):
         start = _find_start(config, resume)
         if start is None:
-            return _train(config, None, init_from, device, watch)
+            return _train(config, None, init_from, device, watch, base=base)
         finished = _is_finished(config, start.header)
         _warn_of_changes(config, start, finished=finished)
         if finished:
             return _finished(config, start)
-        return _train(config, start, None, device, watch, tidies=str(resume) == "auto")
+        return _train(config, start, None, device, watch, tidies=str(resume) == "auto", base=base)
 
 
 def validate(
@@ -145,9 +147,10 @@ def _train(
     watch: Watch,
     *,
     tidies: bool = False,
+    base: Opened | None = None,
 ) -> RunResult:
     began, output_dir = time.monotonic(), Path(config.output_dir)
-    upstream = load_bases(config, start)
+    upstream = load_bases(config, start, base)
     module = build_module(config, upstream)
     if start is not None:
         _require_inputs(start, module)

@@ -1,141 +1,35 @@
-"""What ``--check`` builds: networks without their memory, what they need, and the weights that they start from."""
+"""Whether the weights fit that ``--init-from`` starts a run from."""
 
 import warnings
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from prod9.errors import CheckpointError
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from prod9.config.schema import (
-        FSQModelConfig,
-        KLModelConfig,
-        MaisiDiffusionConfig,
-        RunConfig,
-        TransformerConfig,
-    )
-    from prod9.models.checkpoint_manager import Opened
-    from prod9.planning.estimates import Resources
-
-
-def estimate_needs(
-    config: "RunConfig",
-    base: "TransformerConfig | MaisiDiffusionConfig | None",
-    autoencoder: "FSQModelConfig | KLModelConfig | None",
-    device: Literal["cuda", "cpu"],
-) -> "Resources":
-    """Return what a step of ``config`` on ``device`` needs. base, autoencoder: of the earlier stages."""
-    from prod9.planning.control_flow import estimate_flow_controlnet
-    from prod9.planning.control_maskgit import estimate_controlnet
-    from prod9.planning.estimates import estimate
-    from prod9.planning.refiner import estimate_refiner
-
-    if config.stage == "maisi_controlnet":
-        assert base is not None
-        assert base.stage == "maisi_diffusion"
-        assert autoencoder is not None
-        assert autoencoder.kind == "kl"
-        return estimate_flow_controlnet(config, base=base, autoencoder=autoencoder, device=device)
-    if config.stage == "maskgit_controlnet":
-        assert base is not None
-        assert base.stage == "transformer"
-        assert autoencoder is not None
-        assert autoencoder.kind == "fsq"
-        return estimate_controlnet(config, base=base, autoencoder=autoencoder, device=device)
-    if config.stage == "refiner":
-        return estimate_refiner(config, device=device)
-    return estimate(config, autoencoder=autoencoder, device=device)
-
-
-def build_networks(
-    config: "RunConfig",
-    base: "TransformerConfig | MaisiDiffusionConfig | None",
-    autoencoder: "FSQModelConfig | KLModelConfig | None",
-) -> "dict[str, nn.Module]":
-    """Return the networks that ``config`` trains by name, on the meta device, which allocates nothing."""
-    import torch
-
-    from prod9.models.checkpoint_manager import PREFIXES
-    from prod9.models.factory import ModelFactory
-
-    networks: list[nn.Module]
-    with torch.device("meta"):
-        if config.stage == "maisi_controlnet":
-            assert base is not None
-            assert base.stage == "maisi_diffusion"
-            assert autoencoder is not None
-            assert autoencoder.kind == "kl"
-            networks = [
-                ModelFactory.create_controlnet(
-                    config.model, config.condition, base_model=base.model, autoencoder=autoencoder
-                )
-            ]
-        elif config.stage == "maskgit_controlnet":
-            assert base is not None
-            assert base.stage == "transformer"
-            assert autoencoder is not None
-            assert autoencoder.kind == "fsq"
-            decoder = ModelFactory.create_transformer(base.model, levels=autoencoder.levels)
-            networks = [
-                ModelFactory.create_controlnet(
-                    config.model,
-                    config.condition,
-                    base=decoder,
-                    base_model=base.model,
-                    autoencoder=autoencoder,
-                )
-            ]
-        elif config.stage == "refiner":
-            networks = [ModelFactory.create_refiner(config.model)]
-        elif config.stage == "maisi_diffusion":
-            assert autoencoder is not None
-            assert autoencoder.kind == "kl"
-            channels = autoencoder.latent_channels
-            networks = [ModelFactory.create_diffusion(config.model, latent_channels=channels)]
-        elif config.stage == "transformer":
-            assert autoencoder is not None
-            assert autoencoder.kind == "fsq"
-            networks = [ModelFactory.create_transformer(config.model, levels=autoencoder.levels)]
-        else:
-            networks = [ModelFactory.create_autoencoder(config.model)]
-            if config.loss.adversarial.weight > 0:
-                networks.append(ModelFactory.create_discriminator(config.loss.adversarial.discriminator))
-    names = (PREFIXES[config.stage].removesuffix("."), "discriminator")
-    return dict(zip(names, networks, strict=False))
+    from prod9.config.schema import RunConfig
 
 
 def check_start(config: "RunConfig", networks: "dict[str, nn.Module]", path: str) -> None:
-    """Refuse a run or checkpoint ``path`` that training could not start from (``--init-from``); CheckpointError.
+    """Refuse a run or checkpoint ``path`` that the ``networks`` of ``config`` could not start from; CheckpointError.
 
-    networks: of ``config``, on the meta device.
+    networks: on the meta device, the main one first.
     """
+    from prod9.generator.single_stream import TransformerDecoderSingleStream
     from prod9.models.checkpoint_manager import CheckpointManager, load_strictly, weights_of
 
     opened = CheckpointManager.open(path, stage=config.stage)
+    decoder, kind = networks.get("decoder"), opened.header["config"]["model"]["kind"]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that loading into the meta device keeps nothing
-        if _starts_from_labels(config, opened):
-            _check_labels(networks["decoder"], opened)
+        if isinstance(decoder, TransformerDecoderSingleStream) and kind == "label_conditional":
+            try:
+                decoder.start_from(CheckpointManager.load_transformer(opened).network)
+            except ValueError as error:
+                raise CheckpointError(f"{opened.path}: {error}") from error
             return
         for position, (name, network) in enumerate(networks.items()):
             state = weights_of(opened.state_dict, f"{name}.")
             if state or position == 0:
                 load_strictly(network, state, opened.path)
-
-
-def _starts_from_labels(config: "RunConfig", opened: "Opened") -> bool:
-    kinds = config.model.kind, opened.header["config"]["model"]["kind"]
-    return kinds == ("single_stream", "label_conditional")
-
-
-def _check_labels(decoder: "nn.Module", opened: "Opened") -> None:
-    """Refuse a label-conditional transformer of another size than ``decoder``, which reads sources."""
-    from prod9.generator.single_stream import TransformerDecoderSingleStream
-    from prod9.models.checkpoint_manager import CheckpointManager
-
-    assert isinstance(decoder, TransformerDecoderSingleStream)
-    try:
-        decoder.start_from(CheckpointManager.load_transformer(opened).network)
-    except ValueError as error:
-        raise CheckpointError(f"{opened.path}: {error}") from error

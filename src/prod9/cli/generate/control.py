@@ -43,12 +43,12 @@ from prod9.cli.stage import (
     AutoencoderOption,
     ModelOption,
     OptionalConfigOption,
-    Stage,
     load_for_model,
     print_check,
 )
 from prod9.devices import torch_device
 from prod9.errors import ConfigError, DataError
+from prod9.stages import CONTROLS
 from prod9.system.machine import expand
 
 if TYPE_CHECKING:
@@ -57,7 +57,6 @@ if TYPE_CHECKING:
     from prod9.pipelines.segmentation import PlacedSegmentation
     from prod9.pipelines.steering import AbstractControlPipeline
 
-STAGES: tuple[Stage, ...] = ("maskgit_controlnet", "maisi_controlnet")
 SAMPLING = ("control", "sampler", "masking", "sliding_window")
 """Sections of a config that decide what is sampled, where it has them."""
 NO_SEG = "sample"
@@ -150,7 +149,7 @@ def generate_control(
     )
     strength = {"control_strength": control_strength, "control_guidance_scale": control_guidance_scale}
     changes += [(f"control.{key}", value) for key, value in strength.items() if value is not None]
-    run_config, opened = load_for_model(STAGES, config, model, overrides=changes)
+    run_config, opened = load_for_model(CONTROLS, config, model, overrides=changes)
     if print_config:
         shared.print_config(run_config)
         return

@@ -42,19 +42,18 @@ from prod9.cli.stage import (
     AutoencoderOption,
     ModelOption,
     OptionalConfigOption,
-    Stage,
     load_for_model,
     print_check,
 )
 from prod9.devices import torch_device
 from prod9.errors import ConfigError
+from prod9.stages import GENERATORS
 
 if TYPE_CHECKING:
     from prod9.config.schema import RunConfig
     from prod9.models.checkpoint_manager import Source
     from prod9.pipelines.labels import AbstractLabelPipeline
 
-STAGES: tuple[Stage, ...] = ("transformer", "maisi_diffusion")
 SAMPLING = ("sampler", "masking", "flow", "sliding_window")
 """Sections of a config that decide what is sampled, where it has them."""
 LabelOption = Annotated[
@@ -125,7 +124,7 @@ def generate_labels(
         guidance_schedule=guidance_schedule,
         solver=solver,
     )
-    run_config, opened = load_for_model(STAGES, config, model, overrides=changes)
+    run_config, opened = load_for_model(GENERATORS, config, model, overrides=changes)
     if print_config:
         shared.print_config(run_config)
         return

@@ -10,19 +10,14 @@ from prod9.cli import shared
 from prod9.cli.shared import DebugOption, DeviceOption, JsonOption, OverwriteOption, console, new_app
 from prod9.devices import torch_device
 from prod9.errors import ConfigError
+from prod9.stages import FAMILIES, STAGES, stages_of
 from prod9.system import machine
 
 if TYPE_CHECKING:
     from prod9.planning.choose import StagePlan
     from prod9.planning.estimates import Device
-    from prod9.planning.families import Family
 
 GIB = 1024**3
-FAMILIES: "dict[Family, tuple[str, ...]]" = {
-    "maskgit": ("stage1", "stage2_label", "stage2", "stage3"),
-    "maisi": ("maisi_vae", "maisi_diffusion", "maisi_controlnet"),
-}
-"""The stages of each family, as their files are called."""
 
 app = new_app("Choose grid, crops, batches and networks for a dataset and a machine.")
 
@@ -63,8 +58,9 @@ def plan(
     """
     if family not in (*FAMILIES, "all"):
         raise ConfigError(f"--family: expected {', '.join(FAMILIES)} or all, got {family!r}")
-    chosen: list[Family] = [one for one in FAMILIES if family in (one, "all")]
-    possible = [output_dir / f"{name}.yaml" for one in chosen for name in FAMILIES[one]]
+    chosen = [one for one in FAMILIES if family in (one, "all")]
+    names = [name for one in chosen for stage in stages_of(one) if stage.is_planned for name in stage.configs]
+    possible = [output_dir / f"{name}.yaml" for name in names]
     there = [path for path in possible if path.exists()]
     if there and not overwrite:
         raise ConfigError(f"--output-dir: expected no {there[0]}; add --overwrite, or name another folder")
@@ -158,14 +154,15 @@ def _rates(device: str) -> tuple[float, float]:
 
 
 def _row(stage: "StagePlan", path: Path, rates: tuple[float, float] | None, volumes: int) -> dict[str, Any]:
-    from prod9.config.load import STAGE_COMMANDS
-
     needs, config = stage.resources, stage.config
-    rate = None if rates is None else rates[config.stage in ("transformer", "maskgit_controlnet")]
+    trained = STAGES[config.stage]
+    # Transformers, and what steers them, multiply matrices; all other networks convolve.
+    is_transformer = trained.family == "maskgit" and trained.number > 1
+    rate = None if rates is None else rates[is_transformer]
     kept = config.callbacks.checkpoint.save_top_k + 2
     return {
         "config": str(path),
-        "command": STAGE_COMMANDS[config.stage],
+        "command": trained.command,
         "tokens": list(needs.latent_grid),
         "parameters": needs.parameters,
         "batch_size": config.data.batch_size,

@@ -144,10 +144,12 @@ def build_data_module(
 
 
 def load_autoencoder(
-    config: TransformerConfig | MaisiDiffusionConfig,
+    config: TransformerConfig | MaisiDiffusionConfig, opened: Opened | None = None
 ) -> Loaded[AutoencoderFSQ] | Loaded[AutoencoderKlMaisi]:
-    """Load what ``inputs.autoencoder`` of a stage 2 names; ConfigError when it is not set."""
-    return load_vae(config) if isinstance(config, MaisiDiffusionConfig) else load_upstream(config)
+    """Load what ``inputs.autoencoder`` of a stage 2 names, or ``opened`` of it; ConfigError when it is not set."""
+    if isinstance(config, MaisiDiffusionConfig):
+        return load_vae(config, opened)
+    return load_upstream(config, opened)
 
 
 def _latent_data_module(
@@ -180,18 +182,24 @@ def _token_data_module(
     )
 
 
-def load_bases(config: RunConfig, start: Opened | None = None) -> Upstream | None:
-    """Load what ``config`` builds on; for a run that was begun, what ``start`` was trained on, where that moved on."""
-    config = config if start is None else _with_recorded_inputs(config, start)
+def load_bases(
+    config: RunConfig, start: Opened | None = None, opened: Opened | None = None
+) -> Upstream | None:
+    """Load what ``config`` builds on; for a run that was begun, what ``start`` was trained on, where that moved on.
+
+    opened: what ``inputs`` of ``config`` names, if it is open already.
+    """
+    recorded = config if start is None else _with_recorded_inputs(config, start)
+    config, opened = recorded, opened if recorded is config else None
     if isinstance(config, MaskGiTControlNetLightningConfig):
-        return load_control_upstream(config)
+        return load_control_upstream(config, opened)
     if isinstance(config, MaisiDiffusionConfig):
-        return load_vae(config)
+        return load_vae(config, opened)
     if isinstance(config, MaisiControlNetConfig):
-        return load_flow_upstream(config)
+        return load_flow_upstream(config, opened)
     if isinstance(config, RefinerConfig):
-        return load_translator(config)
-    return load_upstream(config) if isinstance(config, TransformerConfig) else None
+        return load_translator(config, opened=opened)
+    return load_upstream(config, opened) if isinstance(config, TransformerConfig) else None
 
 
 def _with_recorded_inputs(config: RunConfig, start: Opened) -> RunConfig:

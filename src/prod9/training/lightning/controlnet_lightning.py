@@ -22,7 +22,7 @@ from prod9.controlnet.controlnet_model import ControlNetRF
 from prod9.diffusion.condition import FlowCondition
 from prod9.diffusion.diffusion_model import DiffusionModelRF
 from prod9.errors import ConfigError
-from prod9.models.checkpoint_manager import CheckpointManager, Header, Loaded
+from prod9.models.checkpoint_manager import CheckpointManager, Header, Loaded, Opened
 from prod9.models.factory import ModelFactory
 from prod9.training.algorithms.tally import Tally
 from prod9.training.building import build_flow_controlnet_trainer
@@ -199,12 +199,12 @@ class ControlNetLightning(SampledControl):
         return self.wrapper.decode(latent)[0, 0].float().clamp(0, 1).cpu().numpy()
 
 
-def load_flow_upstream(config: MaisiControlNetConfig) -> FlowUpstream:
+def load_flow_upstream(config: MaisiControlNetConfig, opened: Opened | None = None) -> FlowUpstream:
     """Load ``inputs.diffusion`` and its autoencoder; raises ConfigError when the key is not set."""
     if config.inputs.diffusion is None:
         raise ConfigError(
             "inputs.diffusion: expected the run folder or checkpoint of a trained diffusion network, got null; "
             "set it, for example with --set inputs.diffusion=outputs/maisi_diffusion."
         )
-    base = CheckpointManager.load_diffusion(config.inputs.diffusion)
+    base = CheckpointManager.load_diffusion(opened or config.inputs.diffusion)
     return FlowUpstream(base, CheckpointManager.load_vae(base, path=config.inputs.autoencoder))

@@ -18,7 +18,7 @@ from prod9.controlnet.condition import ControlCondition
 from prod9.errors import ConfigError
 from prod9.generator.controlnet_maskgit import ControlNetMaskGiT
 from prod9.generator.token_decoder import AbstractTokenDecoder
-from prod9.models.checkpoint_manager import CheckpointManager, Loaded
+from prod9.models.checkpoint_manager import CheckpointManager, Loaded, Opened
 from prod9.models.factory import ModelFactory
 from prod9.training.algorithms.tally import Tally
 from prod9.training.building import build_controlnet_trainer
@@ -157,12 +157,14 @@ class ControlNetLightningMaskGiT(SampledControl, AbstractTokenLightning):
         return self.decode(item["target_indices"][None].to(self.device))
 
 
-def load_control_upstream(config: MaskGiTControlNetLightningConfig) -> ControlUpstream:
+def load_control_upstream(
+    config: MaskGiTControlNetLightningConfig, opened: Opened | None = None
+) -> ControlUpstream:
     """Load ``inputs.transformer`` and its autoencoder; raises ConfigError when the key is not set."""
     if config.inputs.transformer is None:
         raise ConfigError(
             "inputs.transformer: expected the run folder or checkpoint of a trained transformer, got null; "
             "set it, for example with --set inputs.transformer=outputs/stage2."
         )
-    base = CheckpointManager.load_transformer(config.inputs.transformer)
+    base = CheckpointManager.load_transformer(opened or config.inputs.transformer)
     return ControlUpstream(base, CheckpointManager.load_upstream(base, path=config.inputs.autoencoder))

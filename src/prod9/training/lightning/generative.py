@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from prod9.autoencoder.autoencoder_fsq import AutoencoderFSQ
 from prod9.config.schema import TransformerConfig
 from prod9.errors import ConfigError
-from prod9.models.checkpoint_manager import CheckpointManager, Loaded
+from prod9.models.checkpoint_manager import CheckpointManager, Loaded, Opened
 from prod9.models.factory import ModelFactory
 from prod9.training.algorithms.tally import Tally
 from prod9.training.building import build_transformer_trainer
@@ -101,14 +101,14 @@ class AbstractGenerativeLightning(AbstractTokenLightning):
         return self.sampler.sample(self.decoder, shape, condition, generators)
 
 
-def load_upstream(config: TransformerConfig) -> Loaded[AutoencoderFSQ]:
+def load_upstream(config: TransformerConfig, opened: Opened | None = None) -> Loaded[AutoencoderFSQ]:
     """Load the autoencoder of ``inputs.autoencoder``; raises ConfigError when the key is not set."""
     if config.inputs.autoencoder is None:
         raise ConfigError(
             "inputs.autoencoder: expected the run folder or checkpoint of a trained autoencoder, got null; "
             "set it, for example with --set inputs.autoencoder=outputs/stage1."
         )
-    return CheckpointManager.load_autoencoder(config.inputs.autoencoder)
+    return CheckpointManager.load_autoencoder(opened or config.inputs.autoencoder)
 
 
 def _level_distance(sampled: Tensor, real: Tensor, levels: tuple[int, ...]) -> Tensor:

@@ -58,7 +58,7 @@ class Translator:
     @cached_property
     def _pipeline(self) -> TranslationPipeline:
         return TranslationPipeline.from_checkpoint(
-            self.opened.path,
+            self.opened,
             device=self.device,
             autoencoder=self.config.inputs.autoencoder,
             overrides=[("sliding_window", self.config.sliding_window.model_dump(mode="json"))],
@@ -66,14 +66,16 @@ class Translator:
         )
 
 
-def load_translator(config: RefinerConfig, *, device: str | torch.device = "cpu") -> Translator:
+def load_translator(
+    config: RefinerConfig, *, device: str | torch.device = "cpu", opened: Opened | None = None
+) -> Translator:
     """Read the header of ``inputs.transformer``, and refuse what can't be refined with ``config`` (ConfigError)."""
     if config.inputs.transformer is None:
         raise ConfigError(
             "inputs.transformer: expected the run folder or checkpoint of a trained translator, got null; set it, "
             "for example with --set inputs.transformer=outputs/stage2."
         )
-    opened = CheckpointManager.open(config.inputs.transformer, stage="transformer")
+    opened = CheckpointManager.open(opened or config.inputs.transformer, stage="transformer")
     recorded = config_from_dict(opened.header["config"], source=str(opened.path))
     assert isinstance(recorded, TransformerConfig)  # its stage says so
     if recorded.model.kind == "label_conditional":

@@ -8,7 +8,7 @@ from prod9.autoencoder.autoencoder_maisi import AutoencoderKlMaisi
 from prod9.autoencoder.inference import AutoencoderInferenceWrapper
 from prod9.config.schema import MaisiDiffusionConfig, RunConfig
 from prod9.errors import ConfigError
-from prod9.models.checkpoint_manager import CheckpointManager, Loaded
+from prod9.models.checkpoint_manager import CheckpointManager, Loaded, Opened
 from prod9.models.checkpoint_places import describe_input
 from prod9.models.factory import ModelFactory
 from prod9.training.lightning.base import AbstractLightning, Batch, Unregistered
@@ -16,14 +16,14 @@ from prod9.training.lightning.base import AbstractLightning, Batch, Unregistered
 A = TypeVar("A", AutoencoderFSQ, AutoencoderKlMaisi)
 
 
-def load_vae(config: MaisiDiffusionConfig) -> Loaded[AutoencoderKlMaisi]:
+def load_vae(config: MaisiDiffusionConfig, opened: Opened | None = None) -> Loaded[AutoencoderKlMaisi]:
     """Load the autoencoder of ``inputs.autoencoder``; raises ConfigError when the key is not set."""
     if config.inputs.autoencoder is None:
         raise ConfigError(
             "inputs.autoencoder: expected the run folder or checkpoint of a trained MAISI autoencoder, got null; "
             "set it, for example with --set inputs.autoencoder=outputs/maisi_vae."
         )
-    return CheckpointManager.load_autoencoder(config.inputs.autoencoder, stage="maisi_vae")
+    return CheckpointManager.load_autoencoder(opened or config.inputs.autoencoder, stage="maisi_vae")
 
 
 class AbstractUpstreamLightning(AbstractLightning, Generic[A]):

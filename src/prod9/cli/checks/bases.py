@@ -1,0 +1,303 @@
+"""What a run builds on, opened once; and what follows from it: whether the config fits, networks, memory.
+
+One class per stage, found by :func:`check_bases`. Opening a class refuses bases that its config does not fit.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from prod9.config.load import config_from_dict, of_class
+from prod9.config.schema import (
+    AutoencoderConfig,
+    FSQModelConfig,
+    KLModelConfig,
+    MaisiControlNetConfig,
+    MaisiDiffusionConfig,
+    MaisiVAEConfig,
+    MaskGiTControlNetLightningConfig,
+    RefinerConfig,
+    RunConfig,
+    RunSection,
+    TransformerConfig,
+)
+from prod9.errors import ConfigError
+from prod9.planning.control_flow import estimate_flow_controlnet
+from prod9.planning.control_maskgit import estimate_controlnet
+from prod9.planning.estimates import Device, Resources, estimate
+from prod9.planning.refiner import estimate_refiner
+from prod9.stages import STAGES
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from prod9.data.splits import Split
+    from prod9.models.checkpoint_manager import Opened
+    from prod9.models.factory import ModelFactory
+
+    Factory = type[ModelFactory]
+    Networks = dict[str, nn.Module]
+
+_PREPARATION = ("spacing", "intensity")
+_MEANING = ("grid", "spacing", "intensity", "label_map")
+"""Keys of ``data`` that decide the meaning of latents, and of latents and labels."""
+C = TypeVar("C", bound=RunSection)
+
+
+class Bases(ABC, Generic[C]):
+    """A run and what it builds on.
+
+    Attributes:
+        config: of the run.
+        opened: the base that ``inputs`` must name; None for a stage 1.
+    """
+
+    opened: "Opened | None" = None
+
+    def __init__(self, config: C) -> None:
+        self.config = config
+
+    @property
+    def split(self) -> "Split | None":
+        """The division of the patients that the base was trained on."""
+        from prod9.data.splits import Split
+
+        if self.opened is None or not self.opened.header["split"]:
+            return None
+        return Split.from_dict(self.opened.header["split"])
+
+    def networks(self) -> "Networks":
+        """Return the networks that the run trains, its own first, on the meta device, which allocates nothing."""
+        import torch
+
+        from prod9.models.factory import ModelFactory
+
+        with torch.device("meta"):
+            return self.build(ModelFactory)
+
+    @abstractmethod
+    def build(self, factory: "Factory") -> "Networks":
+        """Return the networks that the run trains by name, its own first."""
+
+    @abstractmethod
+    def needs(self, device: Device) -> Resources:
+        """Return what a training step on ``device`` needs."""
+
+
+class AutoencoderBases(Bases[AutoencoderConfig | MaisiVAEConfig]):
+    """Stage 1 of either family, which builds on nothing."""
+
+    def build(self, factory: "Factory") -> "Networks":
+        """Return the autoencoder, and the discriminator if there is one."""
+        networks: Networks = {"autoencoder": factory.create_autoencoder(self.config.model)}
+        adversarial = self.config.loss.adversarial
+        if adversarial.weight > 0:
+            networks["discriminator"] = factory.create_discriminator(adversarial.discriminator)
+        return networks
+
+    def needs(self, device: Device) -> Resources:
+        """Return what a training step on ``device`` needs."""
+        return estimate(self.config, device=device)
+
+
+class TransformerBases(Bases[TransformerConfig]):
+    """Stage 2 of MaskGiT on its autoencoder."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__(config)
+        self.opened, stage1 = _open(config, AutoencoderConfig)
+        self.autoencoder = stage1.model
+        factor, patch = self.autoencoder.downsampling_factor, config.model.patch_size
+        where = f"the downsampling factor {factor} of {self.opened.path} times model.patch_size {patch}"
+        _require_grid(config, factor * patch, where)
+        _require_same_preparation(config, stage1, self.opened)
+        if config.model.kind == "decoder" and len(config.data.modalities) < 2:
+            raise ConfigError(
+                "data.modalities: expected at least two to translate between, got "
+                f"{', '.join(config.data.modalities)}; add one, or use model.kind label_conditional."
+            )
+
+    def build(self, factory: "Factory") -> "Networks":
+        """Return the decoder."""
+        return {"decoder": factory.create_transformer(self.config.model, levels=self.autoencoder.levels)}
+
+    def needs(self, device: Device) -> Resources:
+        """Return what a training step on ``device`` needs."""
+        return estimate(self.config, autoencoder=self.autoencoder, device=device)
+
+
+class FlowBases(Bases[MaisiDiffusionConfig]):
+    """Stage 2 of MAISI on its autoencoder."""
+
+    def __init__(self, config: MaisiDiffusionConfig) -> None:
+        super().__init__(config)
+        self.opened, stage1 = _open(config, MaisiVAEConfig)
+        self.autoencoder = stage1.model
+        factor, own = self.autoencoder.downsampling_factor, config.model.downsampling_factor
+        where = f"the downsampling factor {factor} of {self.opened.path} times the U-Net's {own}"
+        _require_grid(config, factor * own, where)
+        _require_same_preparation(config, stage1, self.opened)
+
+    def build(self, factory: "Factory") -> "Networks":
+        """Return the U-Net."""
+        channels = self.autoencoder.latent_channels
+        return {"diffusion": factory.create_diffusion(self.config.model, latent_channels=channels)}
+
+    def needs(self, device: Device) -> Resources:
+        """Return what a training step on ``device`` needs."""
+        return estimate(self.config, autoencoder=self.autoencoder, device=device)
+
+
+class RefinerBases(Bases[RefinerConfig]):
+    """A refiner on the translator that it refines."""
+
+    def __init__(self, config: RefinerConfig) -> None:
+        super().__init__(config)
+        from prod9.training.lightning.translator import load_translator
+
+        translator = load_translator(config)
+        self.opened = translator.opened
+        fewest = translator.num_sources[0]
+        if len(config.data.modalities) <= fewest:
+            raise ConfigError(
+                f"data.modalities: expected at least {fewest + 1}, a target and the sources that inputs.transformer "
+                f"takes, got {', '.join(config.data.modalities)}; add one."
+            )
+
+    def build(self, factory: "Factory") -> "Networks":
+        """Return the refiner."""
+        return {"refiner": factory.create_refiner(self.config.model)}
+
+    def needs(self, device: Device) -> Resources:
+        """Return what a training step on ``device`` needs."""
+        return estimate_refiner(self.config, device=device)
+
+
+class ControlBases(Bases[MaskGiTControlNetLightningConfig]):
+    """Stage 3 of MaskGiT on its transformer."""
+
+    def __init__(self, config: MaskGiTControlNetLightningConfig) -> None:
+        super().__init__(config)
+        self.opened, self.base = _open(config, TransformerConfig)
+        self.autoencoder = FSQModelConfig.model_validate(self.opened.header["architecture"]["autoencoder"])
+        _require_same_meaning(config, self.base, self.opened)
+        if self.base.model.num_blocks < 2:
+            raise ConfigError(
+                f"inputs.transformer: expected a base of at least two blocks, got {self.opened.path} with one; control "
+                "adds one residual per pair of blocks"
+            )
+
+    def build(self, factory: "Factory") -> "Networks":
+        """Return the control network."""
+        config, base, autoencoder = self.config, self.base.model, self.autoencoder
+        decoder = factory.create_transformer(base, levels=autoencoder.levels)
+        return {
+            "controlnet": factory.create_controlnet(
+                config.model, config.condition, base=decoder, base_model=base, autoencoder=autoencoder
+            )
+        }
+
+    def needs(self, device: Device) -> Resources:
+        """Return what a training step on ``device`` needs."""
+        return estimate_controlnet(self.config, base=self.base, autoencoder=self.autoencoder, device=device)
+
+
+class FlowControlBases(Bases[MaisiControlNetConfig]):
+    """Stage 3 of MAISI on its flow."""
+
+    def __init__(self, config: MaisiControlNetConfig) -> None:
+        from prod9.models.checkpoint_manager import require_schedule
+        from prod9.models.released import RECTIFIED_FLOW
+
+        super().__init__(config)
+        self.opened, self.base = _open(config, MaisiDiffusionConfig)
+        require_schedule(self.opened.header, RECTIFIED_FLOW, self.opened.path)
+        self.autoencoder = KLModelConfig.model_validate(self.opened.header["architecture"]["autoencoder"])
+        # Published weights are fine-tuned on other grids and data than theirs.
+        if "released" not in self.opened.header["data"]:
+            _require_same_meaning(config, self.base, self.opened)
+        factor, own = self.autoencoder.downsampling_factor, self.base.model.downsampling_factor
+        _require_grid(config, factor * own, f"the autoencoder's factor {factor} times the U-Net's {own}")
+        if "label" in config.condition.conditions and self.base.model.num_class_embeds is None:
+            raise ConfigError(
+                f"condition.conditions: expected a base with class labels for label, got {self.opened.path} without; "
+                "leave label out"
+            )
+        if config.model.encoder == "maisi" and 2 ** (len(config.model.channels) - 1) != factor:
+            raise ConfigError(
+                f"model.channels: expected {factor.bit_length()} widths for encoder maisi and the "
+                f"downsampling factor {factor}, got {list(config.model.channels)}"
+            )
+
+    def build(self, factory: "Factory") -> "Networks":
+        """Return the control network."""
+        config = self.config
+        network = factory.create_controlnet(
+            config.model, config.condition, base_model=self.base.model, autoencoder=self.autoencoder
+        )
+        return {"controlnet": network}
+
+    def needs(self, device: Device) -> Resources:
+        """Return what a training step on ``device`` needs."""
+        return estimate_flow_controlnet(
+            self.config, base=self.base, autoencoder=self.autoencoder, device=device
+        )
+
+
+_BASES: Mapping[str, type[Bases[Any]]] = {
+    "autoencoder": AutoencoderBases,
+    "maisi_vae": AutoencoderBases,
+    "transformer": TransformerBases,
+    "maisi_diffusion": FlowBases,
+    "refiner": RefinerBases,
+    "maskgit_controlnet": ControlBases,
+    "maisi_controlnet": FlowControlBases,
+}
+
+
+def check_bases(config: RunConfig) -> Bases[Any]:
+    """Return what ``config`` builds on, each checkpoint read once.
+
+    Raises CheckpointError for a checkpoint that is damaged or of another stage, ConfigError where the config does not
+    fit it.
+    """
+    return _BASES[config.stage](config)
+
+
+def _open(config: RunSection, kind: type[C]) -> "tuple[Opened, C]":
+    """Return the base that ``inputs`` must name, and its config."""
+    from prod9.models.checkpoint_manager import CheckpointManager
+
+    stage = STAGES[type(config).model_fields["stage"].default]
+    key = str(stage.base_key)
+    opened = CheckpointManager.open(str(config.base_path(key)), stage=stage.bases[key])
+    return opened, of_class(config_from_dict(opened.header["config"], source=str(opened.path)), kind)
+
+
+def _require_grid(config: RunSection, unit: int, where: str) -> None:
+    grid = config.data.grid
+    if any(side % unit for side in grid):
+        raise ConfigError(
+            f"data.grid: expected multiples of {unit}, {where}, got {list(grid)}; use "
+            f"{[-(-side // unit) * unit for side in grid]}"
+        )
+
+
+def _require_same_preparation(config: RunSection, base: RunSection, opened: "Opened") -> None:
+    for key in _PREPARATION:
+        ours, theirs = getattr(config.data, key), getattr(base.data, key)
+        if ours != theirs and None not in (ours, theirs):
+            raise ConfigError(
+                f"data.{key}: expected that of {opened.path}, {theirs}, got {ours}; latents of volumes prepared "
+                "otherwise mean something else"
+            )
+
+
+def _require_same_meaning(config: RunSection, base: RunSection, opened: "Opened") -> None:
+    for key in _MEANING:
+        ours, theirs = getattr(config.data, key), getattr(base.data, key, None)
+        if ours != theirs:
+            theirs, ours = (list(v) if isinstance(v, tuple) else v for v in (theirs, ours))
+            raise ConfigError(
+                f"data.{key}: expected that of {opened.path}, {theirs}, got {ours}; the base was trained on no other"
+            )
