@@ -1,4 +1,4 @@
-"""``prod9``: one door to all commands."""
+"""``prod9``: the command that holds all others."""
 
 from importlib import import_module
 from typing import Annotated
@@ -15,7 +15,7 @@ GROUPS = {
     "configs": "tools.configs",
     "weights": "tools.weights",
 }
-"""Groups of commands, by the module of this package that holds their ``app``."""
+"""Groups of commands: name and module of this package that holds their ``app``."""
 COMMANDS = {
     "audit": "judge.audit",
     "card": "judge.card",
@@ -26,7 +26,7 @@ COMMANDS = {
     "plan": "tools.plan",
     "report": "judge.report",
 }
-"""Single commands, by the module of this package whose ``app`` holds that one."""
+"""Single commands: name and module of this package whose ``app`` holds just that one."""
 
 app = new_app(
     "Generative models of 3D medical images: from NIfTI folders to NIfTI volumes.\n\n"

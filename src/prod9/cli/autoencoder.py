@@ -31,23 +31,20 @@ from prod9.system.machine import expand
 from prod9.system.wording import plural
 
 if TYPE_CHECKING:
-    from prod9.config.schema import RunConfig
-    from prod9.models.checkpoint_manager import Source
     from prod9.pipelines.reconstruction import Reconstruction, ReconstructionPipeline
 
 
-Stage1 = Literal["autoencoder", "maisi_vae"]
+def add_infer(
+    app: typer.Typer, stage: Literal["autoencoder", "maisi_vae"], *, latents: str, text: str
+) -> None:
+    """Add ``infer`` to the commands of a stage 1.
 
-LATENTS = {
-    "autoencoder": ("--save-tokens", "Also write the tokens, as NAME_tokens.npz."),
-    "maisi_vae": ("--save-latents", "Also write the mean latent, as NAME_latent.npz."),
-}
-"""The option of ``infer`` that keeps what lies between encoder and decoder, by stage."""
-
-
-def add_infer(app: typer.Typer, stage: Stage1) -> None:
-    """Add ``infer`` to the commands of a stage-1 family."""
-    option, text = LATENTS[stage]
+    Args:
+        app: the commands.
+        stage: which stage 1.
+        latents: the option that also writes what lies between encoder and decoder.
+        text: the help of that option.
+    """
 
     @app.command()
     def infer(
@@ -59,7 +56,7 @@ def add_infer(app: typer.Typer, stage: Stage1) -> None:
         model: ModelOption = None,
         config: OptionalConfigOption = None,
         overrides: SetOption = None,
-        save_latents: Annotated[bool, typer.Option(option, help=text)] = False,
+        save_latents: Annotated[bool, typer.Option(latents, help=text)] = False,
         device: DeviceOption = "auto",
         overwrite: OverwriteOption = False,
         check: CheckOption = False,
@@ -77,12 +74,21 @@ def add_infer(app: typer.Typer, stage: Stage1) -> None:
             shared.print_config(run_config)
             return
         files = find_volumes(inputs, Path(output_dir))
-        pipeline = _load_pipeline(opened, run_config, device, stage)
+        from prod9.pipelines.reconstruction import ReconstructionPipeline
+
+        windows = run_config.sliding_window.model_dump(mode="json")
+        pipeline = ReconstructionPipeline.from_checkpoint(
+            opened, stage=stage, device=torch_device(device), overrides=[("sliding_window", windows)]
+        )
         del opened  # its weights are in the networks now
         if check:
             print_check(_describe(pipeline, files, model or run_config.output_dir), as_json)
             return
-        settings = _settings(pipeline, run_config)
+        settings = {
+            "command": "infer",
+            "sha256": {"autoencoder": pipeline.sha256},
+            "sliding_window": windows,
+        }
         again = f"What was made is in {output_dir}; run the same command again for the rest."
         failed: dict[str, str] = {}
         with OutputFolder(Path(output_dir), settings, overwrite=overwrite) as folder, shared.resumable(again):
@@ -95,10 +101,10 @@ def add_infer(app: typer.Typer, stage: Stage1) -> None:
 
 
 def find_volumes(inputs: Sequence[Path], output_dir: Path) -> dict[str, Path]:
-    """Return output name → NIfTI file; a folder's files keep their place below it.
+    """Return output name → NIfTI file; files of a folder keep their relative path.
 
-    In folders, segmentations (by name) and what lies in ``output_dir`` are no input. Raises DataError when
-    there is nothing, ConfigError when two inputs would get one name or an output would replace its input.
+    In folders, segmentations (by name) and the files below ``output_dir`` are skipped. Raises DataError when nothing is
+    found, ConfigError when two inputs would get one name or an output would replace its input.
     """
     from prod9.data.layouts.names import bare, is_volume
     from prod9.data.layouts.scan import find_volumes as walk_volumes
@@ -132,29 +138,6 @@ def find_volumes(inputs: Sequence[Path], output_dir: Path) -> dict[str, Path]:
     return files
 
 
-def _load_pipeline(
-    source: "Source", config: "RunConfig", device: str, stage: Stage1
-) -> "ReconstructionPipeline":
-    from prod9.config.load import config_to_dict
-    from prod9.pipelines.reconstruction import ReconstructionPipeline
-
-    section = config_to_dict(config)["sliding_window"]
-    chosen = torch_device(device)
-    return ReconstructionPipeline.from_checkpoint(
-        source, stage=stage, device=chosen, overrides=[("sliding_window", section)]
-    )
-
-
-def _settings(pipeline: "ReconstructionPipeline", config: "RunConfig") -> dict[str, Any]:
-    from prod9.config.load import config_to_dict
-
-    return {
-        "command": "infer",
-        "sha256": {"autoencoder": pipeline.sha256},
-        "sliding_window": config_to_dict(config)["sliding_window"],
-    }
-
-
 def _describe(pipeline: "ReconstructionPipeline", files: dict[str, Path], model: str) -> dict[str, Any]:
     from prod9.volumes import read_header
 
@@ -176,7 +159,7 @@ def _reconstruct(
     save_latents: bool,
     failed: dict[str, str],
 ) -> Iterator[str]:
-    """Yield the names of what was made; what is wrong with a file goes into ``failed``, and the rest goes on."""
+    """Yield the names of finished volumes; errors of single files go into ``failed``, and the rest goes on."""
     from prod9.volumes import cautions
 
     with shared.progress() as bar:
@@ -245,7 +228,7 @@ def _write_latent(path: Path, pipeline: "ReconstructionPipeline", result: "Recon
 
 
 def _grid(pipeline: "ReconstructionPipeline") -> str:
-    """Return what the scores are measured on, in words."""
+    """Return in words the grid that the scores are measured on."""
     if pipeline.placement.spacing is None:
         return "the voxels of the file"
     return f"the model's grid ({' × '.join(f'{mm:g}' for mm in pipeline.placement.spacing)} mm)"
@@ -274,7 +257,7 @@ def _report(
 
 app = new_app("Train the stage-1 autoencoder, and pass volumes through it.")
 add_run_commands(app, "autoencoder")
-add_infer(app, "autoencoder")
+add_infer(app, "autoencoder", latents="--save-tokens", text="Also write the tokens, as NAME_tokens.npz.")
 
 
 def main() -> None:

@@ -145,7 +145,7 @@ def _interval(ends: list[float] | None) -> str:
 
 
 def _figure(found: dict[str, Any]) -> str:
-    """Return a score with its interval, its floor, N patients and D; a mark where those are too few."""
+    """Return a score with its interval, floor, N patients and D; ``?`` marks scores of too few patients."""
     value, floor = ("–" if found[name] is None else f"{found[name]:.3f}" for name in ("value", "floor"))
     numbers = f"N {found['patients']}" + (f", D {found['dimensions']}" if "dimensions" in found else "")
     mark = "" if found.get("reliable", True) else " ?"

@@ -59,9 +59,9 @@ def encode(
 ) -> None:
     """Encode every volume of a stage-2 config with its autoencoder, into the store that training reads.
 
-    Cases are read by threads (`--workers`) while others are encoded, by `--processes` at a time. What is there,
-    undamaged and of the same files, preprocessing and weights is kept, so an interrupted run goes on where it was.
-    Several runs may share a store. `train` does the same by itself; this is for doing it elsewhere, or before.
+    Threads (`--workers`) read cases while `--processes` encoders work. Stored volumes are kept if they are undamaged
+    and of the same files, preprocessing and weights, so an interrupted run goes on where it was. Several runs may
+    share a store. `train` does the same by itself; this command is for doing it elsewhere, or before.
     """
     changes = [*(overrides or []), *([f"data.num_workers={workers}"] if workers is not None else [])]
     run_config = shared.load(config, overrides=changes, output_dir=output_dir, seed=seed)
@@ -117,7 +117,7 @@ def _encode(
 
 
 def _devices(chosen: "torch.device", processes: int) -> list[str]:
-    """Return the device of each process: GPUs in turn where none is named, else the one that is."""
+    """Return the device of each process: all GPUs in turn for plain ``cuda``, else the one that was named."""
     import torch
 
     if chosen.type != "cuda" or chosen.index is not None:

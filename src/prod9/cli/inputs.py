@@ -1,4 +1,4 @@
-"""What data a config names, whichever dataset family: found and summed up without reading a voxel."""
+"""The data that a config names, of either dataset family: found and counted without reading a voxel."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -12,10 +12,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Inputs:
-    """What is there. cases: of files, empty for MedMNIST3D. num_cases, num_volumes: of either family.
+    """The data that were found.
 
-    parts: samples of each side of the division; None where the config divides the cases itself.
-    files: how they look, as text with a count.
+    Attributes:
+        num_cases: number of cases.
+        num_volumes: number of volumes.
+        cases: the files of each case; empty for MedMNIST3D.
+        parts: number of samples per part; None where the config divides the cases itself.
+        files: number of files by format.
     """
 
     num_cases: int

@@ -6,7 +6,7 @@ from prod9.cli.stage import add_run_commands
 
 app = new_app("Train MAISI's variational autoencoder, and pass volumes through it.")
 add_run_commands(app, "maisi_vae")
-add_infer(app, "maisi_vae")
+add_infer(app, "maisi_vae", latents="--save-latents", text="Also write the mean latent, as NAME_latent.npz.")
 
 
 def main() -> None:

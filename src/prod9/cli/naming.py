@@ -1,4 +1,4 @@
-"""How users may spell the modalities and classes that a model knows: in any case, and by every known alias."""
+"""Reads the names of modalities and classes that users type: in any case, and by every known alias."""
 
 from collections.abc import Mapping, Sequence
 from typing import TypeVar
@@ -10,9 +10,9 @@ V = TypeVar("V")
 
 
 def known_as(name: str, known: Sequence[str]) -> str:
-    """Return the one of ``known`` that ``name`` means, or ``name`` itself when it means none.
+    """Return the one of ``known`` that ``name`` means, or ``name`` itself if there is none.
 
-    ``T1CE``, ``t1c`` and ``t1gd`` mean ``T1ce``, ``t2f`` means ``FLAIR``. A name that is known as it stands wins.
+    ``T1CE``, ``t1c`` and ``t1gd`` mean ``T1ce``, ``t2f`` means ``FLAIR``. An exact match wins.
     """
     if name in known:
         return name
@@ -25,7 +25,7 @@ def known_as(name: str, known: Sequence[str]) -> str:
 
 
 def chosen_labels(given: Sequence[str] | None, known: Sequence[str]) -> list[str]:
-    """Return what ``--label`` asks for, each once: all of ``known`` without it or with ``all``; raises ConfigError."""
+    """Return the labels of ``--label``, each once: all of ``known`` without it or with ``all``; raises ConfigError."""
     names = [known_as(name, known) for name in given or ()]
     if not names or any(name.casefold() == ALL and name not in known for name in names):
         return list(known)
@@ -39,7 +39,7 @@ def chosen_labels(given: Sequence[str] | None, known: Sequence[str]) -> list[str
 
 
 def spelt(option: str, given: Mapping[str, V], known: Sequence[str]) -> dict[str, V]:
-    """Return ``given`` under the names of ``known`` that its own mean; ConfigError when two mean one."""
+    """Return ``given`` with its names as spelt in ``known``; ConfigError when two mean the same."""
     found: dict[str, V] = {}
     for name, value in given.items():
         right = known_as(name, known)

@@ -102,7 +102,7 @@ DebugOption = Annotated[bool, typer.Option(DEBUG_FLAG, help="On an error, print 
 
 
 class Interrupted(Prod9Error):  # noqa: N818 (an interrupt is no error)
-    """The user pressed Ctrl-C, or a signal came; the message says what was kept and how to go on."""
+    """Ctrl-C or a signal stopped the command; the message says what was kept and how to go on."""
 
     def __init__(self, message: str, exit_code: int = INTERRUPTED) -> None:
         super().__init__(message)
@@ -210,9 +210,9 @@ def progress() -> "Progress":
 
 @contextmanager
 def resumable(hint: str) -> Iterator[None]:
-    """Turn a signal that asks to stop inside the block into one message that ends with ``hint``: how to go on.
+    """Turn a request to stop inside the block into one message that ends with ``hint``: how to go on.
 
-    Ctrl-C, and what schedulers and closed terminals send; each ends with the exit code that shells give it.
+    Requests are Ctrl-C and the signals of schedulers and closed terminals; each has its usual exit code.
     """
     with watching() as watch:
         try:
@@ -247,7 +247,7 @@ def run(app: typer.Typer, args: Sequence[str] | None = None) -> int:
 
 
 class _ToMessages(logging.Handler):
-    """Prints what the library logs, as it prints everything else."""
+    """Prints the log messages of the library like all other messages."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print one record."""
@@ -263,7 +263,7 @@ def run_app(app: typer.Typer) -> NoReturn:
 
 
 def _message(error: Prod9Error) -> str:
-    """Return the message; one that a loader process raised comes wrapped in that process's traceback."""
+    """Return the message of ``error``, without the traceback that loader processes wrap it in."""
     text = str(error)
     if "Original Traceback" not in text:
         return text

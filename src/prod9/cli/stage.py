@@ -1,6 +1,6 @@
 """``train``, ``validate`` and ``test``: the same three commands for every stage.
 
-A stage's module adds what only it can do (``infer`` or ``generate``)::
+The module of a stage adds its own (``infer`` or ``generate``)::
 
     app = new_app("…")
     add_run_commands(app, "autoencoder")
@@ -104,10 +104,18 @@ def load_for_model(
     output_dir: str | None = None,
     seed: int | None = None,
 ) -> "tuple[RunConfig, Source]":
-    """Return the config and the model of a command that needs a trained one.
+    """Return the config and the model of a command that needs a trained model.
 
-    Either names the other: ``--config`` the run in its ``output_dir``, ``--model`` the config recorded in it. A model
-    that had to be opened for that comes back opened, so that it is read and hashed once.
+    With ``--config`` alone, the model is the run in its ``output_dir``; with ``--model`` alone, the config is the one
+    recorded in it. A model that was opened for that is returned opened, so that it is read and hashed once.
+
+    Args:
+        stage: the stages that the command can use.
+        config: as ``--config``.
+        model: as ``--model``.
+        overrides: as ``--set``.
+        output_dir: as ``--output-dir``.
+        seed: as ``--seed``.
     """
     if config is not None:
         loaded = shared.load(config, stage=stage, overrides=overrides, output_dir=output_dir, seed=seed)
@@ -123,7 +131,7 @@ def load_for_model(
 
 
 def add_run_commands(app: typer.Typer, *stages: str) -> None:
-    """Add ``train``, ``validate`` and ``test`` of ``stages`` to ``app``; the config or the model says which."""
+    """Add ``train``, ``validate`` and ``test`` of ``stages`` to ``app``; config or model decide which stage it is."""
 
     @app.command(cls=ResumeCommand)
     def train(
@@ -140,7 +148,7 @@ def add_run_commands(app: typer.Typer, *stages: str) -> None:
         as_json: JsonOption = False,
         debug: DebugOption = False,
     ) -> None:
-        """Train, validating and saving as the config says; `--resume` goes on where a run stopped."""
+        """Train, validate and save as the config says; `--resume` goes on where a run stopped."""
         began = time.monotonic()
         run_config = shared.load(config, stage=stages, overrides=overrides, output_dir=output_dir, seed=seed)
         ends = None if max_time is None else began + parse_time(max_time)
@@ -197,7 +205,7 @@ def _train(
     ends: float | None,
     as_json: bool,
 ) -> None:
-    """Train. ends: the time, of ``time.monotonic``, at which to save and stop."""
+    """Train. ends: the time, by ``time.monotonic``, at which to save and stop."""
     from prod9.cli.checks.run import check_inputs
 
     again = f"What was saved is in {config.output_dir}; run the same command with --resume to go on."
@@ -225,14 +233,14 @@ def _evaluate(name: str, config: "RunConfig", checkpoint: "Source", *, device: s
 
 
 def report_check(config: "RunConfig", *, device: str, as_json: bool, **how: Any) -> None:
-    """Run every check of ``config``, print what was found, and stop there; ``how`` as for ``check_run``."""
+    """Run every check of ``config`` and print what was found; ``how`` as for ``check_run``."""
     from prod9.cli.checks.run import check_run
 
     print_check(check_run(config, device=device, **how), as_json)
 
 
 def print_check(report: dict[str, Any], as_json: bool) -> None:
-    """Print what a check found; with ``errors`` the command fails then."""
+    """Print the findings of a check; the command fails if there are ``errors``."""
     errors, warnings = report.get("errors", []), report.get("warnings", [])
     if as_json:
         shared.print_json(report)

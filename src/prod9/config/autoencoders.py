@@ -50,7 +50,7 @@ class AutoencoderSection(Section):
 
 
 def check_resolutions(model: Any, *keys: str) -> None:
-    """Refuse a U-Net or autoencoder whose ``keys`` do not fit its ``num_channels``, or whose groups do not."""
+    """Refuse ``keys`` of a network that do not match its ``num_channels``, and groups that do not divide them."""
     widths, groups = model.num_channels, model.norm_num_groups
     for key in keys:
         values = getattr(model, key)
@@ -141,7 +141,7 @@ L = TypeVar("L", bound=Stage1LossSection)
 
 
 class Stage1Config(RunSection, Generic[M, L]):
-    """What the roots of stage 1 share; a root adds ``stage``."""
+    """What the roots of both families have in common; a root adds ``stage``."""
 
     data_kinds: ClassVar[tuple[str, ...]] = ("brats", "medmnist3d")
 

@@ -135,6 +135,11 @@ class MaskGiTControlNetLightningConfig(ControlSection):
     masking: MaskingConfig = Field(default=MaskingConfig(), description="Masking schedule.")
     sampler: SamplerConfig = Field(default=SamplerConfig(), description="Sampler.")
 
+    @property
+    def seg_key(self) -> str | None:
+        """The key that makes the run learn from segmentations; None if it does not."""
+        return "condition.condition_type" if self.condition.takes_seg else None
+
     @model_validator(mode="after")
     def _classes_are_those_of_the_masks(self) -> Self:
         condition = self.condition
@@ -247,6 +252,11 @@ class MaisiControlNetConfig(ControlSection):
     )
     loss: FlowControlLossConfig = Field(default=FlowControlLossConfig(), description="Loss.")
     sampler: RectifiedFlowSamplerConfig = Field(default=RectifiedFlowSamplerConfig(), description="Sampler.")
+
+    @property
+    def seg_key(self) -> str | None:
+        """The key that makes the run learn from segmentations; None if it does not."""
+        return "condition.conditions" if self.condition.takes_seg else None
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:

@@ -14,9 +14,9 @@ _MAX_NAME = 64
 
 
 def name_problem(name: str) -> str:
-    """Return what keeps ``name`` from being part of a file's name; empty if nothing does.
+    """Return why ``name`` cannot be part of a file's name; empty if it can.
 
-    Labels, modalities and the like become names of files. One that begins with a dot would be hidden, and might be
+    Labels and modalities become parts of file names. A name with a dot at its beginning would be hidden, and might be
     taken for a temporary file.
     """
     if not name or len(name.encode(errors="replace")) > _MAX_NAME:
@@ -67,7 +67,7 @@ class AugmentConfig(Section):
 
 
 class VolumesSection(Section):
-    """What every dataset family has: where it is, the grid, crops, loaders and caches."""
+    """What all dataset families have in common: place, grid, crops, loaders and caches."""
 
     root: str = Field(description="Folder with the cases, or a CSV or JSON list of them.")
     grid: Triple = Field(
@@ -140,7 +140,7 @@ class DataConfig(VolumesSection):
 
     @property
     def images_per_case(self) -> int:
-        """How many co-registered images a case has."""
+        """Number of co-registered images per case."""
         return len(self.modalities)
 
     @model_validator(mode="after")
@@ -203,7 +203,7 @@ class MedMNIST3DDataConfig(VolumesSection):
 
     @property
     def split(self) -> SplitConfig:
-        """The seed of what is drawn from the file's own parts."""
+        """The seed for drawing from the file's own parts."""
         return SplitConfig()
 
     @property

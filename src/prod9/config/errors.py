@@ -1,4 +1,4 @@
-"""Turns what pydantic found wrong into lines a user can act on: key, expected, got, "did you mean"."""
+"""Turns errors of pydantic into lines that a user can act on: key, expected, got, "did you mean"."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
@@ -35,9 +35,9 @@ _EXPECTED = {
 
 
 def describe(error: ValidationError, model: type[BaseModel], values: Mapping[str, Any]) -> list[str]:
-    """Return one line for each wrong key of ``values``, which ``model`` refused.
+    """Return one line per wrong key of ``values``, which ``model`` refused.
 
-    Where a key may hold one of several types, the line says all of them.
+    If a key may hold one of several types, its line names all of them.
     """
     lines: dict[str, str] = {}
     expected: dict[str, list[str]] = {}
@@ -81,7 +81,7 @@ def known_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
 
 
 def sections_of(model: type[BaseModel], name: str) -> list[type[BaseModel]]:
-    """Return the section classes that a field may hold, less the dataset families that a stage does not take."""
+    """Return the section classes that a field may hold, without dataset families that the stage does not take."""
     found = sections(model.model_fields[name].annotation)
     if name == "data" and issubclass(model, RunSection):
         return [section for section in found if section.model_fields["kind"].default in model.data_kinds]

@@ -64,9 +64,9 @@ def load_config(
 def config_from_dict(
     values: Mapping[str, Any], *, source: str, overrides: Sequence[str | tuple[str, Any]] = ()
 ) -> RunConfig:
-    """Return the config that :func:`config_to_dict` wrote, e.g. into a checkpoint; ``source`` names it.
+    """Return the config that :func:`config_to_dict` wrote, e.g. into a checkpoint; ``source`` names it in errors.
 
-    overrides: as for :func:`load_config`; ``values`` are left as they are.
+    overrides: as for :func:`load_config`; ``values`` are not changed.
     """
     changed: dict[str, Any] = dict(values)
     literal: dict[Key, str] = {}
@@ -77,7 +77,7 @@ def config_from_dict(
 
 
 def of_class(config: RunConfig, kind: type[C] | tuple[type[C], ...]) -> C:
-    """Return ``config`` as what a caller needs, one of the classes ``kind``; ConfigError for any other."""
+    """Return ``config``, typed as one of the classes ``kind``; ConfigError if it is of another."""
     if isinstance(config, kind):
         return config
     kinds = kind if isinstance(kind, tuple) else (kind,)
@@ -225,7 +225,7 @@ def _lookup(match: re.Match[str], environ: Mapping[str, str], key: Key, errors: 
 
 
 def _is_scalar(text: str) -> bool:
-    """Tell whether text from a variable may be read as a YAML number, bool or null: one plain word."""
+    """Return whether text from a variable may be read as a YAML number, bool or null: one plain word."""
     return re.fullmatch(r"[\w.+-]*", text) is not None
 
 
@@ -243,7 +243,7 @@ def _validate(values: dict[str, Any], literal: Mapping[Key, str], source: str) -
 def _as_text(
     values: dict[str, Any], error: ValidationError, literal: Mapping[Key, str]
 ) -> dict[str, Any] | None:
-    """Return ``values`` with text as it was typed where text is wanted: a folder may be named 2024."""
+    """Return ``values`` with text as it was typed where text is expected: a folder may be named 2024."""
     wrong = {
         tuple(key_path(item["loc"], values))
         for item in error.errors(include_url=False)

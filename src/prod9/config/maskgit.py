@@ -195,6 +195,11 @@ class TransformerConfig(RunSection):
         """The samples of kind ``single_stream``."""
         return self.context or ContextConfig()
 
+    @property
+    def seg_key(self) -> str | None:
+        """The key that makes the run learn from segmentations; None if it does not."""
+        return None if self.loss.region_weight == 1.0 else "loss.region_weight"
+
     @model_validator(mode="after")
     def _medmnist3d_fits(self) -> Self:
         if self.data.kind != "medmnist3d":

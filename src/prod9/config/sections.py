@@ -209,8 +209,13 @@ class RunSection(Section):
         """Folder of the encoded volumes: ``data.store_dir``, or one below ``output_dir``."""
         return Path(self.data.store_dir or Path(self.output_dir) / "store")
 
+    @property
+    def seg_key(self) -> str | None:
+        """The key that makes the run learn from segmentations; None if it does not."""
+        return None
+
     def base_path(self, key: str) -> str | None:
-        """Return where ``inputs.key`` says that a base is; None where it does not say, or knows no such base."""
+        """Return the path of a base under ``inputs.key``; None if it is not set, or there is no such key."""
         return getattr(getattr(self, "inputs", None), key, None)
 
     @model_validator(mode="after")

@@ -24,8 +24,8 @@ def markdown_table(model: type[BaseModel]) -> str:
 def leaf_fields(model: type[BaseModel], prefix: str = "") -> dict[str, list[FieldInfo]]:
     """Return the fields behind the dotted key of every value below ``model``.
 
-    Several where a section is one of several kinds. A section that may be null (``ema``) is a row of its
-    own before its keys.
+    There are several if a section is one of several kinds. A section that may be null (``ema``) has a row of its own
+    before its keys.
     """
     found: dict[str, list[FieldInfo]] = {}
     for name, info in model.model_fields.items():

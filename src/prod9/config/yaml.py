@@ -1,6 +1,6 @@
-"""YAML as configurations need it: the core schema of YAML 1.2, no surprises, bounded work.
+"""YAML for configurations: the core schema of YAML 1.2, with bounded work.
 
-PyYAML speaks YAML 1.1, where ``1e-4`` is a string, ``no`` is False and ``010`` is 8; here they are a float, a
+PyYAML follows YAML 1.1, where ``1e-4`` is a string, ``no`` is False and ``010`` is 8; here they are a float, a
 string and ten. Duplicate keys, tags, recursive aliases and oversized documents are refused, always with
 file and line.
 """
@@ -45,7 +45,7 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes what either version of YAML would take for a number or a bool."""
+    """Quotes text that either version of YAML would read as a number or a bool."""
 
 
 for _name, (_pattern, _first) in _RESOLVERS.items():

@@ -1,7 +1,7 @@
 """How much the demo does: which cohort, which configs, how many steps.
 
 Amounts are steps and patients, never seconds, so that a slow machine ends with the same models as a fast
-one; the minutes quoted are those of a two-core laptop.
+one; times in minutes are those of a two-core laptop.
 """
 
 import re
@@ -48,7 +48,7 @@ class DemoPlan:
 
     @property
     def names(self) -> Family:
-        """What the stages of the family are called."""
+        """The family of models."""
         return family_named(self.family)
 
     @property

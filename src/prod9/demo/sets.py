@@ -21,10 +21,15 @@ Autoencoder = AutoencoderFSQ | AutoencoderKlMaisi
 
 @dataclass(frozen=True)
 class VolumeSet:
-    """Volumes ``[N 1 H W D]`` in [0, 1], their class labels ``[N]`` and segmentations, uint8 ``[N 1 H W D]``.
+    """Volumes with labels and segmentations.
 
-    The volumes of a case follow each other, those of one label have the cases' order. patients: number of each
-    volume's patient, the same for all cases of one.
+    The volumes of a case follow each other; those of one label have the order of the cases.
+
+    Attributes:
+        volumes: ``[N 1 H W D]`` in [0, 1].
+        labels: class labels ``[N]``.
+        segs: segmentations, uint8 ``[N 1 H W D]``.
+        patients: number of each volume's patient ``[N]``, the same for all cases of a patient.
     """
 
     volumes: Tensor
@@ -42,7 +47,7 @@ class VolumeSet:
         return VolumeSet(volumes, self.labels, self.segs, self.patients)
 
     def joined(self, other: "VolumeSet") -> "VolumeSet":
-        """Return both sets, one after the other, of the same patients or for a judge that does not count them."""
+        """Return both sets, one after the other; patients are counted as the same if their numbers are."""
         return VolumeSet(
             torch.cat([self.volumes, other.volumes]),
             torch.cat([self.labels, other.labels]),
@@ -61,7 +66,7 @@ class VolumeSet:
         return VolumeSet(self.volumes[rows], self.labels[rows], self.segs[rows], self.patients[rows])
 
     def cases(self) -> LesionCases:
-        """Return what the lesion detector takes."""
+        """Return the input of the lesion detector."""
         return LesionCases(self.volumes, self.labels, self.lesions)
 
     @property

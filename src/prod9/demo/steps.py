@@ -58,7 +58,7 @@ class Reporter:
 
 
 def run_demo(plan: DemoPlan, *, report: Reporter, device: str = "auto") -> Metrics:
-    """Do whatever of ``plan`` is not done yet and return its block of metrics.
+    """Do what is not done yet of ``plan`` and return its block of metrics.
 
     Writes runs and volumes under ``plan.run_dir``, the pictures, ``metrics.json`` and, last, ``report.html`` in
     ``plan.output_dir``.
@@ -72,7 +72,7 @@ def run_demo(plan: DemoPlan, *, report: Reporter, device: str = "auto") -> Metri
 
 
 def _sweep(plan: DemoPlan) -> None:
-    """Delete what a killed demo left half-written; each run sweeps its own folder."""
+    """Delete the unfinished files of a killed demo; each run sweeps its own folder."""
     sweep(plan.output_dir)
     sweep(plan.run_dir)
     for name in ("volumes", "volumes_before", "scores", "translation", "control"):
@@ -177,7 +177,7 @@ class _Demo:
         return Path(config.output_dir)
 
     def _generate(self, model: Path, folder: Path) -> tuple[Tensor, Tensor]:
-        """Generate with ``model`` what is not in ``folder`` yet; return volumes ``[N 1 H W D]`` and labels."""
+        """Generate with ``model`` what ``folder`` lacks; return volumes ``[N 1 H W D]`` and labels."""
         pipeline = _PIPELINES[self.plan.family][0].from_checkpoint(model, device=torch_device(self.device))
         names, count = pipeline.label_names(), self.plan.volumes_per_modality
         folder.mkdir(parents=True, exist_ok=True)
@@ -198,7 +198,7 @@ class _Demo:
         return torch.stack(volumes), labels
 
     def _score_before(self, judges: Judges) -> Metrics:
-        """Score the packaged weights of the first two stages as they are, by the judges of the fine-tuned ones."""
+        """Score the packaged weights of the first two stages before fine-tuning, by the same judges."""
         names = self.plan.names
         autoencoder = _autoencoder(starter_weights(names.autoencoder))
         scores = {names.autoencoder: score_stage1(autoencoder, judges.sets["train"], judges.sets["test"])}
@@ -280,7 +280,7 @@ def _seconds(plan: DemoPlan, this_session: float) -> float:
 
 
 def _write_metrics(plan: DemoPlan, block: Metrics) -> None:
-    """Write this run's block beside those of other variants, if they were run in the same folder."""
+    """Write this run's block beside those of other variants in the same folder."""
     path = plan.output_dir / "metrics.json"
     content = _read(path)
     blocks = {name: content[name] for name in VARIANTS if name in content}

@@ -1,4 +1,4 @@
-"""Model cards: what an exported or trained network is, as Markdown with the metadata block of Hugging Face."""
+"""Model cards: Markdown about an exported or trained network, with the metadata block of Hugging Face."""
 
 from collections.abc import Sequence
 from typing import Any

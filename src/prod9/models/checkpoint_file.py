@@ -1,8 +1,8 @@
-"""One checkpoint file on disk: written so that a crash cannot damage it, read so that damage is noticed.
+"""One checkpoint file on disk: a crash cannot damage it, and damage is noticed when it is read.
 
-A file is written beside its destination, flushed, renamed, and its SHA-256 put into ``<name>.sha256``. Its header holds
-a digest of all tensors and values, and the archive a checksum of the header: they tell damage where that hash is
-missing. Files are read with ``weights_only=True`` and nothing else: tensors and plain values, never code.
+A file is written beside its destination, flushed and renamed, and its SHA-256 is put into ``<name>.sha256``. Its header
+holds a digest of all tensors and values, and the archive a checksum of the header, so that damage is noticed without
+that SHA-256 too. Files are read with ``weights_only=True`` only: tensors and plain values, never code.
 """
 
 import hashlib
@@ -32,7 +32,7 @@ _REMEDY = "use another checkpoint of the run, or copy the file again"
 _MIB = 2**20
 _BYTEARRAY = b"bytearray"
 _MOST_REPEATED = 16
-"""How often a checkpoint may hold the same memory, as tied weights and averages that just began do."""
+"""How often a checkpoint may repeat the same memory, as tied weights and fresh averages do."""
 
 
 def sidecar(path: Path) -> Path:
@@ -43,8 +43,8 @@ def sidecar(path: Path) -> Path:
 def write_checkpoint(checkpoint: dict[str, Any], path: Path, *, keep_previous: bool = False) -> str:
     """Write ``checkpoint`` to ``path`` and return its SHA-256.
 
-    keep_previous: what ``path`` held becomes ``previous.ckpt`` in the same folder. Raises CheckpointError
-    when the disk has no room, before anything is touched; a failed write leaves the old file as it was.
+    keep_previous: keep the old content of ``path`` as ``previous.ckpt`` in the same folder. Raises CheckpointError
+    when the disk has no room, before anything is changed; a failed write leaves the old file as it was.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     _require_space(path, tensor_bytes(checkpoint))
@@ -60,8 +60,8 @@ def write_checkpoint(checkpoint: dict[str, Any], path: Path, *, keep_previous: b
 def link_checkpoint(source: Path, target: Path, *, keep_previous: bool = False) -> None:
     """Make ``target`` another name of ``source``: checkpoints are replaced, never changed in place.
 
-    Where the file system knows no hard links, or ``target`` lies on another one, it becomes a copy. keep_previous: as
-    for :func:`write_checkpoint`.
+    It becomes a copy if the file system has no hard links, or ``target`` is on another one. keep_previous: as for
+    :func:`write_checkpoint`.
     """
     if target.exists() and source.samefile(target):
         return
@@ -77,7 +77,7 @@ def link_checkpoint(source: Path, target: Path, *, keep_previous: bool = False) 
 
 
 def _install(write: Callable[[Path], str], path: Path, *, keep_previous: bool) -> str:
-    """Let ``write`` make the file and return its SHA-256, and give it and its hash their names."""
+    """Call ``write``, which makes the file and returns its SHA-256, then move the file and its hash into place."""
     try:
         with atomic_write(path) as temporary:
             digest = write(temporary)
@@ -109,8 +109,8 @@ def remove_checkpoint(path: Path) -> None:
 def read_checkpoint(path: Path) -> tuple[dict[str, Any], str]:
     """Return the content of ``path`` on the CPU, and its SHA-256.
 
-    Raises CheckpointError when the file is missing, damaged (hash, digest or archive), holds anything but tensors and
-    plain values, is no dictionary, or holds more than its length can.
+    Raises CheckpointError when the file is missing or damaged (hash, digest or archive), holds anything but tensors and
+    plain values, is no dictionary, or claims tensors larger than the file.
     """
     digest = verified_sha256(path)
     expected = "a checkpoint of tensors and plain values only"
@@ -144,14 +144,14 @@ def _load_plain(path: Path) -> Any:
 
 
 def recorded_sha256(path: Path) -> str:
-    """Return the SHA-256 of ``path`` as the file beside it says, or of its content where there is none."""
+    """Return the SHA-256 of ``path`` recorded in the file beside it, or that of its content if there is none."""
     recorded = sidecar(path)
     words = recorded.read_text(encoding="ascii", errors="replace")[:200].split() if recorded.is_file() else []
     return words[0] if words else sha256(path)
 
 
 def verified_sha256(path: Path) -> str:
-    """Return the SHA-256 of ``path``; raise CheckpointError when the file beside it says another."""
+    """Return the SHA-256 of ``path``; raise CheckpointError when the file beside it records another."""
     with reading(path, "a checkpoint file", error=CheckpointError, remedy=_REMEDY), path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     if sidecar(path).is_file():
@@ -206,7 +206,7 @@ def _feed(digest: Any, value: Any) -> None:
 
 
 def _with_digest(checkpoint: dict[str, Any]) -> dict[str, Any]:
-    """Return ``checkpoint`` with a digest of all but the header in its header."""
+    """Return ``checkpoint`` with a digest of everything except the header in its header."""
     header = checkpoint.get(HEADER)
     if not isinstance(header, dict):
         return checkpoint
@@ -215,7 +215,7 @@ def _with_digest(checkpoint: dict[str, Any]) -> dict[str, Any]:
 
 
 def _require_digest(content: dict[str, Any], path: Path) -> None:
-    """Refuse a file that is not what was written, where its hash is lost. Older ones have no digest to compare."""
+    """Refuse a file without recorded hash whose content differs from its digest. Older files have no digest."""
     header = content.get(HEADER)
     if not isinstance(header, dict) or DIGEST not in header:
         return
@@ -229,11 +229,11 @@ def _require_digest(content: dict[str, Any], path: Path) -> None:
 
 
 def _require_plain_archive(path: Path) -> None:
-    """Refuse a file that unpacks to more than its length, before anything of it is read.
+    """Refuse a file that unpacks to more than its length, before reading it.
 
-    torch writes archives without compression; a compressed one of 2 MB can stand for gigabytes. Older files of torch,
-    which are no archives, hold their tensors as they are. A bytearray is the one type beside tensors that torch lets a
-    file make as large as it says.
+    torch writes archives without compression; a compressed one of 2 MB can expand to gigabytes. Older files of torch
+    are no archives and store their tensors as they are. A bytearray is the only other type whose size a file can
+    choose freely.
     """
     if not zipfile.is_zipfile(path):
         with path.open("rb") as file, _mapped(file) as content:
@@ -271,7 +271,7 @@ def _refuse_bytearray(found: bool, path: Path) -> None:
 
 
 def _require_own_size(content: Any, path: Path) -> None:
-    """Refuse tensors that stand for far more than the file holds: a view can repeat one value as often as it says."""
+    """Refuse tensors much larger than the file: a view can repeat one value as often as it wants."""
     most, found = _MOST_REPEATED * path.stat().st_size + _MIB, tensor_bytes(content)
     if found > most:
         raise CheckpointError(

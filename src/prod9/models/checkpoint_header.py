@@ -17,7 +17,7 @@ from prod9.volumes import MAX_VOXELS
 
 FORMAT = 1
 DIGEST = "digest"
-"""Key of the header that holds the digest of all that is in the file beside the header."""
+"""Key of the header with the digest of everything else in the file."""
 N = TypeVar("N", bound=nn.Module)
 
 
@@ -26,7 +26,7 @@ class WrongStageError(CheckpointError):
 
 
 class NewerFormatError(CheckpointError):
-    """The checkpoint is sound but written by a newer prod9: nothing may be put in its place."""
+    """The checkpoint is sound but was written by a newer prod9: it is never replaced."""
 
 
 class Header(TypedDict):
@@ -94,7 +94,7 @@ class Opened:
 
 
 Source = str | Path | Opened
-"""A run folder, a checkpoint file or an export folder; or what was opened of one."""
+"""A run folder, a checkpoint file or an export folder; or an ``Opened`` of one."""
 
 
 _TYPES: dict[str, type] = {

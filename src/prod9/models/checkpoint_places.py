@@ -1,4 +1,4 @@
-"""Where the earlier stages are that a checkpoint was trained on, and a run's own copies of them."""
+"""Where the bases of a checkpoint are, and a run's own copies of them."""
 
 import os
 from pathlib import Path
@@ -12,16 +12,16 @@ from prod9.models.run_folder import write_index as write_index
 
 
 def describe_input(path: Path, sha256: str, base: Path) -> dict[str, str]:
-    """Return the record of an earlier stage: where it is, where it is seen from ``base``, and its hash."""
+    """Return the record of a base: its path, its path relative to ``base``, and its hash."""
     path, base = path.resolve(), base.resolve()
     return {"path": str(path), "relative": Path(os.path.relpath(path, base)).as_posix(), "sha256": sha256}
 
 
 def keep_input(path: Path, name: str, run: Path) -> None:
-    """Keep the checkpoint ``path``, which ``run`` builds on as its ``name``, in the run's own folder.
+    """Keep the checkpoint ``path``, the base ``name`` of ``run``, in the run's own folder.
 
-    Training the earlier stage on replaces and deletes its checkpoints. Where both lie on one file system the copy is a
-    second name of the same file and takes no room. An export is left where it is: nothing changes those.
+    Training the base further replaces and deletes its checkpoints. On one file system the copy is a second name of the
+    same file and takes no space. An export stays where it is, since exports are never changed.
     """
     if path.is_file():
         target = _own_copy(run, name)
@@ -30,9 +30,9 @@ def keep_input(path: Path, name: str, run: Path) -> None:
 
 
 def recorded_places(path: Path, recorded: dict[str, str], name: str) -> list[Path]:
-    """Return where the earlier stage ``name`` of the checkpoint ``path`` may be, the first choice first.
+    """Return where the base ``name`` of the checkpoint ``path`` may be, the first choice first.
 
-    Where it was, as far from the run as then, and the run's own copy of it.
+    That is: its recorded path, its recorded path relative to the run, and the run's own copy.
     """
     inside = path.parent.name in (CHECKPOINTS, INPUTS)
     run = path if path.is_dir() else path.parent.parent if inside else path.parent
@@ -46,9 +46,9 @@ def _own_copy(run: Path, name: str) -> Path:
 
 
 def find_recorded(path: Path, header: Any, name: str) -> Path | None:
-    """Return where the earlier stage ``name`` is that the checkpoint ``path`` was trained on; None if it is nowhere.
+    """Return where the base ``name`` of the checkpoint ``path`` is; None if it is nowhere.
 
-    header: of ``path``. A place that holds another file by now is passed over.
+    header: that of ``path``. A place that holds another file by now is passed over.
     """
     recorded = header["inputs"].get(name)
     if recorded is None:
@@ -58,9 +58,9 @@ def find_recorded(path: Path, header: Any, name: str) -> Path | None:
 
 
 def named_place(path: Path, header: Any, name: str) -> Path | None:
-    """Return the same for a command that loads it, and the file that it refuses where the user's own was changed.
+    """Return where a command finds the base ``name``, which may be a file that it then refuses because it was changed.
 
-    A run's checkpoint that training has replaced since is passed over, for the run may have its own copy.
+    A run's checkpoint that was replaced by training is passed over, since the run may have its own copy.
     """
     recorded = header["inputs"][name]
     for place in recorded_places(path, recorded, name):
@@ -73,7 +73,7 @@ def named_place(path: Path, header: Any, name: str) -> Path | None:
 
 
 def sha256_at(place: Path) -> str | None:
-    """Return the recorded hash of a checkpoint or an export, None where there is neither."""
+    """Return the recorded hash of a checkpoint or an export; None if there is neither."""
     try:
         if exports.is_export(place):
             return exports.recorded_sha256(place)

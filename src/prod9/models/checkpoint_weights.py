@@ -1,4 +1,4 @@
-"""Weights of a file and the network that they belong to: compared before anything large is built."""
+"""Compares the weights of a file with their network before anything large is built."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,9 +11,9 @@ from prod9.errors import CheckpointError, Prod9Error
 from prod9.models.checkpoint_header import N, Opened
 
 _DEPTHS = ("num_blocks", "num_control_blocks", "num_layers", "num_layers_d", "num_res_blocks", "depth")
-"""Keys of an architecture that say how many layers there are."""
+"""Keys of an architecture that are numbers of layers."""
 _LEAST = 4096
-"""Numbers up to this are no danger, whatever the weights."""
+"""Numbers up to this are accepted, whatever the weights."""
 
 
 def weights_of(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -24,8 +24,8 @@ def weights_of(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 def build_for(state: dict[str, Tensor], build: Callable[[], N], opened: Opened) -> N:
     """Return ``build()``, the network of the header of ``opened``, if its weights are those of ``state``.
 
-    A header can ask for any size. It is first compared with the number of weights at hand, then the network is built
-    without memory and its weights compared one by one. Raises CheckpointError.
+    A header can name any size. So it is first compared with the number of weights in the file, then the network is
+    built without memory and its weights are compared one by one. Raises CheckpointError.
     """
     _require_possible(opened.header["architecture"], state, opened.path)
     try:
@@ -53,16 +53,21 @@ def load_strictly(network: nn.Module, state: dict[str, Tensor], path: Path) -> N
         raise _other_weights(network, path, " ".join(lines)[:400]) from error
 
 
-def _require_same_weights(network: nn.Module, state: dict[str, Tensor], path: Path) -> None:
+def differences(network: nn.Module, state: dict[str, Tensor]) -> list[str]:
+    """Return how names and shapes in ``state`` differ from the weights of ``network``, one text per weight."""
     wanted = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in state.items()}
     faults = [f"{name} is missing" for name in wanted if name not in found]
     faults += [f"{name} is not expected" for name in found if name not in wanted]
-    faults += [
+    return faults + [
         f"{name} has shape {found[name]}, not {shape}"
         for name, shape in wanted.items()
         if name in found and found[name] != shape
     ]
+
+
+def _require_same_weights(network: nn.Module, state: dict[str, Tensor], path: Path) -> None:
+    faults = differences(network, state)
     if faults:
         raise _other_weights(network, path, f"{'; '.join(faults[:3])[:400]} ({len(faults)} differ).")
 
@@ -75,7 +80,7 @@ def _other_weights(network: nn.Module, path: Path, detail: str) -> CheckpointErr
 
 
 def _require_possible(architecture: dict[str, Any], state: dict[str, Tensor], path: Path) -> None:
-    """Refuse numbers that the weights at hand cannot account for: a layer has a tensor, a channel a weight."""
+    """Refuse numbers that are too large for the weights in the file: a layer has a tensor, a channel a weight."""
     weights = sum(tensor.numel() for tensor in state.values())
     for key, number in _numbers(architecture):
         is_depth = key.split(".")[-1] in _DEPTHS

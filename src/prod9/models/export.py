@@ -1,4 +1,4 @@
-"""Export folders: what is shared. Weights as safetensors, the header as JSON, a model card, a manifest.
+"""Export folders, for sharing: weights as safetensors, the header as JSON, a model card, a manifest.
 
 ::
 
@@ -7,7 +7,7 @@
     README.md           model card
     manifest.json       SHA-256 and size of each of them
 
-Nothing in it can hold code. safetensors itself does not notice a flipped byte; the manifest does.
+None of them can hold code. safetensors does not notice a changed byte; the manifest does.
 """
 
 import json
@@ -40,7 +40,7 @@ def is_export(folder: Path) -> bool:
 def write_export(
     folder: Path, header: dict[str, Any], state: dict[str, Tensor], *, dtype: torch.dtype
 ) -> Path:
-    """Write the four files and return ``folder``; the manifest comes last, so half an export is none."""
+    """Write the four files and return ``folder``; the manifest comes last, so an unfinished export is no export."""
     if dtype not in _FLOATS.values():
         raise CheckpointError(
             f"{folder}: expected dtype {' or '.join(_FLOATS)}, got {dtype}; choose one of them."
@@ -65,14 +65,14 @@ def write_export(
 
 
 def recorded_sha256(folder: Path) -> str:
-    """Return the SHA-256 of the weights of ``folder``, as its manifest says; CheckpointError without one."""
+    """Return the SHA-256 of the weights that the manifest of ``folder`` records; CheckpointError without one."""
     return _listed(folder)[WEIGHTS]
 
 
 def read_export(folder: Path) -> tuple[Any, dict[str, Tensor], str]:
     """Return header, weights in their stored dtype, and the SHA-256 of the weights file.
 
-    Raises CheckpointError when the manifest is missing or a file is not what it says.
+    Raises CheckpointError when the manifest is missing or a file differs from it.
     """
     digests = _verify(folder)
     header = read_header(folder)

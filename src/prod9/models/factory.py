@@ -1,4 +1,4 @@
-"""ModelFactory: the one place where a section of the configuration becomes an object.
+"""ModelFactory: builds an object from a section of the configuration.
 
 Field names of the sections are keyword arguments of the constructors, so most methods are one call.
 """
@@ -117,40 +117,34 @@ class ModelFactory:
         model: ControlNetMaskGiTModelConfig | ControlNetRFModelConfig,
         condition: ControlConditionConfig | FlowControlConditionConfig,
         *,
-        base_model: TransformerModelConfig | RectifiedFlowModelConfig,
-        autoencoder: FSQModelConfig | KLModelConfig,
+        base_model: Any,
+        autoencoder: Any,
         base: AbstractTokenDecoder | None = None,
     ) -> ControlNetMaskGiT | ControlNetRF:
         """Build the stage-3 network of either family.
 
         Args:
             model: its own section; ``model.kind`` says which family it is of.
-            condition: what steers it.
+            condition: the section of what steers it.
             base_model: the section of the stage-2 network that it steers.
             autoencoder: the section of the stage-1 network below that.
             base: the transformer itself, parts of which a MaskGiT control network copies; none for a flow.
         """
-        if isinstance(model, ControlNetRFModelConfig):
-            assert isinstance(autoencoder, KLModelConfig)  # the overloads say so
-            shared = {name: getattr(base_model, name) for name in _SHARED_WITH_BASE}
+        sections = model.kwargs() | condition.kwargs()
+        if model.kind == "controlnet_rf":
             return build_control_network(
                 model.kind,
                 latent_channels=autoencoder.latent_channels,
                 downsampling_factor=autoencoder.downsampling_factor,
-                **shared,
-                **model.kwargs(),
-                **condition.kwargs(),
+                **{name: getattr(base_model, name) for name in _SHARED_WITH_BASE},
+                **sections,
             )
         if base is None:
-            raise ValueError("Expected the transformer that a MaskGiT control network starts from, got none.")
-        assert not isinstance(base_model, RectifiedFlowModelConfig)
-        return ControlNetMaskGiT(
-            base=base,
-            downsampling_factor=autoencoder.downsampling_factor,
-            num_labels=base_model.num_classes,
-            **model.kwargs(),
-            **condition.kwargs(),
-        )
+            raise ValueError(
+                "base: expected the transformer that a MaskGiT control network starts from, got none; pass it."
+            )
+        factor, labels = autoencoder.downsampling_factor, base_model.num_classes
+        return ControlNetMaskGiT(base=base, downsampling_factor=factor, num_labels=labels, **sections)
 
     @staticmethod
     def create_refiner(model: RefinerModelConfig) -> Refiner:
@@ -159,12 +153,12 @@ class ModelFactory:
 
     @staticmethod
     def create_scheduler(masking: MaskingConfig) -> MaskGiTScheduler:
-        """Build γ of training."""
+        """Build the masking schedule of training."""
         return MaskGiTScheduler(**masking.kwargs())
 
     @staticmethod
     def create_sampler(sampler: SamplerConfig, masking: MaskingConfig) -> MaskGiTSampler:
-        """Build the sampler of a decoder that was trained with ``masking``, by the schedule of either."""
+        """Build the sampler of a decoder trained with ``masking``; ``sampler.scheduler`` wins over its schedule."""
         scheduler = MaskGiTScheduler(scheduler_type=sampler.scheduler or masking.scheduler_type)
         return MaskGiTSampler(scheduler=scheduler, **sampler.kwargs("scheduler"))
 

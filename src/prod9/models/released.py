@@ -1,4 +1,4 @@
-"""Networks that others have published: what their files are called, whence they come, under which licence.
+"""Networks that others have published: file, source and licence of each.
 
 A plain table; nothing here reads a file, downloads anything or imports torch.
 """
@@ -19,10 +19,17 @@ _OPEN, _NON_COMMERCIAL = "NVIDIA Open Model License", "NVIDIA non-commercial lic
 class Released:
     """One published file of the MAISI family.
 
-    file: as its publisher calls it. config: the shipped config that builds the network. source: repository.
-    licence: of the weights. parameters, tensors: of the network. schedule: the noise it was trained with, None
-    for an autoencoder. autoencoder: the published one whose latent it speaks. base: of a control network, the published
-    diffusion network that it steers.
+    Attributes:
+        name: our name of it.
+        file: its publisher's name of it.
+        config: the shipped config that builds the network.
+        source: repository.
+        licence: of the weights.
+        parameters: of the network.
+        tensors: of the network.
+        schedule: the noise schedule of its training; None for an autoencoder.
+        autoencoder: the published autoencoder in whose latent it works.
+        base: the published diffusion network that a control network steers.
     """
 
     name: str
@@ -76,7 +83,7 @@ RELEASED: Mapping[str, Released] = {
 
 @dataclass(frozen=True)
 class FeatureNetwork:
-    """A network that losses and scores compare features of. files: accepted names, the first is the one to get."""
+    """A network whose features losses and scores compare; ``files`` are accepted names, the first is preferred."""
 
     name: str
     files: tuple[str, ...]

@@ -1,4 +1,4 @@
-"""Reads the files of ``training.released`` and turns them into export folders that every command takes."""
+"""Reads the files listed in ``models.released`` and turns them into export folders that every command takes."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,6 +16,7 @@ from prod9.models import export as exports
 from prod9.models.checkpoint_file import read_checkpoint
 from prod9.models.checkpoint_manager import FORMAT, Loaded
 from prod9.models.checkpoint_places import describe_input
+from prod9.models.checkpoint_weights import differences
 from prod9.models.factory import ModelFactory
 from prod9.models.released import RELEASED, Released
 
@@ -24,9 +25,12 @@ _WRAPPERS = ("unet_state_dict", "controlnet_state_dict", "state_dict")
 
 @dataclass(frozen=True)
 class ReleasedWeights:
-    """What a published file holds. state: without prefixes. scale_factor: of the latent, where it says one.
+    """The content of a published file.
 
-    sha256: of the file.
+    Attributes:
+        state: the weights, named without prefixes.
+        scale_factor: of the latent, where the file has one.
+        sha256: of the file.
     """
 
     state: dict[str, Tensor]
@@ -72,15 +76,7 @@ def _config(entry: Released) -> MaisiVAEConfig | MaisiDiffusionConfig | MaisiCon
 
 def check_released(entry: Released, weights: ReleasedWeights, path: Path) -> None:
     """Refuse weights whose names or shapes differ from the network's, naming the first that do."""
-    wanted = {name: tuple(t.shape) for name, t in build_released(entry).state_dict().items()}
-    found = {name: tuple(t.shape) for name, t in weights.state.items()}
-    faults = [f"{name} is missing" for name in wanted if name not in found]
-    faults += [f"{name} is not expected" for name in found if name not in wanted]
-    faults += [
-        f"{name} has shape {found[name]}, not {shape}"
-        for name, shape in wanted.items()
-        if name in found and found[name] != shape
-    ]
+    faults = differences(build_released(entry), weights.state)
     if faults:
         raise CheckpointError(
             f"{path}: expected the {entry.tensors} tensors of {entry.name}, got others ({len(faults)} differ: "
@@ -98,9 +94,15 @@ def import_released(
 ) -> Path:
     """Check ``path`` strictly and write it to ``folder`` as an export; return ``folder``.
 
-    The SHA-256 of the file is kept in the header, and that of the export in its manifest: from now on damaged
-    or exchanged weights are noticed. autoencoder: the imported one that a diffusion network builds on. base: the
-    imported diffusion network that a control network steers.
+    The SHA-256 of the file is kept in the header, and that of the export in its manifest, so that damaged or
+    exchanged weights are noticed from then on.
+
+    Args:
+        entry: the published network.
+        path: the publisher's file.
+        folder: of the export.
+        autoencoder: the imported one that a diffusion network builds on.
+        base: the imported diffusion network that a control network steers.
     """
     weights = read_released(path)
     check_released(entry, weights, path)
@@ -125,7 +127,11 @@ def import_released(
             "autoencoder": autoencoder.header["architecture"]["autoencoder"],
         }
         inputs["autoencoder"] = describe_input(autoencoder.path, autoencoder.sha256, folder)
-        data["scale_factor"] = _required_scale(weights, path)
+        if weights.scale_factor is None:
+            raise CheckpointError(
+                f"{path}: expected a scale_factor beside the weights, got none; get the publisher's own file."
+            )
+        data["scale_factor"] = weights.scale_factor
         data["schedule"] = entry.schedule
     values: dict[str, Any] = config_to_dict(config) | {"output_dir": "outputs"}
     header = {
@@ -150,16 +156,8 @@ def _required(given: Loaded[Any] | None, name: str | None, why: str, path: Path)
     return given
 
 
-def _required_scale(weights: ReleasedWeights, path: Path) -> float:
-    if weights.scale_factor is None:
-        raise CheckpointError(
-            f"{path}: expected a scale_factor beside the weights, got none; get the publisher's own file."
-        )
-    return weights.scale_factor
-
-
 def _centred_affine(spacing: list[float], grid: list[int]) -> list[list[float]]:
-    """Return the axis-aligned affine of a grid whose middle is the origin."""
+    """Return the axis-aligned affine of a grid centred on the origin."""
     rows = [[0.0] * 4 for _ in range(4)]
     for axis, (mm, side) in enumerate(zip(spacing, grid, strict=True)):
         rows[axis][axis] = mm
@@ -169,5 +167,5 @@ def _centred_affine(spacing: list[float], grid: list[int]) -> list[list[float]]:
 
 
 def name_of(path: Path) -> str | None:
-    """Return the entry of ``RELEASED`` whose file is called like ``path``."""
+    """Return the name of the published network whose file has the name of ``path``."""
     return next((entry.name for entry in RELEASED.values() if entry.file == path.name), None)

@@ -1,10 +1,10 @@
-"""The folder of a run: who may write there, and what is written besides checkpoints.
+"""The folder of a run: who may write there, and its files besides checkpoints.
 
 ::
 
-    config.yaml      what was run, every default spelt out
+    config.yaml      the config of the run, with every default
     checkpoints/     last.ckpt, previous.ckpt, best-step=….ckpt, best.json
-    inputs/          the checkpoints of earlier stages that it builds on
+    inputs/          the checkpoints that it builds on
     samples/         pictures
     logs/            CSV and TensorBoard
     run.json         versions, seconds, memory of every session
@@ -27,22 +27,22 @@ from prod9.system.folders import sweep as sweep_folder
 
 CHECKPOINTS = "checkpoints"
 INPUTS = "inputs"
-"""Folder of a run with its own copies of the earlier stages that it builds on."""
+"""Folder of a run with its own copies of the checkpoints that it builds on."""
 LAST = "last.ckpt"
 PREVIOUS = "previous.ckpt"
 INDEX = "best.json"
 METRICS = "metrics.json"
 WRITTEN = (CHECKPOINTS, INPUTS, "samples", "logs", "cache")
-"""Folders that a run alone writes into, below its own; a store may be shared and is swept under its own lock."""
+"""Folders that only the run writes into; a store may be shared and is swept under its own lock."""
 
 
 def holds_run(output_dir: Path) -> bool:
-    """Return whether there is a run in ``output_dir`` to go on with: all who ask, ask here."""
+    """Return whether ``output_dir`` holds a run to go on with."""
     return bool(find_checkpoints(output_dir))
 
 
 def find_checkpoints(output_dir: Path, *, prefer: Literal["best", "last"] = "last") -> list[Path]:
-    """Return the whole checkpoints of a run, in the order in which they are tried; none where there is no run.
+    """Return the complete checkpoints of a run in the order in which they are tried; empty if there is no run.
 
     output_dir: of the run, or the folder of checkpoints itself.
     """
@@ -58,12 +58,12 @@ def find_checkpoints(output_dir: Path, *, prefer: Literal["best", "last"] = "las
 
 
 def write_index(folder: Path, entries: Iterable[dict[str, Any]]) -> None:
-    """Record which best checkpoints ``folder`` holds, best first: ``{"file", "step", "value"}`` each."""
+    """Record the best checkpoints of ``folder``, best first: ``{"file", "step", "value"}`` each."""
     write_json(folder / INDEX, list(entries))
 
 
 def read_index(folder: Path) -> list[dict[str, Any]]:
-    """Return what :func:`write_index` wrote, those without a value or with NaN last; empty if it cannot be read."""
+    """Return the entries of :func:`write_index`, those without a value or with NaN last; empty if unreadable."""
     try:
         entries = [dict(entry) for entry in read_json(folder / INDEX)]
         return sorted(entries, key=lambda entry: entry["value"] is None or math.isnan(float(entry["value"])))
@@ -72,7 +72,7 @@ def read_index(folder: Path) -> list[dict[str, Any]]:
 
 
 def ranked_best(folder: Path) -> list[str]:
-    """Return the names that the index of ``folder`` lists, best first, NaN last; none where it cannot be read."""
+    """Return the names in the index of ``folder``, best first, NaN last; empty if unreadable."""
     # A name from a file never leads out of the folder.
     return [Path(str(entry.get("file"))).name for entry in read_index(folder)]
 
@@ -88,9 +88,9 @@ def require_fresh(output_dir: Path) -> None:
 
 @contextmanager
 def locked(output_dir: Path) -> Iterator[None]:
-    """Hold ``output_dir`` for this process and delete what a killed one left half-written there.
+    """Hold ``output_dir`` for this process and delete the unfinished files of killed processes.
 
-    Raises ConfigError when another process has it.
+    Raises ConfigError when another process holds it.
     """
     with claimed(output_dir):
         sweep(output_dir)
@@ -98,7 +98,7 @@ def locked(output_dir: Path) -> Iterator[None]:
 
 
 def sweep(output_dir: Path) -> None:
-    """Delete what a killed run left half-written, and hashes of checkpoints that are gone; hold the lock."""
+    """Delete unfinished files, and hashes of checkpoints that are gone; the caller holds the lock."""
     sweep_folder(output_dir)
     for name in WRITTEN:
         sweep_folder(output_dir / name, deep=True)

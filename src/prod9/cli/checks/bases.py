@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from prod9.config.autoencoders import AutoencoderSection
 from prod9.config.load import config_from_dict, of_class
 from prod9.config.schema import (
     AutoencoderConfig,
@@ -19,6 +20,7 @@ from prod9.config.schema import (
     RefinerConfig,
     RunConfig,
     RunSection,
+    Stage1Config,
     TransformerConfig,
 )
 from prod9.errors import ConfigError
@@ -42,6 +44,7 @@ _PREPARATION = ("spacing", "intensity")
 _MEANING = ("grid", "spacing", "intensity", "label_map")
 """Keys of ``data`` that decide the meaning of latents, and of latents and labels."""
 C = TypeVar("C", bound=RunSection)
+M = TypeVar("M", bound=AutoencoderSection)
 
 
 class Bases(ABC, Generic[C]):
@@ -105,12 +108,9 @@ class TransformerBases(Bases[TransformerConfig]):
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__(config)
-        self.opened, stage1 = _open(config, AutoencoderConfig)
-        self.autoencoder = stage1.model
-        factor, patch = self.autoencoder.downsampling_factor, config.model.patch_size
-        where = f"the downsampling factor {factor} of {self.opened.path} times model.patch_size {patch}"
-        _require_grid(config, factor * patch, where)
-        _require_same_preparation(config, stage1, self.opened)
+        self.opened, self.autoencoder = _open_autoencoder(
+            config, AutoencoderConfig, "model.patch_size", config.model.patch_size
+        )
         if config.model.kind == "decoder" and len(config.data.modalities) < 2:
             raise ConfigError(
                 "data.modalities: expected at least two to translate between, got "
@@ -131,12 +131,9 @@ class FlowBases(Bases[MaisiDiffusionConfig]):
 
     def __init__(self, config: MaisiDiffusionConfig) -> None:
         super().__init__(config)
-        self.opened, stage1 = _open(config, MaisiVAEConfig)
-        self.autoencoder = stage1.model
-        factor, own = self.autoencoder.downsampling_factor, config.model.downsampling_factor
-        where = f"the downsampling factor {factor} of {self.opened.path} times the U-Net's {own}"
-        _require_grid(config, factor * own, where)
-        _require_same_preparation(config, stage1, self.opened)
+        self.opened, self.autoencoder = _open_autoencoder(
+            config, MaisiVAEConfig, "the U-Net's", config.model.downsampling_factor
+        )
 
     def build(self, factory: "Factory") -> "Networks":
         """Return the U-Net."""
@@ -274,6 +271,25 @@ def _open(config: RunSection, kind: type[C]) -> "tuple[Opened, C]":
     return opened, of_class(config_from_dict(opened.header["config"], source=str(opened.path)), kind)
 
 
+def _open_autoencoder(
+    config: RunSection, kind: type[Stage1Config[M, Any]], what: str, own: int
+) -> "tuple[Opened, M]":
+    """Return the autoencoder below ``config`` and its model section; ``own``: the factor of ``what`` on its latent."""
+    opened, stage1 = _open(config, kind)
+    factor = stage1.model.downsampling_factor
+    _require_grid(
+        config, factor * own, f"the downsampling factor {factor} of {opened.path} times {what} {own}"
+    )
+    for key in _PREPARATION:
+        ours, theirs = getattr(config.data, key), getattr(stage1.data, key)
+        if ours != theirs and None not in (ours, theirs):
+            raise ConfigError(
+                f"data.{key}: expected that of {opened.path}, {theirs}, got {ours}; latents of volumes prepared "
+                "otherwise mean something else"
+            )
+    return opened, stage1.model
+
+
 def _require_grid(config: RunSection, unit: int, where: str) -> None:
     grid = config.data.grid
     if any(side % unit for side in grid):
@@ -281,16 +297,6 @@ def _require_grid(config: RunSection, unit: int, where: str) -> None:
             f"data.grid: expected multiples of {unit}, {where}, got {list(grid)}; use "
             f"{[-(-side // unit) * unit for side in grid]}"
         )
-
-
-def _require_same_preparation(config: RunSection, base: RunSection, opened: "Opened") -> None:
-    for key in _PREPARATION:
-        ours, theirs = getattr(config.data, key), getattr(base.data, key)
-        if ours != theirs and None not in (ours, theirs):
-            raise ConfigError(
-                f"data.{key}: expected that of {opened.path}, {theirs}, got {ours}; latents of volumes prepared "
-                "otherwise mean something else"
-            )
 
 
 def _require_same_meaning(config: RunSection, base: RunSection, opened: "Opened") -> None:

@@ -1,4 +1,4 @@
-"""What ``--check`` finds in the data of a run from headers: what training refuses later, and what is doubtful."""
+"""The data checks of ``--check``, from headers alone: what training would refuse later, and what is doubtful."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -12,6 +12,7 @@ from prod9.cli.inputs import Inputs
 from prod9.data.checking.headers import Headers, check_headers
 from prod9.data.splits import PARTS, Part, Split, divide, resolve_split
 from prod9.errors import ConfigError, DataError
+from prod9.stages import STAGES
 from prod9.system.wording import are, plural
 
 if TYPE_CHECKING:
@@ -20,29 +21,39 @@ if TYPE_CHECKING:
     from prod9.data.cases import Case
 
 FEW = {"train": 8, "val": 2, "test": 1}
-"""Fewer patients than that are worth a warning."""
+"""Fewer patients than these are worth a warning."""
 _BLOCKING = ("unreadable", "grid")
 """Findings that training stops at; the others are worth a warning."""
 _UPSAMPLED = 1.5
-"""Voxels that many times as long as those of the grid are worth a warning."""
+"""Voxels longer than those of the grid by this factor are worth a warning."""
 _EMPTY = 2.0
-"""A grid that many times as long as the scans is worth a warning."""
+"""A grid longer than the scans by this factor is worth a warning."""
 _NEEDED: Mapping[str, tuple[Part, ...]] = {"train": ("train", "val"), "validate": ("val",), "test": ("test",)}
 
 
 @dataclass(frozen=True)
 class DataReport:
-    """What was found. files: how they look → number; patients: of each part; warnings: what is doubtful."""
+    """What was found.
+
+    Attributes:
+        files: number of files by shape and spacing.
+        patients: number of patients by part.
+        warnings: what is doubtful.
+    """
 
     files: dict[str, int]
     patients: dict[str, int]
     warnings: list[str] = field(default_factory=list)
 
 
-def check_data(config: "RunConfig", inputs: Inputs, upstream: Split | None, what: "What") -> DataReport:
-    """Look at the headers and the division of the patients; raises what training would raise.
+def check_data(config: "RunConfig", inputs: Inputs, base: Split | None, what: "What") -> DataReport:
+    """Check the headers and the division of the patients; raises what training would raise.
 
-    upstream: the division of the earlier stage, if any. what: ``train``, ``validate`` or ``test``.
+    Args:
+        config: of the run.
+        inputs: its data.
+        base: the division of its base, if there is one.
+        what: ``train``, ``validate`` or ``test``.
     """
     files, warnings = inputs.files, []
     if inputs.cases:
@@ -53,14 +64,14 @@ def check_data(config: "RunConfig", inputs: Inputs, upstream: Split | None, what
     if counts is None:
         split = _split(config, inputs.cases)
         counts = {part: len(getattr(split, part)) for part in PARTS}
-        _check_leak(split, upstream)
+        _check_leak(split, base)
         _check_segmentations(config, split, inputs.cases, what)
     warnings += _check_parts(counts, what)
     return DataReport(files, counts, warnings)
 
 
 def _files(headers: Headers) -> dict[str, int]:
-    """Return how the files look; refuse what cannot be read and cases whose files lie on different grids."""
+    """Count files by shape and spacing; refuse what cannot be read and cases whose files lie on different grids."""
     blocking = [finding.message for finding in headers.findings if finding.code in _BLOCKING]
     if blocking:
         more = f" And {len(blocking) - 1} more; `prod9 data check` lists all." if len(blocking) > 1 else ""
@@ -115,9 +126,9 @@ def _require_one_spacing(headers: Headers, spacings: np.ndarray) -> None:
     others = [k for k, row in enumerate(spacings) if not np.allclose(row, spacings[0], atol=1e-2)]
     if others:
         raise DataError(
-            f"data.spacing is null, so all cases must have one spacing: {names[0]} has {_mm(spacings[0])} mm, "
-            f"and {plural(others, 'case')} another ({names[others[0]]}: {_mm(spacings[others[0]])} mm); set "
-            "data.spacing to resample."
+            f"data.spacing: expected one spacing in all cases, since it is null, got {_mm(spacings[0])} mm in "
+            f"{names[0]} and another in {plural(others, 'case')} ({names[others[0]]}: {_mm(spacings[others[0]])} mm); "
+            "set data.spacing to resample."
         )
 
 
@@ -126,7 +137,7 @@ def _mm(values: Sequence[float] | np.ndarray) -> str:
 
 
 def _split(config: "RunConfig", cases: "Sequence[Case]") -> Split:
-    """Return the division that the run will use; nothing is written."""
+    """Return the division that the run will use, without writing it."""
     kept, settings = Path(config.output_dir) / "split.json", config.data.split.kwargs()
     return resolve_split(cases, kept, settings=settings) if kept.exists() else divide(cases, settings)
 
@@ -149,26 +160,24 @@ def _check_parts(counts: Mapping[str, int], what: "What") -> list[str]:
     return found
 
 
-def _check_leak(split: Split, upstream: Split | None) -> None:
-    leaked = split.trained_elsewhere(upstream) if upstream is not None else []
+def _check_leak(split: Split, base: Split | None) -> None:
+    leaked = split.trained_elsewhere(base) if base is not None else []
     if leaked:
         raise ConfigError(
-            "data.split: expected patients to be held out in all stages, but the earlier stage was trained on "
+            "data.split: expected patients to be held out in all stages, but the base was trained on "
             f"{len(leaked)} that this run holds out ({', '.join(leaked[:5])}); use the same data.split, or set "
             "data.split.file to the split.json of the earlier run."
         )
 
 
 def _check_segmentations(config: "RunConfig", split: Split, cases: "Sequence[Case]", what: "What") -> None:
-    """Refuse parts without any segmentation where they are learnt from."""
-    if config.stage == "maskgit_controlnet" or config.stage == "maisi_controlnet":
-        key = "condition.condition_type" if config.stage == "maskgit_controlnet" else "condition.conditions"
-        parts = _NEEDED[what] if config.condition.takes_seg else ()
-    elif config.stage == "transformer":
-        key, weighs = "loss.region_weight", config.loss.region_weight != 1.0
-        parts = _NEEDED[what][:1] if weighs and what == "train" else ()
-    else:
-        return
+    """Refuse parts without any segmentation where the run learns from them."""
+    key = config.seg_key
+    # A transformer weighs its loss by them in training alone; control networks are measured by them too.
+    needed = (
+        _NEEDED[what] if STAGES[config.stage].number == 3 else _NEEDED[what][:1] if what == "train" else ()
+    )
+    parts = needed if key is not None else ()
     for part in parts:
         if not any(case.seg is not None for case in split.select(cases, part)):
             raise ConfigError(

@@ -1,4 +1,4 @@
-"""Memory and disk that a run needs, and what there is of them."""
+"""Memory and disk: what a run needs, and what this machine has."""
 
 import math
 import shutil
@@ -24,7 +24,7 @@ def wanted_disk(config: "RunConfig", needs: "Resources", volumes: int) -> int:
 
 
 def device_memory(device: str) -> int | None:
-    """Return the bytes of memory of ``cpu``, ``cuda`` or ``cuda:N`` that are ours; None where nobody says."""
+    """Return the memory of ``cpu``, ``cuda`` or ``cuda:N`` in bytes; None if the system does not report it."""
     if device.startswith("cuda"):
         import torch
 
@@ -39,7 +39,7 @@ def free_disk(path: Path) -> int:
 
 
 def shortages(memory: int, there: int | None, disk: int, free: int) -> list[str]:
-    """Return what does not fit: bytes of ``memory`` and ``disk`` wanted against those that are there."""
+    """Return messages for shortages: ``memory`` and ``disk`` in bytes against what there is."""
     found = []
     if there is not None and memory > there:
         found.append(
@@ -52,7 +52,7 @@ def shortages(memory: int, there: int | None, disk: int, free: int) -> list[str]
 
 
 def check_workers(config: "RunConfig") -> list[str]:
-    """Return what is doubtful about the number of loader processes."""
+    """Return a warning if there are more loader processes than cores."""
     wanted, there = config.data.num_workers, machine.cores()
     if wanted <= there:
         return []

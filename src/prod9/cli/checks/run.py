@@ -1,4 +1,4 @@
-"""What ``--check`` does, and the part of it that every run does before anything slow.
+"""``--check``, and the part of it that every run does before anything slow.
 
 ``check_inputs`` takes milliseconds and imports no torch; ``check_run`` reads every header, builds the model
 without allocating it, and estimates memory and disk. Neither writes anything.
@@ -168,7 +168,7 @@ def _check_base(name: str, path: str | None, command: str) -> None:
 
 
 def _check_output(path: Path, key: str = "output_dir") -> None:
-    """Refuse a folder to write into, named by ``key``, that cannot be made or written, without making it."""
+    """Refuse a folder, named by ``key``, that cannot be made or written; it is not made."""
     path = expand(path).absolute()
     parent = next(folder for folder in (path, *path.parents) if folder.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):

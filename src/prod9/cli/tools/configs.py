@@ -1,4 +1,4 @@
-"""``prod9 configs``: what configurations are shipped, what they say, what they may say."""
+"""``prod9 configs``: which configs are shipped, their values, and all keys."""
 
 from pathlib import Path
 from typing import Annotated

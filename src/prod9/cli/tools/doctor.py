@@ -1,4 +1,4 @@
-"""``prod9 doctor``: what this machine offers, and what is missing with the command that installs it."""
+"""``prod9 doctor``: what this machine offers, and what is missing, with the command that installs it."""
 
 import importlib.util
 import os
@@ -21,7 +21,7 @@ EXTRAS = {
     "perceptual": ("lpips", "torchvision"),
     "dev": ("pytest", "hypothesis"),
 }
-"""The optional extras of prod9 and the modules that each brings."""
+"""The optional extras of prod9 and the modules of each."""
 VARIABLES = ("BRATS_DIR", "MEDMNIST_DIR", "PROD9_WEIGHTS_DIR", "PROD9_RUNS", "PROD9_CACHE", *CHOICES)
 """Environment variables that prod9 or its shipped configs read."""
 

@@ -40,7 +40,7 @@ def export(
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Export a model for sharing: no path of this computer and nothing executable goes along.
+    """Export a model for sharing, without paths of this computer and without anything executable.
 
     Every command that takes `--model` or `inputs` takes the folder.
     """

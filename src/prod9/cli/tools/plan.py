@@ -51,10 +51,10 @@ def plan(
 ) -> None:
     """Write configs of every stage that the data allow, each fitting the dataset and the machine.
 
-    Translation needs two modalities, control segmentations; of a MedMNIST3D file, examples and foregrounds do.
-    The fingerprint says how large heads are and which modalities every case has, the device how much memory there is.
-    With each config come its estimated peak memory, the disk that it and its tokens take, and, for this machine, the
-    time of a step.
+    Translation needs two modalities, control needs segmentations; a MedMNIST3D file has examples and foregrounds
+    instead. The fingerprint gives the size of heads and the modalities that every case has, the device its memory.
+    Each config comes with its estimated peak memory, the disk for it and its tokens and, for this machine, the time
+    per step.
     """
     if family not in (*FAMILIES, "all"):
         raise ConfigError(f"--family: expected {', '.join(FAMILIES)} or all, got {family!r}")
@@ -118,7 +118,7 @@ def _fingerprint(data: Path) -> dict[str, Any]:
 
 
 def _machine(device: str) -> "tuple[Device, int]":
-    """Return what this machine trains on, and its memory in bytes."""
+    """Return the device that this machine trains on, and its memory in bytes."""
     from prod9.cli.checks.resources import device_memory
 
     chosen = torch_device(device)
@@ -129,7 +129,7 @@ def _machine(device: str) -> "tuple[Device, int]":
 
 
 def _rates(device: str) -> tuple[float, float]:
-    """Return the multiply-adds a second of a convolution and of a matrix product, as training runs them here."""
+    """Return the multiply-adds per second of a convolution and of a matrix product, as in training on ``device``."""
     import torch
     from torch.nn import functional as F
 
@@ -189,7 +189,7 @@ def _described(row: dict[str, Any]) -> str:
 
 
 def _write(path: Path, stage: "StagePlan", row: dict[str, Any], *, most_workers: int | None) -> None:
-    """Write the config of a stage. most_workers: cores of this machine; None where it is not the one that trains."""
+    """Write the config of a stage. most_workers: cores of this machine; None if another machine will train."""
     from prod9.config.yaml import dump_yaml
     from prod9.files import atomic_write, check_writable
 

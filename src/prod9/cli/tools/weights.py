@@ -1,4 +1,4 @@
-"""``prod9 weights``: networks that others have published; what is wanted, what is here, and making it usable."""
+"""``prod9 weights``: published networks; which are known, which were found, and how to import them."""
 
 import shutil
 from pathlib import Path
@@ -159,7 +159,7 @@ def _name_of(path: Path) -> str:
 
 
 def _verify(name: str, path: Path) -> str:
-    """Return the SHA-256 of ``path``; CheckpointError when it holds other tensors than the network's."""
+    """Return the SHA-256 of ``path``; CheckpointError when its tensors are not those of the network."""
     from prod9.files import sha256
     from prod9.models.released import RELEASED
     from prod9.models.released_weights import check_released, read_released
