@@ -3,7 +3,7 @@
 Imported by :mod:`prod9.config.schema`; import the sections from there.
 """
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
@@ -167,6 +167,13 @@ class MedMNIST3DDataConfig(VolumesSection):
     place of modalities, and intensities range from 0 to 255.
     """
 
+    images_per_case: ClassVar[int] = 1
+    split: ClassVar[SplitConfig] = SplitConfig()
+    spacing: ClassVar[None] = None
+    intensity: ClassVar[IntensityConfig] = IntensityConfig(mode="range", lower=0.0, upper=255.0)
+    cache: ClassVar[Literal["memory"]] = "memory"
+    cache_dir: ClassVar[None] = None
+
     kind: Literal["medmnist3d"] = Field(default="medmnist3d", description="Dataset family.")
     name: Literal[
         "organmnist3d",
@@ -192,39 +199,9 @@ class MedMNIST3DDataConfig(VolumesSection):
         return {name: label for label, name in enumerate(MEDMNIST3D_CLASSES[self.name], self.first_label)}
 
     @property
-    def images_per_case(self) -> int:
-        """One: there is no second modality."""
-        return 1
-
-    @property
     def modalities(self) -> tuple[str, ...]:
         """The class names, in order of their labels."""
         return MEDMNIST3D_CLASSES[self.name]
-
-    @property
-    def split(self) -> SplitConfig:
-        """The seed for drawing from the file's own parts."""
-        return SplitConfig()
-
-    @property
-    def spacing(self) -> None:
-        """None: the files record no voxel size."""
-        return None
-
-    @property
-    def intensity(self) -> IntensityConfig:
-        """The range of a byte."""
-        return IntensityConfig(mode="range", lower=0.0, upper=255.0)
-
-    @property
-    def cache(self) -> Literal["memory"]:
-        """The file fits into memory."""
-        return "memory"
-
-    @property
-    def cache_dir(self) -> None:
-        """None: nothing is cached on disk."""
-        return None
 
     @model_validator(mode="after")
     def _grid_holds_the_samples(self) -> Self:

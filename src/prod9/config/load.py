@@ -201,7 +201,8 @@ def _fill_variables(
         if not isinstance(value, PlainText):
             return text
         literal[key] = text
-        return parse_yaml(text, ".".join(key)) if _is_scalar(text) else text
+        # One plain word may be a YAML number, bool or null.
+        return parse_yaml(text, ".".join(key)) if re.fullmatch(r"[\w.+-]*", text) else text
 
     filled = fill(values, ())
     if errors:
@@ -222,11 +223,6 @@ def _lookup(match: re.Match[str], environ: Mapping[str, str], key: Key, errors: 
         f"or pass --set {'.'.join(key)}=VALUE"
     )
     return ""
-
-
-def _is_scalar(text: str) -> bool:
-    """Return whether text from a variable may be read as a YAML number, bool or null: one plain word."""
-    return re.fullmatch(r"[\w.+-]*", text) is not None
 
 
 def _validate(values: dict[str, Any], literal: Mapping[Key, str], source: str) -> RunConfig:

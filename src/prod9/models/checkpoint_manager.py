@@ -58,6 +58,10 @@ from prod9.models.factory import ModelFactory
 from prod9.models.released import RECTIFIED_FLOW
 from prod9.stages import STAGES, first_stage_of
 
+Device = str | torch.device
+Place = Source | Loaded[Any] | None
+"""Where a base is now, or the base itself; None for where it was."""
+
 
 class CheckpointManager:
     """Finds, checks and loads what training and ``export`` wrote.
@@ -76,7 +80,7 @@ class CheckpointManager:
         path: Source,
         *,
         stage: Literal["autoencoder"] = "autoencoder",
-        device: str | torch.device = "cpu",
+        device: Device = "cpu",
         prefer: Prefer = "best",
     ) -> Loaded[AutoencoderFSQ]: ...
 
@@ -86,7 +90,7 @@ class CheckpointManager:
         path: Source,
         *,
         stage: Literal["maisi_vae"],
-        device: str | torch.device = "cpu",
+        device: Device = "cpu",
         prefer: Prefer = "best",
     ) -> Loaded[AutoencoderKlMaisi]: ...
 
@@ -95,7 +99,7 @@ class CheckpointManager:
         path: Source,
         *,
         stage: Literal["autoencoder", "maisi_vae"] = "autoencoder",
-        device: str | torch.device = "cpu",
+        device: Device = "cpu",
         prefer: Prefer = "best",
     ) -> Loaded[Any]:
         """Load the stage-1 network of ``stage``."""
@@ -105,7 +109,7 @@ class CheckpointManager:
 
     @staticmethod
     def load_transformer(
-        path: Source, *, device: str | torch.device = "cpu", prefer: Prefer = "best"
+        path: Source, *, device: Device = "cpu", prefer: Prefer = "best"
     ) -> Loaded[AbstractTokenDecoder]:
         """Load the decoder of stage 2 of MaskGiT."""
         opened = open_checkpoint(path, stage="transformer", prefer=prefer)
@@ -120,7 +124,7 @@ class CheckpointManager:
         path: Source,
         *,
         base: Loaded[AbstractTokenDecoder] | None = None,
-        device: str | torch.device = "cpu",
+        device: Device = "cpu",
         prefer: Prefer = "best",
     ) -> Loaded[ControlNetMaskGiT]:
         """Load the control network of MaskGiT.
@@ -150,7 +154,7 @@ class CheckpointManager:
 
     @staticmethod
     def load_flow_controlnet(
-        path: Source, *, device: str | torch.device = "cpu", prefer: Prefer = "best"
+        path: Source, *, device: Device = "cpu", prefer: Prefer = "best"
     ) -> Loaded[ControlNetRF]:
         """Load the control network of MAISI."""
         opened = open_checkpoint(path, stage="maisi_controlnet", prefer=prefer)
@@ -169,7 +173,7 @@ class CheckpointManager:
         path: Source,
         *,
         schedule: str = RECTIFIED_FLOW,
-        device: str | torch.device = "cpu",
+        device: Device = "cpu",
         prefer: Prefer = "best",
     ) -> Loaded[DiffusionModelRF]:
         """Load the U-Net of stage 2 of MAISI; latents are multiplied by ``header["data"]["scale_factor"]``.
@@ -189,9 +193,7 @@ class CheckpointManager:
         return _load(opened, lambda: ModelFactory.create_diffusion(section, latent_channels=channels), device)
 
     @staticmethod
-    def load_refiner(
-        path: Source, *, device: str | torch.device = "cpu", prefer: Prefer = "best"
-    ) -> Loaded[Refiner]:
+    def load_refiner(path: Source, *, device: Device = "cpu", prefer: Prefer = "best") -> Loaded[Refiner]:
         """Load a refiner; the translator that it was trained on is ``header["inputs"]["transformer"]``."""
         opened = open_checkpoint(path, stage="refiner", prefer=prefer)
         section = _section(opened, "refiner", RefinerModelConfig)
@@ -199,10 +201,7 @@ class CheckpointManager:
 
     @staticmethod
     def load_vae(
-        loaded: Loaded[Any] | Opened,
-        *,
-        path: Source | Loaded[Any] | None = None,
-        device: str | torch.device = "cpu",
+        loaded: Loaded[Any] | Opened, *, path: Place = None, device: Device = "cpu"
     ) -> Loaded[AutoencoderKlMaisi]:
         """Load the autoencoder that the diffusion network ``loaded`` was trained on; see :meth:`load_upstream`."""
         load = partial(CheckpointManager.load_autoencoder, stage="maisi_vae", device=device)
@@ -210,10 +209,7 @@ class CheckpointManager:
 
     @staticmethod
     def load_base(
-        loaded: Loaded[Any] | Opened,
-        *,
-        path: Source | Loaded[Any] | None = None,
-        device: str | torch.device = "cpu",
+        loaded: Loaded[Any] | Opened, *, path: Place = None, device: Device = "cpu"
     ) -> Loaded[AbstractTokenDecoder]:
         """Load the decoder that the control network ``loaded`` was trained on; see :meth:`load_upstream`."""
         return load_base(
@@ -222,17 +218,14 @@ class CheckpointManager:
 
     @staticmethod
     def load_flow(
-        loaded: Loaded[Any] | Opened,
-        *,
-        path: Source | Loaded[Any] | None = None,
-        device: str | torch.device = "cpu",
+        loaded: Loaded[Any] | Opened, *, path: Place = None, device: Device = "cpu"
     ) -> Loaded[DiffusionModelRF]:
         """Load the U-Net that the control network ``loaded`` was trained on; see :meth:`load_upstream`."""
         load = partial(CheckpointManager.load_diffusion, device=device)
         return load_base(loaded, "diffusion", load, path)
 
     @staticmethod
-    def from_pretrained(folder: str | Path, *, device: str | torch.device = "cpu") -> Loaded[Any]:
+    def from_pretrained(folder: str | Path, *, device: Device = "cpu") -> Loaded[Any]:
         """Load what ``folder`` holds, whichever stage it is."""
         opened = open_checkpoint(folder)
         loaders: dict[str, Callable[..., Loaded[Any]]] = {
@@ -248,10 +241,7 @@ class CheckpointManager:
 
     @staticmethod
     def load_upstream(
-        loaded: Loaded[Any] | Opened,
-        *,
-        path: Source | Loaded[Any] | None = None,
-        device: str | torch.device = "cpu",
+        loaded: Loaded[Any] | Opened, *, path: Place = None, device: Device = "cpu"
     ) -> Loaded[AutoencoderFSQ]:
         """Load the autoencoder that the MaskGiT network ``loaded`` was trained on, refusing any other.
 

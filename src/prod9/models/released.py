@@ -43,6 +43,11 @@ class Released:
     autoencoder: str | None = None
     base: str | None = None
 
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The names that its file may have."""
+        return (self.file,)
+
 
 _AUTOENCODER = {"config": "maisi/released/autoencoder", "parameters": 20_944_897, "tensors": 130}
 _FLOW = {"parameters": 180_500_868, "tensors": 435, "schedule": RECTIFIED_FLOW}
@@ -89,6 +94,8 @@ class FeatureNetwork:
     files: tuple[str, ...]
     source: str
     licence: str
+    config: None = None
+    parameters: None = None
 
 
 _TORCHVISION = ("torchvision's ImageNet weights", "BSD-3-Clause (code); ImageNet terms (weights)")

@@ -53,9 +53,11 @@ class Bases(ABC, Generic[C]):
     Attributes:
         config: of the run.
         opened: the base that ``inputs`` must name; None for a stage 1.
+        autoencoder: the model section of stage 1 below it, where it matters.
     """
 
     opened: "Opened | None" = None
+    autoencoder: FSQModelConfig | KLModelConfig | None = None
 
     def __init__(self, config: C) -> None:
         self.config = config
@@ -82,9 +84,9 @@ class Bases(ABC, Generic[C]):
     def build(self, factory: "Factory") -> "Networks":
         """Return the networks that the run trains by name, its own first."""
 
-    @abstractmethod
     def needs(self, device: Device) -> Resources:
         """Return what a training step on ``device`` needs."""
+        return estimate(self.config, autoencoder=self.autoencoder, device=device)
 
 
 class AutoencoderBases(Bases[AutoencoderConfig | MaisiVAEConfig]):
@@ -97,10 +99,6 @@ class AutoencoderBases(Bases[AutoencoderConfig | MaisiVAEConfig]):
         if adversarial.weight > 0:
             networks["discriminator"] = factory.create_discriminator(adversarial.discriminator)
         return networks
-
-    def needs(self, device: Device) -> Resources:
-        """Return what a training step on ``device`` needs."""
-        return estimate(self.config, device=device)
 
 
 class TransformerBases(Bases[TransformerConfig]):
@@ -121,10 +119,6 @@ class TransformerBases(Bases[TransformerConfig]):
         """Return the decoder."""
         return {"decoder": factory.create_transformer(self.config.model, levels=self.autoencoder.levels)}
 
-    def needs(self, device: Device) -> Resources:
-        """Return what a training step on ``device`` needs."""
-        return estimate(self.config, autoencoder=self.autoencoder, device=device)
-
 
 class FlowBases(Bases[MaisiDiffusionConfig]):
     """Stage 2 of MAISI on its autoencoder."""
@@ -139,10 +133,6 @@ class FlowBases(Bases[MaisiDiffusionConfig]):
         """Return the U-Net."""
         channels = self.autoencoder.latent_channels
         return {"diffusion": factory.create_diffusion(self.config.model, latent_channels=channels)}
-
-    def needs(self, device: Device) -> Resources:
-        """Return what a training step on ``device`` needs."""
-        return estimate(self.config, autoencoder=self.autoencoder, device=device)
 
 
 class RefinerBases(Bases[RefinerConfig]):

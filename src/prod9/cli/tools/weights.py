@@ -2,7 +2,7 @@
 
 import shutil
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -10,6 +10,9 @@ from prod9.cli.shared import DebugOption, JsonOption, console, messages, new_app
 from prod9.errors import CheckpointError, ConfigError, Prod9Error
 from prod9.system.machine import expand
 from prod9.system.wording import plural
+
+if TYPE_CHECKING:
+    from prod9.models.released import FeatureNetwork, Released
 
 app = new_app(
     "List, verify and import published weights. Nothing is downloaded: get the files from their publishers."
@@ -24,7 +27,12 @@ FileArgument = Annotated[Path, typer.Argument(metavar="FILE", help="The publishe
 @app.command("list")
 def list_weights(as_json: JsonOption = False, debug: DebugOption = False) -> None:
     """List the known networks: file, source, licence, and where it was found."""
-    rows = [_row(entry, _find(entry.name)) for entry in _known().values()]
+    keys = ("name", "file", "source", "licence", "config", "parameters", "found")
+    rows: list[dict[str, Any]] = []
+    for entry in _known().values():
+        found = _find(entry.name)
+        here = {"file": entry.files[0], "found": None if found is None else str(found)}
+        rows.append({key: here[key] if key in here else getattr(entry, key) for key in keys})
     if as_json:
         print_json(rows)
         return
@@ -113,38 +121,22 @@ def import_weights(
         console.print(f"{entry} is in {target} (SHA-256 of the file {digest})")
 
 
-def _known() -> dict[str, Any]:
+def _known() -> "dict[str, Released | FeatureNetwork]":
     from prod9.models.released import FEATURE_NETWORKS, RELEASED
 
     return {**RELEASED, **FEATURE_NETWORKS}
 
 
-def _row(entry: Any, found: Path | None) -> dict[str, Any]:
-    return {
-        "name": entry.name,
-        "file": getattr(entry, "file", None) or entry.files[0],
-        "source": entry.source,
-        "licence": entry.licence,
-        "config": getattr(entry, "config", None),
-        "parameters": getattr(entry, "parameters", None),
-        "found": None if found is None else str(found),
-    }
-
-
-def _names(entry: Any) -> tuple[str, ...]:
-    return getattr(entry, "files", None) or (entry.file,)
-
-
 def _find(name: str) -> Path | None:
     from prod9.measures.weights import weight_folders
 
-    wanted = _names(_known()[name])
+    wanted = _known()[name].files
     places = (folder / file for folder in weight_folders() for file in wanted)
     return next((path for path in places if path.is_file()), None)
 
 
 def _name_of(path: Path) -> str:
-    names = [name for name, entry in _known().items() if path.name in _names(entry)]
+    names = [name for name, entry in _known().items() if path.name in entry.files]
     if not names and not path.is_file():
         raise ConfigError(
             f"{path}: expected a file of weights, got {_what(path)}; check the path, and say which network it is with "
@@ -152,7 +144,7 @@ def _name_of(path: Path) -> str:
         )
     if not names:
         raise ConfigError(
-            f"{path}: expected a file that its publisher calls {', '.join(_names(e)[0] for e in _known().values())}, "
+            f"{path}: expected a file that its publisher calls {', '.join(e.files[0] for e in _known().values())}, "
             f"got {path.name}; say which network it is with --name."
         )
     return names[0]
@@ -166,7 +158,8 @@ def _verify(name: str, path: Path) -> str:
 
     if name not in _known():
         raise ConfigError(f"--name: expected one of {', '.join(_known())}, got {name!r}")
-    _require_file(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path}: expected a file of weights, got {_what(path)}; check the path.")
     if name in RELEASED:
         weights = read_released(path)
         check_released(RELEASED[name], weights, path)
@@ -177,28 +170,23 @@ def _verify(name: str, path: Path) -> str:
     return sha256(path)
 
 
-def _require_file(path: Path) -> None:
-    if not path.is_file():
-        raise CheckpointError(f"{path}: expected a file of weights, got {_what(path)}; check the path.")
-
-
 def _what(path: Path) -> str:
     return "a folder" if path.is_dir() else "no such file"
 
 
 def _import_network(
-    entry: Any, file: Path, output_dir: str | None, autoencoder: Path | None, diffusion: Path | None
+    entry: "Released", file: Path, output_dir: str | None, autoencoder: Path | None, diffusion: Path | None
 ) -> Path:
     from prod9.models.checkpoint_manager import CheckpointManager
     from prod9.models.released_weights import import_released
 
-    upstream = base = None
+    vae = base = None
     if autoencoder is not None:
-        upstream = CheckpointManager.load_autoencoder(autoencoder, stage="maisi_vae")
+        vae = CheckpointManager.load_autoencoder(autoencoder, stage="maisi_vae")
     if diffusion is not None:
-        base = CheckpointManager.load_diffusion(diffusion, schedule=entry.schedule)
+        base = CheckpointManager.load_diffusion(diffusion, schedule=str(entry.schedule))
     folder = Path(output_dir or Path("weights") / entry.name)
-    return import_released(entry, file, folder, autoencoder=upstream, base=base)
+    return import_released(entry, file, folder, autoencoder=vae, base=base)
 
 
 def _copy_feature_network(name: str, file: Path, digest: str) -> Path:
@@ -211,7 +199,7 @@ def _copy_feature_network(name: str, file: Path, digest: str) -> Path:
         raise ConfigError(
             f"PROD9_WEIGHTS_DIR: expected the folder that {name} is to be kept in, got nothing; set it."
         )
-    target = expand(own) / _names(_known()[name])[0]
+    target = expand(own) / _known()[name].files[0]
     target.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(target) as temporary:
         shutil.copyfile(file, temporary)
