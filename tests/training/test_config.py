@@ -118,7 +118,7 @@ def test_overrides_are_yaml_and_the_last_one_wins(write):
         ("seed", "--set seed: expected KEY=VALUE"),
         ("=3", "expected a dotted key"),
         ("a..b=3", "expected a dotted key"),
-        ("seed.x=3", "--set seed.x: seed is 4, not a section"),
+        ("seed.x=3", "--set seed.x: expected a section seed, got 4"),
         ("seed=[", "--set seed:1: not valid YAML"),
     ],
 )

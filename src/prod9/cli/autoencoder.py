@@ -129,10 +129,14 @@ def find_volumes(inputs: Sequence[Path], output_dir: Path) -> dict[str, Path]:
         for relative, source in found:
             name = relative.with_name(f"{bare(relative.name)}.nii.gz").as_posix()
             if name in files:
-                raise ConfigError(f"{files[name]} and {source} would both become {name}; give one at a time")
+                raise ConfigError(
+                    f"{files[name]} and {source}: expected different names of outputs, got {name} for both; give one "
+                    "at a time"
+                )
             if target / name == source.resolve():
                 raise ConfigError(
-                    f"{source}: the output would replace its input; choose another --output-dir"
+                    f"--output-dir: expected a folder without the inputs, got one where the output would replace "
+                    f"{source}; choose another"
                 )
             files[name] = source
     return files

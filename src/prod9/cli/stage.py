@@ -154,7 +154,8 @@ def add_run_commands(app: typer.Typer, *stages: str) -> None:
         ends = None if max_time is None else began + parse_time(max_time)
         if resume is not None and init_from is not None:
             raise ConfigError(
-                "--resume goes on with a run, --init-from starts a new one; give only one of them"
+                "--resume and --init-from: expected one of them, since the first goes on with a run and the other "
+                "starts a new one, got both; leave one out"
             )
         if print_config:
             shared.print_config(run_config)

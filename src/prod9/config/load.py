@@ -119,9 +119,8 @@ def merge_config(path: Path, _seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     """Return the values of a file over those of what it extends; variables are not filled in yet."""
     path = path.resolve()
     if path in _seen:
-        raise ConfigError(
-            " extends ".join(str(p) for p in (*_seen, path)) + ": a circle; remove one `extends`"
-        )
+        chain = " extends ".join(str(p) for p in (*_seen, path))
+        raise ConfigError(f"extends: expected a chain that ends, got a circle, {chain}; remove one `extends`")
     values = read_yaml(path)
     base = values.pop("extends", None)
     if base is None:
@@ -160,7 +159,9 @@ def _apply_override(values: dict[str, Any], override: str | tuple[str, Any], lit
         below = section.get(name)
         if below is not None and not isinstance(below, dict):
             parent = ".".join(parents[: depth + 1])
-            raise ConfigError(f"--set {key}: {parent} is {shown(below)}, not a section; set {parent} itself")
+            raise ConfigError(
+                f"--set {key}: expected a section {parent}, got {shown(below)}; set {parent} itself"
+            )
         section[name] = dict(below or {})
         section = section[name]
     section[last] = value

@@ -61,7 +61,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
             raise ConfigError(f"{path}: expected at most {MAX_BYTES} bytes, got {size}; is it a config?")
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read as a UTF-8 text file ({error})") from error
+        raise ConfigError(
+            f"{path}: expected a UTF-8 text file, got one that cannot be read ({error})"
+        ) from error
     value = parse_yaml(text, str(path))
     if not isinstance(value, dict):
         raise ConfigError(f"{path}: expected a mapping of sections (key: value), got {_kind(value)}")

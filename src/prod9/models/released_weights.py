@@ -8,13 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-import prod9
-from prod9.config.load import config_to_dict, load_config, of_class
+from prod9.config.load import load_config, of_class
 from prod9.config.schema import MaisiControlNetConfig, MaisiDiffusionConfig, MaisiVAEConfig
 from prod9.errors import CheckpointError
 from prod9.models import export as exports
 from prod9.models.checkpoint_file import read_checkpoint
-from prod9.models.checkpoint_manager import FORMAT, Loaded
+from prod9.models.checkpoint_header import Loaded, make_header
 from prod9.models.checkpoint_places import describe_input
 from prod9.models.checkpoint_weights import differences
 from prod9.models.factory import ModelFactory
@@ -133,19 +132,10 @@ def import_released(
             )
         data["scale_factor"] = weights.scale_factor
         data["schedule"] = entry.schedule
-    values: dict[str, Any] = config_to_dict(config) | {"output_dir": "outputs"}
-    header = {
-        "format": FORMAT,
-        "version": prod9.__version__,
-        "stage": config.stage,
-        "architecture": architecture,
-        "config": values | {"data": values["data"] | {"root": "data"}},
-        "split": {"train": [], "val": [], "test": []},
-        "step": 0,
-        "inputs": inputs,
-        "data": data,
-    }
-    return exports.write_export(folder, header, weights.state, dtype=torch.float32)
+    split = {"train": [], "val": [], "test": []}
+    header = make_header(config, architecture=architecture, step=0, split=split, inputs=inputs, data=data)
+    header["config"] |= {"output_dir": "outputs", "data": header["config"]["data"] | {"root": "data"}}
+    return exports.write_export(folder, dict(header), weights.state, dtype=torch.float32)
 
 
 def _required(given: Loaded[Any] | None, name: str | None, why: str, path: Path) -> Loaded[Any]:
