@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -262,8 +263,4 @@ def _report(
 app = new_app("Train the stage-1 autoencoder, and pass volumes through it.")
 add_run_commands(app, "autoencoder")
 add_infer(app, "autoencoder", latents="--save-tokens", text="Also write the tokens, as NAME_tokens.npz.")
-
-
-def main() -> None:
-    """Run the command line."""
-    run_app(app)
+main = partial(run_app, app)

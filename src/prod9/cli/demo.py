@@ -17,7 +17,6 @@ from prod9.cli.shared import (
     print_json,
     progress,
     resumable,
-    run_app,
 )
 
 app = new_app("See it work: from nothing to generated brains on this machine.")
@@ -105,11 +104,6 @@ def demo(
         print_json(block)
     else:
         _summarise(block, output_dir)
-
-
-def main() -> None:
-    """Run ``prod9 demo`` alone."""
-    run_app(app)
 
 
 def _say(text: str) -> None:

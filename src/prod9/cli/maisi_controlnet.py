@@ -1,5 +1,7 @@
 """``prod9-train-maisi-controlnet``: stage 3 of MAISI, from a trained flow to one that is steered."""
 
+from functools import partial
+
 from prod9.cli.generate.control import generate_control
 from prod9.cli.shared import new_app, run_app
 from prod9.cli.stage import add_run_commands
@@ -9,8 +11,4 @@ app = new_app(
 )
 add_run_commands(app, "maisi_controlnet")
 app.command("generate")(generate_control)
-
-
-def main() -> None:
-    """Run the command line."""
-    run_app(app)
+main = partial(run_app, app)

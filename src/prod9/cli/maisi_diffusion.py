@@ -1,5 +1,7 @@
 """``prod9-train-maisi-diffusion``: stage 2 of MAISI, a rectified flow from noise to latents."""
 
+from functools import partial
+
 from prod9.cli.generate.label import generate_labels
 from prod9.cli.shared import new_app, run_app
 from prod9.cli.stage import add_run_commands
@@ -9,8 +11,4 @@ app = new_app(
 )
 add_run_commands(app, "maisi_diffusion")
 app.command("generate")(generate_labels)
-
-
-def main() -> None:
-    """Run the command line."""
-    run_app(app)
+main = partial(run_app, app)
