@@ -108,9 +108,9 @@ def test_what_does_not_fit_is_refused(make_config, memory_data, tmp_path):
     with pytest.raises(ConfigError, match="source_modalities must name modalities"):
         make_config("maisi_controlnet", "run", condition={"conditions": ["image"]})
     told = {"conditions": ["image"], "source_modalities": ["PD"]}
-    with pytest.raises(ConfigError, match=r"must be among data\.modalities"):
+    with pytest.raises(ConfigError, match=r"expected some of data\.modalities"):
         make_config("maisi_controlnet", "run", condition=told)
-    with pytest.raises(ConfigError, match=r"loss\.contrast needs the condition mask"):
+    with pytest.raises(ConfigError, match=r"loss\.contrast: expected the condition mask"):
         make_config("maisi_controlnet", "run", condition={"conditions": ["label"]}, loss={"contrast": {}})
     config = make_config("maisi_controlnet", "run", training={"max_steps": 1}, callbacks={"num_samples": 0})
     train(config)

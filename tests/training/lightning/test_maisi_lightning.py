@@ -87,7 +87,7 @@ def test_what_does_not_fit_is_refused(make_config):
         MAISIDiffusionLightning(config)
     with pytest.raises(ConfigError, match="0 means unknown here"):
         make_config("maisi_diffusion", "run", data={"label_map": {"T1": 0, "T1ce": 1, "T2": 2, "FLAIR": 3}})
-    with pytest.raises(ConfigError, match="num_head_channels\\[1\\] must divide"):
+    with pytest.raises(ConfigError, match="num_head_channels\\[1\\]: expected a divisor"):
         make_config("maisi_diffusion", "run", model={"num_head_channels": [0, 0]})
     with pytest.raises(ConfigError, match="one entry per entry of num_channels"):
         make_config("maisi_diffusion", "run", model={"attention_levels": [False]})

@@ -96,7 +96,7 @@ def test_what_a_translation_depends_on_is_named(config: Any, tmp_path: Path) -> 
 
 
 def test_labels_and_classes_have_to_agree() -> None:
-    with pytest.raises(ConfigError, match=r"model.num_classes must be one more than the largest label"):
+    with pytest.raises(ConfigError, match=r"model.num_classes: expected 4, one more than the largest label"):
         config_from_dict(
             {"stage": "refiner", "output_dir": "x", "data": {"root": "x"}, "model": {"num_classes": 3}},
             source="x",
