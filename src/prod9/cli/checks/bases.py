@@ -1,13 +1,12 @@
-"""What a run builds on, opened once; and what follows from it: whether the config fits, networks, memory.
+"""Opens the bases of a run once, checks that its config fits them, and builds and estimates its networks.
 
-One class per stage, found by :func:`check_bases`. Opening a class refuses bases that its config does not fit.
+One class per stage, found by :func:`check_bases`; its constructor refuses bases that the config does not fit.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from prod9.config.autoencoders import AutoencoderSection
 from prod9.config.load import config_from_dict, of_class
 from prod9.config.schema import (
     AutoencoderConfig,
@@ -44,7 +43,8 @@ _PREPARATION = ("spacing", "intensity")
 _MEANING = ("grid", "spacing", "intensity", "label_map")
 """Keys of ``data`` that decide the meaning of latents, and of latents and labels."""
 C = TypeVar("C", bound=RunSection)
-M = TypeVar("M", bound=AutoencoderSection)
+E = TypeVar("E", TransformerConfig, MaisiDiffusionConfig)
+M = TypeVar("M", FSQModelConfig, KLModelConfig)
 
 
 class Bases(ABC, Generic[C]):
@@ -53,11 +53,9 @@ class Bases(ABC, Generic[C]):
     Attributes:
         config: of the run.
         opened: the base that ``inputs`` must name; None for a stage 1.
-        autoencoder: the model section of stage 1 below it, where it matters.
     """
 
     opened: "Opened | None" = None
-    autoencoder: FSQModelConfig | KLModelConfig | None = None
 
     def __init__(self, config: C) -> None:
         self.config = config
@@ -84,9 +82,9 @@ class Bases(ABC, Generic[C]):
     def build(self, factory: "Factory") -> "Networks":
         """Return the networks that the run trains by name, its own first."""
 
+    @abstractmethod
     def needs(self, device: Device) -> Resources:
         """Return what a training step on ``device`` needs."""
-        return estimate(self.config, autoencoder=self.autoencoder, device=device)
 
 
 class AutoencoderBases(Bases[AutoencoderConfig | MaisiVAEConfig]):
@@ -100,15 +98,47 @@ class AutoencoderBases(Bases[AutoencoderConfig | MaisiVAEConfig]):
             networks["discriminator"] = factory.create_discriminator(adversarial.discriminator)
         return networks
 
+    def needs(self, device: Device) -> Resources:
+        """Return what a training step on ``device`` needs."""
+        return estimate(self.config, device=device)
 
-class TransformerBases(Bases[TransformerConfig]):
-    """Stage 2 of MaskGiT on its autoencoder."""
+
+class EncodedBases(Bases[E], Generic[E, M]):
+    """Stage 2 of either family on its autoencoder.
+
+    Args:
+        config: of the run.
+        kind: the config class of the autoencoder.
+        what: a part of the network that divides the sides of its latent, in words.
+        factor: by which it divides them.
+    """
+
+    def __init__(self, config: E, kind: "type[Stage1Config[M, Any]]", what: str, factor: int) -> None:
+        super().__init__(config)
+        self.opened, stage1 = _open(config, kind)
+        self.autoencoder: M = stage1.model
+        below, path = stage1.model.downsampling_factor, self.opened.path
+        _require_grid(
+            config, below * factor, f"the downsampling factor {below} of {path} times {what} {factor}"
+        )
+        for key in _PREPARATION:
+            ours, theirs = getattr(config.data, key), getattr(stage1.data, key)
+            if ours != theirs and None not in (ours, theirs):
+                raise ConfigError(
+                    f"data.{key}: expected that of {path}, {theirs}, got {ours}; latents of volumes prepared "
+                    "otherwise mean something else"
+                )
+
+    def needs(self, device: Device) -> Resources:
+        """Return what a training step on ``device`` needs."""
+        return estimate(self.config, autoencoder=self.autoencoder, device=device)
+
+
+class TransformerBases(EncodedBases[TransformerConfig, FSQModelConfig]):
+    """Stage 2 of MaskGiT."""
 
     def __init__(self, config: TransformerConfig) -> None:
-        super().__init__(config)
-        self.opened, self.autoencoder = _open_autoencoder(
-            config, AutoencoderConfig, "model.patch_size", config.model.patch_size
-        )
+        super().__init__(config, AutoencoderConfig, "model.patch_size", config.model.patch_size)
         if config.model.kind == "decoder" and len(config.data.modalities) < 2:
             raise ConfigError(
                 "data.modalities: expected at least two to translate between, got "
@@ -120,14 +150,11 @@ class TransformerBases(Bases[TransformerConfig]):
         return {"decoder": factory.create_transformer(self.config.model, levels=self.autoencoder.levels)}
 
 
-class FlowBases(Bases[MaisiDiffusionConfig]):
-    """Stage 2 of MAISI on its autoencoder."""
+class FlowBases(EncodedBases[MaisiDiffusionConfig, KLModelConfig]):
+    """Stage 2 of MAISI."""
 
     def __init__(self, config: MaisiDiffusionConfig) -> None:
-        super().__init__(config)
-        self.opened, self.autoencoder = _open_autoencoder(
-            config, MaisiVAEConfig, "the U-Net's", config.model.downsampling_factor
-        )
+        super().__init__(config, MaisiVAEConfig, "the U-Net's", config.model.downsampling_factor)
 
     def build(self, factory: "Factory") -> "Networks":
         """Return the U-Net."""
@@ -259,25 +286,6 @@ def _open(config: RunSection, kind: type[C]) -> "tuple[Opened, C]":
     key = str(stage.base_key)
     opened = CheckpointManager.open(str(config.base_path(key)), stage=stage.bases[key])
     return opened, of_class(config_from_dict(opened.header["config"], source=str(opened.path)), kind)
-
-
-def _open_autoencoder(
-    config: RunSection, kind: type[Stage1Config[M, Any]], what: str, own: int
-) -> "tuple[Opened, M]":
-    """Return the autoencoder below ``config`` and its model section; ``own``: the factor of ``what`` on its latent."""
-    opened, stage1 = _open(config, kind)
-    factor = stage1.model.downsampling_factor
-    _require_grid(
-        config, factor * own, f"the downsampling factor {factor} of {opened.path} times {what} {own}"
-    )
-    for key in _PREPARATION:
-        ours, theirs = getattr(config.data, key), getattr(stage1.data, key)
-        if ours != theirs and None not in (ours, theirs):
-            raise ConfigError(
-                f"data.{key}: expected that of {opened.path}, {theirs}, got {ours}; latents of volumes prepared "
-                "otherwise mean something else"
-            )
-    return opened, stage1.model
 
 
 def _require_grid(config: RunSection, unit: int, where: str) -> None:
