@@ -18,8 +18,6 @@ from prod9.cli.shared import (
     new_app,
 )
 from prod9.devices import torch_device
-from prod9.errors import ConfigError
-from prod9.stages import GENERATORS
 from prod9.system.wording import plural
 
 if TYPE_CHECKING:
@@ -64,12 +62,11 @@ def encode(
     share a store. `train` does the same by itself; this command is for doing it elsewhere, or before.
     """
     changes = [*(overrides or []), *([f"data.num_workers={workers}"] if workers is not None else [])]
-    run_config = shared.load(config, overrides=changes, output_dir=output_dir, seed=seed)
-    if run_config.stage != "transformer" and run_config.stage != "maisi_diffusion":
-        raise ConfigError(
-            f"stage: expected {' or '.join(GENERATORS)}, which train on what is encoded, got {run_config.stage}; name "
-            "such a config"
-        )
+    from prod9.config.load import of_class
+    from prod9.config.schema import MaisiDiffusionConfig, TransformerConfig
+
+    loaded = shared.load(config, overrides=changes, output_dir=output_dir, seed=seed)
+    run_config = of_class(loaded, (TransformerConfig, MaisiDiffusionConfig))
     store = run_config.store_dir
     if not verify:
         _encode(run_config, device, processes, overwrite=overwrite)
