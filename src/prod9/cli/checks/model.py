@@ -1,7 +1,7 @@
-"""What ``--check`` builds: networks without their memory, what they need, and the weights that they start from."""
+"""What ``--check`` builds: networks without their memory, their sizes, and the weights that they start from."""
 
 import warnings
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from prod9.errors import CheckpointError
 
@@ -16,36 +16,16 @@ if TYPE_CHECKING:
         TransformerConfig,
     )
     from prod9.models.checkpoint_manager import Opened
-    from prod9.planning.estimates import Resources
 
 
-def estimate_needs(
+def count_parameters(
     config: "RunConfig",
     base: "TransformerConfig | MaisiDiffusionConfig | None",
     autoencoder: "FSQModelConfig | KLModelConfig | None",
-    device: Literal["cuda", "cpu"],
-) -> "Resources":
-    """Return what a step of ``config`` on ``device`` needs. base, autoencoder: of the earlier stages."""
-    from prod9.planning.control_flow import estimate_flow_controlnet
-    from prod9.planning.control_maskgit import estimate_controlnet
-    from prod9.planning.estimates import estimate
-    from prod9.planning.refiner import estimate_refiner
-
-    if config.stage == "maisi_controlnet":
-        assert base is not None
-        assert base.stage == "maisi_diffusion"
-        assert autoencoder is not None
-        assert autoencoder.kind == "kl"
-        return estimate_flow_controlnet(config, base=base, autoencoder=autoencoder, device=device)
-    if config.stage == "maskgit_controlnet":
-        assert base is not None
-        assert base.stage == "transformer"
-        assert autoencoder is not None
-        assert autoencoder.kind == "fsq"
-        return estimate_controlnet(config, base=base, autoencoder=autoencoder, device=device)
-    if config.stage == "refiner":
-        return estimate_refiner(config, device=device)
-    return estimate(config, autoencoder=autoencoder, device=device)
+) -> int:
+    """Return how many parameters ``config`` trains; base, autoencoder: as for :func:`build_networks`."""
+    networks = build_networks(config, base, autoencoder)
+    return sum(parameter.numel() for network in networks.values() for parameter in network.parameters())
 
 
 def build_networks(

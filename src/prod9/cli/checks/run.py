@@ -89,8 +89,9 @@ def check_run(
         init_from: a run or checkpoint whose weights the run starts from.
     """
     from prod9.cli.checks.data import check_data
-    from prod9.cli.checks.model import build_networks, check_start, estimate_needs
+    from prod9.cli.checks.model import build_networks, check_start, count_parameters
     from prod9.models.run_folder import require_fresh
+    from prod9.planning.estimates import estimate
 
     inputs = check_inputs(config, writes=what == "train")
     if what == "train":
@@ -105,8 +106,12 @@ def check_run(
         check_start(config, networks, init_from)
     if what == "train" and resume is None:  # last, since it says least about the config
         require_fresh(Path(config.output_dir))
-    needs = estimate_needs(
-        config, earlier.base, earlier.autoencoder, "cuda" if chosen.type == "cuda" else "cpu"
+    needs = estimate(
+        config,
+        count=count_parameters,
+        base=earlier.base,
+        autoencoder=earlier.autoencoder,
+        device="cuda" if chosen.type == "cuda" else "cpu",
     )
     memory, disk = device_memory(str(chosen)), free_disk(Path(config.output_dir))
     wanted = wanted_disk(config, needs, inputs.num_volumes) if what == "train" else 0
@@ -118,7 +123,7 @@ def check_run(
         "files": data.files,
         "grid": list(needs.grid),
         **({"tokens": list(needs.latent_grid)} if needs.tokens else {}),
-        "parameters": sum(p.numel() for network in networks.values() for p in network.parameters()),
+        "parameters": needs.parameters,
         "device": str(chosen),
         "memory_gib": round(needs.memory_gib, 2),
         "disk_gib": round(wanted / GIB, 2),
