@@ -1,7 +1,7 @@
 """Writes the generated tables into ``src/prod9/configs/**/README.md``; ``--check`` only compares.
 
-A README marks where a table goes with ``<!-- generated: NAME -->`` and ``<!-- end generated -->``; NAME is
-``configs`` (what is shipped, with its cost) or a stage (its keys).
+A README marks the place of a table by ``<!-- generated: NAME -->`` and ``<!-- end generated -->``; NAME is
+``configs`` (the shipped configs with their costs) or a stage (its keys).
 """
 
 import re
@@ -35,7 +35,7 @@ def main() -> int:
 
 
 def regenerated(path: Path) -> str:
-    """Return the text of a README with its tables made anew."""
+    """Return the text of a README with new tables."""
     return BLOCK.sub(lambda match: match[1] + _table(match[2]) + match[3], path.read_text())
 
 

@@ -49,33 +49,17 @@ class StagePlan(Generic[C_co]):
     Attributes:
         values: as written to the file.
         config: the same, checked.
-        resources: what training it needs.
+        resources: for its training.
+        peak_bytes: the peak memory of a GPU, or of the whole process on a CPU, libraries included: there, processes
+            of two sizes stayed 5 and 15% below it.
         multiplications: multiply-adds of a training step.
-        device: where it is trained.
     """
 
     values: Values
     config: C_co
     resources: Resources
+    peak_bytes: int
     multiplications: float
-    device: Device
-
-    @property
-    def peak_bytes(self) -> int:
-        """The peak memory of a GPU, or of the whole process on a CPU, libraries included.
-
-        Processes of two sizes measured on a CPU stayed 5 and 15% below this.
-        """
-        return _peak_bytes(self.resources, self.device)
-
-    def seconds(self, rate: float) -> float:
-        """Return the seconds of a step at ``rate`` multiply-adds per second."""
-        return self.multiplications / rate
-
-
-def _peak_bytes(needs: Resources, device: Device) -> int:
-    """Return the peak of ``needs``: a CPU has no workspaces to allow for, but a process around it."""
-    return int(needs.memory_bytes / OVERHEAD) + _PROCESS_BYTES if device == "cpu" else needs.memory_bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,26 +93,29 @@ class _Chooser:
         Raises:
             ConfigError: when not even the smallest network fits.
         """
-        smallest: list[int] = []
+        peaks: list[int] = []
         last = None
         for values in candidates:
             config = kind.model_validate(values)
             needs = estimate(config, count=self.count, base=base, autoencoder=autoencoder, device=self.device)
-            smallest.append(_peak_bytes(needs, self.device))
-            if smallest[-1] <= self.budget:
+            peak = needs.memory_bytes
+            if self.device == "cpu":  # which has no workspaces to allow for, but a process around the step
+                peak = int(peak / OVERHEAD) + _PROCESS_BYTES
+            peaks.append(peak)
+            if peak <= self.budget:
                 last = StagePlan(
                     values=values,
                     config=config,
                     resources=needs,
+                    peak_bytes=peak,
                     multiplications=work(config, needs),
-                    device=self.device,
                 )
                 if needs.parameters <= most_parameters:
                     return last
         if last is not None:
             return last
         raise ConfigError(
-            f"--memory: expected at least {min(smallest, default=0) / USABLE / GIB:.1f} GiB for the smallest network "
+            f"--memory: expected at least {min(peaks, default=0) / USABLE / GIB:.1f} GiB for the smallest network "
             f"on this grid, got {self.budget / USABLE / GIB:.1f}; resample to larger voxels (data.spacing), or use a "
             "larger device"
         )
@@ -140,7 +127,7 @@ class _Chooser:
         return self.first_fit(
             TransformerConfig,
             candidates,
-            lambda config, needs: transformer_work(config, needs.footprint, needs.parameters),
+            lambda config, needs: transformer_work(config, needs, needs.parameters),
             autoencoder=stage1.config.model,
             most_parameters=_PARAMETERS_PER_TOKEN * 2 * images * stage1.resources.tokens,
         )
@@ -225,7 +212,7 @@ def _plan_flow(
     flow = chooser.first_fit(
         MaisiDiffusionConfig,
         lists.flow(),
-        lambda config, needs: flow_work(config, needs.footprint.positions, model.latent_channels),
+        lambda config, needs: flow_work(config, needs.positions, model.latent_channels),
         autoencoder=model,
     )
     plans: dict[str, StagePlan[RunConfig]] = {"maisi_vae": vae, "maisi_diffusion": flow}

@@ -68,38 +68,26 @@ _FOOTPRINTS: Mapping[str, Callable[..., Footprint]] = {
 """By stage. Called with the configuration, the bytes of a product's value, and what the stage builds on."""
 
 
-@dataclass(frozen=True)
-class Resources:
-    """What a run needs.
+@dataclass(frozen=True, kw_only=True)
+class Resources(Footprint):
+    """All that a run needs.
 
     Attributes:
         grid: voxels of a whole volume.
-        footprint: what follows from the configuration, parameters aside.
         parameters: of every trained network.
         memory_bytes: peak of a training step on one device.
         checkpoint_bytes: size of one checkpoint file.
     """
 
     grid: tuple[int, int, int]
-    footprint: Footprint
     parameters: int
     memory_bytes: int
     checkpoint_bytes: int
 
     @property
-    def latent_grid(self) -> tuple[int, int, int]:
-        """Tokens along each axis."""
-        return self.footprint.latent_grid
-
-    @property
     def tokens(self) -> int:
         """Tokens of a whole volume; 0 for a refiner, which works on volumes."""
         return prod(self.latent_grid)
-
-    @property
-    def store_bytes_per_volume(self) -> int:
-        """Bytes in the token store, mirrored copy included; 0 for stage 1."""
-        return self.footprint.store_bytes
 
     @property
     def memory_gib(self) -> float:
@@ -131,8 +119,8 @@ def estimate(
     average = 0 if config.training.ema is None else _EMA_BYTES
     state = parameters * (_STATE_BYTES + average) + frozen * _FROZEN_BYTES
     return Resources(
+        **vars(footprint),
         grid=config.data.grid,
-        footprint=footprint,
         parameters=parameters,
         memory_bytes=int(OVERHEAD * (state + footprint.kept_bytes)),
         checkpoint_bytes=parameters * (_CHECKPOINT_BYTES + average),

@@ -27,7 +27,7 @@ def flow_footprint(config: MaisiDiffusionConfig, half: int, autoencoder: KLModel
         latent_grid=grid,
         positions=prod(grid),
         kept_bytes=data.batch_size * prod(grid) * _kept_bytes(config.model, channels, half),
-        store_bytes=copies * prod(grid) * (2 * channels + 1),
+        store_bytes_per_volume=copies * prod(grid) * (2 * channels + 1),
     )
 
 

@@ -1,4 +1,4 @@
-"""What a training step keeps in memory, and helpers that the estimates of all stages share."""
+"""The memory that a training step keeps, and helpers that the estimates of all stages share."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,15 +16,15 @@ class Footprint:
 
     Attributes:
         latent_grid: positions of the latent along each axis.
-        positions: what the network of stage 2 or 3 works on; 0 where it works on volumes.
+        positions: of the sequence or latent that the network of a later stage works on; 0 if it works on volumes.
         kept_bytes: activations that a step keeps for the backward pass.
-        store_bytes: of one volume in the store of tokens or latents, mirrored copy included.
+        store_bytes_per_volume: of one volume in the store of tokens or latents, mirrored copy included.
     """
 
     latent_grid: tuple[int, int, int]
     kept_bytes: float
     positions: int = 0
-    store_bytes: int = 0
+    store_bytes_per_volume: int = 0
 
 
 def latent_grid(grid: Sequence[int], factor: int) -> tuple[int, int, int]:

@@ -3,7 +3,7 @@
 A block's convolutions keep their inputs, its norms, its modulation and its SiLUs theirs, once for each of the
 U-Net's voxels. At full resolution the intensities are kept twice and the perceptron's hidden values five times, in
 float32, inside the head only: this is the most that a crop full of brain takes. Volumes are read in every step, so
-they are kept where ``data.cache`` says; the store holds one byte per voxel of each translation.
+they are cached as ``data.cache`` demands; the store holds one byte per voxel of each translation.
 """
 
 from dataclasses import dataclass
@@ -41,7 +41,7 @@ def refiner_footprint(config: RefinerConfig, half: int) -> Footprint:
     return Footprint(
         latent_grid=(0, 0, 0),
         kept_bytes=kept * voxels / folded,
-        store_bytes=config.translations.per_target * prod(data.grid),
+        store_bytes_per_volume=config.translations.per_target * prod(data.grid),
     )
 
 

@@ -24,7 +24,7 @@ def transformer_footprint(config: TransformerConfig, half: int, autoencoder: FSQ
         latent_grid=grid,
         positions=positions,
         kept_bytes=data.batch_size * kept,
-        store_bytes=copies * prod(grid) * (token_bytes + 1 + 2 * len(levels)),
+        store_bytes_per_volume=copies * prod(grid) * (token_bytes + 1 + 2 * len(levels)),
     )
 
 

@@ -183,7 +183,7 @@ def _row(
         "memory_gib": round(stage.peak_bytes / GIB, 2),
         "store_gib": round(volumes * needs.store_bytes_per_volume / GIB, 3),
         "checkpoints_gib": round(kept * needs.checkpoint_bytes / GIB, 3),
-        "seconds_per_step": None if rate is None else round(stage.seconds(rate), 3),
+        "seconds_per_step": None if rate is None else round(stage.multiplications / rate, 3),
         "steps": config.training.max_steps,
     }
 
