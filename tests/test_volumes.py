@@ -225,7 +225,7 @@ def test_non_finite_voxels_are_counted(tmp_path: Path, value: float, count: int)
     [
         ((5, 6), "2D of shape"),
         ((5, 6, 1), ""),
-        ((5, 6, 7, 4), "one file a modality"),
+        ((5, 6, 7, 4), "one file per modality"),
         ((5, 6, 7, 1, 3), "5D"),
     ],
 )
