@@ -9,11 +9,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from prod9.cli.checks.model import count_parameters
 from prod9.config.load import CONFIG_ROOT, load_config, shipped_configs
 from prod9.config.schema import STAGES as CONFIGS
 from prod9.config.schema import RunConfig
 from prod9.config.tables import markdown_table
+from prod9.models.meta import count_parameters
 from prod9.planning.estimates import Resources, estimate
 from prod9.planning.footprint import Device
 from prod9.stages import STAGES

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from prod9.cli.checks.model import count_parameters
 from prod9.config.schema import RunConfig
 from prod9.config.yaml import dump_yaml
 from prod9.data.checking.fingerprint import fingerprint
 from prod9.data.checking.report import check_dataset
+from prod9.models.meta import count_parameters
 from prod9.planning.choose import GIB, StagePlan, plan_family
 from tests.fixtures import write_brats_tree
 

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from prod9.cli.checks.model import count_parameters
 from prod9.config.load import config_from_dict
 from prod9.config.schema import AutoencoderConfig, RunConfig, TransformerConfig
 from prod9.errors import ConfigError
+from prod9.models.meta import count_parameters
 from prod9.planning.choose import GIB, StagePlan, downsampling_for, plan_family
 from prod9.planning.footprint import Device
 

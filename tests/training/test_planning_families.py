@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from prod9.cli.checks.model import count_parameters
 from prod9.config.load import config_from_dict
 from prod9.config.schema import RunConfig
+from prod9.models.meta import count_parameters
 from prod9.planning.choose import GIB, StagePlan
 from prod9.planning.choose import plan_family as plan_with
 from prod9.planning.footprint import Device

@@ -9,7 +9,6 @@ import torch
 
 from prod9.autoencoder.autoencoder_fsq import AutoencoderFSQ
 from prod9.autoencoder.discriminator import Discriminator
-from prod9.cli.checks.model import count_parameters
 from prod9.config.load import shipped_configs
 from prod9.config.schema import (
     AdversarialConfig,
@@ -34,6 +33,7 @@ from prod9.generator.condition import MaskGiTCondition
 from prod9.generator.factory import build_decoder
 from prod9.generator.modality_processor import InContextCondition
 from prod9.models.factory import ModelFactory
+from prod9.models.meta import count_parameters
 from prod9.planning import estimates
 from prod9.planning.estimates import OVERHEAD
 from prod9.planning.footprint import latent_grid

@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 import torch
 
-from prod9.cli.checks.model import count_parameters
 from prod9.config.load import config_from_dict
 from prod9.errors import CheckpointError, ConfigError
 from prod9.models.checkpoint_manager import CheckpointManager
 from prod9.models.factory import ModelFactory
+from prod9.models.meta import count_parameters
 from prod9.planning.estimates import OVERHEAD, estimate
 from prod9.training import run
 from prod9.training.data.refiner import BraTSRefinerDataModule

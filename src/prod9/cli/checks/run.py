@@ -89,7 +89,8 @@ def check_run(
         init_from: a run or checkpoint whose weights the run starts from.
     """
     from prod9.cli.checks.data import check_data
-    from prod9.cli.checks.model import build_networks, check_start, count_parameters
+    from prod9.cli.checks.model import check_start
+    from prod9.models.meta import count_parameters, meta_networks
     from prod9.models.run_folder import require_fresh
     from prod9.planning.estimates import estimate
 
@@ -101,7 +102,7 @@ def check_run(
     data = check_data(config, inputs, earlier.split, what)
     _check_models(config, earlier, checkpoint if checkpoint is not None else _named(resume))
     _check_trainer(config, device)
-    networks = build_networks(config, earlier.base, earlier.autoencoder)
+    networks = meta_networks(config, earlier.base, earlier.autoencoder)
     if init_from is not None:
         check_start(config, networks, init_from)
     if what == "train" and resume is None:  # last, since it says least about the config

@@ -70,7 +70,7 @@ def plan(
     if there and not overwrite:
         raise ConfigError(f"--output-dir: expected no {there[0]}; add --overwrite, or name another folder")
     fingerprint = _fingerprint(data)
-    from prod9.cli.checks.model import count_parameters
+    from prod9.models.meta import count_parameters
     from prod9.planning.choose import images_of, plan_family
 
     kind, memory_bytes = ("cuda", int(memory * GIB)) if memory is not None else _machine(device)
