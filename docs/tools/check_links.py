@@ -18,7 +18,7 @@ def main() -> int:
 
 
 def markdown_files() -> list[Path]:
-    """Return the Markdown files that git knows or would take."""
+    """Return the Markdown files in the repository, except ignored ones."""
     command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "*.md"]
     names = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
     return [ROOT / name for name in names.splitlines() if (ROOT / name).is_file()]

@@ -1,31 +1,21 @@
 """Writes the generated tables into ``src/prod9/configs/**/README.md``; ``--check`` only compares.
 
-A README marks where a table goes with ``<!-- generated: NAME -->`` and ``<!-- end generated -->``; NAME is
-``configs`` (what is shipped, with its cost) or a stage (its keys).
+A README marks the place of a table by ``<!-- generated: NAME -->`` and ``<!-- end generated -->``; NAME is
+``configs`` (the shipped configs with their costs) or a stage (its keys).
 """
 
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 from prod9.config.load import CONFIG_ROOT, load_config, shipped_configs
-from prod9.config.schema import (
-    CONFIGS,
-    FSQModelConfig,
-    KLModelConfig,
-    MaisiControlNetConfig,
-    MaisiDiffusionConfig,
-    MaskGiTControlNetLightningConfig,
-    RefinerConfig,
-    RunConfig,
-    Stage1Config,
-    TransformerConfig,
-)
+from prod9.config.schema import CONFIGS, RunConfig
 from prod9.config.tables import markdown_table
-from prod9.planning.control_flow import estimate_flow_controlnet
-from prod9.planning.control_maskgit import estimate_controlnet
-from prod9.planning.estimates import Device, Resources, estimate
-from prod9.planning.refiner import estimate_refiner
+from prod9.models.meta import count_parameters
+from prod9.planning.estimates import Resources, estimate
+from prod9.planning.footprint import Device
+from prod9.stages import STAGES
 
 BLOCK = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end generated -->)", re.DOTALL)
 
@@ -44,7 +34,7 @@ def main() -> int:
 
 
 def regenerated(path: Path) -> str:
-    """Return the text of a README with its tables made anew."""
+    """Return the text of a README with new tables."""
     return BLOCK.sub(lambda match: match[1] + _table(match[2]) + match[3], path.read_text())
 
 
@@ -53,53 +43,31 @@ def shipped() -> dict[str, RunConfig]:
     return {name: load_config(name, fill_variables=False) for name in shipped_configs()}
 
 
-def stage1_model(config: RunConfig, configs: dict[str, RunConfig]) -> FSQModelConfig | KLModelConfig | None:
-    """Return the autoencoder that a later stage's config names as its input, None for stage 1."""
-    if isinstance(config, Stage1Config):
-        return None
-    if isinstance(config, MaskGiTControlNetLightningConfig | RefinerConfig):
-        config = base_config(config, configs)
-    if isinstance(config, MaisiControlNetConfig):
-        config = flow_config(config, configs)
+def bases_of(config: RunConfig, configs: dict[str, RunConfig]) -> list[RunConfig]:
+    """Return the shipped configs whose runs a config builds on, the nearest first."""
+    bases = STAGES[config.stage].bases
+    if not bases:
+        return []
+    key, stage = next(iter(bases.items()))
+    path = config.model_dump()["inputs"][key]
     for other in configs.values():
-        if isinstance(other, Stage1Config) and other.output_dir == config.inputs.autoencoder:
-            return other.model
-    raise ValueError(f"{config.inputs.autoencoder} is the output_dir of no shipped stage-1 config")
-
-
-def base_config(
-    config: MaskGiTControlNetLightningConfig | RefinerConfig, configs: dict[str, RunConfig]
-) -> TransformerConfig:
-    """Return the config of the transformer that a control network's or a refiner's config names."""
-    for other in configs.values():
-        if isinstance(other, TransformerConfig) and other.output_dir == config.inputs.transformer:
-            return other
-    raise ValueError(f"{config.inputs.transformer} is the output_dir of no shipped stage-2 config")
-
-
-def flow_config(config: MaisiControlNetConfig, configs: dict[str, RunConfig]) -> MaisiDiffusionConfig:
-    """Return the config of the flow that a control network's config names."""
-    for other in configs.values():
-        if isinstance(other, MaisiDiffusionConfig) and other.output_dir == config.inputs.diffusion:
-            return other
-    raise ValueError(f"{config.inputs.diffusion} is the output_dir of no shipped stage-2 config")
+        if (other.stage, other.output_dir) == (stage, path):
+            return [other, *bases_of(other, configs)]
+    raise ValueError(f"inputs.{key}: expected the output_dir of a shipped {stage}, got {path}")
 
 
 def need_of(config: RunConfig, configs: dict[str, RunConfig]) -> Resources:
     """Return what training a shipped config needs, on the device that it names or else on a GPU."""
+    below: dict[str, Any] = {}
+    if config.stage != "refiner":  # which is trained on volumes
+        below = {
+            {1: "autoencoder", 2: "base"}[STAGES[base.stage].number]: base
+            for base in bases_of(config, configs)
+        }
+    if "autoencoder" in below:
+        below["autoencoder"] = below["autoencoder"].model
     device: Device = "cpu" if config.trainer.accelerator == "cpu" else "cuda"
-    if isinstance(config, RefinerConfig):
-        return estimate_refiner(config, device=device)
-    autoencoder = stage1_model(config, configs)
-    if isinstance(config, MaisiControlNetConfig):
-        assert isinstance(autoencoder, KLModelConfig)
-        flow = flow_config(config, configs)
-        return estimate_flow_controlnet(config, base=flow, autoencoder=autoencoder, device=device)
-    if isinstance(config, MaskGiTControlNetLightningConfig):
-        assert isinstance(autoencoder, FSQModelConfig)
-        base = base_config(config, configs)
-        return estimate_controlnet(config, base=base, autoencoder=autoencoder, device=device)
-    return estimate(config, autoencoder=autoencoder, device=device)
+    return estimate(config, count=count_parameters, **below, device=device)
 
 
 def _table(name: str) -> str:

@@ -1,9 +1,9 @@
-"""Writes the table of docs/explanation/metrics.md: what each score says of known damage.
+"""Writes the table of docs/explanation/metrics.md: the value of each score under known damage.
 
     python docs/tools/damage_table.py COHORT --autoencoder RUN [--patients N] [--write docs/explanation/metrics.md]
 
-COHORT is a folder of `prod9 data simulate`. Half of the patients are the real set; the other half, damaged, is what is
-judged, so that nothing but the damage and chance tells the sets apart.
+COHORT is a folder of `prod9 data simulate`. Half of the patients are the real set; the other half is damaged and
+judged, so that the sets differ by damage and chance only.
 """
 
 import argparse
@@ -37,12 +37,12 @@ Damage = Callable[[Tensor], Tensor]
 
 
 def blur(sigma: float) -> Damage:
-    """Return what smooths a volume by a Gaussian of ``sigma`` voxels."""
+    """Return a function that smooths a volume by a Gaussian of ``sigma`` voxels."""
     return lambda volume: torch.from_numpy(gaussian_filter(volume.numpy(), (0, 0, sigma, sigma, sigma)))
 
 
 def noise(deviation: float) -> Damage:
-    """Return what adds noise inside the head; another draw for every volume, the same in every run."""
+    """Return a function that adds noise inside the head: different for every volume, the same in every run."""
     generator = torch.Generator().manual_seed(0)
 
     def damage(volume: Tensor) -> Tensor:
@@ -63,7 +63,7 @@ DAMAGES: dict[str, Callable[[], Damage]] = {
 
 
 class Prepared:
-    """Stands for a Preparation: volumes that were read once, damaged."""
+    """Takes the place of a Preparation: volumes that were read once, damaged."""
 
     def __init__(self, volumes: dict[Path, Tensor], damage: Damage) -> None:
         self.volumes = volumes
@@ -98,9 +98,9 @@ def score_damage(
 
 
 def _collapsed(entries: Sequence[Entry]) -> list[Entry]:
-    """Return as many entries of as many patients, whose volumes are those of the first two alone.
+    """Return the entries with the volumes of the first two patients in place of all others, under their own names.
 
-    A generator that knows two heads gives them out as if they were others: each keeps a name of its own.
+    So the output of a generator looks that has learnt two heads.
     """
     result = []
     for modality in MODALITIES:
@@ -110,7 +110,7 @@ def _collapsed(entries: Sequence[Entry]) -> list[Entry]:
 
 
 def to_markdown(tables: dict[str, list[Score]], extractors: Sequence[SliceExtractor]) -> str:
-    """Return one table: a row a damage, a column an extractor and score; then what needs no extractor."""
+    """Return one table per extractor, a row per damage and a column per score; then the scores without extractor."""
     blocks = []
     for extractor in extractors:
         kind = extractor.name.split("-")[0]
@@ -134,7 +134,7 @@ def _cell(score: Score) -> str:
 
 
 def main() -> None:
-    """Measure, print, and put the table between its marks."""
+    """Measure, print, and write the table between its marks."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("cohort", type=Path)
     parser.add_argument("--autoencoder", required=True)

@@ -53,7 +53,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Judge:
-    """What scores a set: real volumes, features of reconstructions, and the classifier."""
+    """Scores a set: holds real volumes, features of reconstructions, and the classifier."""
 
     test: VolumeSet
     train: VolumeSet
@@ -108,7 +108,7 @@ def make_judge(pipeline: MaskGiTPipeline, model: str, data: str, *, steps: int) 
 
 
 def draw(pipeline: MaskGiTPipeline, per_label: int, seed: int) -> tuple[Tensor, Tensor, float]:
-    """Return volumes ``[N 1 H W D]``, labels ``[N]`` and the CPU seconds that sampling took for one volume."""
+    """Return volumes ``[N 1 H W D]``, labels ``[N]`` and the CPU seconds of sampling per volume."""
     volumes, labels, seconds = [], [], 0.0
     for name in pipeline.label_names():
         label = pipeline.label_map[name]
@@ -126,7 +126,7 @@ def draw(pipeline: MaskGiTPipeline, per_label: int, seed: int) -> tuple[Tensor, 
 def rows(pipeline: MaskGiTPipeline, judge: Judge, masking: MaskingConfig, per_label: int) -> Iterator[str]:
     """Yield the lines of the table."""
     columns = ("Fréchet ratio (95% interval; N patients, D)", "diversity ratio", "modality accuracy")
-    yield f"| setting | {' | '.join(columns)} | CPU seconds a volume |"
+    yield f"| setting | {' | '.join(columns)} | CPU seconds per volume |"
     yield "|---|---|---|---|---|"
     for name, change in SETTINGS.items():
         values = {**BASE, **change}
@@ -145,7 +145,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", required=True, help="label-conditional run")
     parser.add_argument("--data", required=True, help="the cohort it was trained on")
-    parser.add_argument("--volumes", type=int, default=8, help="of each modality and setting")
+    parser.add_argument("--volumes", type=int, default=8, help="volumes per modality and setting")
     parser.add_argument("--judge-steps", type=int, default=150, help="training steps of the classifier")
     args = parser.parse_args()
     torch.set_num_threads(1)

@@ -1,4 +1,4 @@
-"""Where things run: what ``--device`` may name. Commands import this before they need torch."""
+"""The devices that ``--device`` may name. Commands import this before they need torch."""
 
 from typing import TYPE_CHECKING
 
@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 def torch_device(name: str) -> "torch.device":
-    """Return the device that ``name`` means, ``auto`` being the fastest; ConfigError if there is none of its kind."""
+    """Return the device ``name``, ``auto`` being the fastest; ConfigError if the machine does not have it."""
     import torch
 
     if name == "auto":

@@ -1,8 +1,8 @@
 """Errors a user can act on.
 
-Commands print these as one message and exit with ``exit_code``; anything else is a bug and says so.
-Every message names the file or the dotted config key, what was expected, what came, and the remedy.
-Networks and algorithms, which know neither files nor configs, raise plain ``ValueError``.
+Commands print these as one message and exit with ``exit_code``; other exceptions are reported as bugs.
+Every message has the form "KEY: expected …, got …; remedy", where KEY is a file or a dotted config key.
+Networks and algorithms, which have no access to files and configs, raise plain ``ValueError``.
 """
 
 

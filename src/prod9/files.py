@@ -35,14 +35,14 @@ def reading(
 ) -> Iterator[None]:
     """Turn every exception of a block that reads ``path`` into one of prod9 that names the file.
 
-    Libraries that parse damaged files raise nearly anything. Keep the block to their calls: a mistake in prod9's own
-    code would read as a damaged file. Errors of prod9 pass as they are.
+    Libraries raise all kinds of exceptions for damaged files. Keep the block to their calls: a bug in prod9's own
+    code would look like a damaged file. Errors of prod9 pass unchanged.
 
     Args:
         path: of a file, or of a link to one; anything else is refused before the block starts.
-        expected: what the file should be, for the message: "a NIfTI file".
+        expected: the kind of file, for the message: "a NIfTI file".
         error: class of the error that is raised.
-        remedy: what to do about a damaged file.
+        remedy: for a damaged file.
     """
     path = Path(path)
     try:
@@ -68,7 +68,7 @@ def reading(
 
 @contextmanager
 def atomic_write(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path beside ``path`` that takes its name when the block ends well.
+    """Yield a temporary path beside ``path`` that gets its name if the block ends without an error.
 
     The temporary file is in the same folder, hence on the same filesystem, and is fsynced before the rename:
     after a crash ``path`` holds the old content or the new. On an error it is removed. It keeps the suffixes
@@ -77,7 +77,8 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     temporary = _temporary(path)
     try:
-        _require_possible_name(path)
+        with suppress(FileNotFoundError):
+            path.lstat()  # an impossible name fails here, before anything is written
         yield temporary
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
@@ -92,10 +93,9 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def exclusive(path: str | Path) -> Iterator[None]:
-    """Hold the lock file ``path``, which stays there empty, or the folder ``path``; waits for the process that has it.
+    """Lock the file ``path``, which is made and stays empty, or the folder ``path``; waits for other holders.
 
-    The system frees it when the holder ends, however that comes. Where there is no such lock (Windows) nothing is
-    held.
+    The system frees the lock when its holder ends for any reason. On Windows, which has no such lock, nothing is held.
     """
     path = Path(path)
     if path.is_dir() and fcntl is None:
@@ -117,11 +117,11 @@ def exclusive(path: str | Path) -> Iterator[None]:
                     ) from error
         yield
     finally:
-        os.close(descriptor)  # by which the lock is freed
+        os.close(descriptor)  # frees the lock
 
 
 def inside(folder: str | Path, name: str) -> Path:
-    """Return ``folder / name`` for a ``name`` that a file said: a label, a case, an entry of a manifest.
+    """Return ``folder / name`` for a ``name`` that was read from a file: a label, a case, an entry of a manifest.
 
     ``name`` may hold subfolders, divided by ``/``. Raises DataError when it would leave the folder, here or on Windows
     (``..``, an absolute path, a drive), when it is empty, or when it holds control characters.
@@ -143,7 +143,7 @@ def inside(folder: str | Path, name: str) -> Path:
 
 
 def is_plain_name(name: str) -> bool:
-    """Tell whether a file may be called after ``name`` without leaving its folder or making another."""
+    """Return whether ``name`` can be the name of a file in a folder, without subfolders."""
     try:
         inside("", name)
     except DataError:
@@ -164,7 +164,7 @@ def check_writable(folder: str | Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe.write_bytes(b"")
-        probe.unlink(missing_ok=True)  # who sweeps the folder may have been faster
+        probe.unlink(missing_ok=True)  # another process may have swept the folder
     except OSError as error:
         raise DataError(
             f"{folder}: cannot be written to ({error.strerror or error}); choose another --output-dir "
@@ -173,17 +173,11 @@ def check_writable(folder: str | Path) -> None:
 
 
 def _temporary(path: Path) -> Path:
-    """Return a hidden name beside ``path`` with the end of its name, as much of it as a name may be long."""
+    """Return a hidden name beside ``path`` that ends as its name does, within the length limit of names."""
     start = f".tmp-{secrets.token_hex(6)}-"
     room = _NAME_BYTES - len(start)
     end = os.fsencode(path.name)[-room:].decode("utf-8", "ignore")
     return path.with_name(start + end)
-
-
-def _require_possible_name(path: Path) -> None:
-    """Raise the OSError that renaming would end with, before anything is written."""
-    with suppress(FileNotFoundError):
-        path.lstat()
 
 
 def _unwritable(path: Path, error: OSError) -> str:
@@ -209,10 +203,10 @@ def _unreadable(path: Path, expected: str, error: OSError, remedy: str) -> str:
         errno.EACCES: "change its permissions, or ask its owner",
         errno.EPERM: "change its permissions, or ask its owner",
         errno.ELOOP: "it is a link that leads to itself: correct the link",
-        errno.ENAMETOOLONG: "check the path: no file can have so long a name",
+        errno.ENAMETOOLONG: "check the path: the name is too long",
         errno.EMFILE: "too many files are open: raise the limit (ulimit -n)",
     }
-    if error.errno is None:  # not from the system: gzip says so of damaged content
+    if error.errno is None:  # not from the system: gzip raises it for damaged content
         return (
             f"{path}: expected {expected}, got something else or a damaged file ({_quoted(error)}); {remedy}."
         )
@@ -226,7 +220,7 @@ def _is_dangling(path: Path) -> bool:
 
 
 def _quoted(error: BaseException) -> str:
-    """Return the message of an error in one line, and its type where it says nothing."""
+    """Return the message of an error in one line, or its type if there is none."""
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     text = " ".join("".join(c if c.isprintable() else " " for c in text).split())
     name = type(error).__name__
@@ -234,7 +228,7 @@ def _quoted(error: BaseException) -> str:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make the rename itself durable; some platforms cannot open a folder, and have to do without."""
+    """Make the rename itself durable, on platforms that can open a folder."""
     try:
         descriptor = os.open(folder, os.O_RDONLY)
     except OSError:

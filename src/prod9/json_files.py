@@ -1,4 +1,4 @@
-"""JSON in and out: one reader whose errors name the file, one writer that knows no NaN. Standard library only."""
+"""JSON in and out: a reader whose errors name the file, a writer without NaN. Standard library only."""
 
 import json
 import math
@@ -10,7 +10,7 @@ from prod9.errors import DataError, Prod9Error
 from prod9.files import atomic_write, reading
 
 MAX_BYTES = 64 << 20
-"""Longest file that is read: manifests of large stores take a few MiB."""
+"""Size of the largest file that is read: manifests of large stores take a few MiB."""
 
 
 def read_json(
@@ -20,7 +20,7 @@ def read_json(
     error: Callable[[str], Prod9Error] = DataError,
     remedy: str = "repair the file, or make it again",
 ) -> Any:
-    """Return the content of a JSON file; ``error`` names the file when it is none, or absurdly long."""
+    """Return the content of a JSON file; ``error``, with the file's name, for other content or too much of it."""
     with reading(path, expected, error=error, remedy=remedy):
         size = path.stat().st_size
         if size > MAX_BYTES:
@@ -46,12 +46,12 @@ def write_json(path: Path, content: Any) -> None:
     """Write ``content`` to ``path`` as JSON, atomically; what is not finite becomes null."""
     text = json.dumps(without_nan(content), indent=2, ensure_ascii=False, default=str, allow_nan=False)
     with atomic_write(path) as temporary:
-        # A name that is no text (half a surrogate pair) loses a character rather than the file.
+        # A name with half a surrogate pair loses that character; the file is written all the same.
         Path(temporary).write_text(text + "\n", encoding="utf-8", errors="replace")
 
 
 def without_nan(value: Any) -> Any:
-    """Return nested plain values with None for NaN and infinity, for which JSON has no word."""
+    """Return nested plain values with None for NaN and infinity, which JSON cannot express."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""Axis legend, tensor aliases and the small results that networks hand to each other.
+"""Axis legend, tensor aliases and the small results that networks pass to each other.
 
 =======  ==================================================================
 letter   meaning
@@ -15,9 +15,17 @@ N        source modalities
 S        context length
 =======  ==================================================================
 
-Image intensities inside the models are in [0, 1]. A ``mask`` is True where a token is hidden;
-a segmentation is ``seg``. The aliases are checked at test time only (jaxtyping's import hook with
-beartype); equal letters bind within one signature.
+Image intensities inside the models are in [0, 1]. A ``mask`` is True where a token is hidden; a segmentation is
+``seg``.
+
+Head, brain and foreground are one region: the voxels of a scan that are not background. It is found once, on the raw
+voxels of the file (:func:`prod9.data.intensity.find_background`): the values that fill the outer faces are
+background, 0 where none does. Preprocessing sets the background to exactly 0 and the head above 0, so the head of a
+model's input is ``volume > 0``. Decoders leave the background near 0 instead, so the head of their output is looked
+for above a threshold.
+
+The aliases are checked at test time only (jaxtyping's import hook with beartype); equal letters bind within one
+signature.
 """
 
 from dataclasses import dataclass
@@ -41,10 +49,13 @@ Time = Float[Tensor, " B"]
 class AutoencoderOutput:
     """What a forward pass of either autoencoder returns.
 
-    reconstruction: ``[B C H W D]``. latent: ``[B Z h w d]``, what the decoder was given (FSQ: codes with
-    straight-through gradient; KL: a sample in training, the mean in evaluation). z_mu: ``[B Z h w d]`` before
-    quantisation or sampling. z_sigma: a standard deviation of the same shape, None for FSQ.
-    tokens: int64 ``[B h w d]``, None for KL.
+    Attributes:
+        reconstruction: ``[B C H W D]``.
+        latent: ``[B Z h w d]``, the decoder's input (FSQ: codes with straight-through gradient; KL: a sample in
+            training, the mean in evaluation).
+        z_mu: ``[B Z h w d]``, before quantisation or sampling.
+        z_sigma: standard deviation of the same shape, None for FSQ.
+        tokens: int64 ``[B h w d]``, None for KL.
     """
 
     reconstruction: Tensor
@@ -68,7 +79,7 @@ class MaskedSample:
 
 @dataclass(frozen=True)
 class FlowSample:
-    """Latents on their way to noise: ``x_t`` and the regression target ``velocity``, both ``[B Z h w d]``."""
+    """Latents mixed with noise: ``x_t`` and the regression target ``velocity``, both ``[B Z h w d]``."""
 
     x_t: Tensor
     velocity: Tensor

@@ -1,8 +1,8 @@
-"""NIfTI in and out. Nothing else in prod9 opens or writes an image file.
+"""NIfTI in and out. No other module of prod9 opens or writes an image file.
 
-Reading distrusts the file: the header is checked before any voxel is read, what it claims is compared with the length
-of the file and with the memory there is, and gzip content is read to its end so that its checksum is verified
-(nibabel stops before the trailer and notices neither a flipped bit nor a cut tail).
+Files are checked before they are used: the header before any voxel is read, its sizes against the length of the file
+and the free memory. Gzip content is read to its end, which verifies its checksum (nibabel stops before the trailer and
+misses flipped bits and truncation).
 """
 
 import gzip
@@ -21,7 +21,7 @@ from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, 
 from prod9.errors import DataError
 from prod9.files import atomic_write, reading
 from prod9.nifti import headers as nifti
-from prod9.nifti.headers import UNSCALED, Scaling
+from prod9.nifti.headers import UNSCALED, Scaling, times
 from prod9.nifti.voxels import fits, load, store
 from prod9.system.machine import memory
 
@@ -29,17 +29,17 @@ MAX_VOXELS = 1024**3
 """Largest volume read by default: 4 GiB as float32. A header can claim any size."""
 _RAS = axcodes2ornt("RAS")
 _FEW_SLICES = 5
-"""Voxels along the thinnest axis below which a volume is taken for a few slices."""
+"""A volume with fewer voxels along its thinnest axis counts as a few slices."""
 _SLACK = 16 << 20
-"""Bytes of a file that may be no voxels: the header, its extensions, padding."""
+"""Bytes of a file that may be something other than voxels: the header, its extensions, padding."""
 _COPIES = 2
-"""Copies of a volume as float32 for which there must be memory: itself, and one to work with."""
+"""Copies of a volume as float32 that have to fit into memory: itself, and one to work with."""
 _EXPECTED = "a NIfTI file"
 
 
 @dataclass(frozen=True)
 class Channel:
-    """One volume of a 4D file: place ``index`` of the ``count`` along its last axis, known as ``name``."""
+    """One volume of a 4D file, called ``name``: at ``index`` of the ``count`` along its last axis."""
 
     name: str
     index: int
@@ -48,14 +48,20 @@ class Channel:
 
 @dataclass(frozen=True, eq=False)
 class VolumeHeader:
-    """What a file says about its volume, checked.
+    """The checked header of one volume.
 
-    shape: voxels along the file's own axes. affine: 4×4 float64, voxel indices to RAS+ millimetres.
-    dtype: as stored. stored_shape: of the whole file, with trailing axes of length 1 and all channels.
-    offset: bytes before the voxels, once decompressed. scaling: what stored numbers mean. space: NIfTI's code of
-    what the affine leads to, 1 scanner, 2 aligned, 3 Talairach, 4 MNI; 0 where the file does not say how its axes
-    lie, which are then taken as nibabel takes them. block: the header's own bytes, by which :func:`write` gives its
-    geometry back; empty for a volume of no file.
+    Attributes:
+        path: of the file.
+        shape: voxels along the file's own axes.
+        affine: 4×4 float64, voxel indices to RAS+ millimetres.
+        dtype: as stored.
+        stored_shape: shape of the whole file, with trailing axes of length 1 and all channels.
+        offset: bytes before the voxels, once decompressed.
+        scaling: how stored numbers become values.
+        space: NIfTI's code of the space that the affine leads to: 1 scanner, 2 aligned, 3 Talairach, 4 MNI, 0 unknown
+            (then nibabel's default applies).
+        block: the header's own bytes, from which :func:`write` restores its geometry; empty for a volume that was
+            not read from a file.
     """
 
     path: Path
@@ -98,10 +104,16 @@ def read_header(
 ) -> VolumeHeader:
     """Read and check the header alone.
 
-    channel: None for a 3D file (trailing axes of length 1 are dropped); otherwise the file must be 4D with as
-    many channels, and the header is that of the one. Raises DataError for a missing file, a file that is no
-    NIfTI or that may not be read, other dimensions, more than ``max_voxels`` or than a file of its length can hold,
-    a dtype without real numbers, an affine that is singular or not finite, and an extent above 1 m or below 1 cm.
+    Args:
+        path: of the file.
+        channel: one of a 4D file with as many channels, or None for a 3D file, whose trailing axes of length 1 are
+            dropped.
+        max_voxels: the largest volume allowed.
+
+    Raises:
+        DataError: for a missing or unreadable file, a file other than NIfTI, other dimensions, more voxels than
+            ``max_voxels`` or than the file can hold, a dtype of other than real numbers, an affine that is singular
+            or not finite, and an extent above 1 m or below 1 cm.
     """
     return _checked(Path(path), [channel], max_voxels)[channel]
 
@@ -113,7 +125,7 @@ def read(
     allow_non_finite: bool = False,
     max_voxels: int = MAX_VOXELS,
 ) -> VolumeFile:
-    """Read a volume whole: of a 3D file, or one ``channel`` of a 4D file.
+    """Read the volume of a 3D file, or one ``channel`` of a 4D file.
 
     Raises DataError as :func:`read_header` does, for truncated or corrupt content, and for NaN or infinite
     voxels unless ``allow_non_finite``.
@@ -131,18 +143,24 @@ def read_channels(
     allow_non_finite: bool = False,
     max_voxels: int = MAX_VOXELS,
 ) -> dict[Channel | None, VolumeFile]:
-    """Read several channels of one file as :func:`read` does, decompressing it once."""
+    """Read several channels of one file, as :func:`read` does, but decompress it only once."""
     path = Path(path)
     headers = _checked(path, channels, max_voxels)
     first = next(iter(headers.values()))
     _require_memory(path, first.shape, len(headers))
     with reading(path, _EXPECTED):
-        loaded = _loaded(first, {_place(channel) for channel in headers})
+        places = {channel: 0 if channel is None else channel.index for channel in headers}
+        loaded = _loaded(first, set(places.values()))
         volumes = {
-            channel: VolumeFile(loaded[_place(channel)], header) for channel, header in headers.items()
+            channel: VolumeFile(loaded[places[channel]], header) for channel, header in headers.items()
         }
         for volume in volumes.values() if not allow_non_finite else ():
-            _require_finite(volume)
+            wrong = int(volume.data.size - np.isfinite(volume.data).sum())
+            if wrong:
+                raise DataError(
+                    f"{path}: expected finite voxels, got {wrong} NaN or infinite of {volume.data.size}; repair the "
+                    "file (for example with numpy.nan_to_num) or leave the case out."
+                )
     return volumes
 
 
@@ -162,14 +180,13 @@ def write(
     cannot hold, or an existing file unless ``overwrite``.
 
     Args:
-        path: where to; its folder must exist.
+        path: of the file to write, in an existing folder.
         data: values, on the voxels of ``geometry`` in its axis order.
-        geometry: the header of the file on whose voxels the data are: both forms with their codes, voxel sizes,
-            unit, version and byte order come back as they were. Or a 4×4 affine to RAS+ mm where there is no such
-            file: both forms get it.
+        geometry: the header of a file with the same voxels, whose forms with their codes, voxel sizes, unit, version
+            and byte order are restored; or, without such a file, a 4×4 affine to RAS+ mm for both forms.
         dtype: of the stored numbers; integers are rounded.
-        scaling: what the stored numbers mean, such as that of a reference.
-        space: code of both forms where ``geometry`` is an affine, see :attr:`VolumeHeader.space`; 0 becomes 1.
+        scaling: how stored numbers become values, such as that of a reference.
+        space: code of both forms if ``geometry`` is an affine, see :attr:`VolumeHeader.space`; 0 becomes 1.
         overwrite: replace an existing file.
     """
     path, dtype = Path(path), np.dtype(dtype)
@@ -178,15 +195,17 @@ def write(
     if data.ndim != 3:
         raise DataError(f"{path}: expected a 3D array to write, got shape {data.shape}.")
     if not overwrite and path.exists():
-        raise DataError(f"{path}: exists already; ask for overwriting or choose another name.")
+        raise DataError(
+            f"{path}: expected no such file, got one; ask for overwriting or choose another name."
+        )
     if not fits(data, dtype, scaling):
         raise DataError(
-            f"{path}: values from {data.min():g} to {data.max():g} don't fit {dtype}; use a wider one."
+            f"{path}: expected values that fit {dtype}, got {data.min():g} to {data.max():g}; use a wider type."
         )
     header = _new_header(path, data, geometry, dtype, scaling, space)
     with atomic_write(path) as temporary, temporary.open("wb") as stream:
         if nifti.is_gzip(path):
-            # No name and no time in it, so that equal volumes are equal files. Level 1 is what nibabel uses too.
+            # Without name and time, equal volumes become equal files. nibabel uses level 1 too.
             with gzip.GzipFile("", "wb", compresslevel=1, fileobj=stream, mtime=0) as packed:
                 store(packed, header, data, scaling)
         else:
@@ -208,9 +227,9 @@ def resampled_shape(
     path: Path,
     max_voxels: int = MAX_VOXELS,
 ) -> tuple[int, int, int]:
-    """Return the sides that a volume will have after resampling, at most; ask before it is done.
+    """Return the largest sides that a volume can have after resampling.
 
-    Raises DataError for more than ``max_voxels``, or more than there is memory for.
+    Raises DataError for more than ``max_voxels``, or for more than the free memory can hold.
 
     Args:
         shape: voxels along each axis now.
@@ -224,15 +243,15 @@ def resampled_shape(
     ]
     if math.prod(sides) > max_voxels:
         raise DataError(
-            f"{path}: expected at most {max_voxels} voxels after resampling to {_times(target)} mm, got "
-            f"{_times(sides)}; use a larger spacing, or crop the volume."
+            f"{path}: expected at most {max_voxels} voxels after resampling to {times(target)} mm, got "
+            f"{times(sides)}; use a larger spacing, or crop the volume."
         )
     _require_memory(path, sides, 1)
     return sides[0], sides[1], sides[2]
 
 
 def to_ras(data: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Flip and permute axes to the RAS+ order nearest to ``affine``; voxel values are not touched."""
+    """Flip and permute axes to the RAS+ order nearest to ``affine``; voxel values do not change."""
     transform = ornt_transform(io_orientation(affine), _RAS)
     return apply_orientation(data, transform), affine @ inv_ornt_aff(transform, data.shape)
 
@@ -243,12 +262,12 @@ def from_ras(data: np.ndarray, reference: VolumeHeader) -> np.ndarray:
 
 
 def cautions(header: VolumeHeader) -> dict[str, str]:
-    """Return what is doubtful about a file that can be read: ``slice`` or ``orientation``, with file and remedy."""
+    """Return the doubts about a readable file: messages under ``slice`` and ``orientation``."""
     found = {}
     if (thinnest := min(header.shape)) < _FEW_SLICES:
         what = "a single slice" if thinnest == 1 else f"only {thinnest} slices"
         found["slice"] = (
-            f"{header.path}: {_times(header.shape)} voxels are {what}, and models are made for whole heads; "
+            f"{header.path}: {times(header.shape)} voxels are {what}, and models are made for whole heads; "
             "give the whole volume, or leave it out."
         )
     if not header.space:
@@ -262,8 +281,8 @@ def cautions(header: VolumeHeader) -> dict[str, str]:
 def looks_whole(header: VolumeHeader) -> bool:
     """Return whether the file is as long as its header says, without reading it.
 
-    The length of a ``.nii.gz`` is what the last four bytes say of it (modulo 2³²). False is certain for ``.nii``;
-    a gzip file may also have been written in several pieces: read it to know.
+    The length of a ``.nii.gz`` is stored in its last four bytes (modulo 2³²). False is certain for ``.nii``; a gzip
+    file may also consist of several pieces, so only reading it is certain.
     """
     end = header.offset + header.num_bytes
     with reading(header.path, _EXPECTED), header.path.open("rb") as stream:
@@ -274,9 +293,9 @@ def looks_whole(header: VolumeHeader) -> bool:
 
 
 def signature(path: str | Path) -> tuple[int, bytes]:
-    """Return what equal files have in common and few others do, without reading the file whole.
+    """Return a value that equal files share and different files rarely do, without reading the whole file.
 
-    Its size, and its end with 4 kB from the middle; the end of a ``.nii.gz`` is a checksum of the content.
+    It is made of the size, 4 kB from the middle, and the end, which in a ``.nii.gz`` is a checksum of the content.
     """
     with reading(path, _EXPECTED), Path(path).open("rb") as stream:
         size = stream.seek(0, 2)
@@ -292,7 +311,7 @@ def signature(path: str | Path) -> tuple[int, bytes]:
 def _checked(
     path: Path, channels: Sequence[Channel | None], max_voxels: int
 ) -> dict[Channel | None, VolumeHeader]:
-    """Return the header of each channel of a file whose header holds nothing that cannot be."""
+    """Return the header of each channel of a file, all its fields checked."""
     with reading(path, _EXPECTED):
         raw = nifti.parse(nifti.first_bytes(path), path)
         block = raw.binaryblock
@@ -305,19 +324,18 @@ def _checked(
             )
         dtype, offset = nifti.voxel_dtype(raw, path), nifti.voxel_offset(raw, path)
         scaling, affine = nifti.scaling(raw, path), nifti.affine_mm(raw, path)
+        space = int(raw["sform_code"]) or int(raw["qform_code"])
         for shape in shapes.values():
             nifti.require_extent(raw, shape, affine, path)
         nifti.require_content(path, math.prod(whole), dtype, offset)
         return {
-            channel: VolumeHeader(
-                path, shape, affine, dtype, whole, offset, scaling, nifti.space_code(raw), block
-            )
+            channel: VolumeHeader(path, shape, affine, dtype, whole, offset, scaling, space, block)
             for channel, shape in shapes.items()
         }
 
 
 def _spatial(whole: tuple[int, ...], path: Path, channel: Channel | None) -> tuple[int, int, int]:
-    """Return the sides of the volume that is read: trailing axes of length 1 and the axis of channels dropped."""
+    """Return the sides of one volume, without trailing axes of length 1 and the axis of channels."""
     if channel is not None and (len(whole) != 4 or whole[3] != channel.count):
         raise DataError(
             f"{path}: expected {channel.count} channels along a fourth axis, {channel.name} being number "
@@ -328,7 +346,7 @@ def _spatial(whole: tuple[int, ...], path: Path, channel: Channel | None) -> tup
         shape = shape[:-1]
     if len(shape) != 3:
         hint = (
-            "split it into one file a modality, or name its channels in a dataset.json as the Medical "
+            "split it into one file per modality, or name its channels in a dataset.json as the Medical "
             "Segmentation Decathlon does"
             if len(shape) == 4
             else "give the whole volume, not a slice"
@@ -345,7 +363,7 @@ def _require_memory(path: Path, shape: Sequence[int], num_channels: int) -> None
     if free is not None and needed > free:
         raise DataError(
             f"{path}: expected a volume that fits into the {free / 2**30:.1f} GiB of memory that are free, "
-            f"got {_times(shape)} voxels, which take {needed / 2**30:.1f}; crop or resample it, or use a "
+            f"got {times(shape)} voxels, which take {needed / 2**30:.1f}; crop or resample it, or use a "
             "machine with more memory."
         )
 
@@ -354,7 +372,7 @@ def _require_memory(path: Path, shape: Sequence[int], num_channels: int) -> None
 
 
 def _loaded(header: VolumeHeader, places: Collection[int]) -> dict[int, np.ndarray]:
-    """Return the volumes at these places along the last axis of a 4D file; a 3D file has the place 0 alone."""
+    """Return the volumes at these indices of the last axis of a 4D file; a 3D file has index 0 only."""
     path, what = header.path, (header.shape, header.dtype, header.scaling)
     if not nifti.is_gzip(path):
         with path.open("rb") as stream:
@@ -364,7 +382,7 @@ def _loaded(header: VolumeHeader, places: Collection[int]) -> dict[int, np.ndarr
         with gzip.open(path, "rb") as packed:
             packed.seek(header.offset)
             found = load(packed, *what, places, path)
-            # The checksum is compared at the end of the stream only; one that goes on is a bomb or not this image.
+            # The checksum is compared only at the end of the stream; a longer stream is a bomb or another image.
             packed.seek(header.offset + header.num_bytes + _SLACK)
             longer = len(packed.read(1)) > 0
     except (OSError, EOFError, zlib.error) as error:
@@ -379,19 +397,6 @@ def _loaded(header: VolumeHeader, places: Collection[int]) -> dict[int, np.ndarr
     return found
 
 
-def _place(channel: Channel | None) -> int:
-    return 0 if channel is None else channel.index
-
-
-def _require_finite(volume: VolumeFile) -> None:
-    wrong = int(volume.data.size - np.isfinite(volume.data).sum())
-    if wrong:
-        raise DataError(
-            f"{volume.header.path}: expected finite voxels, got {wrong} NaN or infinite of {volume.data.size}; "
-            "repair the file (for example with numpy.nan_to_num) or leave the case out."
-        )
-
-
 def _new_header(
     path: Path,
     data: np.ndarray,
@@ -404,14 +409,10 @@ def _new_header(
         return nifti.made(data.shape, geometry, dtype, scaling, max(1, space))
     if data.shape != geometry.shape:
         raise DataError(
-            f"{path}: expected the {_times(geometry.shape)} voxels of {geometry.path}, got {_times(data.shape)}."
+            f"{path}: expected the {times(geometry.shape)} voxels of {geometry.path}, got {times(data.shape)}."
         )
-    # A header whose affine was replaced, as after resampling, no longer has the geometry of its file.
+    # A header with a new affine, as after resampling, no longer has the geometry of its file.
     stored = nifti.affine_mm(nifti.parse(geometry.block, path), path) if geometry.block else None
     if stored is None or not np.array_equal(stored, geometry.affine):
         return nifti.made(data.shape, geometry.affine, dtype, scaling, max(1, geometry.space))
     return nifti.restored(geometry.block, path, data.shape, dtype, scaling)
-
-
-def _times(numbers: Sequence[float]) -> str:
-    return "×".join(f"{number:.4g}" for number in numbers)

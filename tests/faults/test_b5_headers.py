@@ -158,8 +158,9 @@ def test_d_a_device_and_a_folder_are_no_volume(tmp_path: Path) -> None:
 BOMB = """
 import resource, sys
 from pathlib import Path
-from prod9 import machine, volumes
+from prod9 import volumes
 from prod9.errors import DataError
+from prod9.system import machine
 if sys.argv[2] == "limit":
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     most = pages * resource.getpagesize() + (90 << 20)

@@ -238,7 +238,7 @@ def test_d_paths_of_windows(tmp_path: Path) -> None:
         ("case,T1\nCON,a_t1.nii.gz\n", "reserved"),
         ("case,T1\n.hidden,a_t1.nii.gz\n", "no dot in front"),
         ("case,../T1x\nx,a_t1.nii.gz\n", "the name of a modality to have no / or"),
-        ("case,T1\nx," + "y" * 300 + "_t1.nii.gz\n", "no file can have so long a name"),
+        ("case,T1\nx," + "y" * 300 + "_t1.nii.gz\n", "the name is too long"),
         ("case,T1\nx,\x00_t1.nii.gz\n", "listed in|expected a text table"),
         ("case,T1\n" + "x" * 140000 + ",a_t1.nii.gz\n", "expected a text table"),
     ],

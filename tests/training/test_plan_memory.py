@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from prod9.config.schema import RunConfig
 from prod9.config.yaml import dump_yaml
 from prod9.data.checking.fingerprint import fingerprint
 from prod9.data.checking.report import check_dataset
-from prod9.planning.choose import GIB, StagePlan, plan_stages
+from prod9.models.meta import count_parameters
+from prod9.planning.choose import GIB, StagePlan, plan_family
 from tests.fixtures import write_brats_tree
 
 ONE_STEP = (
@@ -24,7 +26,7 @@ THIN = ("model.num_channels=[8, 8, 8]", "model.norm_num_groups=4", "loss.adversa
         "loss.perceptual.network=none")  # fmt: skip
 
 
-def peak_gib(stage: StagePlan, command: str, folder: Path, *more: str) -> float:
+def peak_gib(stage: StagePlan[RunConfig], command: str, folder: Path, *more: str) -> float:
     """Train one step in a process of its own and return the memory that it took."""
     config = folder / f"{command}.yaml"
     config.write_text(dump_yaml(stage.values), encoding="utf-8")
@@ -47,9 +49,15 @@ def test_the_predicted_peak_is_within_a_quarter_of_the_measured_one(tmp_path: Pa
     made = fingerprint(check_dataset(tmp_path / "data", deep=True)) | {"grid": [48, 64, 48]}
     # As of many patients: few would get a small transformer.
     made |= {"cases": 2000, "modalities": dict.fromkeys(made["modalities"], 2000)}
-    stage1, stage2 = plan_stages(
-        made, memory_bytes=int(2.4 * GIB), device="cpu", output_dir=str(tmp_path / "runs")
+    plans = plan_family(
+        made,
+        family="maskgit",
+        memory_bytes=int(2.4 * GIB),
+        device="cpu",
+        output_dir=str(tmp_path / "runs"),
+        count=count_parameters,
     )
+    stage1, stage2 = plans["stage1"], plans["stage2_label"]
     if measured == "autoencoder":
         # The discriminator takes part from the first step on: the plan allows for it.
         peak, stage = peak_gib(stage1, measured, tmp_path, "loss.adversarial.start_step=0"), stage1

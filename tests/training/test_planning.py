@@ -6,10 +6,11 @@ from typing import Any
 import pytest
 
 from prod9.config.load import config_from_dict
-from prod9.config.schema import AutoencoderConfig, TransformerConfig
+from prod9.config.schema import AutoencoderConfig, RunConfig, TransformerConfig
 from prod9.errors import ConfigError
-from prod9.planning.choose import GIB, downsampling_for, plan_stages
-from prod9.planning.estimates import Device, downsampling_factor
+from prod9.models.meta import count_parameters
+from prod9.planning.choose import GIB, StagePlan, downsampling_for, plan_family
+from prod9.planning.footprint import Device
 
 MODALITIES = ("T1", "T1ce", "T2", "FLAIR")
 
@@ -18,8 +19,14 @@ def fingerprint(**changes: Any) -> dict[str, Any]:
     """BraTS 2021 at 1 mm."""
     return {
         "root": "data", "layout": "brats", "cases": 1251, "modalities": dict.fromkeys(MODALITIES, 1251),
-        "resample": False, "spacing_mm": [1.0, 1.0, 1.0], "grid": [144, 192, 144],
+        "resample": False, "spacing_mm": [1.0, 1.0, 1.0], "grid": [144, 192, 144], "segmentations": 0,
     } | changes  # fmt: skip
+
+
+def plan_stages(data: dict[str, Any], **machine: Any) -> tuple[StagePlan[RunConfig], StagePlan[RunConfig]]:
+    """The plans of stage 1 and of the label-conditional stage 2."""
+    plans = plan_family(data, family="maskgit", count=count_parameters, **machine)
+    return plans["stage1"], plans["stage2_label"]
 
 
 @pytest.mark.parametrize("memory", [8, 16, 24, 48, 80])
@@ -35,7 +42,7 @@ def test_a_plan_fits_and_larger_devices_get_no_less(memory: int, grid: list[int]
     assert isinstance(stage2, TransformerConfig)
     assert stage2.inputs.autoencoder == stage1.output_dir
     assert stage2.data.grid == stage1.data.grid == tuple(grid)
-    factor = downsampling_factor(stage1.model)
+    factor = stage1.model.downsampling_factor
     assert factor == downsampling_for(grid)
     assert all(side % factor == 0 for side in stage1.data.crop_size or grid)
     more = plan_stages(

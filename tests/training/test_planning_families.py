@@ -5,11 +5,18 @@ from typing import Any
 import pytest
 
 from prod9.config.load import config_from_dict
-from prod9.planning.choose import GIB
-from prod9.planning.estimates import Device
-from prod9.planning.families import Family, plan_family
+from prod9.config.schema import RunConfig
+from prod9.models.meta import count_parameters
+from prod9.planning.choose import GIB, StagePlan
+from prod9.planning.choose import plan_family as plan_with
+from prod9.planning.footprint import Device
+from prod9.stages import Family
 
 MODALITIES = ("T1", "T1ce", "T2", "FLAIR")
+
+
+def plan_family(data: dict[str, Any], **machine: Any) -> dict[str, StagePlan[RunConfig]]:
+    return plan_with(data, count=count_parameters, **machine)
 
 
 def brats(**changes: Any) -> dict[str, Any]:

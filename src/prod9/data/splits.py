@@ -11,9 +11,9 @@ import numpy as np
 
 from prod9.data.cases import PARTS as PARTS
 from prod9.data.cases import Case, Part
-from prod9.data.layouts.scan import read_json
 from prod9.errors import ConfigError, DataError
 from prod9.files import atomic_write
+from prod9.json_files import read_json
 from prod9.system.wording import are, listing, plural
 
 _FORMAT = 1

@@ -1,11 +1,12 @@
-"""NIfTI headers: nothing in one is believed before it is checked, and its geometry can be given back as it was.
+"""NIfTI headers: each field is checked before it is used, and the geometry can be restored exactly.
 
-The header is kept as the bytes that the file holds. nibabel takes it apart; its own repairs are left out, since they
-print warnings that name no file.
+The header is kept as the bytes of the file. nibabel parses it, without its own repairs, whose warnings do not name the
+file.
 """
 
 import math
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -21,25 +22,25 @@ from prod9.errors import DataError
 
 SUFFIXES = (".nii", ".nii.gz")
 HEADER_BYTES = (348, 540)
-"""Of the two versions."""
+"""Length of the header in both versions."""
 ORDERS: tuple[Literal["little", "big"], ...] = ("little", "big")
 DTYPES = frozenset(
     ["uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64", "float32", "float64"]
 )
 LONGEST_MM = 1000.0
-"""Length of an axis above which a volume is refused: no scan of a patient is longer, but a wrong unit makes it so."""
+"""Length of an axis above which a volume is refused: its unit is wrong, since no scan of a patient is longer."""
 SHORTEST_MM = 10.0
 """Length of the longest axis below which a volume is refused."""
 _THINNEST_MM = 1.0
 _FLATTEST = 1e-4
-"""Least volume of a voxel over that of a box with its edges; below, the axes lie in one plane but for rounding."""
+"""Least volume of a voxel over that of a box with its edges; below, the axes practically lie in one plane."""
 _FAMILIES: dict[int, type[Nifti1Header]] = dict(zip(HEADER_BYTES, (Nifti1Header, Nifti2Header), strict=True))
 _UNITS = {1: ("metres", 1000.0), 2: ("millimetres", 1.0), 3: ("micrometres", 1e-3)}
 _MAX_CODE = 5
 _HEAD_BYTES = 4096
 """Bytes of a file read for its header: a gzip header, a name in it, and 540 bytes that hardly compress."""
 _DEFLATE_RATIO = 1100
-"""Times that gzip can shorten at most: 1032, and some room."""
+"""Largest factor of compression by gzip: 1032, and some room."""
 _CONVERTERS = {
     (".dcm", ".ima"): "dcm2niix",
     (".mgz", ".mgh"): "FreeSurfer's mri_convert",
@@ -56,14 +57,14 @@ _RANGES = ("cal_max", "cal_min", "glmax", "glmin", "extents", "session_error")
 
 @dataclass(frozen=True)
 class Scaling:
-    """What stored numbers mean: value = slope · stored + intercept."""
+    """How stored numbers become values: value = slope · stored + intercept."""
 
     slope: float = 1.0
     intercept: float = 0.0
 
     @property
     def changes(self) -> bool:
-        """Whether values are anything but the stored numbers."""
+        """Whether values differ from the stored numbers."""
         return self != Scaling()
 
 
@@ -76,7 +77,7 @@ def is_gzip(path: Path) -> bool:
 
 
 def first_bytes(path: Path) -> bytes:
-    """Return the first bytes of a file once decompressed: as many as the longer of the two headers has."""
+    """Return the first bytes of a file, decompressed: as many as the longer header has."""
     name = path.name.lower()
     if not name.endswith(SUFFIXES):
         converter = next((tool for ends, tool in _CONVERTERS.items() if name.endswith(ends)), "SimpleITK")
@@ -106,7 +107,7 @@ def first_bytes(path: Path) -> bytes:
 def parse(block: bytes, path: Path) -> Nifti1Header:
     """Return the header that ``block`` begins with, of either version and byte order, without any repair.
 
-    Raises DataError for the header of voxels in another file, ValueError for what is no header.
+    Raises DataError for a header whose voxels are in another file, ValueError for other content.
     """
     orders = {size: order for order in ORDERS if (size := int.from_bytes(block[:4], order)) in _FAMILIES}
     if not orders:
@@ -145,7 +146,7 @@ def voxel_dtype(header: Nifti1Header, path: Path) -> np.dtype:
 
 
 def voxel_offset(header: Nifti1Header, path: Path) -> int:
-    """Return where the voxels begin; DataError for a place within the header or none at all."""
+    """Return the offset of the voxels; DataError if it is not a finite number beyond the header."""
     offset, least = float(header["vox_offset"]), _first_voxel(header)
     if not (math.isfinite(offset) and offset >= least and offset == int(offset)):
         raise DataError(
@@ -156,7 +157,7 @@ def voxel_offset(header: Nifti1Header, path: Path) -> int:
 
 
 def scaling(header: Nifti1Header, path: Path) -> Scaling:
-    """Return what stored numbers mean: as they are where the slope is 0 or NaN; DataError for no finite numbers."""
+    """Return how stored numbers become values, unscaled if the slope is 0 or NaN; DataError if it is infinite."""
     slope, intercept = float(header["scl_slope"]), float(header["scl_inter"])
     if slope == 0 or math.isnan(slope):
         return Scaling()
@@ -208,9 +209,13 @@ def affine_mm(header: Nifti1Header, path: Path) -> np.ndarray:
 
 
 def require_extent(header: Nifti1Header, shape: tuple[int, ...], affine: np.ndarray, path: Path) -> None:
-    """Refuse a volume that no patient fits, with a DataError: its voxel size or the unit of it is wrong.
+    """Raise DataError for a volume larger or smaller than any patient: its voxel size or unit is wrong.
 
-    shape: of its three axes. affine: to millimetres.
+    Args:
+        header: for the unit in the message.
+        shape: voxels along its three axes.
+        affine: voxel indices to millimetres.
+        path: named in the message.
     """
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     extent = spacing * np.asarray(shape)
@@ -222,13 +227,13 @@ def require_extent(header: Nifti1Header, shape: tuple[int, ...], affine: np.ndar
     ):
         return
     raise DataError(
-        f"{path}: expected a volume of 1 cm to 1 m, got {_times(extent)} mm ({_times(shape)} voxels of "
-        f"{_times(spacing)} mm, {_unit(header)[0]} by xyzt_units); correct the voxel size, or its unit."
+        f"{path}: expected a volume of 1 cm to 1 m, got {times(extent)} mm ({times(shape)} voxels of "
+        f"{times(spacing)} mm, {_unit(header)[0]} by xyzt_units); correct the voxel size, or its unit."
     )
 
 
 def require_content(path: Path, voxels: int, dtype: np.dtype, offset: int) -> None:
-    """Refuse a header that claims more than a file of its length can hold, whatever is in it."""
+    """Raise DataError for a header with more voxels than a file of its length can hold."""
     size = path.stat().st_size
     most = size * _DEFLATE_RATIO if is_gzip(path) else size
     if offset + voxels * dtype.itemsize > most:
@@ -238,15 +243,10 @@ def require_content(path: Path, voxels: int, dtype: np.dtype, offset: int) -> No
         )
 
 
-def space_code(header: Nifti1Header) -> int:
-    """Return the code of the form that :func:`affine_mm` takes: 1 scanner, 2 aligned, 3 Talairach, 4 MNI, 0 none."""
-    return int(header["sform_code"]) or int(header["qform_code"])
-
-
 def made(
     shape: tuple[int, ...], affine: np.ndarray, dtype: np.dtype, scale: Scaling, code: int = 1
 ) -> Nifti1Header:
-    """Return the header of a volume on voxels of its own: NIfTI-1, both forms ``affine`` (mm) with ``code``."""
+    """Return a new NIfTI-1 header; both forms are ``affine`` (mm) with ``code``."""
     header = Nifti1Header(endianness="<")
     header.set_xyzt_units("mm")
     header.set_data_shape(shape)
@@ -258,10 +258,10 @@ def made(
 def restored(
     block: bytes, path: Path, shape: tuple[int, ...], dtype: np.dtype, scale: Scaling
 ) -> Nifti1Header:
-    """Return the header of a volume ``[H W D]`` with the geometry of the file that began with ``block``.
+    """Return the header of a new volume ``[H W D]`` with the geometry of the file that began with ``block``.
 
-    Version, byte order, both forms with their codes, voxel sizes, unit and intent are those of the file. What it
-    says of how the scan was made (texts, intensity ranges) is not true of another volume and is left out.
+    Version, byte order, both forms with their codes, voxel sizes, unit and intent are those of the file. Fields that
+    describe the old scan (texts, intensity ranges) are cleared.
     """
     header = parse(block, path)
     several = len([side for side in dimensions(header, path)[3:] if side != 1]) > 0
@@ -276,7 +276,7 @@ def restored(
     return _stored_as(header, dtype, scale)
 
 
-@lru_cache(maxsize=256)  # it takes longer than all other checks, and the files of a set share few affines
+@lru_cache(maxsize=256)  # slower than all other checks, and the files of a set share few affines
 def _has_axes(affine: bytes) -> bool:
     """Return whether nibabel finds an anatomical direction for each axis of a 4×4 float64 affine."""
     return None not in nib.orientations.aff2axcodes(np.frombuffer(affine).reshape(4, 4))
@@ -290,7 +290,7 @@ def _stored_as(header: Nifti1Header, dtype: np.dtype, scale: Scaling) -> Nifti1H
 
 
 def _first_voxel(header: Nifti1Header) -> int:
-    """Return the least offset of voxels: the header, and four bytes that say whether there are extensions."""
+    """Return the least offset of voxels: the header, and four bytes for the presence of extensions."""
     return int(header.sizeof_hdr) + 4
 
 
@@ -298,5 +298,6 @@ def _unit(header: Nifti1Header) -> tuple[str, float]:
     return _UNITS.get(int(header["xyzt_units"]) & 7, ("unit unknown", 1.0))
 
 
-def _times(numbers: "np.ndarray | tuple[int, ...]") -> str:
+def times(numbers: np.ndarray | Sequence[float]) -> str:
+    """Return numbers along axes as text: ``240×240×155``."""
     return "×".join(f"{number:.4g}" for number in np.asarray(numbers).tolist())

@@ -1,6 +1,6 @@
 """The voxels of a NIfTI file: from a stream to float32 and back, piece by piece.
 
-A volume takes its own memory and that of one piece, not that of all stored numbers besides.
+Besides the volume itself, only one piece of stored numbers is held in memory.
 """
 
 import io
@@ -29,14 +29,14 @@ def load(
     wanted: Collection[int],
     path: Path,
 ) -> dict[int, np.ndarray]:
-    """Return volumes of a stream as float32 ``[H W D]``, by their place in it. DataError where it ends early.
+    """Return volumes of a stream as float32 ``[H W D]``, by their index in it. DataError if it ends early.
 
     Args:
         stream: stands at the first voxel; the first axis runs fastest.
         shape: of one volume.
         dtype: of the stored numbers, in their byte order.
-        scaling: what these mean.
-        wanted: places of the volumes to read; others are skipped.
+        scaling: how they become values.
+        wanted: indices of the volumes to read; others are skipped.
         path: named in the error.
     """
     size = math.prod(shape)
@@ -59,9 +59,9 @@ def load(
 
 
 def store(stream: Stream, header: Nifti1Header, data: np.ndarray, scaling: Scaling) -> None:
-    """Write ``header`` and ``data [H W D]`` as it says; integers are rounded."""
+    """Write ``header`` and ``data [H W D]`` in its type; integers are rounded."""
     dtype = header.get_data_dtype()
-    stream.write(header.binaryblock + bytes(4))  # which say that there are no extensions
+    stream.write(header.binaryblock + bytes(4))  # no extensions
     for index in range(data.shape[2]):
         stream.write(_stored(data[:, :, index], dtype, scaling).tobytes("F"))
 
@@ -71,12 +71,12 @@ def fits(data: np.ndarray, dtype: np.dtype, scaling: Scaling) -> bool:
     if not np.issubdtype(dtype, np.integer) or not data.size:
         return True
     ends = [(float(end) - scaling.intercept) / scaling.slope for end in (data.min(), data.max())]
-    limits = np.iinfo(dtype)  # compared as whole numbers: the largest int32 is none of float32
+    limits = np.iinfo(dtype)  # compared as integers: float32 cannot represent the largest int32
     return all(math.isfinite(end) and limits.min <= round(end) <= limits.max for end in ends)
 
 
 def comes_back(data: np.ndarray, dtype: np.dtype, scaling: Scaling) -> bool:
-    """Return whether float32 ``data [H W D]``, stored as integers of ``dtype``, is read again without any change."""
+    """Return whether float32 ``data [H W D]`` survives storage as integers of ``dtype`` unchanged."""
     if not fits(data, dtype, scaling):
         return False
     return all(
@@ -86,14 +86,14 @@ def comes_back(data: np.ndarray, dtype: np.dtype, scaling: Scaling) -> bool:
 
 
 def _stored(values: np.ndarray, dtype: np.dtype, scaling: Scaling) -> np.ndarray:
-    """Return the numbers that mean ``values``, rounded where ``dtype`` is one of integers."""
+    """Return ``values`` as stored numbers, rounded for integers."""
     if scaling.changes:
         values = (values.astype(np.float64) - scaling.intercept) / scaling.slope
     return (np.rint(values) if np.issubdtype(dtype, np.integer) else values).astype(dtype)
 
 
 def _values(stored: np.ndarray, scaling: Scaling) -> np.ndarray:
-    """Return what stored numbers mean, float32; what is too large for it becomes infinite."""
+    """Return the float32 values of stored numbers; too large ones become infinite."""
     with np.errstate(over="ignore", invalid="ignore"):
         values = stored.astype(np.float64) * scaling.slope + scaling.intercept if scaling.changes else stored
         return values.astype(np.float32)

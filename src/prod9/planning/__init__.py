@@ -1,1 +1,1 @@
-"""Which shipped configuration fits a data set and a device, and what it takes. Imports no torch."""
+"""Configurations that fit a dataset and a device, and the resources that they need. Imports no torch."""

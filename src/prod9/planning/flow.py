@@ -1,22 +1,11 @@
-"""Counts the parameters and activations of the diffusion U-Net from its configuration, without torch.
-
-Residual blocks hold two normalised convolutions and a projection of the time embedding; attention four linear
-layers. What is kept for the backward pass follows the rules of :mod:`prod9.planning.estimates`.
-"""
+"""Activations and work of MAISI's stage 2: see :mod:`prod9.planning.estimates` for the rules."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
+from math import prod
 
-from prod9.config.schema import RectifiedFlowModelConfig
-
-
-@dataclass(frozen=True)
-class FlowCost:
-    """parameters: of the U-Net. kept_bytes: for the backward pass, a position of the latent and sample."""
-
-    parameters: int
-    kept_bytes: float
+from prod9.config.schema import KLModelConfig, MaisiDiffusionConfig, RectifiedFlowModelConfig
+from prod9.planning.footprint import Footprint, latent_grid
 
 
 @dataclass(frozen=True)
@@ -29,50 +18,39 @@ class _Block:
     attention: bool
 
 
-def flow_cost(model: RectifiedFlowModelConfig, *, latent_channels: int, half_bytes: int) -> FlowCost:
-    """Count ``model`` for a latent of ``latent_channels``; half_bytes: of an activation (2 under bf16)."""
-    first, embedding = model.num_channels[0], 4 * model.num_channels[0]
-    inputs = [(3, model.include_spacing_input), (4, model.include_top_region_index_input)]
-    inputs.append((4, model.include_bottom_region_index_input))
-    widths = [width for width, given in inputs if given]
-    mlps = sum(_linear(width, embedding) + _linear(embedding, embedding) for width in (first, *widths))
-    total = mlps + (model.num_class_embeds or 0) * embedding
-    total += _conv(latent_channels, first) + 2 * first + _conv(first, latent_channels)
-    kept = float((latent_channels + first) * half_bytes)
-    for block in _blocks(model):
-        total += _block_parameters(block, embedding * (1 + len(widths)), model.include_fc)
-        kept += block.share * (8 + half_bytes) * (block.inputs + block.outputs)
-        if block.attention:
-            kept += block.share * (8 + 5 * half_bytes) * block.outputs
-    if not model.resblock_updown:
-        for width, share in _resamplers(model):
-            total += _conv(width, width)
-            kept += share * half_bytes * width
-    return FlowCost(total, kept / 4 if model.use_checkpointing else kept)
-
-
-def flow_multiplications(model: RectifiedFlowModelConfig, *, latent_channels: int) -> float:
-    """Return the multiply-adds of a forward pass for each position of the latent; attention's products aside."""
-    ends = 27 * 2 * latent_channels * model.num_channels[0]
-    return ends + sum(
-        block.share
-        * (27 * (block.inputs + block.outputs) * block.outputs + 4 * block.attention * block.outputs**2)
-        for block in _blocks(model)
+def flow_footprint(config: MaisiDiffusionConfig, half: int, autoencoder: KLModelConfig) -> Footprint:
+    """Return what a step of ``config`` in the latent of ``autoencoder`` keeps; half: bytes of a product's value."""
+    data, channels = config.data, autoencoder.latent_channels
+    grid = latent_grid(data.grid, autoencoder.downsampling_factor)
+    copies = 2 if data.store_flips else 1
+    return Footprint(
+        latent_grid=grid,
+        positions=prod(grid),
+        kept_bytes=data.batch_size * prod(grid) * _kept_bytes(config.model, channels, half),
+        store_bytes_per_volume=copies * prod(grid) * (2 * channels + 1),
     )
 
 
-def copied_parameters(model: RectifiedFlowModelConfig, *, latent_channels: int) -> int:
-    """Count what a control network copies of ``model``: all but the way up and what spacing and regions add."""
-    widths, last = model.num_channels, len(model.num_channels) - 1
-    first, embedding = widths[0], 4 * widths[0]
-    total = _linear(first, embedding) + _linear(embedding, embedding) + _conv(latent_channels, first)
-    total += (model.num_class_embeds or 0) * embedding
-    down = len(widths) * model.num_res_blocks + (last if model.resblock_updown else 0)
-    for block in islice(_blocks(model), down + 2):
-        total += _block_parameters(block, embedding, model.include_fc)
+def flow_work(config: MaisiDiffusionConfig, positions: int, latent_channels: int) -> float:
+    """Return the multiply-adds of a training step, forward and backward; attention's products aside."""
+    work = 27 * 2 * latent_channels * config.model.num_channels[0] + sum(
+        block.share
+        * (27 * (block.inputs + block.outputs) * block.outputs + 4 * block.attention * block.outputs**2)
+        for block in _blocks(config.model)
+    )
+    return 3 * config.data.batch_size * positions * work
+
+
+def _kept_bytes(model: RectifiedFlowModelConfig, latent_channels: int, half: int) -> float:
+    """Return the bytes kept for the backward pass for each position of the latent."""
+    kept = float((latent_channels + model.num_channels[0]) * half)
+    for block in _blocks(model):
+        kept += block.share * (8 + half) * (block.inputs + block.outputs)
+        if block.attention:
+            kept += block.share * (8 + 5 * half) * block.outputs
     if not model.resblock_updown:
-        total += sum(_conv(width, width) for width in widths[:-1])
-    return total
+        kept += sum(share * half * width for width, share in _resamplers(model))
+    return kept / 4 if model.use_checkpointing else kept
 
 
 def _blocks(model: RectifiedFlowModelConfig) -> Iterator[_Block]:
@@ -102,22 +80,3 @@ def _resamplers(model: RectifiedFlowModelConfig) -> Iterator[tuple[int, float]]:
             yield width, 0.125**i
         if i > 0:
             yield width, 0.125 ** (i - 1)
-
-
-def _block_parameters(block: _Block, embedding: int, include_fc: bool) -> int:
-    inputs, outputs = block.inputs, block.outputs
-    total = 2 * inputs + _conv(inputs, outputs) + _linear(embedding, outputs)
-    total += 2 * outputs + _conv(outputs, outputs)
-    if inputs != outputs:
-        total += _linear(inputs, outputs)
-    if block.attention:
-        total += 2 * outputs + (4 if include_fc else 3) * _linear(outputs, outputs)
-    return total
-
-
-def _linear(inputs: int, outputs: int) -> int:
-    return inputs * outputs + outputs
-
-
-def _conv(inputs: int, outputs: int) -> int:
-    return 27 * inputs * outputs + outputs

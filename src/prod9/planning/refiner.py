@@ -1,10 +1,9 @@
-"""What training a refiner needs: see :mod:`prod9.planning.estimates` for the formulas.
+"""Activations of the refiner: see :mod:`prod9.planning.estimates` for the rules.
 
-- activations: a block's convolutions keep their inputs, its norms, its modulation and its SiLUs theirs, once for
-  each of the U-Net's voxels. At full resolution the intensities are kept twice and the perceptron's hidden values
-  five times, in float32: of the head alone, so this is the most that a crop full of brain takes.
-- store: one byte a voxel of each translation. Volumes are read every step, so they are kept where ``data.cache``
-  says.
+A block's convolutions keep their inputs, its norms, its modulation and its SiLUs theirs, once for each of the
+U-Net's voxels. At full resolution the intensities are kept twice and the perceptron's hidden values five times, in
+float32, inside the head only: this is the most that a crop full of brain takes. Volumes are read in every step, so
+they are cached as ``data.cache`` demands; the store holds one byte per voxel of each translation.
 """
 
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from itertools import pairwise
 from math import prod
 
 from prod9.config.schema import RefinerConfig, RefinerModelConfig
-from prod9.planning.estimates import Device, Resources, checkpoint_bytes, half_bytes, peak_bytes
+from prod9.planning.footprint import Footprint
 
 
 @dataclass(frozen=True)
@@ -23,54 +22,34 @@ class _Block:
     outputs: int
     share: float
 
-    def parameters(self, num_facts: int) -> int:
-        i, o = self.inputs, self.outputs
-        return (27 * i + 1) * o + 2 * (num_facts + 1) * o + (27 * o + 1) * o + 4 * o
-
     def kept_bytes(self, half: int) -> float:
-        # A convolution's input, what its norm is given and, of the first, what is modulated and activated.
+        # The convolutions' inputs, the norms' inputs and, for the first, the modulated and activated values.
         return self.share * (half * (self.inputs + self.outputs) + (8 + 4 + half) * self.outputs)
 
 
-def estimate_refiner(config: RefinerConfig, *, device: Device = "cuda") -> Resources:
-    """Estimate what training ``config`` needs."""
+def refiner_footprint(config: RefinerConfig, half: int) -> Footprint:
+    """Return what a step of ``config`` keeps. half: bytes of a value in the precision of matrix products."""
     model, data = config.model, config.data
-    folded, detail, inputs = model.space_to_depth**3, model.detail_channels, 1 + model.num_classes
-    blocks, first, facts = _blocks(model), model.num_channels[0], model.num_classes * (model.num_classes + 2)
-    parameters = (inputs * folded + 1) * first + (first + 1) * detail
-    parameters += sum(block.parameters(facts) for block in blocks)
-    parameters += sum((27 * fine + 1) * coarse for fine, coarse in pairwise(model.num_channels))
-    parameters += (inputs + 1) * detail + 2 * (facts + 1) * detail + (detail + 1) * detail
-    parameters += 2 * (facts + 1) * (detail + inputs + 1)
-    half = half_bytes(config, device)
+    folded, inputs, blocks = model.space_to_depth**3, 1 + model.num_classes, _blocks(model)
     kept = sum(block.kept_bytes(half) for block in blocks)
     if model.use_checkpointing:
-        kept = sum(half * block.share * block.inputs for block in blocks) + max(
-            b.kept_bytes(half) for b in blocks
-        )
-    kept += half * (inputs * folded + first) + folded * (half * 2 * inputs + 4 * 5 * detail)
+        largest = max(block.kept_bytes(half) for block in blocks)
+        kept = sum(half * block.share * block.inputs for block in blocks) + largest
+    kept += half * (inputs * folded + model.num_channels[0])
+    kept += folded * (half * 2 * inputs + 4 * 5 * model.detail_channels)
     voxels = data.batch_size * prod(data.crop_size or data.grid)
-    ema = config.training.ema is not None
-    return Resources(
-        grid=data.grid,
+    return Footprint(
         latent_grid=(0, 0, 0),
-        tokens=0,
-        positions=0,
-        parameters=parameters,
-        memory_bytes=peak_bytes(parameters, kept * voxels / folded, ema),
-        checkpoint_bytes=checkpoint_bytes(parameters, ema),
+        kept_bytes=kept * voxels / folded,
         store_bytes_per_volume=config.translations.per_target * prod(data.grid),
     )
 
 
 def _blocks(model: RefinerModelConfig) -> list[_Block]:
-    widths, blocks = model.num_channels, []
+    widths, more = model.num_channels, model.num_res_blocks - 1
     shares = [0.125**level for level in range(len(widths))]
-    for width, share in zip(widths, shares, strict=True):
-        blocks += [_Block(width, width, share)] * model.num_res_blocks
+    down = [_Block(width, width, share) for width, share in zip(widths, shares, strict=True)]
+    blocks = [block for block in down for _ in range(model.num_res_blocks)]
     for (fine, coarse), share in zip(pairwise(widths), shares, strict=False):
-        blocks += [
-            _Block(fine + coarse, fine, share),
-            *[_Block(fine, fine, share)] * (model.num_res_blocks - 1),
-        ]
+        blocks += [_Block(fine + coarse, fine, share), *[_Block(fine, fine, share)] * more]
     return blocks

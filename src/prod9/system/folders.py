@@ -1,7 +1,7 @@
-"""Folders that a process may have to itself, and one look at what lies in them.
+"""Locks that give a folder to one process, and the temporary files in it.
 
-Whatever writes (:func:`prod9.files.atomic_write`) works on temporary files beside the final ones. Here is told which
-are which, and temporary files of killed processes are deleted. Standard library only.
+Writers (:func:`prod9.files.atomic_write`) work on temporary files beside the final ones. This module tells the two
+apart and deletes temporary files of killed processes. Standard library only.
 """
 
 import json
@@ -31,12 +31,12 @@ _held: set[int] = set()
 
 
 def is_temporary(path: Path) -> bool:
-    """Return whether ``path`` is what a writer leaves when it is killed, by its name."""
+    """Return whether ``path`` is, by its name, the temporary file of a writer."""
     return path.name.startswith(_TEMPORARY)
 
 
 def finals(folder: Path, pattern: str = "*") -> list[Path]:
-    """Return the files of ``folder`` whose names match, in order of names; temporary ones are none of them.
+    """Return the files of ``folder`` whose names match, in order of names, without temporary files.
 
     ``Path.glob("*.ckpt")`` would list the temporary ones too, since they keep the suffix.
     """
@@ -44,10 +44,15 @@ def finals(folder: Path, pattern: str = "*") -> list[Path]:
 
 
 def sweep(folder: Path, *, deep: bool = False, older_than_s: float = 0.0) -> None:
-    """Delete the temporary files of killed processes in ``folder``; without a folder there is nothing to do.
+    """Delete the temporary files of killed processes in ``folder``, if it exists.
 
-    Hold the lock of the folder, or name an age in seconds that no write of another process reaches. deep: in the
-    folders below, too. A file that cannot be deleted stays.
+    Files that cannot be deleted stay. Hold the lock of the folder, or give an age that no write of another process
+    reaches.
+
+    Args:
+        folder: where to delete.
+        deep: in the folders below it too.
+        older_than_s: age in seconds from which files are deleted.
     """
     now = time.time()
     for path in folder.rglob(f"{_TEMPORARY}*") if deep else folder.glob(f"{_TEMPORARY}*"):
@@ -58,9 +63,9 @@ def sweep(folder: Path, *, deep: bool = False, older_than_s: float = 0.0) -> Non
 
 @contextmanager
 def claimed(folder: Path, *, key: str = "output_dir") -> Iterator[None]:
-    """Have ``folder`` for this process alone, and make it if need be; ConfigError when another process has it.
+    """Lock ``folder`` for this process alone, and make it if need be; ConfigError if another process has it.
 
-    The system frees the lock when the process ends, however that comes. ``.lock`` says who has it, and is gone
+    The system frees the lock when the process ends for any reason. ``.lock`` names the holder and is deleted
     afterwards. key: the option that names the folder, for the message.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -79,9 +84,9 @@ def claimed(folder: Path, *, key: str = "output_dir") -> Iterator[None]:
 
 
 class SharedLock:
-    """Holds the lock file ``path`` together with others, until it is deleted; the system frees it with the process.
+    """Shares the lock file ``path`` with other processes until this object is deleted or its process ends.
 
-    Where the file cannot be made or files cannot be locked, nothing is held: a store on a read-only disk can be read.
+    If the file cannot be made or locked, nothing is held: a store on a read-only disk can still be read.
     """
 
     def __init__(self, path: Path) -> None:
@@ -98,23 +103,12 @@ class SharedLock:
 
     def make_exclusive(self) -> bool:
         """Return whether nobody else holds it, and keep others out from then on."""
-        return fcntl is None or self._lock(fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return self._descriptor is None or _lock(self._descriptor)
 
     def make_shared(self) -> None:
-        """Let others in again; waits for one that keeps everybody out for a moment."""
-        if fcntl is not None:
-            self._lock(fcntl.LOCK_SH)
-
-    def _lock(self, kind: int) -> bool:
-        if self._descriptor is None or fcntl is None:
-            return True
-        try:
-            fcntl.flock(self._descriptor, kind)
-        except BlockingIOError:
-            return False
-        except OSError:
-            return True
-        return True
+        """Let others in again; waits while another process keeps everybody out."""
+        if self._descriptor is not None:
+            _lock(self._descriptor, shared=True)
 
     def __del__(self) -> None:
         if self._descriptor is not None:
@@ -143,7 +137,7 @@ def _take(lock: Path, key: str) -> int:
             os.close(descriptor)
             if _is_alive(holder):
                 break
-            time.sleep(0.01)  # its holder has just taken it over from another, whose name it still bears
+            time.sleep(0.01)  # its holder has just taken it over and has not written its name yet
             continue
         # Its last holder may have removed it while this process waited.
         if not _is_there(descriptor, lock):
@@ -163,7 +157,7 @@ def _take(lock: Path, key: str) -> int:
 
 
 def _create(lock: Path, mine: dict[str, Any]) -> int | None:
-    """Make the lock file, locked and with its content before it has its name; None when there is one."""
+    """Make the lock file, which is locked and complete before it gets its name; None if there is one."""
     temporary = lock.with_name(f"{_TEMPORARY}{secrets.token_hex(6)}")
     descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
     try:
@@ -171,7 +165,7 @@ def _create(lock: Path, mine: dict[str, Any]) -> int | None:
         _lock(descriptor)
         try:
             os.link(temporary, lock)
-        except (FileExistsError, FileNotFoundError):  # the latter: swept by who has the folder
+        except (FileExistsError, FileNotFoundError):  # the latter: swept by the holder of the folder
             os.close(descriptor)
             return None
         except OSError:  # no hard links here
@@ -193,12 +187,15 @@ def _create_in_place(lock: Path, mine: dict[str, Any]) -> int | None:
     return descriptor
 
 
-def _lock(descriptor: int) -> bool:
-    """Lock without waiting; True also where files cannot be locked, and what they say has to decide."""
+def _lock(descriptor: int, *, shared: bool = False) -> bool:
+    """Lock for this process alone without waiting, or ``shared`` with waiting; return False if another has it.
+
+    True also where files cannot be locked: then the content of the lock file decides.
+    """
     if fcntl is None:
         return True
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_SH if shared else fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     except OSError:
@@ -208,14 +205,14 @@ def _lock(descriptor: int) -> bool:
 
 def _write(descriptor: int, content: dict[str, Any]) -> None:
     text = json.dumps(content).encode()
-    # Never empty in between: others read it to say who has the folder.
+    # Never empty in between: other processes read it to name the holder.
     os.lseek(descriptor, 0, os.SEEK_SET)
     os.write(descriptor, text)
     os.ftruncate(descriptor, len(text))
 
 
 def _read(descriptor: int) -> dict[str, Any]:
-    """Return what a lock file says, nothing if it is damaged."""
+    """Return the content of a lock file, an empty dict if it is damaged."""
     try:
         os.lseek(descriptor, 0, os.SEEK_SET)
         holder = json.loads(os.read(descriptor, 4096))
@@ -254,20 +251,16 @@ def _is_alive(holder: dict[str, Any]) -> bool:
 
 
 def _start_of(pid: int) -> str | None:
-    """Return when a process of this machine began, in ticks since its boot; None where the system does not say."""
+    """Return when a process of this machine began, in ticks since its boot; None if the system does not tell."""
     try:
-        return (
-            Path(f"/proc/{pid}/stat")
-            .read_text(encoding="ascii", errors="replace")
-            .rsplit(")", 1)[1]
-            .split()[19]
-        )
+        words = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
+        return words.rsplit(")", 1)[1].split()[19]
     except (OSError, IndexError):
         return None
 
 
 def _release_in_child() -> None:
-    """Let go of the locks in a forked process: a loader that outlives its parent must not keep them."""
+    """Release the locks in a forked process: a loader that outlives its parent would keep them."""
     for descriptor in _held:
         with suppress(OSError):
             os.close(descriptor)

@@ -1,4 +1,4 @@
-"""What this process may use of its machine: cores, memory, the user's name and home. Standard library only.
+"""The part of its machine that this process may use: cores, memory, user name, home. Standard library only.
 
 A container or a batch job gives a process less than the host has, by control groups of either version and by the
 affinity of the scheduler; the smallest limit on the way up to the root holds.
@@ -20,7 +20,7 @@ _NO_LIMIT = 2**60
 
 @dataclass(frozen=True)
 class Memory:
-    """Main memory in bytes, None where the system does not say. available: without pushing anything out."""
+    """Main memory in bytes, None if the system does not tell. available: without swapping anything out."""
 
     total: int | None
     available: int | None
@@ -47,9 +47,9 @@ def memory(root: Path = _ROOT) -> Memory:
 
 
 def is_busy(root: Path = _ROOT) -> bool:
-    """Return whether other work kept all cores of the machine more than busy during the last minute, and does now.
+    """Return whether other work needs more than all cores of the machine, now and during the last minute.
 
-    False where the system does not say (it does on Linux).
+    False if the system does not tell (Linux does).
     """
     words = _words(root / "proc/loadavg")  # "5.91 3.20 1.41 7/412 30521": averages, running/all, last process
     try:
@@ -60,9 +60,9 @@ def is_busy(root: Path = _ROOT) -> bool:
 
 
 def ensure_user_name() -> None:
-    """Give the environment a user name where the system knows none for the user id, as in many containers.
+    """Set a user name in the environment if the user id has none, as in many containers.
 
-    MONAI and torch ask for one while they are imported, and would end with a KeyError.
+    MONAI and torch ask for one when they are imported and would fail with a KeyError.
     """
     try:
         getpass.getuser()
@@ -72,7 +72,7 @@ def ensure_user_name() -> None:
 
 
 def home() -> Path | None:
-    """Return the user's home folder, None where neither HOME nor the system's list of users names one."""
+    """Return the user's home folder, None if neither HOME nor the system's list of users names one."""
     try:
         return Path.home()
     except (RuntimeError, KeyError):
@@ -110,7 +110,7 @@ def _physical(root: Path) -> tuple[int | None, int | None]:
 
 
 def _cpu_shares(root: Path) -> Iterator[float]:
-    """Yield the cores that each limit grants: quota over period."""
+    """Yield the cores of each limit: quota over period."""
     for group in _groups(root, None):
         words = _words(group / "cpu.max")
         if len(words) == 2:
@@ -127,7 +127,7 @@ def _share(quota: str, period: str) -> Iterator[float]:
 
 
 def _memory_limits(root: Path) -> Iterator[tuple[int, int]]:
-    """Yield each limit in bytes, and the bytes that count against it and cannot be had back by dropping caches."""
+    """Yield each limit in bytes, and the bytes used of it that dropping caches would not free."""
     for group in _groups(root, None):
         for name in ("memory.max", "memory.high"):
             yield from _limit(group / name, group / "memory.current", group / "memory.stat", "inactive_file")

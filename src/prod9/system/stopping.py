@@ -1,8 +1,8 @@
-"""Being asked to stop: signals of terminals, schedulers and users, and a limit of time. Standard library only.
+"""Requests to stop: signals of terminals, schedulers and users, and a time limit. Standard library only.
 
-``watching`` takes the signals over. Until work can be saved step by step, a signal ends the block at once, by
-:class:`StopNow`, a KeyboardInterrupt: whatever keeps its work at a Ctrl-C keeps it at the other signals too. While
-``gentle`` is set, a signal is only noted, and the work looks at ``Watch.asked`` when a step ends.
+``watching`` handles the signals. By default a signal ends the block at once with :class:`StopNow`, a
+KeyboardInterrupt: code that saves its work at a Ctrl-C saves it at the other signals too. While ``gentle`` is set, a
+signal is only noted, and the work looks at ``Watch.asked`` after each step.
 """
 
 import _thread
@@ -19,20 +19,24 @@ SIGNALS = tuple(
     for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
     if hasattr(signal, name)
 )
-"""What asks a process to stop: Ctrl-C, schedulers, a closed terminal, and what users of clusters send."""
+"""Signals that ask a process to stop: Ctrl-C, schedulers, a closed terminal, users of clusters."""
 TIME_LIMIT = "the time limit"
 _ALARM = getattr(signal, "SIGUSR1", signal.SIGINT)
 
 
 class StopNow(KeyboardInterrupt):
-    """The process was asked to stop, at a moment at which there is no step to finish."""
+    """The process was asked to stop while there is no step to finish."""
 
 
 class Watch:
-    """What has been asked so far. say: prints a line to the user.
+    """The requests to stop so far.
 
-    asked: the number of the first signal, None without one. gentle: note signals, and stop at once only at a second
-    Ctrl-C. twice: whether it came to that.
+    Attributes:
+        say: prints a line for the user.
+        asked: the number of the first signal, None without one.
+        gentle: only note signals, and stop at once only at a second Ctrl-C.
+        twice: whether there was a second Ctrl-C.
+        timed_out: whether the time limit was reached.
     """
 
     def __init__(self, say: Callable[[str], None] = lambda _: None) -> None:
@@ -45,7 +49,7 @@ class Watch:
 
     @property
     def name(self) -> str:
-        """What asked to stop, for messages."""
+        """The origin of the request, for messages."""
         if self.timed_out:
             return TIME_LIMIT
         return "nothing" if self.asked is None else signal.Signals(self.asked).name
@@ -57,12 +61,12 @@ class Watch:
 
     @property
     def wants_requeue(self) -> bool:
-        """Whether the signal is one by which schedulers announce the end of a job."""
+        """Whether schedulers announce the end of a job by this signal."""
         users = {getattr(signal, name, None) for name in ("SIGUSR1", "SIGUSR2")}
         return self.asked in users and not self.timed_out
 
     def note(self, signum: int, frame: FrameType | None = None) -> None:
-        """Take a signal in; raises StopNow when there is no step to finish, or at a second Ctrl-C."""
+        """Handle a signal; raises StopNow if there is no step to finish, and at a second Ctrl-C."""
         if os.getpid() != self._owner:
             return _as_before(signum)
         again = self.asked is not None
@@ -80,7 +84,7 @@ class Watch:
         return None
 
     def time_out(self) -> None:
-        """Ask to stop because the time is over; called by a timer's thread."""
+        """Ask to stop because the time limit is reached; called from the thread of a timer."""
         if self.asked is None:
             self.timed_out = True
             self.wake()
@@ -98,10 +102,10 @@ class Watch:
 def watching(
     say: Callable[[str], None] = lambda _: None, *, max_seconds: float | None = None
 ) -> Iterator[Watch]:
-    """Watch for signals, and for the end of ``max_seconds``, in the block; give the signals back afterwards.
+    """Handle signals, and the limit ``max_seconds``, within the block; restore the former handlers afterwards.
 
-    SIGHUP stays ignored where it is (``nohup``). Only a main thread can take signals; in another one the block runs
-    unwatched.
+    SIGHUP stays ignored if it was (``nohup``). Only the main thread can handle signals; in another one the block runs
+    without this.
     """
     watch = Watch(say)
     if threading.current_thread() is not threading.main_thread():
@@ -125,7 +129,7 @@ def watching(
 
 
 def take_back(watch: Watch) -> None:
-    """Handle the signals by ``watch`` again, where a library has put its own handlers before them."""
+    """Make ``watch`` handle the signals again after a library has installed its own handlers."""
     if threading.current_thread() is threading.main_thread():
         for signum in SIGNALS:
             if _is_ours_to_take(signum):
@@ -139,7 +143,7 @@ def _is_ours_to_take(signum: int) -> bool:
 
 
 def _as_before(signum: int) -> None:
-    """Handle a signal in a forked process: the first one decides for all, but each can still be ended."""
+    """Handle a signal in a forked process: ignore it, except that SIGTERM ends this process."""
     if signum == signal.SIGTERM:
         signal.signal(signum, signal.SIG_DFL)
         os.kill(os.getpid(), signum)

@@ -1,7 +1,7 @@
-"""Text on a screen or in a pipe. Names of files, labels and messages of others are shown as they are.
+"""Text on a screen or in a pipe: names of files, labels and messages are shown literally.
 
-Rich reads brackets as markup and ``:name:`` as pictures, and passes escape codes on; a label ``[/]`` ended a command,
-and a file name could rewrite the screen. The consoles and columns made here do neither; no other module makes one.
+Rich reads brackets as markup and ``:name:`` as emoji, and passes escape codes on; a label ``[/]`` would end a command,
+and a file name could rewrite the screen. The consoles and columns made here do neither; no other module makes any.
 """
 
 import io
@@ -14,7 +14,7 @@ from rich.progress import Task, TextColumn
 from rich.text import Text
 
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]")
-"""Everything that moves the cursor, colours, or turns the direction of writing; not the line feed and the tab."""
+"""Characters that move the cursor, set colours or reverse the direction of text; not line feed and tab."""
 
 
 def plain(text: str) -> str:
@@ -23,10 +23,10 @@ def plain(text: str) -> str:
 
 
 class PlainConsole(Console):
-    """A console on which every string is what it says: no markup, no emoji codes, no control characters.
+    """A console that prints strings literally: no markup, no emoji codes, no control characters.
 
-    It follows ``sys.stdout``, or ``sys.stderr``; lines are not broken and numbers not coloured. settings: more of
-    Rich's Console.
+    It follows ``sys.stdout``, or ``sys.stderr``; lines are not broken and numbers not coloured. settings: of Rich's
+    Console.
     """
 
     def __init__(self, *, stderr: bool = False, **settings: Any) -> None:
@@ -48,7 +48,7 @@ class PlainColumn(TextColumn):
 
 
 def replace_unknown_characters() -> None:
-    """Let stdout and stderr print ``?`` for what their encoding does not know (cp1252, ASCII) instead of failing."""
+    """Make stdout and stderr print ``?`` for characters outside of their encoding instead of failing."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")

@@ -1,4 +1,4 @@
-"""Words of messages: counts with their nouns, and lists that are cut where they get long."""
+"""Words of messages: counts with their nouns, and shortened lists."""
 
 from collections.abc import Iterable, Sized
 
@@ -6,9 +6,12 @@ _SHOWN = 3
 
 
 def plural(count: int | Sized, noun: str, several: str | None = None) -> str:
-    """Return ``1 patient`` or ``2 patients``.
+    """Return a count with its noun.
 
-    count: the number, or the things to count. several: the plural of ``noun`` where it is more than an ``s``.
+    >>> plural(2, "patient")
+    '2 patients'
+
+    count: the number, or the things to count. several: the plural of ``noun`` if it is not formed by ``s``.
     """
     number = count if isinstance(count, int) else len(count)
     return f"{number} {noun if number == 1 else several or noun + 's'}"
@@ -20,7 +23,7 @@ def are(count: int | Sized) -> str:
 
 
 def listing(items: Iterable[object], shown: int = _SHOWN, *, joint: str = ", ") -> str:
-    """Return ``a, b, c and 4 more``: at most ``shown`` of ``items``, and how many are left out; ``none`` for none."""
+    """Return ``a, b, c and 4 more``: at most ``shown`` of ``items``, and the number of the others; or ``none``."""
     texts = list(map(str, items))
     if not texts:
         return "none"

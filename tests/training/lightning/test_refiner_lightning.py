@@ -10,8 +10,8 @@ from prod9.config.load import config_from_dict
 from prod9.errors import CheckpointError, ConfigError
 from prod9.models.checkpoint_manager import CheckpointManager
 from prod9.models.factory import ModelFactory
-from prod9.planning.estimates import OVERHEAD
-from prod9.planning.refiner import estimate_refiner
+from prod9.models.meta import count_parameters
+from prod9.planning.estimates import OVERHEAD, estimate
 from prod9.training import run
 from prod9.training.data.refiner import BraTSRefinerDataModule
 from prod9.training.lightning.refiner_lightning import RefinerLightning, inputs_of
@@ -107,6 +107,6 @@ def test_labels_and_classes_have_to_agree() -> None:
 def test_the_estimate_counts_every_parameter(model: Any, tmp_path: Path) -> None:
     config = refiner_config(tmp_path, tmp_path / "refiner", model=model)
     network = ModelFactory.create_refiner(config.model)
-    need = estimate_refiner(config, device="cpu")
+    need = estimate(config, count=count_parameters, device="cpu")
     assert need.parameters == sum(p.numel() for p in network.parameters())
     assert need.memory_bytes > OVERHEAD * 16 * need.parameters

@@ -1,9 +1,8 @@
-"""Opens the bases of a run once, checks that its config fits them, and builds and estimates its networks.
+"""Opens the bases of a run once, and checks that its config fits them.
 
 One class per stage, found by :func:`check_bases`; its constructor refuses bases that the config does not fit.
 """
 
-from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -23,10 +22,8 @@ from prod9.config.schema import (
     TransformerConfig,
 )
 from prod9.errors import ConfigError
-from prod9.planning.control_flow import estimate_flow_controlnet
-from prod9.planning.control_maskgit import estimate_controlnet
-from prod9.planning.estimates import Device, Resources, estimate
-from prod9.planning.refiner import estimate_refiner
+from prod9.planning.estimates import Autoencoder, Base, Resources, estimate
+from prod9.planning.footprint import Device
 from prod9.stages import STAGES
 
 if TYPE_CHECKING:
@@ -34,28 +31,28 @@ if TYPE_CHECKING:
 
     from prod9.data.splits import Split
     from prod9.models.checkpoint_manager import Opened
-    from prod9.models.factory import ModelFactory
-
-    Factory = type[ModelFactory]
-    Networks = dict[str, nn.Module]
 
 _PREPARATION = ("spacing", "intensity")
 _MEANING = ("grid", "spacing", "intensity", "label_map")
 """Keys of ``data`` that decide the meaning of latents, and of latents and labels."""
-C = TypeVar("C", bound=RunSection)
+C = TypeVar("C", bound=RunConfig)
 E = TypeVar("E", TransformerConfig, MaisiDiffusionConfig)
 M = TypeVar("M", FSQModelConfig, KLModelConfig)
 
 
-class Bases(ABC, Generic[C]):
+class Bases(Generic[C]):
     """A run and what it builds on.
 
     Attributes:
         config: of the run.
         opened: the base that ``inputs`` must name; None for a stage 1.
+        base: the config of a stage 2 that the run steers; None for other stages.
+        autoencoder: the stage-1 model below; None for a stage 1 and for a refiner.
     """
 
     opened: "Opened | None" = None
+    base: Base | None = None
+    autoencoder: Autoencoder | None = None
 
     def __init__(self, config: C) -> None:
         self.config = config
@@ -69,38 +66,23 @@ class Bases(ABC, Generic[C]):
             return None
         return Split.from_dict(self.opened.header["split"])
 
-    def networks(self) -> "Networks":
+    def networks(self) -> "dict[str, nn.Module]":
         """Return the networks that the run trains, its own first, on the meta device, which allocates nothing."""
-        import torch
+        from prod9.models.meta import meta_networks
 
-        from prod9.models.factory import ModelFactory
+        return meta_networks(self.config, self.base, self.autoencoder)
 
-        with torch.device("meta"):
-            return self.build(ModelFactory)
-
-    @abstractmethod
-    def build(self, factory: "Factory") -> "Networks":
-        """Return the networks that the run trains by name, its own first."""
-
-    @abstractmethod
     def needs(self, device: Device) -> Resources:
         """Return what a training step on ``device`` needs."""
+        from prod9.models.meta import count_parameters
+
+        return estimate(
+            self.config, count=count_parameters, base=self.base, autoencoder=self.autoencoder, device=device
+        )
 
 
 class AutoencoderBases(Bases[AutoencoderConfig | MaisiVAEConfig]):
     """Stage 1 of either family, which builds on nothing."""
-
-    def build(self, factory: "Factory") -> "Networks":
-        """Return the autoencoder, and the discriminator if there is one."""
-        networks: Networks = {"autoencoder": factory.create_autoencoder(self.config.model)}
-        adversarial = self.config.loss.adversarial
-        if adversarial.weight > 0:
-            networks["discriminator"] = factory.create_discriminator(adversarial.discriminator)
-        return networks
-
-    def needs(self, device: Device) -> Resources:
-        """Return what a training step on ``device`` needs."""
-        return estimate(self.config, device=device)
 
 
 class EncodedBases(Bases[E], Generic[E, M]):
@@ -116,7 +98,7 @@ class EncodedBases(Bases[E], Generic[E, M]):
     def __init__(self, config: E, kind: "type[Stage1Config[M, Any]]", what: str, factor: int) -> None:
         super().__init__(config)
         self.opened, stage1 = _open(config, kind)
-        self.autoencoder: M = stage1.model
+        self.autoencoder = stage1.model
         below, path = stage1.model.downsampling_factor, self.opened.path
         _require_grid(
             config, below * factor, f"the downsampling factor {below} of {path} times {what} {factor}"
@@ -128,10 +110,6 @@ class EncodedBases(Bases[E], Generic[E, M]):
                     f"data.{key}: expected that of {path}, {theirs}, got {ours}; latents of volumes prepared "
                     "otherwise mean something else"
                 )
-
-    def needs(self, device: Device) -> Resources:
-        """Return what a training step on ``device`` needs."""
-        return estimate(self.config, autoencoder=self.autoencoder, device=device)
 
 
 class TransformerBases(EncodedBases[TransformerConfig, FSQModelConfig]):
@@ -145,21 +123,12 @@ class TransformerBases(EncodedBases[TransformerConfig, FSQModelConfig]):
                 f"{', '.join(config.data.modalities)}; add one, or use model.kind label_conditional."
             )
 
-    def build(self, factory: "Factory") -> "Networks":
-        """Return the decoder."""
-        return {"decoder": factory.create_transformer(self.config.model, levels=self.autoencoder.levels)}
-
 
 class FlowBases(EncodedBases[MaisiDiffusionConfig, KLModelConfig]):
     """Stage 2 of MAISI."""
 
     def __init__(self, config: MaisiDiffusionConfig) -> None:
         super().__init__(config, MaisiVAEConfig, "the U-Net's", config.model.downsampling_factor)
-
-    def build(self, factory: "Factory") -> "Networks":
-        """Return the U-Net."""
-        channels = self.autoencoder.latent_channels
-        return {"diffusion": factory.create_diffusion(self.config.model, latent_channels=channels)}
 
 
 class RefinerBases(Bases[RefinerConfig]):
@@ -178,14 +147,6 @@ class RefinerBases(Bases[RefinerConfig]):
                 f"takes, got {', '.join(config.data.modalities)}; add one."
             )
 
-    def build(self, factory: "Factory") -> "Networks":
-        """Return the refiner."""
-        return {"refiner": factory.create_refiner(self.config.model)}
-
-    def needs(self, device: Device) -> Resources:
-        """Return what a training step on ``device`` needs."""
-        return estimate_refiner(self.config, device=device)
-
 
 class ControlBases(Bases[MaskGiTControlNetLightningConfig]):
     """Stage 3 of MaskGiT on its transformer."""
@@ -200,20 +161,6 @@ class ControlBases(Bases[MaskGiTControlNetLightningConfig]):
                 f"inputs.transformer: expected a base of at least two blocks, got {self.opened.path} with one; control "
                 "adds one residual per pair of blocks"
             )
-
-    def build(self, factory: "Factory") -> "Networks":
-        """Return the control network."""
-        config, base, autoencoder = self.config, self.base.model, self.autoencoder
-        decoder = factory.create_transformer(base, levels=autoencoder.levels)
-        return {
-            "controlnet": factory.create_controlnet(
-                config.model, config.condition, base=decoder, base_model=base, autoencoder=autoencoder
-            )
-        }
-
-    def needs(self, device: Device) -> Resources:
-        """Return what a training step on ``device`` needs."""
-        return estimate_controlnet(self.config, base=self.base, autoencoder=self.autoencoder, device=device)
 
 
 class FlowControlBases(Bases[MaisiControlNetConfig]):
@@ -242,20 +189,6 @@ class FlowControlBases(Bases[MaisiControlNetConfig]):
                 f"model.channels: expected {factor.bit_length()} widths for encoder maisi and the "
                 f"downsampling factor {factor}, got {list(config.model.channels)}"
             )
-
-    def build(self, factory: "Factory") -> "Networks":
-        """Return the control network."""
-        config = self.config
-        network = factory.create_controlnet(
-            config.model, config.condition, base_model=self.base.model, autoencoder=self.autoencoder
-        )
-        return {"controlnet": network}
-
-    def needs(self, device: Device) -> Resources:
-        """Return what a training step on ``device`` needs."""
-        return estimate_flow_controlnet(
-            self.config, base=self.base, autoencoder=self.autoencoder, device=device
-        )
 
 
 _BASES: Mapping[str, type[Bases[Any]]] = {

@@ -14,8 +14,9 @@ from prod9.stages import FAMILIES, STAGES, stages_of
 from prod9.system import machine
 
 if TYPE_CHECKING:
+    from prod9.config.schema import RunConfig
     from prod9.planning.choose import StagePlan
-    from prod9.planning.estimates import Device
+    from prod9.planning.footprint import Device
 
 GIB = 1024**3
 
@@ -65,13 +66,20 @@ def plan(
     if there and not overwrite:
         raise ConfigError(f"--output-dir: expected no {there[0]}; add --overwrite, or name another folder")
     fingerprint = _fingerprint(data)
-    from prod9.planning.choose import images_of
-    from prod9.planning.families import plan_family
+    from prod9.models.meta import count_parameters
+    from prod9.planning.choose import images_of, plan_family
 
     kind, memory_bytes = ("cuda", int(memory * GIB)) if memory is not None else _machine(device)
     runs = runs_dir or str(output_dir / "runs")
     plans = [
-        plan_family(fingerprint, family=one, memory_bytes=memory_bytes, device=kind, output_dir=runs)
+        plan_family(
+            fingerprint,
+            family=one,
+            memory_bytes=memory_bytes,
+            device=kind,
+            output_dir=runs,
+            count=count_parameters,
+        )
         for one in chosen
     ]
     rates = None if memory is not None else _rates(device)
@@ -153,7 +161,9 @@ def _rates(device: str) -> tuple[float, float]:
     return convolution, rate(1024 * 512 * 1024, lambda: matrix @ matrix.T)
 
 
-def _row(stage: "StagePlan", path: Path, rates: tuple[float, float] | None, volumes: int) -> dict[str, Any]:
+def _row(
+    stage: "StagePlan[RunConfig]", path: Path, rates: tuple[float, float] | None, volumes: int
+) -> dict[str, Any]:
     needs, config = stage.resources, stage.config
     trained = STAGES[config.stage]
     # Transformers, and what steers them, multiply matrices; all other networks convolve.
@@ -170,7 +180,7 @@ def _row(stage: "StagePlan", path: Path, rates: tuple[float, float] | None, volu
         "memory_gib": round(stage.peak_bytes / GIB, 2),
         "store_gib": round(volumes * needs.store_bytes_per_volume / GIB, 3),
         "checkpoints_gib": round(kept * needs.checkpoint_bytes / GIB, 3),
-        "seconds_per_step": None if rate is None else round(stage.seconds(rate), 3),
+        "seconds_per_step": None if rate is None else round(stage.multiplications / rate, 3),
         "steps": config.training.max_steps,
     }
 
@@ -188,7 +198,9 @@ def _described(row: dict[str, Any]) -> str:
     return ", ".join(parts)
 
 
-def _write(path: Path, stage: "StagePlan", row: dict[str, Any], *, most_workers: int | None) -> None:
+def _write(
+    path: Path, stage: "StagePlan[RunConfig]", row: dict[str, Any], *, most_workers: int | None
+) -> None:
     """Write the config of a stage. most_workers: cores of this machine; None if another machine will train."""
     from prod9.config.yaml import dump_yaml
     from prod9.files import atomic_write, check_writable

@@ -6,23 +6,23 @@ from pathlib import Path
 
 from prod9.data.cases import Case
 from prod9.data.layouts.names import LESION, MODALITIES, SEG, bare, says_other, shows_labels
-from prod9.data.layouts.scan import Scan
+from prod9.data.layouts.scan import Scan, twice
 from prod9.data.layouts.visits import split_visit
 
 _ENTITY = re.compile(r"([A-Za-z]+)-([A-Za-z0-9+.]+)")
 _OWNER = re.compile(r"(?:sub|ses)-[A-Za-z0-9+.]+")
 _SUFFIXES = {"T1w": "T1", "T2w": "T2", "FLAIR": "FLAIR"}
 _LABELS = ("dseg", "mask", "roi")
-# Pipelines whose folder may say lesion while their files show tissue.
+# Pipelines that segment tissue, even if the folder is called after lesions.
 _TISSUE_PIPELINES = re.compile(
     r"f?s?mriprep|free-?surfer|fast-?surfer|synthseg|cat12|qsiprep|mriqc", re.IGNORECASE
 )
-# A contrast-enhanced T1 says so: ce-gadolinium, ce-gd, ce-GADOLINIUM …
+# The entity of a contrast-enhanced T1: ce-gadolinium, ce-gd, ce-GADOLINIUM …
 _ENHANCED = "ce"
 
 
 def looks_like_bids(root: Path) -> bool:
-    """Return whether ``root`` holds subjects: sub-* folders with an anat folder somewhere, or the description."""
+    """Return whether ``root`` holds a BIDS description, or sub-* folders with an anat folder in them."""
     if (root / "dataset_description.json").is_file():
         return True
     subjects = [path for path in sorted(root.glob("sub-*")) if path.is_dir()]
@@ -32,9 +32,9 @@ def looks_like_bids(root: Path) -> bool:
 def scan_bids(root: Path) -> Scan:
     """Group the anatomical images below ``root`` by subject and session.
 
-    Of several images of one kind the one with the fewest entities, then the lowest run, is taken; the others
-    are listed as ignored. A segmentation is a ``dseg``, ``mask`` or ``roi`` whose name, or whose folder below
-    ``derivatives``, says lesion or tumour; those that do not, such as the tissue of fMRIPrep, are ignored too.
+    Among several images of one kind the one with the fewest entities, then the lowest run, is taken; the others
+    are listed as ignored. A segmentation is a ``dseg``, ``mask`` or ``roi`` with lesion or tumour in its name or in
+    that of its folder below ``derivatives``; others, such as the tissue of fMRIPrep, are ignored too.
     """
     images: dict[tuple[str, str | None], dict[str, list[Path]]] = defaultdict(lambda: defaultdict(list))
     scan = Scan()
@@ -57,7 +57,7 @@ def scan_bids(root: Path) -> Scan:
 
 def _case(subject: str, session: str | None, chosen: dict[str, Path]) -> Case:
     seg = chosen.get(SEG)
-    # Subjects that hold a visit themselves, as some converters name them: sub-P001tp1.
+    # Some converters put the visit into the subject: sub-P001tp1.
     patient, visit = split_visit(subject) or (subject, None)
     return Case(
         case_id=f"sub-{subject}" + (f"_ses-{session}" if session else ""),
@@ -74,14 +74,14 @@ def _doubled(paths: list[Path]) -> list[str]:
     """Return a message for each image that is there as ``.nii`` and as ``.nii.gz``."""
     first: dict[tuple[Path, str], Path] = {}
     return [
-        f"{path}: expected one file of this image, got {first[path.parent, bare(path.name)]} too; remove one."
+        twice(path, first[path.parent, bare(path.name)], "file of this image")
         for path in paths
         if first.setdefault((path.parent, bare(path.name)), path) != path
     ]
 
 
 def _owner(path: Path, root: Path) -> tuple[str | None, str | None]:
-    """Return subject and session, from the name, else from the folders."""
+    """Return subject and session, from the name or else from the folders."""
     entities: dict[str, str] = {}
     for part in path.relative_to(root).parts:
         entities |= dict(_ENTITY.findall(bare(part)))
@@ -89,7 +89,7 @@ def _owner(path: Path, root: Path) -> tuple[str | None, str | None]:
 
 
 def _kind(path: Path, root: Path) -> str | None:
-    """Return the modality of ``path``, ``seg``, or None for what is neither."""
+    """Return the modality of ``path``, ``seg``, or None for other files."""
     stem = bare(path.name)
     suffix = stem.rpartition("_")[2]
     if suffix in _LABELS:

@@ -1,18 +1,17 @@
-"""BraTS of any year, and folders named alike: one file a modality, the name says which."""
+"""BraTS of any year, and folders with similar names: one file per modality, told apart by name."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from prod9.data.cases import Case
 from prod9.data.layouts.names import MODALITIES, SEG, Identity, is_expert, parse_name, visit_of_folders
-from prod9.data.layouts.scan import Scan, folders_of
+from prod9.data.layouts.scan import Scan, folders_of, twice
 
 
 @dataclass(frozen=True)
 class _File:
-    """A volume whose name was understood. visit: the folder above it that says one."""
+    """A volume whose name was understood. visit: name of the folder above it that is a visit."""
 
     path: Path
     kind: str
@@ -30,9 +29,9 @@ class _Files:
 
 
 def scan_brats(root: Path) -> Scan:
-    """Group the volumes below ``root`` by the case in their names; the year is that of each name.
+    """Group the volumes below ``root`` by the case in their names; each name has its own year.
 
-    Where names don't say, folders do: ``P001/2019-01-02/t1.nii.gz``, and ``baseline/P001_t1.nii.gz`` beside
+    Folders complete the names: ``P001/2019-01-02/t1.nii.gz``, or ``baseline/P001_t1.nii.gz`` beside
     ``followup/P001_t1.nii.gz``.
     """
     scan, files = Scan(), list[_File]()
@@ -48,10 +47,8 @@ def scan_brats(root: Path) -> Scan:
     for file in _apart_by_visit(files):
         case = found.setdefault(file.identity.case_id, _Files(file.identity))
         if file.kind in case.files:
-            scan.problems.append(
-                f"{file.path}: expected one {file.kind} file for case {file.identity.case_id}, got "
-                f"{case.files[file.kind]} too; remove one."
-            )
+            what = f"{file.kind} file for case {file.identity.case_id}"
+            scan.problems.append(twice(file.path, case.files[file.kind], what))
             continue
         case.files[file.kind] = file.path
     _give_segmentations(found, {file.path: file.stem for file in files if file.kind == SEG})
@@ -59,12 +56,20 @@ def scan_brats(root: Path) -> Scan:
         if set(case.files) == {SEG}:
             scan.ignored += case.files.values()
         else:
-            scan.cases.append(_case(case))
+            year = case.identity.year or "canonical"
+            scan.cases.append(
+                case.identity.case(
+                    images={kind: case.files[kind] for kind in MODALITIES if kind in case.files},
+                    seg=case.files.get(SEG),
+                    layout=year,
+                    label_scheme=year,
+                )
+            )
     return scan
 
 
 def _apart_by_visit(files: Sequence[_File]) -> Iterable[_File]:
-    """Give the files of one case name a case for each visit, where folders hold one kind of file several times."""
+    """Divide the files of one case name by visit, if several folders hold the same kind of file."""
     by_case: dict[str, list[_File]] = defaultdict(list)
     for file in files:
         by_case[file.identity.case_id].append(file)
@@ -80,7 +85,7 @@ def _apart_by_visit(files: Sequence[_File]) -> Iterable[_File]:
 
 
 def _give_segmentations(found: dict[str, _Files], stems: dict[Path, str]) -> None:
-    """Give a segmentation that names no case, such as ``GT_seg``, to the one case whose images lie beside it."""
+    """Add a segmentation without a case in its name, such as ``GT_seg``, to the only case with images in its folder."""
     by_folder: dict[Path, list[_Files]] = defaultdict(list)
     for case in found.values():
         for folder in {path.parent for kind, path in case.files.items() if kind != SEG}:
@@ -92,17 +97,3 @@ def _give_segmentations(found: dict[str, _Files], stems: dict[Path, str]) -> Non
         stem = stems[orphan.files[SEG]].rstrip("-_. ")
         if len(beside) == 1 and SEG not in beside[0].files and (not stem or is_expert(stem)):
             beside[0].files[SEG] = found.pop(name).files[SEG]
-
-
-def _case(found: _Files) -> Case:
-    identity = found.identity
-    year = identity.year or "canonical"
-    return Case(
-        case_id=identity.case_id,
-        patient_id=identity.patient_id,
-        images={kind: found.files[kind] for kind in MODALITIES if kind in found.files},
-        seg=found.files.get(SEG),
-        layout=year,
-        label_scheme=year,
-        time_point=identity.time_point,
-    )

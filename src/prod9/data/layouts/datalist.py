@@ -1,10 +1,10 @@
-"""Plain lists of files: a CSV with a column a modality, or the JSON datalist that MONAI reads.
+"""Plain lists of files: a CSV with one column per modality, or the JSON datalist that MONAI reads.
 
-CSV: columns ``case``, ``patient``, ``split``, ``seg`` (also ``label``, ``mask``) are known, every other column whose
-name is a modality (``T1``, ``t1ce``, ``CT`` …) holds paths, relative to the list. Columns are separated by commas,
+CSV: columns ``case``, ``patient``, ``split``, ``seg`` (also ``label``, ``mask``) are known; every other column named
+by a modality (``T1``, ``t1ce``, ``CT`` …) holds paths, relative to the list. Columns are separated by commas,
 semicolons, tabs or bars; backslashes in paths are read as on Windows. JSON: ``{"training": [{"image": path
-or paths, "label": path, …}], "validation": […], "test": […]}`` with ``modality`` or ``channel_names`` saying what the
-images are where their names don't.
+or paths, "label": path, …}], "validation": […], "test": […]}``; ``modality`` or ``channel_names`` names the images if
+their file names do not.
 """
 
 import codecs
@@ -12,6 +12,7 @@ import csv
 import io
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -31,9 +32,10 @@ from prod9.data.layouts.names import (
     parse_name,
     says_other,
 )
-from prod9.data.layouts.scan import FOREIGN, Scan, conversion, is_file, not_there, read_json
+from prod9.data.layouts.scan import FOREIGN, Scan, conversion, is_file, not_there
 from prod9.errors import DataError
 from prod9.files import reading
+from prod9.json_files import read_json
 
 LIST_SUFFIXES = (".csv", ".tsv", ".json")
 _PARTS: Mapping[str, Part] = {
@@ -84,23 +86,30 @@ def scan_datalist(root: Path) -> Scan:
 
 def _table_rows(source: Path) -> list[Case]:
     header, table = _read_table(source)
-    columns = {name.strip().lower(): place for place, name in enumerate(header)}
     modalities = _modality_columns(header, table, source)
     rows = []
     for number, row in table:
-
-        def value(names: Sequence[str], row: Sequence[str] = row) -> str | None:
-            return next((row[columns[n]] for n in names if n in columns and row[columns[n]]), None)
-
+        cells = dict(zip((name.lower() for name in header), row, strict=False))
         images = {kind: row[place] for kind, place in modalities.items() if row[place]}
         if not images:
-            raise DataError(f"{source}: row {number} names no image; fill it or remove it.")
+            raise DataError(
+                f"{source}: row {number}: expected the path of an image, got none; fill the row or remove it."
+            )
+        part = _text(cells, _PART_COLUMNS, source)
+        if part is not None and part.lower() not in _PARTS:
+            raise DataError(
+                f"{source}: row {number}: expected split train, val or test, got {part}; correct it."
+            )
         rows.append(
             _case(
-                source, images, value(_SEG_COLUMNS), case=value(_CASE_COLUMNS), patient=value(_PATIENT_COLUMNS),
-                part=_part(value(_PART_COLUMNS), source, number),
+                source,
+                images,
+                _text(cells, _SEG_COLUMNS, source),
+                case=_text(cells, _CASE_COLUMNS, source),
+                patient=_text(cells, _PATIENT_COLUMNS, source),
+                part=None if part is None else _PARTS[part.lower()],
             )
-        )  # fmt: skip
+        )
     return rows
 
 
@@ -111,7 +120,7 @@ def _read_table(source: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
         encoding = next((name for mark, name in _ENCODINGS if content.startswith(mark)), "utf-8")
         lines = content.decode(encoding).splitlines(keepends=True)
         delimiter, above = None, 0
-        if lines and (said := re.fullmatch(r'"?sep=(.)"?\s*', lines[0], re.IGNORECASE)):  # Excel's own word
+        if lines and (said := re.fullmatch(r'"?sep=(.)"?\s*', lines[0], re.IGNORECASE)):  # written by Excel
             delimiter, above = said[1], 1
         while above < len(lines) and not lines[above].strip():
             above += 1
@@ -131,7 +140,7 @@ def _read_table(source: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
 
 
 def _delimiter(lines: Sequence[str]) -> str:
-    """Return what separates the columns: what makes most of the header known words, then most columns."""
+    """Return the separator that makes most words of the header known ones, then most columns."""
 
     def known(delimiter: str) -> tuple[int, int]:
         cells = [cell.strip().lower() for cell in next(csv.reader(lines[:1], delimiter=delimiter), [])]
@@ -144,12 +153,13 @@ def _delimiter(lines: Sequence[str]) -> str:
 def _modality_columns(
     header: Sequence[str], table: Sequence[tuple[int, Sequence[str]]], source: Path
 ) -> dict[str, int]:
-    """Return modality → place of the columns that hold paths of volumes."""
+    """Return modality → index of the column that holds its paths."""
     named = [name.lower() for name in header if name]
     found: dict[str, int] = {}
     for place, name in enumerate(header):
         paths = [row[place] for _, row in table if row[place]]
-        if not name or name.lower() in _KNOWN or not any(_is_listed_volume(path) for path in paths):
+        volumes = [path for path in paths if is_volume(re.split(r"[/\\]", path)[-1])]
+        if not name or name.lower() in _KNOWN or not volumes:
             continue
         kind = canonical_modality(name)
         if kind in found or named.count(name.lower()) > 1:
@@ -160,22 +170,14 @@ def _modality_columns(
     if twice is not None:
         raise DataError(f"{source}: expected one column {twice}, got several; remove the others.")
     if not found:
-        got = ", ".join(header) or "nothing"
+        cells = chain.from_iterable(row[: len(header)] for _, row in table)
+        foreign = next((cell for cell in cells if cell.lower().endswith(FOREIGN)), None)
+        hint = "" if foreign is None else f" above files such as {foreign}: {conversion(Path(foreign))}"
         raise DataError(
             f"{source}: expected a header with modalities above paths, such as case,patient,T1,T1ce,T2,FLAIR,seg, "
-            f"got {got}{_foreign_hint(header, table)}; correct it."
+            f"got {', '.join(header) or 'nothing'}{hint}; correct it."
         )
     return found
-
-
-def _is_listed_volume(path: str) -> bool:
-    return is_volume(re.split(r"[/\\]", path)[-1])
-
-
-def _foreign_hint(header: Sequence[str], table: Sequence[tuple[int, Sequence[str]]]) -> str:
-    cells = chain.from_iterable(row[: len(header)] for _, row in table)
-    path = next((cell for cell in cells if cell.lower().endswith(FOREIGN)), None)
-    return "" if path is None else f" above files such as {path}: {conversion(Path(path))}"
 
 
 def _json_rows(source: Path) -> list[Case]:
@@ -214,7 +216,7 @@ def _json_rows(source: Path) -> list[Case]:
 
 
 def _paths(image: object) -> list[str]:
-    """Return the paths of an entry's ``image``, a path or a list of them; nothing for anything else."""
+    """Return the paths of an entry's ``image``, a path or a list of paths; an empty list for anything else."""
     found = [image] if isinstance(image, str) else image
     return (
         [str(path) for path in found]
@@ -224,7 +226,7 @@ def _paths(image: object) -> list[str]:
 
 
 def _text(entry: Mapping[str, Any], keys: Sequence[str], source: Path) -> str | None:
-    """Return the first text or number that an entry has under one of ``keys``."""
+    """Return the first text or number of an entry under one of ``keys``."""
     value = next((entry[key] for key in keys if entry.get(key) not in (None, "", [])), None)
     if isinstance(value, list) and len(value) == 1:  # MONAI writes some labels as lists of one
         value = value[0]
@@ -234,7 +236,7 @@ def _text(entry: Mapping[str, Any], keys: Sequence[str], source: Path) -> str | 
 
 
 def _kinds(files: Sequence[str], names: Sequence[str], source: Path) -> list[str]:
-    """Return what each file of an entry shows: as declared, else as their names end."""
+    """Return the modality of each file of an entry: as declared, or else by the end of its name."""
     if names:
         kinds = list(names)
     else:
@@ -263,35 +265,24 @@ def _case(
     found = _identity(source, first, next(iter(images.values())))
     identity = found if case is None else identify(case)
     year = identity.year or found.year
-    return Case(
-        case_id=identity.case_id,
-        patient_id=identity.patient_id if patient is None else patient,
+    made = identity.case(
         images=files,
         seg=None if not seg else _listed(source, seg),
         layout="datalist",
         label_scheme=scheme or year or ("canonical" if set(files) <= set(MODALITIES) else AS_IS),
-        time_point=identity.time_point,
-        part=part,
     )
+    return replace(made, patient_id=made.patient_id if patient is None else patient, part=part)
 
 
 def _listed(source: Path, name: str) -> Path:
-    """Return the path that a list names; backslashes separate folders unless a file is called so."""
+    """Return the path of a file in a list; backslashes separate folders unless such a file exists."""
     path = source.parent / name
     return path if "\\" not in name or is_file(path) else source.parent / name.replace("\\", "/")
 
 
 def _identity(source: Path, path: Path, written: str) -> Identity:
-    """Return whose scan a listed file is, by its name, else by the folders that the list writes before it."""
+    """Return case and patient of a listed file, by its name or else by the folders before it in the list."""
     parts = [part for part in re.split(r"[/\\]", written)[:-1] if part not in ("", ".", "..")]
     folders = [*reversed(parts), source.parent.name or source.resolve().parent.name]
     parsed = parse_name(path.name, folder=folders[0], above=folders[1:])
     return parsed.identity if parsed is not None else identify_file(bare(path.name), folders)
-
-
-def _part(text: str | None, source: Path, number: int) -> Part | None:
-    if text is None:
-        return None
-    if text.lower() not in _PARTS:
-        raise DataError(f"{source}: row {number}: expected split train, val or test, got {text}; correct it.")
-    return _PARTS[text.lower()]

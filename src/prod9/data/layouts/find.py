@@ -1,8 +1,8 @@
-"""Finds the cases of a dataset: which files belong together, what each shows, and what its labels mean.
+"""Finds the cases of a dataset: which files belong together, their modalities, and their label scheme.
 
-Names and numbers differ by challenge and year; everything that leaves this module is canonical: modalities
-``T1``, ``T1ce``, ``T2``, ``FLAIR`` (other names are kept as the dataset spells them) and a label scheme
-(:mod:`prod9.data.labels`). Only names and descriptions are read here, never a volume.
+Names differ by challenge and year; the results of this module are canonical: modalities ``T1``, ``T1ce``, ``T2``,
+``FLAIR`` (other names are kept as the dataset spells them) and a label scheme (:mod:`prod9.data.labels`). Only names
+and descriptions are read here, never voxels.
 """
 
 import logging
@@ -25,8 +25,7 @@ from prod9.data.layouts.names import parse_modality as parse_modality
 from prod9.data.layouts.scan import (
     Scan,
     Walk,
-    conversion,
-    foreign_files,
+    foreign_hint,
     is_dir,
     is_file,
     unreachable,
@@ -46,16 +45,20 @@ LAYOUTS: Mapping[str, Callable[[Path], Scan]] = {
     "bids": scan_bids,
     "datalist": scan_datalist,
 }
-"""Layout → what finds its cases. ``canonical`` names are those of no challenge, found as the years are."""
+"""Layout → the function that finds its cases. Names of no challenge are found as those of the years are."""
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """What lies below a folder. layout: of the whole (a key of ``LAYOUTS`` or ``brats``).
+    """The content of a dataset.
 
-    cases: sorted by name, with whatever they have. ignored: volumes that belong to no case. problems: one
-    message each, for what cannot be used as it is; absent: those of them that are files which a list or a link names
-    and which are not there. doubts: links to nothing that may have been folders.
+    Attributes:
+        layout: of the whole, a key of ``LAYOUTS`` or ``brats``.
+        cases: sorted by name, complete or not.
+        ignored: volumes that belong to no case.
+        problems: one message for each thing that cannot be used as it is.
+        absent: those of the problems that are files which a list or a link names and which do not exist.
+        doubts: links to nothing that may have been folders.
     """
 
     layout: str
@@ -67,11 +70,16 @@ class Dataset:
 
 
 def scan_dataset(root: str | Path, *, layout: str = "auto", label_scheme: str = "auto") -> Dataset:
-    """Return all that ``root`` holds, complete or not.
+    """Return all cases of ``root``, complete or not.
 
-    root: a folder, or a CSV or JSON list of files. layout: ``auto`` looks at the folder, and for BraTS takes the
-    year from each case's name. label_scheme: ``auto`` goes by layout, year or description. Raises DataError for
-    a missing folder or one that is of no known layout, ConfigError for an unknown label scheme.
+    Args:
+        root: a folder, or a CSV or JSON list of files.
+        layout: ``auto`` detects it and, for BraTS, takes the year from each case's name.
+        label_scheme: ``auto`` follows layout, year or description.
+
+    Raises:
+        DataError: for a missing folder, or one without a known layout.
+        ConfigError: for an unknown label scheme.
     """
     if layout not in ("auto", *LAYOUTS):
         raise DataError(
@@ -84,7 +92,13 @@ def scan_dataset(root: str | Path, *, layout: str = "auto", label_scheme: str = 
     kind = detect_layout(root) if layout == "auto" else layout
     scan = LAYOUTS.get(kind, scan_brats)(root)
     cases = [_named(case, layout, label_scheme) for case in scan.cases]
-    wrong = {case.case_id: text for case in cases if (text := _wrong_names(case, root)) is not None}
+    wrong = {
+        case.case_id: text
+        for case in cases
+        # Reversed, so that the first wrong name stays.
+        for what, name in reversed([("case", case.case_id), *(("modality", name) for name in case.images)])
+        if (text := wrong_name(name, what, root)) is not None
+    }
     return Dataset(
         kind,
         tuple(sorted((case for case in cases if case.case_id not in wrong), key=lambda c: c.case_id)),
@@ -96,7 +110,7 @@ def scan_dataset(root: str | Path, *, layout: str = "auto", label_scheme: str = 
 
 
 def _require_input(root: Path) -> None:
-    """Refuse what is neither a folder nor a list (DataError)."""
+    """Raise DataError for anything but a folder or a list."""
     if is_dir(root) or (is_file(root) and root.suffix.lower() in LIST_SUFFIXES):
         return
     try:
@@ -112,17 +126,8 @@ def _require_input(root: Path) -> None:
     )
 
 
-def _wrong_names(case: Case, root: Path) -> str | None:
-    """Return what is wrong with the names of a case that results are called by, or None."""
-    texts = [
-        wrong_name(case.case_id, "case", root),
-        *(wrong_name(name, "modality", root) for name in case.images),
-    ]
-    return next((text for text in texts if text is not None), None)
-
-
 def detect_layout(root: Path) -> str:
-    """Return the layout of ``root``: a key of ``LAYOUTS``, or ``brats`` where names decide case by case."""
+    """Return the layout of ``root``: a key of ``LAYOUTS``, or ``brats`` if each case's name decides."""
     if root.is_file():
         return "datalist"
     try:
@@ -145,16 +150,16 @@ def find_cases(
 ) -> list[Case]:
     """Return the cases of :func:`scan_dataset`, each with all of ``modalities`` and nothing else.
 
-    Raises DataError, besides, for a folder without cases, for its problems, such as doubled files, and,
-    naming every case, for missing modalities or segmentations.
+    Also raises DataError for a folder without cases, for problems such as doubled files, and for cases without a
+    modality or segmentation, all of which it names.
 
     Args:
         root: folder or list.
         layout: a key of ``LAYOUTS``, or ``auto``.
-        label_scheme: what the values of segmentations mean, or ``auto``.
-        modalities: what every case must have.
-        require_seg: whether every case must have a segmentation too.
-        skip_incomplete: leave out cases that lack some of that, and log which; an error where none is left.
+        label_scheme: meaning of the values of segmentations, or ``auto``.
+        modalities: those that every case has to have.
+        require_seg: whether every case has to have a segmentation too.
+        skip_incomplete: leave out incomplete cases and log them; an error if none is left.
     """
     root = Path(root)
     dataset = scan_dataset(root, layout=layout, label_scheme=label_scheme)
@@ -179,7 +184,7 @@ def find_cases(
 def _complete(
     root: Path, dataset: Dataset, modalities: Sequence[str], require_seg: bool, skip: bool
 ) -> list[Case]:
-    """Return the cases that lack nothing; refuse the others, or with ``skip`` log them."""
+    """Return the complete cases; refuse the others, or with ``skip`` log them."""
     lacking = {
         case.case_id: f"{case.case_id} lacks {gap}"
         for case in dataset.cases
@@ -193,7 +198,7 @@ def _complete(
             f"{root}: expected every case to have {expected}, got: {listing(lacking.values(), 10, joint='; ')}; add "
             f"the files, remove the cases, or name fewer data.modalities{remedy}."
         )
-    # A row of a list with an absent file is no case; a link to nothing in a folder is why a case lacks a modality.
+    # A row with an absent file is not among the cases; in a folder, such a file shows up as a missing modality.
     absent = dataset.absent if dataset.layout in _LISTED else ()
     left_out = [*lacking.values(), *absent] if skip else []
     if left_out:
@@ -208,7 +213,7 @@ def _complete(
 
 
 def _refuse_problems(problems: Sequence[str], absent: Sequence[str]) -> None:
-    """Raise the first of ``problems`` as a DataError, saying how many more there are."""
+    """Raise the first of ``problems`` as a DataError, with the number of the others."""
     if not problems:
         return
     hint = " (data.skip_incomplete: true leaves such cases out)" if problems[0] in absent else ""
@@ -217,7 +222,7 @@ def _refuse_problems(problems: Sequence[str], absent: Sequence[str]) -> None:
 
 
 def require_known(cases: Sequence[Case], modalities: Sequence[str]) -> None:
-    """Refuse modalities that no case has and that are none of the four (DataError)."""
+    """Raise DataError for modalities that no case has and that are not among the usual four."""
     known = list(dict.fromkeys([*MODALITIES, *(name for case in cases for name in case.images)]))
     unknown = [name for name in modalities if name not in known]
     if unknown:
@@ -227,13 +232,13 @@ def require_known(cases: Sequence[Case], modalities: Sequence[str]) -> None:
 
 
 def gaps(case: Case, modalities: Sequence[str], require_seg: bool) -> str:
-    """Return what ``case`` lacks, as text; empty when it is complete."""
+    """Return the names of what ``case`` lacks; empty if it is complete."""
     missing = [name for name in modalities if name not in case.images]
     return ", ".join([*missing, *([SEG] if require_seg and case.seg is None else [])])
 
 
 def no_cases(root: Path) -> str:
-    """Return the message for a folder without cases: what is there instead, and what to do about it."""
+    """Return the message for a folder without cases: its content, and a remedy."""
     expected = (
         f"{root}: expected files such as BraTS-GLI-00000-000-t1n.nii.gz or BraTS2021_00000_t1.nii.gz, a dataset.json, "
         "sub-* folders or a list, got"
@@ -251,17 +256,15 @@ def no_cases(root: Path) -> str:
             "in t1, t1ce, t2 or flair, or list them in a CSV (case,patient,T1,T1ce,T2,FLAIR,seg) and give that as "
             "data.root."
         )
-    foreign = foreign_files(root)
-    if foreign:
-        names = listing((path.relative_to(root) for path in foreign), 2)
-        return f"{expected} {plural(foreign, 'file')} of another format ({names}); {conversion(foreign[0])}."
-    for message in [*found.problems, *found.absent, *found.doubts]:
+    if (hint := foreign_hint(root)) is not None:
+        return f"{expected} {hint}."
+    for message in [*found.problems, *found.doubts]:
         return f"{expected} none that can be reached: {message}"
     return f"{expected} none; check data.root, or make a cohort with `prod9 data simulate`."
 
 
 def _named(case: Case, layout: str, label_scheme: str) -> Case:
-    """Let the config's words win over what was found."""
+    """Replace what was found by the settings of the config."""
     if layout in _YEARS:
         case = replace(case, layout=layout, label_scheme=layout)
     return case if label_scheme == "auto" else replace(case, label_scheme=label_scheme)

@@ -1,8 +1,8 @@
-"""MedMNIST3D files: reading, checking and fetching them. The package `medmnist` is needed for nothing but the address.
+"""MedMNIST3D files: reading, checking and fetching them. The package `medmnist` is needed only for the address.
 
-A file ``NAME.npz`` (28 voxels a side) or ``NAME_64.npz`` holds ``{train,val,test}_images`` uint8 [N S S S] and
-``…_labels`` [N 1]. Counts come from the file, so that a small file of the same format works; a published one is known
-by its MD5. Files are CC BY 4.0; ``adrenalmnist3d`` and ``vesselmnist3d`` are binary shapes, not images.
+A file ``NAME.npz`` (28 voxels per side) or ``NAME_64.npz`` holds ``{train,val,test}_images`` uint8 [N S S S] and
+``…_labels`` [N 1]. Counts come from the file, so that a small file of the same format works; a published file is
+recognised by its MD5. Files are CC BY 4.0; ``adrenalmnist3d`` and ``vesselmnist3d`` are binary shapes, not images.
 """
 
 import hashlib
@@ -10,7 +10,7 @@ import logging
 import math
 import urllib.request
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -21,6 +21,7 @@ from prod9.data.cases import PARTS, Part
 from prod9.errors import DataError, MissingDependencyError
 from prod9.files import atomic_write, reading
 from prod9.system.machine import memory
+from prod9.system.progress import Progress
 
 _LOG = logging.getLogger(__name__)
 
@@ -42,11 +43,10 @@ _MD5: Mapping[str, str] = {
 }
 """MD5 of the published files, version 3."""
 _DEFLATE_RATIO = 1100
-"""Deflate makes a file at most 1032 times as short; a little more leaves room for headers."""
+"""Deflate compresses at most 1032 times; a little more leaves room for headers."""
 _EXPECTED, _REMEDY = "a MedMNIST3D file", "download it again"
 _CHUNK = 1 << 20
 _TIMEOUT_SECONDS = 30
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class MedMNIST3DFile:
         images, labels = read_array(self.path, f"{part}_images", what=part), self.labels(part)
         if images.shape[1:] != (self.side,) * 3 or images.dtype != np.uint8 or len(images) != len(labels):
             raise DataError(
-                f"{self.path}: expected {len(labels)} {part} samples uint8 of {self.side} voxels a side, got "
+                f"{self.path}: expected {len(labels)} {part} samples uint8 of {self.side} voxels per side, got "
                 f"{images.dtype} {list(images.shape)}; download it again."
             )
         wrong = np.flatnonzero((labels < 0) | (labels >= num_classes))
@@ -99,7 +99,7 @@ class MedMNIST3DFile:
 
 
 def file_name(name: str, size: int) -> str:
-    """Return how the file of a set is called."""
+    """Return the name of the file of a set."""
     return f"{name}.npz" if size == 28 else f"{name}_{size}.npz"
 
 
@@ -108,8 +108,16 @@ def open_medmnist3d(
 ) -> MedMNIST3DFile:
     """Return the file of a set in ``root``, its headers checked; no voxel is read.
 
-    download: fetch it if it is missing; progress is called with bytes (done, total). Raises DataError for a missing or
-    malformed file, naming the exact one to place, MissingDependencyError for a download without the package.
+    Args:
+        root: the folder of the file.
+        name: of the set.
+        size: voxels per side.
+        download: fetch the file if it is missing.
+        progress: called with bytes (done, total) of a download.
+
+    Raises:
+        DataError: for a missing or malformed file.
+        MissingDependencyError: for a download without the package medmnist.
     """
     path = root / file_name(name, size)
     if not path.is_file():
@@ -133,7 +141,7 @@ def open_medmnist3d(
 
 
 def missing(path: Path) -> str:
-    """Return the message for a file that is not there: what to place where."""
+    """Return the message for a missing file: which file to place where."""
     return (
         f"{path}: no such file; place it there (MD5 {_MD5[path.stem]}; MedMNIST v3, Zenodo record 10519652), or let "
         "prod9 fetch it with --set data.download=true, which needs a network and `pip install 'prod9[medmnist]'`."
@@ -141,23 +149,26 @@ def missing(path: Path) -> str:
 
 
 def is_published(path: Path) -> bool:
-    """Return whether ``path`` is the file as published; reads it whole."""
+    """Return whether the content of ``path`` is that of the published file."""
+    return _digest(path) == _MD5[path.stem]
+
+
+def _digest(path: Path) -> str:
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "md5").hexdigest() == _MD5[path.stem]
+        return hashlib.file_digest(file, "md5").hexdigest()
 
 
 def fetch(path: Path, progress: Progress | None = None) -> None:
-    """Download a set's file to ``path``, whole and as published, or leave nothing there.
+    """Download a set's file to ``path``; nothing is left there unless it is complete and as published.
 
-    Raises DataError, saying what to place where, when it cannot be reached or is another file.
+    Raises DataError, with the manual alternative, if it cannot be reached or differs.
     """
     address = _address(path.stem)
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with atomic_write(path) as temporary:
             _copy(address, temporary, progress)
-            with temporary.open("rb") as file:
-                digest = hashlib.file_digest(file, "md5").hexdigest()
+            digest = _digest(temporary)
             if digest != _MD5[path.stem]:
                 raise DataError(
                     f"{path}: expected a file of MD5 {_MD5[path.stem]}, got one of {digest}; try again later, or place "
@@ -175,7 +186,7 @@ def padded(image: np.ndarray, grid: Sequence[int]) -> np.ndarray:
 
 
 def pad_evenly(image: np.ndarray, grid: Sequence[int]) -> np.ndarray:
-    """Return ``image`` [S S S] on ``grid``, centred in zeros; of an odd number of voxels one more is behind it."""
+    """Return ``image`` [S S S] centred in zeros on ``grid``; the extra voxel of an odd margin comes after it."""
     before = [(side - n) // 2 for side, n in zip(grid, image.shape, strict=True)]
     room = [(b, side - n - b) for b, side, n in zip(before, grid, image.shape, strict=True)]
     return np.pad(image, room)
@@ -204,9 +215,9 @@ def _copy(address: str, target: Path, progress: Progress | None) -> None:
 
 
 def read_array(path: Path, name: str, *, what: str | None = None) -> np.ndarray:
-    """Return an array of an npz file; DataError for damaged content, also of kinds that numpy has no error for.
+    """Return an array of an npz file; DataError for damaged content of any kind.
 
-    what: how the message calls it, by default its name.
+    what: its name in the message, by default ``name``.
     """
     remedy = f"{what or name} is damaged: {_REMEDY}"
     with reading(path, _EXPECTED, remedy=remedy), np.load(path, allow_pickle=False) as arrays:
@@ -219,7 +230,7 @@ def read_array(path: Path, name: str, *, what: str | None = None) -> np.ndarray:
 def _array_headers(path: Path) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
     """Return shape and type of every array of an npz file from their headers alone.
 
-    A header can claim any size: refused is what the file is too short for and what does not fit into memory.
+    A header can claim any size: arrays larger than the file can hold, or than the free memory, are refused.
     """
     found = {}
     with reading(path, _EXPECTED, remedy=_REMEDY), zipfile.ZipFile(path) as archive:
@@ -234,7 +245,7 @@ def _array_headers(path: Path) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
             if dtype.hasobject or min(shape, default=0) < 0:
                 raise ValueError(f"{entry.filename} holds {dtype} {shape}")
             claimed = math.prod(shape) * dtype.itemsize
-            # What the archive says of the entry, what its bytes can hold, and what the whole file can.
+            # The size given in the archive, and the most that the entry's bytes and the file's can hold.
             possible = min(entry.file_size, min(entry.compress_size, path.stat().st_size) * _DEFLATE_RATIO)
             if claimed > possible:
                 raise ValueError(

@@ -1,7 +1,7 @@
-"""Reads file names: which case a volume belongs to, which patient and time point, and what it shows.
+"""Reads file names: the case, patient and time point of a volume, and its modality.
 
-Names come in any case of letters, with or without ``.gz``, from file systems that spell ``é`` as one character
-or two; :func:`parse_name` gives the same answer to all spellings of one name.
+Names may be in upper or lower case, with or without ``.gz``, and from file systems that write ``é`` as one or two
+characters; :func:`parse_name` gives the same answer for all spellings of one name.
 """
 
 import re
@@ -9,8 +9,11 @@ import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 
+from prod9.data.cases import Case
 from prod9.data.layouts.visits import is_container, is_visit, split_visit
+from prod9.volumes import Channel
 
 MODALITIES = ("T1", "T1ce", "T2", "FLAIR")
 DEFAULT_LABEL_MAP: Mapping[str, int] = {name: label for label, name in enumerate(MODALITIES)}
@@ -24,14 +27,14 @@ TOKENS: Mapping[str, str] = {
     **dict.fromkeys(("t2w", "t2"), "T2"),
     **dict.fromkeys(("segm", "seg"), SEG),
 }
-"""What the last word of a name means, in lower case."""
+"""Last word of a name, in lower case → its meaning."""
 _SUFFIX = re.compile(r"\.nii(\.gz)?$", re.IGNORECASE)
 _LAST_TOKEN = re.compile(rf"(?:^|[-_. ])({'|'.join(sorted(TOKENS, key=len, reverse=True))})$", re.IGNORECASE)
 
-# What stands before "seg": the lesion, which is what a segmentation is here, or something else of the head.
+# Words before "seg": a lesion, as expected of a segmentation here, or another structure of the head.
 _LESION_WORDS = r"(?:brats|lesions?|tumou?rs?|glioma|glioblastoma|gbm|cancer|metastas[ei]s|mets)"
 LESION = re.compile(_LESION_WORDS, re.IGNORECASE)
-"""What a file says that shows lesions."""
+"""Words in the names of files that show lesions."""
 _OTHER = (
     r"(?:tissues?|aseg|aparc(?:[-_. +]aseg)?|wmparc|parc(?:ellation)?s?|brain|brain[-_ ]?parenchyma|head|skull|scalp"
     r"|synth|wm|gm|csf|pve|fast|atlas|anat(?:omy|omical)?|structures?|subcort(?:ical)?|cortex|cortical|hippocamp(?:us|i)"
@@ -65,73 +68,75 @@ _EXPERT = re.compile(
     re.IGNORECASE,
 )
 
-# Challenges whose official spelling is not upper case.
-_MIXED_CASE = {"GOAT": "GoAT"}
-
 
 @dataclass(frozen=True)
 class Identity:
-    """Whose scan it is: ``case_id`` in the official spelling, equal ``patient_id`` for all time points."""
+    """The case and patient of a scan: ``case_id`` in the official spelling, one ``patient_id`` for all time points."""
 
     case_id: str
     patient_id: str
     time_point: str | None
     year: str | None
 
+    def case(
+        self,
+        *,
+        images: dict[str, Path],
+        seg: Path | None,
+        layout: str,
+        label_scheme: str,
+        channels: Mapping[str, Channel] | None = None,
+    ) -> Case:
+        """Return the case of this scan with its files; the arguments are the fields of a case."""
+        return Case(
+            case_id=self.case_id,
+            patient_id=self.patient_id,
+            images=images,
+            seg=seg,
+            layout=layout,
+            label_scheme=label_scheme,
+            time_point=self.time_point,
+            channels=channels or {},
+        )
+
 
 @dataclass(frozen=True)
 class ParsedName:
-    """A file name, taken apart. stem: what stands before the modality. kind: a modality or ``seg``."""
+    """The parts of a file name. stem: the part before the modality. kind: a modality or ``seg``."""
 
     stem: str
     kind: str
     identity: Identity
 
 
-def _brats2015(match: re.Match[str]) -> tuple[str, str | None]:
-    return f"brats_{match[1].lower()}_pat{match[2]}", match[3]
+def _official(challenge: str) -> str:
+    """Return the official spelling of a challenge since 2023: upper case but for GoAT."""
+    return "GoAT" if challenge.upper() == "GOAT" else challenge.upper()
 
 
-def _brats2018(match: re.Match[str]) -> tuple[str, str | None]:
-    return f"Brats{match[1]}_{match[2].upper()}", match[3]
-
-
-def _brats2019(match: re.Match[str]) -> tuple[str, str | None]:
-    return f"BraTS19_{match[1].upper()}", match[2]
-
-
-def _brats2020(match: re.Match[str]) -> tuple[str, str | None]:
-    return f"BraTS20_{match[1].title()}_{match[2]}", None
-
-
-def _brats2021(match: re.Match[str]) -> tuple[str, str | None]:
-    return f"BraTS2021_{match[1]}", None
-
-
-def _brats2023(match: re.Match[str]) -> tuple[str, str | None]:
-    challenge = match[1].upper()
-    return f"BraTS-{_MIXED_CASE.get(challenge, challenge)}-{match[2]}", match[3]
-
-
-# Year → (pattern of a whole case name, its patient and time point, what joins the two).
-_YEARS: Mapping[str, tuple[str, Callable[[re.Match[str]], tuple[str, str | None]], str]] = {
-    "brats2015": (r"brats_(2013|tcia)_pat(\d+)_(\d+)", _brats2015, "_"),
-    "brats2018": (r"Brats(1[78])_([A-Z0-9_]+)_(\d+)", _brats2018, "_"),
-    "brats2019": (r"Brats19_([A-Z0-9_]+)_(\d+)", _brats2019, "_"),
-    "brats2020": (r"BraTS20_(Training|Validation|Testing)_(\d+)", _brats2020, "_"),
-    "brats2021": (r"BraTS2021_(\d+)", _brats2021, "_"),
-    "brats2023": (r"BraTS-([A-Z]+(?:-RT)?)-(\d+)(?:-(\d+))?", _brats2023, "-"),
-}
+# Year → (pattern of a whole case name, its patient, the official spelling of the word in it, what joins the visit).
+_YEARS: Mapping[str, tuple[str, str, Callable[[str], str], str]] = {
+    "brats2015": (r"brats_(?P<word>2013|tcia)_pat(?P<n>\d+)_(?P<visit>\d+)", "brats_{word}_pat{n}", str.lower, "_"),
+    "brats2018": (r"Brats(?P<n>1[78])_(?P<word>[A-Z0-9_]+)_(?P<visit>\d+)", "Brats{n}_{word}", str.upper, "_"),
+    "brats2019": (r"Brats19_(?P<word>[A-Z0-9_]+)_(?P<visit>\d+)", "BraTS19_{word}", str.upper, "_"),
+    "brats2020": (
+        r"BraTS20_(?P<word>Training|Validation|Testing)_(?P<n>\d+)", "BraTS20_{word}_{n}", str.title, "_"
+    ),
+    "brats2021": (r"BraTS2021_(?P<n>\d+)", "BraTS2021_{n}", str.upper, "_"),
+    "brats2023": (
+        r"BraTS-(?P<word>[A-Z]+(?:-RT)?)-(?P<n>\d+)(?:-(?P<visit>\d+))?", "BraTS-{word}-{n}", _official, "-"
+    ),
+}  # fmt: skip
 # A name of a challenge may go on, as in BraTS2021_00000_brain: what follows begins with a letter.
 _PATTERNS = {
     year: re.compile(rf"{pattern}(?P<rest>[-_. ](?=[^\W\d]).+)?", re.IGNORECASE | re.ASCII | re.DOTALL)
-    for year, (pattern, _, _) in _YEARS.items()
+    for year, (pattern, *_) in _YEARS.items()
 }
 _SHORT = re.compile(r"\d{1,4}|[A-Za-z]")
 
 
 def is_volume(name: str) -> bool:
-    """Return whether ``name`` ends as a NIfTI file does, and is no hidden file (macOS writes ``._x.nii``)."""
+    """Return whether ``name`` is that of a NIfTI file, and not of a hidden file (macOS writes ``._x.nii``)."""
     return _SUFFIX.search(name) is not None and not name.startswith(".")
 
 
@@ -142,28 +147,33 @@ def bare(name: str) -> str:
 
 @lru_cache(maxsize=65536)
 def identify(name: str) -> Identity:
-    """Return whose scan the case ``name`` is.
+    """Return case, patient and time point of a case called ``name``.
 
-    Names of no challenge keep their spelling; where a part of one says a visit, what says whose it is stands for
-    the patient (:mod:`prod9.data.layouts.visits`), else the whole name does.
+    Names of no known challenge keep their spelling; they are divided into patient and visit by
+    :mod:`prod9.data.layouts.visits`, or name the patient as a whole.
+
+    >>> identify("brats-gli-00000-001").patient_id
+    'BraTS-GLI-00000'
     """
     name = unicodedata.normalize("NFC", name)
-    for year, (_, take, joint) in _YEARS.items():
+    for year, (_, named, spell, joint) in _YEARS.items():
         match = _PATTERNS[year].fullmatch(name)
         if match is not None:
-            patient, time_point = take(match)
-            case = patient if time_point is None else f"{patient}{joint}{time_point}"
-            return Identity(case + (match["rest"] or ""), patient, time_point, year)
+            parts = match.groupdict()
+            patient = named.format_map({**parts, "word": spell(parts.get("word", ""))})
+            visit = parts.get("visit")
+            case = patient if visit is None else f"{patient}{joint}{visit}"
+            return Identity(case + (parts["rest"] or ""), patient, visit, year)
     patient, time_point = split_visit(name) or (name, None)
     return Identity(name, patient, time_point, None)
 
 
 def identify_folder(folders: Sequence[str]) -> Identity:
-    """Return whose scan lies in a folder whose files do not say.
+    """Return case, patient and time point of files that are identified by their folders alone.
 
-    folders: names from the one that holds the files up to the dataset's own, which names no patient. Folders such as
-    ``anat`` are passed over; one that says a visit or a number only takes the name of the folder above it before its
-    own: ``P001/2019-01-02/t1.nii.gz`` is of ``P001_2019-01-02``.
+    folders: names from the folder of the files up to the dataset's own, which names no patient. Folders such as
+    ``anat`` are skipped; one that is only a visit or a number is joined to the folder above it:
+    ``P001/2019-01-02/t1.nii.gz`` belongs to ``P001_2019-01-02``.
     """
     below = [name for name in folders[:-1] if not is_container(name)]
     if not below:
@@ -175,9 +185,10 @@ def identify_folder(folders: Sequence[str]) -> Identity:
 
 
 def identify_file(stem: str, folders: Sequence[str]) -> Identity:
-    """Return whose scan a file is, by its name without what it shows, or by its ``folders`` where that says no case.
+    """Return case, patient and time point of a file, by its name or, if that names no case, by its folders.
 
-    folders: as for :func:`identify_folder`. ``P001/tp1_t1.nii.gz`` is of ``P001_tp1``.
+    stem: the name without its modality. folders: as for :func:`identify_folder`. ``P001/tp1_t1.nii.gz`` belongs to
+    ``P001_tp1``.
     """
     if stem and not is_visit(stem):
         return identify(stem)
@@ -185,7 +196,7 @@ def identify_file(stem: str, folders: Sequence[str]) -> Identity:
 
 
 def visit_of_folders(folders: Sequence[str]) -> str | None:
-    """Return the nearest of ``folders`` (nearest first) that says a visit and nothing else."""
+    """Return the first of ``folders`` (nearest first) that is a visit and nothing else."""
     return next((name for name in folders if is_visit(name) and not is_container(name)), None)
 
 
@@ -193,14 +204,14 @@ def parse_modality(name: str) -> str | None:
     """Return the modality that a file name ends in (before ``.nii`` or ``.nii.gz``), ``seg``, or None.
 
     The longest token wins; letters may be of any case: ``BraTS_T1.nii.gz`` is T1, ``…-t1c.nii.gz`` is T1ce. A
-    segmentation that says it is of tissue, the brain or another structure is none: ``P1_tissue_seg``.
+    segmentation of tissue, the brain or another structure, such as ``P1_tissue_seg``, does not count.
     """
     found = _kind(bare(name))
     return None if found is None else found[0]
 
 
 def shows_labels(name: str) -> bool:
-    """Return whether a file's name says that its voxels are labels or a mask of anything, hence no image."""
+    """Return whether a file is, by its name, a mask or labels of anything, hence not an image."""
     stem = bare(name)
     return parse_modality(name) == SEG or (
         parse_modality(name) is None and _LABEL_MAP.search(stem) is not None
@@ -208,7 +219,7 @@ def shows_labels(name: str) -> bool:
 
 
 def says_other(name: str) -> bool:
-    """Return whether a file's name says a mask or labels of something else than a lesion."""
+    """Return whether a file is, by its name, a mask or labels of something other than a lesion."""
     stem = bare(name)
     return _OTHER_MASK.search(stem) is not None or (
         _LAST_TOKEN.search(stem) is not None and _kind(stem) is None
@@ -216,7 +227,7 @@ def says_other(name: str) -> bool:
 
 
 def _kind(stem: str) -> tuple[str, str] | None:
-    """Return what a name shows, and what stands before the words that say so."""
+    """Return modality or ``seg`` of a name, and the part of the name before it."""
     vsd = _VSD.fullmatch(stem)
     if vsd is not None:
         return TOKENS[(vsd[1] or SEG).lower()], ""
@@ -236,11 +247,13 @@ def _kind(stem: str) -> tuple[str, str] | None:
 
 
 def parse_name(name: str, *, folder: str = "", above: Sequence[str] = ()) -> ParsedName | None:
-    """Take a file name apart, or return None where it ends in no modality.
+    """Take a file name apart, or return None if it does not end in a modality.
 
-    folder: name of the folder it lies in, which stands for the case where the file does not say: a bare
-    ``t1.nii.gz``, or case 355 of 2020, whose mask kept its hospital name. above: the folders above that one, nearest
-    first, up to the dataset's own.
+    Args:
+        name: of the file.
+        folder: name of its folder, which names the case if the file does not: a bare ``t1.nii.gz``, or case 355 of
+            2020, whose mask kept its hospital name.
+        above: the folders above that one, nearest first, up to the dataset's own.
     """
     found = _kind(bare(name))
     if found is None:
@@ -255,7 +268,7 @@ def parse_name(name: str, *, folder: str = "", above: Sequence[str] = ()) -> Par
 
 
 def is_expert(stem: str) -> bool:
-    """Return whether the words before ``seg`` name no case but who drew it or what: ``GT``, ``manual_tumor``."""
+    """Return whether the words before ``seg`` describe the segmentation instead of a case: ``GT``, ``manual_tumor``."""
     return _EXPERT.fullmatch(stem) is not None
 
 

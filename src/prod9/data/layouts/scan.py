@@ -1,13 +1,12 @@
-"""What every search for volumes has in common: walking a tree, what a walk cannot reach, and the form of its result."""
+"""Walks folders for volumes, notes what cannot be reached, and holds the result of a search."""
 
-import json
 import os
 import re
 import unicodedata
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from prod9.data.cases import Case
 from prod9.data.layouts.names import is_volume, shows_labels
@@ -15,8 +14,6 @@ from prod9.errors import DataError
 from prod9.files import reading
 from prod9.system.wording import listing, plural
 
-_MAX_DESCRIPTION = 64 << 20
-"""Bytes of a dataset.json or list that are read; a case takes some hundred."""
 FOREIGN = (
     ".nrrd", ".nhdr", ".mha", ".mhd", ".mgz", ".mgh", ".mnc", ".hdr", ".img", ".gipl", ".dcm", ".ima", ".par",
 )  # fmt: skip
@@ -24,9 +21,9 @@ FOREIGN = (
 _JUNK = frozenset({"__MACOSX", "@eaDir", "lost+found", "$RECYCLE.BIN", "System Volume Information"})
 _FILE_SUFFIX = re.compile(r"\.[A-Za-z][A-Za-z0-9]{0,4}$")
 _DIRECTIONS = frozenset("\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
-"""Characters that make what follows run the other way: a name would not be what it looks like."""
+"""Characters that reverse the direction of the text after them: the name would not be what it looks like."""
 _MAX_NAME_BYTES = 200
-"""Of a case's or modality's name: results are named by both, with a suffix, and a file name ends at 255."""
+"""Limit for the name of a case or a modality: results are named by both, and a file name has at most 255 bytes."""
 _QUOTED = 80
 _RESERVED = frozenset(
     {"con", "prn", "aux", "nul", *(f"{port}{k}" for port in ("com", "lpt") for k in range(1, 10))}
@@ -34,15 +31,16 @@ _RESERVED = frozenset(
 
 
 @dataclass
-class Scan:
-    """Cases as found, volumes that belong to none, and messages for what cannot be used.
+class Walk:
+    """What a walk through folders meets besides files, one message each.
 
-    absent: those of the problems that are files which a list or a link names and which are not there; the case
-    lacks them. doubts: what may be missing, such as a folder that a link leads to.
+    Attributes:
+        problems: what cannot be used, such as folders that cannot be read.
+        absent: those of the problems that are files which are not there: volumes that are links to nothing, as in a
+            DataLad dataset whose content was not fetched, or that a list names.
+        doubts: links to nothing with other names, perhaps folders.
     """
 
-    cases: list[Case] = field(default_factory=list)
-    ignored: list[Path] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     absent: list[str] = field(default_factory=list)
     doubts: list[str] = field(default_factory=list)
@@ -53,36 +51,14 @@ class Scan:
         self.absent.append(message)
 
     def volumes(self, root: Path) -> Iterator[Path]:
-        """Yield the volumes below ``root``, noting those that cannot be reached."""
-        found = Walk()
-        yield from found.volumes(root)
-        self.problems += found.problems
-        self.doubts += found.doubts
-        for message in found.absent:
-            self.lacks(message)
-
-
-@dataclass
-class Walk:
-    """What a walk met besides files, one message each.
-
-    absent: volumes that are links to nothing, as in a DataLad dataset whose content was not fetched. doubts: links to
-    nothing of other names, maybe folders. problems: folders that cannot be read.
-    """
-
-    problems: list[str] = field(default_factory=list)
-    absent: list[str] = field(default_factory=list)
-    doubts: list[str] = field(default_factory=list)
-
-    def volumes(self, root: Path) -> Iterator[Path]:
         """Yield the volumes below ``root`` in order of names."""
         yield from (path for path in self.files(root) if is_volume(path.name))
 
     def files(self, folder: Path, seen: set[tuple[int, int]] | None = None) -> Iterator[Path]:
         """Yield the files below ``folder`` in order of names.
 
-        Links are followed, each folder is visited once, and what is hidden (``._x.nii.gz``, ``.git``, temporary
-        files) is passed over.
+        Links are followed, each folder is visited once, and hidden files and folders (``._x.nii.gz``, ``.git``,
+        temporary files) are skipped.
         """
         seen = set() if seen is None else seen
         try:
@@ -113,27 +89,33 @@ class Walk:
             if usable:
                 yield path
             elif is_volume(entry.name):
-                self.absent += [
-                    unreachable(path) or f"{path}: expected a file, got something else; remove it."
-                ]
+                self.lacks(unreachable(path) or f"{path}: expected a file, got something else; remove it.")
             elif entry.is_symlink() and not _FILE_SUFFIX.search(entry.name):
                 self.doubts += [message] if (message := unreachable(path)) is not None else []
+
+
+@dataclass
+class Scan(Walk):
+    """The cases of a dataset as they were found, and the volumes that belong to none."""
+
+    cases: list[Case] = field(default_factory=list)
+    ignored: list[Path] = field(default_factory=list)
 
 
 def walk(folder: Path) -> Iterator[Path]:
     """Yield the files below ``folder`` as :meth:`Walk.files` does.
 
     Raises DataError, once all are yielded, for volumes that are links to nothing and for folders that cannot be
-    read: nothing is left out of a command's input without a word.
+    read: no input of a command is left out silently.
     """
     found = Walk()
     yield from found.files(folder)
-    for message in [*found.problems, *found.absent]:
+    for message in found.problems:
         raise DataError(message)
 
 
 def find_volumes(folder: Path, *, images_only: bool = False) -> list[Path]:
-    """Return the volumes below ``folder`` by :func:`walk`, links to elsewhere and letters of any case included.
+    """Return the volumes below ``folder``, found by :func:`walk`.
 
     images_only: leave out segmentations and masks of any kind, by their names.
     """
@@ -142,15 +124,11 @@ def find_volumes(folder: Path, *, images_only: bool = False) -> list[Path]:
 
 
 def no_volumes(folder: Path) -> str:
-    """Return what a folder without usable volumes holds instead, to end a message: "got …; what to do"."""
-    volumes, foreign = list(Walk().volumes(folder)), foreign_files(folder)
-    if volumes:
+    """Return the end of a message about a folder without usable volumes: "got …; REMEDY"."""
+    if volumes := list(Walk().volumes(folder)):
         names = listing((path.relative_to(folder) for path in volumes), 2)
         return f"got {plural(volumes, 'volume')} of another kind by their names ({names}); name the files one by one"
-    if foreign:
-        names = listing((path.relative_to(folder) for path in foreign), 2)
-        return f"got {plural(foreign, 'image')} of other formats ({names}); {conversion(foreign[0])}"
-    return "got none; check the path"
+    return f"got {foreign_hint(folder) or 'none; check the path'}"
 
 
 def folders_of(path: Path, root: Path) -> list[str]:
@@ -160,12 +138,21 @@ def folders_of(path: Path, root: Path) -> list[str]:
 
 
 def foreign_files(folder: Path) -> list[Path]:
-    """Return the files below ``folder`` that are images of other formats than NIfTI, by their names."""
+    """Return the images below ``folder`` of formats other than NIfTI, by their names."""
     return [path for path in Walk().files(folder) if path.suffix.lower() in FOREIGN]
 
 
+def foreign_hint(folder: Path) -> str | None:
+    """Return the end of a message about images of other formats below ``folder``; None if there are none."""
+    foreign = foreign_files(folder)
+    if not foreign:
+        return None
+    names = listing((path.relative_to(folder) for path in foreign), 2)
+    return f"{plural(foreign, 'image')} of other formats ({names}); {conversion(foreign[0])}"
+
+
 def conversion(path: Path) -> str:
-    """Return how to make a NIfTI file of an image of another format."""
+    """Return how to convert an image of another format to NIfTI."""
     suffix = path.suffix.lower()
     if suffix in (".dcm", ".ima", ".par"):
         return "convert them with dcm2niix"
@@ -179,22 +166,25 @@ def conversion(path: Path) -> str:
 
 def is_file(path: Path) -> bool:
     """Return whether ``path`` is a file; False too for names that no file can have."""
-    try:
+    with suppress(OSError, ValueError):
         return path.is_file()
-    except (OSError, ValueError):
-        return False
+    return False
 
 
 def is_dir(path: Path) -> bool:
     """Return whether ``path`` is a folder; False too for names that no folder can have."""
-    try:
+    with suppress(OSError, ValueError):
         return path.is_dir()
-    except (OSError, ValueError):
-        return False
+    return False
+
+
+def twice(path: Path, first: Path, what: str) -> str:
+    """Return the message for ``path``, a second ``what`` (such as "file for channel 0") beside ``first``."""
+    return f"{path}: expected one {what}, got {first} too; remove one."
 
 
 def unreachable(path: Path) -> str | None:
-    """Return what is wrong with a file that cannot be opened, such as a link to nothing; None for any other."""
+    """Return the message for a file that cannot be opened, such as a link to nothing; None for any other."""
     try:
         with reading(path, "a file"):
             return None
@@ -215,16 +205,8 @@ def not_there(path: Path, source: Path) -> str:
     return f"{path}: listed in {source}, but no such file{hint}; restore it or correct the list."
 
 
-def read_json(path: Path) -> Any:
-    """Return the content of a JSON file; DataError when it is none or far too large."""
-    with reading(path, "JSON", remedy="repair the file"):
-        if path.stat().st_size > _MAX_DESCRIPTION:
-            raise DataError(f"{path}: expected a list of files, got {path.stat().st_size} bytes; split it.")
-        return json.loads(path.read_text(encoding="utf-8-sig"))
-
-
 def inside(root: Path, name: str, source: Path) -> Path:
-    """Return ``root / name``; DataError when it leads out of ``root``, as no dataset's own list does."""
+    """Return ``root / name``; DataError if it is not inside ``root``."""
     path = root / name
     if not os.path.normpath(path).startswith(os.path.normpath(root) + os.sep):
         raise DataError(f"{source}: expected files inside {root}, got {name}; correct the list.")
@@ -232,10 +214,15 @@ def inside(root: Path, name: str, source: Path) -> Path:
 
 
 def wrong_name(name: str, what: str, source: Path) -> str | None:
-    """Return the message for a name that no result can be called by, None for a good one.
+    """Return the message for a name that cannot be part of a file name, None for a good one.
 
-    Names of cases and modalities become file names of results: they hold no path, no control characters, are no
-    reserved names of Windows, and leave room for a suffix. what: what has the name, for the message.
+    Results are named by cases and modalities: such a name holds no path and no control characters, is not reserved
+    on Windows, and leaves room for a suffix.
+
+    Args:
+        name: to check.
+        what: the thing that has the name, for the message.
+        source: the file or folder that it comes from, for the message.
     """
     reason = None
     if not name.strip(" ."):

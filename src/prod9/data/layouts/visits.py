@@ -1,9 +1,9 @@
-"""Which part of a name says when a scan was made, and which says whose it is.
+"""Divides the name of a scan into patient and visit.
 
 Datasets write visits in many ways: ``P001_tp1``, ``100001_time1``, ``sub-01_ses-02``, ``P7_2019-01-02``,
-``baseline_P7``, ``UPENN-GBM-00001_11``. What comes before the visit is the patient; where nothing does, what comes
-after. A wrong guess costs something either way, patients of one name or a leak between training and test, so what
-was guessed is listed by ``prod9 data check``: see :func:`visit_groups` and :func:`look_alikes`.
+``baseline_P7``, ``UPENN-GBM-00001_11``. The patient is the part before the visit or, if there is none, the part after
+it. A wrong guess either merges patients or leaks one patient into training and test, so ``prod9 data check`` lists
+what was guessed: see :func:`visit_groups` and :func:`look_alikes`.
 """
 
 import re
@@ -44,7 +44,7 @@ _WEAK = (
     r"|\d{1,3}[mwdy]|\d(?:st|nd|rd|th)|(?:re[-_. ]?)?(?:test|scan)|first|second|third|prior|previous"
     r"|current|last|final|early|late|before|after|old|new|(?:19|20)\d\d-(?:0[1-9]|1[0-2]))"
 )
-"""Words that are visits behind something that has a number, as ``P001_m06``; ``HC_M001`` is a patient."""
+"""Words that mean a visit only after a part with a number, as in ``P001_m06``; ``HC_M001`` is a patient."""
 
 _FLAGS = re.IGNORECASE | re.ASCII
 _SURE_VISIT = re.compile(rf"(?:(?:^|(?<={_GAP}))|(?<=\d)(?=[a-z])){_SURE}{_END}", _FLAGS)
@@ -56,7 +56,7 @@ _NAMED = re.compile(rf"{_GAP}(?:sub|subj|subject|patient|pat|pt|p|case|id){_GAP}
 _ENTITY = re.compile(
     r"[-_. ](?:run|acq|rec|dir|echo|desc|space|res|ce|task|part|mod|inv|chunk)-[a-z0-9+]+", _FLAGS
 )
-# Collections that put numbers behind each other: what is the patient, everything behind it being the visit.
+# Collections whose names are two numbers: the patient, then the visit.
 _PATIENTS = re.compile(
     r"(TCGA-\w\w-\w{4}|OAS\d_\d{4}|UPENN-GBM-\d{5}|UCSF-PDGM-\d{4,5}|RHUH-\d{4}|\d{3}_S_\d{4})(?:[-_. ](.+))?",
     _FLAGS,
@@ -72,13 +72,17 @@ _CONTAINERS = re.compile(
     _FLAGS,
 )
 _LONGEST = 255
-"""Characters of a file name; longer texts come from lists, and name no file."""
+"""Most characters of a file name; longer texts come from lists and are not file names."""
 MANY = 24
-"""Visits that one patient may well have; more under one name are rather patients of one site."""
+"""Most visits that one patient is expected to have; larger groups are taken for the patients of one site."""
 
 
 def split_visit(name: str) -> tuple[str, str] | None:
-    """Return (patient, visit) of a case's name, or None where no part of it says a visit or nothing else does."""
+    """Return (patient, visit) of a case's name, or None if no part of it is a visit or if all of it is.
+
+    >>> split_visit("P001_tp1")
+    ('P001', 'tp1')
+    """
     if len(name) > _LONGEST:
         return None
     known = _PATIENTS.fullmatch(name)
@@ -93,7 +97,7 @@ def split_visit(name: str) -> tuple[str, str] | None:
     before, after = (_trim(part) for part in (name[: match.start()], name[match.end() :]))
     patient = before
     if not before or _comes_behind(before, _ENTITY.sub("", f"_{after}")):
-        # "baseline_P7", "siteA_tp1_P7": the patient comes behind.
+        # "baseline_P7", "siteA_tp1_P7": the patient comes after the visit.
         rest = _trim(f"{before}_{after}") if after else ""
         if not rest:
             return None
@@ -104,24 +108,24 @@ def split_visit(name: str) -> tuple[str, str] | None:
 
 
 def _comes_behind(before: str, after: str) -> bool:
-    """Return whether the patient is rather what stands behind a visit than what stands before it, such as a site."""
+    """Return whether the patient stands after a visit, and something else, such as a site, before it."""
     if _NAMED.search(after) is not None:
         return _NAMED.search(f"_{before}") is None
     return re.search(r"\d", before) is None and _IDENTIFYING.search(after) is not None
 
 
 def is_visit(name: str) -> bool:
-    """Return whether ``name`` says a visit and nothing else, as the folders ``week-000-1`` and ``2019-01-02`` do."""
+    """Return whether ``name`` is a visit and nothing else, as ``week-000-1`` and ``2019-01-02`` are."""
     return _WHOLE.fullmatch(name) is not None
 
 
 def is_container(name: str) -> bool:
-    """Return whether a folder's ``name`` is of its kind, such as ``anat`` or ``train``, and of no patient or visit."""
+    """Return whether ``name`` is that of a kind of folder, such as ``anat`` or ``train``, not of a patient or visit."""
     return _CONTAINERS.fullmatch(name) is not None
 
 
 def visit_groups(cases: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
-    """Return patient → cases, of (case, patient) pairs, for patients whose name was found inside their cases' names."""
+    """Return patient → cases for the patients whose name was guessed from the names of their cases."""
     groups: dict[str, list[str]] = defaultdict(list)
     for case, patient in cases:
         groups[patient].append(case)
@@ -129,11 +133,11 @@ def visit_groups(cases: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
 
 
 def look_alikes(patients: Iterable[str]) -> Mapping[str, Sequence[str]]:
-    """Return groups of different patients whose names may well be visits of one: what they share → their names.
+    """Return groups of patients whose names may be visits of one patient: what they share → their names.
 
     ``P001_1`` and ``P001_x``, ``P001a`` and ``P001b``, ``p7`` and ``P7``, ``v1_P7`` and ``v2_P7``, ``Trial_scan1`` and
-    ``Trial_scan2``, and names that say a visit but no patient, such as ``2019-01-02``. Groups of more than ``MANY`` are
-    the numbered patients of a site.
+    ``Trial_scan2``, and names of a visit without a patient, such as ``2019-01-02``. Groups of more than ``MANY`` are
+    left out: they are the numbered patients of a site.
     """
     names = sorted(set(patients))
     groups: dict[str, set[str]] = defaultdict(set)

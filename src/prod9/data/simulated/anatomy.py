@@ -1,7 +1,7 @@
-"""A patient's anatomy: the MNI152 template seen through a random pose, size, shape and folding.
+"""A patient's anatomy: the MNI152 template with a random pose, size, shape and folding.
 
-All lengths are millimetres, all coordinates RAS+ in MNI space. What describes tissue is kept for the voxels of
-the brain alone, as vectors ``[n]``: a quarter of the grid, so a quarter of the work.
+All lengths are millimetres, all coordinates RAS+ in MNI space. Tissue is described only in the voxels of the brain,
+as vectors ``[n]``: a quarter of the grid, so a quarter of the work.
 """
 
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from prod9.data.simulated.template import SPACING, Template, load_template
 
 Array = np.ndarray
 FIELD_OF_VIEW = (192.0, 240.0, 192.0)
-"""Extent of a scan along left-right, back-front and down-up: room for every head that is drawn."""
+"""Extent of a scan along left-right, back-front and down-up: large enough for every random head."""
 CENTRE = (0.0, -18.0, 5.0)
 """MNI coordinates of the middle of the scan: about the centre of the brain."""
 _DEFORMATION = ((70.0, 2.4), (32.0, 1.1), (18.0, 0.4))
@@ -46,11 +46,17 @@ class Grid:
 
 @dataclass(frozen=True)
 class Tissue:
-    """What the voxels of a brain are made of.
+    """The tissue in the voxels of a brain, float32 ``[n]`` over them unless stated otherwise.
 
-    mask: bool ``[H W D]``, the brain; everything else is float32 ``[n]`` over its voxels. white, grey, fluid:
-    shares that add up to 1; ventricles: the share of fluid that lies in them. depth: below the surface of the
-    brain. midline: from the plane between the hemispheres. position: ``[3 n]``, in the template.
+    Attributes:
+        mask: bool ``[H W D]``, the brain.
+        position: ``[3 n]``, in the template.
+        white: share of white matter; ``white``, ``grey`` and ``fluid`` add up to 1.
+        grey: share of grey matter.
+        fluid: share of fluid.
+        ventricles: the share of fluid that lies in them.
+        depth: distance to the surface of the brain.
+        midline: distance to the plane between the hemispheres.
     """
 
     mask: Array
@@ -76,7 +82,7 @@ def deform(grid: Grid, rng: np.random.Generator) -> Array:
         for axis in range(3):
             position[axis] += amplitude * grid.smooth_noise(scale, rng)
     if rng.random() < 0.5:
-        position[0] *= -1  # the template's own asymmetry must not mark the left
+        position[0] *= -1  # so that the template's own asymmetry does not identify the left
     return position
 
 

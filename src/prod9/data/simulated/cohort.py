@@ -1,13 +1,13 @@
 """A BraTS-2023 folder of simulated patients: the offline default of the demo, the examples and the tests.
 
-Everything is made from the MNI152 maps that nilearn ships, so nothing is downloaded and nobody's data is used.
-Simulated scans stand in for real ones to try the software; results on them say nothing about patients.
+Everything is made from the MNI152 maps that nilearn ships, so nothing is downloaded and no patient's data are used.
+Simulated scans are for trying the software; results on them are not evidence about patients.
 """
 
 import json
 import re
 import textwrap
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from itertools import combinations
@@ -17,17 +17,19 @@ from typing import Any
 
 import numpy as np
 
-from prod9.data.layouts.scan import Walk, read_json
+from prod9.data.layouts.scan import Walk
 from prod9.data.simulated.phantom import CONTRASTS, grey_matter, make_phantom
 from prod9.data.simulated.template import load_template
 from prod9.errors import ConfigError, DataError
 from prod9.files import atomic_write, check_writable
+from prod9.json_files import read_json
 from prod9.system.folders import claimed, sweep
+from prod9.system.progress import Progress
 from prod9.system.wording import plural
 from prod9.volumes import write
 
 VERSION = 1
-"""Raised whenever the same seed gives other scans, so that older folders are not continued."""
+"""Increased when the same seed gives different scans, so that older folders are not continued."""
 MANIFEST = "manifest.json"
 CARD = "CARD.md"
 RECORD = "simulated.json"
@@ -51,14 +53,12 @@ _MEANINGS = {
 }
 _GOLDEN = (5**0.5 - 1) / 2
 _COMPARED = 8
-"""Patients whose grey matter is compared, each with each: enough for a median."""
-
-Progress = Callable[[int, int], None]
+"""Number of patients whose grey matter is compared in pairs: enough for a median."""
 
 
 @dataclass(frozen=True)
 class Subject:
-    """One simulated patient: its case name, the volumes of ventricles and tumour, how much tissue is grey."""
+    """One simulated patient: case name, and the volumes of ventricles, tumour and grey matter."""
 
     case_id: str
     index: int
@@ -69,9 +69,9 @@ class Subject:
 
 @dataclass(frozen=True)
 class SimulatedCohort:
-    """What ``simulate_cohort`` left in ``root``, subjects in the order of their index.
+    """The cohort in ``root``, subjects in the order of their index.
 
-    figures: what was measured. ``tumour_share``, ``tumour_ml_median`` (of those with one), ``ventricle_ml_mean``,
+    figures: measurements. ``tumour_share``, ``tumour_ml_median`` (over patients with a tumour), ``ventricle_ml_mean``,
     ``ventricle_variation`` (standard deviation over mean) and ``grey_dice_median``, the overlap of grey matter
     between two patients (None for a single patient).
     """
@@ -95,18 +95,27 @@ def simulate_cohort(
     """Write ``num_subjects`` patients as a BraTS-2023 folder with a manifest and a card.
 
     Each has ``…-t1n``, ``-t1c``, ``-t2w``, ``-t2f`` (int16, 0 outside the brain) and ``-seg`` (1 necrosis,
-    2 oedema, 3 enhancing tumour) on an isotropic grid of ``spacing_mm``. Subject k depends on ``seed`` and k
-    alone; complete subjects are kept, so an interrupted cohort goes on, a larger one only adds, and a smaller one
-    leaves the folder as it is. ``progress`` is called with the subjects done and in all.
+    2 oedema, 3 enhancing tumour) on an isotropic grid. Subject k depends on ``seed`` and k alone. Complete subjects
+    are kept, so an interrupted cohort continues, a larger one only adds subjects, and a smaller one changes nothing.
 
-    Raises ConfigError for sizes that make no sense or a folder made with other settings,
-    MissingDependencyError without nilearn, DataError where the folder cannot be written.
+    Args:
+        output_dir: the folder of the cohort; made if missing.
+        num_subjects: patients.
+        spacing_mm: side of a voxel.
+        seed: of the random numbers.
+        progress: called with the subjects (done, total).
+        num_workers: processes.
+
+    Raises:
+        ConfigError: for impossible sizes, or a folder made with other settings.
+        MissingDependencyError: without nilearn.
+        DataError: if the folder cannot be written.
     """
     _check(num_subjects, spacing_mm, num_workers)
     root = Path(output_dir)
     check_writable(root)
     settings = {"version": VERSION, "seed": seed, "spacing_mm": spacing_mm}
-    # Whoever simulates here sweeps: the files that another process is writing would go too.
+    # Locked, since sweeping would also delete files that another process is writing.
     with claimed(root, key="the folder of the cohort"):
         sweep(root)
         _check_settings(root, settings)
@@ -127,7 +136,7 @@ def simulate_cohort(
 
 
 def simulate_subject(root: Path, index: int, *, spacing_mm: float, seed: int) -> Subject:
-    """Write subject ``index`` below ``root``; its record comes last, so a folder with a record is complete."""
+    """Write subject ``index`` below ``root``; its record is written last, so a folder with a record is complete."""
     phantom = make_phantom(**_recipe(index, spacing_mm=spacing_mm, seed=seed))
     case_id = _case_id(index)
     folder = root / case_id
@@ -152,7 +161,7 @@ def simulate_subject(root: Path, index: int, *, spacing_mm: float, seed: int) ->
 def has_tumour(index: int, *, seed: int) -> bool:
     """Return whether subject ``index`` has a tumour.
 
-    Drawn along a golden-ratio sequence rather than independently: then small cohorts have their share too.
+    Drawn from a golden-ratio sequence instead of independently, so that small cohorts have the same share.
     """
     return bool((seed * _GOLDEN**2 + index * _GOLDEN) % 1 < TUMOUR_SHARE)
 
@@ -173,7 +182,7 @@ def _simulate_all(
         for index in indices:
             yield simulate_subject(root, index, **arguments)
         return
-    # Spawned, not forked: the caller may hold threads (torch) that a fork would leave in a broken state.
+    # Spawned, not forked: threads of the caller (torch) would be in a broken state after a fork.
     with ProcessPoolExecutor(num_workers, mp_context=get_context("spawn")) as pool:
         futures = [pool.submit(simulate_subject, root, index, **arguments) for index in indices]
         try:
@@ -186,14 +195,14 @@ def _simulate_all(
 def _check(num_subjects: int, spacing_mm: float, num_workers: int) -> None:
     if num_subjects < 1 or num_workers < 1:
         raise ConfigError(
-            f"--num-subjects and --workers must be at least 1, got {num_subjects} and {num_workers}; raise them."
+            f"--num-subjects and --workers: expected at least 1, got {num_subjects} and {num_workers}; raise them."
         )
     if not 1.0 <= spacing_mm <= 8.0:
         raise ConfigError(f"--spacing: expected 1 to 8 mm, got {spacing_mm:g}; 3 suits a quick look.")
 
 
 def _check_settings(root: Path, settings: dict[str, Any]) -> None:
-    """Refuse a folder that was made with other settings, and remember these before the first subject."""
+    """Refuse a folder that was made with other settings; write the settings before the first subject."""
     path = root / MANIFEST
     if path.exists():
         try:
@@ -204,18 +213,20 @@ def _check_settings(root: Path, settings: dict[str, Any]) -> None:
         differing = [key for key, value in settings.items() if before.get(key) != value]
         if differing:
             raise ConfigError(
-                f"{root} holds a cohort made with other settings: expected "
-                f"{', '.join(f'{key} {settings[key]}' for key in differing)}, got "
-                f"{', '.join(str(before.get(key)) for key in differing)}; choose an empty folder."
+                f"{root}: expected a cohort with {', '.join(f'{key} {settings[key]}' for key in differing)}, got one "
+                f"with other settings ({', '.join(str(before.get(key)) for key in differing)}); choose an empty folder."
             )
     elif next(Walk().volumes(root), None) is not None:
-        raise ConfigError(f"{root} holds images that were not simulated here; choose an empty folder.")
+        raise ConfigError(
+            f"{root}: expected simulated images or none, got images that were not simulated here; choose an empty "
+            "folder."
+        )
     else:
         _write_text(path, json.dumps({**settings, "subjects": []}, indent=1))
 
 
 def _started(root: Path) -> Iterator[int]:
-    """Yield the indices of the subjects that have a folder, complete or not: none may be left half made."""
+    """Yield the indices of the subjects that have a folder, complete or not, so that all get completed."""
     for folder in root.iterdir():
         match = re.fullmatch(r"BraTS-GLI-(\d{5})-000", folder.name)
         if match and folder.is_dir():
@@ -239,16 +250,10 @@ def _case_id(index: int) -> str:
 
 
 def _write_volume(path: Path, data: np.ndarray, affine: np.ndarray, dtype: type[np.generic]) -> None:
-    # Axes run left, back and up, as in the challenge: a reader that forgets to reorient shows here.
-    data, affine = data[::-1, ::-1], affine @ _flip_matrix(data.shape)
-    write(path, data, affine, dtype=dtype)
-
-
-def _flip_matrix(shape: Sequence[int]) -> np.ndarray:
-    """Return the index transform of reversing the first two axes."""
-    matrix = np.diag([-1.0, -1.0, 1.0, 1.0])
-    matrix[:2, 3] = np.asarray(shape[:2]) - 1
-    return matrix
+    # Axes run left, back and up, as in the challenge, which reveals readers that do not reorient.
+    flip = np.diag([-1.0, -1.0, 1.0, 1.0])
+    flip[:2, 3] = np.asarray(data.shape[:2]) - 1
+    write(path, data[::-1, ::-1], affine @ flip, dtype=dtype)
 
 
 def _write_text(path: Path, text: str) -> None:
@@ -259,7 +264,7 @@ def _write_text(path: Path, text: str) -> None:
 def _measure(subjects: Sequence[Subject], *, spacing_mm: float, seed: int) -> dict[str, float | None]:
     ventricles = np.array([subject.ventricle_ml for subject in subjects])
     tumours = [subject.tumour_ml for subject in subjects if subject.tumour_ml > 0]
-    # Grey matter is not kept with the scans; without the scans it is quickly made again.
+    # Grey matter is not stored; without the scans it is quickly made again.
     grey = [
         grey_matter(**_recipe(subject.index, spacing_mm=spacing_mm, seed=seed))
         for subject in subjects[:_COMPARED]

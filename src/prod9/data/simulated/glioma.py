@@ -1,4 +1,4 @@
-"""A simulated glioma: necrotic core, enhancing rim, oedema in white matter, and the tissue that it pushes aside."""
+"""A simulated glioma: necrotic core, enhancing rim, oedema in white matter, and displaced tissue."""
 
 from dataclasses import dataclass
 
@@ -30,11 +30,14 @@ class Shares:
 
 @dataclass(frozen=True)
 class Glioma:
-    """Where a glioma is and how it grew.
+    """Place and size of a glioma.
 
-    centre: template position ``[3]``. radius: of the core, in mm. reach: of the oedema, in core radii.
-    necrosis: radius of the necrosis, in core radii; above 1 nothing enhances, as in lower grades.
-    push: how far tissue at the core is displaced, in core radii.
+    Attributes:
+        centre: template position ``[3]``.
+        radius: of the core, in mm.
+        reach: of the oedema, in core radii.
+        necrosis: radius of the necrosis, in core radii; above 1 nothing enhances, as in lower grades.
+        push: displacement of the tissue at the core, in core radii.
     """
 
     centre: Array
@@ -45,7 +48,7 @@ class Glioma:
 
     @classmethod
     def draw(cls, position: Array, rng: np.random.Generator) -> "Glioma":
-        """Draw one, centred on white matter of ``position [3 H W D]`` deep enough to hold most of it."""
+        """Draw one, centred in white matter of ``position [3 H W D]`` that is deep enough for most of it."""
         radius = rng.uniform(9, 19)
         coarse = position[:, ::2, ::2, ::2]
         template = load_template()
@@ -61,14 +64,14 @@ class Glioma:
         )
 
     def displace(self, position: Array) -> Array:
-        """Push surrounding tissue outward: sample nearer the centre, fading over two radii."""
+        """Push surrounding tissue outward: sample nearer to the centre, fading over two radii."""
         offset = position - self.centre[:, None, None, None]
         distance = np.sqrt((offset**2).sum(0)) + 1e-3
         pull = self.push * self.radius * np.exp(-((distance / (1.5 * self.radius)) ** 2))
         return self.centre[:, None, None, None] + offset * np.maximum(1 - pull / distance, 0.05)
 
     def shares(self, grid: Grid, tissue: Tissue, rng: np.random.Generator) -> Shares:
-        """Return an irregular core around its necrosis, and oedema along white matter, edges about a voxel soft."""
+        """Return an irregular core around its necrosis, and oedema along white matter; edges blur over a voxel."""
 
         def irregular(*scales_and_strengths: tuple[float, float]) -> Array:
             noise = sum(strength * grid.smooth_noise(scale, rng) for scale, strength in scales_and_strengths)

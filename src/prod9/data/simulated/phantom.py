@@ -52,7 +52,7 @@ def make_phantom(*, spacing_mm: float, with_tumour: bool, rng: np.random.Generat
 
 
 def grey_matter(*, spacing_mm: float, with_tumour: bool, rng: np.random.Generator) -> Array:
-    """Return ``grey`` of the patient that :func:`make_phantom` makes of the same arguments, without its scans."""
+    """Return ``grey`` of the patient that :func:`make_phantom` makes from the same arguments, without scans."""
     _, tissue, _ = _make_brain(spacing_mm, with_tumour, rng)
     return _scatter(tissue.grey > 0.5, tissue)
 
@@ -93,7 +93,7 @@ def _scan(
 
 
 def _normal_enhancement(grid: Grid, tissue: Tissue, rng: np.random.Generator) -> Array:
-    """Return what takes up contrast agent in any brain: dura, sinuses, falx and choroid plexus."""
+    """Return the contrast agent taken up in every brain: by dura, sinuses, falx and choroid plexus."""
     depth = np.maximum(tissue.depth, 0)
     surface = np.exp(-depth / (0.7 * grid.spacing))
     patches = sigmoid(1.5 * grid.smooth_noise(25, rng)[tissue.mask] + 0.2)

@@ -1,4 +1,4 @@
-"""The MNI152 template as simulation needs it, read from the files that nilearn brings along."""
+"""The MNI152 template as simulation needs it, read from files that nilearn ships."""
 
 import importlib.util
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from prod9.errors import MissingDependencyError
 from prod9.volumes import read
 
 SPACING = 2.0
-"""Voxel size in mm of the maps: halved once when they are loaded."""
+"""Voxel size of the maps in mm, after their resolution is halved once."""
 _FILE = "mni_icbm152_{}_tal_nlin_sym_09a_converted.nii.gz"
 _INSTALL = "install it with: pip install 'prod9[demo]'"
 _MARGIN = 4
@@ -66,11 +66,13 @@ def _folder() -> Path:
     # Found, not imported: importing nilearn takes longer than simulating several patients.
     package = importlib.util.find_spec("nilearn")
     if package is None or package.origin is None:
-        raise MissingDependencyError(f"simulating patients needs the MNI152 maps of nilearn; {_INSTALL}")
+        raise MissingDependencyError(
+            f"nilearn: expected the package, for its MNI152 maps, got none; {_INSTALL}"
+        )
     folder = Path(package.origin).parent / "datasets" / "data"
     if not (folder / _FILE.format("t1")).exists():
         raise MissingDependencyError(
-            f"{folder}: expected the MNI152 maps, which this version of nilearn does not bring; {_INSTALL}"
+            f"{folder}: expected the MNI152 maps, got none from this version of nilearn; {_INSTALL}"
         )
     return folder
 
@@ -78,7 +80,7 @@ def _folder() -> Path:
 def _load(folder: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
     """Return a map, 0 to 1, averaged over blocks of 2³ voxels, and its affine."""
     file = read(folder / _FILE.format(name))
-    # The template ends in the brain stem: with a margin, so does the brain.
+    # The template ends within the brain stem: with a margin, the brain ends there too.
     margin = 2 * _MARGIN
     data = np.pad(file.data / 255, [(margin, margin + n % 2) for n in file.data.shape])
     for axis in range(3):

@@ -1,0 +1,107 @@
+"""Activations and work of stage 1 of both families: see :mod:`prod9.planning.estimates` for the rules."""
+
+from dataclasses import dataclass
+from math import prod
+
+from prod9.config.schema import (
+    AutoencoderConfig,
+    DiscriminatorConfig,
+    FSQModelConfig,
+    KLModelConfig,
+    MaisiVAEConfig,
+)
+from prod9.planning.footprint import Footprint, latent_grid
+
+
+@dataclass(frozen=True)
+class _Convolution:
+    """A convolution with a cubic kernel.
+
+    fraction: its input's share of the voxels of the network's first resolution.
+    """
+
+    inputs: int
+    outputs: int
+    fraction: float
+    normalised: bool
+    kernel: int = 3
+
+    def kept_bytes(self, half: int) -> float:
+        """Return the bytes kept for the backward pass for each voxel of the first resolution."""
+        return (8 + half if self.normalised else half) * self.inputs * self.fraction
+
+    @property
+    def work(self) -> float:
+        """Multiply-adds for each voxel of the first resolution."""
+        return self.kernel**3 * self.inputs * self.outputs * self.fraction
+
+
+def autoencoder_footprint(config: AutoencoderConfig | MaisiVAEConfig, half: int) -> Footprint:
+    """Return what a step of ``config`` keeps. half: bytes of a value in the precision of matrix products."""
+    model, data = config.model, config.data
+    crop = data.batch_size * prod(data.crop_size or data.grid)
+    whole = prod(data.grid) if data.crop_size is None or data.whole_volume_fraction > 0 else 0
+    voxels = max(crop, whole)
+    kept = sum(layer.kept_bytes(half) for layer in _layers(model)) * voxels / model.space_to_depth**3
+    if model.use_checkpointing:
+        kept /= 4  # the inputs of blocks stay, the largest block is recomputed
+    kept += 4 * voxels * sum(layer.kept_bytes(half) for layer in _adversary(config))
+    return Footprint(latent_grid=latent_grid(data.grid, model.downsampling_factor), kept_bytes=kept)
+
+
+def autoencoder_work(config: AutoencoderConfig | MaisiVAEConfig) -> float:
+    """Return the multiply-adds of a training step on crops, forward and backward, adversary included."""
+    model, data = config.model, config.data
+    # A backward pass costs two forward ones; real and reconstructed volumes pass the adversary about four times.
+    network = 3 * sum(layer.work for layer in _layers(model)) / model.space_to_depth**3
+    adversary = 4 * 2 * sum(layer.work for layer in _adversary(config))
+    return data.batch_size * prod(data.crop_size or data.grid) * (network + adversary)
+
+
+def _layers(model: FSQModelConfig | KLModelConfig) -> list[_Convolution]:
+    widths, blocks, last = model.num_channels, model.num_res_blocks, len(model.num_channels) - 1
+    shares = [0.125**i for i in range(len(widths))]
+    latent = model.latent_channels if model.kind == "kl" else len(model.levels)
+    folded = model.space_to_depth**3
+    layers = [_Convolution(model.in_channels * folded, widths[0], 1.0, False)]
+    for i, share in enumerate(shares):
+        layers += _resolution(widths[max(i - 1, 0)], widths[i], blocks[i], share)
+        if i < last:
+            layers.append(_Convolution(widths[i], widths[i], share, False))
+    layers += [
+        _Convolution(widths[last], latent, shares[last], True),
+        # Before the latent for the mean (and for KL the deviation), and one after it.
+        *[_Convolution(latent, latent, shares[last], False, kernel=1)] * (3 if model.kind == "kl" else 2),
+        _Convolution(latent, widths[last], shares[last], False),
+    ]
+    for i in reversed(range(len(widths))):
+        layers += _resolution(widths[min(i + 1, last)], widths[i], blocks[i], shares[i])
+        if i > 0:
+            layers.append(_Convolution(widths[i], widths[i], shares[i - 1], False))
+    layers.append(_Convolution(widths[0], model.out_channels * folded, 1.0, True))
+    return layers
+
+
+def _resolution(inputs: int, outputs: int, blocks: int, share: float) -> list[_Convolution]:
+    layers: list[_Convolution] = []
+    for _ in range(blocks):
+        layers += [_Convolution(inputs, outputs, share, True), _Convolution(outputs, outputs, share, True)]
+        if inputs != outputs:
+            layers.append(_Convolution(inputs, outputs, share, False, kernel=1))
+        inputs = outputs
+    return layers
+
+
+def _adversary(config: AutoencoderConfig | MaisiVAEConfig) -> list[_Convolution]:
+    """Return the layers of the discriminator, none where the loss has no adversarial term."""
+    if config.loss.adversarial.weight == 0:
+        return []
+    model: DiscriminatorConfig = config.loss.adversarial.discriminator
+    widths = [model.channels * 2**i for i in range(model.num_layers_d + 1)]
+    layers = [_Convolution(model.in_channels, widths[0], 1.0, False, kernel=4)]
+    layers += [
+        _Convolution(widths[i], widths[i + 1], 0.125 ** (i + 1), True, kernel=4)
+        for i in range(model.num_layers_d)
+    ]
+    layers.append(_Convolution(widths[-1], 1, 0.125**model.num_layers_d, True, kernel=4))
+    return layers

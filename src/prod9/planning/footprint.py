@@ -1,0 +1,39 @@
+"""The memory that a training step keeps, and helpers that the estimates of all stages share."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from prod9.config.schema import RunConfig
+
+GIB = 1024**3
+Device = Literal["cuda", "cpu"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Footprint:
+    """What follows from the configuration of a stage, parameters aside.
+
+    Attributes:
+        latent_grid: positions of the latent along each axis.
+        positions: of the sequence or latent that the network of a later stage works on; 0 if it works on volumes.
+        kept_bytes: activations that a step keeps for the backward pass.
+        store_bytes_per_volume: of one volume in the store of tokens or latents, mirrored copy included.
+    """
+
+    latent_grid: tuple[int, int, int]
+    kept_bytes: float
+    positions: int = 0
+    store_bytes_per_volume: int = 0
+
+
+def latent_grid(grid: Sequence[int], factor: int) -> tuple[int, int, int]:
+    """Return the latent grid of ``grid`` voxels, each side rounded up to a whole position."""
+    h, w, d = (-(-side // factor) for side in grid)
+    return h, w, d
+
+
+def half_bytes(config: RunConfig, device: Device) -> int:
+    """Return the bytes of a value in the precision that matrix products run in."""
+    precision = config.trainer.precision
+    return 2 if precision == "bf16-mixed" or (precision == "auto" and device == "cuda") else 4

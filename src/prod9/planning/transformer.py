@@ -1,0 +1,59 @@
+"""Activations and work of MaskGiT's stage 2: see :mod:`prod9.planning.estimates` for the rules."""
+
+from collections.abc import Sequence
+from math import prod
+
+from prod9.config.schema import FSQModelConfig, TransformerConfig
+from prod9.planning.footprint import Footprint, latent_grid
+
+
+def transformer_footprint(config: TransformerConfig, half: int, autoencoder: FSQModelConfig) -> Footprint:
+    """Return what a step of ``config`` on tokens of ``autoencoder`` keeps; half: bytes of a product's value."""
+    model, data, levels = config.model, config.data, autoencoder.levels
+    grid = latent_grid(data.grid, autoencoder.downsampling_factor)
+    positions = prod(latent_grid(grid, model.patch_size))
+    logits = model.patch_size**3 * _num_logits(levels, model.groups)
+    width = model.embed_dim
+    block = width * (16 + half * (12 + 2 * model.mlp_ratio) + 2)
+    per_position = (
+        block + 4 * width * model.num_blocks if model.use_checkpointing else block * model.num_blocks
+    )
+    copies, token_bytes = 2 if data.store_flips else 1, 2 if prod(levels) <= 2**16 else 4
+    kept = (positions + _context_positions(config, grid)) * per_position + positions * 3 * 4 * logits
+    return Footprint(
+        latent_grid=grid,
+        positions=positions,
+        kept_bytes=data.batch_size * kept,
+        store_bytes_per_volume=copies * prod(grid) * (token_bytes + 1 + 2 * len(levels)),
+    )
+
+
+def transformer_work(config: TransformerConfig, needs: Footprint, parameters: int) -> float:
+    """Return the multiply-adds of a training step with the longest context, forward and backward."""
+    targets, context = needs.positions, _context_positions(config, needs.latent_grid)
+    attended = targets * (targets + context) + context**2
+    attention = 2 * attended * config.model.embed_dim * config.model.num_blocks
+    return 3 * config.data.batch_size * (parameters * (targets + context) + attention)
+
+
+def _context_positions(config: TransformerConfig, grid: Sequence[int]) -> int:
+    """Return the longest context of a sample: a position per label beside those of the sources."""
+    if config.model.kind != "single_stream":
+        return 0
+    positions = prod(latent_grid(grid, config.model.patch_size * config.model.context_stride))
+    return config.in_context.slots(config.data.images_per_case) * (positions + 1) + 1
+
+
+def _num_logits(levels: Sequence[int], groups: str | list[list[int]]) -> int:
+    """Return the logits of a token: the sizes of its groups of levels together."""
+    if groups == "dense":
+        return prod(levels)
+    if groups == "per_level":
+        return sum(levels)
+    if isinstance(groups, list):
+        return sum(prod(levels[i] for i in group) for group in groups)
+    indices = range(len(levels))
+    halves = [[i for i in indices if mask >> i & 1] for mask in range(2 ** len(levels))]
+    products = [prod(levels[i] for i in half) for half in halves]
+    larger = min(max(product, prod(levels) // product) for product in products)
+    return larger + prod(levels) // larger
