@@ -16,7 +16,8 @@ S        context length
 =======  ==================================================================
 
 Image intensities inside the models are in [0, 1]. A ``mask`` is True where a token is hidden;
-a segmentation is ``seg``. The aliases are checked at test time only (jaxtyping's import hook with
+a segmentation is ``seg``. Head, brain and foreground name one region, the voxels that are brighter than the
+background (``measures.metrics.foreground``). The aliases are checked at test time only (jaxtyping's import hook with
 beartype); equal letters bind within one signature.
 """
 
