@@ -34,7 +34,6 @@ from prod9.config.schema import (
 from prod9.controlnet.controlnet_model import ControlNetRF
 from prod9.controlnet.factory import build_control_network
 from prod9.diffusion.diffusion_model import DiffusionModelRF
-from prod9.diffusion.factory import build_diffusion_model
 from prod9.diffusion.sampler import RectifiedFlowSampler
 from prod9.diffusion.scheduler import RectifiedFlowSchedulerRF
 from prod9.generator.controlnet_maskgit import ControlNetMaskGiT
@@ -42,18 +41,6 @@ from prod9.generator.factory import build_decoder
 from prod9.generator.maskgit import MaskGiTSampler, MaskGiTScheduler
 from prod9.generator.refiner import Refiner
 from prod9.generator.token_decoder import AbstractTokenDecoder
-
-_SHARED_WITH_BASE = (
-    "num_channels",
-    "attention_levels",
-    "num_head_channels",
-    "num_res_blocks",
-    "norm_num_groups",
-    "resblock_updown",
-    "include_fc",
-    "num_class_embeds",
-)
-"""Fields of a U-Net that its control network has too."""
 
 
 class ModelFactory:
@@ -132,12 +119,10 @@ class ModelFactory:
         """
         if isinstance(model, ControlNetRFModelConfig):
             assert isinstance(autoencoder, KLModelConfig)  # the overloads say so
-            shared = {name: getattr(base_model, name) for name in _SHARED_WITH_BASE}
             return build_control_network(
-                model.kind,
+                base_model,
                 latent_channels=autoencoder.latent_channels,
                 downsampling_factor=autoencoder.downsampling_factor,
-                **shared,
                 **model.kwargs(),
                 **condition.kwargs(),
             )
@@ -171,7 +156,7 @@ class ModelFactory:
     @staticmethod
     def create_diffusion(model: RectifiedFlowModelConfig, *, latent_channels: int) -> DiffusionModelRF:
         """Build the stage-2 U-Net for a latent of ``latent_channels``."""
-        return build_diffusion_model(model.kind, latent_channels=latent_channels, **model.kwargs())
+        return DiffusionModelRF(latent_channels=latent_channels, **model.kwargs())
 
     @staticmethod
     def create_flow_scheduler(flow: FlowConfig) -> RectifiedFlowSchedulerRF:
