@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, replace
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -44,7 +44,7 @@ class Condition(ABC):
             raise ValueError(f"{names}: expected in both conditions or in neither, got one; give it to both")
         return replace(self, **{name: torch.cat([one[name], two[name]]) for name in one})
 
-    def _matched(self, other: Self) -> Self:
+    def _matched(self, other: Any) -> Self:
         """Return the batch with the fields and sides that it needs to be joined with ``other``."""
         return self
 
@@ -77,5 +77,5 @@ class MaskedCondition(Condition):
         """Return the batch with the samples of bool ``where [B]`` marked as dropped."""
         return replace(self, dropped=self.is_dropped | where)
 
-    def _matched(self, other: Self) -> Self:
+    def _matched(self, other: Any) -> Self:
         return replace(self, dropped=self.is_dropped)

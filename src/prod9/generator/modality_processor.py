@@ -1,6 +1,7 @@
 """From the sources of a translation to the context of a single-stream decoder."""
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -39,7 +40,7 @@ class InContextCondition(MaskedCondition):
         every = torch.ones_like(self.source_labels, dtype=torch.bool)
         return every if self.co_registered is None else self.co_registered
 
-    def _matched(self, other: "InContextCondition") -> "InContextCondition":
+    def _matched(self, other: Any) -> "InContextCondition":
         """Return the batch padded to the larger number of sources, with every mask spelled out."""
         padded = self.padded(max(self.source_labels.shape[1], other.source_labels.shape[1]))
         return replace(padded, co_registered=padded.is_co_registered, dropped=padded.is_dropped)
