@@ -1,7 +1,7 @@
-"""What the benchmark scripts share: arguments, interleaved timing and the JSON line at the end.
+"""Arguments, interleaved timing and the final JSON line of all benchmark scripts.
 
-Every script runs ours and its peer in one process, turn by turn (ABAB), so that a machine that slows down
-slows both; a ratio is the peer's median over ours, above 1 where ours is faster.
+Scripts import this module first. They run ours and its peer in one process, in turn (ABAB), so that a machine that
+slows down slows both. A ratio is the peer's median over ours, above 1 where ours is faster.
 """
 
 import argparse
@@ -63,7 +63,7 @@ class Bench:
         print(f"{self.name}: {key:<40} {peer / ours:10.3f} x", flush=True)
 
     def value(self, key: str, value: float) -> None:
-        """Record a number that is no ratio, such as a difference or a count."""
+        """Record a number that is not a ratio, such as a difference or a count."""
         self.ratios[key] = value
         print(f"{self.name}: {key:<40} {value:10.3g}", flush=True)
 

@@ -14,15 +14,15 @@ decoder of NVIDIA's released autoencoders at 64³ (``released_…``), random wei
 from collections.abc import Callable
 from typing import Any
 
-import _harness  # noqa: F401 (first: it decides how threads wait)
+import _harness
 import torch
-from _harness import Bench, max_rel_diff, start
 from monai.apps.generation.maisi.networks.autoencoderkl_maisi import AutoencoderKlMaisi
 from torch import Tensor, nn
 
 from prod9.autoencoder.autoencoder_fsq import AutoencoderFSQ
 from prod9.autoencoder.autoencoder_maisi import AutoencoderKlMaisi as OurAutoencoderKlMaisi
 from prod9.autoencoder.backbone import MaisiBackbone
+from prod9.autoencoder.native.voxel_folding import fold_voxels
 
 LEVELS = (8, 8, 8, 6, 5)
 SMALL = {
@@ -61,13 +61,6 @@ def build_peer(channels: int, network: dict[str, Any]) -> AutoencoderKlMaisi:
     )  # fmt: skip
 
 
-def fold(x: Tensor, n: int) -> Tensor:
-    """Move n³ neighbouring voxels into channels, for the network that does not do it itself."""
-    B, C, H, W, D = x.shape
-    x = x.reshape(B, C, H // n, n, W // n, n, D // n, n).permute(0, 1, 3, 5, 7, 2, 4, 6)
-    return x.reshape(B, C * n**3, H // n, W // n, D // n)
-
-
 def train_step(network: nn.Module, reconstruct: Callable[[Tensor], Tensor], x: Tensor, bf16: bool) -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
         loss = (reconstruct(x).float() - x).abs().mean()
@@ -82,7 +75,11 @@ def decode(network: MaisiBackbone | AutoencoderKlMaisi, z: Tensor, bf16: bool) -
 
 
 def compare(
-    bench: Bench, key: str, ours: Callable[[bool], object], peer: Callable[[bool], object], rounds: int
+    bench: _harness.Bench,
+    key: str,
+    ours: Callable[[bool], object],
+    peer: Callable[[bool], object],
+    rounds: int,
 ) -> None:
     arms = {
         f"{key} peer fp32": lambda: peer(False),
@@ -96,11 +93,11 @@ def compare(
     bench.ratio(f"{key}_bf16_vs_fp32", medians[0], medians[3])
 
 
-def measure(bench: Bench, prefix: str, network: dict[str, Any], side: int, rounds: int) -> None:
+def measure(bench: _harness.Bench, prefix: str, network: dict[str, Any], side: int, rounds: int) -> None:
     ours, peer = build(network)
     n = network["space_to_depth"]
     x = torch.rand(1, 1, side, side, side)
-    folded = fold(x, n)
+    folded = fold_voxels(x, n)
     bench.sizes[f"{prefix}network"] = {**network, "levels": LEVELS}
     bench.sizes[f"{prefix}volume"] = list(x.shape)
 
@@ -108,8 +105,8 @@ def measure(bench: Bench, prefix: str, network: dict[str, Any], side: int, round
         z = ours.encode(x)
         codes = ours.quantize(z)
         differences = (
-            max_rel_diff(peer.encode(folded)[0], z),
-            max_rel_diff(peer.decode(codes), fold(ours.decode(codes), n)),
+            _harness.max_rel_diff(peer.encode(folded)[0], z),
+            _harness.max_rel_diff(peer.decode(codes), fold_voxels(ours.decode(codes), n)),
         )
     bench.value(f"{prefix}max_rel_diff_fp32", max(differences))
     compare(
@@ -128,7 +125,7 @@ def measure(bench: Bench, prefix: str, network: dict[str, Any], side: int, round
     )
 
 
-def measure_released(bench: Bench, rounds: int) -> None:
+def measure_released(bench: _harness.Bench, rounds: int) -> None:
     ours = OurAutoencoderKlMaisi(**RELEASED)
     peer = build_peer(1, RELEASED)
     peer.load_state_dict(ours.state_dict())
@@ -137,7 +134,7 @@ def measure_released(bench: Bench, rounds: int) -> None:
     bench.sizes["released_network"] = RELEASED
     with torch.no_grad():
         bench.sizes["released_volume"] = list(ours.decode(z).shape)
-        bench.value("released_max_rel_diff_fp32", max_rel_diff(peer.decode(z), ours.decode(z)))
+        bench.value("released_max_rel_diff_fp32", _harness.max_rel_diff(peer.decode(z), ours.decode(z)))
     compare(
         bench,
         "released_decode",
@@ -148,7 +145,7 @@ def measure_released(bench: Bench, rounds: int) -> None:
 
 
 def main() -> None:
-    bench = start("bench_autoencoder", __doc__)
+    bench = _harness.start("bench_autoencoder", __doc__)
     measure(bench, "", SMALL, side=32, rounds=3 if bench.quick else 7)
     if not bench.quick:
         measure(bench, "demo_", DEMO, side=48, rounds=5)

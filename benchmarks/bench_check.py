@@ -1,6 +1,6 @@
-"""``prod9 data check`` on headers alone: cases (five files each) a second on warm files, and the time to start.
+"""``prod9 data check`` on headers: cases (five files each) per second on cached files, and the time to start.
 
-There is no peer that reads headers only; the bound is absolute.
+No peer reads headers only, so the bound is absolute.
 """
 
 import subprocess
@@ -8,9 +8,9 @@ import sys
 import tempfile
 from pathlib import Path
 
+import _harness
 import nibabel as nib
 import numpy as np
-from _harness import start
 
 from prod9.data.checking.report import check_dataset
 
@@ -33,7 +33,7 @@ def write_cases(root: Path, number: int) -> None:
 
 def main() -> None:
     """Run the benchmark."""
-    bench = start("bench_check", __doc__)
+    bench = _harness.start("bench_check", __doc__)
     number = 100 if bench.quick else 1000
     with tempfile.TemporaryDirectory() as folder:
         write_cases(Path(folder), number)

@@ -1,10 +1,10 @@
 """The in-context decoder with its cache against the same network without one.
 
-A sample of 12 steps from 1, 2 and 3 sources. With the cache the context's keys and values are computed once
-(counted); without it the whole sequence, context and target, passes through every block at every step. That
-arm gets the best there is: no mask (context and target attend in two calls, each over just what it may see) and
-no padding. Every token is predicted in every step, in both arms. ``max_rel_diff`` is between the logits of the two;
-``guided_3`` is three sources with guidance, both branches in one batch, against the same without a cache.
+One sample in 12 steps from 1, 2 or 3 sources. With the cache, keys and values of the context are computed once, which
+is included in the time; without it, context and target pass through every block at every step. The arm without cache
+runs at its best: no mask (context and target attend in two calls) and no padding. Both predict every token at every
+step. ``max_rel_diff`` compares the logits of both; ``guided_3`` is three sources with guidance, both branches in one
+batch, against the same without a cache.
 
     python benchmarks/bench_context_cache.py [--quick] [--threads N]
 """

@@ -1,9 +1,8 @@
-"""What control adds to a step of sampling, and that an untrained control network changes nothing.
+"""The cost of control per sampling step, and a proof that an untrained control network changes nothing.
 
-``step_cost_over_base``: time of a step under control over that of the base alone, both with the rows that a
-step reveals; the condition is encoded once a sample, outside the step. ``encode_over_step``: time of that
-encoding over a step of the base. ``zero_init_max_abs_diff``: largest difference of the logits at
-initialisation; they are equal bit for bit.
+``step_cost_over_base``: time of a step under control over that of the base alone, both for the rows that a step
+reveals; the condition is encoded once per sample, outside of the step. ``encode_over_step``: time of that encoding over
+a step of the base. ``zero_init_max_abs_diff``: largest difference of the logits at initialisation, which is 0.
 
     python benchmarks/bench_control.py [--quick] [--threads N]
 """

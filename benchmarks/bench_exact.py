@@ -10,12 +10,10 @@ import os
 import statistics
 import subprocess
 import sys
-import time
 from pathlib import Path
 
-import _harness  # noqa: F401 (first: it decides how threads wait)
+import _harness
 import torch
-from _harness import Bench, max_rel_diff, start
 
 from prod9.autoencoder.autoencoder_maisi import AutoencoderKlMaisi
 from prod9.autoencoder.inference import AutoencoderInferenceWrapper, SlidingWindowConfig
@@ -56,7 +54,7 @@ def status(field: str) -> int:
 def run_arm(arm: str, setting: dict, threads: int, clock: str, rounds: int) -> None:
     """Decode once for memory and the output, then ``rounds`` times for time; print JSON."""
     torch.set_num_threads(threads)
-    now = {"wall": time.perf_counter, "cpu": time.process_time}[clock]
+    now = _harness.CLOCKS[clock]
     wrapper, latent = build(setting, arm)
     wrapper.decode(latent[..., :8, :8, :8])
     Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
@@ -73,7 +71,7 @@ def run_arm(arm: str, setting: dict, threads: int, clock: str, rounds: int) -> N
     print(json.dumps({"peak": peak, "seconds": statistics.median(seconds)}))
 
 
-def measure(bench: Bench, setting: dict, rounds: int) -> None:
+def measure(bench: _harness.Bench, setting: dict, rounds: int) -> None:
     folder = Path(os.environ.get("TMPDIR", "/tmp"))
     results, volumes = {}, {}
     for arm in ARMS:
@@ -91,15 +89,17 @@ def measure(bench: Bench, setting: dict, rounds: int) -> None:
     whole = results["whole"]
     bench.seconds = {arm: result["seconds"] for arm, result in results.items()}
     bench.runs = rounds
-    bench.value("max_rel_diff", max_rel_diff(volumes["whole"], volumes["exact"]))
-    bench.value("max_rel_diff_bf16", max_rel_diff(volumes["whole"], volumes["exact_bf16"]))
+    bench.value("max_rel_diff", _harness.max_rel_diff(volumes["whole"], volumes["exact"]))
+    bench.value("max_rel_diff_bf16", _harness.max_rel_diff(volumes["whole"], volumes["exact_bf16"]))
     bench.value("peak_memory_over_whole", results["exact"]["peak"] / whole["peak"])
     bench.value("peak_memory_over_whole_bf16", results["exact_bf16"]["peak"] / whole["peak"])
     bench.value("time_over_whole", results["exact"]["seconds"] / whole["seconds"])
     bench.value(
         "sliding_window_time_over_ours", results["sliding_window"]["seconds"] / results["exact"]["seconds"]
     )
-    bench.value("sliding_window_max_rel_diff", max_rel_diff(volumes["whole"], volumes["sliding_window"]))
+    bench.value(
+        "sliding_window_max_rel_diff", _harness.max_rel_diff(volumes["whole"], volumes["sliding_window"])
+    )
 
 
 def main() -> None:
@@ -107,7 +107,7 @@ def main() -> None:
         arm, setting, threads, clock, rounds = json.loads(os.environ[ARM])
         run_arm(arm, setting, threads, clock, rounds)
         return
-    bench = start("bench_exact", __doc__)
+    bench = _harness.start("bench_exact", __doc__)
     setting = QUICK if bench.quick else FULL
     bench.sizes["network"] = setting
     measure(bench, setting, rounds=1 if bench.quick else 3)

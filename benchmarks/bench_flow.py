@@ -1,19 +1,18 @@
-"""Rectified flow against MONAI's RFlowScheduler: where a straight line ends, and what the loop costs.
+"""Rectified flow against MONAI's RFlowScheduler: the end of a straight line, and the overhead of the loop.
 
-With the exact, constant velocity every number of steps must end at the data. MONAI runs in the continuous
-mode that NVIDIA's inference uses (times in float16, next times truncated to integers); its discrete mode is
-exact and reported beside it. ``loop_overhead`` is the share of a sampling step that is not the network.
+With the exact, constant velocity every number of steps should end at the data. MONAI runs in the continuous mode of
+NVIDIA's inference (times in float16, next times truncated to integers); its discrete mode is exact and also reported.
+``loop_overhead`` is the share of a sampling step outside of the network.
 
-``control_step``: time of MONAI's ControlNetMaisi in a sampling step over that of ours with the same weights and the
-same operators: it encodes the segmentation at every step, ours once a sample. ``control_step_native``: with our
-operators too. The published network, at image 128³ (``--quick``: 96³).
+``control_step``: time of MONAI's ControlNetMaisi per sampling step over that of ours with the same weights and
+operators. MONAI encodes the segmentation at every step, ours once per sample. ``control_step_native``: with our
+operators. Both are the published network at image 128³ (``--quick``: 96³).
 """
 
 from collections.abc import Callable
 
-import _harness  # noqa: F401 (first: it decides how threads wait)
+import _harness
 import torch
-from _harness import CLOCKS, Bench, max_rel_diff, start
 from monai.apps.generation.maisi.networks.controlnet_maisi import ControlNetMaisi
 from monai.networks.blocks.selfattention import SABlock
 from monai.networks.schedulers.rectified_flow import RFlowScheduler
@@ -63,7 +62,7 @@ def theirs(steps: int, velocity: Callable[[Tensor], Tensor], *, discrete: bool) 
     return x
 
 
-def endpoint_errors(bench: Bench) -> None:
+def endpoint_errors(bench: _harness.Bench) -> None:
     x_0 = torch.randn(SHAPE, generator=torch.Generator().manual_seed(1))
     noise = draw_noise(SHAPE, torch.Generator().manual_seed(0))
 
@@ -81,10 +80,10 @@ def endpoint_errors(bench: Bench) -> None:
         bench.value(f"endpoint_error_monai_discrete{suffix}", discrete)
 
 
-def loop_overhead(bench: Bench, rounds: int) -> None:
+def loop_overhead(bench: _harness.Bench, rounds: int) -> None:
     torch.manual_seed(0)
     network = DiffusionModelRF(**NETWORK).eval()
-    now, inside = CLOCKS[bench.clock], [0.0]
+    now, inside = _harness.CLOCKS[bench.clock], [0.0]
 
     def timed(x: Tensor, t: Tensor, condition: FlowCondition) -> Tensor:
         began = now()
@@ -124,10 +123,10 @@ def control_networks() -> tuple[ControlNetMaisi, ControlNetRF, ControlNetRF]:
         use_checkpointing=False,
         **shared,
     ).eval()
-    told = {"encoder": "maisi", "channels": stages, "seg_planes": "bits", "num_mask_classes": 256}
+    own = {"encoder": "maisi", "channels": stages, "seg_planes": "bits", "num_mask_classes": 256}
     with torch.device("meta"):
         same, ours = (
-            ControlNetRF(latent_channels=4, downsampling_factor=4, native_ops=native, **told, **shared).eval()
+            ControlNetRF(latent_channels=4, downsampling_factor=4, native_ops=native, **own, **shared).eval()
             for native in (False, True)
         )
     generator = torch.Generator().manual_seed(0)
@@ -137,12 +136,12 @@ def control_networks() -> tuple[ControlNetMaisi, ControlNetRF, ControlNetRF]:
         network.load_state_dict(theirs.state_dict(), assign=True)
     for module in (*theirs.modules(), *same.modules()):
         if isinstance(module, SABlock):
-            module.use_flash_attention = True  # its best; the constructor wants CUDA
+            module.use_flash_attention = True  # the fastest; the constructor accepts it on CUDA only
     return theirs, same, ours
 
 
 @torch.no_grad()
-def control_step(bench: Bench, *, side: int, rounds: int) -> None:
+def control_step(bench: _harness.Bench, *, side: int, rounds: int) -> None:
     theirs, same, ours = control_networks()
     generator = torch.Generator().manual_seed(0)
     seg = torch.randint(133, (1, side, side, side), generator=generator)
@@ -158,16 +157,16 @@ def control_step(bench: Bench, *, side: int, rounds: int) -> None:
     bench.value("control_step", seconds["monai"] / seconds["cached"])
     bench.value("control_step_native", seconds["monai"] / seconds["native"])
     wanted, found = arms["monai"]()[1], arms["native"]().mid
-    bench.value("control_max_rel_diff", max_rel_diff(wanted, found))
+    bench.value("control_max_rel_diff", _harness.max_rel_diff(wanted, found))
     bench.sizes["control_image_side"] = side
 
 
 def main() -> None:
-    bench = start("bench_flow", __doc__)
+    bench = _harness.start("bench_flow", __doc__)
     bench.sizes = {"latent": list(SHAPE), "network": NETWORK}
     endpoint_errors(bench)
     loop_overhead(bench, rounds=1 if bench.quick else 5)
-    # Below 96³ reading the weights takes longer than using them, and no ratio says anything of real sizes.
+    # Below 96³ reading the weights takes longer than computing, and the ratio does not hold for real sizes.
     control_step(bench, side=96 if bench.quick else 128, rounds=3)
     bench.report(["monai"])
 

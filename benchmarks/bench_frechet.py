@@ -5,9 +5,8 @@ evaluations in 3D have. ``rel_diff`` is relative to MONAI's value. The features 
 networks do; MONAI gets scipy's own square root, which needs scipy < 1.18.
 """
 
-import _harness  # noqa: F401 (first: it decides how threads wait)
+import _harness
 import torch
-from _harness import Bench, start
 from monai.metrics.fid import FIDMetric
 from torch import Tensor
 
@@ -25,7 +24,7 @@ def features(count: int, dimensions: int, *, shift: float, generator: torch.Gene
     return rows + rows @ mixing @ mixing.T + shift * scale
 
 
-def compare(bench: Bench, dimensions: int, rounds: int) -> None:
+def compare(bench: _harness.Bench, dimensions: int, rounds: int) -> None:
     """Time both on the same two sets, and compare what they return."""
     generator = torch.Generator().manual_seed(SEED)
     made = features(SAMPLES, dimensions, shift=0.5, generator=generator)
@@ -45,7 +44,7 @@ def compare(bench: Bench, dimensions: int, rounds: int) -> None:
 
 
 def main() -> None:
-    bench = start("bench_frechet", __doc__)
+    bench = _harness.start("bench_frechet", __doc__)
     dimensions = 512 if bench.quick else 2048
     bench.sizes = {"samples": SAMPLES, "dimensions": dimensions}
     compare(bench, dimensions, rounds=3 if bench.quick else 1)

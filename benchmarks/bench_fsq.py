@@ -1,15 +1,13 @@
-"""Finite scalar quantisation against vector-quantize-pytorch: time, and whether indices survive half precision.
+"""Finite scalar quantisation against vector-quantize-pytorch: time, and exactness of indices in half precision.
 
-Both quantise the same latents to codes and indices; ours takes them channels-first, as networks give them,
-and the peer is told so (`channel_first`). ``index_mismatches`` counts our indices that change when codes are
-cast to float32, bfloat16 or float16, or pass autocast, before they are packed.
+Both quantise the same channels-first latents to codes and indices. ``index_mismatches`` counts our indices that change
+when codes are cast to float32, bfloat16 or float16 before they are packed, or under autocast.
 """
 
 from collections.abc import Callable
 
-import _harness  # noqa: F401 (first: it decides how threads wait)
+import _harness
 import torch
-from _harness import start
 from torch import Tensor
 from vector_quantize_pytorch import FSQ
 
@@ -36,7 +34,7 @@ def mismatches(quantizer: FiniteScalarQuantizer, z: Tensor) -> int:
 
 
 def main() -> None:
-    bench = start("bench_fsq", __doc__)
+    bench = _harness.start("bench_fsq", __doc__)
     side = 48 if bench.quick else 64
     rounds = 15 if bench.quick else 25
     z = torch.randn(1, len(LEVELS), side, side, side, generator=torch.Generator().manual_seed(0))

@@ -1,7 +1,7 @@
 """MaskGiTSampler against diffusers' AmusedScheduler and x-transformers' NonAutoregressiveWrapper.
 
-Overhead: the network's output is given, so only drawing, ranking and revealing are timed; both peers take
-dense logits, ours takes the same (``overhead_dense``, same algorithm: confidence) or one group a level
+Overhead: the network's output is given, so only drawing, ranking and revealing are timed. Both peers take
+dense logits; ours takes the same (``overhead_dense``, with the same algorithm, confidence) or one group per level
 (``overhead_per_level``). End to end: networks of equal width and depth with random weights, x-transformers
 with its top-k filter off and on, ours as the shipped configs have it (two groups, order halton). Ratios are
 against the fastest peer. ``share_of_floor``: time of the matrix products alone, at the rate measured here,
@@ -149,7 +149,7 @@ def end_to_end(
 
 
 def product_rate(count: int, width: int) -> float:
-    """Return the best rate, in operations a second, of products shaped like an MLP's first layer."""
+    """Return the best rate, in operations per second, of products shaped like an MLP's first layer."""
     x, weight, best = torch.randn(count, width), torch.randn(4 * width, width), math.inf
     for _ in range(100):
         start = time.perf_counter()

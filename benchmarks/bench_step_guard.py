@@ -1,8 +1,8 @@
-"""What surviving costs: the share of a training step that goes into checks, seeds, skipping and signals.
+"""The cost of robustness: the share of a training step that checks, seeds, skipping and signals take.
 
-``overhead``: time of a step as runs take it over that of the same step without the guards, less 1. The guards are the
-check that loss and gradient are finite and agreed on by all processes, the seeds that make a resumed run draw the same,
-and the look at signals and configured saves. Both kinds alternate within one run.
+``overhead``: time of a step with the guards over that of the same step without, minus 1. The guards are the check that
+loss and gradient are finite in all processes, the seeds that make a resumed run reproducible, and the checks for
+signals and configured saves. Both kinds of steps alternate within one run.
 
     python benchmarks/bench_step_guard.py [--quick] [--threads N]
 """
@@ -74,7 +74,7 @@ class Constant(LightningDataModule):
 
 
 class Alternate(Callback):
-    """Takes the guards away on odd steps, and times every step from its beginning to the next one's."""
+    """Removes the guards on odd steps, and times every step from its beginning to that of the next one."""
 
     def __init__(self, bench: _harness.Bench) -> None:
         self.now = _harness.CLOCKS[bench.clock]

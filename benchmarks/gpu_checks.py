@@ -1,10 +1,10 @@
-"""What only a GPU can show: one JSON object about numbers, tokens, waits, types, compilation and training on CUDA.
+"""Checks that need a GPU: one JSON object about results, tokens, waits, types, compilation and training on CUDA.
 
     python benchmarks/gpu_checks.py [--device auto|cpu|cuda] [--only PART …] [--jobs N] [--timeout SECONDS]
 
 Run it in the repository's root; every part is a process of its own, several at a time. On a machine without CUDA the
 same parts run on the CPU, without those that need a GPU. The last line of stdout is the JSON object; its ``failed``
-lists the parts that did not hold, and the exit code is 1 where there are any.
+lists the parts that failed, and the exit code is 1 if there are any.
 """
 
 import argparse
@@ -59,7 +59,7 @@ WAITS = {
     "controlled_tokens": 0,
     "flow": 0,
 }
-"""How often the examples of ``tests.networks`` may wait for the device; each place says so in a comment."""
+"""How often the examples of ``tests.networks`` may wait for the device; each place has a comment."""
 
 
 def rel_diff(a: Any, b: Any) -> float:
@@ -142,7 +142,7 @@ def tokens(device: str) -> Found:
             "precision_inside": inside,
             "precision_after": cudnn.conv.fp32_precision,
         }
-        # What TF32 in the layers before them changes, for the record.
+        # The effect of TF32 in the layers before them, for the record.
         without_tf32()
         found["changed_by_tf32_before"] = int((network(x).tokens != whole).sum())
     few = max(1, whole.numel() // 10_000)
@@ -151,8 +151,7 @@ def tokens(device: str) -> Found:
 
 
 def waits(device: str) -> Found:
-    """A training step and a sampling run wait for the device only where a comment says so."""
-
+    """Training steps and sampling runs wait for the device only where a comment says so."""
     from tests.networks import sampling_runs, training_steps
 
     counts: dict[str, int] = {}
@@ -286,7 +285,7 @@ def compiled(name: str, device: str) -> Found:
 
 
 def training(family: str, device: str, *, compile: bool = False) -> Found:
-    """The stages of a family train for a step through their commands, on the demo's configs shrunk."""
+    """The commands of a family train each stage for two steps, with the demo's configs shrunk."""
     missing = [
         name for name in ("typer", "nibabel", "lightning", "yaml") if not importlib.util.find_spec(name)
     ]

@@ -24,9 +24,7 @@ _WAITING = {
 }
 _BY_MASK = {aten.index.Tensor, aten.index_put_.default, aten.index_put.default, aten._index_put_impl_.default}
 _ON_CPU_ONLY = {
-    "_check_labels",
-    "_labels",
-    "_check",
+    "_check",  # torch's optimizers
     "require_below",
     "_refuse_non_finite",
     "_facts",  # one_hot looks at its classes on the CPU

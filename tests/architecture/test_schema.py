@@ -2,6 +2,7 @@
 
 import inspect
 from importlib import import_module
+from typing import get_args, get_type_hints
 
 import pytest
 
@@ -32,6 +33,7 @@ from prod9.config.schema import (
     SlidingWindowSection,
     TransformerLossConfig,
 )
+from prod9.diffusion.diffusion_model import UNetOptions
 
 
 def all_sections(model):
@@ -43,11 +45,8 @@ def all_sections(model):
 
 SECTIONS = sorted({s for model in CONFIGS.values() for s in all_sections(model)}, key=lambda s: s.__name__)
 
-# Keywords of ControlNetRF that are those of its base.
-_OF_THE_BASE = {
-    "latent_channels", "num_channels", "attention_levels", "num_head_channels", "num_res_blocks",
-    "downsampling_factor", "norm_num_groups", "resblock_updown", "include_fc", "num_class_embeds",
-}  # fmt: skip
+# Keywords of ControlNetRF that come from its base and from the autoencoder.
+_OF_THE_BASE = {*UNetOptions.__annotations__, "downsampling_factor"}
 _TOLD = {"conditions", "num_mask_classes", "seg_planes", "source_modalities"}
 
 # section, constructor, keywords that come from elsewhere than the section
@@ -128,9 +127,36 @@ def test_every_section_and_field_is_described(section):
 @pytest.mark.parametrize(("section", "path", "given"), CONSTRUCTORS, ids=lambda v: getattr(v, "__name__", ""))
 def test_field_names_are_constructor_keywords(section, path, given):
     module, _, name = path.partition(":")
-    parameters = inspect.signature(getattr(import_module(module), name)).parameters
-    assert all(p.kind is not p.VAR_KEYWORD for p in parameters.values())
-    assert set(section.model_fields) - {"kind"} == set(parameters) - given
+    assert set(section.model_fields) - {"kind"} == keywords(getattr(import_module(module), name)) - given
+
+
+def keywords(cls):
+    """Return the names of the keywords of a constructor, those of its ``**options: Unpack[...]`` among them."""
+    found = set()
+    for name, parameter in inspect.signature(cls).parameters.items():
+        if parameter.kind is parameter.VAR_KEYWORD:
+            (options,) = get_args(get_type_hints(cls.__init__)[name])
+            found |= options.__annotations__.keys()
+        else:
+            found.add(name)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("options", "path", "own"),
+    [
+        ("prod9.autoencoder.backbone:BackboneOptions", "MaisiBackbone", {"latent_channels"}),
+        ("prod9.generator.token_decoder:DecoderOptions", "AbstractTokenDecoder", {"condition"}),
+    ],
+)
+def test_options_that_are_passed_on_are_those_of_the_base_class(options, path, own):
+    module, _, name = options.partition(":")
+    home = import_module(module)
+    parameters = inspect.signature(getattr(home, path)).parameters
+    optional = {key for key, parameter in parameters.items() if parameter.default is not parameter.empty}
+    options = getattr(home, name)
+    assert set(options.__annotations__) == set(parameters) - own
+    assert options.__optional_keys__ == optional
 
 
 @pytest.mark.parametrize("model", CONFIGS.values(), ids=CONFIGS)

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import TypeCheckError
 
 from prod9.autoencoder.autoencoder_fsq import AutoencoderFSQ
+from prod9.autoencoder.backbone import MaisiBackbone
 from prod9.autoencoder.factory import AUTOENCODERS, build_autoencoder
 from prod9.config.schema import FSQModelConfig
 from tests.autoencoder.tiny import LEVELS, NETWORK, build, build_monai, volume, with_weights_of
@@ -156,7 +157,7 @@ def test_non_finite_values_never_become_tokens(value):
 
 
 def test_sides_that_do_not_fit_are_refused_with_those_that_do():
-    with pytest.raises(ValueError, match=r"multiples of 4, got \(9, 8, 3\); pad to \(12, 8, 4\)"):
+    with pytest.raises(ValueError, match=r"multiples of 4, got \(9, 8, 3\); use \(12, 8, 4\)"):
         build().encode(volume(1, 1, 9, 8, 3))
 
 
@@ -195,11 +196,12 @@ def test_shape_checks_are_live():
 def test_the_factory_builds_what_a_configuration_says():
     network = build_autoencoder("fsq", **FSQModelConfig(levels=LEVELS, **NETWORK).kwargs())
     assert type(network) is AUTOENCODERS["fsq"] is AutoencoderFSQ
-    with pytest.raises(ValueError, match="one of fsq, kl, got 'vq'"):
+    with pytest.raises(ValueError, match="kind: expected fsq or kl, got 'vq'"):
         build_autoencoder("vq")
 
 
 def test_keyword_defaults_are_those_of_the_schema():
-    for name, parameter in inspect.signature(AutoencoderFSQ).parameters.items():
+    parameters = inspect.signature(MaisiBackbone).parameters | inspect.signature(AutoencoderFSQ).parameters
+    for name, parameter in parameters.items():
         if parameter.default is not parameter.empty:
             assert parameter.default == FSQModelConfig.model_fields[name].default, name

@@ -40,7 +40,7 @@ def test_samples_do_not_see_each_other():
 
 
 def test_unknown_norm_is_refused():
-    with pytest.raises(ValueError, match="norm must be one of group"):
+    with pytest.raises(ValueError, match="norm: expected group"):
         build(norm="layer")
 
 

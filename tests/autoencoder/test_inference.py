@@ -143,10 +143,10 @@ def test_windows_off_the_latent_grid_are_refused():
     ("changes", "message"),
     [
         ({"roi_size": (8, 8, 0)}, "three positive sides"),
-        ({"overlap": 1.0}, r"overlap must be in \[0, 1\)"),
+        ({"overlap": 1.0}, r"overlap: expected a share in \[0, 1\)"),
         ({"sw_batch_size": 0}, "sw_batch_size"),
-        ({"mode": "median"}, "mode must be one of"),
-        ({"strategy": "tiles"}, "strategy must be one of"),
+        ({"mode": "median"}, "mode: expected gaussian"),
+        ({"strategy": "tiles"}, "strategy: expected whole"),
     ],
 )
 def test_impossible_settings_are_refused(changes, message):

@@ -171,7 +171,7 @@ def test_slabs_change_nothing(num_slabs, axis, sides, kernel):
 
 
 def test_named_padding_is_refused():
-    with pytest.raises(ValueError, match="in voxels"):
+    with pytest.raises(ValueError, match="padding: expected numbers of voxels"):
         native_conv.convolve_in_slabs(nn.Conv3d(1, 1, 3, padding="same"), volume(1, 1, 4, 4, 4), 2, 0)
 
 

@@ -203,7 +203,7 @@ def test_a_latent_of_other_width_is_refused():
 
 def test_the_state_of_other_levels_does_not_load():
     state = FiniteScalarQuantizer((8, 5)).state_dict()
-    with pytest.raises(RuntimeError, match=r"levels must be \[5, 8\], got \[8, 5\]"):
+    with pytest.raises(RuntimeError, match=r"levels: expected \[5, 8\], got \[8, 5\]"):
         FiniteScalarQuantizer((5, 8)).load_state_dict(state)
 
 

@@ -225,26 +225,26 @@ def test_what_does_not_fit_is_refused():
     control = make_control()
     with pytest.raises(ValueError, match="got no mask"):
         control.encode(ControlCondition(label=torch.ones(1, dtype=torch.int64)))
-    with pytest.raises(ValueError, match="classes from 0 to 2"):
+    with pytest.raises(ValueError, match="classes: expected numbers from 0 to 2"):
         control.encode(ControlCondition(torch.full((1, 8, 8, 8), 3, dtype=torch.uint8)))
     with pytest.raises(ValueError, match="multiples of 2"):
         control.encode(ControlCondition(torch.zeros(1, 7, 8, 8, dtype=torch.uint8)))
     small = control.encode(ControlCondition(torch.zeros(2, 4, 4, 4, dtype=torch.uint8)))
-    with pytest.raises(ValueError, match=r"encoded on the latent's grid \(4, 4, 4\)"):
+    with pytest.raises(ValueError, match=r"on the latent's grid \(4, 4, 4\)"):
         control.residuals(torch.zeros(SHAPE), torch.zeros(2), condition(), small)
     told = make_control(conditions=("label",))
-    with pytest.raises(ValueError, match="labels from 0 to 4"):
+    with pytest.raises(ValueError, match="labels: expected numbers from 0 to 4"):
         told.encode(ControlCondition(label=torch.tensor([5])))
     with pytest.raises(ValueError, match="class_labels should be provided"):
         control(torch.zeros(SHAPE), torch.zeros(2), torch.zeros(2, 3, 8, 8, 8))
     images = make_control(conditions=("image",), source_modalities=("T1", "T2"))
-    with pytest.raises(ValueError, match="a slot each for T1, T2"):
+    with pytest.raises(ValueError, match="one channel for each of T1, T2"):
         images.encode(ControlCondition(images=torch.zeros(1, 1, 8, 8, 8)))
-    with pytest.raises(ValueError, match="source_modalities must name"):
+    with pytest.raises(ValueError, match="source_modalities: expected names"):
         make_control(conditions=("image",))
-    with pytest.raises(ValueError, match="'label' needs"):
+    with pytest.raises(ValueError, match="class labels for 'label'"):
         make_control(conditions=("label",), num_class_embeds=None)
-    with pytest.raises(ValueError, match="must have 2 entries"):
+    with pytest.raises(ValueError, match="expected 2 entries"):
         make_control(encoder="maisi", channels=(4, 6, 8))
     with pytest.raises(ValueError, match="got none of them"):
         ControlCondition()

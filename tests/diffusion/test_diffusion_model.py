@@ -7,7 +7,6 @@ from monai.apps.generation.maisi.networks.diffusion_model_unet_maisi import Diff
 
 from prod9.diffusion.condition import FlowCondition
 from prod9.diffusion.diffusion_model import ControlResiduals, DiffusionModelRF
-from prod9.diffusion.factory import build_diffusion_model
 
 NETWORK = {
     "num_channels": (8, 16),
@@ -125,14 +124,12 @@ def test_what_cannot_be_right_is_refused():
     x, time, condition = inputs()
     with pytest.raises(ValueError, match=r"multiples of 2, got \(4, 5, 4\); use \(4, 6, 4\)"):
         network.predict(x[:, :, :, :5], time, condition)
-    with pytest.raises(ValueError, match="labels from 0 to 4, got \\[9, 1\\]"):
+    with pytest.raises(ValueError, match=r"labels: expected numbers from 0 to 4, got \[9\]"):
         network.predict(x, time, FlowCondition(torch.tensor([9, 1]), condition.spacing))
-    with pytest.raises(ValueError, match="conditioned on spacing"):
+    with pytest.raises(ValueError, match="spacing: expected in the condition"):
         network.predict(x, time, FlowCondition(condition.label))
-    with pytest.raises(ValueError, match="class labels, got none"):
+    with pytest.raises(ValueError, match="class_labels: expected"):
         network(x, time)
-    with pytest.raises(ValueError, match="one of rectified_flow, got 'ddpm'"):
-        build_diffusion_model("ddpm")
     with pytest.raises(TypeCheckError):
         network.predict(x[0], time, condition)
 
@@ -145,5 +142,5 @@ def test_a_dropped_condition_keeps_the_geometry():
     both = condition.cat(condition.unconditional())
     assert both.label.tolist() == [1, 4, 0, 0]
     assert len(both) == 4
-    with pytest.raises(ValueError, match="spacing in both"):
+    with pytest.raises(ValueError, match="spacing, top_region, bottom_region: expected in both"):
         condition.cat(FlowCondition(condition.label))

@@ -141,8 +141,8 @@ def test_the_callback_sees_every_step():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"steps": 0}, "steps must be at least 1"),
-        ({"solver": "rk4"}, "one of euler, heun, got 'rk4'"),
+        ({"steps": 0}, "steps: expected at least 1"),
+        ({"solver": "rk4"}, "solver: expected euler or heun, got 'rk4'"),
         ({"guidance_interval": (0.8, 0.2)}, "swap the two"),
     ],
 )
@@ -152,9 +152,9 @@ def test_a_sampler_that_cannot_be_is_refused(options, message):
 
 
 def test_a_schedule_that_cannot_be_is_refused():
-    with pytest.raises(ValueError, match="one of uniform, logit_normal"):
+    with pytest.raises(ValueError, match="sample_method: expected uniform or logit_normal"):
         scheduler(sample_method="cosine")
     with pytest.raises(ValueError, match="at least 1"):
         scheduler(base_size=0)
-    with pytest.raises(ValueError, match="one a sample \\(2\\), got 1"):
+    with pytest.raises(ValueError, match=r"one per sample \(2\), got 1"):
         draw_noise(SHAPE, [generator()])

@@ -14,15 +14,14 @@ from torchmetrics.image.kid import poly_mmd
 from prod9.evaluation.sets.appearance import BINS, LEVELS, _texture, histogram, histogram_distance, radiomics
 from prod9.evaluation.sets.manifold import kernel_distance
 from prod9.measures.metrics import (
-    MS_SSIM_WEIGHTS,
     frechet_distance,
     inception_score,
     mean_absolute_error,
     ms_ssim3d,
-    ms_ssim_scales,
     psnr,
     ssim3d,
 )
+from prod9.measures.ssim import MS_SSIM_WEIGHTS, ms_ssim_scales
 
 TOLERANCE = 1e-5
 

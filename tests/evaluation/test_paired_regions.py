@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from prod9.evaluation.paired import regional_scores, scale_by_target
-from prod9.measures.metrics import PSNR_CAP, ms_ssim3d, ms_ssim_scales, ssim_window
+from prod9.measures.metrics import PSNR_CAP, ms_ssim3d
+from prod9.measures.ssim import ms_ssim_scales, ssim_window
 
 
 def brain(side, *, seed=0):

@@ -142,7 +142,9 @@ def test_segmentation_and_label_reach_the_prediction_unless_dropped():
     tokens, mask, condition, told = make_batch()
 
     def values(seg, label, dropped=None):
-        return controlled(base, control, (tokens, mask, condition, ControlCondition(seg, label, dropped)))
+        return controlled(
+            base, control, (tokens, mask, condition, ControlCondition(seg, label, dropped=dropped))
+        )
 
     plain = values(told.seg, told.label).values
     assert not torch.equal(values(told.seg.flip(1), told.label).values, plain)
@@ -204,20 +206,20 @@ def test_classes_become_planes_and_strange_ones_are_refused():
     seg = torch.tensor([0, 3, 1]).view(1, 3, 1, 1).to(torch.uint8)
     planes = one_hot_planes(seg, 4)
     assert planes[0, :, :, 0, 0].T.tolist() == [[1, 0, 0, 0], [0, 0, 0, 1], [0, 1, 0, 0]]
-    with pytest.raises(ValueError, match="classes from 0 to 2"):
+    with pytest.raises(ValueError, match="classes: expected numbers from 0 to 2"):
         one_hot_planes(seg, 3)
 
 
 @pytest.mark.parametrize(
     ("condition_type", "told", "text"),
     [
-        ("mask", ControlCondition(label=torch.tensor([0])), "segmentation for condition_type 'mask'"),
+        ("mask", ControlCondition(label=torch.tensor([0])), "seg: expected for condition_type 'mask'"),
         (
             "both",
             ControlCondition(seg=torch.zeros(1, 4, 8, 4, dtype=torch.uint8)),
-            "label for condition_type",
+            "label: expected for condition_type",
         ),
-        ("label", ControlCondition(label=torch.tensor([3])), "labels from 0 to 2"),
+        ("label", ControlCondition(label=torch.tensor([3])), "labels: expected numbers from 0 to 2"),
         ("mask", ControlCondition(seg=torch.zeros(1, 5, 8, 4, dtype=torch.uint8)), "multiples of 2"),
     ],
 )

@@ -90,5 +90,5 @@ def test_attention_equals_its_definition():
 
 
 def test_width_must_divide_into_heads():
-    with pytest.raises(ValueError, match="multiple of num_heads"):
+    with pytest.raises(ValueError, match="embed_dim: expected a multiple of num_heads"):
         Attention(embed_dim=10, num_heads=3, dropout=0.0)

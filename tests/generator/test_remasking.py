@@ -213,9 +213,9 @@ def test_each_step_is_guided_as_much_as_the_schedule_says(schedule):
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"remasking": -0.1}, "remasking from 0 to 1"),
-        ({"remasking": 1.5}, "remasking from 0 to 1"),
-        ({"guidance_schedule": "quadratic"}, "constant, linear, cosine"),
+        ({"remasking": -0.1}, "remasking: expected 0 to 1"),
+        ({"remasking": 1.5}, "remasking: expected 0 to 1"),
+        ({"guidance_schedule": "quadratic"}, "constant or linear or cosine"),
     ],
 )
 def test_settings_out_of_range_are_refused(kwargs, message):

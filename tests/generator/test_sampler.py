@@ -205,9 +205,9 @@ def test_one_token_a_step_draws_from_the_exact_distribution():
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"order": "raster"}, "confidence, halton, random"),
-        ({"steps": 0}, "steps >= 1"),
-        ({"temperature": 0.0}, "temperature > 0"),
+        ({"order": "raster"}, "order: expected confidence or halton or random"),
+        ({"steps": 0}, "steps, temperature, top_p: expected"),
+        ({"temperature": 0.0}, "steps, temperature, top_p: expected"),
         ({"top_p": 0.0}, "top_p"),
         ({"guidance_interval": (0.5, 0.2)}, "guidance_interval"),
     ],
@@ -220,7 +220,7 @@ def test_settings_out_of_range_are_refused(kwargs, message):
 def test_a_wrong_call_is_refused(fixed):
     sampler, condition = make_sampler(), make_condition(2)
     tokens = torch.zeros(2, *GRID, dtype=torch.int64)
-    with pytest.raises(ValueError, match="one generator a sample"):
+    with pytest.raises(ValueError, match="one per sample"):
         sampler.sample(fixed, (2, *GRID), condition, make_generators(3))
     with pytest.raises(ValueError, match="together"):
         sampler.sample(fixed, (2, *GRID), condition, make_generators(2), initial_tokens=tokens)

@@ -99,7 +99,7 @@ def test_zero_residuals_change_nothing_and_others_do():
 def test_a_wrong_number_of_residuals_is_refused():
     decoder = make_decoder(num_blocks=4)
     tokens, mask, condition = make_inputs()
-    with pytest.raises(ValueError, match="Expected 2 residuals"):
+    with pytest.raises(ValueError, match="residuals: expected 2"):
         decoder(tokens, mask, decoder.prepare(condition), [torch.zeros(2, 48, 24)])
 
 
@@ -144,13 +144,13 @@ def test_source_latent_and_decoder_must_agree():
     latent = torch.zeros(1, 3, *GRID)
     with pytest.raises(ValueError, match="kind 'decoder'"):
         make_decoder().prepare(MaskGiTCondition(label=torch.tensor([0]), source_latent=latent))
-    with pytest.raises(ValueError, match="Expected a source latent"):
+    with pytest.raises(ValueError, match="source_latent: expected"):
         make_decoder(source_latent=True).prepare(MaskGiTCondition(label=torch.tensor([0])))
 
 
 @pytest.mark.parametrize("label", [-1, 3])
 def test_a_label_outside_the_classes_is_refused(label):
-    with pytest.raises(ValueError, match="labels from 0 to 2"):
+    with pytest.raises(ValueError, match="labels: expected numbers from 0 to 2"):
         make_decoder().prepare(MaskGiTCondition(label=torch.tensor([0, label])))
 
 
@@ -159,7 +159,7 @@ def test_conditions_join_slice_and_move():
     both = one.cat(one.unconditional()).to("cpu")
     assert len(both) == 4
     assert both.is_dropped.tolist() == [False, False, True, True]
-    with pytest.raises(ValueError, match="source_latent in both"):
+    with pytest.raises(ValueError, match="source_latent: expected in both"):
         one.cat(MaskGiTCondition(label=torch.tensor([0])))
     decoder = make_decoder()
     labels = MaskGiTCondition(label=torch.tensor([0, 1]))
@@ -213,5 +213,5 @@ def test_bfloat16_autocast_stays_close():
 
 
 def test_unknown_kind_is_refused_with_the_choices():
-    with pytest.raises(ValueError, match="label_conditional, decoder"):
+    with pytest.raises(ValueError, match="kind: expected label_conditional or decoder"):
         build_decoder("unet", levels=(5, 4))

@@ -58,7 +58,7 @@ def test_files_are_found_in_the_usual_caches(weights_dir, tmp_path):
 
 
 def test_unknown_networks_are_refused():
-    with pytest.raises(ConfigError, match="must be one of none"):
+    with pytest.raises(ConfigError, match="perceptual network: expected none or"):
         resolve_perceptual("inception")
 
 

@@ -1,1 +1,1 @@
-"""Stage 1: volumes to latents and back, in windows or whole. Networks know no config, data or Lightning."""
+"""Stage 1: volumes to latents and back, in windows or whole. Independent of config, data and Lightning."""

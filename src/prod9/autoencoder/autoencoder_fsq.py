@@ -8,13 +8,13 @@ AutoencoderKlMaisi with its parameter names.
 import warnings
 from collections.abc import Sequence
 from math import prod
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from jaxtyping import Int64
 from torch import Tensor, nn
 
-from prod9.autoencoder.backbone import MaisiBackbone
+from prod9.autoencoder.backbone import BackboneOptions, MaisiBackbone
 from prod9.autoencoder.native.fsq_function import FSQConstants, Radix, quantize
 from prod9.types import AutoencoderOutput, Latent, TokenGrid, Volume, VolumeOut
 
@@ -23,15 +23,24 @@ MAX_LEVELS = 1000  # beyond, the margin ε of the half-range is wider than half 
 
 
 class FiniteScalarQuantizer(nn.Module):
-    """Round each latent channel to ``levels[i]`` values; channel-first, float32 inside, exact indices.
+    """Rounds channel i of a latent to ``levels[i]`` values; computes in float32, and indices are exact.
 
-    Per channel with L levels: half-range h = (L−1)(1+ε)/2, offset o = ½ for even L, else 0,
+    For a channel with L levels: half-range h = (L−1)(1+ε)/2, offset o = ½ for even L, else 0,
     bounded = tanh(z + artanh(o/h))·h − o, level = round(bounded), code = level/⌊L/2⌋. Codes of even L lie
     in [−1, 1−2/L]. ``symmetric`` uses ⌊(L−1)(tanh z + 1)/2 + ½⌋ instead, with codes over all of [−1, 1].
     An index packs the digits (levels counted from 0) in mixed radix, first channel fastest.
 
-    Raises ValueError for levels outside 2..1000 and vocabularies beyond int64; levels below 5 lose
-    quality and warn.
+    Attributes:
+        levels: number of values of each channel, int64 ``[Z]`` on the device of the module.
+        num_levels: how many entries ``levels`` has, the number of latent channels Z.
+        vocab_size: number of tokens, the product of ``levels``.
+
+    Raises ValueError for levels outside 2..1000 and vocabularies beyond int64. Warns for levels below 5, which
+    lose quality.
+
+    >>> quantizer = FiniteScalarQuantizer([8, 5])
+    >>> quantizer.num_levels, quantizer.vocab_size
+    (2, 40)
     """
 
     levels: Tensor
@@ -46,12 +55,14 @@ class FiniteScalarQuantizer(nn.Module):
         super().__init__()
         _check_levels(levels)
         self.symmetric = symmetric
-        self.num_levels = tuple(levels)
+        self.num_levels = len(levels)
+        # On the host too: reading the buffer would wait for the device.
+        self._sizes = tuple(levels)
         self.vocab_size = prod(levels)
         strides = tuple(prod(levels[:i]) for i in range(len(levels)))
-        self.register_buffer("levels", torch.tensor(self.num_levels))
+        self.register_buffer("levels", torch.tensor(self._sizes))
         self.register_buffer("basis", torch.tensor(strides))
-        for name, value in _constants(self.num_levels, symmetric)._asdict().items():
+        for name, value in _constants(self._sizes, symmetric)._asdict().items():
             self.register_buffer(f"_{name}", value, persistent=False)
         # The digit of a code of 0: half-integer for even symmetric levels.
         zeros = tuple((n - 1) / 2 if symmetric else float(n // 2) for n in levels)
@@ -67,10 +78,7 @@ class FiniteScalarQuantizer(nn.Module):
         return self._quantize(z)[0].to(z.dtype)
 
     def codes_to_indices(self, codes: Latent) -> TokenGrid:
-        """Return the indices of ``codes``, each level rounded first: exact from half-precision codes too.
-
-        Exact for float16 and, up to 256 levels, for bfloat16 codes.
-        """
+        """Return the indices of ``codes``; exact for float16 codes too, and for bfloat16 up to 256 levels."""
         level = codes.detach().flatten(2).float() * self._width
         level = level.add_(self._centre).round_().sub_(self._centre)
         return self._radix.pack(level).long().view(len(codes), *codes.shape[2:])
@@ -80,10 +88,10 @@ class FiniteScalarQuantizer(nn.Module):
         digits = self.indices_to_digits(indices.flatten(1)).movedim(-1, 1).to(self._width.dtype)
         zero = self._centre if self.symmetric else self._width
         codes = ((digits - zero) / self._width).contiguous()
-        return codes.view(len(indices), len(self.num_levels), *indices.shape[1:])
+        return codes.view(len(indices), self.num_levels, *indices.shape[1:])
 
     def indices_to_digits(self, indices: Int64[Tensor, "*grid"]) -> Int64[Tensor, "*grid Z"]:
-        """Unpack indices into one digit a channel, 0 ≤ digit < level, on a new last axis."""
+        """Unpack indices into one digit per channel, 0 ≤ digit < level, on a new last axis."""
         return (indices.unsqueeze(-1) // self.basis) % self.levels
 
     def digits_to_indices(self, digits: Int64[Tensor, "*grid Z"]) -> Int64[Tensor, "*grid"]:
@@ -93,16 +101,18 @@ class FiniteScalarQuantizer(nn.Module):
     def _load_from_state_dict(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, state_dict: dict[str, Any], prefix: str, *args: Any
     ) -> None:
-        """Refuse the state of other levels: of equal number, they would load and mean something else."""
+        """Refuse the state of other levels: the same number of them would load and mean something else."""
         stored = state_dict.get(f"{prefix}levels")
-        if stored is not None and not stored.is_meta and tuple(stored.tolist()) != self.num_levels:
+        if stored is not None and not stored.is_meta and tuple(stored.tolist()) != self._sizes:
             *_, errors = args
-            errors.append(f"levels must be {list(self.num_levels)}, got {stored.tolist()}; build with those.")
+            errors.append(f"levels: expected {list(self._sizes)}, got {stored.tolist()}; build with those")
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _quantize(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        if z.shape[1] != len(self.num_levels):
-            raise ValueError(f"z must have {len(self.num_levels)} channels, one per level, got {z.shape[1]}.")
+        if z.shape[1] != self.num_levels:
+            raise ValueError(
+                f"z: expected {self.num_levels} channels, one per level, got {z.shape[1]}; use the encoder's latent"
+            )
         with torch.autocast(z.device.type, enabled=False):
             z = z if z.dtype == torch.float64 else z.float()
             constants = FSQConstants(self._shift, self._scale, self._offset, self._centre, self._width)
@@ -112,11 +122,11 @@ class FiniteScalarQuantizer(nn.Module):
 def _check_levels(levels: Sequence[int]) -> None:
     if not levels or min(levels) < 2 or max(levels) > MAX_LEVELS:
         raise ValueError(
-            f"levels must be a non-empty list of integers from 2 to {MAX_LEVELS}, got {list(levels)}."
+            f"levels: expected integers from 2 to {MAX_LEVELS}, got {list(levels)}; use for example [8, 8, 8, 6, 5]"
         )
     if prod(levels) >= 2**63:
         raise ValueError(
-            f"the product of levels must fit int64, got {prod(levels)}; use fewer or lower levels."
+            f"levels: expected a product within int64, got {prod(levels)}; use fewer or lower levels"
         )
     if min(levels) < 5:
         warnings.warn(
@@ -139,47 +149,14 @@ def _constants(levels: Sequence[int], symmetric: bool) -> FSQConstants:
 class AutoencoderFSQ(MaisiBackbone):
     """Encoder, finite scalar quantiser and decoder over whole volumes or crops.
 
-    For the keywords, and what sides a volume may have, see
+    For the other keywords, and the sides that a volume may have, see
     :class:`~prod9.autoencoder.backbone.MaisiBackbone`.
     """
 
     def __init__(
-        self,
-        *,
-        levels: Sequence[int],
-        num_channels: Sequence[int],
-        num_res_blocks: Sequence[int],
-        norm_num_groups: int,
-        symmetric: bool = False,
-        in_channels: int = 1,
-        out_channels: int = 1,
-        attention_levels: Sequence[bool] | None = None,
-        space_to_depth: int = 1,
-        use_checkpointing: bool = False,
-        use_convtranspose: bool = False,
-        norm_float16: bool = False,
-        num_splits: int = 1,
-        dim_split: int = 0,
-        save_mem: bool = False,
-        native_ops: bool = True,
+        self, *, levels: Sequence[int], symmetric: bool = False, **backbone: Unpack[BackboneOptions]
     ) -> None:
-        super().__init__(
-            latent_channels=len(levels),
-            num_channels=num_channels,
-            num_res_blocks=num_res_blocks,
-            norm_num_groups=norm_num_groups,
-            in_channels=in_channels,
-            out_channels=out_channels,
-            attention_levels=attention_levels,
-            space_to_depth=space_to_depth,
-            use_checkpointing=use_checkpointing,
-            use_convtranspose=use_convtranspose,
-            norm_float16=norm_float16,
-            num_splits=num_splits,
-            dim_split=dim_split,
-            save_mem=save_mem,
-            native_ops=native_ops,
-        )
+        super().__init__(latent_channels=len(levels), **backbone)
         # FSQ has no variance; parameters without a gradient would hang distributed training.
         del self.quant_conv_log_sigma
         self.quantizer = FiniteScalarQuantizer(levels, symmetric=symmetric)
@@ -187,7 +164,7 @@ class AutoencoderFSQ(MaisiBackbone):
         self.vocab_size = self.quantizer.vocab_size
 
     def encode(self, x: Volume) -> Latent:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Return z before quantisation, float32: the last two convolutions never run in less."""
+        """Return z before quantisation, in float32, as are the last two convolutions."""
         (z,) = self.encode_through(x, self.quant_conv_mu)
         return z.float()
 
@@ -196,7 +173,7 @@ class AutoencoderFSQ(MaisiBackbone):
         return self.quantizer.quantize(z)
 
     def embed(self, codes: Latent) -> TokenGrid:
-        """Return the token of each code vector. Raises on NaN or infinity instead of inventing a token."""
+        """Return the token of each code vector; ValueError for NaN and infinity."""
         _refuse_non_finite(codes)
         return self.quantizer.codes_to_indices(codes)
 
@@ -212,7 +189,7 @@ class AutoencoderFSQ(MaisiBackbone):
         """Encode, quantise, decode; deterministic in training and evaluation."""
         z = self.encode(x)
         if not self.training:
-            # In training a bad batch gives a bad loss, which the run skips; a device assert would end it.
+            # In training a bad batch gives a bad loss, and the run skips the step; a device assert would end the run.
             _refuse_non_finite(z)
         codes, tokens = self.quantizer(z)
         return AutoencoderOutput(self.decode(codes), codes, z, None, tokens)
@@ -226,21 +203,25 @@ class AutoencoderFSQ(MaisiBackbone):
         return self.quantize(self.encode(x))
 
     def sampling(self, z_mu: Tensor, z_sigma: Tensor) -> Tensor:
-        """Refuse: a quantised latent has no variance to sample from."""
-        raise TypeError("AutoencoderFSQ does not sample its latent; use quantize(encode(x)).")
+        """Raise TypeError: a quantised latent has no variance to sample from."""
+        raise TypeError(
+            "sampling: expected a latent with a variance, got a quantised one; use quantize(encode(x))"
+        )
 
     @torch.no_grad()
     def calibrate(self, x: Volume) -> None:
         """Rescale ``quant_conv_mu`` in place so that z of ``x`` has mean 0 and std 1 in each channel.
 
-        Outside the quantiser's range tanh saturates and nothing is learnt; call once, before training.
+        Outside of the quantiser's range tanh saturates and nothing is learnt. Call it once, before training.
         """
         self._standardise(self.encode(x))
 
 
 def _refuse_non_finite(values: Tensor) -> None:
     if values.device.type == "cuda" or torch.compiler.is_compiling():
-        # Asynchronous: a check on the host would wait for the device in every step, or for the compiled code.
+        # A check on the host would wait for the device at every step, and would interrupt compiled code.
         torch._assert_async(torch.isfinite(values).all(), "the latent holds NaN or infinity")
     elif not torch.isfinite(values).all():
-        raise ValueError("the latent holds NaN or infinity; lower the learning rate or check the input.")
+        raise ValueError(
+            "latent: expected finite values, got NaN or infinity; check the input or the training"
+        )

@@ -1,12 +1,10 @@
 """Stage 1, MAISI: a variational autoencoder whose latent is a grid of a few continuous channels.
 
-The network is MONAI's AutoencoderKlMaisi with its parameter names, so NVIDIA's released weights load
-strictly. Unlike MONAI's, evaluation is deterministic: its ``forward`` and ``encode_stage_2_inputs`` draw a
-sample of the latent whatever the mode.
+The network is MONAI's AutoencoderKlMaisi with its parameter names, so NVIDIA's released weights load strictly.
+Evaluation is deterministic; MONAI's ``forward`` and ``encode_stage_2_inputs`` sample the latent in evaluation, too.
 """
 
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -22,47 +20,9 @@ _FIRST_SIGMA = 0.1
 class AutoencoderKlMaisi(MaisiBackbone):
     """Encoder, Gaussian latent and decoder over whole volumes or crops.
 
-    ``latent_channels`` Z; for the rest, and what sides a volume may have, see
+    For the keywords, and the sides that a volume may have, see
     :class:`~prod9.autoencoder.backbone.MaisiBackbone`.
     """
-
-    def __init__(
-        self,
-        *,
-        latent_channels: int,
-        num_channels: Sequence[int],
-        num_res_blocks: Sequence[int],
-        norm_num_groups: int,
-        in_channels: int = 1,
-        out_channels: int = 1,
-        attention_levels: Sequence[bool] | None = None,
-        space_to_depth: int = 1,
-        use_checkpointing: bool = False,
-        use_convtranspose: bool = False,
-        norm_float16: bool = False,
-        num_splits: int = 1,
-        dim_split: int = 0,
-        save_mem: bool = False,
-        native_ops: bool = True,
-    ) -> None:
-        super().__init__(
-            latent_channels=latent_channels,
-            num_channels=num_channels,
-            num_res_blocks=num_res_blocks,
-            norm_num_groups=norm_num_groups,
-            in_channels=in_channels,
-            out_channels=out_channels,
-            attention_levels=attention_levels,
-            space_to_depth=space_to_depth,
-            use_checkpointing=use_checkpointing,
-            use_convtranspose=use_convtranspose,
-            norm_float16=norm_float16,
-            num_splits=num_splits,
-            dim_split=dim_split,
-            save_mem=save_mem,
-            native_ops=native_ops,
-        )
-        self.latent_channels = latent_channels
 
     def encode(self, x: Volume) -> tuple[Latent, Latent]:
         """Return ``(z_mu, z_sigma)``, float32; z_sigma is a standard deviation, as MONAI returns it."""
@@ -73,8 +33,8 @@ class AutoencoderKlMaisi(MaisiBackbone):
     def calibrate(self, x: Volume) -> None:
         """Bring z_mu of ``x`` to mean 0 and std 1 in each channel and z_sigma to 0.1, in place.
 
-        Fresh weights give z_sigma near 1 and a smaller z_mu: a channel that is all noise teaches the decoder to
-        ignore it, and the KL divergence then keeps it so. Call once, before training from scratch.
+        Fresh weights give z_sigma near 1 and a smaller z_mu. The decoder would learn to ignore channels that are
+        mostly noise, and the KL divergence would keep them so. Call it once, before training from scratch.
         """
         self._standardise(self.encode(x)[0])
         conv = self.quant_conv_log_sigma.conv
@@ -85,7 +45,7 @@ class AutoencoderKlMaisi(MaisiBackbone):
         self, z_mu: Latent, z_sigma: Latent, generator: torch.Generator | None = None
     ) -> Latent:
         """Return z_mu + z_sigma · noise; ``generator`` lives on the device of the latent."""
-        # By shape: drawn into memory like that of z_mu, the same seed would give other noise in another layout.
+        # By shape: randn_like would give other noise for the same seed in another memory layout.
         device = z_mu.device if generator is None else generator.device
         noise = torch.randn(z_mu.shape, generator=generator, device=device, dtype=z_mu.dtype).to(z_mu.device)
         return z_mu + z_sigma * noise
@@ -107,5 +67,5 @@ class AutoencoderKlMaisi(MaisiBackbone):
         return self.decode(self.encode(x)[0])
 
     def encode_stage_2_inputs(self, x: Volume) -> Latent:
-        """Return z_mu: a sampled latent would hold noise that stage 2 can only fail to predict."""
+        """Return z_mu: a sample would add noise that stage 2 cannot predict."""
         return self.encode(x)[0]

@@ -1,17 +1,18 @@
-"""What both autoencoder families share: MONAI's MAISI encoder and decoder, faster, with voxels folded first."""
+"""The base of both autoencoders: MONAI's MAISI encoder and decoder, faster, and with voxels folded first."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import torch
 from monai.apps.generation.maisi.networks.autoencoderkl_maisi import AutoencoderKlMaisi
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
+from prod9.autoencoder.checks import require_multiples
 from prod9.autoencoder.native.full_precision import apply_in_full
 from prod9.autoencoder.native.layout import inference_layout
 from prod9.autoencoder.native.ops import bfloat16_pays, use_native_ops
+from prod9.autoencoder.native.recompute import call
 from prod9.autoencoder.native.voxel_folding import fold_voxels, unfold_voxels
 from prod9.types import Latent, Volume, VolumeOut
 
@@ -19,13 +20,47 @@ Runner = Callable[[Iterable[nn.Module], Tensor], Tensor]
 """Applies blocks to an activation ``[B C H W D]``, one after another."""
 
 
-class MaisiBackbone(AutoencoderKlMaisi):
-    """MONAI's AutoencoderKlMaisi, its parameter names kept, behind the interface of this package.
+class BackboneOptions(TypedDict):
+    """Keywords that a family hands on to `MaisiBackbone`; the ``model`` section of stage 1 describes them."""
 
-    Sides must be multiples of ``downsampling_factor`` (``check_sides``). ``space_to_depth`` folds n³ voxels
-    into channels before the network and unfolds them after it, without parameters. A family adds what
-    happens between ``encode_through`` and ``decode``. The keywords are those of the ``model`` section of a
-    stage-1 configuration and mean what they say there.
+    num_channels: Sequence[int]
+    num_res_blocks: Sequence[int]
+    norm_num_groups: int
+    in_channels: NotRequired[int]
+    out_channels: NotRequired[int]
+    attention_levels: NotRequired[Sequence[bool] | None]
+    space_to_depth: NotRequired[int]
+    use_checkpointing: NotRequired[bool]
+    use_convtranspose: NotRequired[bool]
+    norm_float16: NotRequired[bool]
+    num_splits: NotRequired[int]
+    dim_split: NotRequired[int]
+    save_mem: NotRequired[bool]
+    native_ops: NotRequired[bool]
+
+
+class MaisiBackbone(AutoencoderKlMaisi):
+    """MONAI's AutoencoderKlMaisi with its parameter names, behind the interface of this package.
+
+    Sides of volumes are multiples of ``downsampling_factor``. A family adds what happens between
+    ``encode_through`` and ``decode``.
+
+    Args:
+        latent_channels: channels Z of the latent.
+        num_channels: width at each resolution, from fine to coarse.
+        num_res_blocks: number of residual blocks at each resolution.
+        norm_num_groups: groups of the normalisation; divides every width.
+        in_channels: channels of the volumes.
+        out_channels: channels of the reconstructions.
+        attention_levels: whether each resolution has self-attention; None for none.
+        space_to_depth: n folds n³ voxels into channels before the network and unfolds them after it.
+        use_checkpointing: recompute activations in the backward pass.
+        use_convtranspose: enlarge by transposed convolutions instead of interpolation.
+        norm_float16: return normalised values in float16; not on CPUs.
+        num_splits: slabs in which each convolution runs, to save memory.
+        dim_split: axis of the slabs, 0 to 2.
+        save_mem: free the memory that CUDA caches after every block.
+        native_ops: use the faster layers of this package.
     """
 
     # MONAI's modules carry no types.
@@ -42,17 +77,17 @@ class MaisiBackbone(AutoencoderKlMaisi):
         num_channels: Sequence[int],
         num_res_blocks: Sequence[int],
         norm_num_groups: int,
-        in_channels: int,
-        out_channels: int,
-        attention_levels: Sequence[bool] | None,
-        space_to_depth: int,
-        use_checkpointing: bool,
-        use_convtranspose: bool,
-        norm_float16: bool,
-        num_splits: int,
-        dim_split: int,
-        save_mem: bool,
-        native_ops: bool,
+        in_channels: int = 1,
+        out_channels: int = 1,
+        attention_levels: Sequence[bool] | None = None,
+        space_to_depth: int = 1,
+        use_checkpointing: bool = False,
+        use_convtranspose: bool = False,
+        norm_float16: bool = False,
+        num_splits: int = 1,
+        dim_split: int = 0,
+        save_mem: bool = False,
+        native_ops: bool = True,
     ) -> None:
         super().__init__(
             spatial_dims=3,
@@ -84,20 +119,13 @@ class MaisiBackbone(AutoencoderKlMaisi):
         """The weight of the decoder's last convolution, for the adaptive adversarial weight."""
         return self.decoder.blocks[-1].conv.conv.weight
 
-    def check_sides(self, shape: Sequence[int]) -> None:
-        """Raise ValueError unless the last three entries of ``shape`` are multiples of the factor."""
-        sides, factor = tuple(shape[-3:]), self.downsampling_factor
-        if any(side % factor or side < factor for side in sides):
-            fit = tuple(max(factor, -(-side // factor) * factor) for side in sides)
-            raise ValueError(f"sides must be multiples of {factor}, got {sides}; pad to {fit}.")
-
     def encode_through(self, x: Volume, *heads: nn.Module) -> list[Tensor]:
-        """Return what each of ``heads`` makes of the encoder's output ``[B Z h w d]``.
+        """Return the output of each of ``heads`` on the encoder's output, ``[B Z h w d]`` each.
 
-        The last convolution of the encoder and the heads run in the dtype of the weights: never under autocast, and
-        float32 in full.
+        The last convolution of the encoder and the heads compute in the dtype of the weights: without autocast, and
+        without TF32.
         """
-        self.check_sides(x.shape)
+        require_multiples(x.shape[2:], self.downsampling_factor, "sides of volumes")
         *body, last = self.encoder.blocks
         dtype = self.last_layer.dtype
         with self._precision(x.device.type):
@@ -105,13 +133,13 @@ class MaisiBackbone(AutoencoderKlMaisi):
         return apply_in_full(last, heads, h.to(dtype))
 
     def decode(self, z: Latent) -> VolumeOut:
-        """Return the volume of a latent, in the dtype of ``z`` whatever autocast does inside."""
+        """Return the volume of a latent, in the dtype of ``z``, under autocast too."""
         with self._precision(z.device.type):
             h = self._run(self.decoder.blocks, self.post_quant_conv(z.to(self.last_layer.dtype)))
         return unfold_voxels(h, self.space_to_depth).to(z.dtype)
 
     def _standardise(self, z: Latent) -> None:
-        """Rescale ``quant_conv_mu`` in place so that ``z``, which it gave, has mean 0 and std 1 in each channel."""
+        """Rescale ``quant_conv_mu`` in place so that its output ``z`` gets mean 0 and std 1 in each channel."""
         mean = z.mean((0, 2, 3, 4))
         std = z.std((0, 2, 3, 4), correction=0).clamp_min(1e-6)
         conv = self.quant_conv_mu.conv
@@ -124,7 +152,7 @@ class MaisiBackbone(AutoencoderKlMaisi):
 
     @contextmanager
     def run_by(self, runner: Runner) -> Iterator[None]:
-        """Let ``runner`` apply the blocks of encoder and decoder inside the context."""
+        """Have ``runner`` apply the blocks of encoder and decoder inside the context."""
         self._runner = runner
         try:
             yield
@@ -132,7 +160,7 @@ class MaisiBackbone(AutoencoderKlMaisi):
             self._runner = None
 
     def _precision(self, device_type: str) -> AbstractContextManager[object]:
-        """Leave autocast as the caller set it, or turn it off where it would cost time as well as accuracy."""
+        """Leave autocast as the caller set it, but turn it off on devices where it is slower."""
         if self.native_ops and not bfloat16_pays(device_type):
             return torch.autocast(device_type, enabled=False)
         return nullcontext()
@@ -140,13 +168,13 @@ class MaisiBackbone(AutoencoderKlMaisi):
     def _run(self, blocks: Iterable[nn.Module], h: Tensor) -> Tensor:
         if self.norm_float16 and h.device.type == "cpu":
             raise ValueError(
-                "norm_float16 does not run on CPU; set norm_float16 to false, the weights are the same."
+                "norm_float16: expected false on CPUs, got true; set it to false, the weights still fit"
             )
         if self._runner is not None:
             return self._runner(blocks, h)
         for block in blocks:
             h = inference_layout(h) if self.native_ops else h
-            h = checkpoint(block, h, use_reentrant=False) if self.use_checkpoint else block(h)
+            h = call(block, h, recompute=self.use_checkpoint)
             if self.save_mem and h.is_cuda:
                 torch.cuda.empty_cache()
         return h

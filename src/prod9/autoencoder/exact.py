@@ -1,11 +1,11 @@
 """Whole-volume results at bounded memory: layer by layer over slabs, with halos and global statistics.
 
-Windows change the statistics of group normalisation, so what they give is another network's output. Here every
-layer runs over slabs of the first axis, each read with the neighbouring planes that the layer needs, and the
-statistics of a normalisation are merged from those of all slabs before any slab is normalised. The result is
-that of the whole pass up to rounding. Between layers an activation is a list of slabs on the CPU, in float32
-or bfloat16; slabs that are no longer needed are freed while the next activation grows, so that a residual
-block holds two activations at most, and the computing device one slab.
+Windows change the statistics of group normalisation, and so the output. Here every layer runs over slabs of the
+first axis, each read with the neighbouring planes that the layer needs, and the statistics of a normalisation are
+merged from those of all slabs before any slab is normalised. The result equals that of the whole pass up to rounding.
+Between layers an activation is a list of slabs on the CPU, in float32 or bfloat16. Slabs that are no longer needed are
+freed while the next activation grows, so that a residual block holds at most two activations, and the computing device
+one slab.
 """
 
 import mmap
@@ -33,10 +33,10 @@ KEEP_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 @dataclass
 class _Slabs:
-    """An activation ``[B C H W D]`` cut along H. starts: first plane of each slab, and H at the end.
+    """An activation ``[B C H W D]`` cut along H.
 
-    moments: per slab (planes, mean, variance) of each sample and channel, float64 ``[B C]``, of the values
-    before they were rounded to ``dtype``.
+    starts: first plane of each slab, and H at the end. moments: of each slab, the number of values per channel, and
+    mean and variance, float64 ``[B C]``, before rounding to ``dtype``.
     """
 
     dtype: torch.dtype
@@ -46,7 +46,7 @@ class _Slabs:
     _workspace: Tensor | None = None
 
     def append(self, slab: Tensor) -> None:
-        """Keep the next slab ``[B C planes W D]``."""
+        """Store the next slab ``[B C planes W D]``."""
         values = slab.float().flatten(2)
         guess = values[..., :1]
         centred = values - guess  # sums of squares of large values would cancel
@@ -58,9 +58,9 @@ class _Slabs:
         self.starts.append(self.starts[-1] + slab.shape[2])
 
     def read(self, first: int, last: int, like: Tensor) -> Tensor:
-        """Return planes ``first`` to ``last`` (exclusive) on the device of ``like``; those outside are zeros.
+        """Return planes ``first`` to ``last`` (exclusive) on the device of ``like``; planes outside are 0.
 
-        The result is valid until the next call: all reads share their memory.
+        All calls share their memory: the result is valid until the next one.
         """
         B, C, _, W, D = next(part for part in self.parts if part is not None).shape
         shape = (B, C, last - first, W, D)
@@ -107,10 +107,10 @@ class _Slabs:
 
 
 def _kept(slab: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return a copy on the CPU in memory of its own, which goes back to the system when it is freed.
+    """Return a copy on the CPU in memory that returns to the system when it is freed.
 
-    The allocator would keep blocks of this size for later, and their number changes from layer to layer: the
-    process would grow far beyond what it holds.
+    The allocator would keep freed blocks, whose number differs between layers, and the process would grow far beyond
+    what it uses.
     """
     buffer = mmap.mmap(-1, slab.numel() * dtype.itemsize)
     kept = torch.frombuffer(buffer, dtype=dtype).view(slab.shape)
@@ -118,11 +118,11 @@ def _kept(slab: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 class ExactRunner:
-    """Runs the blocks of an encoder or a decoder over slabs; stands in for a loop over the whole volume.
+    """Runs the blocks of an encoder or a decoder over slabs instead of the whole volume.
 
-    num_slabs: into how many the first axis is cut, or as many as it has planes. keep_dtype: ``float32``, or
-    ``bfloat16`` for half the memory and rounding errors of 0.4% a layer. max_attention_tokens: attention runs
-    whole at its resolution and is refused for more positions than this.
+    num_slabs: number of slabs of the first axis; at most one per plane. keep_dtype: ``float32``, or ``bfloat16`` for
+    half the memory and rounding errors of 0.4% per layer. max_attention_tokens: attention always runs over the whole
+    volume; it is refused for more positions than this.
     """
 
     def __init__(self, *, num_slabs: int, keep_dtype: str, max_attention_tokens: int) -> None:
@@ -132,7 +132,7 @@ class ExactRunner:
 
     @torch.no_grad()
     def __call__(self, blocks: Iterable[nn.Module], x: Tensor) -> Tensor:
-        """Return what ``blocks`` make of ``x`` ``[B C H W D]``, on the device of the blocks' weights."""
+        """Return the output of ``blocks`` for ``x`` ``[B C H W D]``, on the device of their weights."""
         blocks = list(blocks)
         weight = next(p for block in blocks for p in block.parameters())
         slabs = self._cut(x)
@@ -162,7 +162,7 @@ class ExactRunner:
         out = _Slabs(self.dtype)
         ranges = list(zip(x.starts, x.starts[1:], strict=False))
         if isinstance(block, MaisiUpsample):
-            # Twice as many planes: cut anew, or slabs would grow with the resolution.
+            # The output has twice as many planes: without new cuts, slabs would grow with the resolution.
             end, step = x.starts[-1], max(1, -(-x.starts[-1] // self.num_slabs))
             ranges = [(first, min(first + step, end)) for first in range(0, end, step)]
         for first, last in ranges:
@@ -174,7 +174,9 @@ class ExactRunner:
                 conv: Any = block.conv.conv
                 slab = _convolved(conv, x, first, last, affine, like, silu=False)
             else:
-                raise ValueError(f"exact inference knows no layer of type {type(block).__name__}.")
+                raise ValueError(
+                    f"strategy: expected layers that can run in slabs, got {type(block).__name__}; use whole"
+                )
             if slab.shape[2]:
                 out.append(slab)
             del slab
@@ -204,8 +206,8 @@ class ExactRunner:
         tokens = whole[0, 0].numel()
         if tokens > self.max_attention_tokens:
             raise ValueError(
-                f"attention at this resolution sees {tokens} positions, more than max_attention_tokens "
-                f"({self.max_attention_tokens}); raise it, or use the sliding_window strategy."
+                f"max_attention_tokens: expected at least the {tokens} positions of this volume, got "
+                f"{self.max_attention_tokens}; raise it, or use the sliding_window strategy"
             )
         return self._cut(block(whole))
 
@@ -230,7 +232,7 @@ def _convolved(
     halo, end = conv.kernel_size[0] // 2, x.starts[-1]
     planes = x.read(first - halo, last + halo, like)
     if affine is not None:
-        # Padding comes after the norm: the planes outside the volume stay zero.
+        # Padding comes after the norm: planes outside of the volume stay 0.
         inside = slice(max(halo - first, 0), planes.shape[2] - max(last + halo - end, 0))
         _normalise(planes[:, :, inside], affine, silu=silu)
     return convolve_slab(conv, planes)
@@ -243,7 +245,7 @@ def _upsampled(block: Any, x: _Slabs, first: int, last: int, like: Tensor) -> Te
     if block.use_convtranspose:
         out = block.conv.conv(planes)
         return out[:, :, 2 * (first - low) : 2 * (last - low)]
-    # Planes next to the cut are interpolated with one neighbour missing: they are left out again.
+    # Planes next to a cut lack one neighbour of the interpolation and are left out.
     fine = F.interpolate(planes, scale_factor=2.0, mode="trilinear")
     start, stop, end = 2 * first - 1, 2 * last + 1, 2 * x.starts[-1]
     inside = fine[:, :, max(start, 0) - 2 * low : min(stop, end) - 2 * low]
@@ -254,7 +256,7 @@ def _upsampled(block: Any, x: _Slabs, first: int, last: int, like: Tensor) -> Te
 
 
 def _downsampled(block: Any, x: _Slabs, first: int, last: int, like: Tensor) -> Tensor:
-    """Return the output planes whose first input plane lies in ``first`` to ``last``; there may be none."""
+    """Return the output planes, perhaps none, whose first input plane lies in ``first`` to ``last``."""
     start, stop = 2 * ((first + 1) // 2), 2 * ((last + 1) // 2)
     conv = block.conv.conv.conv
     if start == stop:

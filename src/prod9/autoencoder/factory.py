@@ -4,6 +4,7 @@ from typing import Any
 
 from prod9.autoencoder.autoencoder_fsq import AutoencoderFSQ
 from prod9.autoencoder.autoencoder_maisi import AutoencoderKlMaisi
+from prod9.autoencoder.checks import require_choice
 
 AUTOENCODERS: dict[str, type[AutoencoderFSQ] | type[AutoencoderKlMaisi]] = {
     "fsq": AutoencoderFSQ,
@@ -13,6 +14,5 @@ AUTOENCODERS: dict[str, type[AutoencoderFSQ] | type[AutoencoderKlMaisi]] = {
 
 def build_autoencoder(kind: str, **kwargs: Any) -> AutoencoderFSQ | AutoencoderKlMaisi:
     """Return the network of ``kind`` built with ``kwargs``, the fields of its model section."""
-    if kind not in AUTOENCODERS:
-        raise ValueError(f"kind must be one of {', '.join(sorted(AUTOENCODERS))}, got {kind!r}.")
+    require_choice("kind", kind, AUTOENCODERS)
     return AUTOENCODERS[kind](**kwargs)

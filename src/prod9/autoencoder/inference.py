@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from prod9.autoencoder.autoencoder_fsq import AutoencoderFSQ
 from prod9.autoencoder.autoencoder_maisi import AutoencoderKlMaisi
+from prod9.autoencoder.checks import require_choice
 from prod9.autoencoder.exact import KEEP_DTYPES, ExactRunner
 from prod9.autoencoder.padding import crop, pad_to_multiple
 from prod9.types import AutoencoderOutput, Latent, TokenGrid, Volume, VolumeOut
@@ -21,12 +22,16 @@ STRATEGIES = ("whole", "sliding_window", "exact")
 class SlidingWindowConfig:
     """How a volume is cut into windows, or into slabs.
 
-    roi_size: window in voxels, multiples of the network's downsampling factor. overlap: share of a window
-    in [0, 1) that it has in common with the next, at least. sw_batch_size: windows at a time.
-    mode: ``gaussian`` trusts the middle of a window more, ``constant`` (alias ``mean``) all of it alike.
-    strategy: ``whole`` makes one pass; ``sliding_window`` bounds the memory and approximates it; ``exact`` gives
-    the result of one pass, layer by layer over ``num_slabs`` slabs whose activations are kept on the CPU as
-    ``keep_dtype``, ``float32`` or ``bfloat16``. max_attention_tokens: ``exact`` refuses larger attention.
+    Attributes:
+        roi_size: sides of a window in voxels, multiples of the network's downsampling factor.
+        overlap: share of a window in [0, 1) that the next window covers too, at least.
+        sw_batch_size: windows per pass.
+        mode: ``gaussian`` weighs the middle of a window more, ``constant`` (alias ``mean``) all of it equally.
+        strategy: ``whole`` makes one pass; ``sliding_window`` approximates it at bounded memory; ``exact`` computes
+            it layer by layer over slabs whose activations are kept on the CPU.
+        num_slabs: number of slabs of ``exact``.
+        keep_dtype: ``float32`` or ``bfloat16``, type of the kept activations of ``exact``.
+        max_attention_tokens: ``exact`` refuses attention over more positions.
     """
 
     roi_size: tuple[int, int, int] = (64, 64, 64)
@@ -40,32 +45,26 @@ class SlidingWindowConfig:
 
     def __post_init__(self) -> None:
         if len(self.roi_size) != 3 or min(self.roi_size) < 1:
-            raise ValueError(f"roi_size must be three positive sides, got {self.roi_size}.")
-        if not 0.0 <= self.overlap < 1.0:
-            raise ValueError(f"overlap must be in [0, 1), got {self.overlap}.")
-        if self.sw_batch_size < 1:
-            raise ValueError(f"sw_batch_size must be at least 1, got {self.sw_batch_size}.")
-        if self.mode not in MODES:
-            raise ValueError(f"mode must be one of {', '.join(MODES)}, got {self.mode!r}.")
-        if self.strategy not in STRATEGIES:
-            raise ValueError(f"strategy must be one of {', '.join(STRATEGIES)}, got {self.strategy!r}.")
-        if self.num_slabs < 1 or self.max_attention_tokens < 1:
             raise ValueError(
-                "num_slabs and max_attention_tokens must be at least 1, "
-                f"got {self.num_slabs} and {self.max_attention_tokens}."
+                f"roi_size: expected three positive sides, got {self.roi_size}; use for example 64"
             )
-        if self.keep_dtype not in KEEP_DTYPES:
-            raise ValueError(f"keep_dtype must be one of {', '.join(KEEP_DTYPES)}, got {self.keep_dtype!r}.")
+        if not 0.0 <= self.overlap < 1.0:
+            raise ValueError(f"overlap: expected a share in [0, 1), got {self.overlap}; use for example 0.5")
+        for name in ("sw_batch_size", "num_slabs", "max_attention_tokens"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}; use 1 or more")
+        for name, known in (("mode", MODES), ("strategy", STRATEGIES), ("keep_dtype", KEEP_DTYPES)):
+            require_choice(name, getattr(self, name), known)
 
 
 class AutoencoderInferenceWrapper(nn.Module):
     """An autoencoder of either family for volumes of any size, without gradients.
 
-    Volumes are padded with background to multiples of the downsampling factor and reconstructions cropped
-    back. Windows start at multiples of the factor, so that the latent grids of neighbours coincide; z is
-    blended in float32 and quantised once, since a mean of codes is no code; deviations are blended as
-    variances. Group statistics of a window
-    differ from those of the whole volume: windows are an approximation, ``whole`` and ``exact`` are not.
+    Volumes are padded with background to multiples of the downsampling factor, and reconstructions are cropped
+    back. Windows start at multiples of the factor, so that the latent grids of neighbours coincide. The latent is
+    blended in float32 and quantised once, since a mean of codes is no code; deviations are blended as variances.
+    Windows are an approximation, since their group statistics differ from those of the whole volume; ``whole`` and
+    ``exact`` are none.
     """
 
     def __init__(self, autoencoder: AutoencoderFSQ | AutoencoderKlMaisi, config: SlidingWindowConfig) -> None:
@@ -73,7 +72,7 @@ class AutoencoderInferenceWrapper(nn.Module):
         factor = autoencoder.downsampling_factor
         if config.strategy == "sliding_window" and any(side % factor for side in config.roi_size):
             fit = tuple(max(factor, side // factor * factor) for side in config.roi_size)
-            raise ValueError(f"roi_size must be multiples of {factor}, got {config.roi_size}; use {fit}.")
+            raise ValueError(f"roi_size: expected multiples of {factor}, got {config.roi_size}; use {fit}")
         self.autoencoder = autoencoder
         self.config = config
 
@@ -119,10 +118,11 @@ class AutoencoderInferenceWrapper(nn.Module):
 
     @property
     def tokenizer(self) -> AutoencoderFSQ:
-        """The network, which must have tokens: ValueError for one with a continuous latent."""
+        """The network; ValueError for one with a continuous latent, which has no tokens."""
         if not isinstance(self.autoencoder, AutoencoderFSQ):
             raise ValueError(
-                f"tokens need an AutoencoderFSQ, got {type(self.autoencoder).__name__}; use encode and decode."
+                f"autoencoder: expected an AutoencoderFSQ, got {type(self.autoencoder).__name__}, which has no "
+                "tokens; use encode and decode"
             )
         return self.autoencoder
 
@@ -153,7 +153,7 @@ class AutoencoderInferenceWrapper(nn.Module):
 
 
 def _moments(network: AutoencoderKlMaisi, x: Tensor) -> Tensor:
-    """Return z_mu and the variance, ``[B 2Z h w d]``: what windows can be blended in."""
+    """Return z_mu and the variance, which can be blended over windows: ``[B 2Z h w d]``."""
     z_mu, z_sigma = network.encode(x)
     return torch.cat([z_mu, z_sigma.square()], 1)
 
@@ -161,8 +161,8 @@ def _moments(network: AutoencoderKlMaisi, x: Tensor) -> Tensor:
 def _overlap(side: int, overlap: float, unit: int) -> float:
     """Return the share for which MONAI's stride, int(side · (1 − share)), is a multiple of ``unit``.
 
-    The stride is rounded down, so that windows overlap at least as much as asked; half a voxel is taken
-    off the share, lest the truncation of a float costs a voxel.
+    The stride is rounded down, so that windows overlap by at least ``overlap``. Half a voxel is taken off the share:
+    without that, MONAI's truncation could cost a voxel.
     """
     stride = max(unit, int(side * (1 - overlap)) // unit * unit)
     return max(0.0, 1 - (stride + 0.5) / side)

@@ -13,10 +13,7 @@ def padded_sides(sides: Sequence[int], multiple: int) -> tuple[int, ...]:
 
 
 def pad_to_multiple(x: Volume, multiple: int) -> VolumeOut:
-    """Append background (0) at the far ends until every side is a multiple of ``multiple``.
-
-    Nothing moves: voxel (i, j, k) of ``x`` is voxel (i, j, k) of the result.
-    """
+    """Append background (0) behind the last voxels of each axis until its side is a multiple of ``multiple``."""
     sides = x.shape[2:]
     H, W, D = (new - old for new, old in zip(padded_sides(sides, multiple), sides, strict=True))
     return F.pad(x, (0, D, 0, W, 0, H)) if H or W or D else x

@@ -11,15 +11,18 @@ from prod9.types import Label, Volume
 
 
 class ConditionEncoder(nn.Module):
-    """Strided Conv3D stages from voxels down to a grid ``downsampling_factor`` times coarser.
+    """Strided 3D convolutions from voxels down to a grid that is ``downsampling_factor`` times coarser.
 
-    Every stage also sees the planes averaged to its own grid: a small lesion is a share of a cell there, and
-    no convolution can lose it on the way. The last convolution starts at zero, so the encoder adds nothing
-    until it is trained. It knows neither noise nor tokens, so once a sample is enough.
+    Every stage also gets the planes averaged to its own grid, so that no convolution can lose a small lesion. The last
+    convolution starts at zero: an untrained encoder adds nothing. Its output does not depend on noise or tokens, so it
+    runs once per sample.
 
-    in_channels: planes, such as one-hot classes of a segmentation or source images; 0 for none. A label value
-    is never a plane: classes have no order. num_labels: class labels, 0 for none. channels: width of the
-    stages, the last one for all further ones. Sides must be multiples of ``downsampling_factor``.
+    Args:
+        in_channels: planes, such as one-hot classes of a segmentation, or source images; 0 for none.
+        num_labels: number of class labels, 0 for none.
+        out_channels: channels of the features.
+        downsampling_factor: voxels per cell along each axis; sides must be multiples of it.
+        channels: widths of the stages; the last one serves all further stages too.
     """
 
     def __init__(
@@ -34,8 +37,7 @@ class ConditionEncoder(nn.Module):
         super().__init__()
         if in_channels == 0 and num_labels == 0:
             raise ValueError(
-                "Expected planes, labels or both to encode, got in_channels=0 and num_labels=0; "
-                "set one of them."
+                "in_channels, num_labels: expected planes, labels or both, got 0 of each; set one of them"
             )
         self.in_channels = in_channels
         self.num_labels = num_labels
@@ -49,7 +51,7 @@ class ConditionEncoder(nn.Module):
         )
         self.label: nn.Embedding | None = None
         if num_labels:
-            # One more row stands for "not told".
+            # The last row stands for "not known".
             self.label = nn.Embedding(num_labels + 1, channels[-1])
         joined = inputs[-1] + in_channels + (channels[-1] if num_labels else 0)
         self.join = nn.Conv3d(joined, channels[-1], 3, padding=1)
@@ -74,21 +76,22 @@ class ConditionEncoder(nn.Module):
     ) -> Float[Tensor, "B E h w d"]:
         """Return features on ``grid`` (h, w, d).
 
-        planes: ``[B C H W D]`` on the voxel grid, label: ``[B]`` from 0; each given if and only if the
-        encoder was built for it. dropped: True where a sample is to be encoded as if nothing were known.
+        planes: ``[B C H W D]`` on the voxel grid, label: ``[B]`` from 0; each given if and only if the encoder was
+        built for it. dropped: True for samples that are encoded as if nothing were known.
         """
         self._check(planes, label, grid)
         parts: list[Tensor] = []
         if planes is not None:
-            parts += self._encode_planes(planes if dropped is None else _silenced(planes, dropped))
+            known = planes if dropped is None else planes.masked_fill(dropped.view(-1, 1, 1, 1, 1), 0.0)
+            parts += self._encode_planes(known)
         if self.label is not None and label is not None:
-            told = label if dropped is None else label.masked_fill(dropped, self.num_labels)
-            embedded = self.label(told)[:, :, None, None, None]
+            known = label if dropped is None else label.masked_fill(dropped, self.num_labels)
+            embedded = self.label(known)[:, :, None, None, None]
             parts.append(embedded.expand(-1, -1, *grid))
         return self.out(F.silu(self.join(torch.cat(parts, dim=1))))
 
     def _encode_planes(self, planes: Tensor) -> list[Tensor]:
-        """Return the features of the last stage, if there is any, and the planes on its grid."""
+        """Return the features of the last stage, if there is one, and the planes on its grid."""
         features: list[Tensor] = []
         shrunk = planes
         for stage, stride in zip(self.stages, self.strides, strict=True):
@@ -99,17 +102,17 @@ class ConditionEncoder(nn.Module):
     def _check(self, planes: Tensor | None, label: Tensor | None, grid: Sequence[int]) -> None:
         if (planes is None) != (self.in_channels == 0) or (label is None) != (self.num_labels == 0):
             raise ValueError(
-                f"Expected {self.in_channels or 'no'} planes and {self.num_labels or 'no'} labels, got "
+                f"condition: expected {self.in_channels or 'no'} planes and {self.num_labels or 'no'} labels, got "
                 f"{'no' if planes is None else planes.shape[1]} planes and {'no' if label is None else 'a'} "
-                "label; give what the encoder was built for."
+                "label; give what the encoder was built for"
             )
         if planes is None:
             return
         wanted = tuple(side * self.downsampling_factor for side in grid)
         if tuple(planes.shape[2:]) != wanted:
             raise ValueError(
-                f"Expected planes of {wanted} voxels for a grid of {tuple(grid)} and a downsampling factor of "
-                f"{self.downsampling_factor}, got {tuple(planes.shape[2:])}; bring them to the generator's grid."
+                f"planes: expected {wanted} voxels for a grid of {tuple(grid)} and a downsampling factor of "
+                f"{self.downsampling_factor}, got {tuple(planes.shape[2:])}; resample them to the generator's grid"
             )
 
 
@@ -123,12 +126,8 @@ def _stage(inputs: int, width: int, stride: int) -> nn.Sequential:
     )
 
 
-def _silenced(planes: Tensor, dropped: Tensor) -> Tensor:
-    return planes.masked_fill(dropped.view(-1, 1, 1, 1, 1), 0.0)
-
-
 def _prime_factors(number: int) -> list[int]:
-    """Return the prime factors of ``number``, smallest first; none of 1."""
+    """Return the prime factors of ``number``, smallest first; an empty list for 1."""
     factors, divisor = [], 2
     while number > 1:
         while number % divisor == 0:

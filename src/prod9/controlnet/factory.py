@@ -1,14 +1,16 @@
-"""Control networks of the flow by the ``kind`` of a configuration."""
+"""Builds the control network of a diffusion network."""
 
 from typing import Any
 
 from prod9.controlnet.controlnet_model import ControlNetRF
+from prod9.diffusion.diffusion_model import UNetOptions
 
-CONTROL_NETWORKS: dict[str, type[ControlNetRF]] = {"controlnet_rf": ControlNetRF}
 
+def build_control_network(base: Any, *, latent_channels: int, **own: Any) -> ControlNetRF:
+    """Return a control network that has the shape of ``base``.
 
-def build_control_network(kind: str, **kwargs: Any) -> ControlNetRF:
-    """Return the network of ``kind`` built with ``kwargs``: its model section, its condition, its base's sizes."""
-    if kind not in CONTROL_NETWORKS:
-        raise ValueError(f"kind must be one of {', '.join(sorted(CONTROL_NETWORKS))}, got {kind!r}.")
-    return CONTROL_NETWORKS[kind](**kwargs)
+    base: has the other options of :class:`UNetOptions` as attributes, like the model section of the diffusion network.
+    own: keywords of :class:`ControlNetRF` itself.
+    """
+    shared = {name: getattr(base, name) for name in UNetOptions.__annotations__ if name != "latent_channels"}
+    return ControlNetRF(latent_channels=latent_channels, **shared, **own)

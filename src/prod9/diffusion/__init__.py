@@ -1,1 +1,1 @@
-"""Stage 2, MAISI: rectified flow in the latent of an autoencoder. Networks know no config, data or Lightning."""
+"""Stage 2, MAISI: rectified flow in the latent of an autoencoder. Independent of config, data and Lightning."""

@@ -1,30 +1,57 @@
 """DiffusionModelRF: the 3D U-Net of MAISI that predicts velocities in a latent.
 
-It subclasses MONAI's DiffusionModelUNetMaisi and keeps its parameter names, so NVIDIA's released weights load
-strictly, and its forward, so that scripts written for that network go on working.
+It subclasses MONAI's DiffusionModelUNetMaisi and keeps its parameter names, so that NVIDIA's released weights load
+strictly, and the arguments of its forward, so that scripts written for that network still work.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NotRequired, TypedDict, Unpack
 
-import torch
 from monai.apps.generation.maisi.networks.diffusion_model_unet_maisi import DiffusionModelUNetMaisi
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
+from prod9.autoencoder.checks import require_below, require_multiples
+from prod9.autoencoder.native.recompute import call
 from prod9.diffusion.condition import FlowCondition
 from prod9.diffusion.native_unet import use_native_unet
 from prod9.types import Latent, Time
 
-SPACING_SCALE = 100.0
-REGION_SCALE = 100.0
-"""MAISI feeds millimetres and one-hot regions times a hundred."""
+GEOMETRY_SCALE = 100.0
+"""Factor of MAISI for spacings in mm and for one-hot regions."""
+
+
+class UNetOptions(TypedDict):
+    """Keywords of MONAI's U-Net that a control network shares with its base, and ``latent_channels``.
+
+    num_class_embeds: number of class labels including 0, "unknown"; None for a network without labels.
+    num_head_channels: channels per attention head at each resolution, used where ``attention_levels`` is true;
+    the last one also in the middle.
+    """
+
+    latent_channels: int
+    num_channels: Sequence[int]
+    attention_levels: Sequence[bool]
+    num_head_channels: Sequence[int]
+    num_res_blocks: int
+    norm_num_groups: NotRequired[int]
+    resblock_updown: NotRequired[bool]
+    include_fc: NotRequired[bool]
+    num_class_embeds: NotRequired[int | None]
+
+
+_DEFAULTS = {"norm_num_groups": 32, "resblock_updown": True, "include_fc": True}
+
+
+def monai_keywords(unet: UNetOptions) -> dict[str, Any]:
+    """Return the keywords of MONAI's constructors for ``unet``, with the defaults of this package."""
+    options: dict[str, Any] = {**_DEFAULTS, **unet}
+    return {"spatial_dims": 3, "in_channels": options.pop("latent_channels"), **options}
 
 
 @dataclass(frozen=True)
 class ControlResiduals:
-    """What a control network adds to the skip connections (``down``, first to last) and the middle (``mid``)."""
+    """The output of a control network, added to the skip connections (``down``, in order) and the middle (``mid``)."""
 
     down: tuple[Tensor, ...]
     mid: Tensor
@@ -39,10 +66,15 @@ class ControlResiduals:
 class DiffusionModelRF(DiffusionModelUNetMaisi):
     """Time-, class- and spacing-conditioned U-Net over latents ``[B Z h w d]``.
 
-    Sides must be multiples of ``downsampling_factor`` (``check_sides``). num_class_embeds: class labels
-    including 0, "unknown"; None for a network without labels. num_head_channels: channels of an attention
-    head a resolution, used where ``attention_levels`` is true and, the last one, in the middle.
-    use_checkpointing: recompute activations in the backward pass. The other keywords are MONAI's.
+    Sides of latents are multiples of ``downsampling_factor``.
+
+    Args:
+        include_spacing_input: condition on the spacing of the image.
+        include_top_region_index_input: condition on the body region of the first slice.
+        include_bottom_region_index_input: condition on the body region of the last slice.
+        use_checkpointing: recompute activations in the backward pass.
+        native_ops: use the faster layers of this package.
+        **unet: see :class:`UNetOptions`.
     """
 
     conv_in: Any
@@ -54,49 +86,25 @@ class DiffusionModelRF(DiffusionModelUNetMaisi):
     def __init__(
         self,
         *,
-        latent_channels: int,
-        num_channels: Sequence[int],
-        attention_levels: Sequence[bool],
-        num_head_channels: Sequence[int],
-        num_res_blocks: int,
-        norm_num_groups: int = 32,
-        resblock_updown: bool = True,
-        include_fc: bool = True,
-        num_class_embeds: int | None = None,
         include_spacing_input: bool = True,
         include_top_region_index_input: bool = False,
         include_bottom_region_index_input: bool = False,
         use_checkpointing: bool = False,
         native_ops: bool = True,
+        **unet: Unpack[UNetOptions],
     ) -> None:
         super().__init__(
-            spatial_dims=3,
-            in_channels=latent_channels,
-            out_channels=latent_channels,
-            num_res_blocks=num_res_blocks,
-            num_channels=num_channels,
-            attention_levels=attention_levels,
-            norm_num_groups=norm_num_groups,
-            resblock_updown=resblock_updown,
-            num_head_channels=num_head_channels,
-            num_class_embeds=num_class_embeds,
-            include_fc=include_fc,
+            **monai_keywords(unet),
+            out_channels=unet["latent_channels"],
             include_top_region_index_input=include_top_region_index_input,
             include_bottom_region_index_input=include_bottom_region_index_input,
             include_spacing_input=include_spacing_input,
         )
-        self.latent_channels = latent_channels
-        self.downsampling_factor = 2 ** (len(num_channels) - 1)
+        self.latent_channels = unet["latent_channels"]
+        self.downsampling_factor = 2 ** (len(unet["num_channels"]) - 1)
         self.use_checkpointing = use_checkpointing
         if native_ops:
             use_native_unet(self)
-
-    def check_sides(self, shape: Sequence[int]) -> None:
-        """Raise ValueError unless the last three entries of ``shape`` are multiples of the factor."""
-        sides, factor = tuple(shape[-3:]), self.downsampling_factor
-        if any(side % factor or side < factor for side in sides):
-            fit = tuple(max(factor, -(-side // factor) * factor) for side in sides)
-            raise ValueError(f"latent sides must be multiples of {factor}, got {sides}; use {fit}.")
 
     def predict(
         self,
@@ -106,54 +114,40 @@ class DiffusionModelRF(DiffusionModelUNetMaisi):
         residuals: ControlResiduals | None = None,
     ) -> Latent:
         """Return the velocity at ``x_t``; ``timesteps`` are the scheduler's ``network_time``."""
-        self.check_sides(x_t.shape)
+        require_multiples(x_t.shape[2:], self.downsampling_factor, "sides of latents")
+        if self.num_class_embeds is not None:
+            require_below(condition.label, self.num_class_embeds, "labels")
+        top_region, bottom_region, spacing = self._geometry(condition, x_t)
         return self(
             x_t,
             timesteps,
-            class_labels=self._labels(condition),
+            class_labels=None if self.num_class_embeds is None else condition.label,
             down_block_additional_residuals=None if residuals is None else residuals.down,
             mid_block_additional_residual=None if residuals is None else residuals.mid,
-            top_region_index_tensor=self._given(condition, "top_region", REGION_SCALE, x_t),
-            bottom_region_index_tensor=self._given(condition, "bottom_region", REGION_SCALE, x_t),
-            spacing_tensor=self._given(condition, "spacing", SPACING_SCALE, x_t),
+            top_region_index_tensor=top_region,
+            bottom_region_index_tensor=bottom_region,
+            spacing_tensor=spacing,
         )
 
     def geometry_embedding(self, condition: FlowCondition) -> Tensor:
-        """Return what the network adds to the time embedding for spacing and regions: ``[B E]``, E 0 for neither."""
+        """Return the embedding of spacing and regions, ``[B E]``; E is 0 for a network that takes neither."""
         start = self.conv_in.conv.weight.new_zeros(len(condition), 0)
-        return self._get_input_embeddings(
-            start,
-            self._given(condition, "top_region", REGION_SCALE, start),
-            self._given(condition, "bottom_region", REGION_SCALE, start),
-            self._given(condition, "spacing", SPACING_SCALE, start),
-        )
+        return self._get_input_embeddings(start, *self._geometry(condition, start))
 
-    def _labels(self, condition: FlowCondition) -> Tensor | None:
-        if self.num_class_embeds is None:
-            return None
-        label = condition.label
-        known = ((label >= 0) & (label < self.num_class_embeds)).all()
-        if label.device.type == "cuda":
-            torch._assert_async(known)  # waiting for the result here would stall every step
-        elif label.device.type == "cpu" and not known:
-            raise ValueError(
-                f"Expected labels from 0 to {self.num_class_embeds - 1}, got {label.tolist()}; "
-                "check the label map, or train with more num_class_embeds."
-            )
-        return label
-
-    def _given(self, condition: FlowCondition, name: str, scale: float, x: Tensor) -> Tensor | None:
-        wanted = {
-            "spacing": self.include_spacing_input,
+    def _geometry(self, condition: FlowCondition, like: Tensor) -> list[Tensor | None]:
+        """Return top region, bottom region and spacing in MAISI's scale; None for what the network does not take."""
+        taken = {
             "top_region": self.include_top_region_index_input,
             "bottom_region": self.include_bottom_region_index_input,
+            "spacing": self.include_spacing_input,
         }
-        if not wanted[name]:
-            return None
-        value = getattr(condition, name)
-        if value is None:
-            raise ValueError(f"this network is conditioned on {name}, got a condition without; add it.")
-        return value.to(x.dtype) * scale
+        for name, wanted in taken.items():
+            if wanted and getattr(condition, name) is None:
+                raise ValueError(f"{name}: expected in the condition of this network, got None; add it")
+        return [
+            getattr(condition, name).to(like.dtype) * GEOMETRY_SCALE if wanted else None
+            for name, wanted in taken.items()
+        ]
 
     def _apply_down_blocks(
         self,
@@ -167,8 +161,8 @@ class DiffusionModelRF(DiffusionModelUNetMaisi):
             h, more = self._call(block, h, emb, context)
             skips += more
         if down_block_additional_residuals is not None:
-            # MONAI adds in place, which breaks the backward pass of a network that is trained as well. Its last
-            # skip is the very tensor that goes on, so released control networks reach the middle block too.
+            # MONAI adds in place, which breaks the backward pass where the U-Net is trained as well. Its last skip
+            # is the tensor that the middle block gets, so the last residual must reach that block here, too.
             pairs = zip(skips, down_block_additional_residuals, strict=True)
             skips = [skip + residual for skip, residual in pairs]
             h = skips[-1]
@@ -196,9 +190,9 @@ class DiffusionModelRF(DiffusionModelUNetMaisi):
         bottom_region_index_tensor: Tensor | None = None,
         spacing_tensor: Tensor | None = None,
     ) -> Latent:
-        """Return the velocity, from the arguments of MONAI's forward; ``predict`` takes ours."""
+        """Return the velocity from the arguments of MONAI's forward; see ``predict`` for those of this package."""
         if self.num_class_embeds is not None and class_labels is None:
-            raise ValueError("this network is conditioned on class labels, got none; pass class_labels.")
+            raise ValueError("class_labels: expected by this network, got None; pass one per sample")
         emb = self._get_time_and_class_embedding(x, timesteps, class_labels)
         emb = self._get_input_embeddings(
             emb, top_region_index_tensor, bottom_region_index_tensor, spacing_tensor
@@ -210,6 +204,4 @@ class DiffusionModelRF(DiffusionModelUNetMaisi):
         return self.out(self._apply_up_blocks(h, emb, context, skips))
 
     def _call(self, block: nn.Module, *arguments: Any) -> Any:
-        if self.use_checkpointing and torch.is_grad_enabled():
-            return checkpoint(block, *arguments, use_reentrant=False)
-        return block(*arguments)
+        return call(block, *arguments, recompute=self.use_checkpointing)

@@ -1,4 +1,4 @@
-"""Fast stand-ins for layers of MONAI's diffusion U-Net: same parameters, same keys, same numbers."""
+"""Faster replacements of layers of MONAI's diffusion U-Net with the same parameters, keys and results."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ from prod9.autoencoder.native.norm import group_norm
 
 
 class NativeUNetConvolution(Convolution):
-    """A bare convolution by the fastest kernels for its shape; small float32 ones gain most."""
+    """A convolution by the fastest kernels for its shape; small float32 ones gain most."""
 
     conv: Any
 
@@ -23,7 +23,7 @@ class NativeUNetConvolution(Convolution):
 
 
 class NativeUNetResBlock(DiffusionUNetResnetBlock):
-    """Norm and SiLU as one operator, twice."""
+    """A residual block with norm and SiLU as one operator."""
 
     norm1: Any
     norm2: Any
@@ -40,7 +40,7 @@ class NativeUNetResBlock(DiffusionUNetResnetBlock):
 
 
 def use_native_unet(module: nn.Module) -> None:
-    """Swap, in place, the slow layers of a diffusion U-Net for their native counterparts."""
+    """Replace, in place, the slow layers of a diffusion U-Net by their native counterparts."""
     for layer in module.modules():
         if type(layer) is DiffusionUNetResnetBlock:
             layer.__class__ = NativeUNetResBlock

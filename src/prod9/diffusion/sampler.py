@@ -7,6 +7,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from prod9.autoencoder.checks import require_choice
 from prod9.diffusion.condition import FlowCondition
 from prod9.diffusion.diffusion_model import ControlResiduals
 from prod9.diffusion.scheduler import RectifiedFlowSchedulerRF
@@ -18,15 +19,15 @@ Velocity = Callable[[Tensor, Tensor, FlowCondition], Tensor]
 """(x_t ``[B Z h w d]``, network times ``[B]``, condition) → velocity ``[B Z h w d]``, as DiffusionModelRF.predict."""
 
 SteeredVelocity = Callable[[Tensor, Tensor, FlowCondition, ControlResiduals | None], Tensor]
-"""The same with residuals of a control network, or None, as DiffusionModelRF.predict too."""
+"""The same with residuals of a control network or None."""
 
 Residuals = Callable[[Tensor, Tensor, FlowCondition, Tensor], ControlResiduals]
-"""(x_t, network times, condition, encoded control ``[B E h w d]``) → residuals, as ControlNetRF.residuals."""
+"""(x_t, network times, condition, encoded control ``[B E h w d]``) → residuals, such as ControlNetRF.residuals."""
 
 
 @dataclass(frozen=True)
 class FlowState:
-    """How far a run is, for callbacks: ``step`` of ``steps`` are done, ``x_t`` is the latent at time ``t``."""
+    """The argument of a callback: ``step`` of ``steps`` are done, and ``x_t`` is the latent at time ``t``."""
 
     step: int
     steps: int
@@ -35,13 +36,16 @@ class FlowState:
 
 
 class RectifiedFlowSampler:
-    """Integrates from t = 1 to 0 in ``steps`` steps.
+    """Integrates a velocity from t = 1 to 0.
 
-    solver: ``euler``, one evaluation of the network a step and an error of order 1 in the step's length, or
-    ``heun``, two (an Euler step and its correction at the far end) and order 2. guidance_scale: how far to go
-    from the unconditional velocity beyond the conditional one, 0 runs no second branch (MAISI counts from the
-    unconditional one: its scale is this plus 1). guidance_interval: the share of the steps [from, to) that is
-    guided.
+    Args:
+        scheduler: that of training.
+        steps: number of steps.
+        solver: ``euler``, with one call of the network per step and an error of order 1 in the step length, or
+            ``heun``, with two calls (an Euler step and its correction) and order 2.
+        guidance_scale: factor of the difference between conditional and unconditional velocity that is added to the
+            conditional one; 0 runs no second branch. MAISI's scale is larger by 1.
+        guidance_interval: the share of the steps, ``[from, to)``, that is guided.
     """
 
     def __init__(
@@ -54,13 +58,12 @@ class RectifiedFlowSampler:
         guidance_interval: Sequence[float] = (0.0, 1.0),
     ) -> None:
         if steps < 1:
-            raise ValueError(f"steps must be at least 1, got {steps}.")
-        if solver not in SOLVERS:
-            raise ValueError(f"solver must be one of {', '.join(SOLVERS)}, got {solver!r}.")
+            raise ValueError(f"steps: expected at least 1, got {steps}; use for example 30")
+        require_choice("solver", solver, SOLVERS)
         start, end = float(guidance_interval[0]), float(guidance_interval[1])
         if not 0.0 <= start <= end <= 1.0:
             raise ValueError(
-                f"guidance_interval must be 0 <= from <= to <= 1, got {(start, end)}; swap the two."
+                f"guidance_interval: expected 0 <= from <= to <= 1, got {(start, end)}; swap the two"
             )
         self.scheduler = scheduler
         self.steps = steps
@@ -78,11 +81,17 @@ class RectifiedFlowSampler:
         *,
         callback: Callable[[FlowState], None] | None = None,
     ) -> Latent:
-        """Return float32 latents of ``shape`` ``(B, Z, h, w, d)`` on the condition's device.
+        """Return float32 latents of ``shape`` on the condition's device.
 
-        generator: one for the batch, or one a sample, on any device: then a sample does not depend on those
-        beside it. callback: called after every step. The latents are in the network's scale: divide by the
-        scale factor before decoding.
+        They are in the scale of the network: divide them by the scale factor before decoding.
+
+        Args:
+            velocity: the network.
+            shape: ``(B, Z, h, w, d)``.
+            condition: of B samples.
+            generator: one for the batch, or one per sample, so that a sample does not depend on its batch; on any
+                device.
+            callback: called after every step.
         """
 
         def evaluate(x: Tensor, time: Tensor, guided: bool) -> Tensor:
@@ -106,13 +115,20 @@ class RectifiedFlowSampler:
     ) -> Latent:
         """Return latents as :meth:`sample` does, steered by a control network.
 
-        control: the condition as ``ControlNetRF.encode`` returned it, once for all steps. control_strength: factor
-        of the residuals; 0 is the base, bit for bit, and never calls the control network. control_guidance_scale:
-        how far to go from the base's velocity beyond the steered one, where guidance applies; the unconditional
-        branch of ``guidance_scale`` knows neither label nor control.
+        The unconditional branch of ``guidance_scale`` drops condition and control. For the other arguments see
+        :meth:`sample`.
+
+        Args:
+            controlnet: computes the residuals at each step.
+            control: the output of ``ControlNetRF.encode``, the same for all steps.
+            control_strength: factor of the residuals; 0 equals the base bit for bit, without calls of ``controlnet``.
+            control_guidance_scale: factor of the difference between steered and base velocity that is added, inside of
+                ``guidance_interval``.
         """
         if control_strength < 0:
-            raise ValueError(f"control_strength must be at least 0, got {control_strength}; 0 is the base.")
+            raise ValueError(
+                f"control_strength: expected at least 0, got {control_strength}; 0 is the base alone"
+            )
         if control_strength == 0:
             return self.sample(
                 lambda x, t, c: velocity(x, t, c, None), shape, condition, generator, callback=callback
@@ -144,8 +160,9 @@ class RectifiedFlowSampler:
         x = draw_noise(shape, generator).to(device)
         lost = torch.zeros_like(x)
         times = self.scheduler.times(self.steps, shape[2:])
+        start, end = self.guidance_interval
         for i, (t, t_next) in enumerate(pairwise(times)):
-            guided = self._is_guided(i)
+            guided = start <= i / self.steps < end
             v = evaluate(x, self._network_time(x, t), guided)
             if self.solver == "heun":
                 ahead = self.scheduler.step(x, v, t, t_next)
@@ -154,10 +171,6 @@ class RectifiedFlowSampler:
             if callback is not None:
                 callback(FlowState(i + 1, self.steps, t_next, x))
         return x
-
-    def _is_guided(self, step: int) -> bool:
-        start, end = self.guidance_interval
-        return start <= step / self.steps < end
 
     def _network_time(self, x: Tensor, t: float) -> Tensor:
         return self.scheduler.network_time(torch.full((len(x),), t, dtype=torch.float32, device=x.device))
@@ -173,9 +186,9 @@ class RectifiedFlowSampler:
 
 
 def _advance(x: Tensor, lost: Tensor, change: Tensor) -> tuple[Tensor, Tensor]:
-    """Return x + change, and what rounding took from it, to be given back at the next call (Kahan's sum).
+    """Return x + change and its rounding error, for the next call (Kahan's sum).
 
-    Without it a thousand short steps in float32 miss the end of a straight line by 2e-5.
+    Without it, a thousand short steps in float32 miss the end of a straight line by 2e-5.
     """
     change = change - lost
     moved = x + change
@@ -183,9 +196,11 @@ def _advance(x: Tensor, lost: Tensor, change: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def draw_noise(shape: Sequence[int], generator: torch.Generator | Sequence[torch.Generator]) -> Tensor:
-    """Return standard normal float32 noise of ``shape``, from one generator or from one a sample."""
+    """Return standard normal float32 noise of ``shape``, from one generator or from one per sample."""
     if isinstance(generator, torch.Generator):
         return torch.randn(tuple(shape), generator=generator, device=generator.device)
     if len(generator) != shape[0]:
-        raise ValueError(f"expected one generator or one a sample ({shape[0]}), got {len(generator)}.")
+        raise ValueError(
+            f"generator: expected one, or one per sample ({shape[0]}), got {len(generator)}; pass as many"
+        )
     return torch.stack([torch.randn(tuple(shape[1:]), generator=g, device=g.device) for g in generator])

@@ -1,8 +1,8 @@
 """RectifiedFlowSchedulerRF: straight lines from data to noise, and steps back along them.
 
-Rectified flow (Liu et al., arXiv 2209.03003) in the convention of MAISI and MONAI, the only one that fits
-released weights: time t is 0 at the data and 1 at pure noise, and the velocity points from noise to data,
-``x_0 − noise``. A step from t to an earlier time adds ``(t − t_next) · velocity``.
+Rectified flow (Liu et al., arXiv 2209.03003) in the convention of MAISI and MONAI, on which released weights were
+trained: time t is 0 for data and 1 for noise, and the velocity points from noise to data, ``x_0 − noise``. A step from
+t to an earlier time adds ``(t − t_next) · velocity``.
 """
 
 from collections.abc import Sequence
@@ -11,6 +11,7 @@ from math import prod
 import torch
 from torch import Tensor
 
+from prod9.autoencoder.checks import require_choice
 from prod9.diffusion.diffusion_model import (
     DiffusionModelRF as DiffusionModelRF,  # where the spec looks for it
 )
@@ -22,11 +23,16 @@ SAMPLE_METHODS = ("uniform", "logit_normal")
 class RectifiedFlowSchedulerRF:
     """Times, corruption and steps of a rectified flow.
 
-    num_train_timesteps: what the network sees at t = 1; it is told ``t · num_train_timesteps``. sample_method:
-    how training times are drawn, ``uniform`` or ``logit_normal`` (of ``logit_mean`` and ``logit_std``: more of
-    the middle). use_timestep_transform: shift all times towards noise for latents larger than ``base_size``
-    voxels (and towards data for smaller ones), t' = ρt / (1 + (ρ − 1)t) with ρ = transform_scale ·
-    (voxels / base_size)^⅓: the same noise hides less of a larger volume.
+    Args:
+        num_train_timesteps: the network gets ``t · num_train_timesteps``.
+        sample_method: distribution of training times, ``uniform`` or ``logit_normal``, with more times in the middle.
+        logit_mean: mean of the normal distribution of ``logit_normal``.
+        logit_std: its standard deviation.
+        use_timestep_transform: shift all times towards noise for latents of more than ``base_size`` voxels, since the
+            same noise hides less of a larger volume, and towards data for smaller ones: t' = ρt / (1 + (ρ − 1)t) with
+            ρ = transform_scale · (voxels / base_size)^⅓.
+        transform_scale: see ``use_timestep_transform``.
+        base_size: see ``use_timestep_transform``.
     """
 
     def __init__(
@@ -40,14 +46,11 @@ class RectifiedFlowSchedulerRF:
         transform_scale: float = 1.0,
         base_size: int = 32**3,
     ) -> None:
-        if sample_method not in SAMPLE_METHODS:
-            raise ValueError(
-                f"sample_method must be one of {', '.join(SAMPLE_METHODS)}, got {sample_method!r}."
-            )
+        require_choice("sample_method", sample_method, SAMPLE_METHODS)
         if num_train_timesteps < 1 or transform_scale <= 0 or base_size < 1 or logit_std <= 0:
             raise ValueError(
-                "num_train_timesteps and base_size must be at least 1, transform_scale and logit_std positive, "
-                f"got {num_train_timesteps}, {base_size}, {transform_scale} and {logit_std}."
+                "num_train_timesteps, base_size: expected at least 1; transform_scale, logit_std: above 0; "
+                f"got {num_train_timesteps}, {base_size}, {transform_scale} and {logit_std}; correct these"
             )
         self.num_train_timesteps = num_train_timesteps
         self.sample_method = sample_method
@@ -60,7 +63,7 @@ class RectifiedFlowSchedulerRF:
     def sample_times(self, shape: Sequence[int], generator: torch.Generator) -> Time:
         """Draw a training time in [0, 1] for each sample of ``shape`` ``(B, Z, h, w, d)``.
 
-        Stratified over the batch: each of B equal shares of the distribution gives one time.
+        Stratified over the batch: one time from each of B equal shares of the distribution.
         """
         count, device = shape[0], generator.device
         strata = torch.randperm(count, generator=generator, device=device)
@@ -70,7 +73,7 @@ class RectifiedFlowSchedulerRF:
         return self.shift(t, shape[2:])
 
     def shift(self, t: Tensor, sides: Sequence[int]) -> Tensor:
-        """Return the shifted times of a latent of ``sides`` ``(h, w, d)``; 0 and 1 stay what they are."""
+        """Return the shifted times for a latent of ``sides`` ``(h, w, d)``; 0 and 1 do not change."""
         if not self.use_timestep_transform:
             return t
         ratio = self.transform_scale * (prod(sides) / self.base_size) ** (1 / 3)
@@ -79,13 +82,13 @@ class RectifiedFlowSchedulerRF:
     def times(self, steps: int, sides: Sequence[int]) -> list[float]:
         """Return the ``steps + 1`` times of a sampling run, from 1 to 0, for a latent of ``sides``."""
         if steps < 1:
-            raise ValueError(f"steps must be at least 1, got {steps}.")
-        # float64: rounded times would not add up to 1, and the sample would miss the data.
+            raise ValueError(f"steps: expected at least 1, got {steps}; use for example 30")
+        # float64: steps between rounded times would not add up to 1, and the sample would miss the data.
         even = torch.linspace(1.0, 0.0, steps + 1, dtype=torch.float64)
         return self.shift(even, sides).tolist()
 
     def network_time(self, t: Time) -> Time:
-        """Return what the network is told at time ``t``."""
+        """Return the input of the network for time ``t``."""
         return t * self.num_train_timesteps
 
     def corrupt(self, x_0: Latent, noise: Latent, t: Time) -> FlowSample:
@@ -99,6 +102,6 @@ class RectifiedFlowSchedulerRF:
 
 
 def noise_like(x_0: Latent, generator: torch.Generator) -> Latent:
-    """Return standard normal noise for ``x_0``: the same for the same numbers drawn, whatever its memory layout."""
+    """Return standard normal noise of the shape of ``x_0``; it does not depend on the memory layout of ``x_0``."""
     noise = torch.randn(x_0.shape, generator=generator, device=generator.device, dtype=x_0.dtype)
     return noise.to(x_0.device)

@@ -8,33 +8,34 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from prod9.conditions import Condition
 from prod9.generator.heads import TokenLogits
 from prod9.generator.token_decoder import MaskedDecoder
 
 
 @runtime_checkable
 class ControlResult(Protocol):
-    """What a control network gives at each step: residuals for the base, and adjustments of its logits."""
+    """The output of a control network at one step: residuals for the base, and adjustments of its logits."""
 
     @property
     def residuals(self) -> Sequence[Tensor]:
-        """One ``[B n E]`` a pair of the base's blocks."""
+        """One ``[B n E]`` per pair of the base's blocks."""
         ...
 
     @property
     def logits(self) -> TokenLogits | None:
-        """What is added to the base's logits, of the same rows; None for nothing."""
+        """Added to the base's logits of the same rows; None for nothing."""
         ...
 
 
 @dataclass(frozen=True)
 class Control:
-    """A control network and what it made of its condition.
+    """A control network and its encoded condition.
 
     controlnet: called as ``controlnet(tokens, mask, prepared, control, rows=rows)``, returns a ControlResult.
-    control: the encoded condition; like a decoder's it has ``unconditional()``, ``cat(other)`` and slices
-    along the batch. strength: factor of residuals and adjustments. guidance_scale: how far to go from the
-    prediction without control beyond the one with it.
+    control: the encoded condition, with ``unconditional()`` and ``cat(other)``; slices along the batch. strength:
+    factor of residuals and adjustments. guidance_scale: factor of the step from the prediction without control to
+    that with control, added to the latter.
     """
 
     controlnet: Callable[..., ControlResult]
@@ -44,30 +45,37 @@ class Control:
 
     def __post_init__(self) -> None:
         if self.strength < 0:
-            raise ValueError(f"Expected a control_strength of at least 0, got {self.strength}; 0 is none.")
+            raise ValueError(
+                f"control_strength: expected at least 0, got {self.strength}; 0 is the base alone"
+            )
 
 
 class Branches:
-    """Holds what a decoder prepared of every branch, and predicts.
+    """Prepares the branches of guidance once, and predicts with all of them in one batch.
 
-    The first branch is the condition itself, the second drops condition and control both; with a guidance
-    scale of the control's own, one more keeps the condition and drops the control. All run in one batch.
-    batch: samples. ramps: for each step the share of the guidance applied in it; at 0 the first branch runs
-    alone. scale: of the guidance away from the second branch; 0 leaves it out. control: None for the decoder
-    alone.
+    The first branch has the condition; the second has neither condition nor control; a third, with the condition but
+    without control, is added where control has a guidance scale of its own.
+
+    Args:
+        decoder: the base.
+        condition: that of the first branch.
+        batch: number of samples.
+        ramps: for each step the share of the guidance that is applied; at 0 the first branch runs alone.
+        scale: of the guidance away from the second branch; 0 leaves that branch out.
+        control: None for the decoder alone.
     """
 
     def __init__(
         self,
         decoder: MaskedDecoder,
-        condition: Any,
+        condition: Condition,
         *,
         batch: int,
         ramps: Sequence[float],
         scale: float,
         control: Control | None = None,
     ) -> None:
-        # Strength 0 is the base, bit for bit and at no further cost.
+        # Strength 0 equals the base bit for bit, at no further cost.
         self.control = control = None if control is None or control.strength == 0 else control
         self.decoder, self.ramps = decoder, ramps
         self.scale = scale if any(ramps) else 0.0
@@ -86,7 +94,7 @@ class Branches:
             self.first = (self.every[0][:batch], None if control is None else control.control)
 
     def predict(self, step: int, tokens: Tensor, mask: Tensor, rows: Tensor) -> TokenLogits:
-        """Return the logits ``[R K]`` of the flattened ``rows`` as ``step`` wants them."""
+        """Return the guided logits ``[R K]`` of the flattened ``rows`` at ``step``."""
         ramp = self.ramps[step]
         if self.count == 1 or ramp == 0:
             return self._run(tokens, mask, self.first, rows)
@@ -117,7 +125,17 @@ def apply_control(
     rows: Tensor | None = None,
     strength: float = 1.0,
 ) -> TokenLogits:
-    """Return the base's logits with its residuals and adjustments in place, all times ``strength``."""
+    """Return the base's logits under control.
+
+    Args:
+        decoder: the base.
+        output: of the control network.
+        tokens: see the base, like the next three.
+        mask: True where a token is hidden.
+        prepared: the output of ``decoder.prepare``.
+        rows: flattened indices of the logits wanted; None for all.
+        strength: factor of residuals and adjustments.
+    """
     residuals = [r if strength == 1 else r * strength for r in output.residuals]
     logits = decoder(tokens, mask, prepared, residuals, rows)
     if output.logits is None:

@@ -1,4 +1,4 @@
-"""What a block keeps of a context: keys and values, in buckets of equal length, so that nothing is padded."""
+"""Cached keys and values of contexts, in buckets of equal length, so that nothing is padded."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,11 +12,11 @@ from torch import Tensor
 class Buckets:
     """The samples of a batch, grouped by the length of their context.
 
-    Attention runs bucket by bucket without a mask: padding costs nothing, cannot leak, and the fastest
+    Attention runs bucket by bucket without a mask: there is no padding that costs time or could leak, and the fastest
     kernels, which take no mask, apply. The two branches of guidance are two buckets.
 
-    lengths: of each sample. rows: the samples of each bucket, a slice where they are neighbours.
-    inverse: where each sample is once the buckets are laid side by side, None where that is its place already.
+    lengths: of each sample. rows: the samples of each bucket, a slice where they are neighbours. inverse: the place of
+    each sample in the concatenated buckets, None where the order is the same.
     """
 
     lengths: tuple[int, ...]
@@ -55,7 +55,7 @@ class Buckets:
         return joined if self.inverse is None else joined[self.inverse]
 
     def narrow(self, samples: slice, device: torch.device | str) -> tuple["Buckets", dict[int, slice]]:
-        """Return the buckets of some samples in a row and, by length, which part of its old bucket each is."""
+        """Return the buckets of a range of samples and, by length, the part of the old bucket that each one is."""
         first, end, _ = samples.indices(len(self.lengths))
         parts = {}
         for size, bucket in zip(self.sizes, _members(self.lengths), strict=True):
@@ -67,7 +67,7 @@ class Buckets:
 
 @dataclass(frozen=True)
 class BlockContext:
-    """What a block is given of a condition that has a context.
+    """What a block needs of a condition with a context.
 
     modulation: ``[B 1 6E]``. keys, values: of each bucket, ``[b heads S width]``, the keys normalised.
     """

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+from prod9.autoencoder.checks import require_choice
 from prod9.generator.single_stream import TransformerDecoderSingleStream
 from prod9.generator.token_decoder import AbstractTokenDecoder
 from prod9.generator.transformer import TransformerDecoder
@@ -16,9 +17,6 @@ DECODERS: dict[str, Callable[..., AbstractTokenDecoder]] = {
 
 
 def build_decoder(kind: str, *, levels: Sequence[int], **kwargs: Any) -> AbstractTokenDecoder:
-    """Build the decoder of a model section; ``levels`` are those of the stage-1 quantiser."""
-    if kind not in DECODERS:
-        raise ValueError(
-            f"Expected a decoder kind among {', '.join(DECODERS)}, got {kind!r}; use one of these."
-        )
+    """Return the decoder of ``kind`` for tokens of ``levels``, built with the other fields of its model section."""
+    require_choice("kind", kind, DECODERS)
     return DECODERS[kind](levels=levels, **kwargs)

@@ -5,9 +5,11 @@ from collections.abc import Sequence
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from prod9.autoencoder.checks import require_multiples
+
 
 def fold(x: Float[Tensor, "B h w d C"], patch_size: int) -> Float[Tensor, "B n PC"]:
-    """Return one row a position: the C channels of each of its p³ tokens, last axis fastest."""
+    """Return one row per position: the C channels of each of its p³ tokens, last axis fastest."""
     p = patch_size
     if p == 1:
         return x.flatten(1, 3)
@@ -29,13 +31,8 @@ def unfold(x: Float[Tensor, "B n PC"], grid: Sequence[int], patch_size: int) -> 
 
 
 def positions_grid(grid: Sequence[int], patch_size: int) -> tuple[int, int, int]:
-    """Return the grid of positions; refuses a token grid that the patch does not divide."""
-    if any(side % patch_size for side in grid):
-        fit = tuple(-(-side // patch_size) * patch_size for side in grid)
-        raise ValueError(
-            f"Token grid must be a multiple of patch_size={patch_size} on each axis, got {tuple(grid)}; "
-            f"use {fit} or another patch_size."
-        )
+    """Return the grid of positions; ValueError for a token grid that ``patch_size`` does not divide."""
+    require_multiples(grid, patch_size, "token grid (patch_size)")
     h, w, d = (side // patch_size for side in grid)
     return h, w, d
 

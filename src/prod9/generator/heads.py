@@ -1,10 +1,9 @@
-"""What a decoder predicts: a distribution over FSQ tokens that factorises over groups of levels.
+"""The output of a decoder: a distribution over FSQ tokens that factorises over groups of levels.
 
-A token of V = L_1 · … · L_Z values is a tuple of digits, one a level. One group holding every level is the
-usual softmax over V; several groups are independent given the hidden state, so 15360 logits become 304
-(two groups, the published optimum: MaskBit, arXiv 2409.16211) or 35 (one group a level). Log-probabilities
-of a token are exact sums over groups, so the dense view exists on demand and nothing else depends on the
-choice.
+A token, one of V = L_1 · … · L_Z values, is a tuple of digits, one per level. One group of all levels is the usual
+softmax over V. Several groups are independent given the hidden state: 15360 logits become 304 (two groups, the
+published optimum: MaskBit, arXiv 2409.16211) or 35 (one group per level). The log-probability of a token is the sum
+over groups, so the dense distribution can be computed when it is needed.
 """
 
 import math
@@ -23,14 +22,14 @@ from prod9.types import Logits
 Groups = Literal["balanced", "dense", "per_level"] | Sequence[Sequence[int]]
 
 _BLOCK = 128
-"""Width of a block of the two-level inverse CDF: near the square root of the vocabularies in use."""
+"""Width of a block of the two-level inverse CDF, near the square root of common vocabularies."""
 
 
 def partition_levels(levels: Sequence[int], groups: Groups) -> tuple[tuple[int, ...], ...]:
     """Return the level indices of each group.
 
-    ``balanced`` is the partition in two whose larger product is smallest, level 0 in the first group;
-    explicit ``groups`` must hold each level once.
+    ``balanced`` is the partition into two groups whose larger product is smallest; level 0 is in the first group.
+    Explicit ``groups`` contain each level once.
     """
     every = range(len(levels))
     if groups == "dense":
@@ -42,8 +41,8 @@ def partition_levels(levels: Sequence[int], groups: Groups) -> tuple[tuple[int, 
     result = tuple(tuple(int(i) for i in group) for group in groups)
     if sorted(i for group in result for i in group) != list(every) or not all(result):
         raise ValueError(
-            f"groups must hold each of the level indices 0..{len(levels) - 1} exactly once, got {groups}; "
-            "use 'balanced', 'dense', 'per_level' or a full partition."
+            f"groups: expected each of the level indices 0 to {len(levels) - 1} exactly once, got {groups}; "
+            "use 'balanced', 'dense', 'per_level' or a full partition"
         )
     return result
 
@@ -62,11 +61,24 @@ def _balanced(levels: Sequence[int]) -> tuple[tuple[int, ...], ...]:
     return first, tuple(i for i in rest if i not in first)
 
 
-class TokenVocabulary(nn.Module):
-    """Tables between a token and its digits, one row a token; buffers that no checkpoint holds.
+def _strides(sides: Sequence[int]) -> Tensor:
+    """Return the weight of each digit of mixed-radix numbers, first digit fastest."""
+    return torch.tensor([math.prod(sides[:i]) for i in range(len(sides))])
 
-    levels: number of values of each FSQ level, first level fastest in the token index.
-    groups: see ``partition_levels``.
+
+def _digits(sides: Sequence[int]) -> Tensor:
+    """Return the digits of all mixed-radix numbers, one row per number."""
+    return torch.arange(math.prod(sides))[:, None] // _strides(sides) % torch.tensor(sides)
+
+
+class TokenVocabulary(nn.Module):
+    """Tables between tokens and digits, one row per token, in buffers that are not saved.
+
+    levels: number of values of each FSQ level; the first level is the fastest in the token index. groups: see
+    ``partition_levels``.
+
+    >>> TokenVocabulary(levels=[8, 8, 8, 6, 5], groups="balanced").sizes
+    (64, 240)
     """
 
     codes: Tensor
@@ -80,54 +92,36 @@ class TokenVocabulary(nn.Module):
         self.sizes = tuple(math.prod(self.levels[i] for i in group) for group in self.groups)
         self.vocab_size = math.prod(self.levels)
         self.num_logits = sum(self.sizes)
-        digits = self._digits_of_all()
-        sides = torch.tensor(self.levels)
-        # Digits centred and of unit variance under uniform use: an affine image of the FSQ codes, the same
-        # for both of its rounding conventions. A level of one value carries nothing and stays 0.
+        digits, strides, sides = _digits(self.levels), _strides(self.levels), torch.tensor(self.levels)
+        # Digits with mean 0 and variance 1 under uniform use: affine functions of the FSQ codes, the same for both
+        # rounding conventions. A level of one value is always 0.
         scale = ((sides.double() ** 2 - 1) / 12).sqrt().clamp_min(1e-6)
         codes = ((digits - (sides - 1) / 2) / scale).float()
-        members = torch.stack([self._group_index(digits, group) for group in self.groups], dim=1)
+        members = []
+        for g, group in enumerate(map(list, self.groups)):
+            own = [self.levels[i] for i in group]
+            members.append((digits[:, group] * _strides(own)).sum(1))
+            # The contribution of each value of the group to the token.
+            offsets = (_digits(own) * strides[group]).sum(1)
+            self.register_buffer(f"offsets_{g}", offsets, persistent=False)
         self.register_buffer("digits", digits, persistent=False)
         self.register_buffer("codes", codes, persistent=False)
-        self.register_buffer("members", members, persistent=False)
-        for g, (group, size) in enumerate(zip(self.groups, self.sizes, strict=True)):
-            self.register_buffer(f"offsets_{g}", self._token_offsets(group, size), persistent=False)
-
-    def _digits_of_all(self) -> Tensor:
-        token, columns = torch.arange(self.vocab_size), []
-        for level in self.levels:
-            columns.append(token % level)
-            token = token // level
-        return torch.stack(columns, dim=1)
-
-    def _group_index(self, digits: Tensor, group: Sequence[int]) -> Tensor:
-        index, basis = torch.zeros_like(digits[:, 0]), 1
-        for i in group:
-            index, basis = index + digits[:, i] * basis, basis * self.levels[i]
-        return index
-
-    def _token_offsets(self, group: Sequence[int], size: int) -> Tensor:
-        """Return what each value of a group adds to the token index."""
-        value, offset = torch.arange(size), torch.zeros(size, dtype=torch.int64)
-        for i in group:
-            offset = offset + value % self.levels[i] * math.prod(self.levels[:i])
-            value = value // self.levels[i]
-        return offset
+        self.register_buffer("members", torch.stack(members, dim=1), persistent=False)
 
     def join(self, values: Sequence[Tensor]) -> Int64[Tensor, "..."]:
-        """Return tokens from one value a group."""
+        """Return tokens from one value per group."""
         offsets = [getattr(self, f"offsets_{g}")[value] for g, value in enumerate(values)]
         return torch.stack(offsets).sum(0)
 
     def group_digits(self, group: int) -> Int64[Tensor, "K levels"]:
-        """Return the digits of each value of a group, one column a level of the group."""
+        """Return the digits of each value of a group, one column per level of the group."""
         tokens = getattr(self, f"offsets_{group}")
         return self.digits[tokens][:, list(self.groups[group])]
 
 
 @dataclass(frozen=True)
 class Draw:
-    """Drawn tokens and the log-probability of each under the distribution drawn from, before any nucleus."""
+    """Drawn tokens and the log-probability of each, under the distribution before the nucleus is cut."""
 
     tokens: Tensor
     log_prob: Tensor
@@ -135,9 +129,9 @@ class Draw:
 
 @dataclass(frozen=True)
 class TokenLogits:
-    """Unnormalised log-probabilities ``[... K]``, K the sizes of all groups one after the other.
+    """Unnormalised log-probabilities ``[... K]``, the groups one after the other.
 
-    The leading axes are ``[B h w d]``, or ``[R]`` when a decoder was asked for single rows.
+    The leading axes are ``[B h w d]``, or ``[R]`` where a decoder was called with ``rows``.
     """
 
     values: Tensor
@@ -152,15 +146,15 @@ class TokenLogits:
         return TokenLogits(self.values.flatten(0, -2).index_select(0, index), self.vocabulary)
 
     def guided(self, unconditional: "TokenLogits", scale: float) -> "TokenLogits":
-        """Return classifier-free guidance: these logits plus ``scale`` times their lead.
+        """Return classifier-free guidance: these logits plus ``scale`` times their difference to ``unconditional``.
 
-        Logits add over groups, so this equals guidance of the dense view.
+        Logits add over groups, so this equals guidance of the dense distribution.
         """
         values = torch.lerp(unconditional.values.float(), self.values.float(), 1.0 + scale)
         return TokenLogits(values, self.vocabulary)
 
     def dense(self) -> Logits:
-        """Return log-probabilities of every token, ``[B V h w d]``; needs the grid form."""
+        """Return log-probabilities of every token, ``[B V h w d]``, of logits ``[B h w d K]``."""
         parts = [logits.log_softmax(-1) for logits in self.split()]
         picked = (part[..., self.vocabulary.members[:, g]] for g, part in enumerate(parts))
         return torch.stack(list(picked)).sum(0).movedim(-1, 1)
@@ -174,8 +168,8 @@ class TokenLogits:
     ) -> Float[Tensor, "..."]:
         """Return the cross-entropy of each token in nats.
 
-        Smoothing each group towards uniform by the same share is smoothing the joint distribution, since
-        the uniform distribution over tokens is the product of the uniform ones over groups.
+        Smoothing each group by the same share smooths the joint distribution, since the uniform distribution over
+        tokens is the product of those over groups.
         """
         members = self.vocabulary.members[tokens.flatten()]
         losses = [
@@ -189,8 +183,8 @@ class TokenLogits:
     def level_distance(self, tokens: Int64[Tensor, "..."]) -> Float[Tensor, "..."]:
         """Return the expected distance to the true digits, summed over levels, each divided by L − 1.
 
-        This is the Wasserstein-1 distance of each level's marginal to the truth: a neighbouring level
-        costs less than a far one, which cross-entropy does not know.
+        This is the Wasserstein-1 distance of each level's marginal to the true digit. Unlike cross-entropy, it is
+        smaller for neighbouring levels than for distant ones.
         """
         truth = self.vocabulary.digits[tokens.flatten()]
         total = torch.zeros(truth.shape[0], device=truth.device)
@@ -203,7 +197,7 @@ class TokenLogits:
         return total.view(tokens.shape)
 
     def expected(self, values: Sequence[Tensor]) -> Float[Tensor, "... Z"]:
-        """Return the mean of each level under the distribution; ``values [L]`` of its digits, one a level."""
+        """Return the mean of each level under the distribution; ``values`` has one tensor ``[L]`` per level."""
         means: dict[int, Tensor] = {}
         for g, part in enumerate(self.split()):
             probs, digits = part.softmax(-1), self.vocabulary.group_digits(g)
@@ -238,10 +232,10 @@ class TokenLogits:
         return self.draw(uniform.to(self.values.device), temperature=temperature, top_p=top_p).tokens
 
     def draw(self, uniform: Float[Tensor, "... G"], *, temperature: float = 1.0, top_p: float = 1.0) -> Draw:
-        """Draw by inverting the distribution function at ``uniform`` in [0, 1), one number a group.
+        """Draw by inverting the distribution function at ``uniform`` in [0, 1), one number per group.
 
-        temperature: divides the logits. top_p: nucleus of each group: the smallest set of its most likely
-        values that holds this share; 1 keeps all.
+        temperature: divides the logits. top_p: nucleus of each group, the smallest set of its most likely values with
+        this share of the probability; 1 keeps all.
         """
         values, log_prob = [], torch.zeros(uniform.shape[:-1], device=uniform.device)
         for part, u in zip(self.split(), uniform.unbind(-1), strict=True):
@@ -256,7 +250,7 @@ class TokenLogits:
 
 
 def _nucleus(weights: Tensor, top_p: float) -> Tensor:
-    """Zero what lies outside the smallest set of largest weights holding ``top_p`` of the sum."""
+    """Set weights to 0 outside of the smallest set of largest weights with the share ``top_p`` of the sum."""
     ordered, index = weights.sort(-1, descending=True)
     before = ordered.cumsum(-1) - ordered
     ordered = ordered.masked_fill(before >= top_p * weights.sum(-1, keepdim=True), 0.0)
@@ -264,11 +258,11 @@ def _nucleus(weights: Tensor, top_p: float) -> Tensor:
 
 
 def _invert_cdf(weights: Tensor, uniform: Tensor) -> Tensor:
-    """Return, for each row of ``weights [R K]``, the index at which its running sum passes ``uniform``.
+    """Return, for each row of ``weights [R K]``, the index at which its running sum exceeds ``uniform`` of the total.
 
-    Exact where Gumbel noise in float32 is not (its uniforms end at 2^-24), and cheaper: long rows are
-    summed block by block and the running sum is taken inside the one block that holds the answer. A value
-    of weight 0 is never returned: float32 uniforms are at most 1 − 2^-24, so the point stays below the sum.
+    Cheaper than Gumbel noise, and exact where that is not (float32 uniforms end at 2^-24). Long rows are summed by
+    blocks, and the running sum is computed inside of the block with the answer only. A value of weight 0 is never
+    returned: float32 uniforms are at most 1 − 2^-24, so the point stays below the sum.
     """
     num_values = weights.shape[1]
     if num_values <= 4 * _BLOCK:
@@ -283,7 +277,7 @@ def _invert_cdf(weights: Tensor, uniform: Tensor) -> Tensor:
     before = F.pad(sums, (1, 0)).gather(1, block)
     rows = torch.arange(len(weights), device=weights.device)
     inner = blocks[rows, block[:, 0]].cumsum(1)
-    # Sums taken in another order differ by rounding: keep the point below the sum of its block.
+    # Sums in another order differ by rounding: keep the point below the sum of its block.
     point = torch.minimum(point - before, torch.nextafter(inner[:, -1:], inner.new_zeros(())))
     value = torch.searchsorted(inner, point, right=True)
     return (block * _BLOCK + value)[:, 0].clamp_max_(num_values - 1)

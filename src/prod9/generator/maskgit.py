@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from prod9.autoencoder.checks import require_choice
+from prod9.conditions import Condition
 from prod9.generator.branches import Branches, Control, ControlResult
 from prod9.generator.heads import TokenLogits
 from prod9.generator.orders import FIXED_ORDERS, RevealQueue, draw_orders
@@ -30,24 +32,23 @@ GUIDANCE_SCHEDULES: dict[str, Callable[[float], float]] = {
     "linear": lambda u: u,
     "cosine": lambda u: (1.0 - math.cos(math.pi * u)) / 2,
 }
-"""The share of the guidance scale applied at u in (0, 1], the place of a step among those guided; 1 at the end.
+"""The share of the guidance scale at u in (0, 1], the place of a step among those that are guided; 1 at the end.
 
-Rising ramps leave the first tokens, which decide what the rest will be, to the condition alone.
+Rising ramps use no guidance for the first tokens, which decide most about the rest.
 """
 
 
 class MaskGiTScheduler:
-    """How many tokens are hidden at time r: γ(0) = 1, γ(1) = 0, decreasing.
+    """The number of tokens that are hidden at time r: γ(0) = 1, γ(1) = 0, decreasing.
 
     scheduler_type: a key of ``SCHEDULES``.
+
+    >>> MaskGiTScheduler(scheduler_type="linear").num_hidden(0.25, 64).item()
+    48
     """
 
     def __init__(self, *, scheduler_type: str = "log") -> None:
-        if scheduler_type not in SCHEDULES:
-            raise ValueError(
-                f"Expected a scheduler_type among {', '.join(SCHEDULES)}, got {scheduler_type!r}; "
-                "use one of these."
-            )
+        require_choice("scheduler_type", scheduler_type, SCHEDULES)
         self.scheduler_type = scheduler_type
 
     def gamma(self, r: float | Tensor) -> Tensor:
@@ -59,10 +60,10 @@ class MaskGiTScheduler:
         return (self.gamma(r) * total).round().long()
 
     def corrupt(self, tokens: TokenGrid, generator: torch.Generator) -> MaskedSample:
-        """Hide tokens for a training step.
+        """Hide tokens for a training step, exactly γ(r) of each sample's and at least one.
 
-        One time a sample, stratified over the batch (sample ranks in random order, jittered within equal
-        slices of [0, 1]); the count is exact and at least one.
+        Each sample has its own time r, stratified over the batch: one time in each of B equal slices of [0, 1], in
+        random order.
         """
         batch, device = tokens.shape[0], generator.device
         jitter = torch.rand(batch, generator=generator, device=device, dtype=torch.float64)
@@ -81,7 +82,7 @@ class MaskGiTScheduler:
 
 @dataclass(frozen=True)
 class SamplerState:
-    """What a sampling callback sees after a step: ``step`` of ``steps`` done, ``mask`` True where hidden."""
+    """The argument of a sampling callback: ``step`` of ``steps`` are done, ``mask`` is True where hidden."""
 
     step: int
     steps: int
@@ -90,17 +91,24 @@ class SamplerState:
 
 
 class MaskGiTSampler:
-    """Draws a token grid in a few steps, revealing as many tokens in each as the schedule says.
+    """Draws a token grid in a few steps, each of which reveals as many tokens as the schedule says.
 
-    scheduler: γ, that of training. steps: network calls at most; a step that would reveal nothing costs
-    none. order: ``confidence`` (the most likely draws first), ``halton`` (spread), ``random``.
-    temperature: of the drawn tokens. gumbel_temperature: noise on the ranking of ``confidence``, annealed
-    to 0. top_p: nucleus of each group of levels. guidance_scale: how far to go from the unconditional
-    prediction beyond the conditional one; 0 runs no second branch. guidance_interval: the share of the
-    steps, ``[from, to)``, that is guided. guidance_schedule: a key of ``GUIDANCE_SCHEDULES``, how the scale
-    grows over the interval. remasking: η in [0, 1] of ReMDM's rescaled schedule (arXiv 2503.00307): each
-    step hides some drawn tokens again, to be drawn anew beside their later neighbours, and reveals as many
-    more, so that the schedule holds; pays with many steps. Put the decoder into evaluation mode first.
+    The decoder has to be in evaluation mode.
+
+    Args:
+        scheduler: γ, that of training.
+        steps: largest number of network calls; a step that would reveal nothing is skipped.
+        order: ``confidence`` (most likely draws first), ``halton`` (spread out) or ``random``.
+        temperature: of the drawn tokens.
+        gumbel_temperature: noise on the ranking of ``confidence``, annealed to 0.
+        top_p: nucleus of each group of levels.
+        guidance_scale: factor of the difference between conditional and unconditional prediction that is added to the
+            conditional one; 0 runs no second branch.
+        guidance_interval: the share of the steps, ``[from, to)``, that is guided.
+        guidance_schedule: a key of ``GUIDANCE_SCHEDULES``, the growth of the scale over the interval.
+        remasking: η in [0, 1] of ReMDM's rescaled schedule (arXiv 2503.00307). Each step hides some drawn tokens
+            again, so that they can be drawn again beside later neighbours, and reveals as many more to keep the
+            schedule. Useful with many steps.
     """
 
     def __init__(
@@ -117,23 +125,15 @@ class MaskGiTSampler:
         guidance_schedule: str = "constant",
         remasking: float = 0.0,
     ) -> None:
-        orders = ("confidence", *FIXED_ORDERS)
-        if order not in orders:
-            raise ValueError(f"Expected an order among {', '.join(orders)}, got {order!r}; use one of these.")
+        require_choice("order", order, ("confidence", *FIXED_ORDERS))
+        require_choice("guidance_schedule", guidance_schedule, GUIDANCE_SCHEDULES)
         if steps < 1 or temperature <= 0 or not 0 < top_p <= 1:
             raise ValueError(
-                "Expected steps >= 1, temperature > 0 and top_p in (0, 1], got "
-                f"{steps}, {temperature}, {top_p}; for near-greedy draws use a temperature such as 0.1."
-            )
-        if guidance_schedule not in GUIDANCE_SCHEDULES:
-            raise ValueError(
-                f"Expected a guidance_schedule among {', '.join(GUIDANCE_SCHEDULES)}, got "
-                f"{guidance_schedule!r}; use one of these."
+                "steps, temperature, top_p: expected at least 1, above 0, and in (0, 1], got "
+                f"{steps}, {temperature}, {top_p}; for nearly greedy draws use a temperature such as 0.1"
             )
         if not 0.0 <= remasking <= 1.0:
-            raise ValueError(
-                f"Expected remasking from 0 to 1, got {remasking}; 0 is none, 0.05 a good start."
-            )
+            raise ValueError(f"remasking: expected 0 to 1, got {remasking}; try 0.05, or 0 for none")
         self.scheduler = scheduler
         self.steps = steps
         self.order = order
@@ -146,7 +146,7 @@ class MaskGiTSampler:
         self.guidance_interval = start, end = float(guidance_interval[0]), float(guidance_interval[1])
         if not 0.0 <= start <= end <= 1.0:
             raise ValueError(
-                f"Expected guidance_interval as 0 <= from <= to <= 1, got {(start, end)}; swap the two."
+                f"guidance_interval: expected 0 <= from <= to <= 1, got {(start, end)}; swap the two"
             )
 
     @torch.no_grad()
@@ -154,7 +154,7 @@ class MaskGiTSampler:
         self,
         decoder: MaskedDecoder,
         shape: Sequence[int],
-        condition: Any,
+        condition: Condition,
         generator: torch.Generator | Sequence[torch.Generator],
         initial_tokens: TokenGrid | None = None,
         initial_mask: TokenMask | None = None,
@@ -162,9 +162,14 @@ class MaskGiTSampler:
     ) -> TokenGrid:
         """Return int64 tokens of ``shape`` (B, h, w, d) on the device of ``condition``.
 
-        generator: one a sample, so that a sample is the same whatever the batch; a single one seeds as many.
-        initial_tokens, initial_mask: start from these tokens and draw only where the mask is True.
-        callback: called after each step that revealed something.
+        Args:
+            decoder: predicts the tokens.
+            shape: (B, h, w, d).
+            condition: of B samples.
+            generator: one per sample, so that a sample does not depend on its batch; a single one seeds as many.
+            initial_tokens: start from these; together with ``initial_mask``.
+            initial_mask: True where a token is drawn; the others are kept.
+            callback: called after each step that revealed something.
         """
         run = _Run(self, decoder, tuple(shape), condition, generator, initial_tokens, initial_mask)
         return self._finish(run, callback)
@@ -174,7 +179,7 @@ class MaskGiTSampler:
         self,
         decoder: MaskedDecoder,
         shape: Sequence[int],
-        condition: Any,
+        condition: Condition,
         generator: torch.Generator | Sequence[torch.Generator],
         *,
         controlnet: Callable[..., ControlResult],
@@ -185,15 +190,18 @@ class MaskGiTSampler:
         initial_mask: TokenMask | None = None,
         callback: Callable[[SamplerState], None] | None = None,
     ) -> TokenGrid:
-        """Return what :meth:`sample` does, drawn under a control network.
+        """Return tokens as :meth:`sample` does, drawn under a control network.
 
-        controlnet: called at each step, ``controlnet(tokens, mask, prepared, control, rows=rows)``, for the
-        residuals and logit adjustments of the base ``decoder``. control: its encoded condition, computed once
-        a sample; has ``unconditional()``, ``cat(other)`` and slices along the batch. control_strength: factor
-        of all it adds; 0 gives the tokens of :meth:`sample`, bit for bit. control_guidance_scale: how far to
-        go from the prediction without control beyond the one with it, the condition kept; besides it, the
-        unconditional branch of ``guidance_scale`` drops condition and control both. Both keep to
-        ``guidance_interval``.
+        The unconditional branch of ``guidance_scale`` drops condition and control. For the other arguments see
+        :meth:`sample`.
+
+        Args:
+            controlnet: called at each step as ``controlnet(tokens, mask, prepared, control, rows=rows)``, for the
+                residuals and logit adjustments of the base.
+            control: its encoded condition, with ``unconditional()`` and ``cat(other)``; slices along the batch.
+            control_strength: factor of all that it adds; 0 gives the tokens of :meth:`sample`, bit for bit.
+            control_guidance_scale: factor of the difference between the predictions with and without control that is
+                added, inside of ``guidance_interval``.
         """
         steer = Control(controlnet, control, control_strength, control_guidance_scale)
         run = _Run(self, decoder, tuple(shape), condition, generator, initial_tokens, initial_mask, steer)
@@ -206,7 +214,7 @@ class MaskGiTSampler:
         return run.tokens
 
     def guidance_ramp(self) -> list[float]:
-        """Return for each step the share of the guidance scale applied in it; 0 outside the interval."""
+        """Return for each step the share of the guidance scale that is applied; 0 outside of the interval."""
         start, end = self.guidance_interval
         guided = [start <= step / self.steps < end for step in range(self.steps)]
         ramp = GUIDANCE_SCHEDULES[self.guidance_schedule]
@@ -223,34 +231,35 @@ class _Run:
         sampler: MaskGiTSampler,
         decoder: MaskedDecoder,
         shape: tuple[int, ...],
-        condition: Any,
+        condition: Condition,
         generator: torch.Generator | Sequence[torch.Generator],
         initial_tokens: Tensor | None,
         initial_mask: Tensor | None,
         control: Control | None = None,
     ) -> None:
         if (initial_tokens is None) != (initial_mask is None):
-            raise ValueError(
-                "Expected initial_tokens and initial_mask together, got one; give both or neither."
-            )
+            raise ValueError("initial_tokens, initial_mask: expected together, got one; give both or neither")
         self.sampler = sampler
         self.batch, self.length = shape[0], math.prod(shape[1:])
         self.num_groups = len(decoder.vocabulary.sizes)
-        self.device = device = torch.device(condition.device)
+        self.device = device = condition.device
         self.generators = _one_each(generator, self.batch)
         if initial_tokens is None or initial_mask is None:
             self.mask = torch.ones(shape, dtype=torch.bool, device=device)
             self.tokens = torch.zeros(shape, dtype=torch.int64, device=device)
             self.totals = [self.length] * self.batch
         else:
-            _check_shapes(shape, initial_tokens, initial_mask)
-            # Both are written to by flattened index, so the memory has to be in that order.
+            if tuple(initial_tokens.shape) != shape or tuple(initial_mask.shape) != shape:
+                raise ValueError(
+                    f"initial_tokens, initial_mask: expected shape {shape}, got {tuple(initial_tokens.shape)} and "
+                    f"{tuple(initial_mask.shape)}; encode the volume on the same grid"
+                )
+            # Both are written to by flattened index and must be contiguous.
             self.mask = initial_mask.to(device, copy=True).contiguous()
             self.tokens = initial_tokens.to(device).contiguous().masked_fill(self.mask, 0)
-            self.totals = (
-                self.mask.flatten(1).sum(1).tolist()
-            )  # one sync a run: how many there are decides shapes
-        # What was given is never drawn, so it is never remasked either.
+            # Waits for the device once per run: the counts decide shapes.
+            self.totals = self.mask.flatten(1).sum(1).tolist()
+        # Given tokens are never drawn, and so never remasked.
         self.drawable = self.mask.flatten(1).clone()
         self.hidden = self._schedule()
         self.branches = Branches(
@@ -265,14 +274,14 @@ class _Run:
         if sampler.order in FIXED_ORDERS:
             orders = draw_orders(sampler.order, shape[1:], self.generators, device)  # pyright: ignore[reportArgumentType]
             self.queue = RevealQueue(orders, self.drawable, self.totals)
-            # As long as nothing is remasked each cell is drawn once, so its numbers are too.
+            # Without remasking each cell is drawn once, and so are its numbers.
             self.uniform = self._uniform(self.num_groups).flatten(0, 1)
 
     def _uniform(self, columns: int, needed: Sequence[bool] | None = None) -> Tensor:
         """Return ``[B L columns]`` numbers in [0, 1), each sample's from its own generator.
 
-        needed: False where a sample has nothing to draw; its generator is left alone then, as it would be
-        if the sample were drawn by itself.
+        needed: False where a sample has nothing to draw. Its generator is then not advanced, as if the sample were
+        drawn alone.
         """
         size = (self.length, columns)
         draws = [
@@ -309,13 +318,13 @@ class _Run:
     def _num_remasked(self, total: int, before: int, after: int) -> int:
         """Return how many shown tokens a step hides again.
 
-        ReMDM hides each with probability η·min(1, (1 − α_s)/α_t), α the share shown now (t) and after the
-        step (s); this is the expected number, rounded. It leaves enough hidden ones to reveal in exchange.
+        ReMDM hides each with probability η·min(1, (1 − α_s)/α_t), where α is the share shown now (t) and after the
+        step (s). This is the expected number, rounded; it never exceeds the number that can be revealed instead.
         """
         return round(self.sampler.remasking * min(total - before, after))
 
     def _forgotten(self, counts: list[int]) -> list[tuple[int, Tensor, Tensor]]:
-        """Choose tokens to hide among those drawn before this step: sample, cells and new numbers of each."""
+        """Return which tokens drawn before this step to hide: sample, cells and their new random numbers."""
         chosen = []
         for b, (count, g) in enumerate(zip(counts, self.generators, strict=True)):
             if count:
@@ -335,7 +344,7 @@ class _Run:
             self.uniform[rows] = fresh[:, : self.num_groups]
 
     def _most_confident(self, step: int, counts: list[int]) -> tuple[Tensor, Tensor]:
-        """Draw every hidden token and keep those likeliest under the network, give or take some noise."""
+        """Draw every hidden token and keep the most likely ones; annealed noise perturbs the ranking."""
         uniform = self._uniform(self.num_groups + 1, [count > 0 for count in counts]).flatten(0, 1)
         rows = _positions(self.mask, sum(self.hidden[step]))
         draw = self._predict(step, rows).draw(uniform[rows, : self.num_groups], **self._softmax())
@@ -359,7 +368,7 @@ class _Run:
 def _positions(mask: Tensor, count: int) -> Tensor:
     """Return the flattened indices of the ``count`` positions of ``mask``."""
     if mask.device.type == "cuda":
-        # The count is known, so that the device need not be asked.
+        # With the known count, this does not wait for the device.
         return mask.flatten().nonzero_static(size=count)[:, 0]
     return mask.flatten().nonzero()[:, 0]
 
@@ -370,16 +379,8 @@ def _one_each(
     if isinstance(generator, torch.Generator):
         device = generator.device
         seeds = [torch.randint(2**63 - 1, (), generator=generator, device=device) for _ in range(batch)]
-        # One sync a run: generators are seeded on the host.
+        # Waits for the device once per run: generators are seeded on the host.
         return [torch.Generator(device).manual_seed(seed) for seed in torch.stack(seeds).tolist()]
     if len(generator) != batch:
-        raise ValueError(f"Expected one generator a sample, {batch}, got {len(generator)}; pass as many.")
+        raise ValueError(f"generator: expected one per sample ({batch}), got {len(generator)}; pass as many")
     return generator
-
-
-def _check_shapes(shape: tuple[int, ...], tokens: Tensor, mask: Tensor) -> None:
-    if tuple(tokens.shape) != shape or tuple(mask.shape) != shape:
-        raise ValueError(
-            f"Expected initial_tokens and initial_mask of shape {shape}, got {tuple(tokens.shape)} and "
-            f"{tuple(mask.shape)}; encode the volume on the same grid."
-        )

@@ -1,12 +1,15 @@
-"""From the sources of a translation to the context that a single-stream decoder reads."""
+"""From the sources of a translation to the context of a single-stream decoder."""
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from prod9.autoencoder.checks import require_below
 from prod9.autoencoder.padding import pad_to_multiple, padded_sides
+from prod9.conditions import MaskedCondition
 from prod9.generator.folding import fold, positions_grid
 from prod9.generator.modules import SinCosPosEmbed
 
@@ -16,40 +19,20 @@ _SOURCE, _EXAMPLE, _TARGET = range(3)
 
 
 @dataclass(frozen=True)
-class InContextCondition:
-    """A batch of translations: what is wanted, and the volumes it may be made from.
+class InContextCondition(MaskedCondition):
+    """A batch of translations: the class to generate, and the sources.
 
     target_label: int64 ``[B]``, the class to generate. source_labels: int64 ``[B N]``, the class of each source,
-    -1 where there is none (padding: any number from 0 to N of sources in any order may be mixed in a batch).
-    source_latents: ``[B N Z h w d]`` on the grid of the tokens; what is under padding is never looked at.
-    co_registered: bool ``[B N]``, True where a source shows the target's own head, voxel by voxel; False for
-    examples from other patients. Default: all are. dropped: bool ``[B]``, True where the sample is generated
-    without any condition; default: none is.
+    -1 where there is none (padding; samples of a batch may have different numbers of sources, in any order).
+    source_latents: ``[B N Z h w d]`` on the grid of the tokens; values under padding do not count.
+    co_registered: bool ``[B N]``, True where a source shows the same head as the target, voxel by voxel; False for
+    examples from other patients. None for True everywhere.
     """
 
     target_label: Tensor
     source_labels: Tensor
     source_latents: Tensor
     co_registered: Tensor | None = None
-    dropped: Tensor | None = None
-
-    def __len__(self) -> int:
-        return len(self.target_label)
-
-    def __getitem__(self, samples: slice) -> "InContextCondition":
-        given = {name: value[samples] for name, value in vars(self).items() if value is not None}
-        return replace(self, **given)
-
-    @property
-    def device(self) -> torch.device:
-        """Where the tensors are."""
-        return self.target_label.device
-
-    @property
-    def is_dropped(self) -> Tensor:
-        """``dropped`` as a bool tensor ``[B]``."""
-        empty = torch.zeros_like(self.target_label, dtype=torch.bool)
-        return empty if self.dropped is None else self.dropped
 
     @property
     def is_co_registered(self) -> Tensor:
@@ -57,25 +40,10 @@ class InContextCondition:
         every = torch.ones_like(self.source_labels, dtype=torch.bool)
         return every if self.co_registered is None else self.co_registered
 
-    def drop(self, where: Tensor) -> "InContextCondition":
-        """Return the batch with the samples of bool ``where [B]`` made unconditional."""
-        return replace(self, dropped=self.is_dropped | where)
-
-    def unconditional(self) -> "InContextCondition":
-        """Return the batch with every condition dropped."""
-        return self.drop(torch.ones_like(self.target_label, dtype=torch.bool))
-
-    def cat(self, other: "InContextCondition") -> "InContextCondition":
-        """Return one batch with the samples of ``other`` after these, padded to the larger number of sources."""
-        count = max(self.source_labels.shape[1], other.source_labels.shape[1])
-        one, two = self.padded(count), other.padded(count)
-        return InContextCondition(
-            target_label=torch.cat([one.target_label, two.target_label]),
-            source_labels=torch.cat([one.source_labels, two.source_labels]),
-            source_latents=torch.cat([one.source_latents, two.source_latents]),
-            co_registered=torch.cat([one.is_co_registered, two.is_co_registered]),
-            dropped=torch.cat([one.is_dropped, two.is_dropped]),
-        )
+    def _matched(self, other: Any) -> "InContextCondition":
+        """Return the batch padded to the larger number of sources, with every mask spelled out."""
+        padded = self.padded(max(self.source_labels.shape[1], other.source_labels.shape[1]))
+        return replace(padded, co_registered=padded.is_co_registered, dropped=padded.is_dropped)
 
     def padded(self, count: int) -> "InContextCondition":
         """Return the batch with room for ``count`` sources."""
@@ -93,24 +61,25 @@ class InContextCondition:
             ),
         )
 
-    def to(self, device: torch.device | str) -> "InContextCondition":
-        """Return the batch on ``device``."""
-        given = {name: value.to(device) for name, value in vars(self).items() if value is not None}
-        return replace(self, **given)
-
 
 class ModalityProcessor(nn.Module):
-    """Embeds an InContextCondition as a sequence, and as what modulates the blocks.
+    """Embeds an InContextCondition as a sequence, and as the modulation of the blocks.
 
-    A source is its label, then its latent folded like the tokens, one element a position. Every element holds
-    the label's embedding, so that sources are told apart wherever they stand in the sequence. Sources that are
-    co-registered share the target's positions; examples have positions of their own, a learned linear map of
-    them. ``aligned`` adds a second way in: at each target position, the sum of what the co-registered sources
-    hold there, each under the projection of its class. It does not depend on the order either, costs nothing
-    a step, and spares the network learning to attend to its own position.
+    A source is its label, then its latent folded like the tokens, one element per position. Every element contains
+    the embedding of the label, so that the order of sources does not matter. Co-registered sources share the positions
+    of the target; examples have positions of their own, a learned linear map of them.
 
-    num_classes: labels. latent_channels: Z. patch_size, num_bands: the decoder's. stride: positions along each
-    axis that share one element of the context: at 2 it is an eighth as long, and detail comes by ``aligned``.
+    Args:
+        embed_dim: width E.
+        num_classes: number of labels.
+        patch_size: that of the decoder.
+        latent_channels: channels Z of the latents.
+        num_bands: that of the decoder.
+        aligned: also add, at each target position, the latents of the co-registered sources there, each projected by
+            the layer of its class. This costs nothing per step and spares the network from learning to attend to its
+            own position.
+        stride: positions along each axis that share one element of the context. At 2 the context is an eighth as long,
+            and detail comes through ``aligned``.
     """
 
     def __init__(
@@ -147,12 +116,13 @@ class ModalityProcessor(nn.Module):
             nn.init.normal_(self.aligned_bias.weight, std=0.02)
 
     def forward(self, condition: InContextCondition) -> tuple[Float[Tensor, "B S E"], Bool[Tensor, "B S"]]:
-        """Return the context and its key padding mask, True where there is nothing.
+        """Return the context and its key padding mask, True for padding.
 
         ``[label_1, latent_1, …, label_n, latent_n, target_label]``, padding after it; ``[uncond_token]`` for a
-        dropped sample. S is that of N sources, whatever the batch holds.
+        dropped sample. S is always the length for N sources.
         """
-        self._check(condition)
+        require_below(condition.target_label, self.num_classes, "labels of targets")
+        require_below(condition.source_labels, self.num_classes, "labels of sources", least=PADDING)
         labels, latents, near = _gathered(condition)
         elements = self._elements(labels, latents, near)
         batch, count, per_source, width = elements.shape
@@ -166,19 +136,19 @@ class ModalityProcessor(nn.Module):
         return context, steps > length[:, None]
 
     def modulator(self, condition: InContextCondition) -> Float[Tensor, "B 1 E"]:
-        """Return the vector that modulates every block: the target's class, or none."""
+        """Return the vector that modulates every block: the embedding of the target's class, or of no class."""
         wanted = condition.target_label.masked_fill(condition.is_dropped, self.num_classes)
         return self.target(wanted)[:, None]
 
     def aligned(self, condition: InContextCondition) -> Float[Tensor, "B n E"] | None:
-        """Return what the co-registered sources hold at each position of the target; None without ``aligned``."""
+        """Return the projected co-registered sources at each position of the target; None without ``aligned``."""
         if self.aligned_weight is None:
             return None
         labels, latents, near = _gathered(condition)
         used = (labels != PADDING) & near
         known = labels.clamp_min(0)
         held = _fold_sources(latents, self.patch_size)
-        # where, not a product with 0: what lies under padding may be anything.
+        # Not a product with 0: values under padding may be infinite.
         held = torch.where(used[..., None, None], held, 0.0)
         values = torch.einsum("bnpc,bnce->bpe", held, self.aligned_weight[known])
         there = torch.where(used[..., None], self.aligned_bias(known), 0.0).sum(1)
@@ -189,28 +159,15 @@ class ModalityProcessor(nn.Module):
         side = self.patch_size * self.stride
         table = self.positions(positions_grid(padded_sides(latents.shape[3:], side), side), self.stride)
         role = self.role.weight[_EXAMPLE].lerp(self.role.weight[_SOURCE], near[..., None].to(table.dtype))
-        told = (self.label(labels.clamp_min(0)) + role)[:, :, None]
+        label = (self.label(labels.clamp_min(0)) + role)[:, :, None]
         # Both are computed for every batch: a weight without a gradient would hang distributed training.
         positions = torch.where(near[..., None, None], table, self.elsewhere(table).to(table.dtype))
         held = self.latent(_fold_sources(latents, side))
-        return torch.cat([told, held + told + positions], 2)
-
-    def _check(self, condition: InContextCondition) -> None:
-        labels = torch.cat([condition.target_label[:, None], condition.source_labels], 1)
-        known = (labels >= PADDING) & (labels < self.num_classes)
-        known[:, 0] &= condition.target_label >= 0
-        if labels.device.type == "cuda":
-            torch._assert_async(known.all())  # waiting for the result here would stall every step
-        elif labels.device.type == "cpu" and not known.all():
-            raise ValueError(
-                f"Expected labels from 0 to {self.num_classes - 1} ({PADDING} for no source), got target "
-                f"{labels[:, 0].tolist()} and sources {labels[:, 1:].tolist()}; check the label map, or train with "
-                "more num_classes."
-            )
+        return torch.cat([label, held + label + positions], 2)
 
 
 def _gathered(condition: InContextCondition) -> tuple[Tensor, Tensor, Tensor]:
-    """Return labels, latents and ``co_registered`` with the sources of each sample first, none where dropped."""
+    """Return labels, latents and ``co_registered`` with padding last; dropped samples have padding only."""
     labels = condition.source_labels.masked_fill(condition.is_dropped[:, None], PADDING)
     order = (labels == PADDING).long().argsort(dim=1, stable=True)
     near = condition.is_co_registered.gather(1, order)

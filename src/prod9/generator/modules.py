@@ -10,15 +10,14 @@ from torch import Tensor, nn
 from prod9.generator.context import BlockContext
 
 _MAX_PERIOD = 100.0
-"""Slowest frequency, in tokens a radian: unambiguous on axes up to 300 tokens, still felt on short ones."""
+"""Tokens per radian of the slowest frequency: unambiguous on axes up to 300 tokens, and not constant on short ones."""
 
 
 class SinCosPosEmbed(nn.Module):
-    """Sine and cosine of the three grid coordinates at ``num_bands`` frequencies an axis.
+    """Sine and cosine of the three grid coordinates at ``num_bands`` frequencies per axis, for any grid.
 
-    embed_dim: width E; the 6 · num_bands features fill its first channels, the rest stay 0.
-    num_bands: None takes as many as fit (E // 6). Any grid works, trained on or not. Tables are cached per
-    grid and are no part of a checkpoint.
+    embed_dim: width E; the 6 · num_bands features fill its first channels, and the rest are 0. num_bands: None for
+    as many as fit (E // 6). Tables are cached per grid and not saved in checkpoints.
     """
 
     frequencies: Tensor
@@ -28,8 +27,8 @@ class SinCosPosEmbed(nn.Module):
         bands = embed_dim // 6 if num_bands is None else num_bands
         if not 1 <= bands <= embed_dim // 6:
             raise ValueError(
-                f"num_bands must be between 1 and embed_dim // 6 = {embed_dim // 6}, got {bands}; "
-                "use fewer bands or a wider embedding."
+                f"num_bands: expected 1 to embed_dim // 6 = {embed_dim // 6}, got {bands}; "
+                "use fewer bands or a wider embedding"
             )
         self.embed_dim = embed_dim
         exponents = torch.arange(bands, dtype=torch.float32) / max(bands - 1, 1)
@@ -37,20 +36,19 @@ class SinCosPosEmbed(nn.Module):
         self._tables: dict[tuple[object, ...], Tensor] = {}
 
     def forward(self, grid: Sequence[int], stride: int = 1) -> Float[Tensor, "n E"]:
-        """Return one row a position, last axis of the grid fastest.
+        """Return one row per position, last axis of the grid fastest.
 
-        stride: each entry of ``grid`` stands for so many neighbours along an axis, and lies in their middle.
+        stride: number of neighbours along each axis for which one entry of ``grid`` stands, placed in their middle.
         """
         if torch.compiler.is_compiling():
-            return self._table(
-                grid, stride
-            )  # computed with the rest; a cache would have to be checked at every call
+            # Compiled with the rest; a cache would have to be checked at every call.
+            return self._table(grid, stride)
         key = (*grid, stride, self.frequencies.device)
         if key not in self._tables:
             self._tables[key] = self._table(grid, stride)
         return self._tables[key]
 
-    # A table made while generating must do for training too, which inference tensors don't.
+    # A table made while generating must also serve in training, where inference tensors are not allowed.
     @torch.inference_mode(False)
     @torch.no_grad()
     def _table(self, grid: Sequence[int], stride: int) -> Tensor:
@@ -62,23 +60,23 @@ class SinCosPosEmbed(nn.Module):
         return F.pad(table, (0, self.embed_dim - table.shape[1]))
 
     def _apply(self, fn: object, recurse: bool = True) -> "SinCosPosEmbed":
-        self._tables.clear()  # the tables follow the buffer to its new device or type
+        self._tables.clear()  # the buffer gets a new device or type
         return super()._apply(fn, recurse)  # pyright: ignore[reportArgumentType]
 
 
 class Attention(nn.Module):
     """Self-attention with normalised queries and keys (QK-norm), which keeps logits bounded in bf16.
 
-    Queries and keys are layer-normalised per head; one learned scale a channel, on the queries, is enough,
-    since only the product counts.
+    Queries and keys are layer-normalised per head. One learned scale per channel, on the queries, is enough, since
+    only the product matters.
     """
 
     def __init__(self, *, embed_dim: int, num_heads: int, dropout: float) -> None:
         super().__init__()
         if embed_dim % num_heads:
             raise ValueError(
-                f"embed_dim must be a multiple of num_heads, got {embed_dim} and {num_heads}; "
-                f"use {embed_dim // num_heads * num_heads or num_heads}."
+                f"embed_dim: expected a multiple of num_heads, got {embed_dim} and {num_heads}; "
+                f"use {embed_dim // num_heads * num_heads or num_heads}"
             )
         self.num_heads = num_heads
         self.qkv = nn.Linear(embed_dim, 3 * embed_dim)
@@ -89,7 +87,7 @@ class Attention(nn.Module):
     def forward(
         self, x: Float[Tensor, "B n E"], context: BlockContext | None = None
     ) -> Float[Tensor, "B n E"]:
-        """Let every position attend to every other, and to a ``context`` if there is one."""
+        """Return attention of every position to all positions, and to ``context`` if there is one."""
         query, key, value = self.project(x)
         if context is not None:
             return self.merge(context.attend(query, key, value))
@@ -112,10 +110,10 @@ class Attention(nn.Module):
 
 
 class AdaLNZeroBlock(nn.Module):
-    """Transformer block whose norms and gates come from a condition (DiT, arXiv 2212.09748).
+    """Transformer block whose norms and gates are functions of a condition (DiT, arXiv 2212.09748).
 
-    The projection of the condition starts at zero, so the block starts as the identity. The condition is
-    one vector a sample (``[B 1 E]``, a label) or one a position (``[B n E]``, a co-registered latent).
+    The projection of the condition starts at zero, and the block as the identity. The condition is one vector per
+    sample (``[B 1 E]``, a label) or per position (``[B n E]``, a co-registered latent).
     """
 
     def __init__(
@@ -136,25 +134,21 @@ class AdaLNZeroBlock(nn.Module):
         nn.init.zeros_(self.modulation.bias)
 
     def modulate(self, condition: Float[Tensor, "B m E"]) -> Float[Tensor, "B m E6"]:
-        """Return shift, scale and gate of both halves; there is no timestep, so once a sample is enough."""
+        """Return shift, scale and gate of both halves; without a timestep, they are computed once per sample."""
         return self.modulation(condition)
 
     def forward(
         self, x: Float[Tensor, "B n E"], condition: Float[Tensor, "B m E6"] | BlockContext
     ) -> Float[Tensor, "B n E"]:
-        """Attend, then mix channels.
-
-        condition: what ``modulate`` returned, or that and a context to attend to besides.
-        """
+        """Attend, then mix channels; ``condition`` is the output of ``modulate``, or holds it and a context."""
         context = condition if isinstance(condition, BlockContext) else None
         modulation = condition.modulation if isinstance(condition, BlockContext) else condition
         shift, scale, gate, *rest = modulation.to(x.dtype).chunk(6, dim=-1)
         attended = self.attention(normalise(x, shift, scale), context)
         return self._mix(torch.addcmul(x, gate, attended.to(x.dtype)), rest)
 
-    # A batch has as many buckets as its contexts have lengths, each ``[b S E]`` with its own b and S. All are passed in
-    # one call: weights that are sharded over processes are gathered once a call, and processes whose batches differ
-    # must gather equally often.
+    # A batch has one bucket per length of its contexts, each ``[b S E]`` with its own b and S. All are passed in one
+    # call: sharded weights are gathered once per call, and all processes must gather equally often.
 
     def each(
         self,
@@ -180,7 +174,7 @@ class AdaLNZeroBlock(nn.Module):
         streams: Sequence[Float[Tensor, "_ _ E"]],
         modulations: Sequence[Float[Tensor, "_ 1 E6"]],
     ) -> list[tuple[Tensor, Tensor]]:
-        """Return the keys and values of ``read`` alone, for contexts that no later block reads."""
+        """Return only the keys and values of ``read``, for contexts that no later block needs."""
         return [self._keys(x, modulation) for x, modulation in zip(streams, modulations, strict=True)]
 
     def _read(self, x: Tensor, modulation: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,7 +1,7 @@
-"""In which order hidden tokens are revealed when the order is fixed beforehand.
+"""Orders of revealing tokens that do not depend on the network.
 
-Tokens revealed in one step are drawn independently of each other, so those close together should not share
-a step. Halton's sequence (arXiv 2503.17076 for images) spreads them; here in three dimensions.
+Tokens of one step are drawn independently of each other, so neighbours should not share a step. Halton's sequence
+spreads them (arXiv 2503.17076, for images); here it has three dimensions.
 """
 
 import functools
@@ -29,8 +29,8 @@ def _radical_inverse(index: np.ndarray, base: int) -> np.ndarray:
 def halton_order(grid: tuple[int, int, int]) -> np.ndarray:
     """Return the flattened cells of ``grid`` in the order in which Halton's points first visit them.
 
-    The smallest base goes to the longest axis, where evenness matters most. The sequence is continued until
-    every cell was visited (a 16³ grid needs 15,357 points). Cached per grid; don't write into the result.
+    The longest axis, where evenness matters most, has the smallest base. The sequence continues until every cell was
+    visited (15,357 points for 16³). Cached per grid; the result must not be changed.
     """
     longest_first = sorted(range(3), key=lambda axis: -grid[axis])
     base_of = dict(zip(longest_first, _BASES, strict=True))
@@ -48,22 +48,22 @@ def halton_order(grid: tuple[int, int, int]) -> np.ndarray:
 
 
 def halton(grid: tuple[int, int, int], generator: torch.Generator) -> Int64[Tensor, " L"]:
-    """Halton's order, begun at a random place: each sample has its own."""
+    """Return Halton's order, begun at a random place."""
     order = _halton_on(grid, generator.device)
     start = torch.randint(len(order), (), generator=generator, device=generator.device)
-    # `roll` would have to wait for the device to learn how far.
+    # `roll` needs its shift on the host and would wait for the device.
     return order[(torch.arange(len(order), device=order.device) - start) % len(order)]
 
 
 @functools.lru_cache(maxsize=32)
 @torch.inference_mode(False)
 def _halton_on(grid: tuple[int, int, int], device: torch.device) -> Tensor:
-    """Return Halton's order on ``device``; kept, since a copy there waits for it."""
+    """Return Halton's order on ``device``; cached, since copying it there waits for the device."""
     return torch.from_numpy(halton_order(grid)).to(device)
 
 
 def random(grid: tuple[int, int, int], generator: torch.Generator) -> Int64[Tensor, " L"]:
-    """Any order, each equally likely."""
+    """Return a random order; all are equally likely."""
     return torch.randperm(grid[0] * grid[1] * grid[2], generator=generator, device=generator.device)
 
 
@@ -83,7 +83,7 @@ def draw_orders(
 class RevealQueue:
     """The hidden cells of each sample, in the order in which they will be revealed.
 
-    orders: a permutation of the cells for each sample. hidden: which cells are hidden. counts: how many.
+    orders: a permutation of the cells for each sample. hidden: True for hidden cells. counts: their number.
     """
 
     def __init__(
@@ -100,7 +100,7 @@ class RevealQueue:
         return taken
 
     def insert(self, sample: int, cells: Int64[Tensor, " K"], places: Float[Tensor, " K"]) -> None:
-        """Put ``cells`` among those of ``sample`` that wait: place 0 is the front, 1 the end."""
+        """Insert ``cells`` into the queue of ``sample``; place 0 is the front, 1 the end."""
         waiting = self._waiting[sample]
         steps = torch.arange(len(waiting), device=waiting.device)
         keys = torch.cat([steps.float(), places * (len(waiting) + 1) - 0.5])

@@ -1,8 +1,8 @@
-"""Refiner: puts the detail of the sources back into a volume that came through tokens.
+"""Refiner: adds the detail of the sources to a volume that was decoded from tokens.
 
-Tokens cap what a translation can reach: the decoded target is never better than the autoencoder's
-reconstruction, while its sources hold the same anatomy at full resolution. The refiner reads both and adds a
-residual that is zero before training.
+Tokens limit the quality of a translation: the decoded target is never better than the autoencoder's reconstruction,
+while the sources show the same anatomy at full resolution. From both, the refiner computes a residual, which is zero
+before training.
 """
 
 from collections.abc import Sequence
@@ -13,10 +13,10 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from prod9.autoencoder.native.conv import convolve
 from prod9.autoencoder.native.norm import group_norm
+from prod9.autoencoder.native.recompute import call
 from prod9.autoencoder.native.voxel_folding import fold_voxels
 from prod9.autoencoder.padding import pad_to_multiple
 from prod9.types import Label, Volume, VolumeOut
@@ -24,17 +24,16 @@ from prod9.types import Label, Volume, VolumeOut
 Sources = Float[Tensor, "B K H W D"]
 Present = Bool[Tensor, "B K"]
 Facts = Float[Tensor, "B Q"]
-"""What is asked for, 0 or 1 each: for each target, that it is, that it was decoded, and each source it has."""
-
+"""The task as 0s and 1s: for each class, that it is the target, that it was decoded, and which sources are given."""
 
 _LOG_ERROR = (-6.0, -2.5, 0.0)
 """Least, first and greatest logarithm of an expected error, of intensities in [0, 1]."""
 
 
 class Refined(NamedTuple):
-    """What a refiner gives, ``[B 1 H W D]`` each and 0 outside the head.
+    """The output of a refiner, ``[B 1 H W D]`` each and 0 outside of the head.
 
-    volume: the refined target, not clipped. error: how far it is expected to be off, the mean absolute error.
+    volume: the refined target, not clipped. error: its expected absolute error.
     """
 
     volume: VolumeOut
@@ -42,7 +41,7 @@ class Refined(NamedTuple):
 
 
 class Modulation(nn.Module):
-    """Scales and shifts channels by facts; a fresh one changes nothing."""
+    """Scales and shifts channels by facts; the identity before training."""
 
     def __init__(self, *, num_facts: int, channels: int) -> None:
         super().__init__()
@@ -64,8 +63,8 @@ class Modulation(nn.Module):
 class RefinerBlock(nn.Module):
     """Convolution, normalisation of each channel and SiLU, twice, modulated in between.
 
-    What a tissue looks like in the target depends on which target it is and on which sources there are, so
-    every block is told.
+    The look of a tissue in the target depends on the class of the target and on the sources, so every block is
+    modulated by them.
     """
 
     def __init__(self, *, in_channels: int, out_channels: int, num_facts: int) -> None:
@@ -86,22 +85,23 @@ class RefinerBlock(nn.Module):
 class Refiner(nn.Module):
     """A perceptron from intensities to an intensity, voxel by voxel, guided by a U-Net over coarse blocks.
 
-    Most of a translation is a curved map from the intensities of the sources at a voxel to that of the target,
-    which the perceptron learns in seconds and at full resolution; nothing has to pass through narrow features.
-    What the intensities of one voxel don't tell, above all where a lesion is, the U-Net sees and adds to the
-    perceptron's hidden values. The intensities themselves are read out too, so that linear regression is where
-    it starts from. All weights of the readout, and what modulates hidden values, depend on the facts.
+    Most of a translation is a curved map from the intensities of the sources at a voxel to that of the target. The
+    perceptron learns it in seconds and at full resolution, on the voxels of the head only. The U-Net adds to its hidden
+    values what the intensities of one voxel do not show, above all where a lesion is. The readout also gets the
+    intensities, so that training starts from a linear regression. All weights of the readout, and the modulation of
+    hidden values, depend on the facts.
 
-    A second readout of the same values says how far off the first is expected to be. It is trained on what the first
-    leaves (Kendall and Gal 2017, heteroscedastic regression) and sends no gradient back, so that it costs the
-    refined volume nothing.
+    A second readout of the same values predicts the error of the first. It is trained on the residuals of the first
+    (Kendall and Gal 2017, heteroscedastic regression) and gives no gradient to the rest, so that the refined volume is
+    the same with and without it.
 
-    The perceptron looks at voxels of the head alone, a quarter of a volume.
-
-    num_classes: modalities K that can be source or target. num_channels: width of each resolution of the
-    U-Net, from fine to coarse. num_res_blocks: a resolution, on each of the two ways. space_to_depth: edge of
-    the blocks of voxels that the U-Net sees as one. detail_channels: width of the perceptron.
-    use_checkpointing: trade time for memory.
+    Args:
+        num_classes: modalities K that can be source or target.
+        num_channels: width at each resolution of the U-Net, from fine to coarse.
+        num_res_blocks: blocks per resolution in the encoder, and as many in the decoder.
+        space_to_depth: side of the blocks of voxels that the U-Net takes as one.
+        detail_channels: width of the perceptron.
+        use_checkpointing: recompute activations in the backward pass.
     """
 
     def __init__(
@@ -155,15 +155,22 @@ class Refiner(nn.Module):
     ) -> Refined:
         """Return the refined target and its expected error.
 
-        decoded: the target as the decoder gave it, in [0, 1]; all zero where there is none, and then the
-        result comes from the sources alone. sources: channel k holds the source of class k, in [0, 1].
-        present: which of them there are; the others are not looked at. target_label: class of the target. head:
-        where the result may differ from 0; by default where any source is above 0, or everywhere without sources.
+        Args:
+            decoded: the output of the decoder in [0, 1]; all 0 where there is none, and then only the sources count.
+            sources: channel k holds the source of class k, in [0, 1].
+            present: which sources are given; the others do not count.
+            target_label: class of the target.
+            head: where the result may differ from 0; by default where any source is above 0, or everywhere without
+                sources.
         """
-        self._check(sources)
+        if sources.shape[1] != self.num_classes:
+            raise ValueError(
+                f"sources: expected one channel for each of the {self.num_classes} classes, "
+                f"got {sources.shape[1]}; fill absent ones with 0 and set `present` to False for them"
+            )
         given = torch.where(present[:, :, None, None, None], sources, 0.0)
         facts = self._facts(decoded, present, target_label)
-        # Tissues lie close together in [0, 1]; spread out, they are told apart from the first steps on.
+        # Tissues have similar intensities in [0, 1]; a larger scale separates them from the first steps on.
         x = torch.cat([decoded, given], dim=1).sub(0.5).mul(4.0)
         guides = self._guide(pad_to_multiple(x, self.multiple), facts)
         if head is None:
@@ -171,7 +178,7 @@ class Refiner(nn.Module):
         volumes, errors = self._voxels(x, decoded, guides, head, facts)  # pyright: ignore[reportCallIssue]
         return Refined(volumes, errors)
 
-    # Compilers stop at every count that only the data know; between two of them there would be little to compile.
+    # Compilers break the graph at every count that depends on the data; little would remain between two breaks.
     @torch.compiler.disable
     def _voxels(
         self, x: Tensor, decoded: Tensor, guides: Tensor, head: Tensor, facts: Tensor
@@ -181,7 +188,7 @@ class Refiner(nn.Module):
         readouts, error_readouts = self.readout(facts), self.error_readout(facts)
         volumes, errors = [], []
         for b, sample in enumerate(x):
-            # Host sync on a GPU: how many voxels there are decides shapes.
+            # Waits for a GPU: the number of voxels decides shapes.
             places = head[b].flatten().nonzero()[:, 0]
             rows = sample.flatten(1).index_select(1, places).T
             guide = self._enlarged(guides[b], sample.shape[1:]).index_select(0, places)
@@ -203,7 +210,7 @@ class Refiner(nn.Module):
         return (target[:, :, None] * there[:, None]).flatten(1).to(self.readout.weight.dtype)
 
     def _guide(self, x: Tensor, facts: Tensor) -> Tensor:
-        """Return what the U-Net adds to the hidden values of each block of voxels."""
+        """Return the U-Net's output, added to the hidden values of each block of voxels."""
         folded = fold_voxels(x, self.space_to_depth).contiguous(memory_format=torch.channels_last_3d)
         h, skips = convolve(self.stem, folded), []
         for level, blocks in enumerate(self.down):
@@ -218,9 +225,9 @@ class Refiner(nn.Module):
         return convolve(self.guide, h)
 
     def _enlarged(self, guide: Tensor, sides: Sequence[int]) -> Tensor:
-        """Return ``[C h w d]`` as rows of voxels, ``[H·W·D C]``: trilinear, the padding cut off.
+        """Return ``[C h w d]`` interpolated to rows of voxels, ``[H·W·D C]``, without the padding.
 
-        Three matrix products: torch's own upsampling, and its backward pass above all, takes a third of a step.
+        Three matrix products: torch's own upsampling, above all its backward pass, takes a third of a step.
         """
         rows = guide.permute(1, 2, 3, 0)
         h, w, d = (
@@ -233,19 +240,8 @@ class Refiner(nn.Module):
 
     def _run(self, blocks: Any, h: Tensor, facts: Tensor) -> Tensor:
         for block in blocks:
-            h = (
-                checkpoint(block, h, facts, use_reentrant=False)
-                if self.use_checkpointing
-                else block(h, facts)
-            )
+            h = call(block, h, facts, recompute=self.use_checkpointing)
         return h
-
-    def _check(self, sources: Tensor) -> None:
-        if sources.shape[1] != self.num_classes:
-            raise ValueError(
-                f"sources must have one channel for each of the {self.num_classes} classes, "
-                f"got {sources.shape[1]}; leave absent ones 0 and say so in `present`."
-            )
 
 
 def _linear(side: int, factor: int, like: Tensor) -> Float[Tensor, "large small"]:

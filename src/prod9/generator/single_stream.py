@@ -2,28 +2,29 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, Unpack
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
+from prod9.autoencoder.checks import require_choice
+from prod9.autoencoder.native.recompute import call
 from prod9.generator.context import BlockContext, Buckets
-from prod9.generator.heads import Groups
 from prod9.generator.modality_processor import InContextCondition, ModalityProcessor
-from prod9.generator.token_decoder import AbstractTokenDecoder, finish
+from prod9.generator.token_decoder import AbstractTokenDecoder, DecoderOptions, finish
 from prod9.types import TokenGrid, TokenMask
 
 
 @dataclass(frozen=True)
 class PreparedContext:
-    """What a TransformerDecoderSingleStream keeps of a condition over all steps.
+    """What a TransformerDecoderSingleStream computes once per condition.
 
     blocks: with ``prefix`` attention the modulation, keys and values of each block; with ``full`` the
     modulation ``[B 1 6E]`` alone. final: ``[B 1 2E]``. aligned: ``[B n E]``, added to the target's input, or
-    None. buckets, streams: the embedded context of each bucket, ``[b S E]``, for ``full``; else None.
+    None. streams: for ``full`` attention the embedded context ``[b S E]`` of each of ``buckets``, else None.
     """
 
     blocks: tuple[BlockContext, ...] | tuple[Tensor, ...]
@@ -44,16 +45,18 @@ class PreparedContext:
 
 
 class TransformerDecoderSingleStream(AbstractTokenDecoder):
-    """Decoder whose context and target form one sequence; context first, the target projected by itself.
+    """Decoder whose context and target form one sequence, context first; each has its own projection.
 
-    With ``prefix`` attention the context sees the context and the target sees all, so keys and values of the
-    context are computed in ``prepare``, once a sample, and serve every step and both branches of guidance.
-    With ``full`` attention the context sees the target too and everything is computed at every step.
+    With ``prefix`` attention the context attends to itself and the target attends to all. Keys and values of the
+    context are thus computed once per sample (``prepare``) and serve every step and both branches of guidance.
+    With ``full`` attention the context attends to the target too, and everything is computed at every step.
 
-    levels, embed_dim, num_blocks, num_heads, mlp_ratio, patch_size, groups, dropout, num_bands,
-    use_checkpointing: see :class:`~prod9.generator.token_decoder.AbstractTokenDecoder`. num_classes: labels.
-    attention: ``prefix`` or ``full``. aligned, context_stride (its ``stride``): see
-    :class:`~prod9.generator.modality_processor.ModalityProcessor`.
+    Args:
+        num_classes: number of labels.
+        attention: ``prefix`` or ``full``.
+        aligned: see :class:`~prod9.generator.modality_processor.ModalityProcessor`.
+        context_stride: its ``stride``.
+        **options: see :class:`~prod9.generator.token_decoder.AbstractTokenDecoder`.
     """
 
     condition: ModalityProcessor
@@ -61,50 +64,27 @@ class TransformerDecoderSingleStream(AbstractTokenDecoder):
     def __init__(
         self,
         *,
-        levels: Sequence[int],
-        embed_dim: int = 512,
-        num_blocks: int = 12,
-        num_heads: int = 8,
-        mlp_ratio: float = 4.0,
-        patch_size: int = 1,
-        groups: Groups = "balanced",
-        dropout: float = 0.1,
-        num_bands: int | None = None,
         num_classes: int = 4,
-        use_checkpointing: bool = False,
         attention: str = "prefix",
         aligned: bool = True,
         context_stride: int = 1,
+        **options: Unpack[DecoderOptions],
     ) -> None:
-        super().__init__(
-            levels=levels,
-            embed_dim=embed_dim,
-            num_blocks=num_blocks,
-            num_heads=num_heads,
-            mlp_ratio=mlp_ratio,
-            patch_size=patch_size,
-            groups=groups,
-            dropout=dropout,
-            num_bands=num_bands,
-            use_checkpointing=use_checkpointing,
-            condition=ModalityProcessor(
-                embed_dim=embed_dim,
-                num_classes=num_classes,
-                patch_size=patch_size,
-                latent_channels=len(levels),
-                num_bands=num_bands,
-                aligned=aligned,
-                stride=context_stride,
-            ),
+        processor = partial(
+            ModalityProcessor,
+            num_classes=num_classes,
+            num_bands=options.get("num_bands"),
+            aligned=aligned,
+            stride=context_stride,
         )
-        if attention not in ("prefix", "full"):
-            raise ValueError(f"Expected attention prefix or full, got {attention!r}; use one of these.")
+        super().__init__(condition=processor, **options)
+        require_choice("attention", attention, ("prefix", "full"))
         self.attention = attention
 
     def prepare(self, condition: InContextCondition) -> PreparedContext:
-        """Return all that depends on the condition alone, once a sample: the cache of the context."""
+        """Return what depends on the condition alone, computed once per sample: the cache of the context."""
         context, padding = self.condition(condition)
-        # One wait for the device a sample, or a training step: Python has to know how long the contexts are.
+        # Waits for the device once per sample or training step: the lengths of the contexts decide shapes.
         buckets = Buckets.of((~padding).sum(1).tolist(), context.device)
         parts = zip(buckets.split(context), buckets.sizes, strict=True)
         streams = [part[:, :size].contiguous() for part, size in parts]
@@ -116,11 +96,11 @@ class TransformerDecoderSingleStream(AbstractTokenDecoder):
         return PreparedContext(self._read(streams, modulations, buckets), final, aligned, buckets, None)
 
     def start_from(self, decoder: AbstractTokenDecoder) -> tuple[str, ...]:
-        """Copy what a label-conditional decoder of the same size knows of the target; return what is new.
+        """Copy the weights of a label-conditional decoder of the same size; return the names of the other weights.
 
-        Copied are the tokens' way in and out, the blocks, and the labels' embeddings, those of "no label" among
-        them. What reads the sources is new, and ``aligned`` starts from zero, adding nothing yet. Raises
-        ValueError with the first tensors that are missing there or have another shape; then nothing is copied.
+        Copied are the input and output of tokens, the blocks, and the embeddings of labels and of "no label". The
+        layers for the sources are new; ``aligned`` starts at zero and adds nothing at first. Raises ValueError, without
+        any change, where ``decoder`` lacks a tensor or has it with another shape.
         """
         own, other = self.state_dict(), decoder.state_dict()
         names = {name: name for name in own if not name.startswith("condition.")}
@@ -132,8 +112,8 @@ class TransformerDecoderSingleStream(AbstractTokenDecoder):
         ]
         if differ:
             raise ValueError(
-                f"expected a label-conditional decoder of the same size, but these of {len(names)} tensors differ: "
-                f"{', '.join(differ[:3])}; give both the same model and data.label_map, or start anew."
+                f"decoder: expected a label-conditional one of the same size, got one in which these of {len(names)} "
+                f"tensors differ: {', '.join(differ[:3])}; use the same model and data.label_map, or start anew"
             )
         self.load_state_dict({name: other[source] for name, source in names.items()}, strict=False)
         if self.condition.aligned_weight is not None:
@@ -157,21 +137,18 @@ class TransformerDecoderSingleStream(AbstractTokenDecoder):
         return finish(self._run_joint(x, prepared, prepared.streams, residuals), prepared.final)
 
     def sample(self, sampler: Any, shape: Sequence[int], condition: InContextCondition, **how: Any) -> Tensor:
-        """Return what ``sampler`` (a MaskGiTSampler) draws with this decoder; ``how`` is its own.
-
-        shape: (B, h, w, d).
-        """
+        """Return tokens of ``shape`` (B, h, w, d) that ``sampler``, a MaskGiTSampler, draws with arguments ``how``."""
         return sampler.sample(self, shape, condition, **how)
 
     def _read(
         self, streams: Sequence[Tensor], modulations: Sequence[Tensor], buckets: Buckets
     ) -> tuple[BlockContext, ...]:
-        """Pass the context of each bucket through the blocks and keep what each block's attention needs."""
+        """Pass the context of each bucket through the blocks; return keys and values of each block."""
         kept = []
         for i, (block, modulation) in enumerate(zip(self.adaln_blocks, modulations, strict=True)):
             given = buckets.split(modulation)
             if i + 1 == len(modulations):
-                # Nothing reads the context after the last block.
+                # After the last block the context itself is not needed.
                 keys, values = zip(*block.keys(streams, given), strict=True)
             else:
                 keys, values, streams = zip(*self._pass(block.read, streams, given), strict=True)
@@ -179,9 +156,7 @@ class TransformerDecoderSingleStream(AbstractTokenDecoder):
         return tuple(kept)
 
     def _pass(self, block: Any, *given: Sequence[Tensor]) -> Any:
-        if self.use_checkpointing and torch.is_grad_enabled():
-            return checkpoint(block, *given, use_reentrant=False)
-        return block(*given)
+        return call(block, *given, recompute=self.use_checkpointing)
 
     def _run_joint(
         self,
@@ -198,7 +173,7 @@ class TransformerDecoderSingleStream(AbstractTokenDecoder):
         for i, (block, modulation) in enumerate(zip(self.adaln_blocks, prepared.blocks, strict=True)):
             joint = self._pass(block.each, joint, buckets.split(modulation))  # pyright: ignore[reportArgumentType]
             if residuals is not None and i % 2:
-                # Control speaks of the target: the context gets nothing of it.
+                # Residuals of control are for the target, not for the context.
                 added = zip(joint, lengths, buckets.split(residuals[i // 2]), strict=True)
                 joint = [whole + F.pad(r.to(whole.dtype), (0, 0, length, 0)) for whole, length, r in added]
         return buckets.join([whole[:, length:] for whole, length in zip(joint, lengths, strict=True)])

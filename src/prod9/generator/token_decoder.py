@@ -1,24 +1,25 @@
-"""AbstractTokenDecoder: what every decoder of tokens has, whatever it is told about them."""
+"""AbstractTokenDecoder: the transformer that all decoders of tokens share, whatever their condition."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import Any, Protocol, cast, runtime_checkable
+from collections.abc import Callable, Sequence
+from typing import Any, NotRequired, Protocol, TypedDict, cast, runtime_checkable
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
+from prod9.autoencoder.native.recompute import call
 from prod9.generator.context import BlockContext
+from prod9.generator.folding import fold, folded_slots, positions_grid, unfold
 from prod9.generator.heads import Groups, TokenLogits, TokenVocabulary
 from prod9.generator.modules import AdaLNZeroBlock, SinCosPosEmbed, normalise
-from prod9.generator.token_io import embed_tokens, predict_tokens
 from prod9.types import TokenGrid, TokenMask
 
 
 @runtime_checkable
 class MaskedDecoder(Protocol):
-    """What samplers and trainers need of a decoder; they don't know which one they hold."""
+    """The interface of decoders for samplers and trainers."""
 
     @property
     def vocabulary(self) -> TokenVocabulary:
@@ -26,7 +27,7 @@ class MaskedDecoder(Protocol):
         ...
 
     def prepare(self, condition: Any) -> Any:
-        """Return what depends on the condition alone, computed once a sample; slices along the batch."""
+        """Return what depends on the condition alone, computed once per sample; slices along the batch."""
         ...
 
     def __call__(
@@ -41,41 +42,64 @@ class MaskedDecoder(Protocol):
         ...
 
 
+class DecoderOptions(TypedDict):
+    """Keywords that a decoder hands on to `AbstractTokenDecoder`, which describes them."""
+
+    levels: Sequence[int]
+    embed_dim: NotRequired[int]
+    num_blocks: NotRequired[int]
+    num_heads: NotRequired[int]
+    mlp_ratio: NotRequired[float]
+    patch_size: NotRequired[int]
+    groups: NotRequired[Groups]
+    dropout: NotRequired[float]
+    num_bands: NotRequired[int | None]
+    use_checkpointing: NotRequired[bool]
+
+
 class AbstractTokenDecoder(nn.Module, ABC):
     """AdaLN-Zero transformer over all token positions, without a timestep.
 
-    A final class embeds its condition (``prepare``) and says what the blocks see of it (``features``).
+    A final class embeds its condition (``prepare``) and passes it to the blocks (``features``).
 
-    levels: FSQ levels. embed_dim: width E. num_blocks, num_heads, mlp_ratio: of the transformer.
-    patch_size: p folds p³ tokens into one position, each still hidden or visible by itself. groups:
-    factorisation of the vocabulary. dropout: in attention output and MLP. num_bands: frequencies an axis of
-    the positions, None for as many as fit. use_checkpointing: recompute activations in the backward pass.
-    condition: embeds the condition; part of the decoder, so that one checkpoint holds both.
+    Args:
+        condition: builds what embeds the condition, called with ``embed_dim``, ``patch_size`` and
+            ``latent_channels`` (one per level); part of the decoder, so that one checkpoint holds both.
+        levels: FSQ levels.
+        embed_dim: width E.
+        num_blocks: number of transformer blocks.
+        num_heads: attention heads per block.
+        mlp_ratio: width of the MLP over ``embed_dim``.
+        patch_size: p folds p³ tokens into one position; each of them is still hidden or visible by itself.
+        groups: factorisation of the vocabulary, see ``partition_levels``.
+        dropout: in the output of attention and in the MLP.
+        num_bands: frequencies per axis of the positions; None for as many as fit.
+        use_checkpointing: recompute activations in the backward pass.
     """
 
     def __init__(
         self,
         *,
+        condition: Callable[..., nn.Module],
         levels: Sequence[int],
-        embed_dim: int,
-        num_blocks: int,
-        num_heads: int,
-        mlp_ratio: float,
-        patch_size: int,
-        groups: Groups,
-        dropout: float,
-        num_bands: int | None,
-        use_checkpointing: bool,
-        condition: nn.Module,
+        embed_dim: int = 512,
+        num_blocks: int = 12,
+        num_heads: int = 8,
+        mlp_ratio: float = 4.0,
+        patch_size: int = 1,
+        groups: Groups = "balanced",
+        dropout: float = 0.1,
+        num_bands: int | None = None,
+        use_checkpointing: bool = False,
     ) -> None:
         super().__init__()
         self.patch_size = patch_size
         self.embed_dim = embed_dim
         self.use_checkpointing = use_checkpointing
         self.vocabulary = TokenVocabulary(levels=levels, groups=groups)
-        self.condition = condition
-        # Per token: its code, zero where hidden, and a flag whose weights are the learned vector of a hidden
-        # token, one for each place in the patch.
+        self.condition = condition(embed_dim=embed_dim, patch_size=patch_size, latent_channels=len(levels))
+        # The inputs of a token are its code, 0 where it is hidden, and a flag. The weights of the flag are the learned
+        # vector of a hidden token, one for each place in the patch.
         self.input = nn.Linear(patch_size**3 * (len(levels) + 1), embed_dim)
         self.positions = SinCosPosEmbed(embed_dim=embed_dim, num_bands=num_bands)
         self.blocks = nn.ModuleList(
@@ -88,12 +112,12 @@ class AbstractTokenDecoder(nn.Module, ABC):
 
     @property
     def num_residuals(self) -> int:
-        """How many residuals ``forward`` takes: one a pair of blocks."""
+        """The number of residuals of ``forward``: one per pair of blocks."""
         return len(self.blocks) // 2
 
     @property
     def adaln_blocks(self) -> list[AdaLNZeroBlock]:
-        """The blocks, as what they are."""
+        """The blocks with their type."""
         return cast("list[AdaLNZeroBlock]", list(self.blocks))
 
     def _initialise(self) -> None:
@@ -108,9 +132,9 @@ class AbstractTokenDecoder(nn.Module, ABC):
 
     @abstractmethod
     def prepare(self, condition: Any) -> Any:
-        """Return all that depends on the condition alone, once a sample.
+        """Return all that depends on the condition alone, computed once per sample.
 
-        Its ``blocks`` holds what each block is called with beside the hidden state.
+        Its ``blocks`` holds the second argument of each block.
         """
 
     @abstractmethod
@@ -133,13 +157,16 @@ class AbstractTokenDecoder(nn.Module, ABC):
     ) -> TokenLogits:
         """Predict tokens.
 
-        tokens: what is visible; entries where ``mask`` is True are not looked at. residuals: one
-        ``[B n E]`` a pair of blocks, added after it (control). rows: flattened indices into ``[B h w d]``
-        of the tokens wanted; the result is then ``[R K]`` instead of ``[B h w d K]``.
+        Args:
+            tokens: the visible tokens; entries where ``mask`` is True do not count.
+            mask: True where a token is hidden.
+            prepared: the output of ``prepare``.
+            residuals: of a control network, one ``[B n E]`` per pair of blocks, added after it.
+            rows: flattened indices into ``[B h w d]`` of the tokens wanted; the result is then ``[R K]`` instead of
+                ``[B h w d K]``.
         """
         features = self.features(tokens, mask, prepared, residuals)
-        grid = tuple(tokens.shape[1:])
-        return self.predict(features, grid, rows)
+        return self.predict(features, tuple(tokens.shape[1:]), rows)
 
     def embed(self, tokens: TokenGrid, mask: TokenMask) -> Float[Tensor, "B n E"]:
         """Return the input of the first block: folded codes and mask flags, projected, plus positions."""
@@ -166,11 +193,11 @@ class AbstractTokenDecoder(nn.Module, ABC):
         )
 
     def check_residuals(self, residuals: Sequence[Tensor] | None) -> None:
-        """Raise ValueError unless there is one residual a pair of blocks, or none at all."""
+        """Raise ValueError unless ``residuals`` is None or holds one per pair of blocks."""
         if residuals is not None and len(residuals) != self.num_residuals:
             raise ValueError(
-                f"Expected {self.num_residuals} residuals, one a pair of blocks, got {len(residuals)}; "
-                "make the control branch from this decoder."
+                f"residuals: expected {self.num_residuals}, one per pair of blocks, got {len(residuals)}; "
+                "build the control network from this decoder"
             )
 
     def run_blocks(
@@ -179,10 +206,7 @@ class AbstractTokenDecoder(nn.Module, ABC):
         """Pass ``x [B n E]`` through the blocks, each called with its part of ``given``."""
         self.check_residuals(residuals)
         for i, (block, condition) in enumerate(zip(self.blocks, given, strict=True)):
-            if self.use_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(block, x, condition, use_reentrant=False)
-            else:
-                x = block(x, condition)
+            x = call(block, x, condition, recompute=self.use_checkpointing)
             if residuals is not None and i % 2 and i // 2 < len(residuals):
                 x = x + residuals[i // 2].to(x.dtype)
         return x
@@ -192,3 +216,41 @@ def finish(x: Tensor, modulation: Tensor) -> Tensor:
     """Return the last norm of hidden states, modulated by ``[B m 2E]``."""
     shift, scale = modulation.to(x.dtype).chunk(2, dim=-1)
     return normalise(x, shift, scale)
+
+
+def embed_tokens(
+    tokens: TokenGrid,
+    mask: TokenMask,
+    *,
+    vocabulary: TokenVocabulary,
+    projection: nn.Module,
+    positions: SinCosPosEmbed,
+    patch_size: int,
+) -> Float[Tensor, "B n E"]:
+    """Return the input of the first block: folded codes and mask flags, projected, plus positions.
+
+    Entries of ``tokens`` where ``mask`` is True do not count. ``projection`` maps p³ · (Z + 1) features to E.
+    """
+    grid = positions_grid(tokens.shape[1:], patch_size)
+    codes = F.embedding(tokens, vocabulary.codes).masked_fill(mask[..., None], 0.0)
+    inputs = torch.cat([codes, mask[..., None].to(codes.dtype)], dim=-1)
+    return projection(fold(inputs, patch_size)) + positions(grid)
+
+
+def predict_tokens(
+    features: Float[Tensor, "B n E"],
+    *,
+    head: nn.Module,
+    vocabulary: TokenVocabulary,
+    patch_size: int,
+    grid: Sequence[int],
+    rows: Int64[Tensor, " R"] | None,
+) -> TokenLogits:
+    """Apply ``head`` (linear, from E to p³ · K) to all positions, or to the flattened tokens ``rows`` alone."""
+    if rows is None:
+        return TokenLogits(unfold(head(features), grid, patch_size), vocabulary)
+    flat = features.flatten(0, 1)
+    if patch_size == 1:
+        return TokenLogits(head(flat.index_select(0, rows)), vocabulary)
+    every = head(flat).unflatten(-1, (patch_size**3, -1)).flatten(0, 1)
+    return TokenLogits(every.index_select(0, folded_slots(rows, grid, patch_size)), vocabulary)

@@ -1,9 +1,7 @@
 """Scores of reconstructions and of sets of features: PSNR, SSIM, MS-SSIM, Fréchet distance, Inception Score.
 
-Everything here is a plain function of tensors, so nothing can end up in a state dict and averaging over
-batches and ranks is the caller's. Scores of volumes come one a sample, ``[B]``, NaN where the mask is empty.
-The learned score, LPIPS, lives in
-``perceptual`` with the other networks.
+Scores are plain functions of tensors, so nothing can end up in a state dict; callers average over batches and ranks.
+Scores of volumes are one per sample, ``[B]``, and NaN where the mask is empty. LPIPS is in ``perceptual``.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,21 +10,17 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from prod9.measures.perceptual import LPIPS as LPIPS
-from prod9.measures.ssim import MS_SSIM_WEIGHTS as MS_SSIM_WEIGHTS
-from prod9.measures.ssim import Window, compare_regions
-from prod9.measures.ssim import ms_ssim_scales as ms_ssim_scales
-from prod9.measures.ssim import ssim_window as ssim_window
+from prod9.measures.ssim import PerSample, VolumeMask, Window, compare_regions, ssim_window
 from prod9.types import Volume
 
 PSNR_CAP = 100.0
-"""PSNR in dB of identical volumes: a mean over cases has to stay finite."""
+"""PSNR in dB of identical volumes, so that means over cases stay finite."""
 
 SIGMA = 1.5
-"""Deviation of the Gaussian window of SSIM, in voxels (Wang et al. 2004)."""
+"""Standard deviation of the Gaussian window of SSIM in voxels (Wang et al. 2004)."""
 
-VolumeMask = Bool[Tensor, "B C H W D"]
-PerSample = Float[Tensor, " B"]
+GENERATED_BACKGROUND = 0.02
+"""Highest intensity of the background of generated volumes: decoders leave no exact zeros."""
 
 
 def psnr(
@@ -34,7 +28,7 @@ def psnr(
 ) -> PerSample:
     """Return the peak signal-to-noise ratio of each sample in dB, at most ``PSNR_CAP``.
 
-    data_range: maximum minus minimum of what intensities may be, not of this pair. mask: voxels that count.
+    data_range: maximum minus minimum of possible intensities, not of this pair. mask: voxels that count.
     """
     error = (pred.float() - target.float()).square()
     mse = _masked_mean(error, mask)
@@ -52,9 +46,17 @@ def ssim3d(
 ) -> PerSample:
     """Return the structural similarity of each sample, Gaussian window, no padding (Wang et al. 2004).
 
-    The window is cut to the largest odd number that fits the smallest side. With a mask, the mean is over the
-    windows whose centre it covers: in a flat background SSIM is 1 and would hide what happens in the brain.
-    The window is a product of three one-dimensional ones, so it costs 3 · 11 operations a voxel, not 11³.
+    The window is reduced to the largest odd number that fits the smallest side. It is a product of three
+    one-dimensional ones: 3 · 11 operations per voxel, not 11³.
+
+    Args:
+        pred: predicted volumes.
+        target: true volumes.
+        data_range: maximum minus minimum of possible intensities.
+        mask: only windows with their centre in it count. In a flat background SSIM is 1, which would hide differences
+            in the brain.
+        window: side of the window in voxels.
+        sigma: its standard deviation in voxels.
     """
     own = Window(ssim_window(pred.shape[2:], window), sigma, data_range)
     return compare_regions(pred, target, [mask], window=own, multiscale=False)[0].ssim
@@ -71,10 +73,10 @@ def ms_ssim3d(
 ) -> PerSample:
     """Return the multi-scale structural similarity of each sample (Wang et al. 2003), in [0, 1].
 
-    Scales follow from the sides (``ms_ssim_scales``), since the usual five need sides of 176; the weights of
-    those used sum to 1. Each scale averages blocks of 2³ voxels; a block belongs to ``mask`` if any voxel does.
-    With a mask the volumes go on as background, or at coarse scales no window would be centred in a small region;
-    without one, only windows that fit count.
+    The sides decide the number of scales (``ms_ssim_scales``), since the usual five need sides of 176; their weights
+    sum to 1. Each scale averages blocks of 2³ voxels; a block belongs to ``mask`` if any voxel does. With a mask the
+    volumes are continued with background, since at coarse scales no window would fit with its centre in a small region;
+    without a mask, only windows that fit count. For the arguments see :func:`ssim3d`.
     """
     own = Window(ssim_window(pred.shape[2:], window), sigma, data_range)
     return compare_regions(pred, target, [mask], window=own)[0].ms_ssim
@@ -85,16 +87,19 @@ def mean_absolute_error(pred: Volume, target: Volume, *, mask: VolumeMask | None
     return _masked_mean((pred.float() - target.float()).abs(), mask)
 
 
-def foreground(volume: Volume) -> VolumeMask:
-    """Return the brain of skull-stripped volumes: preprocessing leaves the background at exactly 0."""
-    return volume > 0
+def foreground(volume: Float[Tensor, "*axes"], *, above: float = 0.0) -> Bool[Tensor, "*axes"]:
+    """Return the foreground of volumes in [0, 1], which scores call brain: voxels brighter than ``above``.
+
+    Preprocessing leaves the background of a scan at exactly 0; generated volumes need ``GENERATED_BACKGROUND``.
+    """
+    return volume > above
 
 
 def fit_intensities(pred: Volume, target: Volume, *, mask: VolumeMask) -> Volume:
-    """Return a · pred + b with the a and b of each sample that come closest to ``target`` over ``mask``.
+    """Return a · pred + b with the least-squares a and b of each sample for ``target`` over ``mask``.
 
-    Least squares. A scan's own brightness and contrast can't be read from other scans: compared
-    without this fit, translations are ranked by luck. A constant prediction becomes the target's mean.
+    Brightness and contrast of a scan cannot be predicted from other scans, and without this fit they would decide the
+    ranking of translations. A constant prediction becomes the target's mean.
     """
     weight = mask.float().expand_as(pred)
     count = weight.flatten(1).sum(1).clamp_min(1.0)
@@ -127,7 +132,7 @@ class CombinedMetric:
         self.weights = {"psnr": psnr, "ssim": ssim, "lpips": lpips}
         if min(self.weights.values()) < 0 or sum(self.weights.values()) == 0:
             raise ValueError(
-                f"weights must be non-negative and not all 0, got {self.weights}; use psnr=1, ssim=1, lpips=0"
+                f"weights: expected at least 0 and not all 0, got {self.weights}; use psnr=1, ssim=1, lpips=0"
             )
 
     def __call__(self, metrics: Mapping[str, Tensor]) -> Tensor:
@@ -135,7 +140,7 @@ class CombinedMetric:
         missing = [name for name, weight in self.weights.items() if weight and name not in metrics]
         if missing:
             raise ValueError(
-                f"metrics must hold {', '.join(missing)}, got {sorted(metrics)}; or set the weight to 0"
+                f"metrics: expected {', '.join(missing)} among them, got {sorted(metrics)}; or set the weight to 0"
             )
         score = {
             "psnr": lambda value: value / 40.0,
@@ -155,17 +160,17 @@ def token_histogram(tokens: Int64[Tensor, "B h w d"], vocab_size: int) -> Int64[
 
 
 def count_values(values: Int64[Tensor, " N"], size: int) -> Int64[Tensor, " V"]:
-    """Count each of the numbers below ``size``; `torch.bincount` would wait for the device to learn the largest."""
+    """Count each of the numbers below ``size``, without waiting for the device as `torch.bincount` does."""
     return values.new_zeros(size).scatter_add_(0, values, torch.ones_like(values))
 
 
 def codebook_usage(histogram: Int64[Tensor, " V"]) -> Float[Tensor, ""]:
-    """Return the share of the codebook that occurs at all, in [0, 1]."""
+    """Return the share of the codebook that occurs, in [0, 1]."""
     return (histogram > 0).float().mean()
 
 
 def perplexity(histogram: Int64[Tensor, " V"]) -> Float[Tensor, ""]:
-    """Return exp of the token entropy, in [1, V]: as many equally likely codes would be as informative."""
+    """Return exp of the token entropy, in [1, V]: the number of equally likely codes of the same entropy."""
     p = histogram.double() / histogram.sum()
     return torch.exp(torch.special.entr(p).sum()).float()
 
@@ -173,7 +178,7 @@ def perplexity(histogram: Int64[Tensor, " V"]) -> Float[Tensor, ""]:
 def level_usage(histogram: Int64[Tensor, " V"], levels: Sequence[int]) -> Float[Tensor, " Z"]:
     """Return, for each latent channel, the perplexity of its digit over its number of levels, in (0, 1].
 
-    Tokens are mixed-radix numbers whose first channel runs fastest.
+    Tokens are mixed-radix numbers, first channel fastest.
     """
     grid = histogram.reshape(tuple(reversed(levels)))
     num = len(levels)
@@ -189,14 +194,12 @@ def frechet_distance(a: Float[Tensor, "N D"], b: Float[Tensor, "M D"]) -> Float[
     """Return the Fréchet distance between Gaussians fitted to two sets of features, in float64.
 
     |mean_a − mean_b|² + tr(A + B − 2 (A B)^½). With centred rows X and Y, A = XᵀX/(N−1) and B = YᵀY/(M−1),
-    the last trace is the nuclear norm of X Yᵀ / √((N−1)(M−1)): exact, no matrix square root, and valid for
-    fewer samples than dimensions. The estimate grows as N falls, so compare equal N only. NaN where a feature is
-    not finite.
+    the last trace is the nuclear norm of X Yᵀ / √((N−1)(M−1)): exact without a matrix square root, and valid for
+    fewer samples than dimensions. The estimate increases as N decreases, so compare only sets of equal N. NaN where a
+    feature is not finite.
     """
-    if min(len(a), len(b)) < 2:
-        raise ValueError(f"both sets must hold at least 2 samples, got {len(a)} and {len(b)}; add samples")
-    a, b = a.double(), b.double()
-    if not _all_finite(a, b):
+    a, b, finite = _checked(a, b)
+    if not finite:
         return a.new_tensor(torch.nan)
     mean_a, mean_b = a.mean(0), b.mean(0)
     x, y = (a - mean_a) / (len(a) - 1) ** 0.5, (b - mean_b) / (len(b) - 1) ** 0.5
@@ -207,7 +210,7 @@ def frechet_distance(a: Float[Tensor, "N D"], b: Float[Tensor, "M D"]) -> Float[
 
 
 SAMPLES_PER_DIRECTION = 4
-"""Independent samples in each set for one principal direction of :func:`principal_frechet`."""
+"""Independent samples of each set per principal direction of :func:`principal_frechet`."""
 
 
 def principal_frechet(
@@ -215,21 +218,18 @@ def principal_frechet(
 ) -> Float[Tensor, ""]:
     """Return the Fréchet distance of both sets in the directions in which they vary most, in float64.
 
-    In D dimensions the covariance of N ≪ D samples is mostly error, and a set of less variety has less of that:
-    the full distance of a collapsed set is the smaller one. In at most N / ``SAMPLES_PER_DIRECTION``
-    (:func:`num_directions`) directions it grows with every loss of variety. The directions are those of both sets
-    together, each counting the same, so that two samples of one distribution are treated alike. NaN where a feature is
-    not finite.
+    In D dimensions the covariance of N ≪ D samples is mostly error, which is smaller for a set of less variety: the
+    full distance can decrease when a set collapses. In at most N / ``SAMPLES_PER_DIRECTION`` directions
+    (:func:`num_directions`) the distance increases with every loss of variety. The directions are those of both sets
+    together, with equal weights, so that the distance is symmetric. NaN where a feature is not finite.
     """
-    if min(len(a), len(b)) < 2:
-        raise ValueError(f"both sets must hold at least 2 samples, got {len(a)} and {len(b)}; add samples")
-    a, b = a.double(), b.double()
-    if not _all_finite(a, b):
+    a, b, finite = _checked(a, b)
+    if not finite:
         return a.new_tensor(torch.nan)
     middle = (a.mean(0) + b.mean(0)) / 2
     rows = torch.cat([(a - middle) / len(a) ** 0.5, (b - middle) / len(b) ** 0.5])
     if len(rows) < rows.shape[1]:
-        # Of the smaller of the two square matrices: the same coordinates.
+        # The smaller of the two square matrices gives the same coordinates.
         values, vectors = torch.linalg.eigh(rows @ rows.mT)
         coordinates = vectors[:, -directions:] * values[-directions:].clamp_min(0.0).sqrt()
     else:
@@ -239,24 +239,28 @@ def principal_frechet(
 
 
 def num_directions(samples: int, dimensions: int) -> int:
-    """Return in how many principal directions ``samples`` independent samples can be compared, at least 1."""
+    """Return the number of principal directions in which ``samples`` independent samples are compared, at least 1."""
     return max(1, min(dimensions, samples // SAMPLES_PER_DIRECTION))
 
 
-def _all_finite(a: Tensor, b: Tensor) -> bool:
-    # A decomposition of what is not finite raises an error of its own.
-    return bool(a.isfinite().all() and b.isfinite().all())
+def _checked(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, bool]:
+    """Return both sets in float64, and whether all values are finite: else decompositions raise errors of their own."""
+    if min(len(a), len(b)) < 2:
+        raise ValueError(
+            f"features: expected at least 2 samples in both sets, got {len(a)} and {len(b)}; add samples"
+        )
+    return a.double(), b.double(), bool(a.isfinite().all() and b.isfinite().all())
 
 
 def _thin(x: Float[Tensor, "N D"]) -> Float[Tensor, "K D"]:
-    """Return R of x = Q R where that is smaller: it has the same Gram matrix and min(N, D) rows."""
+    """Return R of x = Q R where N > D: it has the same Gram matrix and only D rows."""
     return torch.linalg.qr(x, mode="r").R if len(x) > x.shape[1] else x
 
 
 def inception_score(probs: Float[Tensor, "N K"]) -> Float[Tensor, ""]:
     """Return exp of the mean KL divergence between p(class | sample) and p(class), in [1, K].
 
-    probs: each row sums to 1. It says nothing unless the classifier is good on exactly these classes.
+    probs: each row sums to 1. The score is meaningful only if the classifier is good on exactly these classes.
     """
     p = probs.double()
     marginal = p.mean(0, keepdim=True)

@@ -11,7 +11,7 @@ from prod9.files import atomic_write
 
 
 def three_planes(volume: np.ndarray) -> np.ndarray:
-    """Return the middle slices of ``[H W D]`` across axis 2, 1 and 0 as one image, superior or anterior up.
+    """Return the middle slices of ``[H W D]`` across axes 2, 1 and 0 side by side, superior or anterior at the top.
 
     For a volume in RAS these are the axial, coronal and sagittal planes. Smaller slices are centred on black.
     """
@@ -42,10 +42,7 @@ def write_montage(path: Path, rows: Sequence[Sequence[tuple[str, np.ndarray]]], 
             axis.set_title(name, fontsize=9)
     if title:
         figure.suptitle(title, fontsize=10)
-    figure.tight_layout()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(path) as temporary:
-        figure.savefig(temporary, format="png")
+    _save(figure, path)
 
 
 def write_gallery(path: Path, rows: Sequence[tuple[str, Sequence[np.ndarray]]]) -> None:
@@ -64,6 +61,10 @@ def write_gallery(path: Path, rows: Sequence[tuple[str, Sequence[np.ndarray]]]) 
         axis.set_axis_off()
         axis.imshow(strip, cmap="gray", vmin=0.0, vmax=1.0, interpolation="nearest")
         axis.set_title(name, fontsize=9, loc="left")
+    _save(figure, path)
+
+
+def _save(figure: Figure, path: Path) -> None:
     figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as temporary:

@@ -1,8 +1,8 @@
 """Perceptual distances between volumes: LPIPS, 3D and 2D medical networks, and two that need no weights.
 
-Each is a module that maps a reconstruction and its target, both ``[B C H W D]`` in [0, 1], to one number
-(FeatureMatching: two lists of discriminator features). Networks are frozen, loaded from local files, and
-kept out of every state dict by their users, who hold them in plain objects.
+Each is a module from a reconstruction and its target, both ``[B C H W D]`` in [0, 1], to one number (FeatureMatching:
+from two lists of discriminator features). Networks are frozen and loaded from local files; callers keep them in plain
+objects, out of every state dict.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -58,7 +58,7 @@ def check_perceptual(network: str, path: Path) -> None:
 
 
 class FocalFrequencyLoss(nn.Module):
-    """Squared distance of 3D spectra, weighted towards the frequencies that are reproduced worst.
+    """Squared distance of 3D spectra, with larger weights for frequencies of larger distance.
 
     Focal frequency loss (Jiang et al., ICCV 2021) with a 3D orthonormal Fourier transform: the weight of a
     frequency is the distance there to the power ``alpha`` over its maximum in that volume, without gradient.
@@ -82,7 +82,7 @@ class FeatureMatching(nn.Module):
     """Mean L1 distance of the discriminator's hidden features (Wang et al., CVPR 2018)."""
 
     def forward(self, fake: Sequence[Tensor], real: Sequence[Tensor]) -> Scalar:
-        """fake, real: outputs of every layer, the last of which, the logits, is left out."""
+        """Return the mean over layers; of ``fake`` and ``real`` the last entry, the logits, does not count."""
         pairs = zip(fake[:-1], real[:-1], strict=True)
         return torch.stack([(f.float() - r.detach().float()).abs().mean() for f, r in pairs]).mean()
 
@@ -100,8 +100,8 @@ WEIGHTLESS: dict[str, Callable[[], nn.Module | None]] = {
 class LPIPS(nn.Module):
     """Learned perceptual distance, 2.5D: the mean over fixed slices of all three planes, 0 for equal volumes.
 
-    Every ``every``-th slice of each axis is compared; MONAI draws slices at random, so its values do not
-    repeat. Equal to the lpips package on each slice.
+    Compares every ``every``-th slice of each axis; MONAI draws slices at random, so its values are not reproducible.
+    Equals the lpips package on each slice.
     """
 
     shift: Tensor
@@ -111,7 +111,7 @@ class LPIPS(nn.Module):
         super().__init__()
         if weights.heads is None:
             raise ValueError(
-                f"LPIPS needs linear heads, got none for {weights.network!r}; use resolve_perceptual"
+                f"weights: expected linear heads for LPIPS, got none for {weights.network!r}; use resolve_perceptual"
             )
         self.every = every
         self.layers = LPIPS_LAYERS[weights.network]
@@ -238,9 +238,9 @@ def _torchvision_features(weights: PerceptualWeights) -> nn.Sequential:
 
 
 def _read(path: Path) -> dict[str, Tensor]:
-    """Return the tensors of a published file by name; ConfigError for anything else, without torch's own advice.
+    """Return the tensors of a published file by name; ConfigError for anything else.
 
-    That advice is to unpickle whatever the file holds.
+    torch's own message is hidden, since it recommends to unpickle files without a check.
     """
     try:
         if path.suffix == ".safetensors":

@@ -1,7 +1,7 @@
-"""Structural similarity of large volumes, slab by slab: the maps are summed up and never held whole.
+"""Structural similarity of large volumes, slab by slab, without whole maps in memory.
 
-The maps of one pair are several times as large as the pair. Made whole they are memory that is mapped and given
-back for every step; in slabs they stay in the processor's caches. One pass serves any number of regions.
+The maps of a pair are several times as large as the pair; slabs of them stay in the processor's caches. One pass serves
+any number of regions.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,10 +19,10 @@ PerSample = Float[Tensor, " B"]
 Planes = Float[Tensor, "N H W D"]
 
 MS_SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
-"""What each scale counts, finest first (Wang et al. 2003)."""
+"""Weight of each scale, finest first (Wang et al. 2003)."""
 
 _SLAB = 24
-"""Planes of a map that are made at once: of a 1 mm head each temporary takes 4 MB."""
+"""Planes of a map that are computed at once: for a head at 1 mm each temporary takes 4 MB."""
 _TILE = 32
 
 
@@ -50,13 +50,13 @@ class Window:
 
 
 def ssim_window(sides: Sequence[int], window: int = 11) -> int:
-    """Return ``window`` cut to the largest odd number that fits the smallest side."""
+    """Return ``window``, at most the largest odd number that fits the smallest side."""
     smallest = min(sides)
     return min(window, smallest - (smallest + 1) % 2)
 
 
 def ms_ssim_scales(sides: Sequence[int], *, window: int = 11) -> int:
-    """Return how many scales, at most five, volumes of ``sides`` are compared at: the window fits the coarsest."""
+    """Return the number of scales for volumes of ``sides``, at most five, such that the window fits the coarsest."""
     size = ssim_window(sides, window)
     return max(s for s in range(1, len(MS_SSIM_WEIGHTS) + 1) if min(sides) // 2 ** (s - 1) >= size)
 
@@ -71,7 +71,12 @@ def compare_regions(
 ) -> list[Similarity]:
     """Return the similarity over each of ``masks``, None for the whole volume; see ``metrics.ssim3d``.
 
-    All regions are read off the same maps. multiscale: without, ``ms_ssim`` is that of the first scale alone.
+    Args:
+        pred: predicted volumes.
+        target: true volumes.
+        masks: the regions, all computed from the same maps.
+        window: Gaussian window and range of intensities.
+        multiscale: without it, ``ms_ssim`` is that of the first scale only.
     """
     scales = ms_ssim_scales(pred.shape[2:], window=window.size) if multiscale else 1
     total = sum(MS_SSIM_WEIGHTS[:scales])
@@ -86,7 +91,7 @@ def compare_regions(
             ssim = sums.ssim
         values = sums.padded_ssim if scale == scales - 1 else sums.padded_structure
         weight = MS_SSIM_WEIGHTS[scale] / total
-        # A negative mean has no real power; such volumes are as unlike as this score can say.
+        # A negative mean has no real power; 0 is the lowest value of this score.
         score = [one * mean.clamp_min(0.0) ** weight for one, mean in zip(score, values, strict=True)]
         if scale < scales - 1:
             x, y = F.avg_pool3d(x, 2), F.avg_pool3d(y, 2)
@@ -98,8 +103,8 @@ def compare_regions(
 class _Sums:
     """Means of the maps of one scale, ``[B]`` for each region.
 
-    ssim: over windows that fit. padded_ssim, padded_structure: of a region over all windows that are centred in it, the
-    volumes going on as background; of the whole volume over those that fit.
+    ssim: over windows that fit. padded_ssim, padded_structure: for a region over all windows with their centre in it,
+    with volumes continued by background; for the whole volume over windows that fit.
     """
 
     def __init__(
@@ -114,7 +119,7 @@ class _Sums:
         for b in range(len(x)):
             for rows, luminance, structure in slabs(x[b], y[b], window, around=around):
                 product = luminance * structure
-                # Places of the windows' centres in the volume, and among them those whose window fits.
+                # The centres of the windows in the volume, and those among them whose window fits.
                 start = rows.start + margin - around
                 fits = tuple(
                     slice(max(0, own.start - first), max(0, own.stop - first))
@@ -122,7 +127,7 @@ class _Sums:
                 )
                 centres = (
                     slice(start, start + product.shape[1]),
-                    *(_centres(s, margin - around) for s in x.shape[3:]),
+                    *(slice(margin - around, side + around - margin) for side in x.shape[3:]),
                 )
                 for k, region in enumerate(regions):
                     whole = None if region is None else region[b][:, *centres]
@@ -138,10 +143,6 @@ class _Sums:
         self.padded_structure = [mean[2] for mean in means]
 
 
-def _centres(side: int, cut: int) -> slice:
-    return slice(cut, side - cut)
-
-
 def _add(sums: Tensor, counts: Tensor, row: int, b: int, values: Tensor, region: Tensor | None) -> None:
     if region is None:
         sums[row, b] += values.sum()
@@ -154,7 +155,7 @@ def _add(sums: Tensor, counts: Tensor, row: int, b: int, values: Tensor, region:
 def slabs(x: Planes, y: Planes, window: Window, *, around: int) -> Iterator[tuple[slice, Tensor, Tensor]]:
     """Yield (rows of the map, luminance, contrast and structure) of the map of one sample ``[C H W D]``.
 
-    around: voxels of background that the volumes are continued by on each side.
+    around: voxels of background added on each side of the volumes.
     """
     kernel, size = window.kernel().to(x.device), window.size
     c1, c2 = (0.01 * window.data_range) ** 2, (0.03 * window.data_range) ** 2
@@ -172,7 +173,7 @@ def slabs(x: Planes, y: Planes, window: Window, *, around: int) -> Iterator[tupl
 
 
 def _cut(volume: Planes, rows: slice, size: int, around: int) -> Tensor:
-    """Return the planes that the rows of a map are made of, with background around."""
+    """Return the planes from which the rows of a map are computed, with background around them."""
     first, last = rows.start - around, rows.stop + size - 1 - around
     inside = volume[:, max(0, first) : max(0, last)]
     before, after = max(0, -first), max(0, last - volume.shape[1])
@@ -184,7 +185,7 @@ def _cut(volume: Planes, rows: slice, size: int, around: int) -> Tensor:
 def blur(x: Planes, kernel: Float[Tensor, " n"]) -> Planes:
     """Filter each axis in turn, valid positions only.
 
-    As products with banded matrices, tile by tile: on a CPU several times faster than convolutions of one channel.
+    Products with banded matrices, tile by tile, are several times faster on CPUs than convolutions of one channel.
     """
     for axis in (3, 2, 1):
         x = _blur_axis(x, kernel, axis)
@@ -209,7 +210,7 @@ def _blur_axis(x: Planes, kernel: Tensor, axis: int) -> Planes:
 
 
 def _band(kernel: Tensor, count: int) -> Float[Tensor, "n m"]:
-    """Return the matrix that filters ``count`` positions: row k holds the kernel from place k on."""
+    """Return the matrix that filters ``count`` positions: row k holds the kernel from column k on."""
     band = kernel.new_zeros(count, count + len(kernel) - 1)
     for place, weight in enumerate(kernel):
         band.diagonal(place)[:] = weight

@@ -1,6 +1,6 @@
-"""Finds the files of pretrained networks on this computer; never downloads one. Imports no torch.
+"""Finds the files of pretrained networks on this computer, without downloads and without torch.
 
-A configuration that names such a network is checked with ``resolve_perceptual`` before anything starts.
+``resolve_perceptual`` checks a configuration that names such a network before training starts.
 """
 
 import importlib.util
@@ -24,12 +24,12 @@ WEIGHT_FILES: dict[str, tuple[str, ...]] = {
     "medicalnet_resnet50_23datasets": ("resnet_50_23dataset.pth",),
     "radimagenet_resnet50": ("ResNet50.pt",),
 }
-"""Accepted names of each network's file, as their publishers call them; the first is the one to get."""
+"""Accepted names of each network's file, given by their publishers; messages recommend the first."""
 
 
 @dataclass(frozen=True)
 class PerceptualWeights:
-    """Files of one network: ``backbone``, and for LPIPS the linear ``heads`` that the lpips package holds."""
+    """Files of one network: ``backbone``, and for LPIPS the linear ``heads`` of the lpips package."""
 
     network: str
     backbone: Path
@@ -39,13 +39,13 @@ class PerceptualWeights:
 def resolve_perceptual(network: str) -> PerceptualWeights | None:
     """Return the files of a perceptual network; None for those that need none.
 
-    Raises ConfigError that names the file wanted, the folders looked in, and what works without weights.
+    Raises ConfigError with the missing file, the folders that were searched, and the networks without weights.
     """
     if network in OFFLINE_NETWORKS:
         return None
     if network not in WEIGHT_FILES:
         raise ConfigError(
-            f"perceptual network must be one of {', '.join((*OFFLINE_NETWORKS, *WEIGHT_FILES))}, "
+            f"perceptual network: expected {' or '.join((*OFFLINE_NETWORKS, *WEIGHT_FILES))}, "
             f"got {network!r}; choose one of them"
         )
     heads = _lpips_heads(network) if network in LPIPS_NETWORKS else None
@@ -67,9 +67,9 @@ def find_weights(network: str) -> Path:
 
 
 def weight_folders() -> list[Path]:
-    """Return where weights may lie: PROD9_WEIGHTS_DIR, then the caches of torch.hub and Hugging Face.
+    """Return the folders that may hold weights: PROD9_WEIGHTS_DIR, then the caches of torch.hub and Hugging Face.
 
-    The caches are left out where the user has no home folder and no variable names them.
+    Without a home folder, only caches that a variable names are included.
     """
     own = os.environ.get("PROD9_WEIGHTS_DIR")
     own_home = home()

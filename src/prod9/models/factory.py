@@ -34,7 +34,6 @@ from prod9.config.schema import (
 from prod9.controlnet.controlnet_model import ControlNetRF
 from prod9.controlnet.factory import build_control_network
 from prod9.diffusion.diffusion_model import DiffusionModelRF
-from prod9.diffusion.factory import build_diffusion_model
 from prod9.diffusion.sampler import RectifiedFlowSampler
 from prod9.diffusion.scheduler import RectifiedFlowSchedulerRF
 from prod9.generator.controlnet_maskgit import ControlNetMaskGiT
@@ -42,18 +41,6 @@ from prod9.generator.factory import build_decoder
 from prod9.generator.maskgit import MaskGiTSampler, MaskGiTScheduler
 from prod9.generator.refiner import Refiner
 from prod9.generator.token_decoder import AbstractTokenDecoder
-
-_SHARED_WITH_BASE = (
-    "num_channels",
-    "attention_levels",
-    "num_head_channels",
-    "num_res_blocks",
-    "norm_num_groups",
-    "resblock_updown",
-    "include_fc",
-    "num_class_embeds",
-)
-"""Fields of a U-Net that its control network has too."""
 
 
 class ModelFactory:
@@ -117,8 +104,8 @@ class ModelFactory:
         model: ControlNetMaskGiTModelConfig | ControlNetRFModelConfig,
         condition: ControlConditionConfig | FlowControlConditionConfig,
         *,
-        base_model: Any,
-        autoencoder: Any,
+        base_model: TransformerModelConfig | RectifiedFlowModelConfig,
+        autoencoder: FSQModelConfig | KLModelConfig,
         base: AbstractTokenDecoder | None = None,
     ) -> ControlNetMaskGiT | ControlNetRF:
         """Build the stage-3 network of either family.
@@ -130,21 +117,25 @@ class ModelFactory:
             autoencoder: the section of the stage-1 network below that.
             base: the transformer itself, parts of which a MaskGiT control network copies; none for a flow.
         """
-        sections = model.kwargs() | condition.kwargs()
         if model.kind == "controlnet_rf":
             return build_control_network(
-                model.kind,
+                base_model,
                 latent_channels=autoencoder.latent_channels,
                 downsampling_factor=autoencoder.downsampling_factor,
-                **{name: getattr(base_model, name) for name in _SHARED_WITH_BASE},
-                **sections,
+                **model.kwargs(),
+                **condition.kwargs(),
             )
         if base is None:
             raise ValueError(
                 "base: expected the transformer that a MaskGiT control network starts from, got none; pass it."
             )
-        factor, labels = autoencoder.downsampling_factor, base_model.num_classes
-        return ControlNetMaskGiT(base=base, downsampling_factor=factor, num_labels=labels, **sections)
+        return ControlNetMaskGiT(
+            base=base,
+            downsampling_factor=autoencoder.downsampling_factor,
+            num_labels=base_model.num_classes,
+            **model.kwargs(),
+            **condition.kwargs(),
+        )
 
     @staticmethod
     def create_refiner(model: RefinerModelConfig) -> Refiner:
@@ -165,7 +156,7 @@ class ModelFactory:
     @staticmethod
     def create_diffusion(model: RectifiedFlowModelConfig, *, latent_channels: int) -> DiffusionModelRF:
         """Build the stage-2 U-Net for a latent of ``latent_channels``."""
-        return build_diffusion_model(model.kind, latent_channels=latent_channels, **model.kwargs())
+        return DiffusionModelRF(latent_channels=latent_channels, **model.kwargs())
 
     @staticmethod
     def create_flow_scheduler(flow: FlowConfig) -> RectifiedFlowSchedulerRF:

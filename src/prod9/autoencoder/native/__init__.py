@@ -1,1 +1,1 @@
-"""MONAI's layers with its weights and its numbers, faster: convolutions, norms, the quantiser."""
+"""Faster layers with the weights and the results of MONAI's: convolutions, norms, the quantiser."""

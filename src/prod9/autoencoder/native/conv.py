@@ -1,4 +1,4 @@
-"""3D convolutions in slabs: to reach torch's fast kernels, and to save memory without changing the result."""
+"""3D convolutions by the fastest kernels for their shape, and in slabs, which save memory."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,15 +15,15 @@ _IM2COL_LIMIT = 20480
 
 
 def convolve(conv: nn.Conv3d, x: Tensor) -> Tensor:
-    """Return ``conv(x)`` by the fastest kernels there are for its shape.
+    """Return ``conv(x)``, in the memory format of ``x``, by the fastest kernels for its shape.
 
-    Channels-last volumes stay so. There a pointwise convolution is a matrix product over rows. Compilers get torch's
-    own operator, which they know.
+    In channels-last memory a pointwise convolution is a matrix product over rows. Compiled code uses torch's own
+    operator, which compilers optimise.
     """
     if torch.compiler.is_compiling() or not _is_plain(conv):
         return conv(x)
     if x.is_contiguous(memory_format=torch.channels_last_3d):
-        if _is_pointwise(conv):
+        if conv.kernel_size == conv.stride == (1, 1, 1) and conv.padding == (0, 0, 0):
             return F.linear(x.movedim(1, -1), conv.weight.flatten(1), conv.bias).movedim(-1, 1)
         if _is_same(conv) and native_winograd.pays(x, conv.weight, conv.bias):
             return native_winograd.convolve_planes(x, conv.weight, conv.bias, padding=1)
@@ -35,7 +35,7 @@ def convolve(conv: nn.Conv3d, x: Tensor) -> Tensor:
 
 
 class _SmallConvolution(torch.autograd.Function):
-    """A convolution of stride 1 that calls oneDNN itself, where torch would choose im2col."""
+    """A convolution of stride 1 that calls oneDNN where torch would choose im2col."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, padding: Sequence[int]) -> Tensor:
@@ -60,7 +60,7 @@ class _SmallConvolution(torch.autograd.Function):
             grad_x = _onednn(grad, mirrored, None, around)
         if not any(needed[1:]):
             return grad_x, None, None, None
-        # The gradient of the weight is a sum over voxels, so a batch of two halves gives the same sum.
+        # The gradient of the weight is a sum over voxels: a batch of two halves has the same.
         planes, kernel = grad.shape[2], weight.shape[2]
         padded = F.pad(x, (0, 0, 0, 0, ctx.padding[0], ctx.padding[0] + planes % 2))
         grad = F.pad(grad, (0, 0, 0, 0, 0, planes % 2))
@@ -92,7 +92,7 @@ def _dense_format(x: Tensor) -> torch.memory_format:
 
 
 def _halves(conv: nn.Conv3d, x: Tensor) -> Tensor:
-    """Return ``conv(x)``, of a batch of one, as a batch of its two halves: torch gives those to oneDNN."""
+    """Return ``conv(x)`` of a batch of one as that of its two halves: torch uses oneDNN for a batch of two."""
     planes = _output_planes(conv, x, 2)
     half = -(-planes // 2)
     x = _pad(x, conv.padding, 2)
@@ -102,7 +102,7 @@ def _halves(conv: nn.Conv3d, x: Tensor) -> Tensor:
 
 
 def convolve_slab(conv: nn.Conv3d, x: Tensor) -> Tensor:
-    """Return ``conv`` of planes that are padded along the first axis already, by the kernels of `convolve`."""
+    """Return ``conv`` of planes that are already padded along the first axis, by the kernels of `convolve`."""
     padding = [0, *_sides(conv.padding)[1:]]
     if _is_same(conv) and native_winograd.pays(x, conv.weight, conv.bias):
         return native_winograd.convolve_planes(x, conv.weight, conv.bias, padding=0)
@@ -123,7 +123,7 @@ def convolve_in_slabs(conv: nn.Conv3d, x: Tensor, num_slabs: int, axis: int) -> 
 
 
 def _is_plain(conv: nn.Conv3d) -> bool:
-    """Return whether ``conv`` is what is written here: zeros around, as many as numbers say, no groups, no gaps."""
+    """Return whether ``conv`` has neither groups nor dilation, and zero padding given as numbers."""
     return (
         conv.groups == 1
         and conv.dilation == (1, 1, 1)
@@ -132,12 +132,8 @@ def _is_plain(conv: nn.Conv3d) -> bool:
     )
 
 
-def _is_pointwise(conv: nn.Conv3d) -> bool:
-    return conv.kernel_size == (1, 1, 1) and conv.stride == (1, 1, 1) and conv.padding == (0, 0, 0)
-
-
 def _is_same(conv: nn.Conv3d) -> bool:
-    """Return whether ``conv`` has stride 1 and one voxel of zeros around: what keeps the sides of 3×3×3."""
+    """Return whether ``conv`` has stride 1 and padding 1, which keep the sides under a 3×3×3 kernel."""
     return conv.stride == (1, 1, 1) and tuple(_sides(conv.padding)) == (1, 1, 1)
 
 
@@ -180,5 +176,5 @@ def _convolve_padded(conv: nn.Conv3d, x: Tensor, dim: int) -> Tensor:
 
 def _sides(padding: Sequence[int] | str) -> Sequence[int]:
     if isinstance(padding, str):
-        raise ValueError(f"padding must be given in voxels, got {padding!r}.")
+        raise ValueError(f"padding: expected numbers of voxels, got {padding!r}; give one number per axis")
     return padding

@@ -1,8 +1,8 @@
 """The arithmetic of finite scalar quantisation, as one autograd function.
 
-Left to autograd, quantisation keeps several copies of the latent and makes a dozen passes over memory. Here
-it runs over blocks that stay in the cache, and the derivative is taken where tanh is still at hand: one more
-copy of a latent, which is small beside any activation, and the backward pass is a product.
+Autograd alone would keep several copies of the latent and make a dozen passes over memory. Here the computation runs
+over blocks that stay in the cache and computes the derivative along with tanh: one more copy of a latent, which is
+small compared to activations, and the backward pass is a product.
 """
 
 from math import prod
@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-_BLOCK = 32768  # voxels a thread; with five channels 650 kB a tensor, two of which live at a time
+_BLOCK = 32768  # voxels per thread; with five channels 650 kB per tensor, two of which exist at a time
 _EXACT_IN_FLOAT32 = 2**22  # half-integers too
 
 
@@ -47,9 +47,9 @@ class Radix(NamedTuple):
 
 
 def quantize(z: Tensor, symmetric: bool, radix: Radix, constants: FSQConstants) -> tuple[Tensor, Tensor]:
-    """Return ``(codes, tokens)`` of ``z`` ``[B Z h w d]``, whatever its strides; rounding counts as the identity.
+    """Return ``(codes, tokens)`` of ``z`` ``[B Z h w d]`` of any strides; the gradient of rounding is 1.
 
-    Compilers get the formula as it stands: they fuse it themselves, and can't look into the function below.
+    Compiled code uses the plain formula: compilers fuse it, and cannot see into the function below.
     """
     if not torch.compiler.is_compiling():
         return StraightThrough.apply(z, symmetric, tuple(radix), *constants)
@@ -63,7 +63,7 @@ def quantize(z: Tensor, symmetric: bool, radix: Radix, constants: FSQConstants) 
 
 
 class StraightThrough(torch.autograd.Function):
-    """Quantise ``[B Z h w d]`` with the gradient of the bounded value: rounding counts as the identity.
+    """Quantise ``[B Z h w d]`` with the gradient of the bounded value: the gradient of rounding is 1.
 
     d code / d z = (1 − tanh²(z + shift)) · scale / width.
     """
@@ -100,7 +100,7 @@ class StraightThrough(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        """Return the gradient for ``z`` alone; all else is a constant of the quantiser."""
+        """Return the gradient of ``z``; the other inputs are constants."""
         z, derivative, shift, slope = ctx.saved_tensors
         rest = [None] * 7
         if torch.is_grad_enabled():  # create_graph=True: out of place, so that it can be differentiated again
@@ -110,10 +110,9 @@ class StraightThrough(torch.autograd.Function):
 
 
 def _viewable(x: Tensor) -> Tensor:
-    """Return ``x`` ``[B Z h w d]`` in memory where its voxels form one axis: as it is, or else a copy.
+    """Return ``x`` ``[B Z h w d]``, or a copy, in a memory layout in which its voxels form one axis.
 
-    What is filled block by block has to be a view of the result: `empty_like` keeps other strides, of which flattening
-    makes a copy.
+    Blocks are filled through views, and `empty_like` would keep strides that cannot be flattened without a copy.
     """
     if x.is_contiguous(memory_format=torch.channels_last_3d):
         return x.contiguous(memory_format=torch.channels_last_3d)

@@ -1,4 +1,4 @@
-"""Float32 in full: what decides about a token must not be rounded to the ten bits of TF32."""
+"""Float32 without TF32, whose mantissa of ten bits would change tokens."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -10,15 +10,15 @@ from torch import Tensor, nn
 
 @contextmanager
 def full_float32(device_type: str) -> Iterator[None]:
-    """Compute float32 convolutions and matrix products as such, without autocast, inside the context.
+    """Compute convolutions and matrix products in full float32, without autocast, inside the context.
 
-    CUDA's convolutions take TF32 by default, which changes 0.3% of the tokens; matrix products do where
-    `torch.set_float32_matmul_precision` or its successor asks for it. The settings are those of the process.
+    CUDA's convolutions use TF32 by default, which changes 0.3% of the tokens; matrix products use it where
+    `torch.set_float32_matmul_precision` or its successor says so. These settings hold for the whole process.
     """
     conv: Any = torch.backends.cudnn.conv  # pyright: ignore[reportAttributeAccessIssue]
     matmul: Any = torch.backends.cuda.matmul
     convolved, multiplied = conv.fp32_precision, matmul.fp32_precision
-    # The old setting and the new one must agree, or torch refuses to multiply: the one that was used is changed.
+    # torch has an old and a new setting, and refuses to multiply where they differ: change the one that was used.
     asked = _legacy_precision() if multiplied == "tf32" else None
     conv.fp32_precision = "ieee"
     try:
@@ -44,14 +44,14 @@ def _legacy_precision() -> str | None:
 
 
 def apply_in_full(last: nn.Module, heads: Sequence[nn.Module], h: Tensor) -> list[Tensor]:
-    """Return what each of ``heads`` makes of ``last(h)``, in the dtype of ``h``."""
+    """Return the output of each of ``heads`` on ``last(h)``, in the dtype of ``h``."""
     if torch.compiler.is_compiling() and h.device.type != "cuda":
         with torch.autocast(h.device.type, enabled=False):
             return _apply(last, heads, h)
     return _apply_uncompiled(last, heads, h)  # pyright: ignore[reportCallIssue]  # its decorator loses the types
 
 
-# Compiled code runs later, under the settings of that time; these few layers are called as they are.
+# Compiled code would run under the settings of a later time: these few layers stay uncompiled.
 @torch.compiler.disable
 def _apply_uncompiled(last: nn.Module, heads: Sequence[nn.Module], h: Tensor) -> list[Tensor]:
     with full_float32(h.device.type):

@@ -1,19 +1,19 @@
-"""Where the fast operators work, and in which layout: channels last, on CPU, best without gradients."""
+"""When the fast operators apply: channels-last memory, on CPUs, best without gradients."""
 
 import torch
 from torch import Tensor
 
 
 def needs_grad(*tensors: Tensor) -> bool:
-    """Return whether autograd records what is done with ``tensors``."""
+    """Return whether autograd records operations on ``tensors``."""
     return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
 
 def inference_layout(x: Tensor) -> Tensor:
-    """Return ``[B C H W D]`` in the layout of the fast operators, which convolutions then keep.
+    """Return ``x`` ``[B C H W D]`` in channels-last memory, in which decoding takes a third less time.
 
-    Decoding takes a third less time in it. On other devices, and in training, which has the layout of its weights,
-    ``x`` comes back as it is.
+    Convolutions keep this layout. On other devices than CPUs, and in training, which uses the layout of the weights,
+    ``x`` is returned unchanged.
     """
     if x.device.type != "cpu" or torch.is_grad_enabled():
         return x

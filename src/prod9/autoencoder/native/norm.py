@@ -1,10 +1,10 @@
-"""Group normalisation, with SiLU after it or not, as one operator for channels-last volumes on CPU.
+"""Group normalisation, perhaps followed by SiLU, as one operator for channels-last volumes on CPUs.
 
-torch's channels-last kernel subtracts two large sums of squares: 1e-4 of error where the mean is ten deviations
-away, as it may be in a trained network, and 1e-5 at 64³ even where it is not. Small volumes are moved to a guess of
-their mean first and take that kernel, since its few calls are what counts there. Large ones are worked on in blocks of
-rows that stay in the cache, whose statistics are merged in float64. Both compute the value between norm and SiLU again
-instead of keeping it, which saves one activation in three.
+torch's channels-last kernel subtracts two large sums of squares: an error of 1e-4 where the mean is ten deviations from
+0, as it may be in a trained network, and of 1e-5 at 64³ elsewhere. Small volumes are centred on a guess of their mean
+and passed to that kernel, since its few calls cost least there. Large ones are processed in blocks of rows that stay in
+the cache, with statistics merged in float64. Both recompute the value between norm and SiLU in the backward pass, which
+saves one activation in three.
 """
 
 from typing import Any, NamedTuple
@@ -15,15 +15,20 @@ from torch import Tensor, nn
 
 from prod9.autoencoder.native.layout import needs_grad
 
-_BLOCK_ELEMENTS = 2**16  # per thread: 256 kB; torch splits no operation on fewer than half of it
-_SMALL = 2**15  # voxels: up to 32³ blocks take twice as long, and sums in float32 are exact to 1e-6
+_BLOCK_ELEMENTS = 2**16  # per thread: 256 kB; torch uses one thread for less than half of it
+_SMALL = 2**15  # voxels: up to 32³, blocks take twice as long, and sums in float32 are exact to 1e-6
 
 
 def group_norm(x: Tensor, norm: nn.GroupNorm, *, silu: bool, reuse: bool = False) -> Tensor:
-    """Return ``norm(x)``, through SiLU if asked, of ``[B C H W D]`` in its own dtype and memory format.
+    """Return ``norm(x)`` of ``[B C H W D]``, in the dtype and memory format of ``x``.
 
-    With ``reuse`` the memory of ``x``, whose values are then lost, may hold the result: fresh memory for a large
-    volume takes longer than the norm. Compilers get torch's own operators, which they know.
+    Args:
+        x: the volumes.
+        norm: the layer whose parameters are used.
+        silu: apply SiLU to the result.
+        reuse: allow the result to overwrite ``x``; allocating a large volume takes longer than the norm.
+
+    Compiled code uses torch's own operators, which compilers optimise.
     """
     if _takes_own_kernels(x, norm):
         operator = _CentredGroupNorm if x.shape[2:].numel() <= _SMALL else _GroupNorm
@@ -50,7 +55,7 @@ def _takes_own_kernels(x: Tensor, norm: nn.GroupNorm) -> bool:
 
 
 class _CentredGroupNorm(torch.autograd.Function):
-    """torch's kernel on values near zero; a constant a group changes no result, and so no gradient either."""
+    """torch's kernel on centred values; subtracting a constant per group changes neither result nor gradients."""
 
     @staticmethod
     def forward(
@@ -89,14 +94,14 @@ class _CentredGroupNorm(torch.autograd.Function):
 
 
 def _per_channel(values: Tensor, channels: int) -> Tensor:
-    """Repeat one value a group, ``[B G]``, for each of its channels: ``[B C 1 1 1]``."""
+    """Repeat one value per group, ``[B G]``, for each of its channels: ``[B C 1 1 1]``."""
     return values.repeat_interleave(channels // values.shape[1], 1)[..., None, None, None]
 
 
 def _differentiable_backward(
     ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], grad: Tensor
 ) -> tuple[Tensor | None, ...]:
-    """Let autograd differentiate its own formula, for gradients of gradients of what needs any."""
+    """Return gradients that autograd can differentiate again, of the inputs that need one."""
     x, weight, bias = inputs
     y = F.group_norm(x.float(), ctx.num_groups, weight.float(), bias.float(), ctx.eps)
     y = (F.silu(y) if ctx.silu else y).to(x.dtype)

@@ -1,8 +1,8 @@
-"""Fast stand-ins for MONAI's MAISI layers: same parameters, same keys, same numbers.
+"""Faster replacements of MONAI's MAISI layers with the same parameters, state-dict keys and results.
 
-MONAI's MaisiGroupNorm3D loops over the groups in Python, its residual block ends in a forced contiguous
-copy, and its split convolution fails on many sizes. `use_native_ops` gives such layers another class, so
-weights, state-dict keys, deep copies and pickles stay what they were; both autoencoder families use it.
+MONAI's MaisiGroupNorm3D loops over the groups in Python, its residual block ends with a forced contiguous
+copy, and its split convolution fails on many sizes. `use_native_ops` changes the class of such layers, so that weights,
+state-dict keys, deep copies and pickles stay the same.
 """
 
 from functools import cache, wraps
@@ -34,17 +34,17 @@ class NativeGroupNorm3D(MaisiGroupNorm3D):
         return out.half() if self.norm_float16 else out
 
     def silu(self, x: Volume, *, reuse: bool = False) -> Volume:
-        """Return SiLU of the normalised volume, in the memory of ``x`` where that saves time and is allowed."""
+        """Return SiLU of the normalised volume; ``reuse`` allows the result to overwrite ``x``."""
         return F.silu(self(x)) if self.norm_float16 else group_norm(x, self, silu=True, reuse=reuse)
 
 
 class NativeConvolution(MaisiConvolution):
-    """One convolution, in slabs along ``dim_split`` when ``num_splits`` asks for it: any number, any size."""
+    """One convolution, in ``num_splits`` slabs along ``dim_split``; any number and any size."""
 
     conv: Any
 
     def forward(self, x: Volume) -> VolumeOut:
-        """Return the same values whatever the number of slabs."""
+        """Return the convolution; the number of slabs does not change it."""
         if self.conv.is_transposed:
             return super().forward(x)
         if self.num_splits > 1:
@@ -53,7 +53,7 @@ class NativeConvolution(MaisiConvolution):
 
 
 class NativeResBlock(MaisiResBlock):
-    """Norm, SiLU, convolution, twice, plus the shortcut; keeps the memory format of its input."""
+    """Norm, SiLU and convolution, twice, plus the shortcut; keeps the memory format of its input."""
 
     norm1: Any
     norm2: Any
@@ -98,20 +98,20 @@ def _bfloat16_pays(device_type: str) -> bool:
 _remembered = cache(_bfloat16_pays)
 
 
-# A constant to compilers, which would stop at the questions to the processor.
+# Compilers cannot trace the queries of the processor, so they take the result as a constant.
 @torch.compiler.assume_constant_result
 @wraps(_bfloat16_pays)
 def bfloat16_pays(device_type: str) -> bool:
-    """Return whether convolutions in bfloat16 are faster than in float32 on this machine's devices.
+    """Return whether convolutions in bfloat16 are faster than in float32 on this type of device here.
 
-    On x86 they need tile units (AMX) or AMD's AVX512-BF16; on other CPUs oneDNN takes up to twice as long
-    in bfloat16, and running such a network in float32 under autocast is both faster and exacter.
+    On x86 this needs tile units (AMX) or AMD's AVX512-BF16; on other x86 CPUs oneDNN takes up to twice as long in
+    bfloat16, and float32 is both faster and more exact.
     """
     return _remembered(device_type)
 
 
 def use_native_ops(module: nn.Module) -> None:
-    """Swap, in place, the slow layers inside ``module`` for their native counterparts."""
+    """Replace, in place, the slow layers inside ``module`` by their native counterparts."""
     for layer in module.modules():
         native = _NATIVE.get(type(layer))
         if native is not None:

@@ -1,4 +1,4 @@
-"""Space to depth and back for volumes: n times coarser at almost no cost, without parameters."""
+"""Space to depth and back for volumes, without parameters."""
 
 from prod9.types import Volume, VolumeOut
 

@@ -15,10 +15,10 @@ from prod9.autoencoder.native.layout import needs_grad
 
 _OUT, _TAPS = 4, 3
 _IN = _OUT + _TAPS - 1
-# Where the products are taken, beside infinity. Exact in binary, and with half the rounding error of the usual
-# 0, ±1, ±2, since no power of them is far from 1.
+# The points of evaluation, beside infinity. Exact in binary, and with half the rounding error of the usual
+# 0, ±1, ±2, since their powers are closer to 1.
 _POINTS = (0.0, 0.75, -0.75, 1.5, -1.5)
-# Below, the transforms and one call a plane cost what the products save.
+# For smaller layers, the transforms and one call per plane cost as much as the products save.
 _LEAST_CHANNELS, _LEAST_PLANE = 64, 2**16  # a plane's voxels times its channels
 
 
@@ -68,7 +68,7 @@ def convolve_planes(x: Tensor, weight: Tensor, bias: Tensor | None, padding: int
     matrices = _Transforms(*(matrix.float() for matrix in transforms()))
     kernels = torch.einsum("kh,ochwd->kocwd", matrices.taps, weight)
     kernels = [kernel.contiguous(memory_format=torch.channels_last) for kernel in kernels]
-    # Shares of the bias that add up to it in each of the four planes: oneDNN adds them for nothing.
+    # Shares of the bias that add up to it in each of the four planes: oneDNN adds them at no cost.
     shares = torch.linalg.pinv(matrices.outputs).sum(1)
     biases = [None if bias is None else share * bias for share in shares]
     rows = x.contiguous(memory_format=torch.channels_last_3d).permute(0, 2, 3, 4, 1)
@@ -81,14 +81,16 @@ def convolve_planes(x: Tensor, weight: Tensor, bias: Tensor | None, padding: int
             taken = _planes(volume, first - padding).flatten(1)
             torch.mm(matrices.inputs, taken, out=transformed.view(_IN, -1))
             for k in range(_IN):
-                products[k] = _convolve_plane(transformed[k], kernels[k], biases[k])
+                plane = transformed[k].permute(2, 0, 1)[None]
+                y = torch.ops.aten.mkldnn_convolution(plane, kernels[k], biases[k], [1, 1], [1, 1], [1, 1], 1)
+                products[k] = y[0].permute(1, 2, 0)
             wanted = filled[first : first + _OUT].flatten(1)
             torch.mm(matrices.outputs[: len(wanted)], products.flatten(1), out=wanted)
     return out.permute(0, 4, 1, 2, 3)
 
 
 def _planes(volume: Tensor, first: int) -> Tensor:
-    """Return planes ``first`` to ``first + 6`` of ``[H W D C]``; those outside of it are zeros."""
+    """Return planes ``first`` to ``first + 6`` of ``[H W D C]``; planes outside of it are 0."""
     last = first + _IN
     if first >= 0 and last <= len(volume):
         return volume[first:last]
@@ -96,10 +98,3 @@ def _planes(volume: Tensor, first: int) -> Tensor:
     low, high = max(first, 0), min(last, len(volume))
     planes[low - first : high - first] = volume[low:high]
     return planes
-
-
-def _convolve_plane(plane: Tensor, kernel: Tensor, bias: Tensor | None) -> Tensor:
-    """Return the 3×3 convolution of ``[W D C]``, as ``[W D O]``."""
-    x = plane.permute(2, 0, 1)[None]
-    y = torch.ops.aten.mkldnn_convolution(x, kernel, bias, [1, 1], [1, 1], [1, 1], 1)
-    return y[0].permute(1, 2, 0)

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from prod9.measures.metrics import GENERATED_BACKGROUND, foreground
 from prod9.types import Volume, VolumeOut
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -59,7 +60,7 @@ def standardise(x: Volume) -> Volume:
 
     The brain is where intensity exceeds 2% of the range: decoders leave no exact zeros.
     """
-    brain = (x > 0.02).float()
+    brain = foreground(x, above=GENERATED_BACKGROUND).float()
     count = brain.flatten(1).sum(1).clamp_min(1.0).view(-1, 1, 1, 1, 1)
     mean = _total(x * brain) / count
     std = (_total((x - mean).square() * brain) / count).sqrt()
@@ -78,7 +79,7 @@ def augment_intensity(x: Volume, generator: torch.Generator) -> Volume:
     gamma = torch.exp(_uniform(len(x), -0.3, 0.3, generator))
     gain = _uniform(len(x), 0.75, 1.25, generator)
     offset = _uniform(len(x), -0.08, 0.08, generator)
-    brain = x > 0.02
+    brain = foreground(x, above=GENERATED_BACKGROUND)
     # The lower bound keeps an offset from cutting holes into the brain.
     return torch.where(brain, (gain * x.clamp_min(0) ** gamma + offset).clamp(0.021, 1.0), x.clamp(0.0, 1.0))
 

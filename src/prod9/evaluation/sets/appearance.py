@@ -10,13 +10,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from prod9.measures.metrics import frechet_distance
+from prod9.measures.metrics import GENERATED_BACKGROUND, foreground, frechet_distance
 
 Plain = Float[Tensor, "H W D"]
 Row = Float[Tensor, " K"]
 Rows = Float[Tensor, "N K"]
 
-BRAIN = 0.02
 BINS = 256
 FREQUENCIES = 32
 LEVELS = 16
@@ -28,7 +27,7 @@ _OFFSETS = ((1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 0), (1, 0, 1), (0, 1, 1))
 
 def histogram(volume: Plain) -> Row:
     """Return the share of the brain's voxels in each of ``BINS`` equal bins of [0, 1]; zeros without a brain."""
-    inside = volume[volume > BRAIN].float().clamp(0.0, 1.0)
+    inside = volume[foreground(volume, above=GENERATED_BACKGROUND)].float().clamp(0.0, 1.0)
     counts = torch.histc(inside, bins=BINS, min=0.0, max=1.0)
     return counts / counts.sum().clamp_min(1.0)
 
@@ -99,7 +98,7 @@ def detail(volume: Plain) -> Row:
     score: the mean of the largest tenth of the first differences, over the axes too. Blur lowers both, noise raises
     the first more than the second.
     """
-    brain = volume > BRAIN
+    brain = foreground(volume, above=GENERATED_BACKGROUND)
     box = _box(brain)
     inside, image = brain[box], volume[box].float().clamp(0.0, 1.0)
     noise, edges = [], []
@@ -129,7 +128,7 @@ def radiomics(volume: Plain) -> Row:
     contrast, dissimilarity, homogeneity, energy, correlation and entropy of grey-level co-occurrences at
     distance 1 (mean and range over six directions) and at distance 2 (mean), ``LEVELS`` levels of [0, 1].
     """
-    brain = volume > BRAIN
+    brain = foreground(volume, above=GENERATED_BACKGROUND)
     first = _first_order(volume[brain].double(), brain.float().mean().double())
     box = _box(brain)
     brain = brain[box]

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from prod9.generator.heads import TokenLogits
 from prod9.generator.maskgit import MaskGiTScheduler
-from prod9.generator.transformer import MaskedDecoder
+from prod9.generator.token_decoder import MaskedDecoder
 from prod9.measures.metrics import count_values
 from prod9.training.algorithms.base import weighted_mean
 from prod9.training.algorithms.control_regions import position_weights, segmented_positions

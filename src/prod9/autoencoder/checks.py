@@ -1,0 +1,37 @@
+"""Checks of arguments that all networks share; each raises ValueError with what was expected, and the remedy."""
+
+from collections.abc import Collection, Sequence
+
+import torch
+from torch import Tensor
+
+from prod9.autoencoder.padding import padded_sides
+
+
+def require_choice(name: str, value: str, known: Collection[str]) -> None:
+    """Refuse a ``value`` of the option ``name`` that is none of ``known``."""
+    if value not in known:
+        raise ValueError(f"{name}: expected {' or '.join(known)}, got {value!r}; use one of these")
+
+
+def require_multiples(sides: Sequence[int], factor: int, what: str) -> None:
+    """Refuse ``sides`` that are not positive multiples of ``factor``; ``what`` names them."""
+    if any(side % factor or side < factor for side in sides):
+        fit = tuple(max(factor, side) for side in padded_sides(sides, factor))
+        raise ValueError(f"{what}: expected multiples of {factor}, got {tuple(sides)}; use {fit}")
+
+
+def require_below(values: Tensor, count: int, what: str, *, least: int = 0) -> None:
+    """Refuse numbers outside ``least`` to ``count - 1``; ``what`` names them. On CUDA without waiting for the result.
+
+    An embedding with one more row, for "not known", would take the number ``count`` without complaint.
+    """
+    # ``count`` itself may not fit the type: 256 is 0 as uint8.
+    fits = (values >= least) & (values <= count - 1)
+    if values.device.type == "cuda":
+        torch._assert_async(fits.all())  # waiting for the result here would stall every step
+    elif values.device.type == "cpu" and not fits.all():
+        raise ValueError(
+            f"{what}: expected numbers from {least} to {count - 1}, got {values[~fits].unique().tolist()[:10]}; "
+            "map them first, or train with more classes"
+        )

@@ -1,0 +1,81 @@
+"""What every batch of conditions can do, whatever a network takes: move, join, be cut, be dropped."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Condition(ABC):
+    """A batch of conditions. Its fields are tensors whose first axis is the sample; None stands for not given."""
+
+    @property
+    def given(self) -> dict[str, Tensor]:
+        """The fields that are not None, by name."""
+        return {name: value for name, value in vars(self).items() if value is not None}
+
+    @property
+    def _first(self) -> Tensor:
+        return next(iter(self.given.values()))
+
+    def __len__(self) -> int:
+        return len(self._first)
+
+    def __getitem__(self, samples: slice) -> Self:
+        return replace(self, **{name: value[samples] for name, value in self.given.items()})
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the tensors."""
+        return self._first.device
+
+    def to(self, device: torch.device | str) -> Self:
+        """Return the batch on ``device``."""
+        return replace(self, **{name: value.to(device) for name, value in self.given.items()})
+
+    def cat(self, other: Self) -> Self:
+        """Return one batch with the samples of ``other`` after these; ValueError where only one has a field."""
+        one, two = self._matched(other).given, other._matched(self).given
+        if one.keys() != two.keys():
+            names = ", ".join(name for name in one | two if name not in one or name not in two)
+            raise ValueError(f"{names}: expected in both conditions or in neither, got one; give it to both")
+        return replace(self, **{name: torch.cat([one[name], two[name]]) for name in one})
+
+    def _matched(self, other: Any) -> Self:
+        """Return the batch with the fields and sides that it needs to be joined with ``other``."""
+        return self
+
+    @abstractmethod
+    def drop(self, where: Tensor) -> Self:
+        """Return the batch with the samples of bool ``where [B]`` made unconditional."""
+
+    def unconditional(self) -> Self:
+        """Return the batch with every condition dropped."""
+        return self.drop(torch.ones(len(self), dtype=torch.bool, device=self.device))
+
+
+@dataclass(frozen=True)
+class MaskedCondition(Condition):
+    """Conditions that mark what is dropped and keep what they hold.
+
+    dropped: bool ``[B]``, True where the sample is generated without any condition; None for nowhere.
+    """
+
+    dropped: Tensor | None = field(default=None, kw_only=True)
+
+    @property
+    def is_dropped(self) -> Tensor:
+        """``dropped`` as a bool tensor ``[B]``."""
+        if self.dropped is not None:
+            return self.dropped
+        return torch.zeros(len(self), dtype=torch.bool, device=self.device)
+
+    def drop(self, where: Tensor) -> Self:
+        """Return the batch with the samples of bool ``where [B]`` marked as dropped."""
+        return replace(self, dropped=self.is_dropped | where)
+
+    def _matched(self, other: Any) -> Self:
+        return replace(self, dropped=self.is_dropped)
