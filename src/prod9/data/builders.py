@@ -1,9 +1,7 @@
-"""DatasetBuilder: from cases to datasets, over one explicit table."""
+"""DatasetBuilder: from cases to datasets."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-
-from torch import Tensor
 
 from prod9.data.cases import Case
 from prod9.data.datasets.brats import CachedAllModalitiesDataset, CachedRandomModalityDataset
@@ -17,17 +15,18 @@ from prod9.data.stores.cache import CacheMode, CaseCache, ContentHashes, case_ke
 from prod9.data.stores.latents import TokenStore
 from prod9.data.transforms import TransformBuilder
 
-STAGE1_DATASETS = {"brats": CachedRandomModalityDataset, "medmnist3d": CachedMedMNIST3DStage1Dataset}
-STAGE2_DATASETS = {"brats": CachedAllModalitiesDataset, "medmnist3d": MedMNIST3DStage2Dataset}
-"""The one table of dataset classes: stage, then family."""
-
 
 class DatasetBuilder:
-    """Builds the datasets of one run; all share its transforms, cache settings and seed.
+    """Builds the datasets of one run, which share its transforms, cache settings and seed.
 
-    modalities: in channel order. label_map: class of each modality. cache_dir: folder of the disk cache, also
-    where content hashes are remembered; None remembers none. seed: of the augmentation. num_workers: threads
-    that may read cases at a time.
+    Args:
+        transforms: preprocessing and augmentation.
+        modalities: in channel order.
+        label_map: class of each modality.
+        cache: where preprocessed cases are kept.
+        cache_dir: folder of the disk cache and of the remembered content hashes; None remembers none.
+        seed: of the augmentation.
+        num_workers: threads that may read cases at a time.
     """
 
     def __init__(
@@ -55,7 +54,7 @@ class DatasetBuilder:
         return case_key(case, self._modalities, self._transforms.fingerprint, self.hashes)
 
     def build_cases(self, cases: Sequence[Case]) -> CaseCache:
-        """Return the cases behind a cache that preprocesses each at first use."""
+        """Return the cases in a cache that preprocesses each at its first use."""
         preprocess = Preprocessor(
             transform=self._transforms.build_preprocessing(self._modalities), modalities=self._modalities
         )
@@ -70,7 +69,7 @@ class DatasetBuilder:
 
     def build_brats_stage1(self, cases: CaseCache, *, train: bool) -> CachedRandomModalityDataset:
         """Return single-modality samples; ``train`` adds random crops and augmentation."""
-        return STAGE1_DATASETS["brats"](
+        return CachedRandomModalityDataset(
             cases=cases,
             modalities=self._modalities,
             label_map=self._label_map,
@@ -80,7 +79,7 @@ class DatasetBuilder:
 
     def build_brats_stage2(self, cases: CaseCache) -> CachedAllModalitiesDataset:
         """Return all-modality samples of whole volumes."""
-        return STAGE2_DATASETS["brats"](
+        return CachedAllModalitiesDataset(
             cases=cases, transform=self._transforms.build_stage2_transforms(self._modalities)
         )
 
@@ -88,10 +87,10 @@ class DatasetBuilder:
         self, volumes: MedMNIST3DVolumes, *, train: bool
     ) -> CachedMedMNIST3DStage1Dataset:
         """Return single-volume samples; ``train`` adds random crops and augmentation."""
-        return STAGE1_DATASETS["medmnist3d"](
+        return CachedMedMNIST3DStage1Dataset(
             volumes=volumes, transform=self._transforms.build_stage1_transforms(train), seed=self._seed
         )
 
-    def build_medmnist3d_stage2(self, store: TokenStore, codebook: Tensor) -> MedMNIST3DStage2Dataset:
-        """Return the encoded volumes of ``store`` with their class labels; ``codebook`` float32 [Z V]."""
-        return STAGE2_DATASETS["medmnist3d"](store=store, codebook=codebook)
+    def build_medmnist3d_stage2(self, store: TokenStore) -> MedMNIST3DStage2Dataset:
+        """Return the encoded volumes of ``store`` with their class labels."""
+        return MedMNIST3DStage2Dataset(store=store)

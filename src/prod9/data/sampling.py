@@ -28,6 +28,11 @@ class SampleKey:
         return np.random.default_rng((seed, self.draw))
 
 
+def index_of(key: int | SampleKey) -> int:
+    """Return the item that ``key`` asks for."""
+    return key.index if isinstance(key, SampleKey) else key
+
+
 class StepBatchSampler(Sampler[list[SampleKey]]):
     """Yields the keys of one training step at a time, from ``start_step`` to ``num_steps``.
 

@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import Dataset
 
 from prod9.data.preprocessing import CaseVolumes
-from prod9.data.sampling import SampleKey
+from prod9.data.sampling import SampleKey, index_of
 from prod9.data.stores.cache import CaseCache
 from prod9.data.transforms import Stage1Transform
 
@@ -47,7 +47,7 @@ class CachedRandomModalityDataset(Dataset[dict[str, Any]]):
 
     def __getitem__(self, key: int | SampleKey) -> dict[str, Any]:
         """Return ``image`` float32 [1 H W D], ``label`` int64 scalar, ``modality`` and ``case_id``."""
-        index = key.index if isinstance(key, SampleKey) else key
+        index = index_of(key)
         case_index, m = divmod(index, len(self._modalities))
         volume = self._cases[case_index].images[m]
         if isinstance(key, SampleKey):
@@ -79,7 +79,7 @@ class CachedAllModalitiesDataset(Dataset[dict[str, Any]]):
 
         Cases with a segmentation have ``seg`` too: canonical labels, int64 [1 H W D].
         """
-        index = key.index if isinstance(key, SampleKey) else key
+        index = index_of(key)
         case = self._cases.cases[index]
         return {
             **self._transform(self._cases[index]),

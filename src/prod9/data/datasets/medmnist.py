@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 
 from prod9.data.datasets.tokens import LabelledTokens
 from prod9.data.layouts.medmnist import padded
-from prod9.data.sampling import SampleKey
+from prod9.data.sampling import SampleKey, index_of
 from prod9.data.transforms import Stage1Transform
 
 
@@ -57,7 +57,7 @@ class CachedMedMNIST3DStage1Dataset(Dataset[dict[str, Any]]):
 
     def __getitem__(self, key: int | SampleKey) -> dict[str, Any]:
         """Return ``image`` float32 [1 H W D], ``label`` int64 scalar, ``modality`` (the class), ``case_id``."""
-        index = key.index if isinstance(key, SampleKey) else key
+        index = index_of(key)
         if isinstance(key, SampleKey):
             image = self._transform(self._volumes[index], rng=key.rng(self._seed), whole=key.whole)
         else:

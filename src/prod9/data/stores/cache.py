@@ -23,11 +23,9 @@ from prod9.data.seg_loss import Kept
 from prod9.errors import DataError
 from prod9.files import atomic_write, reading, sha256
 from prod9.json_files import read_object
+from prod9.system.progress import Progress
 
 CacheMode = Literal["none", "memory", "disk"]
-Progress = Callable[[int, int], None]
-"""Called with (done, total) as long work goes on."""
-
 _PIECE = 4096
 _PIECES = 64
 # A file can change twice within one tick of its clock, unseen by the time stamp: younger ones are read again.

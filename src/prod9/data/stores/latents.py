@@ -28,11 +28,9 @@ from prod9.data.stores.prefetch import prefetched
 from prod9.errors import DataError
 from prod9.files import atomic_write, exclusive, reading, sha256
 from prod9.system.folders import SharedLock, is_temporary
+from prod9.system.progress import Progress
 
 _LOG = logging.getLogger("prod9")
-Progress = Callable[[int, int], None]
-"""Called with (done, total)."""
-
 _LOCK = "manifest.lock"
 _IN_USE = "in-use.lock"
 _SHARD_BYTES = 64 * 2**20

@@ -20,9 +20,7 @@ from prod9.data.stores.cache import CaseCache
 from prod9.errors import DataError
 from prod9.files import atomic_write, exclusive, reading
 from prod9.system.folders import sweep
-
-Progress = Callable[[int, int], None]
-"""Called with (done, total)."""
+from prod9.system.progress import Progress
 
 _KEPT_COLUMNS = 1 + len(fields(Kept))
 

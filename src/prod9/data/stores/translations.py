@@ -14,6 +14,7 @@ from torch import Tensor
 
 from prod9.files import atomic_write, exclusive
 from prod9.system.folders import finals, sweep
+from prod9.system.progress import Progress
 
 _LEVELS = 255.0
 
@@ -58,7 +59,7 @@ class VolumeStore:
         keys: Iterable[str],
         make: Callable[[str], Tensor],
         *,
-        progress: Callable[[int, int], None] | None = None,
+        progress: Progress | None = None,
         keep_others: bool = False,
     ) -> None:
         """Make and keep what is missing of ``keys``, and delete the files of any other key, unless ``keep_others``."""
