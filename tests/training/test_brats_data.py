@@ -195,7 +195,7 @@ class TestRefusals:
     ) -> None:
         write_brats_tree(tmp_path / "fine", 9, spacing=3.0)
         (tmp_path / "fine" / "BraTS-GLI-00008-000").rename(root / "BraTS-GLI-00008-000")
-        with pytest.raises(DataError, match=r"data.spacing is null.*BraTS-GLI-00008-000.*set data.spacing"):
+        with pytest.raises(DataError, match=r"data.spacing: .*BraTS-GLI-00008-000.*set data.spacing"):
             make_stage1().setup("fit")
         resampled = make_stage1(data={"spacing": [4.0, 4.0, 4.0]})
         resampled.setup("validate")
@@ -344,7 +344,7 @@ class TestDecoder:
             assert torch.equal(dataset[index]["source_latent"], codes[0])
             assert dataset[index]["source_modality"] == dataset[source]["modality"]
             assert dataset[index]["case_id"] == dataset[source]["case_id"]
-            assert dataset._store[index]["flipped"] == dataset._store[source]["flipped"]
+            assert dataset.store[index]["flipped"] == dataset.store[source]["flipped"]
 
     def test_the_draw_decides_the_source(self, stage2: Stage2) -> None:
         loaders = []

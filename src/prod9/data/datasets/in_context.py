@@ -1,6 +1,7 @@
 """Samples of a target with sources of the same patient and examples from others: what stage 2b is trained on."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,12 +17,13 @@ _EVALUATION = 1
 """Keeps the random stream of evaluation apart from those of training."""
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class InContextDataset(Dataset[dict[str, Any]]):
     """One target per sample, with a random subset of the other modalities in random order, mirrored alike.
 
     A SampleKey seeds the draw of sources and examples; an int draws the same ones every time.
 
-    Args:
+    Attributes:
         store: blocks of ``num_modalities`` rows, one block per case and mirroring.
         codebook: float32 ``[Z V]``, the code of each token, for sources as codes; None takes their latents.
         patients: the patient of each case.
@@ -34,34 +36,25 @@ class InContextDataset(Dataset[dict[str, Any]]):
         groups: the group of each case, which its examples come from; None takes all cases as one group.
     """
 
-    def __init__(
-        self,
-        store: TokenStore,
-        codebook: Tensor | None,
-        *,
-        patients: Sequence[str],
-        num_modalities: int,
-        num_sources: range,
-        max_examples: int,
-        num_slots: int,
-        padding: int,
-        seed: int,
-        groups: Sequence[int] | None = None,
-    ) -> None:
-        self._store = store
-        self._codebook = codebook
-        self._num_modalities = num_modalities
-        self._num_sources = num_sources
-        self._max_examples = max_examples
-        self._padding = padding
-        self._seed = seed
-        self._num_slots = num_slots
-        copies = len(store) // (num_modalities * len(patients))
-        self._patients = np.repeat(np.asarray(patients), copies)
-        self._groups = np.repeat(np.zeros(len(patients)) if groups is None else np.asarray(groups), copies)
+    store: TokenStore
+    codebook: Tensor | None
+    patients: Sequence[str]
+    num_modalities: int
+    num_sources: range
+    max_examples: int
+    num_slots: int
+    padding: int
+    seed: int
+    groups: Sequence[int] | None = None
+
+    def __post_init__(self) -> None:
+        copies = len(self.store) // (self.num_modalities * len(self.patients))
+        groups = np.zeros(len(self.patients)) if self.groups is None else np.asarray(self.groups)
+        self._groups = np.repeat(groups, copies)
+        self._patients = np.repeat(np.asarray(self.patients), copies)
 
     def __len__(self) -> int:
-        return len(self._store)
+        return len(self.store)
 
     def __getitem__(self, key: int | SampleKey) -> dict[str, Any]:
         """Return the target as in :func:`token_sample`, and what the slots hold.
@@ -70,17 +63,17 @@ class InContextDataset(Dataset[dict[str, Any]]):
         what comes from other patients.
         """
         if isinstance(key, SampleKey):
-            index, rng = key.index, key.rng(self._seed)
+            index, rng = key.index, key.rng(self.seed)
         else:
-            index, rng = key, np.random.default_rng((self._seed, _EVALUATION, key))
-        latents = torch.zeros(self._num_slots, *self._held(index).shape)
-        labels = torch.full((self._num_slots,), self._padding)
-        co_registered = torch.ones(self._num_slots, dtype=torch.bool)
+            index, rng = key, np.random.default_rng((self.seed, _EVALUATION, key))
+        latents = torch.zeros(self.num_slots, *self._held(index).shape)
+        labels = torch.full((self.num_slots,), self.padding)
+        co_registered = torch.ones(self.num_slots, dtype=torch.bool)
         for slot, (row, near) in enumerate(self._draw(index, rng)):
-            labels[slot], latents[slot] = self._store.describe(row)["label"], self._held(row)
+            labels[slot], latents[slot] = self.store.describe(row)["label"], self._held(row)
             co_registered[slot] = near
         return {
-            **token_sample(self._store, index),
+            **token_sample(self.store, index),
             "source_labels": labels,
             "source_latents": latents,
             "co_registered": co_registered,
@@ -88,16 +81,16 @@ class InContextDataset(Dataset[dict[str, Any]]):
 
     def _draw(self, index: int, rng: np.random.Generator) -> list[tuple[int, bool]]:
         """Return rows of the store and whether they are co-registered: sources first, then examples."""
-        block, place = divmod(index, self._num_modalities)
-        others = rng.permutation([m for m in range(self._num_modalities) if m != place])
-        chosen = others[: rng.integers(self._num_sources[0], self._num_sources[-1] + 1)].tolist()
-        rows = [(block * self._num_modalities + m, True) for m in chosen]
+        block, place = divmod(index, self.num_modalities)
+        others = rng.permutation([m for m in range(self.num_modalities) if m != place])
+        chosen = others[: rng.integers(self.num_sources[0], self.num_sources[-1] + 1)].tolist()
+        rows = [(block * self.num_modalities + m, True) for m in chosen]
         for other in self._other_patients(block, rng):
-            rows += [(other * self._num_modalities + m, False) for m in (place, *chosen)]
+            rows += [(other * self.num_modalities + m, False) for m in (place, *chosen)]
         return rows
 
     def _other_patients(self, block: int, rng: np.random.Generator) -> list[int]:
-        count = int(rng.integers(self._max_examples + 1))
+        count = int(rng.integers(self.max_examples + 1))
         if count == 0:
             return []
         alike = self._groups == self._groups[block]
@@ -105,6 +98,6 @@ class InContextDataset(Dataset[dict[str, Any]]):
         return rng.permutation(others)[:count].tolist()
 
     def _held(self, row: int) -> Tensor:
-        if self._codebook is None:
-            return self._store.latent(row)
-        return self._codebook[:, self._store[row]["indices"]]
+        if self.codebook is None:
+            return self.store.latent(row)
+        return self.codebook[:, self.store[row]["indices"]]

@@ -34,10 +34,11 @@ class TranslationItem:
     seed: int
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class RefinerDataset(Dataset[dict[str, Any]]):
     """One translation per sample with its sources and the scan; a SampleKey mirrors and crops all of them alike.
 
-    Args:
+    Attributes:
         cases: the scans.
         items: the translations.
         store: the decoded volumes, by the key of the item.
@@ -49,39 +50,27 @@ class RefinerDataset(Dataset[dict[str, Any]]):
         seed: of the run.
     """
 
-    def __init__(
-        self,
-        cases: CaseCache,
-        items: Sequence[TranslationItem],
-        store: VolumeStore,
-        *,
-        modalities: Sequence[str],
-        label_map: Mapping[str, int],
-        num_classes: int,
-        crop_size: tuple[int, int, int] | None,
-        flip_prob: float,
-        seed: int,
-    ) -> None:
-        self._cases = cases
-        self._items = items
-        self._store = store
-        self._modalities = modalities
-        self._labels = [label_map[name] for name in modalities]
-        self._num_classes = num_classes
-        self._crop_size = crop_size
-        self._flip_prob = flip_prob
-        self._seed = seed
+    cases: CaseCache
+    items: Sequence[TranslationItem]
+    store: VolumeStore
+    modalities: Sequence[str]
+    label_map: Mapping[str, int]
+    num_classes: int
+    crop_size: tuple[int, int, int] | None
+    flip_prob: float
+    seed: int
 
     def __len__(self) -> int:
-        return len(self._items)
+        return len(self.items)
 
     def __getitem__(self, key: int | SampleKey) -> dict[str, Any]:
         """Return ``decoded`` and ``target`` [1 H W D], ``sources`` [K H W D], ``present`` [K], ``region`` and names.
 
         ``region``, bool [1 H W D], is where the case's segmentation has any class; nowhere without one.
         """
-        item = self._items[index_of(key)]
-        case = self._cases[item.case]
+        item = self.items[index_of(key)]
+        target = self.modalities[item.target]
+        case = self.cases[item.case]
         images = case.images
         window, flip = self._draw(key, images.shape[1:])
 
@@ -89,29 +78,29 @@ class RefinerDataset(Dataset[dict[str, Any]]):
             cut = volume[(..., *window)]
             return cut.flip(-3) if flip else cut
 
-        sources = torch.zeros(self._num_classes, *(axis.stop - axis.start for axis in window))
+        sources = torch.zeros(self.num_classes, *(axis.stop - axis.start for axis in window))
         present = torch.zeros(len(sources), dtype=torch.bool)
         for m in item.sources:
-            sources[self._labels[m]] = prepared(dequantise(images[m]))
-            present[self._labels[m]] = True
+            slot = self.label_map[self.modalities[m]]
+            sources[slot], present[slot] = prepared(dequantise(images[m])), True
         labels = np.zeros(images.shape[1:], np.uint8) if case.seg is None else case.seg
         return {
-            "decoded": prepared(self._store[item.key]),
+            "decoded": prepared(self.store[item.key]),
             "sources": sources,
             "present": present,
             "target": prepared(dequantise(images[item.target]))[None],
             "region": prepared(torch.from_numpy(labels > 0))[None],
-            "label": torch.tensor(self._labels[item.target]),
-            "case_id": self._cases.cases[item.case].case_id,
-            "modality": self._modalities[item.target],
+            "label": torch.tensor(self.label_map[target]),
+            "case_id": self.cases.cases[item.case].case_id,
+            "modality": target,
         }
 
     def _draw(self, key: int | SampleKey, sides: Sequence[int]) -> tuple[list[slice], bool]:
         """Return the crop and whether to mirror it; an int takes the whole volume as it is."""
         if not isinstance(key, SampleKey):
             return [slice(0, side) for side in sides], False
-        rng = key.rng(self._seed)
-        flip = bool(rng.random() < self._flip_prob)
-        wanted = [min(c, side) for c, side in zip(self._crop_size or sides, sides, strict=True)]
+        rng = key.rng(self.seed)
+        flip = bool(rng.random() < self.flip_prob)
+        wanted = [min(c, side) for c, side in zip(self.crop_size or sides, sides, strict=True)]
         starts = [int(rng.integers(side - c + 1)) for side, c in zip(sides, wanted, strict=True)]
         return [slice(start, start + c) for start, c in zip(starts, wanted, strict=True)], flip

@@ -153,7 +153,7 @@ class BraTSDataModule(AbstractBraTSDataModule):
 
 
 def axis_aligned(affine: np.ndarray, grid: Sequence[int]) -> np.ndarray:
-    """Return a diagonal affine of the same spacing that leaves the centre of the grid where it is."""
+    """Return a diagonal affine of the same spacing that keeps the centre of the grid in its place."""
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     middle = (np.asarray(grid) - 1) / 2
     aligned = np.diag([*spacing, 1.0])
@@ -162,7 +162,7 @@ def axis_aligned(affine: np.ndarray, grid: Sequence[int]) -> np.ndarray:
 
 
 def check_spacing(cases: Sequence[Case], modality: str) -> None:
-    """Refuse cases of different spacing when they are not resampled (DataError); reads headers only."""
+    """Refuse cases of different spacing, for a run that does not resample (DataError); reads headers only."""
     spacings = {
         case.case_id: sorted(read_header(case.images[modality], channel=case.channels.get(modality)).spacing)
         for case in cases
@@ -171,14 +171,14 @@ def check_spacing(cases: Sequence[Case], modality: str) -> None:
     others = [c for c, spacing in spacings.items() if not np.allclose(spacing, first, atol=1e-2)]
     if others:
         raise DataError(
-            f"data.spacing is null, so all cases must have one spacing: {first_id} has {first} mm, "
+            f"data.spacing: expected one spacing in all cases where it is null, got {first} mm in {first_id}, while "
             f"{plural(others, 'other differs', 'others differ')} ({others[0]}: {spacings[others[0]]}); set "
             "data.spacing to resample."
         )
 
 
 def warn_of_cut_heads(cases: CaseCache, grid: Sequence[int]) -> None:
-    """Log the cases whose head is larger than the grid and was cut."""
+    """Log the cases whose head was cut, since it is larger than the grid."""
     extents = {case.case_id: cases[i].extent for i, case in enumerate(cases.cases)}
     cut = [name for name, extent in extents.items() if any(e > g for e, g in zip(extent, grid, strict=True))]
     if cut:
@@ -194,7 +194,10 @@ def warn_of_cut_heads(cases: CaseCache, grid: Sequence[int]) -> None:
 
 
 def warn_of_doubtful_labels(cases: Sequence[Case], kept: Mapping[str, Mapping[int, Kept]]) -> None:
-    """Log what else the values of segmentations may mean whose scheme was found by names; by case and label."""
+    """Log other possible meanings of segmentations whose scheme was found by names.
+
+    ``kept``: what the grid keeps, by case and label, which holds the labels that occur.
+    """
     by_scheme: dict[str, set[int]] = {}
     for case in cases:
         file_value = {label: value for value, label in label_table(case.label_scheme).items()}
@@ -210,7 +213,7 @@ def warn_of_doubtful_labels(cases: Sequence[Case], kept: Mapping[str, Mapping[in
 def warn_of_lost_lesions(kept: Mapping[str, Mapping[int, Kept]], part: Part) -> None:
     """Log how many segmentations of ``part`` lose small lesions, or much of a label, between the voxels of the grid.
 
-    kept: by case and label.
+    ``kept``: what the grid keeps, by case and label.
     """
     losses = {case: labels for case, labels in kept.items() if describe_loss(labels) is not None}
     if losses:

@@ -39,8 +39,8 @@ def in_context_samples(
     """
     settings, num_modalities = config.in_context, config.data.images_per_case
     return InContextDataset(
-        store,
-        encoded.codebook(store) if settings.source == "codes" else None,
+        store=store,
+        codebook=encoded.codebook(store) if settings.source == "codes" else None,
         patients=patients,
         num_modalities=num_modalities,
         num_sources=settings.sources(num_modalities),

@@ -106,11 +106,6 @@ class AbstractDataModule(LightningDataModule, ABC):
             self._split = self.find_split()
         return self._split
 
-    @property
-    def num_train_items(self) -> int:
-        """Return the number of items that one pass over the training data shows."""
-        return len(self._dataset("train"))  # type: ignore[arg-type]  # all our datasets have a length
-
     def set_start_step(self, step: int) -> None:
         """Let the next training loader begin with the batch of ``step``."""
         self._start_step = step
@@ -141,9 +136,9 @@ class AbstractDataModule(LightningDataModule, ABC):
 
     def train_dataloader(self) -> DataLoader[dict[str, Any]]:
         """Return the batches of the steps from the start step to ``training.max_steps``, for this rank."""
-        trainer = self.trainer
+        trainer, dataset = self.trainer, self._dataset("train")
         sampler = StepBatchSampler(
-            num_items=self.num_train_items,
+            num_items=len(dataset),  # type: ignore[arg-type]  # all our datasets have a length
             batch_size=self.config.data.batch_size,
             num_steps=self.config.training.max_steps,
             seed=self.config.seed,
@@ -152,7 +147,7 @@ class AbstractDataModule(LightningDataModule, ABC):
             world_size=1 if trainer is None else trainer.world_size,
             whole_steps=self.whole_steps,
         )
-        return self._loader(self._dataset("train"), batch_sampler=sampler)
+        return self._loader(dataset, batch_sampler=sampler)
 
     def val_dataloader(self) -> DataLoader[dict[str, Any]]:
         """Return whole volumes one by one, always the same ``data.max_val_volumes``, on every rank."""

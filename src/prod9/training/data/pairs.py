@@ -23,8 +23,8 @@ class BraTSTranslationDataModule(AbstractBraTSTokenDataModule):
     def build_samples(self, part: Part, store: TokenStore) -> TranslationPairs:
         """Return one sample per target volume."""
         return TranslationPairs(
-            store,
-            self._encoded.codebook(store),
+            store=store,
+            codebook=self._encoded.codebook(store),
             num_modalities=len(self.config.data.modalities),
             seed=self.config.seed,
         )

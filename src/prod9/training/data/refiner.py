@@ -1,4 +1,4 @@
-"""BraTSRefinerDataModule: translations of a cohort's own scans, beside their sources and the scans themselves."""
+"""BraTSRefinerDataModule: translations of the scans of a cohort, with their sources and the scans themselves."""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -19,11 +19,11 @@ from prod9.training.data.brats import AbstractBraTSDataModule
 
 
 class TranslatesScans(Protocol):
-    """What makes the decoded targets; see ``lightning.translator.Translator``."""
+    """A trained model that translates scans, such as ``lightning.translator.Translator``."""
 
     @property
     def split(self) -> Split:
-        """The patients it was trained on and not."""
+        """The split of the run that trained it."""
         ...
 
     @property
@@ -33,19 +33,19 @@ class TranslatesScans(Protocol):
 
     @property
     def settings(self) -> Sequence[str]:
-        """All that a translation depends on beside its sources and seed."""
+        """Everything that a translation depends on, apart from its sources and seed."""
         ...
 
     def __call__(self, sources: dict[str, np.ndarray], target: str, *, seed: int) -> np.ndarray:
-        """Return the decoded target ``[H W D]`` in [0, 1] of ``sources``, ``[H W D]`` each, of one patient."""
+        """Return the decoded target ``[H W D]`` in [0, 1] from ``sources`` of one patient, ``[H W D]`` each."""
         ...
 
 
 class BraTSRefinerDataModule(AbstractBraTSDataModule):
-    """Translates every scan from random subsets of the patient's others, once, and keeps the results.
+    """Translates every scan once from random subsets of the patient's other scans, and keeps the results.
 
-    They are translations, not reconstructions: a refiner that learnt from those would trust a decoded target
-    that nobody has. The patients are those that the translator was trained on, and no others are trained on.
+    The refiner is trained on translations, not on reconstructions of the target, which do not exist when it is used.
+    It is trained on patients that the translator was trained on, too.
     """
 
     def __init__(
@@ -70,9 +70,9 @@ class BraTSRefinerDataModule(AbstractBraTSDataModule):
         self._builder.hashes.save()
         data = self.config.data
         return RefinerDataset(
-            cases,
-            items,
-            store,
+            cases=cases,
+            items=items,
+            store=store,
             modalities=data.modalities,
             label_map=data.label_map,
             num_classes=self.config.model.num_classes,
@@ -88,7 +88,7 @@ class BraTSRefinerDataModule(AbstractBraTSDataModule):
             content = self._builder.case_key(case)
             for target in range(len(names)):
                 for copy in range(self.config.translations.per_target):
-                    # From the content, not from its place: a longer cohort keeps what is translated.
+                    # Seeds depend on the content, not on the position, so a longer cohort keeps its translations.
                     seed = int(content_key(content, names[target], copy, self.config.seed)[:12], 16)
                     sources = self._draw(target, np.random.default_rng(seed))
                     wanted = [names[m] for m in sources]
@@ -114,5 +114,5 @@ class BraTSRefinerDataModule(AbstractBraTSDataModule):
             return torch.from_numpy(self._translator(sources, names[item.target], seed=item.seed))[None]
 
         with self.report(f"Translating {part} volumes") as progress:
-            # A store that was named may be read by other runs, too.
+            # Other runs may read a store that the config names.
             store.fill(by_key, make, progress=progress, keep_others=self.config.data.store_dir is not None)
