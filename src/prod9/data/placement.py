@@ -6,7 +6,7 @@ or cropped to the grid. The result records these steps and can undo them.
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import numpy as np
@@ -90,29 +90,22 @@ class Placed:
         return np.where(self.head & (share > _TRACE), filled, plain)
 
 
+@dataclass(kw_only=True, eq=False)
 class GridPlacement:
     """Brings files to a model's grid: RAS, intensities, spacing, box of all heads, pad or crop.
 
-    Args:
+    Attributes:
         spacing: mm to resample to; None keeps that of the file.
         grid: voxels ``(H, W, D)``.
         intensity: how raw values become [0, 1].
         crop: False centres the whole field of view, as for MedMNIST3D, instead of the head's box.
     """
 
-    def __init__(
-        self,
-        *,
-        spacing: tuple[float, float, float] | None,
-        grid: tuple[int, int, int],
-        intensity: IntensityScaling,
-        crop: bool = True,
-    ) -> None:
-        self.spacing = spacing
-        self.grid = grid
-        self.intensity = intensity
-        self.crop = crop
-        self._named_background = False
+    spacing: tuple[float, float, float] | None
+    grid: tuple[int, int, int]
+    intensity: IntensityScaling
+    crop: bool = True
+    _named_background: bool = field(default=False, init=False)
 
     @classmethod
     def from_header(cls, data: Mapping[str, Any]) -> "GridPlacement":

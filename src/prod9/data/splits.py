@@ -92,7 +92,9 @@ def divide(cases: Sequence[Case], settings: Mapping[str, Any]) -> Split:
     if settings.get("file"):
         file = Path(settings["file"])
         if not file.is_file():
-            raise ConfigError(f"data.split.file: expected a split file, got {file}, which does not exist.")
+            raise ConfigError(
+                f"data.split.file: expected a split file, got no file at {file}; correct the path."
+            )
         split = Split.load(file)
         split.check(cases, source=f"data.split.file ({file})")
         return split
@@ -109,8 +111,7 @@ def _declared(cases: Sequence[Case]) -> Split:
             f"expected a split for every case of the list, got none for {listing(without, 5)}; fill the column, or "
             "leave it out to divide the patients by data.split."
         )
-    parts = {part: sorted({case.patient_id for case in cases if case.part == part}) for part in PARTS}
-    return Split.from_dict(parts)
+    return Split.from_dict({part: list({c.patient_id for c in cases if c.part == part}) for part in PARTS})
 
 
 def split_patients(cases: Sequence[Case], *, train: float, val: float, test: float, seed: int) -> Split:

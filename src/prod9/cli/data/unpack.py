@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from prod9.cli.shared import DebugOption, JsonOption, OverwriteOption, console, print_json
-from prod9.data.cases import PARTS
+from prod9.data.cases import PARTS, Part
 from prod9.errors import ConfigError, DataError
 from prod9.system.wording import plural
 
@@ -41,8 +41,8 @@ def unpack(
     Use them with `prod9 generate label --example` and `prod9 generate control --seg`. Voxels have 1 mm, since the file
     gives no size. The foreground is above Otsu's threshold; for binary shapes it is the shape.
     """
-    side = next((known for known in PARTS if known == part), None)
-    if side is None:
+    parts: dict[str, Part] = {side: side for side in PARTS}
+    if part not in parts:
         raise ConfigError(f"--part: expected {', '.join(PARTS)}, got {part!r}; choose one.")
     from prod9.config.sections import MEDMNIST3D_CLASSES
 
@@ -61,8 +61,8 @@ def unpack(
     from prod9.files import check_writable
 
     opened = open_medmnist3d(file.parent, name, int(size or 28))
-    images, labels = opened.read(side, len(classes))
-    names = opened.identities(side)
+    images, labels = opened.read(parts[part], len(classes))
+    names = opened.identities(parts[part])
     check_writable(output_dir)
     made: list[str] = []
     for wanted in chosen:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -113,10 +113,11 @@ def case_key(case: Case, modalities: Sequence[str], fingerprint: str, hashes: Co
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
+@dataclass(kw_only=True, eq=False)
 class CaseCache:
     """Preprocessed cases by position.
 
-    Args:
+    Attributes:
         cases: to be preprocessed at their first use.
         preprocess: reads a case and brings it to the grid.
         mode: ``memory`` keeps cases in this process (loader processes that are forked later share them), ``disk`` keeps
@@ -126,26 +127,16 @@ class CaseCache:
         num_kept: cases that mode ``none`` keeps, as many as threads read at a time.
     """
 
-    def __init__(
-        self,
-        *,
-        cases: Sequence[Case],
-        preprocess: Callable[[Case], CaseVolumes],
-        mode: CacheMode,
-        directory: Path | None = None,
-        key: Callable[[Case], str] | None = None,
-        num_kept: int = 1,
-    ) -> None:
-        if mode == "disk" and (directory is None or key is None):
-            raise ValueError(
-                "mode: expected a directory and a key with disk, got only one or none; give both."
-            )
-        self.cases = tuple(cases)
-        self._preprocess = preprocess
-        self._mode = mode
-        self._directory = directory
-        self._key = key
-        self._num_kept = num_kept
+    cases: Sequence[Case]
+    preprocess: Callable[[Case], CaseVolumes]
+    mode: CacheMode
+    directory: Path | None = None
+    key: Callable[[Case], str] | None = None
+    num_kept: int = 1
+
+    def __post_init__(self) -> None:
+        if self.mode == "disk" and (self.directory is None or self.key is None):
+            raise ValueError("mode: expected a directory and a key with disk, got one or none; give both.")
         self._kept: dict[int, CaseVolumes] = {}
         self._files: dict[int, Path] = {}
 
@@ -158,11 +149,11 @@ class CaseCache:
         kept = self._kept.get(index)  # one look-up only: another thread may drop the case after it
         if kept is not None:
             return kept
-        if self._mode == "disk":
+        if self.mode == "disk":
             return self._from_disk(index)
-        volumes = self._preprocess(self.cases[index])
-        if self._mode == "none":
-            for oldest in list(self._kept)[: len(self._kept) + 1 - self._num_kept]:
+        volumes = self.preprocess(self.cases[index])
+        if self.mode == "none":
+            for oldest in list(self._kept)[: len(self._kept) + 1 - self.num_kept]:
                 self._kept.pop(oldest, None)
         self._kept[index] = volumes
         return volumes
@@ -172,7 +163,7 @@ class CaseCache:
 
         Threads help, since decompression and resampling release the interpreter lock.
         """
-        if self._mode == "none":
+        if self.mode == "none":
             return
         total = len(self)
         with ThreadPoolExecutor(num_threads) as pool:
@@ -186,13 +177,13 @@ class CaseCache:
 
     def _from_disk(self, index: int) -> CaseVolumes:
         if index not in self._files:
-            assert self._directory is not None
-            assert self._key is not None
-            self._files[index] = self._directory / f"{self._key(self.cases[index])}.npy"
+            assert self.directory is not None
+            assert self.key is not None
+            self._files[index] = self.directory / f"{self.key(self.cases[index])}.npy"
         path = self._files[index]
         volumes = _read_entry(path)
         if volumes is None:
-            _write_entry(path, self._preprocess(self.cases[index]))
+            _write_entry(path, self.preprocess(self.cases[index]))
             volumes = _read_entry(path)
             if volumes is None:
                 raise DataError(
