@@ -95,10 +95,8 @@ class StepBatchSampler(Sampler[list[SampleKey]]):
             for draw in self._draws(step):
                 turn, place = divmod(draw, self.num_items)
                 if turn != current:
-                    current, order = (
-                        turn,
-                        np.random.default_rng((self.seed, turn)).permutation(self.num_items),
-                    )
+                    current = turn
+                    order = np.random.default_rng((self.seed, turn)).permutation(self.num_items)
                 keys.append(SampleKey(int(order[place]), draw, whole))
             yield keys
 

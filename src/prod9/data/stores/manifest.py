@@ -4,6 +4,7 @@ import json
 import re
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 from prod9.errors import DataError
 from prod9.files import atomic_write, inside, sha256
@@ -73,6 +74,7 @@ class Manifest:
             return cls("", {}, {})
         try:
             rows = [Row(**row) for row in content["items"]]
+            # A list of pairs passes as a dictionary here, and its keys may be anything.
             shards = {name: dict(hashes) for name, hashes in content["shards"].items()}
             made_for = str(content["made_for"])
         except (KeyError, TypeError, AttributeError, ValueError) as error:
@@ -82,11 +84,13 @@ class Manifest:
         for row in rows:
             if {name: type(value) for name, value in asdict(row).items()} != _ROW_TYPES or row.row < 0:
                 raise DataError(f"{path}: expected rows of a store, got {str(row)[:120]}; {_REMEDY}.")
-        names = [(name, _SHARD_NAME) for name in (*shards, *(row.shard for row in rows))]
+        names: list[tuple[Any, re.Pattern[str]]] = [
+            (name, _SHARD_NAME) for name in (*shards, *(row.shard for row in rows))
+        ]
         names += [(name, _ARRAY_NAME) for hashes in shards.values() for name in hashes]
         for name, pattern in names:
-            if pattern.fullmatch(name) is None:
-                raise DataError(f"{path}: expected names of shards, got {name[:60]!r}; {_REMEDY}.")
+            if not isinstance(name, str) or pattern.fullmatch(name) is None:
+                raise DataError(f"{path}: expected names of shards, got {str(name)[:60]!r}; {_REMEDY}.")
         return cls(made_for, {row.key: row for row in rows}, shards)
 
     def merge(self, directory: Path) -> None:
