@@ -93,7 +93,7 @@ def divide(cases: Sequence[Case], settings: Mapping[str, Any]) -> Split:
         file = Path(settings["file"])
         if not file.is_file():
             raise ConfigError(
-                f"data.split.file: expected a split file, got no file at {file}; correct the path."
+                f"data.split.file: expected a split file, got {file}, which does not exist; correct the path."
             )
         split = Split.load(file)
         split.check(cases, source=f"data.split.file ({file})")
