@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from prod9.data.layouts.find import MODALITIES, find_cases, scan_dataset
-from prod9.data.preprocessing import Preprocessor
 from prod9.data.splits import divide
 from prod9.errors import DataError
 from tests.data.trees import (
@@ -34,10 +33,7 @@ def test_every_layout_gives_the_same_brains(
     cases = find_cases(root, require_seg=True)
     assert len(cases) == len({case.patient_id for case in cases}) == 3
     assert all(list(case.images) == list(MODALITIES) for case in cases)
-    preprocess = Preprocessor(
-        transform=make_transforms(grid=(16, 18, 14)).build_preprocessing(MODALITIES), modalities=MODALITIES
-    )
-    volumes = preprocess(cases[1])
+    volumes = make_transforms(grid=(16, 18, 14)).build_preprocessing(MODALITIES)(cases[1])
     assert set(np.unique(volumes.seg)) == {0, 1, 2, 3}
     ring = volumes.seg == 3
     assert 0 < (volumes.seg == 1).sum() < ring.sum() < (volumes.seg == 2).sum(), "core, rim, oedema by size"

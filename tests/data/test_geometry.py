@@ -11,6 +11,7 @@ import pytest
 import SimpleITK as sitk  # noqa: N813 (its usual name)
 from nibabel.orientations import aff2axcodes, apply_orientation, axcodes2ornt, inv_ornt_aff, ornt_transform
 
+from prod9.data.cases import Case
 from prod9.data.transforms import Augmentation, IntensityScaling, TransformBuilder
 from prod9.volumes import from_ras, read, to_ras, write
 from tests.pipelines.test_reconstruction import build
@@ -114,8 +115,9 @@ def test_training_sees_one_brain_whatever_the_order(
     seen = []
     for name in ("RAS", order):
         write(tmp_path / f"{name}.nii.gz", *stored(name, 0.0), dtype=np.int16)
-        paths = {"T1": str(tmp_path / f"{name}.nii.gz"), "label_scheme": "canonical"}
-        volume = builder.build_preprocessing(["T1"])(paths)["T1"]
-        seen.append((volume.numpy(), volume.affine.numpy()))
+        paths = {"T1": tmp_path / f"{name}.nii.gz"}
+        case = Case("a", "a", images=paths, seg=None, layout="datalist", label_scheme="canonical")
+        placed = builder.build_preprocessing(["T1"]).place(case)
+        seen.append((placed.images["T1"], placed.affine))
     np.testing.assert_allclose(seen[1][0], seen[0][0], atol=2e-3)
     np.testing.assert_allclose(seen[1][1], seen[0][1], atol=1e-3)

@@ -104,7 +104,7 @@ def test_a_draw_has_one_random_stream() -> None:
     ("change", "message"),
     [
         ({"num_items": 0}, "at least 1"),
-        ({"rank": 2, "world_size": 2}, r"rank must be in \[0, 2\)"),
+        ({"rank": 2, "world_size": 2}, "rank: expected 0 to 1"),
         ({"whole_steps": 11}, "whole_steps"),
         ({"start_step": 11}, "start_step"),
     ],

@@ -85,7 +85,7 @@ def test_files_are_read_again_only_for_other_content_or_options(
 
 def test_labels_are_checked_against_the_classes(build: Build, cohort: Path) -> None:
     with pytest.raises(
-        DataError, match=r"seg\.nii\.gz: expected labels from 0 to 2, got 3 too.*num_mask_classes"
+        DataError, match=r"seg\.nii\.gz: expected labels from 0 to 2, got also 3.*num_mask_classes"
     ):
         build(num_classes=3)
     build()

@@ -64,7 +64,7 @@ def test_a_part_without_a_share_stays_empty() -> None:
 
 
 def test_too_few_patients_are_refused_with_the_remedy() -> None:
-    with pytest.raises(DataError, match=r"at least 3 patients .*got 2: add cases"):
+    with pytest.raises(DataError, match=r"at least 3 patients .*got 2; add cases"):
         split_patients(make_cases(2), train=0.6, val=0.2, test=0.2, seed=0)
 
 
@@ -94,7 +94,7 @@ def test_a_split_of_other_cases_is_refused(tmp_path: Path) -> None:
 def test_other_settings_than_before_are_refused(tmp_path: Path) -> None:
     cases, path = make_cases(10), tmp_path / "split.json"
     resolve_split(cases, path, settings=SETTINGS)
-    with pytest.raises(ConfigError, match=r"data.split.seed: .*made with 0, the config says 1; use another"):
+    with pytest.raises(ConfigError, match=r"data.split.seed: expected 0, .* got 1; use another"):
         resolve_split(cases, path, settings={**SETTINGS, "seed": 1})
 
 

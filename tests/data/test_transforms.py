@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from prod9.data.dictionary import VolumeReader
 from prod9.data.layouts.find import Case, find_cases
-from prod9.data.preprocessing import CaseVolumes, Preprocessor, dequantise, quantise
+from prod9.data.preprocessing import CaseVolumes, dequantise, quantise
 from prod9.data.transforms import IntensityScaling, TransformBuilder, crop_around_foreground
 from prod9.errors import ConfigError, DataError
 
@@ -20,7 +19,7 @@ Make = Callable[..., TransformBuilder]
 
 
 def preprocess(case: Case, transforms: TransformBuilder) -> CaseVolumes:
-    return Preprocessor(transform=transforms.build_preprocessing(MODALITIES), modalities=MODALITIES)(case)
+    return transforms.build_preprocessing(MODALITIES)(case)
 
 
 def rewrite(path: Path, change: Callable[[np.ndarray], np.ndarray], affine: np.ndarray | None = None) -> None:
@@ -215,13 +214,6 @@ def test_quantisation_keeps_both_ends_and_loses_little() -> None:
     assert restored[0] == 0.0
     assert restored[-1] == 1.0
     assert np.abs(restored - values).max() < 8e-6
-
-
-def test_the_reader_is_for_nifti() -> None:
-    reader = VolumeReader()
-    assert reader.verify_suffix("a.nii.gz")
-    assert reader.verify_suffix(["a.nii"])
-    assert not reader.verify_suffix("a.dcm")
 
 
 def test_the_fingerprint_tells_preprocessing_apart_but_not_augmentation(make_transforms: Make) -> None:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from prod9 import volumes
+from prod9.data.cases import Case
 from prod9.data.intensity import IntensityScaling
 from prod9.data.simulated.cohort import simulate_cohort
 from prod9.data.transforms import Augmentation, TransformBuilder
@@ -176,7 +177,8 @@ def test_a2_files_on_the_grid_of_the_model_are_not_resampled(tmp_path: Path) -> 
         intensity=ROBUST,
         augment=Augmentation(**off),
     )
-    result = builder.build_preprocessing(list(paths))({**paths, "label_scheme": "brats2023"})
+    scan = Case("a", "a", images=paths, seg=None, layout="brats2023", label_scheme="brats2023")
+    result = builder.build_preprocessing(list(paths)).place(scan).images
     raws = {name: nib.as_closest_canonical(nib.load(path)).get_fdata() for name, path in paths.items()}
     union = np.argwhere(np.any([raw != 0 for raw in raws.values()], axis=0))
     corner, sides = union.min(0), np.ptp(union, axis=0) + 1
@@ -187,7 +189,7 @@ def test_a2_files_on_the_grid_of_the_model_are_not_resampled(tmp_path: Path) -> 
         expected = np.zeros((48, 64, 48))
         low, high = np.percentile(raw[raw != 0], (0.0, 99.5))
         expected[place] = np.where(raw != 0, np.clip((raw - low) / (high - low), 0, 1), 0)[box]
-        np.testing.assert_allclose(result[name].numpy()[0], expected, atol=1e-6)
+        np.testing.assert_allclose(result[name], expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("spacing", [None, (3.75, 3.75, 3.75), (5.0, 5.0, 5.0)])

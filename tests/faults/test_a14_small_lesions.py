@@ -12,7 +12,6 @@ from prod9.data.preprocessing import Preprocessor
 from prod9.data.seg_loss import describe_loss
 from prod9.data.stores.cache import CaseCache
 from prod9.data.stores.segmentations import build_segmentation_store
-from prod9.data.transforms import Preprocessing
 from prod9.errors import DataError
 from prod9.pipelines.placement import GridPlacement
 from prod9.pipelines.segmentation import place_segmentation
@@ -114,7 +113,7 @@ def test_a14_training_says_it_too(tmp_path: Path, caplog: pytest.LogCaptureFixtu
     (case,) = find_cases(tmp_path / "cohort")
     write(case.images["T1"], head(SHAPE, AFFINE), AFFINE)
     write(case_dir / f"{case_dir.name}-seg.nii.gz", lesions(30), AFFINE, dtype=np.uint8)
-    preprocess = Preprocessor(transform=Preprocessing(WHERE, ("T1",)), modalities=("T1",))
+    preprocess = Preprocessor(WHERE, ("T1",))
     cases = CaseCache(cases=[case], preprocess=preprocess, mode="none")
     for _ in range(1 + again):
         store = build_segmentation_store(

@@ -340,7 +340,7 @@ def test_20_one_patient(tmp_path: Path) -> None:
         "prod9-train-autoencoder", "train", "--config", config, "--set", f"data.root={tmp_path / 'cohort'}"
     )
     assert ran.code == 1
-    assert "data.split needs at least 3 patients" in ran.err
+    assert "data.split: expected at least 3 patients" in ran.err
     assert not list((tmp_path / "run").rglob("*.ckpt"))
 
 

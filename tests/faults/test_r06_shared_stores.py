@@ -94,7 +94,7 @@ def test_r29_a_store_of_a_newer_format_is_refused_and_stays(tmp_path):
     path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 99}))
     before = {p: p.read_bytes() for p in tmp_path.iterdir()}
     for overwrite in (False, True):
-        with pytest.raises(DataError, match="format 99, which is newer"):
+        with pytest.raises(DataError, match="expected a store of format 2, got format 99 of a newer"):
             build(tmp_path, make_items(2), Encoder(), overwrite=overwrite)
     assert {p: p.read_bytes() for p in tmp_path.iterdir()} == before
 
@@ -126,7 +126,7 @@ def test_r8_an_error_of_the_last_shard_does_not_hide_what_ended_the_encoding(tmp
     monkeypatch.setattr(latents._ShardWriter, "flush", full)
     with pytest.raises(KeyboardInterrupt):
         build_token_store(tmp_path, make_items(2), Encoder(fail_after=1), key="e1", grid=GRID)
-    assert "What was encoded last is lost" in caplog.text
+    assert "The last encoded volumes are lost" in caplog.text
 
 
 def test_r6_a_store_of_translations_that_was_named_keeps_those_of_others(tmp_path):

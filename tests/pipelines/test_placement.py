@@ -8,7 +8,7 @@ import pytest
 from prod9 import volumes
 from prod9.data.layouts.find import find_cases
 from prod9.data.preprocessing import Preprocessor, dequantise
-from prod9.data.transforms import IntensityScaling, Preprocessing
+from prod9.data.transforms import IntensityScaling
 from prod9.errors import DataError
 from prod9.pipelines.placement import GridPlacement, align
 from prod9.volumes import VolumeFile
@@ -43,7 +43,7 @@ def test_the_grid_holds_what_training_sees(
 ) -> None:
     where = placement(spacing)
     (case,) = find_cases(next(iter(paths.values())).parents[1], modalities=NAMES)
-    trained = Preprocessor(transform=Preprocessing(where, NAMES), modalities=NAMES)(case)
+    trained = Preprocessor(where, NAMES)(case)
     placed = where.place(read(paths))
     np.testing.assert_allclose(placed.affine, trained.affine, atol=1e-6)
     for k, name in enumerate(NAMES):

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from prod9.data.cases import Case
 from prod9.data.transforms import Augmentation, IntensityScaling, TransformBuilder
 from prod9.errors import DataError
 from prod9.pipelines.reconstruction import ReconstructionPipeline
@@ -55,11 +56,12 @@ def test_prepared_as_in_training(case: Path) -> None:
         builder = TransformBuilder(
             spacing=spacing, grid=(20, 20, 20), crop_size=None, intensity=PERCENTILES, augment=augment
         )
-        trained_on = builder.build_preprocessing(["T2"])({"T2": str(path), "label_scheme": "brats2023"})["T2"]
+        scan = Case("a", "a", images={"T2": path}, seg=None, layout="brats2023", label_scheme="brats2023")
+        trained_on = builder.build_preprocessing(["T2"]).place(scan)
         pipeline, mirror = build(spacing=spacing)
         result = pipeline.reconstruct(path)
-        np.testing.assert_allclose(mirror.seen[0].numpy(), trained_on.numpy(), atol=1e-5)
-        np.testing.assert_allclose(result.grid_affine, trained_on.affine.numpy(), atol=1e-4)
+        np.testing.assert_allclose(mirror.seen[0].numpy(), trained_on.images["T2"][None], atol=1e-5)
+        np.testing.assert_allclose(result.grid_affine, trained_on.affine, atol=1e-4)
 
 
 @pytest.mark.parametrize("grid", [(20, 20, 20), (4, 4, 4)])

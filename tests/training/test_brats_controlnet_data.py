@@ -1,4 +1,4 @@
-"""BraTSControlNetDataModule: the base's samples, each with its own segmentation, mirrored alike."""
+"""ControlNetDataModule: the base's samples, each with its own segmentation, mirrored alike."""
 
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,7 @@ import torch
 
 from prod9.data.splits import Split
 from prod9.errors import ConfigError
-from prod9.training.data.control import BraTSControlNetDataModule
+from prod9.training.data.control import ControlNetDataModule
 from tests.fixtures import write_brats_tree
 from tests.training.test_brats_data import Stage2
 from tests.training.tiny_control import control_config
@@ -24,10 +24,10 @@ class Stage3:
 
     def make(
         self, *, kind: str = "label_conditional", base_split: Split | None = None, **sections: Any
-    ) -> BraTSControlNetDataModule:
+    ) -> ControlNetDataModule:
         config = control_config(self.root, self.folder / "run", self.folder / "base.ckpt", **sections)
         inner = self.stage2.make(kind=kind)
-        return BraTSControlNetDataModule(config, inner=inner, base_split=base_split)
+        return ControlNetDataModule(config, inner=inner, base_split=base_split)
 
 
 @pytest.fixture

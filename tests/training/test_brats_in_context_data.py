@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
+from prod9.data.datasets.in_context import InContextDataset
 from prod9.errors import ConfigError
-from prod9.training.data.in_context import InContextDataset
 from tests.fixtures import write_brats_tree
 from tests.training.test_brats_data import Stage2
 

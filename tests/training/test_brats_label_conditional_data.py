@@ -1,11 +1,11 @@
-"""BraTSLabelConditionalDataModule: tokens, codes, labels and foreground of whole volumes."""
+"""BraTSLabelConditionalDataModule: tokens, labels and foreground of whole volumes."""
 
 from pathlib import Path
 
 import pytest
 import torch
 
-from prod9.training.data.label_conditional import _LabelConditionalDataset
+from prod9.data.datasets.tokens import LabelledTokens
 from tests.fixtures import write_brats_tree
 from tests.training.test_brats_data import Stage2
 
@@ -25,7 +25,6 @@ def test_a_batch(stage2: Stage2) -> None:
     assert batch["target_indices"].shape == batch["foreground"].shape == (4, 4, 4, 4)
     assert batch["foreground"].dtype == torch.bool
     assert 0 < batch["foreground"].float().mean() < 1
-    assert torch.equal(batch["target_latent"], stage2.network.indices_to_codes(batch["target_indices"]))
     assert len(batch["case_id"]) == len(batch["modality"]) == 4
 
 
@@ -33,7 +32,7 @@ def test_tokens_are_those_of_the_volume_and_its_mirror(stage2: Stage2) -> None:
     data = stage2.make()
     data.setup("fit")
     dataset = data._dataset("train")
-    assert isinstance(dataset, _LabelConditionalDataset)
+    assert isinstance(dataset, LabelledTokens)
     volumes = data._builder.build_brats_stage1(data._cache("train"), train=False)
     assert len(dataset) == 2 * len(volumes)
     for case in range(4):
@@ -86,5 +85,5 @@ def test_loader_processes_change_nothing(stage2: Stage2) -> None:
     for workers in (0, 2):
         data = stage2.make(data={"num_workers": workers})
         data.setup("fit")
-        loaded.append([batch["target_latent"] for batch in data.train_dataloader()])
+        loaded.append([batch["target_indices"] for batch in data.train_dataloader()])
     assert all(torch.equal(a, b) for a, b in zip(*loaded, strict=True))

@@ -5,8 +5,8 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
+from prod9.data.datasets.latents import SourceImages
 from prod9.data.preprocessing import dequantise
-from prod9.training.data.flow import SourceImages
 
 NAMES = ("T1", "T1ce", "T2", "FLAIR")
 

@@ -1,1 +1,1 @@
-"""Stage 0, files to tensors: knows no network, no Lightning and no config schema. Imports no torch."""
+"""From files to tensors, without networks, Lightning or the config schema. Importing this package imports no torch."""

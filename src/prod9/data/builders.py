@@ -1,9 +1,8 @@
-"""DatasetBuilder: from cases to datasets, over one explicit table."""
+"""DatasetBuilder: from cases to datasets."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-
-from torch import Tensor
 
 from prod9.data.cases import Case
 from prod9.data.datasets.brats import CachedAllModalitiesDataset, CachedRandomModalityDataset
@@ -12,86 +11,75 @@ from prod9.data.datasets.medmnist import (
     MedMNIST3DStage2Dataset,
     MedMNIST3DVolumes,
 )
-from prod9.data.preprocessing import Preprocessor
 from prod9.data.stores.cache import CacheMode, CaseCache, ContentHashes, case_key
 from prod9.data.stores.latents import TokenStore
 from prod9.data.transforms import TransformBuilder
 
-STAGE1_DATASETS = {"brats": CachedRandomModalityDataset, "medmnist3d": CachedMedMNIST3DStage1Dataset}
-STAGE2_DATASETS = {"brats": CachedAllModalitiesDataset, "medmnist3d": MedMNIST3DStage2Dataset}
-"""The one table of dataset classes: stage, then family."""
 
-
+@dataclass(kw_only=True, eq=False)
 class DatasetBuilder:
-    """Builds the datasets of one run; all share its transforms, cache settings and seed.
+    """Builds the datasets of one run, which share its transforms, cache settings and seed.
 
-    modalities: in channel order. label_map: class of each modality. cache_dir: folder of the disk cache, also
-    where content hashes are remembered; None remembers none. seed: of the augmentation. num_workers: threads
-    that may read cases at a time.
+    Attributes:
+        transforms: preprocessing and augmentation.
+        modalities: in channel order.
+        label_map: class of each modality.
+        cache: where preprocessed cases are kept.
+        cache_dir: folder of the disk cache and of the remembered content hashes; None remembers none.
+        seed: of the augmentation.
+        num_workers: threads that may read cases at a time.
     """
 
-    def __init__(
-        self,
-        *,
-        transforms: TransformBuilder,
-        modalities: Sequence[str],
-        label_map: Mapping[str, int],
-        cache: CacheMode,
-        cache_dir: Path | None,
-        seed: int,
-        num_workers: int = 0,
-    ) -> None:
-        self._transforms = transforms
-        self._modalities = tuple(modalities)
-        self._label_map = dict(label_map)
-        self._cache: CacheMode = cache
-        self._cache_dir = cache_dir
-        self._seed = seed
-        self._num_workers = num_workers
-        self.hashes = ContentHashes(None if cache_dir is None else cache_dir / "hashes.json")
+    transforms: TransformBuilder
+    modalities: Sequence[str]
+    label_map: Mapping[str, int]
+    cache: CacheMode
+    cache_dir: Path | None
+    seed: int
+    num_workers: int = 0
+
+    def __post_init__(self) -> None:
+        self.hashes = ContentHashes(None if self.cache_dir is None else self.cache_dir / "hashes.json")
 
     def case_key(self, case: Case) -> str:
         """Return the hash of a case's file contents and of the preprocessing."""
-        return case_key(case, self._modalities, self._transforms.fingerprint, self.hashes)
+        return case_key(case, self.modalities, self.transforms.fingerprint, self.hashes)
 
     def build_cases(self, cases: Sequence[Case]) -> CaseCache:
-        """Return the cases behind a cache that preprocesses each at first use."""
-        preprocess = Preprocessor(
-            transform=self._transforms.build_preprocessing(self._modalities), modalities=self._modalities
-        )
+        """Return the cases in a cache that preprocesses each at its first use."""
         return CaseCache(
             cases=cases,
-            preprocess=preprocess,
-            mode=self._cache,
-            directory=self._cache_dir,
+            preprocess=self.transforms.build_preprocessing(self.modalities),
+            mode=self.cache,
+            directory=self.cache_dir,
             key=self.case_key,
-            num_kept=2 * self._num_workers + 1,
+            num_kept=2 * self.num_workers + 1,
         )
 
     def build_brats_stage1(self, cases: CaseCache, *, train: bool) -> CachedRandomModalityDataset:
         """Return single-modality samples; ``train`` adds random crops and augmentation."""
-        return STAGE1_DATASETS["brats"](
+        return CachedRandomModalityDataset(
             cases=cases,
-            modalities=self._modalities,
-            label_map=self._label_map,
-            transform=self._transforms.build_stage1_transforms(train),
-            seed=self._seed,
+            modalities=self.modalities,
+            label_map=self.label_map,
+            transform=self.transforms.build_stage1_transforms(train),
+            seed=self.seed,
         )
 
     def build_brats_stage2(self, cases: CaseCache) -> CachedAllModalitiesDataset:
         """Return all-modality samples of whole volumes."""
-        return STAGE2_DATASETS["brats"](
-            cases=cases, transform=self._transforms.build_stage2_transforms(self._modalities)
+        return CachedAllModalitiesDataset(
+            cases=cases, transform=self.transforms.build_stage2_transforms(self.modalities)
         )
 
     def build_medmnist3d_stage1(
         self, volumes: MedMNIST3DVolumes, *, train: bool
     ) -> CachedMedMNIST3DStage1Dataset:
         """Return single-volume samples; ``train`` adds random crops and augmentation."""
-        return STAGE1_DATASETS["medmnist3d"](
-            volumes=volumes, transform=self._transforms.build_stage1_transforms(train), seed=self._seed
+        return CachedMedMNIST3DStage1Dataset(
+            volumes=volumes, transform=self.transforms.build_stage1_transforms(train), seed=self.seed
         )
 
-    def build_medmnist3d_stage2(self, store: TokenStore, codebook: Tensor) -> MedMNIST3DStage2Dataset:
-        """Return the encoded volumes of ``store`` with their class labels; ``codebook`` float32 [Z V]."""
-        return STAGE2_DATASETS["medmnist3d"](store=store, codebook=codebook)
+    def build_medmnist3d_stage2(self, store: TokenStore) -> MedMNIST3DStage2Dataset:
+        """Return the encoded volumes of ``store`` with their class labels."""
+        return MedMNIST3DStage2Dataset(store=store)

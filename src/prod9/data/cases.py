@@ -1,4 +1,4 @@
-"""Case: the files of one scan session, whatever the folder they were found in looks like."""
+"""Case: the files of one scan session, in any folder layout."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,12 +13,18 @@ PARTS: tuple[Part, ...] = ("train", "val", "test")
 
 @dataclass(frozen=True)
 class Case:
-    """One scan session. images: modality to file, canonical names. seg: its segmentation, if there is one.
+    """One scan session.
 
-    patient_id: equal for all time points of a patient, so that splits keep them together.
-    layout: the naming it was found under. label_scheme: see :mod:`prod9.data.labels`. channels: place of a
-    modality in its file where one 4D file holds several; empty where each file is one volume.
-    part: where the dataset itself puts it, None where that is left to the split.
+    Attributes:
+        case_id: name of the session.
+        patient_id: equal for all time points of a patient, so that splits keep them together.
+        images: modality (canonical name) to file.
+        seg: the segmentation, if there is one.
+        layout: the layout that it was found in.
+        label_scheme: meaning of the values of ``seg``; see :mod:`prod9.data.labels`.
+        time_point: name of the visit, if there are several.
+        channels: place of each modality in a 4D file that holds several; empty if each file is one volume.
+        part: the part that the dataset assigns it to; None if the split decides.
     """
 
     case_id: str

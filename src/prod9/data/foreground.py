@@ -1,7 +1,7 @@
-"""The foreground of a small volume that has no segmentation: what lies above Otsu's threshold.
+"""The foreground of a small volume without segmentation: the voxels above Otsu's threshold.
 
 N. Otsu, "A threshold selection method from gray-level histograms", IEEE Transactions on Systems, Man, and
-Cybernetics 9 (1), 1979: the threshold that leaves the least variance within the two sides.
+Cybernetics 9 (1), 1979: the threshold with the least variance within the two classes.
 """
 
 import numpy as np
@@ -15,9 +15,9 @@ _LEVELS = 256
 
 
 def otsu_threshold(image: np.ndarray) -> int:
-    """Return the level t of ``image`` uint8 that divides it best into t and below, and above t.
+    """Return the level of ``image`` uint8 that best separates the values above it from all others.
 
-    An image of one intensity is all on the lower side.
+    If all values are equal, none is above.
     """
     counts = np.bincount(image.reshape(-1), minlength=_LEVELS).astype(np.float64)
     below = counts.cumsum()
@@ -28,20 +28,20 @@ def otsu_threshold(image: np.ndarray) -> int:
     between[(below == 0) | (above == 0)] = 0.0
     if not between.any():
         return int(image.max())
-    # Levels that no voxel has are equally good: the middle of them is what both sides keep most distance from.
+    # Levels without voxels are equally good; the middle one is farthest from both classes.
     best = np.flatnonzero(between >= between.max() * (1 - 1e-12))
     return int(best[len(best) // 2])
 
 
 def foreground_of_image(image: np.ndarray, *, is_shape: bool = False) -> np.ndarray:
-    """Return bool of the shape of ``image`` uint8: above Otsu's threshold, or, of a binary shape, the shape itself."""
+    """Return a mask of ``image`` uint8, True above Otsu's threshold, or above 0 for a binary shape."""
     return image > (0 if is_shape else otsu_threshold(image))
 
 
 class ForegroundMasks:
     """Masks of one part of a MedMNIST3D file, by the names of the samples, in place of segmentations.
 
-    volumes: the part. is_shape: the file holds binary shapes. A sample of one intensity has no mask.
+    A sample whose voxels are all equal has no mask. ``is_shape``: the file holds binary shapes.
     """
 
     def __init__(self, volumes: MedMNIST3DVolumes, *, is_shape: bool) -> None:

@@ -1,7 +1,7 @@
-"""Which voxels of a scan are head, and how raw intensities become [0, 1]: asked here by every command.
+"""Which voxels of a scan are head, and how raw intensities become [0, 1], for every command.
 
-Everything is decided on the raw voxels of the file, before any resampling: interpolation blends the head with
-the background, which moves minima and percentiles.
+Both are found on the raw voxels of the file before any resampling, since interpolation mixes the head with the
+background, which changes minima and percentiles.
 """
 
 from dataclasses import dataclass
@@ -18,17 +18,19 @@ _TOLERANCE = 1e-5
 _BORDER_SHARE = 0.1
 _VOLUME_SHARE = 0.02
 _DOMINANCE = 5
-"""A background fills at least these shares of the outer faces and of the volume, and is this many times as
-frequent on the faces as any other value. Tissue and the noise of unstripped scans are neither."""
+"""A background fills at least these shares of the outer faces and of the volume, and is this many times as frequent on
+the faces as any other value. This holds for neither tissue nor the noise of scans with a skull."""
 _HEAD_SHARE = 0.05
 _MAX_BACKGROUNDS = 3
 
 
 @dataclass(frozen=True)
 class Background:
-    """The values that fill what lies around the head, most often one.
+    """The values of the voxels around the head, in most scans a single one.
 
-    values: 0 alone where no value dominates the outer faces. tolerance: voxels as near as this to a value count as it.
+    Attributes:
+        values: 0 alone if no value dominates the outer faces.
+        tolerance: largest difference from a value at which a voxel is background.
     """
 
     values: tuple[float, ...] = (0.0,)
@@ -55,9 +57,9 @@ class Background:
 def find_background(raw: np.ndarray) -> Background:
     """Return the background of a volume ``[H W D]``, found on its outer faces.
 
-    A value that dominates the faces and fills a part of the volume is background, whatever it is: scans that were
-    z-scored as a whole have one far below 0. What it leaves is boxed and looked at in the same way, since such a
-    scan may have been padded with zeros afterwards. Where no value dominates, voxels of exactly 0 are background.
+    Any value that dominates the faces and fills a part of the volume is background: scans that were z-scored with
+    their background have one far below 0. The bounding box of the remaining voxels is searched in the same way, since
+    such a scan may have been padded with zeros afterwards. If no value dominates, voxels of exactly 0 are background.
     """
     tolerance = _TOLERANCE * _spread(raw)
     values: list[float] = []
@@ -69,7 +71,7 @@ def find_background(raw: np.ndarray) -> Background:
             break
         filled = Background((value,), tolerance).covers(raw)
         left = head & ~filled
-        least = _HEAD_SHARE * box.size if values else 1  # or a head of one intensity would count as padding
+        least = _HEAD_SHARE * box.size if values else 1  # a head of one intensity is no second background
         if filled.mean() < _VOLUME_SHARE or left.sum() < least:
             break
         values.append(value)
@@ -80,9 +82,13 @@ def find_background(raw: np.ndarray) -> Background:
 
 @dataclass(frozen=True, eq=False)
 class Scale:
-    """How one volume's raw intensities become [0, 1].
+    """How the raw intensities of one volume become [0, 1].
 
-    low, high: raw intensities of 0 and 1. head: bool on the voxels of the volume. background: what lies around it.
+    Attributes:
+        low: raw intensity that becomes 0.
+        high: raw intensity that becomes 1.
+        head: bool on the voxels of the volume.
+        background: the values around the head.
     """
 
     low: float
@@ -91,7 +97,7 @@ class Scale:
     background: Background
 
     def to_unit(self, raw: np.ndarray) -> np.ndarray:
-        """Return float32 in [0, 1], clipped, exactly 0 outside of the head."""
+        """Return float32 clipped to [0, 1], exactly 0 outside the head."""
         unit = np.zeros(raw.shape, dtype=np.float32)
         unit[self.head] = np.clip((raw[self.head] - self.low) / (self.high - self.low), 0.0, 1.0)
         return unit
@@ -99,11 +105,14 @@ class Scale:
 
 @dataclass(frozen=True)
 class IntensityScaling:
-    """How raw intensities become [0, 1], clipping on both sides.
+    """How raw intensities become [0, 1], clipped on both sides and exactly 0 outside the head.
 
-    ``percentile``: the percentiles ``lower`` and ``upper`` of each volume's head become 0 and 1, the head being all
-    that is not background (see :func:`find_background`). ``range``: the raw values ``lower`` and ``upper`` become 0
-    and 1, and the head is what lies above ``lower``. Outside of the head, the result is exactly 0.
+    Attributes:
+        mode: with ``percentile``, ``lower`` and ``upper`` are percentiles of each volume's head, which is everything
+            but its background (see :func:`find_background`); with ``range`` they are raw values, and the head is
+            where the raw values are above ``lower``.
+        lower: becomes 0.
+        upper: becomes 1.
     """
 
     mode: Literal["percentile", "range"]
@@ -111,19 +120,19 @@ class IntensityScaling:
     upper: float
 
     def head(self, raw: np.ndarray) -> np.ndarray:
-        """Return bool of the shape of ``raw`` ``[H W D]``, True where the head is."""
+        """Return bool of the shape of ``raw [H W D]``, True in the head."""
         return raw > self.lower if self.mode == "range" else ~find_background(raw).covers(raw)
 
     def scale(self, raw: np.ndarray, source: Path | str) -> Scale:
-        """Return how the volume ``raw [H W D]`` is scaled; DataError naming ``source`` where it shows no head."""
-        if self.mode == "range":
-            head = raw > self.lower
-            _require_head(head, source)
-            return Scale(self.lower, self.upper, head, Background((self.lower,)))
-        background = find_background(raw)
-        head = ~background.covers(raw)
-        _require_head(head, source)
-        low, high = np.percentile(raw[head], (self.lower, self.upper))
+        """Return the scale of the volume ``raw [H W D]``; DataError naming ``source`` if there is no head."""
+        in_range = self.mode == "range"
+        background = Background((self.lower,)) if in_range else find_background(raw)
+        head = raw > self.lower if in_range else ~background.covers(raw)
+        if not head.any():
+            raise DataError(f"{source}: expected a head, got background only; leave the volume out.")
+        low, high = (
+            (self.lower, self.upper) if in_range else np.percentile(raw[head], (self.lower, self.upper))
+        )
         if not high > low:
             raise DataError(
                 f"{source}: expected different intensities inside the head, got {low:g} throughout; "
@@ -133,7 +142,7 @@ class IntensityScaling:
 
 
 def bounding_box(mask: np.ndarray) -> tuple[slice, slice, slice]:
-    """Return the box of what is True in ``mask [H W D]``; there must be something."""
+    """Return the bounding box of the True voxels of ``mask [H W D]``, which has at least one."""
     sides = []
     for axis in range(3):
         found = np.flatnonzero(mask.any(axis=tuple({0, 1, 2} - {axis})))
@@ -141,32 +150,27 @@ def bounding_box(mask: np.ndarray) -> tuple[slice, slice, slice]:
     return sides[0], sides[1], sides[2]
 
 
-def _require_head(head: np.ndarray, source: Path | str) -> None:
-    if not head.any():
-        raise DataError(f"{source}: expected a head, got background only; leave the volume out.")
-
-
 def _spread(raw: np.ndarray) -> float:
-    """Return the range of intensities without outliers, from every fourth voxel along each axis."""
+    """Return the range of intensities without outliers, measured on every fourth voxel along each axis."""
     low, high = np.percentile(raw[::4, ::4, ::4], (0.5, 99.5))
     return float(high - low)
 
 
 def _faces(box: np.ndarray) -> np.ndarray:
-    """Return the voxels of the six outer faces, those of edges more than once."""
+    """Return the voxels of the six outer faces; those of edges occur more than once."""
     planes = [box[0], box[-1], box[:, 0], box[:, -1], box[:, :, 0], box[:, :, -1]]
     return np.concatenate([plane.ravel() for plane in planes])
 
 
 def _dominant(values: np.ndarray, tolerance: float, *, exclude: list[float]) -> float | None:
-    """Return the value that dominates ``values``, leaving out those near ``exclude``; None where none does."""
+    """Return the value that dominates ``values``, apart from those near ``exclude``; None if none does."""
     total = values.size
     for known in exclude:
         values = values[np.abs(values - known) > tolerance]
     if values.size == 0:
         return None
     found, counts = np.unique(values, return_counts=True)
-    # Values within the tolerance count together: sums over a sliding window of the sorted values.
+    # Values within the tolerance are counted together, by sums over a sliding window of the sorted values.
     ends = np.searchsorted(found, found + tolerance, side="right")
     starts = np.searchsorted(found, found - tolerance, side="left")
     below = np.concatenate([[0], np.cumsum(counts)])

@@ -1,9 +1,9 @@
-"""What the numbers of a segmentation mean, by the scheme they were written in.
+"""Label schemes: what the values of a segmentation mean.
 
-Canonical labels are 1 necrotic core (with what else of the tumour does not enhance), 2 oedema, 3 enhancing tumour,
-4 resection cavity. A scheme is a key of ``LABEL_SCHEMES``, or a table of one's own written as ``"0=0, 1=2, 2=1, 3=3"``
-(value in the file = canonical label). Equal values mean different things in different schemes: a file's values never
-choose between them, see :func:`readings` and :func:`doubt`.
+Canonical labels are 1 necrotic core (with all tumour that does not enhance), 2 oedema, 3 enhancing tumour, 4 resection
+cavity. A scheme is a key of ``LABEL_SCHEMES``, or a table such as ``"0=0, 1=2, 2=1, 3=3"`` (value in the file =
+canonical label). The same values mean different things in different schemes, so a scheme is never chosen by the values
+of a file; see :func:`readings` and :func:`doubt`.
 """
 
 import re
@@ -19,22 +19,22 @@ _UP_TO_2021 = {0: 0, 1: 1, 2: 2, 4: 3}
 AS_IS = "as_is"
 WHOLE_TUMOR = "whole_tumor"
 LABEL_SCHEMES: Mapping[str, Mapping[int, int]] = {
-    # 2012 to 2015: 3 is the part of the tumour that does not enhance, which later years count to the core.
+    # 2012 to 2015: 3 is the part of the tumour that does not enhance, which is part of the core in later years.
     "brats2015": {0: 0, 1: 1, 2: 2, 3: 1, 4: 3},
     "brats2018": _UP_TO_2021,
     "brats2019": _UP_TO_2021,
     "brats2020": _UP_TO_2021,
     "brats2021": _UP_TO_2021,
     "brats2023": {0: 0, 1: 1, 2: 2, 3: 3},
-    # Post-treatment scans are named as in 2023, and 4 is their resection cavity. It is never guessed: a relabelled
-    # copy of the older sets may hold 4 as the enhancing tumour.
+    # Scans after treatment, with file names as in 2023; 4 is the resection cavity. This scheme is never guessed, since
+    # a copy of the older sets with new names may use 4 for the enhancing tumour.
     "brats2024": {0: 0, 1: 1, 2: 2, 3: 3, 4: 4},
-    # The Decathlon's Task01 counts from the oedema.
+    # Task01 of the Decathlon begins with the oedema.
     "msd_task01": {0: 0, 1: 2, 2: 1, 3: 3},
     "canonical": {0: 0, 1: 1, 2: 2, 3: 3},
-    # Masks of the tumour as a whole, often written as 255: kept as 1, which then means that and no necrosis.
+    # Masks of the whole tumour, often written as 255; here, 1 means the whole tumour, not necrosis.
     WHOLE_TUMOR: {0: 0, 1: 1, 255: 1},
-    # Labels of something else than a glioma: kept as they are.
+    # Labels of anything but a glioma.
     AS_IS: {value: value for value in range(256)},
 }
 """Label values of a file → canonical labels."""
@@ -52,7 +52,7 @@ _MEANINGS: Mapping[str, Mapping[int, str]] = {
     "canonical": _FROM_2023,
     WHOLE_TUMOR: {1: "the whole tumour", 255: "the whole tumour"},
 }
-"""What each value of a scheme shows, but for the background."""
+"""What each value of a scheme shows, except for the background."""
 _NOT_A_LABEL = -1
 _LABEL_TOLERANCE = 1e-3
 _MAX_LABEL = 255
@@ -63,7 +63,7 @@ _WHOLE = re.compile(
     r"(?:brain[-_ ]?)?(?:whole[-_ ]?)?(?:tumou?rs?|lesions?|gliomas?|cancer|wt)(?:[-_ ]?(?:mask|region))?",
     re.IGNORECASE,
 )
-# Words of dataset descriptions → canonical label; "non-enhancing" is asked before "enhancing".
+# Words of dataset descriptions → canonical label; "non-enhancing" is tried before "enhancing".
 _WORDS = (
     (0, _BACKGROUND),
     (2, re.compile(r"(o?edema|\bsnfh\b|\bed\b)", re.IGNORECASE)),
@@ -74,7 +74,7 @@ _WORDS = (
 
 
 def label_table(scheme: str) -> Mapping[int, int]:
-    """Return value in the file → canonical label; ConfigError when ``scheme`` is neither a name nor a table."""
+    """Return value in the file → canonical label; ConfigError if ``scheme`` is neither a name nor a table."""
     if scheme in LABEL_SCHEMES:
         return LABEL_SCHEMES[scheme]
     pairs = [_PAIR.fullmatch(part) for part in scheme.split(",")]
@@ -90,9 +90,9 @@ def label_table(scheme: str) -> Mapping[int, int]:
 
 
 def declared_scheme(labels: object) -> str | None:
-    """Return the scheme of the labels that a description declares, value → name (Decathlon) or name → value (nnU-Net).
+    """Return the scheme of the labels in a dataset description, value → name (Decathlon) or name → value (nnU-Net).
 
-    None where ``labels`` declares nothing, ``as_is`` where its words are of no glioma or cannot be understood.
+    None if ``labels`` is empty or no table; ``as_is`` if its words are unknown or describe no glioma.
     """
     if not isinstance(labels, dict) or not labels:
         return None
@@ -101,16 +101,16 @@ def declared_scheme(labels: object) -> str | None:
             return scheme_from_names({str(name): int(value) for value, name in labels.items()})
         named = {str(n): v if isinstance(v, list) else int(v) for n, v in labels.items() if n != "ignore"}
         return scheme_from_names(named)
-    except (TypeError, ValueError, OverflowError):  # OverflowError: JSON knows Infinity
+    except (TypeError, ValueError, OverflowError):  # OverflowError: JSON may hold Infinity
         return AS_IS
 
 
 def scheme_from_names(names: Mapping[str, int | Collection[int]]) -> str:
     """Return the scheme of a dataset that names its labels, such as ``{"edema": 1, …}``.
 
-    nnU-Net's nested regions (``{"whole tumor": [1, 2, 3], "tumor core": [2, 3], "enhancing tumor": 3}``) are taken
-    apart: what only the whole holds is oedema, what only the core adds is necrosis. One label named tumour or lesion
-    is ``whole_tumor``. ``as_is`` where a name is of no glioma.
+    From nnU-Net's nested regions (``{"whole tumor": [1, 2, 3], "tumor core": [2, 3], "enhancing tumor": 3}``), values
+    of the whole tumour outside the core are oedema, and values of the core that do not enhance are necrosis. A single
+    label named tumour or lesion gives ``whole_tumor``. A name that describes no glioma gives ``as_is``.
     """
     if any(not isinstance(value, int) for value in names.values()):
         return _scheme_from_regions(names)
@@ -121,7 +121,7 @@ def scheme_from_names(names: Mapping[str, int | Collection[int]]) -> str:
     table: dict[int, int] = {}
     for name, value in values.items():
         label = next((label for label, words in _WORDS if words.search(name)), None)
-        # Necrosis and non-enhancing tumour are one canonical label; of any other a second name is something else.
+        # Necrosis and non-enhancing tumour are one canonical label; for any other, a second name is not understood.
         if label is None or (label in table.values() and label != 1) or not 0 <= value <= _MAX_LABEL:
             return AS_IS
         table[value] = label
@@ -129,14 +129,14 @@ def scheme_from_names(names: Mapping[str, int | Collection[int]]) -> str:
 
 
 def fitting_schemes(values: Collection[int]) -> list[str]:
-    """Return the names of the schemes that know all ``values``, leaving out ``as_is``."""
+    """Return the names of the schemes that contain all ``values``, except for ``as_is``."""
     return [name for name, table in LABEL_SCHEMES.items() if name != AS_IS and set(values) <= set(table)]
 
 
 def readings(values: Collection[int]) -> dict[str, list[str]]:
-    """Return what ``values`` may mean, as text → the schemes that say so: more than one reading is an ambiguity.
+    """Return what ``values`` may mean, as text → the schemes with this meaning; several entries are an ambiguity.
 
-    Only values other than the background count: ``{1}`` may be necrosis, oedema or the whole tumour.
+    The background does not count: ``{1}`` may be necrosis, oedema or the whole tumour.
     """
     shown = sorted(set(values) - {0})
     found: dict[str, list[str]] = {}
@@ -147,11 +147,11 @@ def readings(values: Collection[int]) -> dict[str, list[str]]:
 
 
 def doubt(values: Collection[int], scheme: str) -> str | None:
-    """Return what else ``values`` may mean than ``scheme`` says, for a warning; None where nothing else is likely.
+    """Return the other meanings of ``values`` than that of ``scheme``, as a warning; None if none is likely.
 
-    For a scheme that was found by names or taken by default; one that a user wrote down is beyond doubt. values: of
-    one file, or better of a whole dataset. Masks of 0 and 1 are asked about whatever the scheme, since they are
-    seldom necrosis; other values where no name of a challenge decides.
+    For schemes that were found by names or taken by default, not for those that a user has set. Masks of 0 and 1 are
+    doubtful in every scheme, since they rarely show necrosis; other values are doubtful only in scheme ``canonical``,
+    where the name of a challenge is missing. ``values``: of one file, or better of a whole dataset.
     """
     shown = set(values) - {0}
     if not shown or scheme not in _MEANINGS or scheme == WHOLE_TUMOR or not shown <= set(_MEANINGS[scheme]):
@@ -166,20 +166,19 @@ def doubt(values: Collection[int], scheme: str) -> str | None:
     listed = "; ".join(f"{schemes[-1]}: {text}" for text, schemes in others.items())
     return (
         f"the values {', '.join(map(str, sorted({0} | shown)))} are read by scheme {scheme} ({mine}), and may as well "
-        f"mean {listed}; set data.label_scheme (--label-scheme) to what they are"
+        f"mean {listed}; set data.label_scheme (--label-scheme) to the scheme of the data"
     )
 
 
 def canonical_seg(values: np.ndarray, scheme: str, path: str | Path) -> np.ndarray:
     """Map a segmentation of ``scheme`` to canonical labels, uint8 of the same shape.
 
-    Values within 1e-3 of an integer count as it. Raises DataError, naming ``path``, the values and how many
-    voxels hold them, where a value does not belong to the scheme.
+    Values within 1e-3 of an integer are rounded. If a value does not belong to the scheme, raises DataError with
+    ``path``, the values and their numbers of voxels.
     """
     table = label_table(scheme)
-    lookup = np.full(
-        max(table) + 2, _NOT_A_LABEL, dtype=np.int16
-    )  # its last place is for what is out of range
+    # The last place is for values out of range.
+    lookup = np.full(max(table) + 2, _NOT_A_LABEL, dtype=np.int16)
     lookup[list(table)] = list(table.values())
     finite = np.nan_to_num(values, nan=-1, posinf=-1, neginf=-1)
     rounded = np.rint(finite)
@@ -200,9 +199,11 @@ def canonical_seg(values: np.ndarray, scheme: str, path: str | Path) -> np.ndarr
 def _remedy(seen: np.ndarray) -> str:
     fitting = readings([int(value) for value in seen])
     if not fitting:
-        return "repair the segmentation, or say what each value means with data.label_scheme"
+        return "repair the segmentation, or define what each value means with data.label_scheme"
     known = "; ".join(f"{text or 'background only'} in {', '.join(names)}" for text, names in fitting.items())
-    return f"the values fit {known}: set data.label_scheme to what the data are, or repair the segmentation"
+    return (
+        f"the values fit {known}: set data.label_scheme to the scheme of the data, or repair the segmentation"
+    )
 
 
 def _scheme_from_regions(names: Mapping[str, int | Collection[int]]) -> str:
@@ -217,8 +218,9 @@ def _scheme_from_regions(names: Mapping[str, int | Collection[int]]) -> str:
 
 
 def _spelt(table: Mapping[int, int]) -> str:
-    """Return the name of ``table`` where it has one, else its text."""
+    """Return the name of ``table`` if it has one, otherwise its text."""
     table = {0: 0, **table}
-    known = next((name for name in ("canonical", "msd_task01", "brats2021", "brats2024", "brats2015") if
-                  dict(LABEL_SCHEMES[name]) == dict(table)), None)  # fmt: skip
-    return known or ",".join(f"{value}={label}" for value, label in sorted(table.items()))
+    for name in ("canonical", "msd_task01", "brats2021", "brats2024", "brats2015"):
+        if LABEL_SCHEMES[name] == table:
+            return name
+    return ",".join(f"{value}={label}" for value, label in sorted(table.items()))

@@ -1,13 +1,12 @@
-"""The one way from files to network input, and back.
+"""From files to network input and back, in one place for training, inference, evaluation and planning.
 
-Training, inference, translation, inpainting, evaluation and planning all come here: the head and the bounds of the
-intensities are found on raw voxels, then come orientation, resampling and the window of the grid. The result
-remembers what was done and undoes exactly that.
+The head and the bounds of the intensities are found on raw voxels; then volumes are reoriented, resampled, and padded
+or cropped to the grid. The result records these steps and can undo them.
 """
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import numpy as np
@@ -27,22 +26,29 @@ TOLERANCE = 1e-2
 
 _LOG = logging.getLogger("prod9")
 _HALF = 0.499
-"""Share of head from which a resampled voxel is head; below one half, so that rounding doesn't decide ties."""
+"""Least share of head of a resampled voxel that is head; below one half, so that rounding does not decide ties."""
 _TRACE = 1e-3
-"""Share of head from which its intensity can be told from that of what surrounds it."""
+"""Least share of head at which the intensity of the head can be separated from that of its surroundings."""
 
 
 @dataclass(frozen=True, eq=False)
 class Placed:
-    """A head on the model's grid, and the way back to the voxels of the reference file.
+    """A head on the model's grid, and the way back to the voxels of the first file, the reference.
 
-    images: name → float32 ``[H W D]`` in [0, 1], 0 outside of the volume's own head. inside: bool ``[H W D]``, True
-    where any of them is head. seg: uint8 ``[H W D]``, labels as they were, or None. kept: by label, what the grid
-    keeps of it. affine: 4×4, voxel to mm of the grid. extent: voxels of the head's box before it was fitted to the
-    grid. cut: share of the head that lies beyond the grid.
-
-    reference: header of the first file; head: as ``inside``, on its voxels and in its axes. low, high: its raw
-    intensities of 0 and 1. raw: its voxels. window: where the grid lies.
+    Attributes:
+        images: name → float32 ``[H W D]`` in [0, 1], 0 outside the volume's own head.
+        inside: bool ``[H W D]``, True where any volume has head.
+        seg: uint8 ``[H W D]``, labels as in the file, or None.
+        kept: what the grid keeps of each label.
+        affine: 4×4, voxel of the grid to mm.
+        extent: voxels of the head's box before it was fitted to the grid.
+        cut: share of the head outside the grid.
+        reference: header of the reference.
+        head: ``inside`` on the voxels and in the axes of the reference.
+        low: raw intensity of the reference that becomes 0.
+        high: raw intensity of the reference that becomes 1.
+        raw: voxels of the reference.
+        window: place of the grid.
     """
 
     images: dict[str, np.ndarray]
@@ -57,22 +63,22 @@ class Placed:
     low: float
     high: float
     raw: np.ndarray
-    window: "Window"
+    window: Window
 
     def restore(self, unit: np.ndarray, *, difference: bool = False) -> np.ndarray:
-        """Return float32 on the voxels of the reference, in its axes and intensities.
+        """Return ``unit [H W D]``, in [0, 1] on the grid, as float32 on the voxels of the reference.
 
-        Outside of the head the voxels are those of the reference. unit: ``[H W D]`` in [0, 1] on the grid.
-        difference: ``unit`` is a difference of intensities: scaled, not shifted, and 0 outside of the head.
+        Axes and intensities are those of the reference, and so are the voxels outside the head. A ``difference`` of
+        intensities is scaled but not shifted, and 0 outside the head.
         """
         whole = self.lay_back(unit)
         raw = whole * (self.high - self.low) + (0.0 if difference else self.low)
         return np.where(self.head, raw, 0.0 if difference else self.raw).astype(np.float32)
 
     def lay_back(self, data: np.ndarray) -> np.ndarray:
-        """Return ``data [H W D]`` of the grid on the voxels of the reference, in its axes; 0 beyond the grid.
+        """Return ``data [H W D]`` of the grid on the voxels and in the axes of the reference; 0 outside the grid.
 
-        Inside of the head only voxels of the head count, so that its border isn't mixed with the background.
+        Inside the head, only voxels of the head are interpolated, so that its border is not mixed with the background.
         """
         whole, frame = self.window.paste(data), self.window.frame
         if not frame.resampled:
@@ -84,26 +90,22 @@ class Placed:
         return np.where(self.head & (share > _TRACE), filled, plain)
 
 
+@dataclass(kw_only=True, eq=False)
 class GridPlacement:
     """Brings files to a model's grid: RAS, intensities, spacing, box of all heads, pad or crop.
 
-    spacing: mm to resample to, None for the file's. grid: voxels ``(H, W, D)``. intensity: how raw values
-    become [0, 1]. crop: False to keep the whole field of view, as with MedMNIST3D, instead of the head's box.
+    Attributes:
+        spacing: mm to resample to; None keeps that of the file.
+        grid: voxels ``(H, W, D)``.
+        intensity: how raw values become [0, 1].
+        crop: False centres the whole field of view, as for MedMNIST3D, instead of the head's box.
     """
 
-    def __init__(
-        self,
-        *,
-        spacing: tuple[float, float, float] | None,
-        grid: tuple[int, int, int],
-        intensity: IntensityScaling,
-        crop: bool = True,
-    ) -> None:
-        self.spacing = spacing
-        self.grid = grid
-        self.intensity = intensity
-        self.crop = crop
-        self._named_background = False
+    spacing: tuple[float, float, float] | None
+    grid: tuple[int, int, int]
+    intensity: IntensityScaling
+    crop: bool = True
+    _named_background: bool = field(default=False, init=False)
 
     @classmethod
     def from_header(cls, data: Mapping[str, Any]) -> "GridPlacement":
@@ -126,17 +128,17 @@ class GridPlacement:
     ) -> Placed:
         """Bring ``files`` of one patient to the model's grid; the first is the reference.
 
-        Files are taken to be registered: nothing is moved.
+        Files are assumed to be registered: nothing is moved.
 
         Args:
             files: name → volume, on the voxels of the reference.
-            seg: labels on the voxels of the reference, brought along by the nearest.
-            multiple_of: a head larger than the grid is not cut but gets as many voxels as it needs, a multiple of
-                this along each axis; None cuts it.
-            resample: let ``files`` have other voxels than the reference, and bring them there by their affines.
+            seg: labels on the voxels of the reference, resampled by nearest neighbours.
+            multiple_of: a head larger than the grid gets the voxels that it needs, a multiple of this along each
+                axis; None cuts it to the grid.
+            resample: accept ``files`` on other voxels than the reference, and resample them by their affines.
 
         Raises:
-            DataError: for a volume without a head or of one intensity, one of other voxels unless ``resample``, and
+            DataError: for a volume without a head or of one intensity, one on other voxels unless ``resample``, and
                 one that would be too large at the model's spacing.
         """
         reference = next(iter(files.values()))
@@ -149,9 +151,10 @@ class GridPlacement:
         head = np.logical_or.reduce(list(heads))
         units, inside, frame = self._on_spacing(units, heads, reference.header)
         if not inside.any():
+            spacing = " × ".join(f"{side:g}" for side in np.round(self.spacing or (), 2))
             raise DataError(
-                f"{reference.header.path}: expected a head that is larger than a voxel of {_text(self.spacing or ())} "
-                "mm, got one that vanishes between them; leave the volume out."
+                f"{reference.header.path}: expected a head larger than a voxel of {spacing} mm, got "
+                "one that vanishes between the voxels; leave the volume out."
             )
         box = bounding_box(inside) if self.crop else [slice(0, side) for side in frame.shape]
         window = Window.around(frame, box, self.grid, multiple_of=multiple_of)
@@ -181,9 +184,9 @@ class GridPlacement:
             and not scale.background.is_zero
             and not self._named_background
         ):
-            self._named_background = True  # once: a whole cohort has the same
+            self._named_background = True  # logged once, since it is the same in the whole cohort
             _LOG.warning(
-                "%s: the background is %s, not 0; it is taken as background, here and wherever else it is found.",
+                "%s: the background is %s, not 0; it is taken as background in this and all other volumes.",
                 file.header.path,
                 scale.background,
             )
@@ -194,7 +197,7 @@ class GridPlacement:
     ) -> tuple[np.ndarray, np.ndarray, Frame]:
         """Return units float32 ``[N H W D]`` and head bool ``[H W D]`` at the model's spacing, and their frame."""
         if all(np.array_equal(head, heads[0]) for head in heads[1:]):
-            heads = heads[:1]  # as in skull-stripped data sets: one to resample instead of four
+            heads = heads[:1]  # skull-stripped data sets have one head for all volumes: resample it once
         turned, shares = (
             np.stack([volumes.to_ras(data, header.affine)[0] for data in group], dtype=np.float32)
             for group in (units, heads)
@@ -202,9 +205,8 @@ class GridPlacement:
         frame = Frame.of_file(header)
         if self.spacing is not None:
             voxels = np.linalg.norm(frame.affine[:3, :3], axis=0).tolist()
-            volumes.resampled_shape(
-                frame.shape, voxels, self.spacing, path=header.path
-            )  # refuses what is too large
+            # Refuses volumes that would be too large.
+            volumes.resampled_shape(frame.shape, voxels, self.spacing, path=header.path)
             layers = layers_of(np.concatenate([turned, shares]), frame.affine)
             moved = cast(MetaTensor, self._spacing("bilinear")(layers))
             affine, moved = moved.affine.numpy().astype(np.float64), np.asarray(moved)
@@ -243,10 +245,10 @@ def on_voxels(file: VolumeFile, scale: Scale, reference: VolumeHeader) -> tuple[
 
 
 def _within_head(units: np.ndarray, shares: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return resampled units float32 ``[N H W D]`` and where each is head, bool ``[N or 1 H W D]``.
+    """Return resampled units float32 ``[N H W D]``, and bool ``[N or 1 H W D]``, True in the head.
 
-    Before resampling, units were 0 outside of the head: dividing by the share of head takes the background out of the
-    mean again. shares: float ``[N or 1 H W D]``, the resampled heads.
+    Before resampling, units were 0 outside the head; dividing by ``shares``, the resampled heads as float
+    ``[N or 1 H W D]``, removes the background from the mean again.
     """
     inside = shares >= _HALF
     spread = np.broadcast_to(shares, units.shape)
@@ -254,26 +256,37 @@ def _within_head(units: np.ndarray, shares: np.ndarray) -> tuple[np.ndarray, np.
     return result.clip(0.0, 1.0, out=result), inside
 
 
-def require_same_grid(headers: Sequence[VolumeHeader]) -> None:
-    """Refuse volumes that do not lie on the voxels of the first (DataError naming both files)."""
+def require_same_grid(
+    headers: Sequence[VolumeHeader],
+    *,
+    remedy: str = "register them first, or pass --resample if they are registered and only the voxels differ",
+) -> None:
+    """Refuse volumes that are not on the voxels of the first (DataError naming both files)."""
     first = headers[0]
     for header in headers:
         if not same_grid(header, first):
             raise DataError(
                 f"{header.path}: expected the voxel grid of {first.path}, {first.shape}, got {header.shape} or another "
-                "affine; register them first, or pass --resample if they are registered and differ in voxels only."
+                f"affine; {remedy}."
             )
 
 
 def same_grid(one: VolumeHeader, other: VolumeHeader) -> bool:
-    """Return whether two volumes lie on the same voxels, within :data:`TOLERANCE`."""
+    """Return whether two volumes are on the same voxels, within :data:`TOLERANCE`."""
     return one.shape == other.shape and np.allclose(one.affine, other.affine, atol=TOLERANCE)
 
 
 def share_beyond(
     head: np.ndarray, header: VolumeHeader, grid_affine: np.ndarray, grid: Sequence[int]
 ) -> float:
-    """Return the share of the True voxels of ``head`` whose centres lie outside of the grid."""
+    """Return the share of the True voxels of ``head`` whose centres lie outside the grid.
+
+    Args:
+        head: bool ``[H W D]`` on the voxels of a file.
+        header: of that file.
+        grid_affine: 4×4, voxel of the grid to mm.
+        grid: voxels of the grid.
+    """
     found = np.argwhere(head)
     if not len(found):
         return 0.0
@@ -281,7 +294,3 @@ def share_beyond(
     places = found @ to_grid[:3, :3].T + to_grid[:3, 3]
     outside = ((places < -0.5) | (places > np.asarray(grid) - 0.5)).any(1)
     return float(cast(np.ndarray, outside).mean())
-
-
-def _text(numbers: Sequence[float] | np.ndarray) -> str:
-    return " × ".join(f"{number:g}" for number in np.round(numbers, 2))

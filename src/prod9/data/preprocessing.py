@@ -1,20 +1,23 @@
-"""Preprocessed cases: what the deterministic transforms make of the files, in the form that is cached.
+"""Preprocessed cases: the result of the deterministic transforms, in the form that is cached.
 
-Intensities are kept as uint16: half the memory of float32, an error below 8e-6 of the range everywhere
-(float16 has 2.4e-4 near 1), exact at 0, so the background stays exactly 0, and at 1.
+Intensities are stored as uint16: half the memory of float32, an error below 8e-6 of the range (float16 has 2.4e-4 near
+1), and exact at 0 and 1, so the background stays exactly 0.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from prod9.data.cases import Case
-from prod9.data.placement import Placed
+from prod9.data.labels import canonical_seg
+from prod9.data.placement import GridPlacement, Placed, require_same_grid
 from prod9.data.seg_loss import Kept
+from prod9.errors import DataError
+from prod9.volumes import VolumeFile, read_channels
 
 _FULL_SCALE = np.float32(65535)
 
@@ -23,10 +26,12 @@ _FULL_SCALE = np.float32(65535)
 class CaseVolumes:
     """One case on the grid.
 
-    images: uint16 [M H W D], quantised, in the order of the modalities asked for. seg: canonical labels
-    [H W D] of an unsigned type, or None. affine: voxel → RAS+ mm, 4×4. extent: voxels of the head's box before it was
-    fitted to the grid; where it exceeds the grid, some of the head was cut off. kept: by label, what the grid keeps
-    of the segmentation.
+    Attributes:
+        images: uint16 [M H W D], quantised, in the order of the modalities.
+        seg: canonical labels [H W D] of an unsigned type, or None.
+        affine: 4×4, voxel to mm (RAS+).
+        extent: voxels of the head's box before it was fitted to the grid, which cuts a larger head.
+        kept: what the grid keeps of each label of the segmentation.
     """
 
     images: np.ndarray
@@ -42,26 +47,20 @@ def quantise(volume: np.ndarray) -> np.ndarray:
 
 
 def dequantise(stored: np.ndarray) -> Tensor:
-    """Return float32 in [0, 1] of what :func:`quantise` gave, on CPU and in fresh memory."""
+    """Undo :func:`quantise`: return float32 in [0, 1], on the CPU and in new memory."""
     return torch.from_numpy(np.divide(stored, _FULL_SCALE, dtype=np.float32))
 
 
 class Preprocessor:
-    """Reads one case and brings it to the grid. Deterministic and without state, so threads may share one."""
+    """Reads one case and brings it to the grid. Deterministic and without state, so threads may share it."""
 
-    def __init__(
-        self, *, transform: Callable[[Mapping[str, Any]], Mapping[str, Any]], modalities: Sequence[str]
-    ) -> None:
-        self._transform = transform
+    def __init__(self, placement: GridPlacement, modalities: Sequence[str]) -> None:
+        self._placement = placement
         self._modalities = tuple(modalities)
 
     def __call__(self, case: Case) -> CaseVolumes:
-        """Return the case's volumes; DataError naming the file that cannot be used."""
-        paths = {m: str(case.images[m]) for m in self._modalities}
-        if case.seg is not None:
-            paths["seg"] = str(case.seg)
-        data = self._transform({**paths, "label_scheme": case.label_scheme, "channels": case.channels})
-        placed: Placed = data["placed"]
+        """Return the volumes of ``case``; DataError naming a file that cannot be used."""
+        placed = self.place(case)
         return CaseVolumes(
             images=np.stack([quantise(placed.images[m]) for m in self._modalities]),
             seg=placed.seg,
@@ -69,3 +68,33 @@ class Preprocessor:
             extent=placed.extent,
             kept=placed.kept,
         )
+
+    def place(self, case: Case) -> Placed:
+        """Return the same before quantisation, with the way back to the files."""
+        files = _read_files(case, self._modalities)
+        require_same_grid(
+            [file.header for file in files.values()],
+            remedy="register and resample the case to one grid first",
+        )
+        seg = files.pop("seg", None)
+        if not any(file.data.any() for file in files.values()):
+            folder = case.images[self._modalities[0]].parent
+            raise DataError(f"{folder}: expected a head, got background only; remove the case.")
+        if seg is not None:
+            seg = VolumeFile(canonical_seg(seg.data, case.label_scheme, seg.header.path), seg.header)
+        return self._placement.place(files, seg=seg)
+
+
+def _read_files(case: Case, modalities: Sequence[str]) -> dict[str, VolumeFile]:
+    """Return the volumes of ``case`` and ``seg``; a 4D file with several of them is decompressed once."""
+    paths = {name: case.images[name] for name in modalities}
+    if case.seg is not None:
+        paths["seg"] = case.seg
+    by_path: dict[Path, list[str]] = {}
+    for name, path in paths.items():
+        by_path.setdefault(path, []).append(name)
+    files: dict[str, VolumeFile] = {}
+    for path, held in by_path.items():
+        read = read_channels(path, [case.channels.get(name) for name in held])
+        files |= {name: read[case.channels.get(name)] for name in held}
+    return {name: files[name] for name in paths}

@@ -1,7 +1,7 @@
-"""Which sample a training step sees: a pure function of the seed and the step.
+"""Which samples a training step takes, as a pure function of the seed and the step.
 
-Nothing here keeps state between steps, so a run that resumes at step k sees exactly the batches that an
-uninterrupted one would have seen, whatever the number of loader processes.
+Nothing here keeps state between steps, so a run that resumes at step k takes exactly the batches of an uninterrupted
+run, with any number of loader processes.
 """
 
 from collections.abc import Iterator
@@ -13,10 +13,13 @@ from torch.utils.data import Sampler
 
 @dataclass(frozen=True, slots=True)
 class SampleKey:
-    """One training sample: what a training sampler hands to ``Dataset.__getitem__``.
+    """One training sample, as the sampler asks a dataset for it.
 
-    index: item of the dataset. draw: number of the sample since the start of the run over all ranks; with the
-    run's seed it decides the sample's augmentation. whole: True asks for the whole volume, not a crop.
+    Attributes:
+        index: item of the dataset.
+        draw: number of the sample since the start of the run, over all ranks; with the run's seed, it determines the
+            augmentation.
+        whole: asks for the whole volume instead of a crop.
     """
 
     index: int
@@ -24,50 +27,60 @@ class SampleKey:
     whole: bool = False
 
     def rng(self, seed: int) -> np.random.Generator:
-        """Return the random stream that belongs to this draw of a run with ``seed``."""
+        """Return the random stream of this draw in a run with ``seed``."""
         return np.random.default_rng((seed, self.draw))
 
 
+def index_of(key: int | SampleKey) -> int:
+    """Return the item that ``key`` asks for."""
+    return key.index if isinstance(key, SampleKey) else key
+
+
+@dataclass(kw_only=True, eq=False)
 class StepBatchSampler(Sampler[list[SampleKey]]):
     """Yields the keys of one training step at a time, from ``start_step`` to ``num_steps``.
 
-    The samples of a run are numbered through ("draws"); draw d shows the item
-    ``permutation(seed, d // n)[d % n]`` of the n = ``num_items``, so every pass shows each exactly once.
-    A step takes ``batch_size * world_size`` draws in a row and each rank its own ``batch_size`` of them. The
-    last ``whole_steps`` steps take one draw a rank and mark it ``whole``.
+    The samples ("draws") of a run are numbered; draw d takes the item ``permutation(seed, d // n)[d % n]`` of the
+    n = ``num_items``, so that each pass takes every item exactly once. A step takes ``batch_size * world_size``
+    consecutive draws, of which each rank takes its own ``batch_size``. The last ``whole_steps`` steps take one draw
+    per rank and mark it ``whole``.
+
+    >>> [[key.index for key in keys] for keys in StepBatchSampler(num_items=3, batch_size=2, num_steps=3, seed=0)]
+    [[2, 0], [1, 2], [0, 1]]
+
+    Attributes:
+        num_items: items of the dataset.
+        batch_size: samples per step and rank.
+        num_steps: steps of the run.
+        seed: of the run.
+        start_step: first step.
+        rank: of this process.
+        world_size: number of processes.
+        whole_steps: last steps that take whole volumes.
     """
 
-    def __init__(
-        self,
-        *,
-        num_items: int,
-        batch_size: int,
-        num_steps: int,
-        seed: int,
-        start_step: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
-        whole_steps: int = 0,
-    ) -> None:
-        if num_items < 1 or batch_size < 1 or world_size < 1:
+    num_items: int
+    batch_size: int
+    num_steps: int
+    seed: int
+    start_step: int = 0
+    rank: int = 0
+    world_size: int = 1
+    whole_steps: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("num_items", "batch_size", "world_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}; raise it.")
+        if not 0 <= self.rank < self.world_size:
             raise ValueError(
-                "num_items, batch_size and world_size must be at least 1, "
-                f"got {num_items}, {batch_size} and {world_size}."
+                f"rank: expected 0 to {self.world_size - 1}, got {self.rank}; use that of the process."
             )
-        if not 0 <= rank < world_size:
-            raise ValueError(f"rank must be in [0, {world_size}), got {rank}.")
-        if not 0 <= whole_steps <= num_steps:
-            raise ValueError(f"whole_steps must be in [0, {num_steps}], got {whole_steps}.")
-        if not 0 <= start_step <= num_steps:
-            raise ValueError(f"start_step must be in [0, {num_steps}], got {start_step}.")
-        self.num_items = num_items
-        self.batch_size = batch_size
-        self.num_steps = num_steps
-        self.seed = seed
-        self.start_step = start_step
-        self.rank = rank
-        self.world_size = world_size
-        self.whole_steps = whole_steps
+        for name in ("whole_steps", "start_step"):
+            if not 0 <= getattr(self, name) <= self.num_steps:
+                raise ValueError(
+                    f"{name}: expected 0 to num_steps, {self.num_steps}, got {getattr(self, name)}; correct it."
+                )
 
     def __len__(self) -> int:
         """Return the number of steps left."""
@@ -82,7 +95,8 @@ class StepBatchSampler(Sampler[list[SampleKey]]):
             for draw in self._draws(step):
                 turn, place = divmod(draw, self.num_items)
                 if turn != current:
-                    current, order = turn, self._order(turn)
+                    current = turn
+                    order = np.random.default_rng((self.seed, turn)).permutation(self.num_items)
                 keys.append(SampleKey(int(order[place]), draw, whole))
             yield keys
 
@@ -93,6 +107,3 @@ class StepBatchSampler(Sampler[list[SampleKey]]):
         before = min(step, crop_steps) * self.batch_size + max(step - crop_steps, 0)
         first = before * self.world_size + self.rank * size
         return range(first, first + size)
-
-    def _order(self, turn: int) -> np.ndarray:
-        return np.random.default_rng((self.seed, turn)).permutation(self.num_items)

@@ -1,4 +1,4 @@
-"""What the voxels of a model's grid keep of a segmentation: small lesions fall between them."""
+"""What a model's grid keeps of a segmentation: small lesions may fall between its voxels."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,14 +11,18 @@ from prod9.data.intensity import bounding_box
 from prod9.volumes import VolumeFile
 
 _SHRUNK = 0.8
-"""Share of its volume below which a label is said to have shrunk."""
+"""A label has shrunk if less than this share of its volume is left."""
 
 
 @dataclass(frozen=True)
 class Kept:
-    """What is left of one label: separate parts, of which ``parts_kept`` have a voxel on the grid, and millilitres.
+    """What a grid keeps of one label; voxels of the file outside the grid do not count.
 
-    Parts are connected over faces, edges and corners. Only what lies within the grid is counted on either side.
+    Attributes:
+        parts: separate parts in the file, where voxels connect over faces, edges and corners.
+        parts_kept: parts with a voxel on the grid.
+        ml: volume in the file, in millilitres.
+        ml_kept: volume on the grid.
     """
 
     parts: int
@@ -40,9 +44,9 @@ class Kept:
 
 
 def kept_labels(seg: VolumeFile, placed: np.ndarray, affine: np.ndarray) -> dict[int, Kept]:
-    """Return what is kept of each label of ``seg`` that lies, at least in part, within the grid.
+    """Return what the grid keeps of each label of ``seg`` that lies in it at least partly.
 
-    placed: ``[H W D]``, the segmentation on the grid. affine: 4×4 of the grid, voxel to mm.
+    ``placed [H W D]`` is the segmentation on the grid, whose 4×4 ``affine`` maps voxels to mm.
     """
     found = np.asarray(seg.data)
     if not found.any():
@@ -71,13 +75,13 @@ def kept_labels(seg: VolumeFile, placed: np.ndarray, affine: np.ndarray) -> dict
 
 
 def describe_loss(kept: Mapping[int, Kept]) -> str | None:
-    """Return in words which labels lose small parts or much of their volume, None where none does."""
+    """Return in words which labels lose small parts or much of their volume; None if none does."""
     suffering = {label: one for label, one in kept.items() if one.suffers}
     return "; ".join(f"label {label}: {one}" for label, one in suffering.items()) or None
 
 
 def _sampled(parts: np.ndarray, left: np.ndarray, to_file: np.ndarray, corner: np.ndarray) -> np.ndarray:
-    """Return the numbers of the parts that the voxels ``left [n 3]`` of the grid were taken from."""
+    """Return the numbers of the parts that the voxels ``left [n 3]`` of the grid were sampled from."""
     places = np.rint(left @ to_file[:3, :3].T + to_file[:3, 3] - corner).astype(np.int64)
     inside = ((places >= 0) & (places < parts.shape)).all(1)
     return np.unique(parts[tuple(places[inside].T)])

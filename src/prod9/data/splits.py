@@ -1,4 +1,4 @@
-"""Division of the patients into training, validation and test; all cases of a patient stay on one side."""
+"""Division of the patients into training, validation and test; all cases of a patient are in one part."""
 
 import json
 from collections import Counter
@@ -32,8 +32,7 @@ class Split:
         twice = sorted(patient for patient, n in counts.items() if n > 1)
         if twice:
             raise DataError(
-                f"expected a patient to be in one part of the split, got {listing(twice, 5)} in several; leave each in "
-                "one."
+                f"expected each patient in one part of the split, got {listing(twice, 5)} in several; correct it."
             )
 
     def select(self, cases: Iterable[Case], part: Part) -> list[Case]:
@@ -42,23 +41,20 @@ class Split:
         return [case for case in cases if case.patient_id in patients]
 
     def check(self, cases: Iterable[Case], *, source: str) -> None:
-        """Refuse with a DataError unless the split holds exactly the patients of ``cases``.
-
-        source: where the split came from, for the message.
-        """
+        """Raise DataError, with the origin ``source``, unless the split holds exactly the patients of ``cases``."""
         found = {case.patient_id for case in cases}
         known = {*self.train, *self.val, *self.test}
         if found != known:
             gone, new = sorted(known - found), sorted(found - known)
             raise DataError(
-                f"{source}: expected the patients that were split before; "
+                f"{source}: expected the patients that were split before, got others: "
                 f"{len(gone)} of them {are(gone)} not in the data ({listing(gone, 5)}), "
-                f"{len(new)} in the data {are(new)} not in the split ({listing(new, 5)}). "
-                "Restore the data folder, or start a new run in another output_dir."
+                f"{len(new)} in the data {are(new)} not in the split ({listing(new, 5)}); "
+                "restore the data folder, or start a new run in another output_dir."
             )
 
     def trained_elsewhere(self, other: "Split") -> list[str]:
-        """Return the patients held out here (val, test) that ``other`` trains on: a leak between stages."""
+        """Return the patients that are held out here (val, test) and in training in ``other``: a leak."""
         return sorted({*self.val, *self.test} & set(other.train))
 
     def to_dict(self) -> dict[str, list[str]]:
@@ -71,7 +67,7 @@ class Split:
         return cls(**{part: tuple(sorted(parts[part])) for part in PARTS})
 
     def save(self, path: Path, *, settings: Mapping[str, Any] | None = None) -> None:
-        """Write JSON atomically; ``settings`` records how the split was made."""
+        """Write JSON atomically, with the ``settings`` that the split was made by."""
         content = {"format": _FORMAT, "settings": dict(settings or {}), **self.to_dict()}
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as temporary:
@@ -79,7 +75,7 @@ class Split:
 
     @classmethod
     def load(cls, path: Path) -> "Split":
-        """Read what :meth:`save` wrote; DataError when it is not a split file."""
+        """Read what :meth:`save` wrote; DataError if it is not a split file."""
         parts = _read(path)
         try:
             return cls.from_dict(parts)
@@ -88,15 +84,17 @@ class Split:
 
 
 def divide(cases: Sequence[Case], settings: Mapping[str, Any]) -> Split:
-    """Return the split of ``cases``: from ``settings["file"]``, else the dataset's own, else by the shares.
+    """Return the split of ``cases``: from ``settings["file"]``, else that of the dataset, else by the shares.
 
-    settings: as for :func:`resolve_split`. Raises ConfigError for a file that is missing, DataError for one of
-    other patients, and for a dataset that puts a patient on two sides or only some cases anywhere.
+    Raises ConfigError for a missing file, and DataError for a file of other patients and for a dataset that assigns a
+    patient to two parts or only some of its cases to a part. ``settings``: as for :func:`resolve_split`.
     """
     if settings.get("file"):
         file = Path(settings["file"])
         if not file.is_file():
-            raise ConfigError(f"data.split.file: expected a split file, got {file}, which does not exist.")
+            raise ConfigError(
+                f"data.split.file: expected a split file, got {file}, which does not exist; correct the path."
+            )
         split = Split.load(file)
         split.check(cases, source=f"data.split.file ({file})")
         return split
@@ -106,30 +104,29 @@ def divide(cases: Sequence[Case], settings: Mapping[str, Any]) -> Split:
 
 
 def _declared(cases: Sequence[Case]) -> Split:
-    """Return the division that the dataset itself makes."""
+    """Return the division that the dataset defines."""
     without = [case.case_id for case in cases if case.part is None]
     if without:
         raise DataError(
-            f"expected every case of the list to say its split, got none for {listing(without, 5)}; fill the column, "
-            "or leave it out to divide the patients by data.split."
+            f"expected a split for every case of the list, got none for {listing(without, 5)}; fill the column, or "
+            "leave it out to divide the patients by data.split."
         )
-    parts = {part: sorted({case.patient_id for case in cases if case.part == part}) for part in PARTS}
-    return Split.from_dict(parts)
+    return Split.from_dict({part: list({c.patient_id for c in cases if c.part == part}) for part in PARTS})
 
 
 def split_patients(cases: Sequence[Case], *, train: float, val: float, test: float, seed: int) -> Split:
     """Shuffle the patients of ``cases`` by ``seed`` and divide them by the three shares.
 
-    Counts are rounded by largest remainder, and every part with a share above 0 gets at least one patient.
-    The order of ``cases`` does not matter.
+    Counts are rounded by largest remainder, and each part with a share above 0 gets at least one patient. The order of
+    ``cases`` does not matter.
     """
     patients = sorted({case.patient_id for case in cases})
     shares = {"train": train, "val": val, "test": test}
     wanted = sum(share > 0 for share in shares.values())
     if len(patients) < wanted:
         raise DataError(
-            f"data.split needs at least {plural(wanted, 'patient')} (one for each of "
-            f"{', '.join(p for p in PARTS if shares[p] > 0)}), got {len(patients)}: "
+            f"data.split: expected at least {plural(wanted, 'patient')} (one for each of "
+            f"{', '.join(p for p in PARTS if shares[p] > 0)}), got {len(patients)}; "
             "add cases, or set the share of a part to 0."
         )
     shuffled = [patients[i] for i in np.random.default_rng(seed).permutation(len(patients))]
@@ -141,18 +138,18 @@ def split_patients(cases: Sequence[Case], *, train: float, val: float, test: flo
 
 
 def resolve_split(cases: Sequence[Case], path: Path, *, settings: Mapping[str, Any]) -> Split:
-    """Return the split of a run and keep it at ``path``.
+    """Return the split of a run and keep it in the file ``path``.
 
-    A file that exists wins, since a resumed run must go on with the same patients; it is refused when the
-    cases found are not those it divides (DataError) or when it was made with other settings (ConfigError).
-    settings: ``train``, ``val``, ``test``, ``seed`` and ``file`` (a split file to use instead of shuffling).
+    A file that exists is used, since a resumed run must continue with the same patients. It is refused if it divides
+    other cases (DataError) or was made with other settings (ConfigError). ``settings``: ``train``, ``val``, ``test``,
+    ``seed`` and ``file`` (a split file to use instead of shuffling).
     """
     if path.exists():
         made_with = _read(path).get("settings", {})
         changed = [k for k, v in settings.items() if k in made_with and made_with[k] != v]
         if changed:
             raise ConfigError(
-                f"data.split.{changed[0]}: {path} was made with {made_with[changed[0]]!r}, the config says "
+                f"data.split.{changed[0]}: expected {made_with[changed[0]]!r}, with which {path} was made, got "
                 f"{settings[changed[0]]!r}; use another output_dir, or delete the file if nothing is trained."
             )
         split = Split.load(path)
@@ -177,12 +174,12 @@ def _apportion(total: int, shares: Mapping[str, float]) -> dict[str, int]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """Return the content of a split file, its form checked; DataError for anything else."""
+    """Return the content of a split file; DataError if its form is not right."""
     content = read_json(path)
     if not isinstance(content, dict) or any(part not in content for part in PARTS):
         raise DataError(
-            f"{path}: expected a split file with train, val and test, got {str(content)[:80]}; name the split.json "
-            "of a run."
+            f"{path}: expected a split file with train, val and test, got {str(content)[:80]}; use the split.json of "
+            "a run."
         )
     if content.get("format", _FORMAT) != _FORMAT:
         raise DataError(
@@ -191,7 +188,9 @@ def _read(path: Path) -> dict[str, Any]:
         )
     lists = [content[part] for part in PARTS]
     if not all(isinstance(x, list) and all(isinstance(patient, str) for patient in x) for x in lists):
-        raise DataError(f"{path}: expected lists of patient ids under train, val and test; correct the file.")
+        raise DataError(
+            f"{path}: expected lists of patient ids under train, val and test, got others; correct the file."
+        )
     if not isinstance(content.get("settings", {}), dict):
         raise DataError(
             f"{path}: expected settings by name, got {str(content['settings'])[:80]}; correct the file."

@@ -1,15 +1,13 @@
 """From files to tensors.
 
-What is the same in every draw (reading, head, intensities, spacing, grid) is the *preprocessing*, for which all go
-to :mod:`prod9.data.placement`: it runs once per case and its result is cached. What differs from draw to draw
-(random crop, flip, …) are MONAI's transforms, and runs on the cache.
+The *preprocessing* (reading, head, intensities, spacing, grid; see :mod:`prod9.data.placement`) runs once per case, and
+its result is cached. The random transforms (crop, flip, …) are those of MONAI and run on the cached volumes.
 """
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -17,16 +15,12 @@ import torch
 from monai import transforms as mt
 from torch import Tensor
 
-from prod9.data.dictionary import VolumeReader as VolumeReader
 from prod9.data.intensity import IntensityScaling as IntensityScaling
-from prod9.data.labels import canonical_seg
-from prod9.data.placement import GridPlacement, same_grid
-from prod9.data.preprocessing import CaseVolumes, dequantise
-from prod9.data.window import layers_of
-from prod9.errors import ConfigError, DataError
-from prod9.volumes import Channel, VolumeFile, read_channels
+from prod9.data.placement import GridPlacement
+from prod9.data.preprocessing import CaseVolumes, Preprocessor, dequantise
+from prod9.errors import ConfigError
 
-# Raise it when the same files and options give other voxels than before: older caches are stale then.
+# To be raised when the same files and options give other voxels than before, so that older caches are not used.
 _PREPROCESSING_VERSION = 2
 # Room around a crop for a rotation by 0.1 rad about each axis and a zoom of 10%: 1.1 · (1 + 2 · 0.1).
 _AFFINE_ROOM = 1.32
@@ -43,14 +37,14 @@ class Augmentation:
     affine_prob: float
 
     def build_affine(self) -> list[mt.Transform]:
-        """Return the random rotation (0.1 rad) and zoom (10%), which need room around a crop."""
+        """Return the random rotation (0.1 rad) and zoom (10%), which need a margin around a crop."""
         affine = mt.RandAffined(
             "image", prob=self.affine_prob, rotate_range=0.1, scale_range=0.1, padding_mode="zeros"
         )
         return [affine] if self.affine_prob > 0 else []
 
     def build_rest(self) -> list[mt.Transform]:
-        """Return the left-right flip and the intensity transforms; all leave an exact 0 at 0."""
+        """Return the left-right flip and the intensity transforms, all of which keep a value of exactly 0."""
         candidates: list[tuple[float, Callable[[float], mt.Transform]]] = [
             (self.flip_prob, lambda p: mt.RandFlipd("image", prob=p, spatial_axis=0)),
             (self.bias_field_prob, lambda p: mt.RandBiasFieldd("image", prob=p, coeff_range=(-0.2, 0.2))),
@@ -61,10 +55,14 @@ class Augmentation:
 
 
 class TransformBuilder:
-    """Builds what turns files into cached volumes and cached volumes into samples.
+    """Builds the transforms from files to cached volumes and from cached volumes to samples.
 
-    spacing: mm to resample to, None for the file's. grid: voxels of a whole brain. crop_size: voxels of a
-    random training crop of stage 1, None for whole volumes.
+    Args:
+        spacing: mm to resample to; None keeps that of the file.
+        grid: voxels of a whole brain.
+        crop_size: voxels of a random training crop of stage 1; None for whole volumes.
+        intensity: how raw values become [0, 1].
+        augment: probabilities of the random transforms.
     """
 
     def __init__(
@@ -87,7 +85,7 @@ class TransformBuilder:
 
     @property
     def fingerprint(self) -> str:
-        """Everything but the files that decides the preprocessed voxels, as text for cache keys."""
+        """Everything but the files that determines the preprocessed voxels, as text for cache keys."""
         parts = {
             "version": _PREPROCESSING_VERSION,
             "spacing": self.placement.spacing,
@@ -96,17 +94,12 @@ class TransformBuilder:
         }
         return json.dumps(parts, sort_keys=True)
 
-    def build_preprocessing(self, modalities: Sequence[str]) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
-        """Return the deterministic part: a dictionary of paths in, volumes on the grid out.
-
-        Keys that go in: the modalities, ``label_scheme``, and where there is such, ``seg`` and ``channels`` (key to
-        its place in a 4D file). Out: MetaTensors [1 H W D] of the modalities and ``seg``, and ``placed``, the
-        :class:`~prod9.data.placement.Placed` that they come from. A file that cannot be used raises DataError.
-        """
-        return Preprocessing(self.placement, tuple(modalities))
+    def build_preprocessing(self, modalities: Sequence[str]) -> Preprocessor:
+        """Return the deterministic part, from a case to its volumes of ``modalities`` on the grid."""
+        return Preprocessor(self.placement, modalities)
 
     def build_stage1_transforms(self, train: bool) -> "Stage1Transform":
-        """Return what makes single-modality samples: augmented crops to train, whole volumes otherwise."""
+        """Return the transform to single-modality samples: augmented crops to train on, or whole volumes."""
         if not train:
             return Stage1Transform(read_size=None, crop=mt.Compose([]), whole=mt.Compose([]))
         affine, rest = self.augment.build_affine(), [*self.augment.build_rest(), mt.Lambdad("image", _clip)]
@@ -122,41 +115,41 @@ class TransformBuilder:
         )
 
     def build_stage2_transforms(self, modalities: Sequence[str]) -> "Stage2Transform":
-        """Return what makes all-modality samples: whole volumes, not augmented (token stores hold flips)."""
+        """Return the transform to all-modality samples: whole volumes without augmentation."""
         return Stage2Transform(tuple(modalities))
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Stage1Transform:
     """Makes one sample [1 H W D] of stage 1 from a cached volume.
 
-    read_size: voxels to cut out before ``crop``, None to take whole volumes throughout. crop, whole: random
-    transforms of ``image`` for cut-outs and for whole volumes.
+    Attributes:
+        read_size: voxels to cut out before ``crop``; None always takes whole volumes.
+        crop: random transforms of the key ``image`` for cut-outs.
+        whole: the same for whole volumes.
     """
 
-    def __init__(self, *, read_size: tuple[int, ...] | None, crop: mt.Compose, whole: mt.Compose) -> None:
-        self._read_size = read_size
-        self._crop = crop
-        self._whole = whole
+    read_size: tuple[int, ...] | None
+    crop: mt.Compose
+    whole: mt.Compose
 
     def __call__(
         self, volume: np.ndarray, *, rng: np.random.Generator | None = None, whole: bool = False
     ) -> Tensor:
-        """Return float32 [1 H W D] in [0, 1].
+        """Return float32 [1 H W D] in [0, 1] of ``volume``, uint16 [H W D], quantised.
 
-        volume: uint16 [H W D], quantised. rng: random stream of the draw; None gives the volume as it is.
-        whole: the whole volume though crops are the rule.
+        ``rng`` is the random stream of the draw; without it, the volume stays as it is. ``whole`` takes no crop.
         """
         if rng is None:
             return dequantise(volume)[None]
-        pipeline = self._whole
-        if self._read_size is not None and not whole:
-            pipeline = self._crop
-            volume = crop_around_foreground(volume, self._read_size, rng)
+        pipeline = self.whole
+        if self.read_size is not None and not whole:
+            pipeline = self.crop
+            volume = crop_around_foreground(volume, self.read_size, rng)
         pipeline.set_random_state(seed=int(rng.integers(2**32)))
         sample = cast(dict[str, Tensor], pipeline({"image": dequantise(volume)[None]}))
-        return sample["image"].as_subclass(
-            Tensor
-        )  # without MONAI's metadata, which would slow down every step
+        # Without MONAI's metadata, which would slow down every step.
+        return sample["image"].as_subclass(Tensor)
 
 
 @dataclass(frozen=True)
@@ -166,59 +159,17 @@ class Stage2Transform:
     modalities: tuple[str, ...]
 
     def __call__(self, volumes: CaseVolumes) -> dict[str, Any]:
-        """Return ``images`` {modality: float32 [1 H W D]} and, where there is one, ``seg`` int64 [1 H W D]."""
+        """Return ``images`` {modality: float32 [1 H W D]} and, if there is one, ``seg`` int64 [1 H W D]."""
         images = {m: dequantise(volumes.images[i])[None] for i, m in enumerate(self.modalities)}
         if volumes.seg is None:
             return {"images": images}
         return {"images": images, "seg": torch.from_numpy(volumes.seg.astype(np.int64))[None]}
 
 
-@dataclass(frozen=True)
-class Preprocessing:
-    """Reads the files of a case and places them; see :meth:`TransformBuilder.build_preprocessing`."""
-
-    placement: GridPlacement
-    modalities: tuple[str, ...]
-
-    def __call__(self, paths: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the volumes of a case on the grid; DataError for files that cannot be used."""
-        files = _read_files(paths, [*self.modalities, *(["seg"] if "seg" in paths else [])])
-        first = files[self.modalities[0]].header
-        for file in files.values():
-            if not same_grid(file.header, first):
-                raise DataError(
-                    f"{file.header.path}: expected the voxel grid of {first.path.name} {first.shape}, got "
-                    f"{file.header.shape} or another affine; register and resample the case to one grid first."
-                )
-        seg = files.pop("seg", None)
-        if not any(file.data.any() for file in files.values()):
-            raise DataError(f"{first.path.parent}: expected a head, got background only; remove the case.")
-        if seg is not None:
-            labels = canonical_seg(seg.data, paths["label_scheme"], seg.header.path)
-            seg = VolumeFile(labels, seg.header)
-        placed = self.placement.place(files, seg=seg)
-        volumes = placed.images if placed.seg is None else {**placed.images, "seg": placed.seg}
-        tensors = {name: layers_of(volume[None], placed.affine) for name, volume in volumes.items()}
-        return {**paths, **tensors, "placed": placed}
-
-
-def _read_files(paths: Mapping[str, Any], names: Sequence[str]) -> dict[str, VolumeFile]:
-    """Return the volumes of ``names``; a 4D file that holds several of them is decompressed once."""
-    channels: Mapping[str, Channel] = paths.get("channels", {})
-    by_path: dict[str, list[str]] = {}
-    for name in names:
-        by_path.setdefault(str(paths[name]), []).append(name)
-    files: dict[str, VolumeFile] = {}
-    for path, held in by_path.items():
-        read = read_channels(Path(path), [channels.get(name) for name in held])
-        files |= {name: read[channels.get(name)] for name in held}
-    return {name: files[name] for name in names}
-
-
 def crop_around_foreground(volume: np.ndarray, size: Sequence[int], rng: np.random.Generator) -> np.ndarray:
     """Return a view of ``size`` voxels of ``volume`` [H W D], centred on a random voxel that is not 0.
 
-    The crop moves inwards where it would stick out, and an axis shorter than ``size`` comes whole.
+    At a border, the crop is moved inwards; an axis shorter than ``size`` is taken completely.
     """
     shape = np.asarray(volume.shape)
     centre = _foreground_voxel(volume, rng)
@@ -228,10 +179,10 @@ def crop_around_foreground(volume: np.ndarray, size: Sequence[int], rng: np.rand
 
 
 def _foreground_voxel(volume: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Return a random voxel that is not 0, or any voxel where all are 0.
+    """Return a random voxel that is not 0, or any voxel if all are 0.
 
-    Rejection reads a few voxels of a memory-mapped volume instead of all of them; a head fills a third of its
-    grid, so a search through the whole volume is left for odd ones.
+    Random tries read a few voxels of a memory-mapped volume instead of all. A head fills about a third of its grid, so
+    a search through the whole volume is rarely needed.
     """
     for _ in range(64):
         voxel = rng.integers(volume.shape)

@@ -1,4 +1,4 @@
-"""Where a model's grid lies in a file's volume: cut it out, lay it back."""
+"""Window: the place of a model's grid in the volume of a file, to cut the grid out and to paste it back."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from prod9.volumes import VolumeHeader
 
 
 def layers_of(data: np.ndarray, affine: np.ndarray) -> MetaTensor:
-    """Return ``data [C H W D]`` with its affine as MONAI wants it."""
+    """Return ``data [C H W D]`` with its affine as MONAI expects it."""
     return MetaTensor(torch.from_numpy(np.ascontiguousarray(data)), affine=torch.from_numpy(np.array(affine)))
 
 
@@ -21,8 +21,12 @@ def layers_of(data: np.ndarray, affine: np.ndarray) -> MetaTensor:
 class Frame:
     """The voxels of a file in RAS, at the spacing of a model.
 
-    shape, affine: voxels ``(H, W, D)``, and 4×4 from voxel to mm. file_shape, file_affine: of the file in RAS, before
-    resampling; resampled: whether the two differ.
+    Attributes:
+        shape: voxels ``(H, W, D)``.
+        affine: 4×4, voxel to mm.
+        file_shape: voxels of the file in RAS before resampling.
+        file_affine: the same for the affine.
+        resampled: whether the two differ.
     """
 
     shape: tuple[int, ...]
@@ -47,7 +51,7 @@ class Frame:
 
 @dataclass(frozen=True, eq=False)
 class Window:
-    """A box of ``sides`` voxels from voxel ``start`` of ``frame`` on; it may stick out on any side."""
+    """A box of ``sides`` voxels that begins at voxel ``start`` of ``frame``; it may extend beyond the frame."""
 
     frame: Frame
     start: tuple[int, ...]
@@ -57,16 +61,16 @@ class Window:
     def around(
         cls, frame: Frame, box: Sequence[slice], grid: Sequence[int], *, multiple_of: int | None = None
     ) -> "Window":
-        """Return the window of ``grid`` voxels that has ``box`` in its middle.
+        """Return the window of ``grid`` voxels around the centre of ``box``.
 
-        multiple_of: where the box is larger than the grid, the window grows with it, by whole multiples of this.
+        With ``multiple_of``, the window grows to a multiple of it along axes where the box is larger than the grid.
         """
         start, sides = [], []
         for part, side in zip(box, grid, strict=True):
             extent = part.stop - part.start
             if multiple_of is not None:
                 side = max(side, -(-extent // multiple_of) * multiple_of)
-            # MONAI's centres: padding puts the odd voxel behind, cropping goes by the halves of both sides.
+            # Centres as in MONAI: padding adds the odd voxel at the end, cropping halves both sides and rounds down.
             before = (side - extent) // 2 if side >= extent else side // 2 - extent // 2
             start.append(part.start - before)
             sides.append(side)
@@ -81,21 +85,21 @@ class Window:
         return shifted
 
     def cut(self, whole: np.ndarray) -> np.ndarray:
-        """Return the window's part of a volume of the frame, 0 where it sticks out."""
+        """Return the window's part of a volume of the frame; 0 outside the frame."""
         window = np.zeros(self.sides, dtype=whole.dtype)
         inside, part = self._overlap()
         window[part] = whole[inside]
         return window
 
     def paste(self, window: np.ndarray) -> np.ndarray:
-        """Undo :meth:`cut`: lay the window into zeros."""
+        """Undo :meth:`cut`: paste the window into zeros."""
         whole = np.zeros(self.frame.shape, dtype=window.dtype)
         inside, part = self._overlap()
         whole[inside] = window[part]
         return whole
 
     def _overlap(self) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
-        """Return where the window lies in the frame, and where that part lies in the window."""
+        """Return the place of the window in the frame, and the place of that part in the window."""
         inside, part = [], []
         for first, side, length in zip(self.start, self.sides, self.frame.shape, strict=True):
             low = min(max(first, 0), length)

@@ -17,7 +17,7 @@ from prod9 import volumes
 from prod9.data.cases import Case
 from prod9.data.layouts.find import find_cases, scan_dataset
 from prod9.data.layouts.names import MODALITIES
-from prod9.data.preprocessing import Preprocessor, dequantise
+from prod9.data.preprocessing import dequantise
 from prod9.data.splits import Split
 from prod9.data.transforms import Augmentation, TransformBuilder
 from prod9.errors import ConfigError, DataError
@@ -233,9 +233,7 @@ def _reader(
             flip_prob=0.0, bias_field_prob=0.0, gamma_prob=0.0, scale_prob=0.0, affine_prob=0.0
         ),
     )
-    preprocess = Preprocessor(
-        transform=builder.build_preprocessing(settings.modalities), modalities=settings.modalities
-    )
+    preprocess = builder.build_preprocessing(settings.modalities)
 
     def read(what: str, cases: Sequence[Case], report: Report) -> PatientSet:
         images, masks, names, patients = [], [], [], []

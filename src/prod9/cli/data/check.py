@@ -1,5 +1,7 @@
-"""``prod9 data check`` and ``prod9 data info``: look at a dataset before hours are spent on it."""
+"""``prod9 data check`` and ``prod9 data info``: look at a dataset before a long training."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -7,6 +9,7 @@ import typer
 
 from prod9.cli.shared import FAILED, DebugOption, JsonOption, console, messages, print_json, progress
 from prod9.errors import ConfigError
+from prod9.system.progress import Progress
 from prod9.system.wording import plural
 
 if TYPE_CHECKING:
@@ -20,10 +23,10 @@ RootArgument = Annotated[
     Path,
     typer.Argument(
         metavar="DIR",
-        help="Folder with cases, a .csv, .tsv or .json list of them, or a MedMNIST3D .npz file.",
+        help="Folder with cases, a .csv, .tsv or .json list of cases, or a MedMNIST3D .npz file.",
     ),
 ]
-LayoutOption = Annotated[str, typer.Option("--layout", help="Layout, if `auto` gets it wrong (data.layout).")]
+LayoutOption = Annotated[str, typer.Option("--layout", help="Layout, if `auto` is wrong (data.layout).")]
 SchemeOption = Annotated[
     str,
     typer.Option(
@@ -32,7 +35,7 @@ SchemeOption = Annotated[
     ),
 ]
 ModalityOption = Annotated[
-    list[str] | None, typer.Option("--modality", help="What every case must have; repeatable.")
+    list[str] | None, typer.Option("--modality", help="Modality that every case needs; repeatable.")
 ]
 WorkersOption = Annotated[int, typer.Option("--workers", "-j", min=1, help="Files read at a time.")]
 
@@ -43,7 +46,8 @@ def check(
     label_scheme: SchemeOption = "auto",
     modality: ModalityOption = None,
     split: Annotated[
-        Path | None, typer.Option("--split", metavar="FILE", help="Also compare patients with a split.json.")
+        Path | None,
+        typer.Option("--split", metavar="FILE", help="Also compare the patients with a split.json."),
     ] = None,
     deep: Annotated[
         bool, typer.Option("--deep", help="Read every voxel: checksums, NaN, intensities, labels.")
@@ -56,19 +60,14 @@ def check(
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Check a dataset: what is there, what is wrong, and how to mend it.
+    """Check a dataset: what it holds, what is wrong, and how to repair it.
 
-    Without `--deep` only headers are read, a thousand cases in seconds. Nothing in the folder is changed. The exit
-    code is 1 when there is an error: something that would stop training or spoil it.
+    Without `--deep`, only headers are read: a thousand cases in seconds. Nothing in the folder is changed. The exit
+    code is 1 if there is an error, which would stop training or make it useless.
     """
     _keep_out(html, root, "--html")
     deep = deep or html is not None
-    report: Report | MedMNIST3DReport
-    if is_medmnist3d(root):
-        _refuse_options(root, layout, label_scheme, modality, split)
-        report = checked_medmnist3d(root, deep=deep)
-    else:
-        report = _checked(root, layout, label_scheme, modality, split=split, deep=deep, workers=workers)
+    report = _checked(root, layout, label_scheme, modality, split=split, deep=deep, workers=workers)
     if html is not None:
         from prod9.data.checking.page import write_page
 
@@ -87,7 +86,9 @@ def info(
     root: RootArgument,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", metavar="FILE", help="Write the fingerprint here, for `prod9 plan`."),
+        typer.Option(
+            "--output", "-o", metavar="FILE", help="File for the fingerprint, which `prod9 plan` takes."
+        ),
     ] = None,
     layout: LayoutOption = "auto",
     label_scheme: SchemeOption = "auto",
@@ -96,23 +97,17 @@ def info(
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Sum a dataset up: voxel sizes, sizes of heads, intensities, lesions, and the grid that would hold them.
+    """Summarise a dataset: voxel sizes, sizes of heads, intensities, lesions, and a grid for them.
 
-    Every voxel is read. A dataset with errors is refused: see `prod9 data check --deep`.
+    Every voxel is read. A dataset with errors is refused; see `prod9 data check --deep`.
     """
     _keep_out(output, root, "--output")
     from prod9.data.checking.fingerprint import fingerprint, write_fingerprint
+    from prod9.data.checking.medmnist import MedMNIST3DReport, fingerprint_medmnist3d
 
-    report: Report | MedMNIST3DReport
-    if is_medmnist3d(root):
-        from prod9.data.checking.medmnist import fingerprint_medmnist3d
-
-        _refuse_options(root, layout, label_scheme, modality, None)
-        report = checked_medmnist3d(root, deep=True)
-        content = fingerprint_medmnist3d(report)
-    else:
-        report = _checked(root, layout, label_scheme, modality, split=None, deep=True, workers=workers)
-        content = fingerprint(report)
+    report = _checked(root, layout, label_scheme, modality, split=None, deep=True, workers=workers)
+    of_file = isinstance(report, MedMNIST3DReport)
+    content = fingerprint_medmnist3d(report) if of_file else fingerprint(report)
     if output is not None:
         write_fingerprint(output, content)
     if as_json:
@@ -121,7 +116,8 @@ def info(
     _print(report)
     if "head_mm" in content:
         boxes = content["head_mm"]
-        console.print(f"Heads: {_sides(boxes['median'])} mm, the largest {_sides(boxes['largest'])} mm.")
+        median, largest = (" × ".join(f"{side:g}" for side in boxes[name]) for name in ("median", "largest"))
+        console.print(f"Heads: median {median} mm, largest {largest} mm.")
     spacing = f"data.spacing {content['spacing_mm']}, " if content["spacing_mm"] else ""
     console.print(f"Suggested: {spacing}data.grid {content['grid']}.")
     if output is not None:
@@ -137,11 +133,23 @@ def _checked(
     split: Path | None,
     deep: bool,
     workers: int,
-) -> "Report":
+) -> "Report | MedMNIST3DReport":
+    if is_medmnist3d(root):
+        given = {
+            "--layout": layout != "auto",
+            "--label-scheme": label_scheme != "auto",
+            "--modality": bool(modality),
+            "--split": split is not None,
+        }
+        wrong = [option for option, is_given in given.items() if is_given]
+        if wrong:
+            raise ConfigError(
+                f"{wrong[0]}: expected a folder or a list, got {root}, which defines all of this; leave it out."
+            )
+        return checked_medmnist3d(root, deep=deep)
     from prod9.data.checking.report import check_dataset
 
-    with progress() as bar:
-        task = bar.add_task("Reading volumes" if deep else "Reading headers", total=None)
+    with counting("Reading volumes" if deep else "Reading headers") as count:
         return check_dataset(
             root,
             layout=layout,
@@ -150,33 +158,29 @@ def _checked(
             split=split,
             deep=deep,
             num_workers=workers,
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
+            progress=count,
         )
 
 
+@contextmanager
+def counting(title: str) -> Iterator[Progress]:
+    """Show a bar of progress inside the block, and yield the callback (done, total) that moves it."""
+    with progress() as bar:
+        task = bar.add_task(title, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
 def is_medmnist3d(root: Path) -> bool:
-    """Tell whether ``root`` is a MedMNIST3D file by its suffix; a folder of such is refused with their names."""
+    """Return whether ``root`` has the suffix of a MedMNIST3D file; a folder of such files is refused."""
     from prod9.data.layouts.scan import Walk, is_dir
 
     if is_dir(root):
         files = sorted(path.name for path in root.glob("*mnist3d*.npz"))
         if files and next(Walk().volumes(root), None) is None:
             raise ConfigError(
-                f"DIR: expected one MedMNIST3D file, got {root} with {', '.join(files)}; name one of them"
+                f"DIR: expected one MedMNIST3D file, got {root} with {', '.join(files)}; choose one of them."
             )
     return root.suffix == ".npz"
-
-
-def _refuse_options(
-    root: Path, layout: str, label_scheme: str, modality: list[str] | None, split: Path | None
-) -> None:
-    given = {"--layout": layout != "auto", "--label-scheme": label_scheme != "auto", "--modality": bool(modality),
-             "--split": split is not None}  # fmt: skip
-    wrong = [name for name, there in given.items() if there]
-    if wrong:
-        raise ConfigError(
-            f"{wrong[0]}: expected a folder or a list, got {root}, which says all of that itself; leave it out"
-        )
 
 
 def checked_medmnist3d(path: Path, *, deep: bool) -> "MedMNIST3DReport":
@@ -184,14 +188,8 @@ def checked_medmnist3d(path: Path, *, deep: bool) -> "MedMNIST3DReport":
     from prod9.config.data import MEDMNIST3D_CLASSES
     from prod9.data.checking.medmnist import check_medmnist3d
 
-    with progress() as bar:
-        task = bar.add_task("Reading samples" if deep else "Reading labels", total=None)
-        return check_medmnist3d(
-            path,
-            classes=MEDMNIST3D_CLASSES,
-            deep=deep,
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
-        )
+    with counting("Reading samples" if deep else "Reading labels") as count:
+        return check_medmnist3d(path, classes=MEDMNIST3D_CLASSES, deep=deep, progress=count)
 
 
 def _keep_out(path: Path | None, root: Path, option: str) -> None:
@@ -199,7 +197,9 @@ def _keep_out(path: Path | None, root: Path, option: str) -> None:
     from prod9.data.layouts.scan import is_dir
 
     if path is not None and is_dir(root) and path.resolve().is_relative_to(root.resolve()):
-        raise ConfigError(f"{option}: expected a file outside {root}, which is never written to, got {path}")
+        raise ConfigError(
+            f"{option}: expected a file outside {root}, which is never written to, got {path}; choose another."
+        )
 
 
 def _print(report: "Report | MedMNIST3DReport") -> None:
@@ -223,7 +223,3 @@ def _print(report: "Report | MedMNIST3DReport") -> None:
     read = "Every voxel was read." if facts["deep"] else "Headers only; --deep reads the voxels too."
     verdict = f"{plural(facts['errors'], 'error')}, {plural(facts['warnings'], 'warning')}. {read}"
     (console if report.ok else messages).print(verdict)
-
-
-def _sides(values: list[float]) -> str:
-    return " × ".join(f"{value:g}" for value in values)

@@ -1,25 +1,16 @@
-"""``prod9 data``: make volumes to work with, and look at those one has."""
+"""``prod9 data``: make volumes to work with, and check those you have."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from prod9.cli.data.check import check, info
+from prod9.cli.data.check import check, counting, info
 from prod9.cli.data.unpack import unpack
-from prod9.cli.shared import (
-    DebugOption,
-    JsonOption,
-    console,
-    new_app,
-    print_json,
-    progress,
-    resumable,
-    run_app,
-)
+from prod9.cli.shared import DebugOption, JsonOption, console, new_app, print_json, resumable, run_app
 from prod9.system.wording import plural
 
-app = new_app("Make volumes to work with, and look at those you have.")
+app = new_app("Make volumes to work with, and check those you have.")
 app.command()(check)
 app.command()(info)
 app.command()(unpack)
@@ -31,32 +22,31 @@ def simulate(
         Path, typer.Argument(metavar="OUTPUT_DIR", help="Folder of the cohort; made if missing.")
     ],
     num_subjects: Annotated[
-        int, typer.Option("--num-subjects", "-n", min=1, help="Patients; a larger number adds to a cohort.")
+        int, typer.Option("--num-subjects", "-n", min=1, help="Patients; a larger number extends a cohort.")
     ] = 40,
     spacing: Annotated[
         float, typer.Option("--spacing", min=1.0, max=8.0, help="Side of a voxel in mm.")
     ] = 3.0,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Patient k depends on this and k alone.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Patient k depends on this and on k only.")] = 0,
     workers: Annotated[int, typer.Option("--workers", "-j", min=1, help="Processes.")] = 1,
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Simulate patients: brains in four MRI contrasts, most with a glioma, as a BraTS-2023 folder.
+    """Simulate patients: brains in four MRI contrasts, most with a glioma, in the layout of BraTS 2023.
 
-    They are made from the MNI152 template and are for trying the software: they say nothing about patients.
-    Complete patients are kept, so an interrupted run goes on where it was.
+    They are made from the MNI152 template to try the software, and are no evidence about real patients. Complete
+    patients are kept, so an interrupted run continues where it stopped.
     """
     from prod9.data.simulated.cohort import simulate_cohort
 
     hint = "Stopped; complete patients are kept, and the same command goes on from here."
-    with resumable(hint), progress() as bar:
-        task = bar.add_task("Simulating patients", total=num_subjects)
+    with resumable(hint), counting("Simulating patients") as count:
         cohort = simulate_cohort(
             output_dir,
             num_subjects=num_subjects,
             spacing_mm=spacing,
             seed=seed,
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
+            progress=count,
             num_workers=workers,
         )
     with_tumour = sum(subject.tumour_ml > 0 for subject in cohort.subjects)

@@ -1,1 +1,1 @@
-"""Dataset classes, one family a module; :mod:`prod9.data.builders` holds the table. Imports no torch."""
+"""Dataset classes, one kind of sample per module. Importing this package imports no torch."""

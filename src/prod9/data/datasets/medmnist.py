@@ -1,6 +1,6 @@
-"""MedMNIST3D datasets: one small volume with its class label a sample.
+"""MedMNIST3D datasets: one small volume with its class label per sample.
 
-Keys are those of :mod:`prod9.data.datasets.brats`: an ``int`` to evaluate, a SampleKey to train.
+Keys are as in :mod:`prod9.data.datasets.brats`: an ``int`` to evaluate, a SampleKey to train.
 """
 
 from collections.abc import Sequence
@@ -13,15 +13,20 @@ from torch.utils.data import Dataset
 
 from prod9.data.datasets.tokens import LabelledTokens
 from prod9.data.layouts.medmnist import padded
-from prod9.data.sampling import SampleKey
+from prod9.data.sampling import SampleKey, index_of
 from prod9.data.transforms import Stage1Transform
 
 
 @dataclass(frozen=True, eq=False)
 class MedMNIST3DVolumes:
-    """One part of a file in memory. images: uint8 [N S S S]. labels: int64 [N]. names: of the samples.
+    """One part of a file in memory.
 
-    classes: names of the labels. grid: what samples are padded to.
+    Attributes:
+        images: uint8 [N S S S].
+        labels: int64 [N].
+        names: of the samples.
+        classes: names of the labels.
+        grid: voxels of a padded sample.
     """
 
     images: np.ndarray
@@ -35,7 +40,7 @@ class MedMNIST3DVolumes:
         return len(self.labels)
 
     def __getitem__(self, index: int) -> np.ndarray:
-        """Return one sample on the grid, uint16, quantised as preprocessed cases are."""
+        """Return one sample on the grid, uint16, quantised like preprocessed cases."""
         return padded(self.images[index], self.grid)
 
     def class_name(self, index: int) -> str:
@@ -43,30 +48,30 @@ class MedMNIST3DVolumes:
         return self.classes[int(self.labels[index])]
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class CachedMedMNIST3DStage1Dataset(Dataset[dict[str, Any]]):
-    """Volumes for stage 1. The file is in memory, and loader processes forked later share it."""
+    """Volumes for stage 1, in memory that is shared with loader processes which are forked later."""
 
-    def __init__(self, *, volumes: MedMNIST3DVolumes, transform: Stage1Transform, seed: int) -> None:
-        self._volumes = volumes
-        self._transform = transform
-        self._seed = seed
+    volumes: MedMNIST3DVolumes
+    transform: Stage1Transform
+    seed: int
 
     def __len__(self) -> int:
         """Return the number of samples."""
-        return len(self._volumes)
+        return len(self.volumes)
 
     def __getitem__(self, key: int | SampleKey) -> dict[str, Any]:
         """Return ``image`` float32 [1 H W D], ``label`` int64 scalar, ``modality`` (the class), ``case_id``."""
-        index = key.index if isinstance(key, SampleKey) else key
+        index = index_of(key)
         if isinstance(key, SampleKey):
-            image = self._transform(self._volumes[index], rng=key.rng(self._seed), whole=key.whole)
+            image = self.transform(self.volumes[index], rng=key.rng(self.seed), whole=key.whole)
         else:
-            image = self._transform(self._volumes[index])
+            image = self.transform(self.volumes[index])
         return {
             "image": image,
-            "label": torch.tensor(int(self._volumes.labels[index])),
-            "modality": self._volumes.class_name(index),
-            "case_id": self._volumes.names[index],
+            "label": torch.tensor(int(self.volumes.labels[index])),
+            "modality": self.volumes.class_name(index),
+            "case_id": self.volumes.names[index],
         }
 
 

@@ -1,1 +1,1 @@
-"""What was computed from volumes once and is kept: cached cases, tokens and latents, segmentations, translations."""
+"""What is computed from volumes once and kept: cached cases, tokens and latents, segmentations, translations."""

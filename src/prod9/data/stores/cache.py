@@ -1,8 +1,8 @@
 """Caches of preprocessed cases, in memory or on disk, and the content hashes that key them.
 
-A disk entry is named by a hash of the content of the case's files and of the preprocessing, so an edited
-file or another option is never served an old entry. Entries are written whole or not at all, and are
-memory-mapped: the processes of one machine share one copy.
+The name of a disk entry is a hash of the case's files and of the preprocessing, so an old entry is never used for an
+edited file or another option. Entries are written completely or not at all. They are memory-mapped, so all processes
+of a machine share one copy.
 """
 
 import hashlib
@@ -11,9 +11,9 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -23,22 +23,20 @@ from prod9.data.seg_loss import Kept
 from prod9.errors import DataError
 from prod9.files import atomic_write, reading, sha256
 from prod9.json_files import read_object
+from prod9.system.progress import Progress
 
 CacheMode = Literal["none", "memory", "disk"]
-Progress = Callable[[int, int], None]
-"""Called with (done, total) as long work goes on."""
-
 _PIECE = 4096
 _PIECES = 64
-# A file can change twice within one tick of its clock, unseen by the time stamp: younger ones are read again.
+# A file can change twice within one tick of the clock with the same time stamp, so hashes of newer files are not kept.
 _SETTLED_SECONDS = 2.0
 
 
 class ContentHashes:
-    """SHA-256 of files, remembered by path, size and modification time in ``index`` (None: not remembered).
+    """SHA-256 of files, kept by path, size and modification time in ``index`` (None: not kept).
 
-    A remembered hash is used only while size and time stamp (ns) are those seen when the content was read and
-    the stamp was already two seconds old then; anything else is read again.
+    A kept hash is used while the size and the time stamp (ns) are still the same, if the stamp was at least two seconds
+    old when the content was read; otherwise the file is read again.
     """
 
     def __init__(self, index: Path | None) -> None:
@@ -46,9 +44,12 @@ class ContentHashes:
         self._known: dict[str, list[int | str]] = {}
         self._changed = False
         if index is not None and index.is_file():
-            with suppress(DataError):  # an index is only a shortcut: a damaged one is rebuilt
-                known = read_object(index)
-                self._known = {path: entry for path, entry in known.items() if _is_known(entry)}
+            with suppress(DataError):  # a damaged index is rebuilt: it only saves time
+                self._known = {
+                    path: entry
+                    for path, entry in read_object(index).items()
+                    if isinstance(entry, list) and [type(value) for value in entry] == [int, int, str]
+                }
 
     def digest(self, path: Path) -> str:
         """Return the hexadecimal SHA-256 of the content of ``path``."""
@@ -63,22 +64,18 @@ class ContentHashes:
         return content
 
     def save(self) -> None:
-        """Write the index, atomically, if there is something new to remember."""
+        """Write the index atomically, if there are new hashes."""
         if self._index is not None and self._changed:
             self._index.parent.mkdir(parents=True, exist_ok=True)
             with atomic_write(self._index) as temporary:
                 temporary.write_text(json.dumps(self._known), encoding="utf-8")
 
 
-def _is_known(entry: Any) -> bool:
-    return isinstance(entry, list) and [type(value) for value in entry] == [int, int, str]
-
-
 def quick_digest(path: Path) -> str:
-    """Return a hash that tells whether a file of voxels was changed, without reading a large one whole.
+    """Return a hash that shows whether a file of voxels was changed, without reading all of a large file.
 
-    Of its size and 64 pieces of 4 kB spread over it, the end among them: that of a ``.nii.gz`` is a checksum of all its
-    voxels. A single voxel changed in a large file that is not compressed may pass.
+    It covers the size and 64 pieces of 4 kB spread over the file, the end included: a ``.nii.gz`` ends in a checksum
+    of all its voxels. In a large uncompressed file, a change of a single voxel may go unnoticed.
     """
     digest = hashlib.sha256()
     with reading(path), path.open("rb") as stream:
@@ -97,9 +94,15 @@ def case_digest(case: Case) -> str:
 
 
 def case_key(case: Case, modalities: Sequence[str], fingerprint: str, hashes: ContentHashes) -> str:
-    """Return a hash of all that decides a preprocessed case: file contents, modalities and preprocessing.
+    """Return a hash of everything that determines a preprocessed case.
 
     All modalities count for each volume, since the crop of a case is found on their union.
+
+    Args:
+        case: the files.
+        modalities: to be used.
+        fingerprint: the preprocessing, as text.
+        hashes: of file contents.
     """
     parts = [fingerprint, case.label_scheme]
     for m in modalities:
@@ -110,32 +113,30 @@ def case_key(case: Case, modalities: Sequence[str], fingerprint: str, hashes: Co
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
+@dataclass(kw_only=True, eq=False)
 class CaseCache:
-    """Preprocessed cases by position, each preprocessed once.
+    """Preprocessed cases by position.
 
-    mode: ``memory`` keeps them in this process (loader processes forked later share it), ``disk`` keeps them
-    in ``directory`` under ``key(case)``, ``none`` preprocesses at every access but keeps the last ``num_kept`` cases
-    (as many as threads read at a time).
+    Attributes:
+        cases: to be preprocessed at their first use.
+        preprocess: reads a case and brings it to the grid.
+        mode: ``memory`` keeps cases in this process (loader processes that are forked later share them), ``disk`` keeps
+            them in ``directory`` under ``key(case)``, ``none`` keeps the last ``num_kept`` cases only.
+        directory: of mode ``disk``.
+        key: hash of a case's files and preprocessing, for mode ``disk``.
+        num_kept: cases that mode ``none`` keeps, as many as threads read at a time.
     """
 
-    def __init__(
-        self,
-        *,
-        cases: Sequence[Case],
-        preprocess: Callable[[Case], CaseVolumes],
-        mode: CacheMode,
-        directory: Path | None = None,
-        key: Callable[[Case], str] | None = None,
-        num_kept: int = 1,
-    ) -> None:
-        if mode == "disk" and (directory is None or key is None):
-            raise ValueError("a disk cache needs a directory and a key")
-        self.cases = tuple(cases)
-        self._preprocess = preprocess
-        self._mode = mode
-        self._directory = directory
-        self._key = key
-        self._num_kept = num_kept
+    cases: Sequence[Case]
+    preprocess: Callable[[Case], CaseVolumes]
+    mode: CacheMode
+    directory: Path | None = None
+    key: Callable[[Case], str] | None = None
+    num_kept: int = 1
+
+    def __post_init__(self) -> None:
+        if self.mode == "disk" and (self.directory is None or self.key is None):
+            raise ValueError("mode: expected a directory and a key with disk, got one or none; give both.")
         self._kept: dict[int, CaseVolumes] = {}
         self._files: dict[int, Path] = {}
 
@@ -144,25 +145,25 @@ class CaseCache:
         return len(self.cases)
 
     def __getitem__(self, index: int) -> CaseVolumes:
-        """Return one case; on disk its arrays are memory-mapped. DataError when its files cannot be used."""
-        kept = self._kept.get(index)  # not asked for twice: another thread may drop it in between
+        """Return one case; on disk its arrays are memory-mapped. DataError if its files cannot be used."""
+        kept = self._kept.get(index)  # one look-up only: another thread may drop the case after it
         if kept is not None:
             return kept
-        if self._mode == "disk":
+        if self.mode == "disk":
             return self._from_disk(index)
-        volumes = self._preprocess(self.cases[index])
-        if self._mode == "none":
-            for oldest in list(self._kept)[: len(self._kept) + 1 - self._num_kept]:
+        volumes = self.preprocess(self.cases[index])
+        if self.mode == "none":
+            for oldest in list(self._kept)[: len(self._kept) + 1 - self.num_kept]:
                 self._kept.pop(oldest, None)
         self._kept[index] = volumes
         return volumes
 
     def warm(self, *, progress: Progress | None = None, num_threads: int = 1) -> None:
-        """Preprocess all cases that are not kept yet; nothing to do for mode ``none``.
+        """Preprocess all cases that are not kept yet; does nothing in mode ``none``.
 
-        Decompression and resampling release the interpreter lock, so threads help.
+        Threads help, since decompression and resampling release the interpreter lock.
         """
-        if self._mode == "none":
+        if self.mode == "none":
             return
         total = len(self)
         with ThreadPoolExecutor(num_threads) as pool:
@@ -171,18 +172,18 @@ class CaseCache:
                     if progress is not None:
                         progress(done, total)
             except BaseException:
-                pool.shutdown(cancel_futures=True)  # else an error or Ctrl-C waits for all cases
+                pool.shutdown(cancel_futures=True)  # otherwise an error or Ctrl-C waits for all cases
                 raise
 
     def _from_disk(self, index: int) -> CaseVolumes:
         if index not in self._files:
-            assert self._directory is not None
-            assert self._key is not None
-            self._files[index] = self._directory / f"{self._key(self.cases[index])}.npy"
+            assert self.directory is not None
+            assert self.key is not None
+            self._files[index] = self.directory / f"{self.key(self.cases[index])}.npy"
         path = self._files[index]
         volumes = _read_entry(path)
         if volumes is None:
-            _write_entry(path, self._preprocess(self.cases[index]))
+            _write_entry(path, self.preprocess(self.cases[index]))
             volumes = _read_entry(path)
             if volumes is None:
                 raise DataError(
@@ -193,7 +194,7 @@ class CaseCache:
 
 
 def _write_entry(path: Path, volumes: CaseVolumes) -> None:
-    """Write one array (the segmentation as the last channel) and, before it, what describes it."""
+    """Write a description and then one array, with the segmentation as the last channel."""
     path.parent.mkdir(parents=True, exist_ok=True)
     meta = {
         "affine": volumes.affine.tolist(),
@@ -211,7 +212,7 @@ def _write_entry(path: Path, volumes: CaseVolumes) -> None:
 
 
 def _read_entry(path: Path) -> CaseVolumes | None:
-    """Return the entry, or None when it is absent or damaged (it is then made anew)."""
+    """Return the entry; None if it is absent or damaged, which makes it anew."""
     try:
         meta = read_object(path.with_suffix(".json"))
         with reading(path):

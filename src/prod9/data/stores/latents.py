@@ -1,11 +1,10 @@
-"""TokenStore: every volume is encoded once; stage 2 reads memory-mapped tokens and never an image.
+"""Builds stores of encoded volumes: each volume is encoded once, and stages 2 and 3 read the result.
 
 A store is a folder of immutable shards (``<name>.latents.npy`` float16 [n Z h w d], ``<name>.foreground.npy``
-and, for a quantising encoder, ``<name>.tokens.npy`` [n h w d]) and one ``manifest.json`` that says which item
-lies in which row. An item is found by a key that hashes the
-content of its source files, the preprocessing, the grid and the encoder, so what was made from other files,
-options or weights is never found. Shards and manifest are written to a temporary file and renamed: a build
-that is killed loses at most the shard it was filling, and the next one goes on from there.
+and, with FSQ, ``<name>.tokens.npy`` [n h w d]) and a ``manifest.json`` that lists the row of each volume. The key of a
+volume is a hash of its source files, the preprocessing, the grid and the encoder, so a volume made from other files,
+options or weights is never found. Shards and manifest are written to temporary files and renamed: a process that is
+killed loses the shard that it was filling, and the next one continues from there.
 """
 
 import hashlib
@@ -23,29 +22,28 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from prod9.data.stores.manifest import FORMAT, MANIFEST, Manifest, Row, shard_file
+from prod9.data.stores.manifest import FORMAT, IN_USE, MANIFEST, Manifest, Row, shard_file
 from prod9.data.stores.prefetch import prefetched
+from prod9.data.stores.token_store import TokenStore
 from prod9.errors import DataError
-from prod9.files import atomic_write, exclusive, reading, sha256
+from prod9.files import atomic_write, exclusive, sha256
 from prod9.system.folders import SharedLock, is_temporary
+from prod9.system.progress import Progress
 
 _LOG = logging.getLogger("prod9")
-Progress = Callable[[int, int], None]
-"""Called with (done, total)."""
-
 _LOCK = "manifest.lock"
-_IN_USE = "in-use.lock"
 _SHARD_BYTES = 64 * 2**20
-# A shard is also closed after so long, so that an interruption costs at most this much encoding.
+# A shard is also written after this time, so that an interruption loses no more encoding than that.
 _SHARD_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """What an encoder makes of volumes ``[B 1 H W D]``, on any device.
+    """Encoded volumes ``[B 1 H W D]``, on any device.
 
-    latents: float ``[B Z h w d]``, z before quantisation (FSQ) or its mean (KL); the store rounds to float16.
-    tokens: int64 ``[B h w d]``, None for an encoder that does not quantise.
+    Attributes:
+        latents: float ``[B Z h w d]``, z before quantisation (FSQ) or its mean (KL); the store rounds to float16.
+        tokens: int64 ``[B h w d]``; None from an encoder that does not quantise.
     """
 
     latents: Tensor
@@ -53,21 +51,25 @@ class Encoded:
 
 
 Encode = Callable[[Tensor], Encoded]
-"""Float32 volumes [B 1 H W D] on CPU → what the store keeps of them."""
+"""Float32 volumes [B 1 H W D] on the CPU → latents and tokens."""
 
 
 @runtime_checkable
 class ParallelEncode(Protocol):
-    """An encoder that works on several batches at a time; num_ahead: how many it is worth handing over."""
+    """An encoder that works on several batches at a time.
+
+    Attributes:
+        num_ahead: batches to submit before the first result is awaited.
+    """
 
     num_ahead: int
 
     def submit(self, volumes: Tensor) -> Any:
-        """Begin with float32 volumes [B 1 H W D] on CPU."""
+        """Start to encode float32 volumes [B 1 H W D] on the CPU, and return a future."""
         ...
 
     def result(self, future: Any) -> Encoded:
-        """Wait for what ``submit`` returned."""
+        """Wait for a future that ``submit`` returned."""
         ...
 
 
@@ -75,8 +77,13 @@ class ParallelEncode(Protocol):
 class StoreItem:
     """One volume to encode.
 
-    content: hash of the files behind it and of their preprocessing. load: gives the preprocessed volume
-    float32 [1 H W D]; the store mirrors it when ``flipped`` (left-right: the first array axis in RAS).
+    Attributes:
+        case_id: the case that it belongs to.
+        modality: name of its modality, or of its class.
+        label: class that generation can ask for.
+        flipped: mirror it left to right, along the first array axis (RAS), before it is encoded.
+        content: hash of its source files and their preprocessing.
+        load: returns the preprocessed volume, float32 [1 H W D], not mirrored.
     """
 
     case_id: str
@@ -87,115 +94,17 @@ class StoreItem:
     load: Callable[[], Tensor]
 
     def key(self, encoder: str, grid: Sequence[int]) -> str:
-        """Return the hash under which the tokens are kept; ``encoder`` is a hash of the encoder's weights."""
+        """Return the key of the volume in a store; ``encoder`` is a hash of the encoder's weights."""
         parts = [str(FORMAT), self.content, self.modality, str(self.flipped), encoder, str(tuple(grid))]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
-
-
-class TokenStore:
-    """The tokens of a sequence of items, memory-mapped, in the order in which they were asked for."""
-
-    def __init__(self, directory: Path, rows: Sequence[Row], use: SharedLock | None = None) -> None:
-        self._directory = directory
-        self._rows = tuple(rows)
-        self._arrays: dict[tuple[str, str], np.ndarray] = {}
-        # Held as long as this lives: what it reads is not deleted meanwhile.
-        self._use = use or SharedLock(directory / _IN_USE)
-
-    @classmethod
-    def open(cls, directory: Path) -> "TokenStore":
-        """Open a finished store with all its items; DataError when there is none or part of it is missing."""
-        manifest = Manifest.read(directory)
-        if not manifest.rows:
-            raise DataError(f"{directory}: expected a token store, got no {MANIFEST}; encode the data first.")
-        if len(manifest.intact(directory).rows) < len(manifest.rows):
-            raise DataError(f"{directory}: expected whole shards, some are missing or damaged; encode again.")
-        return cls(directory, list(manifest.rows.values()))
-
-    def __len__(self) -> int:
-        """Return the number of items."""
-        return len(self._rows)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        """Return one item.
-
-        ``indices`` int64 [h w d], ``foreground`` bool [h w d] (some voxel of the token's patch is above 0),
-        ``label`` int, ``case_id``, ``modality``, ``flipped``.
-        """
-        row = self._rows[index]
-        return {
-            "indices": torch.from_numpy(self._value(row, "tokens").astype(np.int64)),
-            "foreground": self.foreground(index),
-            **self.describe(index),
-        }
-
-    def describe(self, index: int) -> dict[str, Any]:
-        """Return what one item is: ``label`` int, ``case_id``, ``modality``, ``flipped``."""
-        row = self._rows[index]
-        names = ("label", "case_id", "modality", "flipped")
-        return {name: getattr(row, name) for name in names}
-
-    def latent(self, index: int) -> Tensor:
-        """Return the latent of one item: float32 [Z h w d], rounded to float16 when it was stored."""
-        row = self._rows[index]
-        return torch.from_numpy(self._value(row, "latents").astype(np.float32))
-
-    def foreground(self, index: int) -> Tensor:
-        """Return where the patches of one item hold any of the head: bool [h w d]."""
-        row = self._rows[index]
-        return torch.from_numpy(np.array(self._value(row, "foreground")))
-
-    def latent_std(self) -> float:
-        """Return the deviation of all latent values of all items, in float64; reads every one of them."""
-        sums = np.zeros(3)
-        for row in self._rows:
-            values = self._value(row, "latents").astype(np.float64)
-            sums += values.size, values.sum(), np.square(values).sum()
-        count, total, squares = sums
-        return float(np.sqrt(squares / count - (total / count) ** 2))
-
-    @property
-    def token_shape(self) -> tuple[int, int, int]:
-        """Return (h, w, d)."""
-        h, w, d = self._array(self._rows[0].shard, "foreground").shape[1:]
-        return h, w, d
-
-    @property
-    def max_index(self) -> int:
-        """Return the largest token index in the store."""
-        return max(int(self._array(shard, "tokens").max()) for shard in {row.shard for row in self._rows})
-
-    def _value(self, row: Row, name: str) -> np.ndarray:
-        array = self._array(row.shard, name)
-        if row.row >= len(array):
-            raise DataError(
-                f"{shard_file(self._directory, row.shard, name)}: expected more than {row.row} rows, got {len(array)}; "
-                "delete the store, and it is encoded again."
-            )
-        return array[row.row]
-
-    def _array(self, shard: str, name: str) -> np.ndarray:
-        if (shard, name) not in self._arrays:
-            path = shard_file(self._directory, shard, name)
-            with reading(path, "an array of a store", remedy="delete the store, and it is encoded again"):
-                self._arrays[shard, name] = np.load(path, mmap_mode="r", allow_pickle=False)
-        return self._arrays[shard, name]
-
-    def __getstate__(self) -> dict[str, Any]:
-        # A pickled memory map is a copy of the file: loader processes open their own instead, and hold their own lock.
-        return {**self.__dict__, "_arrays": {}, "_use": None}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._use = SharedLock(self._directory / _IN_USE)
 
 
 def find_in_store(
     directory: Path, items: Sequence[StoreItem], *, key: str, grid: Sequence[int]
 ) -> TokenStore | None:
-    """Return a store of exactly ``items``, in their order, when all are there and undamaged, else None."""
+    """Return a store of exactly ``items``, in their order; None unless all of them are there and undamaged."""
     _sweep(directory)
-    use = SharedLock(directory / _IN_USE)
+    use = SharedLock(directory / IN_USE)
     manifest = Manifest.read(directory).intact(directory)
     keys = [item.key(key, grid) for item in items]
     if not all(k in manifest.rows for k in keys):
@@ -217,21 +126,22 @@ def build_token_store(
 ) -> TokenStore:
     """Encode what the store lacks and return a store of exactly ``items``, in their order.
 
-    Interrupted (Ctrl-C and errors included), it keeps what is done. Several processes may fill one folder: each adds
-    its shards to the manifest under a lock.
+    An error or Ctrl-C keeps what is encoded so far. Several processes may fill one folder: each adds its shards to the
+    manifest under a lock.
 
     Args:
-        directory: of the store. It serves one encoder and grid.
-        items: what to encode.
-        encode: float32 [B 1 H W D] on CPU → :class:`Encoded`.
+        directory: of the store, which holds volumes of one encoder and grid.
+        items: the volumes.
+        encode: float32 [B 1 H W D] on the CPU → :class:`Encoded`.
         key: hash of the encoder's weights.
         grid: voxels of a volume.
         batch_size: volumes encoded at a time.
         num_workers: cases that threads read while others are encoded; 0 reads none ahead.
-        progress: told of every batch.
-        overwrite: delete what another encoder or grid has left there, if nobody reads it.
+        progress: called with (done, total) after every batch.
+        overwrite: delete the volumes of another encoder or grid, if nobody reads them.
 
-    Raises DataError when the store belongs to another encoder or grid, or its manifest is of a newer format.
+    Raises:
+        DataError: if the store belongs to another encoder or grid, or its manifest has a newer format.
     """
     directory.mkdir(parents=True, exist_ok=True)
     made_for = f"{key} {tuple(grid)}"
@@ -258,8 +168,8 @@ def build_token_store(
     except BaseException:
         try:
             writer.flush()
-        except DataError as error:  # what ended the encoding matters more
-            _LOG.warning("What was encoded last is lost: %s", error)
+        except DataError as error:  # the first error matters more
+            _LOG.warning("The last encoded volumes are lost: %s", error)
         raise
     writer.flush()
     rows = _select(manifest, items, keys)
@@ -272,23 +182,23 @@ def build_token_store(
 
 
 def _enter(directory: Path, made_for: str, *, overwrite: bool) -> SharedLock:
-    """Return a hold on the store for ``made_for``; what another encoder left is deleted first, or refused."""
+    """Return a hold on the store for ``made_for``; volumes of another encoder are deleted first, or refused."""
     with exclusive(directory / _LOCK):
-        use = SharedLock(directory / _IN_USE)
+        use = SharedLock(directory / IN_USE)
         there = Manifest.read(directory)
         if there.made_for in ("", made_for) or not there.rows:
             there.sweep(directory)
             return use
         if not overwrite:
             raise DataError(
-                f"{directory}: expected a store of the autoencoder and data.grid of this run, got one of others "
-                f"({len(there.rows)} volumes), which another run may be reading; name another data.store_dir, or "
-                "replace it with `prod9 encode --overwrite`."
+                f"{directory}: expected a store of this run's autoencoder and data.grid, got {len(there.rows)} volumes "
+                "of others, which another run may be reading; name another data.store_dir, or replace the store with "
+                "`prod9 encode --overwrite`."
             )
         if not use.make_exclusive():
             raise DataError(
                 f"{directory}: expected a store that nobody reads, to replace it, got one in use by another process; "
-                "wait for that, or name another data.store_dir."
+                "wait for that process, or name another data.store_dir."
             )
         empty = Manifest(made_for, {}, {})
         empty.write(directory)
@@ -306,14 +216,14 @@ def _select(manifest: Manifest, items: Sequence[StoreItem], keys: Sequence[str])
 
 
 def replace_store(directory: Path, *, key: str, grid: Sequence[int]) -> None:
-    """Empty a store that belongs to another encoder or grid than these; DataError while somebody reads it."""
+    """Empty a store that belongs to another encoder or grid than these; DataError while a process reads it."""
     if directory.is_dir():
         _enter(directory, f"{key} {tuple(grid)}", overwrite=True)
 
 
 def _sweep(directory: Path) -> None:
-    """Delete what killed processes left, where the store can be written."""
-    # Not under the lock unless there is something: a store on a read-only disk has no lock to take.
+    """Delete what killed processes left, if the store can be written to."""
+    # The lock is taken only if there is something to delete: a store on a read-only disk has no lock file.
     if any(is_temporary(path) for path in directory.glob(".*")):
         with suppress(DataError), exclusive(directory / _LOCK):
             Manifest.read(directory).sweep(directory)
@@ -325,7 +235,7 @@ Batch = Sequence[tuple[StoreItem, str]]
 def _encoded(
     batches: Iterator[tuple[Batch, Tensor]], encode: Encode | ParallelEncode
 ) -> Iterator[tuple[Batch, Tensor, Encoded]]:
-    """Yield each batch with what ``encode`` makes of it, in order; some are ahead where it works on several."""
+    """Yield each batch with its encoding, in order; a :class:`ParallelEncode` gets batches ahead of that."""
     if not isinstance(encode, ParallelEncode):
         for batch, volumes in batches:
             yield batch, volumes, encode(volumes)
@@ -342,7 +252,13 @@ def _encoded(
 
 @dataclass(frozen=True)
 class StoreReport:
-    """What lies in a store. items: encoded volumes. num_bytes: of all shards. damaged: names of shards."""
+    """What a store holds.
+
+    Attributes:
+        items: number of encoded volumes.
+        num_bytes: size of all shards.
+        damaged: names of the shards that are not as they were written.
+    """
 
     items: int
     num_bytes: int
@@ -366,7 +282,7 @@ def verify_store(directory: Path) -> StoreReport:
 
 
 def _groups(todo: Sequence[tuple[StoreItem, str]], batch_size: int) -> list[list[tuple[StoreItem, str]]]:
-    """Divide ``todo`` into what one thread loads: whole cases, so that each is read once, at least a batch."""
+    """Divide ``todo`` into what one thread loads: whole cases, each of which is read once, and at least a batch."""
     groups: list[list[tuple[StoreItem, str]]] = []
     for pair in todo:
         same = groups and groups[-1][-1][0].case_id == pair[0].case_id
@@ -378,17 +294,18 @@ def _groups(todo: Sequence[tuple[StoreItem, str]], batch_size: int) -> list[list
 
 
 def foreground_of(volumes: Tensor, token_shape: Sequence[int]) -> Tensor:
-    """Return bool [B h w d]: whether the token's patch of ``volumes`` [B 1 H W D] has a voxel above 0."""
+    """Return bool [B h w d], True where a position's patch of ``volumes`` [B 1 H W D] has a voxel above 0."""
     factors = [side // n for side, n in zip(volumes.shape[2:], token_shape, strict=True)]
     if any(n * f != side for n, f, side in zip(token_shape, factors, volumes.shape[2:], strict=True)):
         raise ValueError(
-            f"the token grid must divide the volume's {tuple(volumes.shape[2:])}, got {tuple(token_shape)}."
+            f"token_shape: expected divisors of the volume's {tuple(volumes.shape[2:])}, got {tuple(token_shape)}; "
+            "encode to such a grid."
         )
     return F.max_pool3d(volumes, kernel_size=factors)[:, 0] > 0
 
 
 class _ShardWriter:
-    """Collects encoded items; each full shard goes to disk and then into the manifest."""
+    """Collects encoded volumes; each full shard is written to disk and then to the manifest."""
 
     def __init__(self, directory: Path, manifest: Manifest) -> None:
         self._directory = directory
@@ -396,7 +313,7 @@ class _ShardWriter:
         self._clear()
 
     def add(self, batch: Sequence[tuple[StoreItem, str]], encoded: Encoded, foreground: Tensor) -> None:
-        """Take what was made of the (item, key) pairs in ``batch``, and their ``foreground`` [B h w d]."""
+        """Collect the (item, key) pairs of ``batch``, their encoding and their ``foreground`` [B h w d]."""
         self._batch += batch
         self._collect("latents", encoded.latents.cpu().to(torch.float16))
         self._collect("foreground", foreground)
@@ -410,7 +327,7 @@ class _ShardWriter:
         self._parts.setdefault(name, []).append(values.numpy())
 
     def flush(self) -> None:
-        """Write what is collected."""
+        """Write what is collected as a shard."""
         if not self._batch:
             return
         arrays = {name: np.concatenate(parts) for name, parts in self._parts.items()}
@@ -420,7 +337,7 @@ class _ShardWriter:
         paths = {array: shard_file(self._directory, name, array) for array in arrays}
         with exclusive(self._directory / _LOCK):
             self._manifest.merge(self._directory)
-            # Another process may have written the very same shard meanwhile.
+            # Another process may have written the same shard in the meantime.
             if name not in self._manifest.shards:
                 for array, path in paths.items():
                     with atomic_write(path) as temporary, temporary.open("wb") as file:
@@ -442,5 +359,7 @@ class _ShardWriter:
 def _volume(item: StoreItem, grid: Sequence[int]) -> Tensor:
     volume = item.load()
     if tuple(volume.shape) != (1, *grid):
-        raise ValueError(f"{item.case_id}: expected a volume of {(1, *grid)}, got {tuple(volume.shape)}.")
+        raise ValueError(
+            f"{item.case_id}: expected a volume of {(1, *grid)}, got {tuple(volume.shape)}; bring it to the grid."
+        )
     return volume.flip(1) if item.flipped else volume

@@ -1,8 +1,8 @@
-"""The manifest of a token store: which item lies in which row of which shard, and what the shards must hash to."""
+"""The manifest of a token store: the shard and row of each encoded volume, and the hash of each shard."""
 
 import json
 import re
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,16 @@ from prod9.system.folders import finals, sweep
 
 FORMAT = 2
 MANIFEST = "manifest.json"
+IN_USE = "in-use.lock"
+"""The lock file that readers share."""
+_REMEDY = "delete the store, or name another data.store_dir"
 _SHARD_NAME = re.compile(r"[0-9a-f]{16}")
 _ARRAY_NAME = re.compile(r"latents|foreground|tokens")
 
 
 @dataclass(frozen=True)
 class Row:
-    """Where an item lies and what it is."""
+    """One encoded volume and its place in the store."""
 
     key: str
     case_id: str
@@ -30,16 +33,18 @@ class Row:
     row: int
 
 
-_ROW_TYPES = {
-    "key": str, "case_id": str, "modality": str, "label": int, "flipped": bool, "shard": str, "row": int,
-}  # fmt: skip
+_ROW_TYPES = {part.name: part.type for part in fields(Row)}
 
 
 @dataclass
 class Manifest:
-    """made_for: encoder and grid. rows: by item key. shards: by name, array name to SHA-256 of its file.
+    """The content of a store.
 
-    damaged: shards that another manifest lists and that are not what was written.
+    Attributes:
+        made_for: encoder and grid.
+        rows: by key.
+        shards: by name; for each, the SHA-256 of the file of each array.
+        damaged: shards that the manifest on disk lists and that are not as they were written.
     """
 
     made_for: str
@@ -49,47 +54,47 @@ class Manifest:
 
     @classmethod
     def read(cls, directory: Path) -> "Manifest":
-        """Read it; empty when there is none or it is of an older format: everything is encoded anew then.
+        """Read the manifest of a store; an empty one if there is none or an older format, which is encoded again.
 
-        Raises DataError when it is of a newer format, or when names in it are not those of shards.
+        Raises DataError for a newer format, and for names that are not those of shards.
         """
         path = directory / MANIFEST
         if not path.is_file():
             return cls("", {}, {})
+        content = read_object(path, "the manifest of a store", remedy=_REMEDY)
+        if "format" not in content:
+            raise DataError(f"{path}: expected the manifest of a store, got no format; {_REMEDY}.")
+        version = content["format"]
+        if isinstance(version, int) and version > FORMAT:
+            raise DataError(
+                f"{path}: expected a store of format {FORMAT}, got format {version} of a newer prod9; use the "
+                "version that wrote it, or another data.store_dir."
+            )
+        if version != FORMAT:
+            return cls("", {}, {})
         try:
-            content = read_object(path)
-            version = content["format"]
-            if isinstance(version, int) and version > FORMAT:
-                raise DataError(
-                    f"{path}: expected a store of format {FORMAT}, got format {version}, which is newer than this "
-                    "program; use the prod9 version that wrote it, or another data.store_dir."
-                )
-            if version != FORMAT:
-                return cls("", {}, {})
             rows = [Row(**row) for row in content["items"]]
+            # A list of pairs passes as a dictionary here, and its keys may be anything.
             shards = {name: dict(hashes) for name, hashes in content["shards"].items()}
             made_for = str(content["made_for"])
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise DataError(
-                f"{path}: expected the manifest of a store, got something else ({error!r}); delete the store, or name "
-                "another data.store_dir."
+                f"{path}: expected the manifest of a store, got another file ({error!r}); {_REMEDY}."
             ) from error
         for row in rows:
-            kinds = {name: type(value) for name, value in asdict(row).items()}
-            if kinds != _ROW_TYPES or row.row < 0:
-                raise DataError(
-                    f"{path}: expected rows of a store, got {str(row)[:120]}; delete the store, or name another "
-                    "data.store_dir."
-                )
-        for name in [*shards, *(row.shard for row in rows)]:
-            _require_name(name, _SHARD_NAME, path)
-        for hashes in shards.values():
-            for name in hashes:
-                _require_name(name, _ARRAY_NAME, path)
+            if {name: type(value) for name, value in asdict(row).items()} != _ROW_TYPES or row.row < 0:
+                raise DataError(f"{path}: expected rows of a store, got {str(row)[:120]}; {_REMEDY}.")
+        names: list[tuple[Any, re.Pattern[str]]] = [
+            (name, _SHARD_NAME) for name in (*shards, *(row.shard for row in rows))
+        ]
+        names += [(name, _ARRAY_NAME) for hashes in shards.values() for name in hashes]
+        for name, pattern in names:
+            if not isinstance(name, str) or pattern.fullmatch(name) is None:
+                raise DataError(f"{path}: expected names of shards, got {str(name)[:60]!r}; {_REMEDY}.")
         return cls(made_for, {row.key: row for row in rows}, shards)
 
     def merge(self, directory: Path) -> None:
-        """Take in what other processes have written of the same encoder and grid; call with the lock held."""
+        """Add what other processes wrote for the same encoder and grid; call it with the lock held."""
         there = Manifest.read(directory)
         if there.made_for != self.made_for:
             return
@@ -99,7 +104,7 @@ class Manifest:
         self.rows |= rows
 
     def write(self, directory: Path) -> None:
-        """Write it, atomically."""
+        """Write the manifest atomically."""
         content = {
             "format": FORMAT,
             "made_for": self.made_for,
@@ -110,7 +115,7 @@ class Manifest:
             temporary.write_text(json.dumps(content), encoding="utf-8")
 
     def sweep(self, directory: Path) -> None:
-        """Delete what killed processes left: temporary files, and shards that no manifest lists; hold the lock."""
+        """Delete what killed processes left (temporary files, unlisted shards); call it with the lock held."""
         sweep(directory)
         for path in finals(directory, "*.npy"):
             shard, _, array = path.name.removesuffix(".npy").partition(".")
@@ -119,7 +124,7 @@ class Manifest:
                 path.unlink(missing_ok=True)
 
     def intact(self, directory: Path) -> "Manifest":
-        """Return the part whose shards have the content that was written (half a second for 150 MB)."""
+        """Return the part whose shards are as they were written (takes half a second per 150 MB)."""
         whole = {
             name: hashes
             for name, hashes in self.shards.items()
@@ -137,11 +142,3 @@ class Manifest:
 def shard_file(directory: Path, shard: str, array: str) -> Path:
     """Return the file of one array of a shard."""
     return inside(directory, f"{shard}.{array}.npy")
-
-
-def _require_name(name: Any, pattern: re.Pattern[str], path: Path) -> None:
-    if not isinstance(name, str) or pattern.fullmatch(name) is None:
-        raise DataError(
-            f"{path}: expected names of shards, got {str(name)[:60]!r}; delete the store, or name another "
-            "data.store_dir."
-        )

@@ -1,4 +1,4 @@
-"""Reads ahead: what comes next is loaded by threads while the caller works on what it has."""
+"""Reading ahead: threads load the next items while the caller works on the current one."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -9,9 +9,9 @@ T = TypeVar("T")
 
 
 def prefetched(loads: Iterable[Callable[[], T]], num_workers: int) -> Iterator[T]:
-    """Yield the results of ``loads`` in their order, ``num_workers`` threads ahead; 0 loads when asked.
+    """Yield the results of ``loads`` in order, while ``num_workers`` threads load the next; 0 loads on request.
 
-    At most ``num_workers`` results wait, so memory stays bounded. An error of a load is raised in its place.
+    At most ``num_workers`` results wait, so memory stays bounded. An error is raised where its result would come.
     """
     if num_workers < 1:
         for load in loads:

@@ -1,7 +1,7 @@
-"""Segmentations of whole cases on the grid, one small compressed file each, read without any image.
+"""Segmentations of whole cases on the grid, one small compressed file each, which are read without the images.
 
-A file is named by the hash of the case's files and of the preprocessing, as the tokens of the store are, so
-one of other files or options is never read. A brain's segmentation compresses to some kilobytes.
+The name of a file is a hash of the case's files and of the preprocessing, so a segmentation of other files or options
+is never read. The segmentation of a brain compresses to a few kilobytes.
 """
 
 from collections.abc import Callable, Mapping
@@ -20,15 +20,13 @@ from prod9.data.stores.cache import CaseCache
 from prod9.errors import DataError
 from prod9.files import atomic_write, exclusive, reading
 from prod9.system.folders import sweep
-
-Progress = Callable[[int, int], None]
-"""Called with (done, total)."""
+from prod9.system.progress import Progress
 
 _KEPT_COLUMNS = 1 + len(fields(Kept))
 
 
 class Segmentations(Protocol):
-    """What tells a control network where things are, by the names of the cases."""
+    """Segmentations by the names of the cases, for a control network."""
 
     @property
     def num_segmented(self) -> int:
@@ -45,7 +43,7 @@ class Segmentations(Protocol):
 
 
 class SegmentationStore:
-    """The segmentations of a set of cases, by the name of the case; see :func:`build_segmentation_store`."""
+    """The segmentations of a set of cases, by the names of the cases; see :func:`build_segmentation_store`."""
 
     def __init__(
         self,
@@ -56,7 +54,7 @@ class SegmentationStore:
         self._files = dict(files)
         self._grid = grid
         self.kept = dict(kept or {})
-        """By case and label, what the grid keeps of the segmentation."""
+        """What the grid keeps of each segmentation, by case and label."""
 
     @property
     def num_segmented(self) -> int:
@@ -86,8 +84,16 @@ def build_segmentation_store(
 ) -> SegmentationStore:
     """Write what ``directory`` lacks and return the segmentations of ``cases``.
 
-    key: hash of a case's files and preprocessing. num_classes: labels from 0 to ``num_classes - 1`` are
-    accepted. Raises DataError naming the case for any other.
+    Args:
+        directory: of the files.
+        cases: the cases, preprocessed.
+        key: hash of a case's files and preprocessing.
+        grid: voxels of a segmentation.
+        num_classes: labels from 0 to ``num_classes - 1`` are accepted.
+        progress: called with (done, total) after every case.
+
+    Raises:
+        DataError: naming the case, for any other label.
     """
     directory.mkdir(parents=True, exist_ok=True)
     with exclusive(directory):
@@ -110,7 +116,7 @@ def check_classes(seg: np.ndarray, num_classes: int, source: Path) -> None:
     strange = np.unique(seg[seg >= num_classes]).tolist()
     if strange:
         raise DataError(
-            f"{source}: expected labels from 0 to {num_classes - 1}, got {', '.join(map(str, strange))} too; "
+            f"{source}: expected labels from 0 to {num_classes - 1}, got also {', '.join(map(str, strange))}; "
             "train with a larger condition.num_mask_classes, or map them with data.label_scheme."
         )
 
@@ -121,15 +127,15 @@ def _write(file: Path, case: CaseVolumes) -> tuple[np.ndarray, Mapping[int, Kept
     rows = np.asarray([[label, *astuple(kept)] for label, kept in case.kept.items()]).reshape(
         -1, _KEPT_COLUMNS
     )
-    # Who sweeps holds the lock, too: a shared store may have several writers.
+    # Temporary files are swept under the same lock, since a shared store may have several writers.
     with exclusive(file.parent), atomic_write(file) as temporary, temporary.open("wb") as stream:
         np.savez_compressed(stream, seg=seg, kept=rows)
     return seg, case.kept
 
 
 def _read(file: Path) -> tuple[np.ndarray, Mapping[int, Kept]]:
-    # Opened here, since np.load leaves open what it finds damaged.
-    remedy = "delete it, and it is made again"
+    # The file is opened here, since np.load does not close a file that it finds damaged.
+    remedy = "delete it to make it again"
     with (
         reading(file, "a stored segmentation", remedy=remedy),
         file.open("rb") as stream,

@@ -1,7 +1,7 @@
-"""VolumeStore: volumes that are slow to make, made once and kept as files named by what they were made from.
+"""VolumeStore: volumes that are slow to make, kept as files that are named by a hash of what they were made from.
 
-One file a volume, 8 bits a voxel: the error of that, at most 1/510 of the range, is far below that of any
-translation. Files are written whole or not at all, so an interrupted run goes on where it stopped.
+There is one file per volume, with 8 bits per voxel: the rounding error, at most 1/510 of the range, is far below the
+error of any translation. Files are written completely or not at all, so an interrupted run continues where it stopped.
 """
 
 import hashlib
@@ -14,17 +14,18 @@ from torch import Tensor
 
 from prod9.files import atomic_write, exclusive
 from prod9.system.folders import finals, sweep
+from prod9.system.progress import Progress
 
 _LEVELS = 255.0
 
 
 def content_key(*parts: object) -> str:
-    """Return a hash of ``parts``, by their text."""
+    """Return a hash of the text of ``parts``."""
     return hashlib.sha256("\n".join(map(str, parts)).encode()).hexdigest()
 
 
 class VolumeStore:
-    """Volumes in [0, 1] under ``directory``, by key (see ``content_key``)."""
+    """Volumes in [0, 1] in ``directory``, by key (see :func:`content_key`)."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -32,7 +33,7 @@ class VolumeStore:
     def __contains__(self, key: str) -> bool:
         try:
             np.load(self._path(key), mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError):  # absent, or damaged: it is made anew
+        except (OSError, ValueError):  # absent or damaged
             return False
         return True
 
@@ -42,10 +43,10 @@ class VolumeStore:
         return torch.from_numpy(np.divide(stored, _LEVELS, dtype=np.float32))
 
     def __setitem__(self, key: str, volume: Tensor) -> None:
-        """Keep ``volume`` ``[1 H W D]``, clipped to [0, 1]."""
+        """Store ``volume [1 H W D]``, clipped to [0, 1]."""
         levels = (volume.detach().float().cpu().clamp(0.0, 1.0) * _LEVELS).round().to(torch.uint8).numpy()
         self.directory.mkdir(parents=True, exist_ok=True)
-        # Who sweeps holds the lock, too: a shared store may have several writers.
+        # Temporary files are swept under the same lock, since a shared store may have several writers.
         with (
             exclusive(self.directory),
             atomic_write(self._path(key)) as temporary,
@@ -58,10 +59,17 @@ class VolumeStore:
         keys: Iterable[str],
         make: Callable[[str], Tensor],
         *,
-        progress: Callable[[int, int], None] | None = None,
+        progress: Progress | None = None,
         keep_others: bool = False,
     ) -> None:
-        """Make and keep what is missing of ``keys``, and delete the files of any other key, unless ``keep_others``."""
+        """Make and store the volumes of ``keys`` that are missing, and delete all others.
+
+        Args:
+            keys: of the volumes.
+            make: returns the volume of a key.
+            progress: called with (done, total) after every key.
+            keep_others: delete nothing.
+        """
         keys = list(keys)
         self.directory.mkdir(parents=True, exist_ok=True)
         with exclusive(self.directory):

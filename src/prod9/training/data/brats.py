@@ -1,83 +1,64 @@
-"""BraTSDataModule: BraTS for stage 1, and pairs of modalities for stage 2 (kind ``decoder``)."""
+"""BraTSDataModule, volumes of BraTS for stage 1, and what all data modules on BraTS have in common."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
-from torch.utils.data import Dataset
 
-from prod9.config.schema import (
-    DataConfig,
-    MaisiControlNetConfig,
-    RefinerConfig,
-    RunConfig,
-    Stage1Config,
-    TransformerConfig,
-)
-from prod9.data.builders import DatasetBuilder
-from prod9.data.datasets.brats import CachedAllModalitiesDataset
+from prod9.config.schema import RunConfig
+from prod9.data.datasets.brats import CachedAllModalitiesDataset, CachedRandomModalityDataset
 from prod9.data.labels import doubt, label_table
 from prod9.data.layouts.find import Case, find_cases
-from prod9.data.sampling import SampleKey
+from prod9.data.preprocessing import dequantise
 from prod9.data.seg_loss import Kept, describe_loss
 from prod9.data.splits import Part, Split, resolve_split
 from prod9.data.stores.cache import CaseCache, case_digest
-from prod9.data.stores.latents import Encode, ParallelEncode, TokenStore
+from prod9.data.stores.latents import StoreItem
 from prod9.data.stores.segmentations import SegmentationStore, build_segmentation_store
-from prod9.data.transforms import Augmentation, IntensityScaling, TransformBuilder
-from prod9.errors import ConfigError, DataError
+from prod9.errors import DataError
+from prod9.system.progress import Progress
 from prod9.system.wording import plural
-from prod9.training.data.module import AbstractSegmentedDataModule, Progress
-from prod9.training.data.segmented import SegmentedSamples
-from prod9.training.data.tokens import BraTSTokens
+from prod9.training.data.module import AbstractSegmentedDataModule
 from prod9.volumes import read_header
 
 _LOG = logging.getLogger(__name__)
 
-_ANY_CLASS = 256
-"""Bound on the classes of a segmentation that only says where something is."""
-
 
 class AbstractBraTSDataModule(AbstractSegmentedDataModule):
-    """Cases, split, preprocessing and geometry that all BraTS data modules share."""
+    """Cases, split, preprocessing and geometry of a run on BraTS.
 
-    def __init__(self, config: RunConfig, *, progress: Progress | None = None) -> None:
+    Args:
+        config: of the run.
+        reads_images: whether training reads volumes at every step; otherwise each is read once, to encode it, and
+            none is kept in memory.
+        progress: called with (done, total) during long work; None draws a bar if ``trainer.progress`` is on.
+    """
+
+    def __init__(
+        self, config: RunConfig, *, reads_images: bool = False, progress: Progress | None = None
+    ) -> None:
         super().__init__(config, progress=progress)
         data = config.data
+        if data.kind != "brats":
+            raise ValueError(f"data.kind: expected brats, got {data.kind}; use a data module of that family.")
+        self._data = data
         self._cases: list[Case] = []
         self._caches: dict[Part, CaseCache] = {}
         self._digests: dict[str, str] | None = None
-        # Stage 2 reads a volume once, to encode it: no use in keeping them all in memory.
-        in_memory = data.cache == "memory" and not _reads_images(config)
-        self._builder = DatasetBuilder(
-            transforms=TransformBuilder(
-                spacing=data.spacing,
-                grid=data.grid,
-                crop_size=data.crop_size if isinstance(config, Stage1Config) else None,
-                intensity=IntensityScaling(**data.intensity.kwargs()),
-                augment=Augmentation(**data.augment.kwargs()),
-            ),
-            modalities=data.modalities,
-            label_map=data.label_map,
-            cache="none" if in_memory else data.cache,
+        self._builder = self.make_builder(
+            cache="none" if data.cache == "memory" and not reads_images else data.cache,
             cache_dir=Path(data.cache_dir or Path(config.output_dir) / "cache"),
-            seed=config.seed,
-            num_workers=data.num_workers,
         )
 
     def find_reference_affine(self) -> np.ndarray:
         """Return the affine of the first training case's grid, made axis-aligned about its centre."""
-        return axis_aligned(self._cache("train")[0].affine, self.config.data.grid)
+        return axis_aligned(self._cache("train")[0].affine, self._data.grid)
 
     def find_split(self) -> Split:
-        """Find the cases and divide their patients as ``<output_dir>/split.json`` says, or write it."""
-        data = self.config.data
-        assert isinstance(data, DataConfig)  # MedMNIST3D has a data module of its own
+        """Find the cases and divide their patients as ``<output_dir>/split.json`` says, or write that file."""
+        data = self._data
         self._cases = find_cases(
             Path(data.root),
             layout=data.layout,
@@ -91,7 +72,7 @@ class AbstractBraTSDataModule(AbstractSegmentedDataModule):
         return resolve_split(self._cases, path, settings=data.split.kwargs())
 
     def content_digests(self) -> dict[str, str]:
-        """Return a digest of the files of each case of the training and validation parts, in a moment."""
+        """Return a digest of the files of each case of the training and validation parts, without reading all of it."""
         if self._digests is None:
             chosen = [case for part in ("train", "val") for case in self.split.select(self._cases, part)]
             with ThreadPoolExecutor(8) as pool:
@@ -107,37 +88,40 @@ class AbstractBraTSDataModule(AbstractSegmentedDataModule):
         self, part: Part, *, directory: Path, num_classes: int, progress: Progress | None
     ) -> SegmentationStore:
         """Return the segmentations of the patients of ``part``; see :func:`build_segmentation_store`."""
+        cases = self._cache(part)
         store = build_segmentation_store(
             directory,
-            self._cache(part),
+            cases,
             key=self._builder.case_key,
-            grid=self.config.data.grid,
+            grid=self._data.grid,
             num_classes=num_classes,
             progress=progress,
         )
         self._builder.hashes.save()
         warn_of_lost_lesions(store.kept, part)
-        data = self.config.data
-        if isinstance(data, DataConfig) and data.label_scheme == "auto":
-            warn_of_doubtful_labels(self._cache(part).cases, store.kept)
+        if self._data.label_scheme == "auto":
+            warn_of_doubtful_labels(cases.cases, store.kept)
         return store
 
-    def _with_regions(self, part: Part, samples: Dataset[dict[str, Any]]) -> Dataset[dict[str, Any]]:
-        """Return the samples of a transformer with ``seg`` beside them, where its loss weighs what is segmented."""
-        config = self.config
-        if part != "train" or not isinstance(config, TransformerConfig) or config.loss.region_weight == 1.0:
-            return samples
-        directory = config.store_dir / "segmentations"
-        with self._report(f"Reading {part} segmentations") as progress:
-            segmentations = self.build_segmentations(
-                part, directory=directory, num_classes=_ANY_CLASS, progress=progress
+    def store_items(self, part: Part) -> list[StoreItem]:
+        """Return the volumes of ``part`` to encode: one per modality, case by case, then those of its mirror image."""
+        data, cases = self._data, self._cache(part)
+        items = [
+            StoreItem(
+                case_id=case.case_id,
+                modality=modality,
+                label=data.label_map[modality],
+                flipped=flipped,
+                content=content,
+                load=lambda i=i, m=m: dequantise(cases[i].images[m])[None],
             )
-        if not segmentations.num_segmented:
-            raise ConfigError(
-                f"loss.region_weight: expected segmentations to weigh by, but no case of the {part} split in "
-                f"{config.data.root} has one; add them, or set it to 1."
-            )
-        return SegmentedSamples(samples, segmentations)
+            for i, case in enumerate(cases.cases)
+            for content in [self._builder.case_key(case)]
+            for flipped in self.mirrorings(part)
+            for m, modality in enumerate(data.modalities)
+        ]
+        self._builder.hashes.save()
+        return items
 
     def _cache(self, part: Part) -> CaseCache:
         if part not in self._caches:
@@ -145,113 +129,31 @@ class AbstractBraTSDataModule(AbstractSegmentedDataModule):
         return self._caches[part]
 
 
-def _reads_images(config: RunConfig) -> bool:
-    """Tell whether training reads volumes at every step, not what they were encoded to."""
-    if isinstance(config, MaisiControlNetConfig):
-        return bool(config.condition.source_modalities)
-    return isinstance(config, Stage1Config | RefinerConfig)
-
-
 class BraTSDataModule(AbstractBraTSDataModule):
-    """Stage 1: single-modality volumes. Stage 2, kind ``decoder``: tokens of a target and codes of a source.
+    """Single-modality volumes for stage 1.
 
-    Stage 1 trains on random crops at ``data.batch_size`` and spends the last ``data.whole_volume_fraction``
-    of the steps on whole volumes at batch 1: the statistics of group normalisation differ between the two.
-    encode, indices_to_codes, encoder_hash, upstream_split: for stage 2, see
-    :class:`~prod9.training.data.tokens.BraTSTokens`.
+    Training takes random crops at ``data.batch_size``, and whole volumes at batch 1 in the last
+    ``data.whole_volume_fraction`` of the steps: the statistics of group normalisation differ between the two.
     """
 
-    def __init__(
-        self,
-        config: RunConfig,
-        *,
-        encode: Encode | ParallelEncode | None = None,
-        indices_to_codes: Callable[[Tensor], Tensor] | None = None,
-        encoder_hash: str | None = None,
-        upstream_split: Split | None = None,
-        progress: Progress | None = None,
-    ) -> None:
-        super().__init__(config, progress=progress)
-        self._tokens: BraTSTokens | None = None
-        if isinstance(config, TransformerConfig):
-            if len(config.data.modalities) < 2:
-                raise ConfigError(
-                    "data.modalities: expected at least two to translate between, "
-                    f"got {', '.join(config.data.modalities)}; add one, or use model.kind label_conditional."
-                )
-            self._tokens = BraTSTokens(
-                config,
-                builder=self._builder,
-                encode=encode,
-                indices_to_codes=indices_to_codes,
-                encoder_hash=encoder_hash,
-                upstream_split=upstream_split,
-            )
+    takes_crops = True
 
-    @property
-    def whole_steps(self) -> int:
-        """Return how many of the last steps of stage 1 train on whole volumes."""
-        data = self.config.data
-        if self._tokens is not None or data.crop_size is None:
-            return 0
-        return round(data.whole_volume_fraction * self.config.training.max_steps)
+    def __init__(self, config: RunConfig, *, progress: Progress | None = None) -> None:
+        super().__init__(config, reads_images=True, progress=progress)
 
-    def build_dataset(self, part: Part) -> Dataset[dict[str, Any]]:
-        """Return cached volumes (stage 1) or encoded pairs (stage 2) of the patients of ``part``."""
+    def build_dataset(self, part: Part) -> CachedRandomModalityDataset:
+        """Return the cached volumes of the patients of ``part``."""
         cases = self._cache(part)
-        if self._tokens is not None:
-            store, codebook = self._tokens.build(part, cases, self.split, self._report)
-            num_modalities, seed = len(self.config.data.modalities), self.config.seed
-            pairs = _TranslationDataset(store, codebook, num_modalities=num_modalities, seed=seed)
-            return self._with_regions(part, pairs)
-        with self._report(f"Reading {part} volumes") as progress:
-            cases.warm(progress=progress, num_threads=max(1, self.config.data.num_workers))
+        with self.report(f"Reading {part} volumes") as progress:
+            cases.warm(progress=progress, num_threads=max(1, self._data.num_workers))
         self._builder.hashes.save()
-        if self.config.data.cache != "none":
-            warn_of_cut_heads(cases, self.config.data.grid)
+        if self._data.cache != "none":
+            warn_of_cut_heads(cases, self._data.grid)
         return self._builder.build_brats_stage1(cases, train=part == "train")
 
 
-class _TranslationDataset(Dataset[dict[str, Any]]):
-    """A target modality's tokens and the codes of another modality of the same case, mirrored alike.
-
-    The store lists blocks of ``num_modalities`` rows, one block a case and mirroring. A SampleKey draws the
-    source at random; an int takes the next modality.
-    """
-
-    def __init__(self, store: TokenStore, codebook: Tensor, *, num_modalities: int, seed: int) -> None:
-        self._store = store
-        self._codebook = codebook
-        self._num_modalities = num_modalities
-        self._seed = seed
-
-    def __len__(self) -> int:
-        return len(self._store)
-
-    def __getitem__(self, key: int | SampleKey) -> dict[str, Any]:
-        step = 1
-        if isinstance(key, SampleKey):
-            step = int(key.rng(self._seed).integers(1, self._num_modalities))
-            key = key.index
-        block, place = divmod(key, self._num_modalities)
-        target = self._store[key]
-        source = self._store[block * self._num_modalities + (place + step) % self._num_modalities]
-        return {
-            "label": torch.tensor(target["label"]),
-            "target_latent": self._codebook[:, target["indices"]],
-            "target_indices": target["indices"],
-            "foreground": target["foreground"],
-            "source_latent": self._codebook[:, source["indices"]],
-            "source_label": torch.tensor(source["label"]),
-            "case_id": target["case_id"],
-            "flipped": target["flipped"],
-            "modality": target["modality"],
-            "source_modality": source["modality"],
-        }
-
-
 def axis_aligned(affine: np.ndarray, grid: Sequence[int]) -> np.ndarray:
-    """Return a diagonal affine of the same spacing that leaves the centre of the grid where it is."""
+    """Return a diagonal affine of the same spacing that keeps the centre of the grid in its place."""
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     middle = (np.asarray(grid) - 1) / 2
     aligned = np.diag([*spacing, 1.0])
@@ -260,7 +162,7 @@ def axis_aligned(affine: np.ndarray, grid: Sequence[int]) -> np.ndarray:
 
 
 def check_spacing(cases: Sequence[Case], modality: str) -> None:
-    """Refuse cases of different spacing when they are not resampled (DataError); reads headers only."""
+    """Refuse cases of different spacing, for a run that does not resample (DataError); reads headers only."""
     spacings = {
         case.case_id: sorted(read_header(case.images[modality], channel=case.channels.get(modality)).spacing)
         for case in cases
@@ -269,14 +171,14 @@ def check_spacing(cases: Sequence[Case], modality: str) -> None:
     others = [c for c, spacing in spacings.items() if not np.allclose(spacing, first, atol=1e-2)]
     if others:
         raise DataError(
-            f"data.spacing is null, so all cases must have one spacing: {first_id} has {first} mm, "
+            f"data.spacing: expected one spacing in all cases where it is null, got {first} mm in {first_id}, while "
             f"{plural(others, 'other differs', 'others differ')} ({others[0]}: {spacings[others[0]]}); set "
             "data.spacing to resample."
         )
 
 
 def warn_of_cut_heads(cases: CaseCache, grid: Sequence[int]) -> None:
-    """Log the cases whose head is larger than the grid and was cut."""
+    """Log the cases whose head was cut, since it is larger than the grid."""
     extents = {case.case_id: cases[i].extent for i, case in enumerate(cases.cases)}
     cut = [name for name, extent in extents.items() if any(e > g for e, g in zip(extent, grid, strict=True))]
     if cut:
@@ -292,7 +194,10 @@ def warn_of_cut_heads(cases: CaseCache, grid: Sequence[int]) -> None:
 
 
 def warn_of_doubtful_labels(cases: Sequence[Case], kept: Mapping[str, Mapping[int, Kept]]) -> None:
-    """Log what else the values of segmentations may mean whose scheme was found by names; by case and label."""
+    """Log other possible meanings of segmentations whose scheme was found by names.
+
+    ``kept``: what the grid keeps, by case and label, which holds the labels that occur.
+    """
     by_scheme: dict[str, set[int]] = {}
     for case in cases:
         file_value = {label: value for value, label in label_table(case.label_scheme).items()}
@@ -308,7 +213,7 @@ def warn_of_doubtful_labels(cases: Sequence[Case], kept: Mapping[str, Mapping[in
 def warn_of_lost_lesions(kept: Mapping[str, Mapping[int, Kept]], part: Part) -> None:
     """Log how many segmentations of ``part`` lose small lesions, or much of a label, between the voxels of the grid.
 
-    kept: by case and label.
+    ``kept``: what the grid keeps, by case and label.
     """
     losses = {case: labels for case, labels in kept.items() if describe_loss(labels) is not None}
     if losses:

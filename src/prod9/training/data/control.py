@@ -1,24 +1,26 @@
-"""BraTSControlNetDataModule: what the base was trained on, and the segmentation that goes with it."""
+"""ControlNetDataModule: what the base was trained on, with the segmentations of the same cases, for stage 3."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch.utils.data import Dataset
 
 from prod9.config.schema import MaisiControlNetConfig, MaskGiTControlNetLightningConfig
+from prod9.data.datasets.segmented import SegmentedSamples
 from prod9.data.splits import Part, Split
 from prod9.errors import ConfigError
-from prod9.training.data.module import AbstractDataModule, AbstractSegmentedDataModule, Progress
-from prod9.training.data.segmented import SegmentedSamples
+from prod9.training.data.module import AbstractDataModule, AbstractSegmentedDataModule
 
 
-class BraTSControlNetDataModule(AbstractDataModule):
-    """Samples of the base's own data module with ``seg`` uint8 [H W D] and ``has_seg`` beside them.
+class ControlNetDataModule(AbstractDataModule):
+    """Samples of the base's data module with ``seg`` uint8 [H W D] and ``has_seg`` beside them.
 
-    A segmentation is mirrored with its volume and changed by nothing else, so the two stay aligned.
-    inner: makes the base's samples, from the same data section. base_split: of the run that trained the base;
-    a patient it trained on may not be held out here.
+    A segmentation is mirrored with its volume and not changed otherwise, so the two stay aligned.
+
+    Args:
+        config: of the run.
+        inner: makes the samples of the base, from the same data section; of any dataset family.
+        base_split: of the run that trained the base, whose training patients may not be held out; None: not checked.
     """
 
     def __init__(
@@ -27,9 +29,8 @@ class BraTSControlNetDataModule(AbstractDataModule):
         *,
         inner: AbstractSegmentedDataModule,
         base_split: Split | None = None,
-        progress: Progress | None = None,
     ) -> None:
-        super().__init__(config, progress=progress)
+        super().__init__(config)
         self.config: MaskGiTControlNetLightningConfig | MaisiControlNetConfig = config
         self._inner = inner
         self._base_split = base_split
@@ -43,34 +44,27 @@ class BraTSControlNetDataModule(AbstractDataModule):
         return self._inner.content_digests()
 
     def find_split(self) -> Split:
-        """Return the division of the base's data module; ConfigError where the base knows held-out patients."""
-        split = self._inner.split
-        leaked = [] if self._base_split is None else split.trained_elsewhere(self._base_split)
-        if leaked:
-            raise ConfigError(
-                "data.split: expected patients to be held out in all stages, but the base was trained "
-                f"on {len(leaked)} that this run holds out ({', '.join(leaked[:5])}); use the same data.split, "
-                "or set data.split.file to the split.json of the base's run."
-            )
-        return split
+        """Return that of the base's data module; ConfigError if the base was trained on held-out patients."""
+        self._inner.require_held_out(self._base_split, base="a base")
+        return self._inner.split
 
     def build_dataset(self, part: Part) -> Dataset[dict[str, Any]]:
         """Return the base's samples of ``part`` with their segmentations; ConfigError if none has one."""
-        with self._report(f"Reading {part} segmentations") as progress:
+        with self.report(f"Reading {part} segmentations") as progress:
             segmentations = self._inner.build_segmentations(
                 part,
-                directory=self._directory,
+                directory=self.config.store_dir / "segmentations",
                 num_classes=self.config.condition.num_mask_classes,
                 progress=progress,
             )
         wanted = self.config.condition.condition_type
         if self.config.condition.takes_seg and not segmentations.num_segmented:
             raise ConfigError(
-                f"condition.condition_type: expected segmentations to train {wanted!r} with, but no case of "
-                f"the {part} split in {self.config.data.root} has one; add them, or use label."
+                f"condition.condition_type: expected segmentations to train {wanted!r} with, got no case of the "
+                f"{part} split in {self.config.data.root} with one; add them, or use label."
             )
         return SegmentedSamples(self._inner.build_dataset(part), segmentations)
 
-    @property
-    def _directory(self) -> Path:
-        return self.config.store_dir / "segmentations"
+
+BraTSControlNetDataModule = ControlNetDataModule
+"""The older name, from when BraTS was the only dataset family."""

@@ -1,4 +1,4 @@
-"""What turns volumes into the tokens or latents of a store: a trained autoencoder, in this process or in several."""
+"""Trained autoencoders that turn volumes into the tokens or latents of a store, in this process or in several."""
 
 import signal
 from collections.abc import Sequence
@@ -15,25 +15,52 @@ from torch import Tensor
 
 from prod9.autoencoder.autoencoder_fsq import AutoencoderFSQ
 from prod9.autoencoder.autoencoder_maisi import AutoencoderKlMaisi
-from prod9.config.schema import SlidingWindowSection
-from prod9.data.stores.latents import Encode, Encoded
+from prod9.config.schema import FSQModelConfig, SlidingWindowSection
+from prod9.data.splits import Split
+from prod9.data.stores.latents import Encode, Encoded, ParallelEncode
 from prod9.models.checkpoint_manager import CheckpointManager, Loaded
 from prod9.models.factory import ModelFactory
 from prod9.system import machine
 from prod9.system.stopping import SIGNALS
+from prod9.training.data.encoded import EncodedSource
 
+Stage1 = Loaded[AutoencoderFSQ] | Loaded[AutoencoderKlMaisi]
+"""A trained autoencoder of either family."""
 Arrays = tuple[np.ndarray, np.ndarray | None]
 """Latents and tokens."""
 
 
-def build_encode(
-    upstream: Loaded[AutoencoderFSQ] | Loaded[AutoencoderKlMaisi],
+def encoded_source(
+    base: Stage1,
     window: SlidingWindowSection,
     *,
-    device: torch.device | str,
-) -> Encode:
-    """Return what encodes volumes with ``upstream`` on ``device``: z and tokens (FSQ), or the mean of z (KL)."""
-    network = upstream.network
+    device: torch.device | str = "cpu",
+    encode: ParallelEncode | None = None,
+) -> EncodedSource:
+    """Return ``base`` as data modules take it.
+
+    Args:
+        base: the autoencoder.
+        window: how it encodes large volumes.
+        device: where it encodes.
+        encode: an :class:`EncoderPool` of ``base`` to encode with; None encodes in this process.
+    """
+    codes = None
+    if isinstance(base.network, AutoencoderFSQ):
+        # Loader processes look codes up on the CPU, wherever the network is.
+        section = FSQModelConfig.model_validate(base.header["architecture"]["autoencoder"])
+        codes = ModelFactory.create_quantizer(section).indices_to_codes
+    return EncodedSource(
+        encoder_hash=base.sha256,
+        encode=encode or build_encode(base, window, device=device),
+        indices_to_codes=codes,
+        split=Split.from_dict(base.header["split"]),
+    )
+
+
+def build_encode(base: Stage1, window: SlidingWindowSection, *, device: torch.device | str) -> Encode:
+    """Return a function that encodes volumes on ``device``: to z and tokens (FSQ), or to the mean of z (KL)."""
+    network = base.network
     wrapper = ModelFactory.create_inference_wrapper(network, window)
 
     @torch.no_grad()
@@ -48,24 +75,28 @@ def build_encode(
 
 
 class EncoderPool:
-    """The same in one process a device: calls return at once with a future, so that all of them work.
+    """Encodes in one process per device: calls return a future at once, so that all processes work at a time.
 
-    upstream: its file is loaded anew by each process, which starts at the first use. window: how they encode.
-    devices: of the processes; naming one twice gives it two. Use as a context, whose end stops them.
+    A context manager, whose end stops the processes.
+
+    Args:
+        base: the autoencoder, whose file each process loads at its first use.
+        window: how it encodes large volumes.
+        devices: of the processes; a device named twice gets two.
     """
 
     def __init__(
         self,
-        upstream: Loaded[AutoencoderFSQ] | Loaded[AutoencoderKlMaisi],
+        base: Stage1,
         window: SlidingWindowSection,
         *,
         devices: Sequence[str],
     ) -> None:
         if not devices:
-            raise ValueError("Expected at least one device, got none.")
+            raise ValueError("devices: expected at least one, got none; name one.")
         threads = max(1, machine.cores() // len(devices))
         start = get_context("spawn")  # a forked process cannot use CUDA
-        path, stage = str(upstream.path), upstream.header["stage"]
+        path, stage = str(base.path), base.header["stage"]
         self._pools = [
             ProcessPoolExecutor(
                 1,
@@ -85,7 +116,7 @@ class EncoderPool:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Stop the processes; what is waiting is dropped."""
+        """Stop the processes; after an error, without waiting for what they encode."""
         for pool in self._pools:
             pool.shutdown(wait=error is None, cancel_futures=True)
 
@@ -107,13 +138,13 @@ _state: dict[str, Encode] = {}
 
 
 def _start(path: str, stage: Any, window: dict[str, Any], device: str, threads: int) -> None:
-    # Signals reach the whole group; the first process keeps what is done and stops these.
+    # Signals reach the whole process group; the first process saves what is done and then stops these.
     for signum in SIGNALS:
         if signum != signal.SIGTERM:
             signal.signal(signum, signal.SIG_IGN)
     torch.set_num_threads(threads)
-    upstream = CheckpointManager.load_autoencoder(Path(path), stage=stage)
-    _state["encode"] = build_encode(upstream, SlidingWindowSection(**window), device=device)
+    base = CheckpointManager.load_autoencoder(Path(path), stage=stage)
+    _state["encode"] = build_encode(base, SlidingWindowSection(**window), device=device)
 
 
 def _encode(volumes: np.ndarray) -> Arrays:

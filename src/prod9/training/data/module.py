@@ -2,15 +2,15 @@
 
 The samples of a training step are a pure function of the seed and the step (:mod:`prod9.data.sampling`), so
 resuming needs only :meth:`AbstractDataModule.set_start_step`. One pass over the training loader is the whole
-run. Run the Trainer with ``use_distributed_sampler=False``: the sampler already gives each rank its share.
+run. Create the Trainer with ``use_distributed_sampler=False``: the sampler already gives each rank its share.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -20,14 +20,16 @@ from rich.progress import Progress as ProgressBar
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from prod9.config.schema import RunConfig
+from prod9.data.builders import DatasetBuilder
 from prod9.data.sampling import StepBatchSampler
 from prod9.data.splits import PARTS, Part, Split
+from prod9.data.stores.cache import CacheMode
+from prod9.data.stores.latents import StoreItem
 from prod9.data.stores.segmentations import Segmentations
+from prod9.data.transforms import Augmentation, IntensityScaling, TransformBuilder
 from prod9.errors import ConfigError
+from prod9.system.progress import Progress
 from prod9.system.terminal import PlainColumn, PlainConsole
-
-Progress = Callable[[int, int], None]
-"""Called with (done, total)."""
 
 _NEEDED: Mapping[str, tuple[Part, ...]] = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}
 _REMEDY = {
@@ -41,9 +43,13 @@ _REMEDY = {
 class AbstractDataModule(LightningDataModule, ABC):
     """Split, datasets and loaders of one run.
 
-    config: of the run. progress: told of long work as (done, total); by default a bar is drawn when
-    ``trainer.progress`` is on.
+    Args:
+        config: of the run.
+        progress: called with (done, total) during long work; None draws a bar if ``trainer.progress`` is on.
     """
+
+    takes_crops: ClassVar[bool] = False
+    """Whether training uses random crops of ``data.crop_size``, and whole volumes in the last steps: stage 1."""
 
     def __init__(self, config: RunConfig, *, progress: Progress | None = None) -> None:
         super().__init__()
@@ -56,7 +62,7 @@ class AbstractDataModule(LightningDataModule, ABC):
         self._datasets: dict[Part, Dataset[dict[str, Any]]] = {}
         check_paths(config)
 
-    # -- what a data module has to say ------------------------------------------------------------
+    # -- what subclasses define -------------------------------------------------------------------
 
     @abstractmethod
     def find_reference_affine(self) -> np.ndarray:
@@ -70,12 +76,23 @@ class AbstractDataModule(LightningDataModule, ABC):
     def build_dataset(self, part: Part) -> Dataset[dict[str, Any]]:
         """Return the dataset of ``part``, ready for loader processes: caches warm, everything encoded."""
 
-    @property
-    def whole_steps(self) -> int:
-        """Return how many of the last steps train on whole volumes, one a device."""
-        return 0
+    def content_digests(self) -> dict[str, str]:
+        """Return a digest by case that changes with its files, for the parts that a run reads; empty if unknown."""
+        return {}
 
     # -- what they share --------------------------------------------------------------------------
+
+    @property
+    def crop_size(self) -> tuple[int, int, int] | None:
+        """Voxels of a random training crop; None for whole volumes."""
+        return self.config.data.crop_size if self.takes_crops else None
+
+    @property
+    def whole_steps(self) -> int:
+        """Return how many of the last steps train on whole volumes, one per device."""
+        if self.crop_size is None:
+            return 0
+        return round(self.config.data.whole_volume_fraction * self.config.training.max_steps)
 
     @cached_property
     def reference_affine(self) -> np.ndarray:
@@ -84,33 +101,24 @@ class AbstractDataModule(LightningDataModule, ABC):
 
     @property
     def split(self) -> Split:
-        """Return the division of the patients, found at first use."""
+        """Return the division of the patients, which is found at first use."""
         if self._split is None:
             self._split = self.find_split()
         return self._split
-
-    @property
-    def num_train_items(self) -> int:
-        """Return the number of items that one pass over the training data shows."""
-        return len(self._dataset("train"))  # type: ignore[arg-type]  # all our datasets have a length
 
     def set_start_step(self, step: int) -> None:
         """Let the next training loader begin with the batch of ``step``."""
         self._start_step = step
 
-    def content_digests(self) -> dict[str, str]:
-        """Return what tells changed files apart, by case, for the parts that a run looks at; empty if unknown."""
-        return {}
-
     def prepare_data(self) -> None:
-        """Do the long work (caches on disk, encoding) once; the other ranks find it done in ``setup``."""
+        """Do the long work (caches on disk, encoding) once, so that ``setup`` of the other ranks finds it done."""
         stage = None if self.trainer is None else self.trainer.state.fn
         self.setup(None if stage is None else str(stage.value))
 
     def setup(self, stage: str | None = None) -> None:
         """Check everything and build the datasets that ``stage`` needs.
 
-        stage: ``fit``, ``validate``, ``test``, or None for every part that has patients. DataError or
+        ``stage`` is ``fit``, ``validate``, ``test``, or None for every part that has patients. Raises DataError or
         ConfigError when a part that is needed is empty.
         """
         if stage is None:
@@ -128,9 +136,9 @@ class AbstractDataModule(LightningDataModule, ABC):
 
     def train_dataloader(self) -> DataLoader[dict[str, Any]]:
         """Return the batches of the steps from the start step to ``training.max_steps``, for this rank."""
-        trainer = self.trainer
+        trainer, dataset = self.trainer, self._dataset("train")
         sampler = StepBatchSampler(
-            num_items=self.num_train_items,
+            num_items=len(dataset),  # type: ignore[arg-type]  # all our datasets have a length
             batch_size=self.config.data.batch_size,
             num_steps=self.config.training.max_steps,
             seed=self.config.seed,
@@ -139,7 +147,7 @@ class AbstractDataModule(LightningDataModule, ABC):
             world_size=1 if trainer is None else trainer.world_size,
             whole_steps=self.whole_steps,
         )
-        return self._loader(self._dataset("train"), batch_sampler=sampler)
+        return self._loader(dataset, batch_sampler=sampler)
 
     def val_dataloader(self) -> DataLoader[dict[str, Any]]:
         """Return whole volumes one by one, always the same ``data.max_val_volumes``, on every rank."""
@@ -164,14 +172,14 @@ class AbstractDataModule(LightningDataModule, ABC):
             dataset,
             num_workers=self.config.data.num_workers,
             pin_memory=torch.cuda.is_available(),
-            # Its own generator: a loader would otherwise draw from the global one, which training depends on.
+            # Without its own generator, a loader draws from the global one, which training depends on.
             generator=torch.Generator().manual_seed(self.config.seed),
             **how,
         )
 
     @contextmanager
-    def _report(self, description: str) -> Iterator[Progress | None]:
-        """Give a callback (done, total) for long work: the caller's, or a bar with the time left, or none."""
+    def report(self, description: str) -> Iterator[Progress | None]:
+        """Yield a callback (done, total) for long work: the caller's, one that draws a bar, or None."""
         if self._progress is not None or not self.config.trainer.progress:
             yield self._progress
             return
@@ -187,13 +195,63 @@ class AbstractDataModule(LightningDataModule, ABC):
 
 
 class AbstractSegmentedDataModule(AbstractDataModule):
-    """A data module whose cases have segmentations, or something that stands for them: what stage 3 wraps."""
+    """A data module of one dataset family: its volumes can be encoded, and stage 3 finds segmentations of them."""
+
+    leak_remedy: ClassVar[str] = (
+        "use the same data.split, or set data.split.file to the split.json of that run"
+    )
+    """What to do when another stage was trained on patients that are held out here."""
+    encode_batch_size: ClassVar[int] = 1
+    """Volumes that are encoded at a time."""
+
+    @abstractmethod
+    def store_items(self, part: Part) -> list[StoreItem]:
+        """Return the volumes of ``part`` to encode: per case its images and then, if wanted, their mirror images."""
 
     @abstractmethod
     def build_segmentations(
         self, part: Part, *, directory: Path, num_classes: int, progress: Progress | None
     ) -> Segmentations:
-        """Return the segmentations of ``part``, of labels below ``num_classes``, kept in ``directory``."""
+        """Return the segmentations of ``part``, or what stands for them.
+
+        Args:
+            part: of the split.
+            directory: where they are kept.
+            num_classes: labels from 0 to ``num_classes - 1`` are accepted.
+            progress: called with (done, total).
+        """
+
+    def require_held_out(self, other: Split | None, *, base: str) -> None:
+        """Refuse to hold out patients on which ``base``, a run with the split ``other``, was trained (ConfigError)."""
+        leaked = [] if other is None else self.split.trained_elsewhere(other)
+        if leaked:
+            raise ConfigError(
+                f"data.split: expected patients to be held out in all stages, got {base} that was trained on "
+                f"{len(leaked)} that this run holds out ({', '.join(leaked[:5])}); {self.leak_remedy}."
+            )
+
+    def mirrorings(self, part: Part) -> list[bool]:
+        """Return whether each stored copy of a volume of ``part`` is mirrored (``data.store_flips``)."""
+        return [False, True] if part == "train" and self.config.data.store_flips else [False]
+
+    def make_builder(self, *, cache: CacheMode, cache_dir: Path | None) -> DatasetBuilder:
+        """Return the builder of this run's datasets."""
+        data = self.config.data
+        return DatasetBuilder(
+            transforms=TransformBuilder(
+                spacing=data.spacing,
+                grid=data.grid,
+                crop_size=self.crop_size,
+                intensity=IntensityScaling(**data.intensity.kwargs()),
+                augment=Augmentation(**data.augment.kwargs()),
+            ),
+            modalities=data.modalities,
+            label_map=data.label_map,
+            cache=cache,
+            cache_dir=cache_dir,
+            seed=self.config.seed,
+            num_workers=data.num_workers,
+        )
 
 
 def check_paths(config: RunConfig) -> None:

@@ -1,6 +1,7 @@
 """From a configuration to its adapter, its data module and the earlier stages that it builds on."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import cast
@@ -11,7 +12,6 @@ from prod9.autoencoder.autoencoder_fsq import AutoencoderFSQ
 from prod9.autoencoder.autoencoder_maisi import AutoencoderKlMaisi
 from prod9.config.schema import (
     AutoencoderConfig,
-    FSQModelConfig,
     MaisiControlNetConfig,
     MaisiDiffusionConfig,
     MaisiVAEConfig,
@@ -22,20 +22,26 @@ from prod9.config.schema import (
     TransformerConfig,
 )
 from prod9.data.splits import Split
-from prod9.data.stores.latents import Encode, ParallelEncode
+from prod9.data.stores.latents import ParallelEncode
 from prod9.models.checkpoint_manager import Loaded, Opened
 from prod9.models.checkpoint_places import find_recorded, sha256_at
 from prod9.models.export import is_export
-from prod9.models.factory import ModelFactory
 from prod9.models.run_folder import find_checkpoints
-from prod9.training.data.brats import AbstractBraTSDataModule, BraTSDataModule
-from prod9.training.data.control import BraTSControlNetDataModule
-from prod9.training.data.encoders import build_encode
+from prod9.training.data.brats import BraTSDataModule
+from prod9.training.data.control import ControlNetDataModule
+from prod9.training.data.encoded import EncodedSource
+from prod9.training.data.encoders import encoded_source
 from prod9.training.data.flow import BraTSDiffusionDataModule
 from prod9.training.data.in_context import BraTSInContextDataModule
 from prod9.training.data.label_conditional import BraTSLabelConditionalDataModule
-from prod9.training.data.medmnist3d import MedMNIST3DDataModule
-from prod9.training.data.module import AbstractDataModule
+from prod9.training.data.medmnist3d import (
+    MedMNIST3DDataModule,
+    MedMNIST3DFlowDataModule,
+    MedMNIST3DInContextDataModule,
+    MedMNIST3DLabelConditionalDataModule,
+)
+from prod9.training.data.module import AbstractDataModule, AbstractSegmentedDataModule
+from prod9.training.data.pairs import BraTSTranslationDataModule
 from prod9.training.data.refiner import BraTSRefinerDataModule
 from prod9.training.lightning.autoencoder_lightning import AutoencoderLightning
 from prod9.training.lightning.base import AbstractLightning
@@ -70,10 +76,17 @@ ADAPTERS = {
     "single_stream": InContextTransformerLightning,
 }
 DATA_MODULES = {
-    "label_conditional": BraTSLabelConditionalDataModule,
-    "decoder": BraTSDataModule,
-    "single_stream": BraTSInContextDataModule,
+    "brats": {
+        "label_conditional": BraTSLabelConditionalDataModule,
+        "decoder": BraTSTranslationDataModule,
+        "single_stream": BraTSInContextDataModule,
+    },
+    "medmnist3d": {
+        "label_conditional": MedMNIST3DLabelConditionalDataModule,
+        "single_stream": MedMNIST3DInContextDataModule,
+    },
 }
+"""The data modules of MaskGiT's stage 2, by dataset family and kind of decoder."""
 
 
 def build_module(config: RunConfig, upstream: Upstream | None = None) -> AbstractLightning:
@@ -117,16 +130,15 @@ def build_data_module(
         if not isinstance(upstream, ControlUpstream):
             upstream = load_control_upstream(config)
         base, tokenizer = upstream.base_config(config), upstream.autoencoder
-        inner = _token_data_module(
-            base, tokenizer, build_encode(tokenizer, base.sliding_window, device=device)
+        inner = _token_data_module(base, encoded_source(tokenizer, base.sliding_window, device=device))
+        return ControlNetDataModule(
+            config, inner=inner, base_split=Split.from_dict(upstream.base.header["split"])
         )
-        base_split = Split.from_dict(upstream.base.header["split"])
-        return BraTSControlNetDataModule(config, inner=inner, base_split=base_split)
     if isinstance(config, MaisiControlNetConfig):
         flow = cast(FlowUpstream | None, upstream) or load_flow_upstream(config)
-        encoder = build_encode(flow.autoencoder, config.sliding_window, device=device)
-        latents = _latent_data_module(config, flow.autoencoder, encoder)
-        return BraTSControlNetDataModule(
+        encoded = encoded_source(flow.autoencoder, config.sliding_window, device=device)
+        latents = _latent_data_module(config, encoded, config.condition.source_modalities)
+        return ControlNetDataModule(
             config, inner=latents, base_split=Split.from_dict(flow.base.header["split"])
         )
     if isinstance(config, RefinerConfig):
@@ -135,11 +147,11 @@ def build_data_module(
     if isinstance(config, MaisiDiffusionConfig):
         vae = cast(Loaded[AutoencoderKlMaisi] | None, upstream) or load_vae(config)
         return _latent_data_module(
-            config, vae, encode or build_encode(vae, config.sliding_window, device=device)
+            config, encoded_source(vae, config.sliding_window, device=device, encode=encode)
         )
     tokenizer = cast(Loaded[AutoencoderFSQ] | None, upstream) or load_upstream(config)
     return _token_data_module(
-        config, tokenizer, encode or build_encode(tokenizer, config.sliding_window, device=device)
+        config, encoded_source(tokenizer, config.sliding_window, device=device, encode=encode)
     )
 
 
@@ -154,32 +166,16 @@ def load_autoencoder(
 
 def _latent_data_module(
     config: MaisiDiffusionConfig | MaisiControlNetConfig,
-    upstream: Loaded[AutoencoderKlMaisi],
-    encode: Encode | ParallelEncode,
-) -> AbstractBraTSDataModule | MedMNIST3DDataModule:
-    family = MedMNIST3DDataModule if config.data.kind == "medmnist3d" else BraTSDiffusionDataModule
-    return family(
-        config,
-        encode=encode,
-        encoder_hash=upstream.sha256,
-        upstream_split=Split.from_dict(upstream.header["split"]),
-    )
+    encoded: EncodedSource,
+    source_images: Sequence[str] = (),
+) -> AbstractSegmentedDataModule:
+    if config.data.kind == "medmnist3d":
+        return MedMNIST3DFlowDataModule(config, encoded=encoded)
+    return BraTSDiffusionDataModule(config, encoded=encoded, source_images=source_images)
 
 
-def _token_data_module(
-    config: TransformerConfig, upstream: Loaded[AutoencoderFSQ], encode: Encode | ParallelEncode
-) -> AbstractBraTSDataModule | MedMNIST3DDataModule:
-    # Loader processes look codes up on the CPU, wherever the network is.
-    section = FSQModelConfig.model_validate(upstream.header["architecture"]["autoencoder"])
-    codebook = ModelFactory.create_quantizer(section)
-    family = MedMNIST3DDataModule if config.data.kind == "medmnist3d" else DATA_MODULES[config.model.kind]
-    return family(
-        config,
-        encode=encode,
-        indices_to_codes=codebook.indices_to_codes,
-        encoder_hash=upstream.sha256,
-        upstream_split=Split.from_dict(upstream.header["split"]),
-    )
+def _token_data_module(config: TransformerConfig, encoded: EncodedSource) -> AbstractSegmentedDataModule:
+    return DATA_MODULES[config.data.kind][config.model.kind](config, encoded=encoded)
 
 
 def load_bases(

@@ -1,4 +1,4 @@
-"""SegmentedSamples: the samples of any stage on encoded volumes, with the segmentations that go with them."""
+"""Samples of encoded volumes with the segmentations of their cases."""
 
 from typing import Any
 
@@ -12,7 +12,9 @@ from prod9.data.stores.segmentations import Segmentations
 class SegmentedSamples(Dataset[dict[str, Any]]):
     """``samples``, each with ``seg`` uint8 [H W D] and ``has_seg`` of its case, mirrored alike.
 
-    samples: of whole volumes, with ``case_id`` and ``flipped``.
+    Args:
+        samples: of whole volumes, with ``case_id`` and ``flipped``.
+        segmentations: by case.
     """
 
     def __init__(self, samples: Dataset[dict[str, Any]], segmentations: Segmentations) -> None:
