@@ -1,12 +1,24 @@
 """The sampler's flags reach its section of the config, and nothing else does."""
 
-from prod9.cli.generate.options import sampler_changes
+from prod9.cli.generate.options import Sampler
 from tests.harness import Workspace, run
 
 
 def test_flags_that_are_not_given_change_nothing() -> None:
-    assert sampler_changes(None, steps=None, top_p=None) == []
-    assert sampler_changes(["sampler.steps=3"], steps=8) == ["sampler.steps=3", ("sampler.steps", 8)]
+    assert Sampler(steps=None, top_p=None).changes() == []
+    assert Sampler(steps=8, guidance_scale=0.0).changes() == [
+        ("sampler.steps", 8),
+        ("sampler.guidance_scale", 0.0),
+    ]
+
+
+def test_flags_win_over_set(workspace: Workspace) -> None:
+    ran = run(
+        "prod9", "generate", "label", "--model", workspace.run2, "-o", "unused", "--print-config",
+        "--steps", 7, "--set", "sampler.steps=3",
+    )  # fmt: skip
+    assert ran.code == 0, ran.err
+    assert "steps: 7" in ran.out
 
 
 def test_every_flag_of_generate_label_reaches_the_sampler(workspace: Workspace) -> None:

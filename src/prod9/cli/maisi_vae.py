@@ -1,6 +1,6 @@
 """``prod9-train-maisi-vae``: stage 1 of MAISI, from volumes to a continuous latent and back."""
 
-from prod9.cli.autoencoder import add_infer
+from prod9.cli.generate.infer import add_infer
 from prod9.cli.shared import new_app, run_app
 from prod9.cli.stage import add_run_commands
 

@@ -72,6 +72,7 @@ class App(typer.Typer):
 
 def documentation(function: Callable[..., Any]) -> str | None:
     """Return the docstring of ``function``, from its source where Python has dropped it (``-OO``)."""
+    function = inspect.unwrap(function)
     text = inspect.getdoc(function)
     if text is not None or not inspect.isfunction(function):
         return text

@@ -7,10 +7,9 @@ the same content, and makes the others anew. Other settings are refused, never m
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from itertools import groupby
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -295,7 +294,7 @@ def require_distinct(results: Iterable[tuple[str, object]]) -> None:
 
 
 def report_made(
-    folder: OutputFolder, made: list[str], total: int, as_json: bool, *, noun: str = "volume"
+    folder: OutputFolder, made: list[str], as_json: bool, *, total: int, noun: str = "volume"
 ) -> None:
     """Print what was made of ``total`` results, and where it is."""
     result = {"output_dir": str(folder.path), "made": made, "kept": total - len(made)}
@@ -303,10 +302,3 @@ def report_made(
         print_json(result)
     else:
         console.print(f"{plural(made, noun)} made, {result['kept']} kept, in {folder.path}")
-
-
-def consecutive(indices: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """Yield ``(first, count)`` of each run of consecutive numbers."""
-    for _, run in groupby(enumerate(indices), key=lambda pair: pair[1] - pair[0]):
-        numbers = [number for _, number in run]
-        yield numbers[0], len(numbers)

@@ -1,4 +1,4 @@
-"""What ``prod9 generate translate`` is asked to do, as a list of jobs; nothing here imports torch."""
+"""The jobs of a ``prod9 generate translate`` command line; nothing here imports torch."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,16 +15,20 @@ if TYPE_CHECKING:
     from prod9.volumes import Channel, VolumeFile
 
 SUFFIXES = (".nii.gz", ".nii")
-# Modality → how it is called in names since 2023, and before.
+# Modality → its name in files of BraTS since 2023, and before.
 _WORDS = {"T1": ("t1n", "t1"), "T1ce": ("t1c", "t1ce"), "T2": ("t2w", "t2"), "FLAIR": ("t2f", "flair")}
 _NEW_NAMES = ("brats2023", "brats2024")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Job:
-    """One translation. name: of the patient, for messages. sources: modality → file and place in it.
+    """One translation.
 
-    output: path of the result, relative to the output folder where there is one.
+    Attributes:
+        name: of the patient, for messages.
+        sources: modality → file and place in it.
+        target: modality to make.
+        output: path of the result, relative to the output folder where there is one.
     """
 
     name: str
@@ -42,7 +46,7 @@ class Job:
         return ", ".join(str(path) for path in self.files.values()) or self.name
 
     def spelt(self, known: Sequence[str]) -> "Job":
-        """Return the same job in the spelling of the model, which knows ``known``."""
+        """Return the same job in the spelling of ``known``, the modalities of the model."""
         return replace(
             self, sources=spelt("--source", self.sources, known), target=known_as(self.target, known)
         )
@@ -75,17 +79,21 @@ def job_from_sources(sources: Sequence[str], target: str | None, output: Path | 
     return Job(output.name, files, target, expand(output))
 
 
-def jobs_from_patients(
-    folders: Sequence[Path], target: str | None, known: Sequence[str]
+def jobs_of_cases(
+    cases: "Sequence[Case]", target: str | None, known: Sequence[str]
 ) -> tuple[list[Job], list[str]]:
-    """Return a job for every modality that a patient below ``folders`` lacks, and who lacks none.
+    """Return a job for every modality that a patient lacks, and the names of those who lack none.
 
-    target: this one instead, also where it is there; it is then left out of the sources. known: the model's
-    modalities. Raises DataError for folders without cases, ConfigError when nothing is left to do.
+    Raises ConfigError when nothing is left to do.
+
+    Args:
+        cases: the patients.
+        target: make this one instead, also where it exists; it is then left out of the sources.
+        known: the model's modalities.
     """
     jobs: list[Job] = []
     complete: list[str] = []
-    for case in find_patients(folders):
+    for case in cases:
         there = {name: (path, case.channels.get(name)) for name, path in case.images.items() if name in known}
         targets = [target] if target is not None else [name for name in known if name not in there]
         if not targets:
