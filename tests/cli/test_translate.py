@@ -209,7 +209,7 @@ def test_sources_on_other_voxels_are_refused_or_resampled(
         (["--target", "PET"], "among T1, T1ce, T2, FLAIR, got PET"),
         (["--target", "T2", "--source", "PET=x.nii.gz"], "got PET"),
         (["--target", "T2", "--source", "T1=x.nii.gz"], "expected one file for T1"),
-        (["--target", "T2", "--source", "FLAIR"], "expected NAME=PATH"),
+        (["--target", "T2", "--source", "FLAIR"], "expected NAME=FILE"),
         ([], "expected --target NAME with --source"),
         (["--target", "T2", "--patient", "."], "got both"),
     ],

@@ -1,4 +1,4 @@
-"""Draw a region of a volume anew and leave every other voxel as it is, bit for bit.
+"""Draw a region of a volume again and leave every other voxel as it is, bit for bit.
 
 The region is first closed with what lies around it, so that neither a lesion nor a void in it reaches the
 tokens beside it; tokens whose voxels touch it are then drawn, given all others. What comes back is laid into
@@ -45,7 +45,7 @@ class _Job:
         region: bool on the same voxels.
         placed: the closed source on the model's grid.
         tokens: int64 ``[1 h w d]`` of the closed source.
-        mask: bool ``[1 h w d]``, True where tokens are drawn anew.
+        mask: bool ``[1 h w d]``, True where tokens are drawn again.
     """
 
     source: VolumeFile
@@ -64,7 +64,7 @@ class InpaintingPipeline:
         control: steers it by a segmentation, or None.
         blend: voxels of the model's grid, from the border inwards, over which what is drawn is brought to the
             level of its surroundings; 0 for none.
-        margin: tokens around those that touch the region that are drawn anew as well.
+        margin: tokens around those that touch the region that are drawn again as well.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class InpaintingPipeline:
         resample: bool = False,
         progress: FineProgress | None = None,
     ) -> Iterator[Inpainted]:
-        """Yield samples ``start … start + num_samples - 1`` of ``source`` with its region drawn anew.
+        """Yield samples ``start … start + num_samples - 1`` of ``source`` with its region drawn again.
 
         Sample k draws from ``derived_seed(seed + k, label)`` and depends on no other sample. Raises ConfigError for an
         unknown label, DataError for a region that is empty, covers everything, has other voxels, or lies outside of

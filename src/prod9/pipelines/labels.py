@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import NotRequired, TypedDict, Unpack
 
 import numpy as np
 import torch
@@ -88,18 +89,31 @@ class GeneratedVolume:
     seed: int
 
 
+class VolumeGrid(TypedDict):
+    """What a model generates, as keywords of its pipeline.
+
+    Attributes:
+        label_map: name to class label.
+        grid: voxels ``(H, W, D)`` of the volumes, a multiple of the autoencoder's downsampling factor.
+        affine: 4×4 of that grid, voxel to mm.
+        placement: brings files to the grid as in training; None where that is not known.
+    """
+
+    label_map: dict[str, int]
+    grid: tuple[int, int, int]
+    affine: np.ndarray
+    placement: NotRequired[GridPlacement | None]
+
+
 class AbstractLabelPipeline(ABC):
     """Label-conditional generation. A final class defines how latents are sampled and decoded.
 
     Args:
         autoencoder: stage 1; put in evaluation mode and moved to ``device``.
         sampler: draws latents.
-        label_map: name to class label.
-        grid: voxels ``(H, W, D)`` of the volumes, a multiple of the autoencoder's downsampling factor.
-        affine: 4×4 of that grid, voxel to mm.
         device: where to compute.
         sha256: of the checkpoints of all stages, for the record.
-        placement: brings files to the grid as in training; None where that is not known.
+        volumes: see :class:`VolumeGrid`.
     """
 
     def __init__(
@@ -107,22 +121,20 @@ class AbstractLabelPipeline(ABC):
         *,
         autoencoder: AutoencoderInferenceWrapper,
         sampler: MaskGiTSampler | RectifiedFlowSampler,
-        label_map: dict[str, int],
-        grid: tuple[int, int, int],
-        affine: np.ndarray,
         device: str | torch.device,
         sha256: dict[str, str] | None,
-        placement: GridPlacement | None = None,
+        **volumes: Unpack[VolumeGrid],
     ) -> None:
+        factor = autoencoder.autoencoder.downsampling_factor
         self.device = torch.device(device)
         self.autoencoder = autoencoder.to(self.device).eval()
         self.sampler = sampler
-        self.label_map = dict(label_map)
-        self.grid = tuple(grid)
-        self.latent_grid = tuple(side // autoencoder.autoencoder.downsampling_factor for side in grid)
-        self.affine = np.asarray(affine, dtype=np.float64)
         self.sha256 = dict(sha256 or {})
-        self._placement = placement
+        self.label_map = dict(volumes["label_map"])
+        self.grid = tuple(volumes["grid"])
+        self.latent_grid = tuple(side // factor for side in self.grid)
+        self.affine = np.asarray(volumes["affine"], dtype=np.float64)
+        self._placement = volumes.get("placement")
 
     @property
     def steps(self) -> int:

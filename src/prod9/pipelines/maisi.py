@@ -7,7 +7,7 @@ settings, the grid and its affine.
 
 import logging
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import torch
@@ -19,8 +19,7 @@ from prod9.diffusion.diffusion_model import DiffusionModelRF
 from prod9.diffusion.sampler import RectifiedFlowSampler
 from prod9.models.checkpoint_manager import CheckpointManager, Source
 from prod9.models.factory import ModelFactory
-from prod9.pipelines.labels import AbstractLabelPipeline
-from prod9.pipelines.placement import GridPlacement
+from prod9.pipelines.labels import AbstractLabelPipeline, VolumeGrid
 from prod9.pipelines.recorded import Overrides, config_of, grid_of
 from prod9.system.progress import Share
 
@@ -49,15 +48,12 @@ class MAISIPipeline(AbstractLabelPipeline):
         autoencoder: AutoencoderInferenceWrapper,
         sampler: RectifiedFlowSampler,
         scale_factor: float,
-        label_map: dict[str, int],
-        grid: tuple[int, int, int],
-        affine: np.ndarray,
         spacing: Sequence[float] | None = None,
         device: str | torch.device = "cpu",
         sha256: dict[str, str] | None = None,
-        placement: GridPlacement | None = None,
+        **volumes: Unpack[VolumeGrid],
     ) -> None:
-        factor = autoencoder.autoencoder.downsampling_factor
+        factor, grid = autoencoder.autoencoder.downsampling_factor, volumes["grid"]
         unit = factor * diffusion.downsampling_factor
         if any(side % unit for side in grid):
             raise ValueError(
@@ -65,16 +61,7 @@ class MAISIPipeline(AbstractLabelPipeline):
                 f"{diffusion.downsampling_factor}, got {tuple(grid)}; use "
                 f"{tuple(-(-side // unit) * unit for side in grid)}."
             )
-        super().__init__(
-            autoencoder=autoencoder,
-            sampler=sampler,
-            label_map=label_map,
-            grid=grid,
-            affine=affine,
-            device=device,
-            sha256=sha256,
-            placement=placement,
-        )
+        super().__init__(autoencoder=autoencoder, sampler=sampler, device=device, sha256=sha256, **volumes)
         self.diffusion = diffusion.to(self.device).eval()
         self.scale_factor = scale_factor
         trained = np.linalg.norm(self.affine[:3, :3], axis=0)

@@ -7,7 +7,7 @@ trains, and nothing imports Lightning.
 
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import torch
@@ -22,10 +22,9 @@ from prod9.generator.modality_processor import InContextCondition
 from prod9.generator.token_decoder import AbstractTokenDecoder
 from prod9.models.checkpoint_manager import CheckpointManager, Loaded, Source, require_recorded
 from prod9.models.factory import ModelFactory
-from prod9.pipelines.labels import AbstractLabelPipeline
+from prod9.pipelines.labels import AbstractLabelPipeline, VolumeGrid
 from prod9.pipelines.labels import GeneratedVolume as GeneratedVolume
 from prod9.pipelines.labels import derived_seed as derived_seed
-from prod9.pipelines.placement import GridPlacement
 from prod9.pipelines.recorded import Overrides, config_of, grid_of
 from prod9.system.progress import FineProgress, Share
 
@@ -47,29 +46,17 @@ class MaskGiTPipeline(AbstractLabelPipeline):
         decoder: AbstractTokenDecoder,
         autoencoder: AutoencoderInferenceWrapper,
         sampler: MaskGiTSampler,
-        label_map: dict[str, int],
-        grid: tuple[int, int, int],
-        affine: np.ndarray,
         device: str | torch.device = "cpu",
         sha256: dict[str, str] | None = None,
         config: TransformerConfig | None = None,
-        placement: GridPlacement | None = None,
+        **volumes: Unpack[VolumeGrid],
     ) -> None:
-        factor = autoencoder.autoencoder.downsampling_factor
+        factor, grid = autoencoder.autoencoder.downsampling_factor, volumes["grid"]
         if any(side % factor for side in grid):
             raise ValueError(
                 f"grid: expected a multiple of the downsampling factor {factor}, got {tuple(grid)}."
             )
-        super().__init__(
-            autoencoder=autoencoder,
-            sampler=sampler,
-            label_map=label_map,
-            grid=grid,
-            affine=affine,
-            device=device,
-            sha256=sha256,
-            placement=placement,
-        )
+        super().__init__(autoencoder=autoencoder, sampler=sampler, device=device, sha256=sha256, **volumes)
         self.decoder = decoder.to(self.device).eval()
         self.config = config
         self.token_grid = self.latent_grid

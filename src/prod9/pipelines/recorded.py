@@ -10,6 +10,7 @@ from prod9.config.schema import RunConfig
 from prod9.config.sections import RunSection
 from prod9.errors import CheckpointError
 from prod9.models.checkpoint_manager import Loaded
+from prod9.pipelines.labels import VolumeGrid
 from prod9.pipelines.placement import GridPlacement
 
 SAMPLING = frozenset({"control", "sampler", "masking", "flow", "sliding_window"})
@@ -46,8 +47,8 @@ def config_of(
     return config.model_copy(update={name: getattr(settings, name) for name in shared})
 
 
-def grid_of(loaded: Loaded[Any]) -> dict[str, Any]:
-    """Return the keywords of a label pipeline that the ``data`` part of a header holds."""
+def grid_of(loaded: Loaded[Any]) -> VolumeGrid:
+    """Return what a model generates, from the ``data`` part of its header."""
     data = loaded.header["data"]
     return {
         "label_map": data["label_map"],

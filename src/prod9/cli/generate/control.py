@@ -3,13 +3,14 @@
 Also ``prod9-train-maskgit-controlnet generate`` and ``prod9-train-maisi-controlnet generate``.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from prod9.cli.generate.inputs import find_segmentations, named_files, warn_of
 from prod9.cli.generate.options import (
     ControlStrengthOption,
     LabelSchemeOption,
@@ -32,11 +33,9 @@ from prod9.cli.generate.run import (
     sampler_report,
     sampling_settings,
 )
-from prod9.cli.generate.segmentations import find_segmentations, warn_of
 from prod9.cli.naming import chosen_labels, spelt
 from prod9.cli.stage import AutoencoderOption, Stage
-from prod9.errors import ConfigError, DataError
-from prod9.system.machine import expand
+from prod9.errors import ConfigError
 
 if TYPE_CHECKING:
     from prod9.config.schema import RunConfig
@@ -91,7 +90,7 @@ def generate_control(
     """
     strength = {"control_strength": control_strength, "control_guidance_scale": control_guidance_scale}
     changes = [(f"control.{key}", value) for key, value in strength.items() if value is not None]
-    files, images = find_segmentations(seg or []), find_sources(source or [])
+    files, images = find_segmentations(seg or []), named_files(source or [])
     if reference is not None and len(files) != 1:
         raise ConfigError(f"--reference: expected a single segmentation to go with it, got {len(files)}")
     if images and len(files) > 1:
@@ -158,19 +157,6 @@ def generate_control(
         report=partial(report_made, total=count),
         described=lambda: {"segmentations": _hashes({**files, **images})},
     )
-
-
-def find_sources(given: Sequence[str]) -> dict[str, Path]:
-    """Return modality → file of ``NAME=FILE`` each; ConfigError for anything else, DataError for no file."""
-    files: dict[str, Path] = {}
-    for text in given:
-        name, equals, path = text.partition("=")
-        if not (name and equals and path) or name in files:
-            raise ConfigError(f"--source: expected NAME=FILE such as T1=t1.nii.gz, each once, got {text!r}")
-        files[name] = expand(path)
-        if not files[name].is_file():
-            raise DataError(f"{files[name]}: expected a source image, got nothing there; check the path")
-    return files
 
 
 def _load(

@@ -1,4 +1,4 @@
-"""``prod9 generate inpaint``: a region of a volume drawn anew."""
+"""``prod9 generate inpaint``: a region of a volume drawn again."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -113,7 +113,7 @@ def inpaint(
         float, typer.Option("--blend", min=0.0, help="Voxels inwards over which the border is blended.")
     ] = 2.0,
     margin: Annotated[
-        int, typer.Option("--margin", min=0, help="Tokens around the region that are drawn anew as well.")
+        int, typer.Option("--margin", min=0, help="Tokens around the region that are drawn again as well.")
     ] = 0,
     resample: ResampleOption = False,
     control: Annotated[
@@ -133,7 +133,7 @@ def inpaint(
     sampler: TokenSampler,
     target: Target,
 ) -> None:
-    """Draw a region of a volume anew: `NAME_0000.nii.gz` and so on, with a manifest.
+    """Draw a region of a volume again: `NAME_0000.nii.gz` and so on, with a manifest.
 
     Every voxel outside of the region is that of the source, bit for bit, on the source's own voxels. A control
     network decides what is drawn: `--healthy` for tissue without lesion, or a lesion where `--seg` says.

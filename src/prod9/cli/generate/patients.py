@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from prod9.cli import shared
+from prod9.cli.generate.inputs import find_segmentations
 from prod9.cli.generate.options import (
     ControlStrengthOption,
     LabelSchemeOption,
@@ -19,7 +20,6 @@ from prod9.cli.generate.options import (
 )
 from prod9.cli.generate.outputs import Inputs, OutputFolder, digest_of, report_made
 from prod9.cli.generate.run import carry_out, disk_mb, require_models
-from prod9.cli.generate.segmentations import find_segmentations
 from prod9.cli.naming import known_as
 from prod9.cli.shared import DeviceOption
 from prod9.cli.stage import AutoencoderOption

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from prod9.cli import shared
+from prod9.cli.generate.inputs import CUT
 from prod9.cli.generate.options import Model, RefineOption, ResampleOption, Samples, grouped
 from prod9.cli.generate.outputs import Inputs, OutputFolder, inputs_of, require_distinct
 from prod9.cli.generate.run import (
@@ -19,7 +20,6 @@ from prod9.cli.generate.run import (
     sampler_report,
     sampling_settings,
 )
-from prod9.cli.generate.segmentations import CUT
 from prod9.cli.generate.translation_jobs import (
     Job,
     find_patients,
@@ -82,7 +82,7 @@ def translate(
     model: Model,
     source: Annotated[
         list[str] | None,
-        typer.Option("--source", "-s", metavar="NAME=PATH", help="An existing modality; repeatable."),
+        typer.Option("--source", "-s", metavar="NAME=FILE", help="An existing modality; repeatable."),
     ] = None,
     patient: Annotated[
         list[Path] | None,
@@ -135,18 +135,13 @@ def translate(
     """
     if bool(source) == bool(patient):
         raise ConfigError(
-            "expected --source NAME=PATH or --patient DIR, got " + ("both" if source else "neither")
+            "expected --source NAME=FILE or --patient DIR, got " + ("both" if source else "neither")
         )
     if refiner is not None and not refine:
         raise ConfigError("expected --refiner PATH or --no-refine, got both; leave one out")
     if patient and output_dir is None:
         raise ConfigError("expected --output-dir DIR with --patient, got none; add it")
     job = job_from_sources(source, target, output) if source else None
-    if job is not None:
-        from prod9.volumes import read_header
-
-        for file in job.files.values():
-            read_header(file)
     cases, shown = find_patients(patient or []), find_patients(example or [])
     require_models(refiner, autoencoder)
     load = partial(_load, autoencoder=autoencoder, refiner=refiner, refine=refine)
@@ -185,7 +180,7 @@ def translate(
         shared.console.print(f"{plural(made, 'volume')} made, {kept} kept: {where}")
         if complete:
             lack = "lacks" if len(complete) == 1 else "lack"
-            shared.console.print(f"{plural(complete, 'patient')} {lack} nothing; --target makes one anew.")
+            shared.console.print(f"{plural(complete, 'patient')} {lack} nothing; --target makes one again.")
     if failed:
         raise DataError(
             f"{len(failed)} of {plural(jobs, 'translation')} failed:\n" + "\n".join(failed.values())

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from prod9.cli.generate.inputs import named_files
 from prod9.cli.naming import known_as, spelt
 from prod9.errors import ConfigError, DataError
 from prod9.files import inside
@@ -60,23 +61,16 @@ class Job:
 
 
 def job_from_sources(sources: Sequence[str], target: str | None, output: Path | None) -> Job:
-    """Return the job of ``--source NAME=PATH …``; raises ConfigError for what is missing or ambiguous."""
+    """Return the job of ``--source NAME=FILE …``; raises ConfigError for what is missing or ambiguous."""
     if target is None or output is None:
         missing = "--target NAME" if target is None else "--output FILE"
         raise ConfigError(f"expected {missing} with --source, got none; add it")
-    files: dict[str, tuple[Path, Channel | None]] = {}
-    for given in sources:
-        name, equals, path = given.partition("=")
-        if not (name and equals and path):
-            raise ConfigError(f"--source: expected NAME=PATH such as T1=brain.nii.gz, got {given!r}")
-        if name in files:
-            raise ConfigError(f"--source: expected one file for {name}, got {files[name][0]} and {path}")
-        files[name] = (expand(path), None)
     if not output.name.lower().endswith(SUFFIXES):
         raise ConfigError(f"--output: expected a name ending in .nii or .nii.gz, got {output}")
-    if expand(output).resolve() in {path.resolve() for path, _ in files.values()}:
+    files = named_files(sources)
+    if expand(output).resolve() in {path.resolve() for path in files.values()}:
         raise ConfigError(f"--output: {output} is one of the sources; choose another name")
-    return Job(output.name, files, target, expand(output))
+    return Job(output.name, {name: (path, None) for name, path in files.items()}, target, expand(output))
 
 
 def jobs_of_cases(
@@ -104,7 +98,7 @@ def jobs_of_cases(
     if not jobs:
         raise ConfigError(
             f"expected a patient that lacks one of {', '.join(known)}, got {len(complete)} complete; "
-            "name what to make anew with --target."
+            "name what to make again with --target."
         )
     return jobs, complete
 

@@ -1,4 +1,4 @@
-"""Finds the segmentations that a command names, and warns of what may not be meant."""
+"""Finds the files that a command line names, and warns of segmentations that may not be what the user means."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -43,6 +43,26 @@ def find_segmentations(given: Sequence[Path]) -> dict[str, Path]:
             if name in files:
                 raise ConfigError(f"{files[name]} and {file} would both become {name}; give one at a time")
             files[name] = file
+    return files
+
+
+def named_files(given: Sequence[str]) -> dict[str, Path]:
+    """Return name → file of ``--source NAME=FILE`` each; ConfigError for other texts and for a name given twice.
+
+    Raises DataError for a file that is missing or no NIfTI file; only headers are read.
+    """
+    from prod9.volumes import read_header
+
+    files: dict[str, Path] = {}
+    for text in given:
+        name, equals, path = text.partition("=")
+        if not (name and equals and path):
+            raise ConfigError(f"--source: expected NAME=FILE such as T1=brain.nii.gz, got {text!r}")
+        if name in files:
+            raise ConfigError(f"--source: expected one file for {name}, got {files[name]} and {path}")
+        files[name] = expand(path)
+    for path in files.values():
+        read_header(path)
     return files
 
 
