@@ -14,7 +14,7 @@ import torch
 
 from prod9.autoencoder.autoencoder_fsq import AutoencoderFSQ
 from prod9.autoencoder.inference import AutoencoderInferenceWrapper
-from prod9.config.schema import RunConfig, TransformerConfig
+from prod9.config.schema import ContextConfig, RunConfig, TransformerConfig
 from prod9.errors import ConfigError
 from prod9.generator.condition import MaskGiTCondition
 from prod9.generator.maskgit import MaskGiTSampler
@@ -59,6 +59,8 @@ class MaskGiTPipeline(AbstractLabelPipeline):
         super().__init__(autoencoder=autoencoder, sampler=sampler, device=device, sha256=sha256, **volumes)
         self.decoder = decoder.to(self.device).eval()
         self.config = config
+        self.kind = "label_conditional" if config is None else config.model.kind
+        self.context = ContextConfig() if config is None else config.in_context
         self.token_grid = self.latent_grid
         self._loaded: tuple[Loaded[AbstractTokenDecoder], Loaded[AutoencoderFSQ]] | None = None
 
@@ -127,11 +129,6 @@ class MaskGiTPipeline(AbstractLabelPipeline):
         """The autoencoder as it was loaded, for other models on it; None where it came from no file."""
         return None if self._loaded is None else self._loaded[1]
 
-    @property
-    def kind(self) -> str:
-        """The kind of decoder, which decides what its condition is."""
-        return "label_conditional" if self.config is None else self.config.model.kind
-
     def generate(
         self,
         label: str | int,
@@ -167,16 +164,12 @@ class MaskGiTPipeline(AbstractLabelPipeline):
     @property
     def is_few_shot(self) -> bool:
         """Whether the decoder makes volumes from a label and examples of it, without any source."""
-        return (
-            self.kind == "single_stream"
-            and self.config is not None
-            and self.config.in_context.min_sources == 0
-        )
+        return self.kind == "single_stream" and self.context.min_sources == 0
 
     @property
     def max_examples(self) -> int:
         """The most examples that the decoder was trained on."""
-        return self.config.in_context.max_examples if self.is_few_shot and self.config is not None else 0
+        return self.context.max_examples if self.is_few_shot else 0
 
     def encode_examples(self, volumes: Sequence[np.ndarray]) -> torch.Tensor | None:
         """Return latents ``[N Z h w d]`` of examples of one label, for :meth:`generate`; None without any.
@@ -200,9 +193,7 @@ class MaskGiTPipeline(AbstractLabelPipeline):
                 f"volume: expected the model's grid {self.grid}, got {tuple(x.shape[2:])}; place it first."
             )
         z, _ = self.autoencoder.encode(x.to(self.device))
-        as_codes = self.kind != "single_stream" or (
-            self.config is not None and self.config.in_context.source == "codes"
-        )
+        as_codes = self.kind != "single_stream" or self.context.source == "codes"
         return (self.autoencoder.tokenizer.quantize(z) if as_codes else z)[0].cpu()
 
     @torch.inference_mode()

@@ -115,11 +115,10 @@ class TranslationPipeline:
                 f"{path}: expected a model of kind 'single_stream' or 'decoder', got 'label_conditional', which takes "
                 "no source; name a run of the stage2 configs, or use `prod9 generate label`."
             )
-        assert generator.config is not None  # from_checkpoint sets it
         chosen: Refine | None = None
         if refine:
             chosen = find_refiner(path, generator) if refiner is None else load_refiner(refiner, generator)
-        return cls(generator=generator, context=generator.config.in_context, refiner=chosen)
+        return cls(generator=generator, context=generator.context, refiner=chosen)
 
     @property
     def placement(self) -> GridPlacement:
