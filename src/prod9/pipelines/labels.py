@@ -148,6 +148,10 @@ class AbstractLabelPipeline(ABC):
             raise ValueError("placement: expected one, got None; build the pipeline with from_checkpoint.")
         return self._placement
 
+    @placement.setter
+    def placement(self, placement: GridPlacement) -> None:
+        self._placement = placement
+
     @abstractmethod
     def sample_label(self, label: int, seeds: Sequence[int], report: Share) -> torch.Tensor:
         """Return one latent (or token grid) per seed, of the class ``label``."""
