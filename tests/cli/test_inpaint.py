@@ -81,7 +81,7 @@ def test_what_does_not_fit_is_refused(
     empty = tmp_path / "empty.nii.gz"
     volumes.write(empty, file.data * 0, file.header.affine, dtype=np.uint8)
     assert "got none" in refused("--region", empty)
-    assert "T1 (0), T1ce (1), T2 (2), FLAIR (3)" in refused("--region", region, "--label", "PET")
+    assert "T1, T1ce, T2, FLAIR" in refused("--region", region, "--label", "PET")
     assert "--control RUN" in refused("--region", region, "--healthy")
     assert "no such file" in refused("--region", tmp_path / "missing.nii.gz")
 

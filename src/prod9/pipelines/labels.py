@@ -174,8 +174,12 @@ class AbstractLabelPipeline(ABC):
         for name, value in self.label_map.items():
             if label in (name, value) and not isinstance(label, bool):
                 return name
-        known = ", ".join(f"{name} ({self.label_map[name]})" for name in self.label_names())
-        raise ConfigError(f"label: expected one of {known}, got {label!r}; the model has no other.")
+        names = self.label_names()
+        numbers = ", ".join(str(self.label_map[name]) for name in names)
+        raise ConfigError(
+            f"label: expected one of {', '.join(names)}, got {label!r}; the model has no other "
+            f"(class labels: {numbers})."
+        )
 
     def generate(
         self,
