@@ -13,7 +13,7 @@ from prod9.cli import shared
 
 MODULES = {
     "prod9": "prod9.cli.app",
-    "prod9-generate": "prod9.cli.generate.label",
+    "prod9-generate": "prod9.cli.generate.group",
     "prod9-train-autoencoder": "prod9.cli.autoencoder",
     "prod9-train-transformer": "prod9.cli.transformer",
     "prod9-train-maisi-vae": "prod9.cli.maisi_vae",

@@ -209,7 +209,7 @@ def test_sources_on_other_voxels_are_refused_or_resampled(
         (["--target", "PET"], "among T1, T1ce, T2, FLAIR, got PET"),
         (["--target", "T2", "--source", "PET=x.nii.gz"], "got PET"),
         (["--target", "T2", "--source", "T1=x.nii.gz"], "expected one file for T1"),
-        (["--target", "T2", "--source", "FLAIR"], "expected NAME=PATH"),
+        (["--target", "T2", "--source", "FLAIR"], "expected NAME=FILE"),
         ([], "expected --target NAME with --source"),
         (["--target", "T2", "--patient", "."], "got both"),
     ],
@@ -217,6 +217,8 @@ def test_sources_on_other_voxels_are_refused_or_resampled(
 def test_what_makes_no_sense_is_refused_before_anything_is_read(
     translator: Path, case: Path, tmp_path: Path, args: list[str], message: str
 ) -> None:
+    # Files must be there: a path with nothing is refused first.
+    args = [arg.replace("x.nii.gz", str(file_of(case, "t2f"))) for arg in args]
     given = [*sources(case, T1="t1n"), "--output", tmp_path / "made.nii.gz", *args]
     ran = translate(translator, *given)
     assert ran.code == 2

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from prod9.cli.autoencoder import find_volumes
+from prod9.cli.generate.infer import find_volumes
 from prod9.data.checking.report import check_dataset
 from prod9.data.layouts.find import find_cases, scan_dataset
 from prod9.data.layouts.names import parse_modality, shows_labels

@@ -29,7 +29,7 @@ def test_a17_translations_have_no_holes_where_the_sources_are_darkest(decode: st
         volume[DARK] = 0.0
     pipeline = build()
     pipeline.generator.decode_tokens = lambda _: np.ones(GRID, np.float32)  # type: ignore[method-assign]
-    pipeline.generator.decode_codes = lambda _: np.ones(GRID, np.float32)  # type: ignore[method-assign]
+    pipeline.generator.decode_latent = lambda _: np.ones(GRID, np.float32)  # type: ignore[method-assign]
     made = pipeline.translate(given, "FLAIR", head=HEAD, decode=decode).mean  # type: ignore[arg-type]
     np.testing.assert_array_equal(made, HEAD)
     without = pipeline.translate(given, "FLAIR", decode=decode).mean  # type: ignore[arg-type]

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from prod9.cli.autoencoder import find_volumes as inputs_of_infer
-from prod9.cli.generate.control import find_segmentations
+from prod9.cli.generate.infer import find_volumes as inputs_of_infer
+from prod9.cli.generate.inputs import find_segmentations
 from prod9.data.checking.fingerprint import read_fingerprint
 from prod9.data.layouts.find import find_cases, scan_dataset
 from prod9.data.layouts.scan import Walk, find_volumes, walk

@@ -8,7 +8,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from prod9.cli.autoencoder import find_volumes as inputs_of_infer
+from prod9.cli.generate.infer import find_volumes as inputs_of_infer
 from prod9.data.checking.report import check_dataset
 from prod9.data.layouts.find import MODALITIES, find_cases, scan_dataset
 from prod9.data.layouts.names import parse_modality

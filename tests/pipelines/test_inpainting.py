@@ -200,7 +200,7 @@ def test_a_region_beyond_the_models_grid_is_refused(source: VolumeFile) -> None:
     pipeline.generator.placement = GridPlacement(
         spacing=None, grid=(4, 4, 4), intensity=pipeline.generator.placement.intensity
     )
-    with pytest.raises(DataError, match="that the model sees"):
+    with pytest.raises(DataError, match="within the model's grid"):
         draw(pipeline, source, region_of(source, slice(6, 9), slice(4, 5), slice(5, 9)))
 
 

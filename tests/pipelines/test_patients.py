@@ -174,7 +174,7 @@ def test_models_that_don_t_belong_together_are_refused() -> None:
         PatientPipeline(first=build_first(labels={"T1": 0, "T2": 1}), translator=translator)
     with pytest.raises(ConfigError, match="label_conditional"):
         PatientPipeline(first=translator.generator, translator=translator)
-    with pytest.raises(ConfigError, match="first modality among T1, T1ce"):
+    with pytest.raises(ConfigError, match="first: expected one of T1, T1ce"):
         PatientPipeline(first=build_first(), translator=translator, start_with="PET")
     with pytest.raises(ConfigError, match="sources"):
         PatientPipeline(first=build_first(), translator=build_translator(min_sources=2))

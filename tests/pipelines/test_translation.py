@@ -210,12 +210,14 @@ def test_a_label_is_generated_by_its_examples() -> None:
     generator = made.generator
     shown = [patient(seed)["T2"] for seed in (1, 2)]
     (without,) = generator.generate("T2", num_samples=1, seed=5)
-    generator.show(shown)
-    (volume,) = generator.generate("T2", num_samples=1, seed=5)
+    examples = generator.encode_examples(shown)
+    (volume,) = generator.generate("T2", num_samples=1, seed=5, examples=examples)
     assert (volume.data != without.data).any()
+    (again,) = generator.generate("T2", num_samples=1, seed=5)
+    np.testing.assert_array_equal(again.data, without.data)  # no examples stay behind
     # The same as a translation from no source at all.
     same = made.translate({}, "T2", seed=5, examples=[{"T2": one} for one in shown])
     np.testing.assert_allclose(volume.data, same.mean, atol=1e-5)
     with pytest.raises(ConfigError, match="at most 2 examples"):
-        generator.show([*shown, shown[0]])
+        generator.encode_examples([*shown, shown[0]])
     assert not build().generator.is_few_shot

@@ -10,7 +10,7 @@ from prod9.cli.shared import new_app, run_app
 
 GROUPS = {
     "data": "data.group",
-    "generate": "generate.label",
+    "generate": "generate.group",
     "evaluate": "judge.evaluate",
     "configs": "tools.configs",
     "weights": "tools.weights",

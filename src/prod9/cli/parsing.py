@@ -1,4 +1,4 @@
-"""Stricter reading of command lines than Typer and Click do."""
+"""How command lines are read: what Typer and Click leave to be wished for."""
 
 import ast
 import inspect
@@ -12,9 +12,9 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 class Command(TyperCommand):
-    """A command that refuses an option whose value is missing, or empty as from an unset variable of a shell.
+    """A command that refuses an option whose value is missing, or empty as an unset variable of a shell leaves it.
 
-    Click would take ``--check`` in ``--output-dir --check`` as the folder's name, and start the run.
+    Click takes whatever follows: in ``--output-dir --check`` the folder would be called ``--check``, and the run start.
     """
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -37,7 +37,7 @@ class Command(TyperCommand):
 
 
 class ResumeCommand(Command):
-    """A command whose ``--resume`` may stand without a value, which then is ``auto``."""
+    """A command whose ``--resume`` may stand without a value: ``auto`` is filled in."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse ``args`` after giving a bare ``--resume`` its value."""
@@ -51,7 +51,7 @@ class ResumeCommand(Command):
 
 
 class App(typer.Typer):
-    """A command group of prod9: commands are read strictly and keep their help under ``python -OO``."""
+    """A command group of prod9: its commands are read strictly, and their help is there under ``python -OO`` too."""
 
     def command(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
@@ -71,7 +71,8 @@ class App(typer.Typer):
 
 
 def documentation(function: Callable[..., Any]) -> str | None:
-    """Return the docstring of ``function``; from its source if Python has dropped it (``-OO``)."""
+    """Return the docstring of ``function``, from its source where Python has dropped it (``-OO``)."""
+    function = inspect.unwrap(function)
     text = inspect.getdoc(function)
     if text is not None or not inspect.isfunction(function):
         return text
@@ -85,7 +86,7 @@ def documentation(function: Callable[..., Any]) -> str | None:
 
 
 def _definition(nodes: Sequence[ast.AST], line: int, name: str) -> ast.FunctionDef | None:
-    """Return the definition that begins at ``line``, decorators included."""
+    """Return the definition whose first line, decorators included, is ``line``."""
     for node in nodes:
         if isinstance(node, ast.FunctionDef) and node.name == name:
             first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])

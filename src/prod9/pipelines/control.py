@@ -1,24 +1,25 @@
 """From a segmentation, a label or both to brain volumes: a trained transformer under a control network.
 
 ``ControlPipeline.from_checkpoint`` needs a stage-3 run, checkpoint or export folder and nothing else: its
-header names the transformer by path and SHA-256, and that one's the autoencoder.
+header names the transformer by path and SHA-256, whose own header names the autoencoder.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
-from prod9.config.load import config_from_dict, config_to_dict
-from prod9.config.schema import MaskGiTControlNetLightningConfig
+from prod9.config.schema import MaskGiTControlNetLightningConfig, RunConfig
 from prod9.controlnet.condition import ControlCondition
 from prod9.errors import ConfigError
 from prod9.generator.condition import MaskGiTCondition
 from prod9.generator.controlnet_maskgit import ControlNetMaskGiT
 from prod9.models.checkpoint_manager import CheckpointManager, Source
 from prod9.pipelines.maskgit import MaskGiTPipeline
+from prod9.pipelines.recorded import Overrides, config_of
 from prod9.pipelines.steering import AbstractControlPipeline
+from prod9.system.progress import Share
 
 
 class ControlPipeline(AbstractControlPipeline):
@@ -38,36 +39,31 @@ class ControlPipeline(AbstractControlPipeline):
         device: str | torch.device = "cpu",
         transformer: Source | MaskGiTPipeline | None = None,
         autoencoder: Source | None = None,
-        overrides: Sequence[str | tuple[str, Any]] = (),
+        overrides: Overrides = (),
+        settings: RunConfig | None = None,
     ) -> "ControlPipeline":
         """Build from a stage-3 run folder, checkpoint file or export folder.
 
-        transformer, autoencoder: where the earlier stages are now, if they have moved; their hashes must still
-        be the recorded ones. The transformer may be a pipeline, whose networks are then shared. overrides: changes to
-        the recorded config, such as ``["sampler.steps=8"]``.
-        Raises CheckpointError for a missing, damaged, foreign or replaced file, ConfigError for bad settings.
+        transformer: where stage 2 is now, if it has moved; its hash is compared with the recorded one. It may be
+        a pipeline, whose networks are then used. The other arguments and the errors are those of
+        :meth:`MaskGiTPipeline.from_checkpoint`.
         """
         loaded = CheckpointManager.load_controlnet(path, device=device)
-        config = config_from_dict(loaded.header["config"], source=str(loaded.path), overrides=overrides)
-        assert isinstance(config, MaskGiTControlNetLightningConfig)  # load_controlnet checked the stage
-        values = config_to_dict(config)
-        sections = [(name, values[name]) for name in ("sampler", "masking", "sliding_window")]
+        config = config_of(loaded, MaskGiTControlNetLightningConfig, overrides=overrides, settings=settings)
         if isinstance(transformer, MaskGiTPipeline):
-            generator = transformer.with_settings(sections)
-            generator.require_base_of(loaded)
+            generator = transformer.as_base_of(loaded, config)
         else:
             generator = MaskGiTPipeline.from_checkpoint(
                 CheckpointManager.open_recorded(loaded, "transformer", path=transformer),
                 device=device,
                 autoencoder=autoencoder or config.inputs.autoencoder,
-                overrides=sections,
+                settings=config,
             )
-        generator.sha256 = {"controlnet": loaded.sha256, **generator.sha256}
-        return cls(generator=generator, controlnet=loaded.network, **config.control.kwargs())
+        return cls._of_loaded(loaded, config.control, generator)
 
     @property
     def condition_type(self) -> str:
-        """What the control network is told."""
+        """The parts of the condition: ``mask``, ``label`` or ``both``."""
         return self.controlnet.condition_type
 
     @property
@@ -88,17 +84,22 @@ class ControlPipeline(AbstractControlPipeline):
         segs: np.ndarray | None,
         labels: Sequence[int],
         seeds: Sequence[int],
-        report: Callable[[float], None] | None = None,
+        report: Share | None = None,
         **arguments: Any,
     ) -> torch.Tensor:
         """Return int64 tokens ``[B h w d]`` for a condition of the base under control.
 
-        segs: uint8 ``[B H W D]`` on the grid; None with condition type ``label``. labels: class of each sample.
-        report, arguments: see :meth:`MaskGiTPipeline.sample_tokens`.
+        Args:
+            condition: of B samples.
+            segs: uint8 ``[B H W D]`` on the grid; None with condition type ``label``.
+            labels: class of each sample.
+            seeds: one per sample.
+            report: see :meth:`MaskGiTPipeline.sample_tokens`.
+            arguments: see there.
         """
         wanted = self.controlnet.condition_type
         if self.needs_seg and segs is None:
-            raise ValueError(f"Expected a segmentation for a control network of {wanted!r}, got None.")
+            raise ValueError(f"segs: expected segmentations for a control network of {wanted!r}, got None.")
         seg = None if segs is None or not self.needs_seg else torch.from_numpy(np.ascontiguousarray(segs))
         label = None if wanted == "mask" else torch.tensor(list(labels))
         control = self.controlnet.encode(ControlCondition(seg, label).to(self.generator.device))
@@ -120,11 +121,11 @@ class ControlPipeline(AbstractControlPipeline):
         segs: np.ndarray | None,
         seeds: Sequence[int],
         images: np.ndarray | None = None,
-        report: Callable[[float], None] | None = None,
+        report: Share | None = None,
     ) -> torch.Tensor:
-        """Return int64 tokens ``[B h w d]`` of the class ``label`` under control; there are no ``images`` to show."""
+        """Return int64 tokens ``[B h w d]`` of the class ``label`` under control; ``images`` are refused."""
         if images is not None:
-            raise ValueError("Expected no source images for a control network of tokens, got some.")
+            raise ValueError("images: expected None for a control network of tokens, got some.")
         labels = [label] * len(seeds)
         condition = MaskGiTCondition(torch.tensor(labels))
         return self.sample_tokens(condition, segs=segs, labels=labels, seeds=seeds, report=report)
@@ -133,7 +134,7 @@ class ControlPipeline(AbstractControlPipeline):
         """Refuse with a ConfigError what cannot be generated, before anything is computed."""
         if self.generator.kind != "label_conditional":
             raise ConfigError(
-                f"expected control of a model of kind 'label_conditional' to generate from a label, got one of "
+                f"model: expected control of a model of kind 'label_conditional' to generate from a label, got one of "
                 f"kind {self.generator.kind!r}, which needs source volumes too; name a stage-3 run on a "
                 "stage2_label model."
             )

@@ -1,12 +1,13 @@
-"""Draw a region of a volume anew and leave every other voxel as it is, bit for bit.
+"""Draw a region of a volume again and leave every other voxel as it is, bit for bit.
 
 The region is first closed with what lies around it, so that neither a lesion nor a void in it reaches the
 tokens beside it; tokens whose voxels touch it are then drawn, given all others. What comes back is laid into
 the file's own voxels, its border brought to the level of the surroundings.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 
 import numpy as np
@@ -17,14 +18,17 @@ from prod9.errors import ConfigError, DataError
 from prod9.generator.condition import MaskGiTCondition
 from prod9.nifti.voxels import comes_back
 from prod9.pipelines.control import ControlPipeline
-from prod9.pipelines.maskgit import MaskGiTPipeline, derived_seed
+from prod9.pipelines.labels import draw_samples
+from prod9.pipelines.maskgit import MaskGiTPipeline
 from prod9.pipelines.placement import HEAD_THRESHOLD, Placed, align, share_beyond
+from prod9.pipelines.steering import repeated
+from prod9.system.progress import FineProgress, Share
 from prod9.volumes import VolumeFile, VolumeHeader
 
 
 @dataclass(frozen=True)
 class Inpainted:
-    """One sample: data float32 on the voxels of the source; index and seed as of a GeneratedVolume."""
+    """One sample: data float32 on the voxels of the source; index and seed as in a GeneratedVolume."""
 
     data: np.ndarray
     index: int
@@ -33,10 +37,15 @@ class Inpainted:
 
 @dataclass(frozen=True, eq=False)
 class _Job:
-    """A source made ready: what is there, what is to be drawn, and where.
+    """A source that is prepared for sampling.
 
-    closed: the source with its region filled from around. region: bool on the same voxels. tokens: int64
-    ``[1 h w d]`` of the closed source, mask: bool, True where they are drawn anew.
+    Attributes:
+        source: the volume.
+        closed: its voxels with the region filled from around.
+        region: bool on the same voxels.
+        placed: the closed source on the model's grid.
+        tokens: int64 ``[1 h w d]`` of the closed source.
+        mask: bool ``[1 h w d]``, True where tokens are drawn again.
     """
 
     source: VolumeFile
@@ -50,9 +59,12 @@ class _Job:
 class InpaintingPipeline:
     """Redraws regions with a label-conditional model, under control where there is a control network.
 
-    generator: loads, samples and decodes. control: steers it by a segmentation, or None. blend: voxels of the
-    model's grid from the border inwards over which what is drawn is brought to the level of its surroundings;
-    0 for none. margin: tokens around those that touch the region that are drawn anew as well.
+    Args:
+        generator: loads, samples and decodes.
+        control: steers it by a segmentation, or None.
+        blend: voxels of the model's grid, from the border inwards, over which what is drawn is brought to the
+            level of its surroundings; 0 for none.
+        margin: tokens around those that touch the region that are drawn again as well.
     """
 
     def __init__(
@@ -65,11 +77,11 @@ class InpaintingPipeline:
     ) -> None:
         if generator.kind != "label_conditional":
             raise ConfigError(
-                f"expected a model of kind 'label_conditional', got {generator.kind!r}, which needs other "
-                "modalities besides; name a run of the stage2_label configs."
+                f"model: expected one of kind 'label_conditional', got {generator.kind!r}, which needs other "
+                "modalities as well; name a run of the stage2_label configs."
             )
         if blend < 0 or margin < 0:
-            raise ValueError(f"blend and margin must be at least 0, got {blend} and {margin}.")
+            raise ValueError(f"blend, margin: expected at least 0, got {blend} and {margin}.")
         self.generator = generator
         self.control = control
         self.blend = blend
@@ -87,64 +99,52 @@ class InpaintingPipeline:
         start: int = 0,
         batch_size: int = 1,
         resample: bool = False,
-        report: Callable[[float], None] | None = None,
+        progress: FineProgress | None = None,
     ) -> Iterator[Inpainted]:
-        """Yield samples ``start … start + num_samples - 1`` of ``source`` with its region drawn anew.
+        """Yield samples ``start … start + num_samples - 1`` of ``source`` with its region drawn again.
 
-        region: not 0 where to draw. label: what modality ``source`` is. seg: canonical labels of what shall be
-        there, on the voxels of ``source``; needed with control. Sample k draws from ``derived_seed(seed + k,
-        label)``, whatever is drawn beside it. resample: bring a region of other voxels to those of ``source``.
-        report: called with the share done. Raises ConfigError for an unknown label, DataError for a region that
-        is empty, covers everything, has other voxels, or lies outside of the volume or of what the model sees.
+        Sample k draws from ``derived_seed(seed + k, label)`` and depends on no other sample. Raises ConfigError for an
+        unknown label, DataError for a region that is empty, covers everything, has other voxels, or lies outside of
+        the volume or of the model's grid.
+
+        Args:
+            source: the volume.
+            region: not 0 where to draw.
+            label: the modality of ``source``.
+            seg: canonical labels of what is wanted there, on the voxels of ``source``; needed with control.
+            num_samples: how many to draw.
+            seed: of sample 0.
+            start: index of the first sample.
+            batch_size: samples drawn together.
+            resample: bring a region of other voxels to those of ``source``.
+            progress: called with the samples done, fractions included, and ``num_samples``.
         """
         self.check(label, seg is not None)
-        if num_samples < 1 or batch_size < 1 or start < 0:
-            raise ValueError(
-                "num_samples and batch_size must be at least 1 and start at least 0, "
-                f"got {num_samples}, {batch_size} and {start}."
-            )
         job = self._ready(source, region_on(source, region, resample=resample), region.header, label, seg)
         number = self.generator.label_map[label]
-        return self._samples(job, number, range(start, start + num_samples), seed, batch_size, report)
+        samples = draw_samples(
+            partial(self._tokens, job, number),
+            label=number,
+            num_samples=num_samples,
+            seed=seed,
+            batch_size=batch_size,
+            start=start,
+            report=None if progress is None else lambda done: progress(done, num_samples),
+        )
+        return (
+            Inpainted(self._composed(job, self.generator.decode_tokens(tokens)), index, seed + index)
+            for index, tokens in samples
+        )
 
     def check(self, label: str, has_seg: bool) -> None:
         """Refuse with a ConfigError what cannot be drawn, before anything is computed."""
-        known = self.generator.label_names()
-        if label not in known:
-            raise ConfigError(
-                f"expected a label among {', '.join(known)}, got {label!r}; the model knows no other."
-            )
+        self.generator.known_label(label)
         if self.control is not None:
             self.control.check(label, has_seg)
         elif has_seg:
-            raise ConfigError("expected a control network with --seg, got none; add --control RUN.")
+            raise ConfigError("control: expected a control network with --seg, got none; add --control RUN.")
 
-    def _samples(
-        self,
-        job: _Job,
-        label: int,
-        indices: range,
-        seed: int,
-        batch_size: int,
-        report: Callable[[float], None] | None,
-    ) -> Iterator[Inpainted]:
-        for first in range(0, len(indices), batch_size):
-            batch = indices[first : first + batch_size]
-
-            def share(done: float, first: int = first, size: int = len(batch)) -> None:
-                if report is not None:
-                    report((first + done * size) / len(indices))
-
-            seeds = [derived_seed(seed + k, label) for k in batch]
-            tokens = self._tokens(job, label, seeds, share)
-            for position, index in enumerate(batch):
-                decoded = self.generator.decode_tokens(tokens[position : position + 1])
-                yield Inpainted(self._composed(job, decoded), index, seed + index)
-            share(1.0)
-
-    def _tokens(
-        self, job: _Job, label: int, seeds: Sequence[int], report: Callable[[float], None]
-    ) -> torch.Tensor:
+    def _tokens(self, job: _Job, label: int, seeds: Sequence[int], report: Share) -> torch.Tensor:
         count = len(seeds)
         condition = MaskGiTCondition(torch.full((count,), label, dtype=torch.int64))
         given = {
@@ -153,8 +153,7 @@ class InpaintingPipeline:
         }
         if self.control is None:
             return self.generator.sample_tokens(condition, seeds=seeds, report=report, **given)
-        seg = job.placed.seg
-        segs = None if seg is None else np.repeat(seg[None], count, axis=0)
+        segs = repeated(job.placed.seg, count)
         return self.control.sample_tokens(
             condition, segs=segs, labels=[label] * count, seeds=seeds, report=report, **given
         )
@@ -169,8 +168,6 @@ class InpaintingPipeline:
         seg: VolumeFile | None,
     ) -> _Job:
         generator, placement = self.generator, self.generator.placement
-        if placement is None:
-            raise ValueError("Expected a generator with a placement; build it with from_checkpoint.")
         closed = _closed(source, region)
         head = region & placement.intensity.head(closed)
         if not head.any():
@@ -182,8 +179,8 @@ class InpaintingPipeline:
         beyond = share_beyond(head, source.header, placed.affine, placement.grid)
         if beyond:
             raise DataError(
-                f"{region_header.path}: expected a region within the {placement.grid} voxels that the model "
-                f"sees, got {beyond:.0%} of it beyond; make the region smaller."
+                f"{region_header.path}: expected a region within the model's grid of {placement.grid} voxels, "
+                f"got {beyond:.0%} of it beyond; make the region smaller."
             )
         x = torch.from_numpy(placed.images[label])[None, None].to(generator.device)
         tokens = generator.autoencoder.quantize_stage_2_inputs(x)
@@ -201,16 +198,16 @@ class InpaintingPipeline:
         if self.blend > 0:
             drawn = drawn + self._correction(job, (job.closed - placed.low) / span - drawn)
         raw = np.clip(drawn, 0.0, 1.0) * span + placed.low
-        # Around background, what is decoded as background has the source's value for it, not the head's lowest.
+        # What is decoded as background gets the background value of the source, not the lowest one of the head.
         background = ~placed.head & (drawn < HEAD_THRESHOLD)
         raw = np.where(background, job.closed, raw)
         return np.where(region, raw, job.source.data).astype(np.float32)
 
     def _correction(self, job: _Job, error: np.ndarray) -> np.ndarray:
-        """Return what lifts the border of the region to its surroundings, fading inwards.
+        """Return the correction that brings the border of the region to its surroundings and fades inwards.
 
-        error: source minus decoded. It is known outside of the region only: its local mean there, a Gaussian
-        half as wide as the blend, goes on into the region and fades out linearly over the blend.
+        error: source minus decoded, known outside of the region only. Its local mean there (a Gaussian half as wide as
+        the blend) is continued into the region and fades out linearly over the blend.
         """
         spacing = np.asarray(job.source.header.spacing)
         width = self.blend * float(np.cbrt(abs(np.linalg.det(job.placed.affine[:3, :3]))))
@@ -226,9 +223,9 @@ class InpaintingPipeline:
 
 
 def storage_dtype(source: VolumeFile) -> np.dtype:
-    """Return the dtype in which all voxels of ``source`` can be written back, scaled as its file says.
+    """Return the dtype in which all voxels of ``source`` can be written back, scaled as in its file.
 
-    Its own where that is one of integers from which every voxel comes back equal, or float32.
+    That is the file's own if it is an integer type from which every voxel comes back equal, else float32.
     """
     header = source.header
     kept = np.issubdtype(header.dtype, np.integer) and comes_back(source.data, header.dtype, header.scaling)
@@ -244,8 +241,14 @@ def touched_tokens(
 ) -> np.ndarray:
     """Return bool ``[h w d]``, True for tokens whose voxels a voxel of ``region`` overlaps.
 
-    region: bool on the voxels of ``affine``. grid_affine: of the grid, each token ``factor`` voxels wide. The
-    eight corners of a voxel are looked at, which suffices while it is no larger than a token.
+    The eight corners of each voxel are tested, which suffices while it is no larger than a token.
+
+    Args:
+        region: bool on the voxels of ``affine``.
+        affine: 4×4 of the region, voxel to mm.
+        grid_affine: 4×4 of the model's grid.
+        factor: voxels of the grid per token and axis.
+        token_grid: tokens along each axis.
     """
     found = np.argwhere(region).astype(np.float64)
     to_grid = np.linalg.inv(grid_affine) @ affine

@@ -1,17 +1,23 @@
-"""Generation from a class label, whichever family samples: numbering, seeds, batches, names."""
+"""Generation from a class label, for both families: numbering, seeds, batches and decoding."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import NotRequired, TypedDict, Unpack
 
 import numpy as np
 import torch
 
+from prod9.autoencoder.inference import AutoencoderInferenceWrapper
+from prod9.diffusion.sampler import RectifiedFlowSampler
 from prod9.errors import ConfigError
+from prod9.generator.maskgit import MaskGiTSampler
 from prod9.pipelines.placement import GridPlacement
+from prod9.system.progress import FineProgress, Share, within
 
-Progress = Callable[[float, int], None]
-"""Called with the volumes done (a fraction while one is being sampled) and their total."""
+Draw = Callable[[Sequence[int], Share], torch.Tensor]
+"""Called with one seed per sample and a report of the share done; returns a latent or token grid per seed."""
 
 
 def derived_seed(seed: int, *stream: int) -> int:
@@ -25,12 +31,55 @@ def derived_seed(seed: int, *stream: int) -> int:
     return int(sequence.generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
+def draw_samples(
+    draw: Draw,
+    *,
+    label: int,
+    num_samples: int,
+    seed: int,
+    batch_size: int,
+    start: int = 0,
+    report: Callable[[float], None] | None = None,
+) -> Iterator[tuple[int, torch.Tensor]]:
+    """Yield the index and the latent (a batch of one) of samples ``start … start + num_samples - 1``.
+
+    Args:
+        draw: what samples a batch.
+        label: class label; with ``seed`` it decides the random numbers.
+        num_samples: how many samples to draw.
+        seed: sample k has the seed ``derived_seed(seed + k, label)``.
+        batch_size: samples drawn together; none depends on it.
+        start: index of the first sample.
+        report: called with the number of samples done, fractions included.
+    """
+    if num_samples < 1 or batch_size < 1 or start < 0:
+        raise ValueError(
+            "num_samples, batch_size, start: expected at least 1, 1 and 0, got "
+            f"{num_samples}, {batch_size} and {start}."
+        )
+
+    def batches() -> Iterator[tuple[int, torch.Tensor]]:
+        for first in range(0, num_samples, batch_size):
+            count = min(batch_size, num_samples - first)
+            done = within(report, first, count)
+            indices = range(start + first, start + first + count)
+            latents = draw([derived_seed(seed + k, label) for k in indices], done)
+            yield from zip(indices, latents.split(1), strict=True)
+            done(1.0)
+
+    return batches()
+
+
 @dataclass(frozen=True)
 class GeneratedVolume:
-    """One sample. data: float32 ``[H W D]`` in [0, 1], RAS; affine: 4×4, voxel to mm.
+    """One sample.
 
-    index: its number k among the samples of the label. seed: that of this very sample (the run's plus k), so
-    that ``generate(label, num_samples=1, seed=volume.seed)`` draws it again.
+    Attributes:
+        data: float32 ``[H W D]`` in [0, 1], RAS.
+        affine: 4×4, voxel to mm.
+        label: name of its class.
+        index: its number among the samples of the label.
+        seed: the run's seed plus the index: ``generate(label, num_samples=1, seed=volume.seed)`` draws it again.
     """
 
     data: np.ndarray
@@ -40,52 +89,97 @@ class GeneratedVolume:
     seed: int
 
 
-class AbstractLabelPipeline(ABC):
-    """Label-conditional generation. A final class says how latents are sampled and decoded.
+class VolumeGrid(TypedDict):
+    """What a model generates, as keywords of its pipeline.
 
-    label_map: name to class label. grid: voxels ``(H, W, D)`` of what is generated, affine: 4×4 of that grid.
-    sha256: of the files of all stages, for the record. placement: brings files to the grid as in training; None
-    where that is not known.
+    Attributes:
+        label_map: name to class label.
+        grid: voxels ``(H, W, D)`` of the volumes, a multiple of the autoencoder's downsampling factor.
+        affine: 4×4 of that grid, voxel to mm.
+        placement: brings files to the grid as in training; None where that is not known.
+    """
+
+    label_map: dict[str, int]
+    grid: tuple[int, int, int]
+    affine: np.ndarray
+    placement: NotRequired[GridPlacement | None]
+
+
+class AbstractLabelPipeline(ABC):
+    """Label-conditional generation. A final class defines how latents are sampled and decoded.
+
+    Args:
+        autoencoder: stage 1; put in evaluation mode and moved to ``device``.
+        sampler: draws latents.
+        device: where to compute.
+        sha256: of the checkpoints of all stages, for the record.
+        volumes: see :class:`VolumeGrid`.
     """
 
     def __init__(
         self,
         *,
-        label_map: dict[str, int],
-        grid: tuple[int, int, int],
-        affine: np.ndarray,
+        autoencoder: AutoencoderInferenceWrapper,
+        sampler: MaskGiTSampler | RectifiedFlowSampler,
         device: str | torch.device,
         sha256: dict[str, str] | None,
-        placement: GridPlacement | None = None,
+        **volumes: Unpack[VolumeGrid],
     ) -> None:
+        factor = autoencoder.autoencoder.downsampling_factor
         self.device = torch.device(device)
-        self.label_map = dict(label_map)
-        self.grid = tuple(grid)
-        self.affine = np.asarray(affine, dtype=np.float64)
+        self.autoencoder = autoencoder.to(self.device).eval()
+        self.sampler = sampler
         self.sha256 = dict(sha256 or {})
-        self.placement = placement
+        self.label_map = dict(volumes["label_map"])
+        self.grid = tuple(volumes["grid"])
+        self.latent_grid = tuple(side // factor for side in self.grid)
+        self.affine = np.asarray(volumes["affine"], dtype=np.float64)
+        self._placement = volumes.get("placement")
 
     @property
-    @abstractmethod
-    def latent_grid(self) -> tuple[int, ...]:
-        """Latent positions (tokens, for MaskGiT) along each axis."""
-
-    @property
-    @abstractmethod
     def steps(self) -> int:
         """Steps of the sampler."""
+        return self.sampler.steps
+
+    @property
+    def placement(self) -> GridPlacement:
+        """What brings files to the grid; ValueError where it is not known."""
+        if self._placement is None:
+            raise ValueError("placement: expected one, got None; build the pipeline with from_checkpoint.")
+        return self._placement
+
+    @placement.setter
+    def placement(self, placement: GridPlacement) -> None:
+        self._placement = placement
 
     @abstractmethod
-    def sample_label(self, label: int, seeds: Sequence[int], report: Callable[[float], None]) -> torch.Tensor:
-        """Return one latent (or token grid) a seed, for the class ``label``."""
+    def sample_label(self, label: int, seeds: Sequence[int], report: Share) -> torch.Tensor:
+        """Return one latent (or token grid) per seed, of the class ``label``."""
 
     @abstractmethod
     def decode_sample(self, sample: torch.Tensor) -> np.ndarray:
         """Return the volume, float32 ``[H W D]`` in [0, 1], of one entry of what ``sample_label`` returned."""
 
+    @torch.inference_mode()
+    def decode_latent(self, latent: torch.Tensor) -> np.ndarray:
+        """Return the volume of one latent ``[1 Z h w d]``: float32 ``[H W D]`` in [0, 1]."""
+        return self.autoencoder.decode(latent)[0, 0].float().clamp(0.0, 1.0).cpu().numpy()
+
     def label_names(self) -> list[str]:
         """Return the names that can be generated, in the order of their class labels."""
         return sorted(self.label_map, key=self.label_map.__getitem__)
+
+    def known_label(self, label: str | int) -> str:
+        """Return the name of ``label``, which is a name or a class label; ConfigError for any other."""
+        for name, value in self.label_map.items():
+            if label in (name, value) and not isinstance(label, bool):
+                return name
+        names = self.label_names()
+        numbers = ", ".join(str(self.label_map[name]) for name in names)
+        raise ConfigError(
+            f"label: expected one of {', '.join(names)}, got {label!r}; the model has no other "
+            f"(class labels: {numbers})."
+        )
 
     def generate(
         self,
@@ -95,43 +189,62 @@ class AbstractLabelPipeline(ABC):
         seed: int = 0,
         batch_size: int = 1,
         start: int = 0,
-        progress: Progress | None = None,
+        progress: FineProgress | None = None,
     ) -> Iterator[GeneratedVolume]:
         """Yield samples ``start … start + num_samples - 1`` of ``label`` (its name or class label).
 
-        Sample k draws from its own generator, seeded with ``derived_seed(seed + k, label)`` on the pipeline's
+        Sample k draws from a generator of its own, seeded with ``derived_seed(seed + k, label)`` on the pipeline's
         device, and is decoded alone: it does not depend on ``batch_size``, ``start`` or the samples beside
-        it, and sample k of another label shares nothing with it.
+        it, and sample k of another label has nothing in common with it.
+
+        Args:
+            label: name or class label.
+            num_samples: how many to generate.
+            seed: of sample 0.
+            batch_size: samples drawn together.
+            start: index of the first sample.
+            progress: called with the volumes done, fractions included, and ``num_samples``.
         """
-        name = self._label_name(label)
-        if num_samples < 1 or batch_size < 1 or start < 0:
-            raise ValueError(
-                "num_samples and batch_size must be at least 1 and start at least 0, "
-                f"got {num_samples}, {batch_size} and {start}."
-            )
-        return self._generate(name, range(start, start + num_samples), seed, batch_size, progress)
+        name = self.known_label(label)
+        return self.volumes(
+            partial(self.sample_label, self.label_map[name]),
+            name,
+            num_samples=num_samples,
+            seed=seed,
+            batch_size=batch_size,
+            start=start,
+            progress=progress,
+        )
 
-    def _generate(
-        self, name: str, indices: range, seed: int, batch_size: int, progress: Progress | None
+    def volumes(
+        self,
+        draw: Draw,
+        name: str,
+        affine: np.ndarray | None = None,
+        *,
+        num_samples: int,
+        seed: int,
+        batch_size: int,
+        start: int,
+        progress: FineProgress | None,
     ) -> Iterator[GeneratedVolume]:
-        label = self.label_map[name]
-        for first in range(0, len(indices), batch_size):
-            batch = indices[first : first + batch_size]
+        """Yield the volumes of what ``draw`` samples for the label ``name``; the others as of :meth:`generate`.
 
-            def report(share: float, done: int = first, size: int = len(batch)) -> None:
-                if progress is not None:
-                    progress(done + share * size, len(indices))
-
-            samples = self.sample_label(label, [derived_seed(seed + k, label) for k in batch], report)
-            for position, index in enumerate(batch):
-                # One volume at a time: decoding is where the memory goes, and a batch would not be faster.
-                data = self.decode_sample(samples[position : position + 1])
-                yield GeneratedVolume(data, self.affine.copy(), name, index, seed + index)
-            report(1.0)
-
-    def _label_name(self, label: str | int) -> str:
-        for name, value in self.label_map.items():
-            if label in (name, value) and not isinstance(label, bool):
-                return name
-        known = ", ".join(f"{name} ({self.label_map[name]})" for name in self.label_names())
-        raise ConfigError(f"Label: expected one of {known}, got {label!r}; the model knows no other.")
+        affine: of the volumes, by default that of the grid.
+        """
+        report = None if progress is None else lambda done: progress(done, num_samples)
+        samples = draw_samples(
+            draw,
+            label=self.label_map[name],
+            num_samples=num_samples,
+            seed=seed,
+            batch_size=batch_size,
+            start=start,
+            report=report,
+        )
+        affine = self.affine if affine is None else affine
+        # One volume at a time: decoding is where the memory goes, and a batch would not be faster.
+        return (
+            GeneratedVolume(self.decode_sample(sample), affine.copy(), name, index, seed + index)
+            for index, sample in samples
+        )

@@ -1,22 +1,22 @@
 """From a segmentation, source images, a label or several to brain volumes: MAISI's flow under a control network.
 
 ``MAISIControlPipeline.from_checkpoint`` needs a stage-3 run, checkpoint or export folder and nothing else: its
-header names the diffusion network by path and SHA-256, and that one's the autoencoder.
+header names the diffusion network by path and SHA-256, whose own header names the autoencoder.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 
-from prod9.config.load import config_from_dict, config_to_dict
-from prod9.config.schema import MaisiControlNetConfig
+from prod9.config.schema import MaisiControlNetConfig, RunConfig
 from prod9.controlnet.condition import ControlCondition
 from prod9.controlnet.controlnet_model import ControlNetRF
 from prod9.models.checkpoint_manager import CheckpointManager, Source
 from prod9.pipelines.maisi import MAISIPipeline
+from prod9.pipelines.recorded import Overrides, config_of
 from prod9.pipelines.steering import AbstractControlPipeline
+from prod9.system.progress import Share
 
 
 class MAISIControlPipeline(AbstractControlPipeline):
@@ -36,30 +36,27 @@ class MAISIControlPipeline(AbstractControlPipeline):
         device: str | torch.device = "cpu",
         diffusion: Source | None = None,
         autoencoder: Source | None = None,
-        overrides: Sequence[str | tuple[str, Any]] = (),
+        overrides: Overrides = (),
+        settings: RunConfig | None = None,
     ) -> "MAISIControlPipeline":
         """Build from a stage-3 run folder, checkpoint file or export folder.
 
-        diffusion, autoencoder: where the earlier stages are now, if they have moved; their hashes must still
-        be the recorded ones. overrides: changes to the recorded config, such as ``["sampler.steps=8"]``.
-        Raises CheckpointError for a missing, damaged, foreign or replaced file, ConfigError for bad settings.
+        The arguments are those of :meth:`prod9.pipelines.control.ControlPipeline.from_checkpoint`, with the
+        ``diffusion`` network in the place of the transformer.
         """
         loaded = CheckpointManager.load_flow_controlnet(path, device=device)
-        config = config_from_dict(loaded.header["config"], source=str(loaded.path), overrides=overrides)
-        assert isinstance(config, MaisiControlNetConfig)  # load_flow_controlnet checked the stage
-        values = config_to_dict(config)
+        config = config_of(loaded, MaisiControlNetConfig, overrides=overrides, settings=settings)
         generator = MAISIPipeline.from_checkpoint(
             CheckpointManager.open_recorded(loaded, "diffusion", path=diffusion),
             device=device,
             autoencoder=autoencoder or config.inputs.autoencoder,
-            overrides=[(name, values[name]) for name in ("sampler", "sliding_window")],
+            settings=config,
         )
-        generator.sha256 = {"controlnet": loaded.sha256, **generator.sha256}
-        return cls(generator=generator, controlnet=loaded.network, **config.control.kwargs())
+        return cls._of_loaded(loaded, config.control, generator)
 
     @property
     def condition_type(self) -> str:
-        """What the control network is told, in words."""
+        """The parts of the condition, in words."""
         return " and ".join(self.controlnet.conditions)
 
     @property
@@ -80,10 +77,10 @@ class MAISIControlPipeline(AbstractControlPipeline):
         segs: np.ndarray | None,
         seeds: Sequence[int],
         images: np.ndarray | None = None,
-        report: Callable[[float], None] | None = None,
+        report: Share | None = None,
     ) -> torch.Tensor:
         """Return latents ``[B Z h w d]`` of the class ``label`` under control, in the autoencoder's scale."""
-        told = ControlCondition(
+        condition = ControlCondition(
             seg=None if segs is None else torch.from_numpy(np.ascontiguousarray(segs)),
             label=torch.full((len(seeds),), label, dtype=torch.int64),
             images=None if images is None else torch.from_numpy(np.ascontiguousarray(images)),
@@ -93,7 +90,7 @@ class MAISIControlPipeline(AbstractControlPipeline):
             seeds=seeds,
             report=report,
             controlnet=self.controlnet.residuals,
-            control=self.controlnet.encode(told.to(self.generator.device)),
+            control=self.controlnet.encode(condition.to(self.generator.device)),
             control_strength=self.control_strength,
             control_guidance_scale=self.control_guidance_scale,
         )

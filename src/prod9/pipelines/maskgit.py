@@ -5,16 +5,16 @@ header names the stage-1 file by path and SHA-256, the sampler settings, the gri
 trains, and nothing imports Lightning.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any, Unpack
 
 import numpy as np
 import torch
 
 from prod9.autoencoder.autoencoder_fsq import AutoencoderFSQ
 from prod9.autoencoder.inference import AutoencoderInferenceWrapper
-from prod9.config.load import config_from_dict
-from prod9.config.schema import TransformerConfig
+from prod9.config.schema import ContextConfig, RunConfig, TransformerConfig
 from prod9.errors import ConfigError
 from prod9.generator.condition import MaskGiTCondition
 from prod9.generator.maskgit import MaskGiTSampler
@@ -22,20 +22,23 @@ from prod9.generator.modality_processor import InContextCondition
 from prod9.generator.token_decoder import AbstractTokenDecoder
 from prod9.models.checkpoint_manager import CheckpointManager, Loaded, Source, require_recorded
 from prod9.models.factory import ModelFactory
-from prod9.pipelines.labels import AbstractLabelPipeline, Progress
+from prod9.pipelines.labels import AbstractLabelPipeline, VolumeGrid
 from prod9.pipelines.labels import GeneratedVolume as GeneratedVolume
 from prod9.pipelines.labels import derived_seed as derived_seed
-from prod9.pipelines.placement import GridPlacement
+from prod9.pipelines.recorded import Overrides, config_of, grid_of
+from prod9.system.progress import FineProgress, Share
 
 
 class MaskGiTPipeline(AbstractLabelPipeline):
     """Label-conditional generation with a trained decoder and a trained FSQ autoencoder.
 
-    grid: voxels ``(H, W, D)`` of what is generated, a multiple of the autoencoder's downsampling factor.
-    affine: 4×4 of that grid. label_map: name to class label. sha256: of the stage-2 and stage-1 files, for
-    the record. config: of the run, with the changes made to it. placement: brings files to the grid as in training;
-    None where that is not known. Networks are put in evaluation mode and moved to ``device``.
+    Args:
+        decoder: predicts tokens; put in evaluation mode and moved to ``device``.
+        config: of the run, with the changes made to it; None for a label-conditional decoder without one.
+        others: see :class:`AbstractLabelPipeline`.
     """
+
+    sampler: MaskGiTSampler
 
     def __init__(
         self,
@@ -43,28 +46,22 @@ class MaskGiTPipeline(AbstractLabelPipeline):
         decoder: AbstractTokenDecoder,
         autoencoder: AutoencoderInferenceWrapper,
         sampler: MaskGiTSampler,
-        label_map: dict[str, int],
-        grid: tuple[int, int, int],
-        affine: np.ndarray,
         device: str | torch.device = "cpu",
         sha256: dict[str, str] | None = None,
         config: TransformerConfig | None = None,
-        placement: GridPlacement | None = None,
+        **volumes: Unpack[VolumeGrid],
     ) -> None:
-        factor = autoencoder.autoencoder.downsampling_factor
+        factor, grid = autoencoder.autoencoder.downsampling_factor, volumes["grid"]
         if any(side % factor for side in grid):
             raise ValueError(
-                f"grid must be a multiple of the downsampling factor {factor}, got {tuple(grid)}."
+                f"grid: expected a multiple of the downsampling factor {factor}, got {tuple(grid)}."
             )
-        super().__init__(
-            label_map=label_map, grid=grid, affine=affine, device=device, sha256=sha256, placement=placement
-        )
+        super().__init__(autoencoder=autoencoder, sampler=sampler, device=device, sha256=sha256, **volumes)
         self.decoder = decoder.to(self.device).eval()
-        self.autoencoder = autoencoder.to(self.device).eval()
-        self.sampler = sampler
         self.config = config
-        self.token_grid = tuple(side // factor for side in grid)
-        self._examples: torch.Tensor | None = None
+        self.kind = "label_conditional" if config is None else config.model.kind
+        self.context = ContextConfig() if config is None else config.in_context
+        self.token_grid = self.latent_grid
         self._loaded: tuple[Loaded[AbstractTokenDecoder], Loaded[AutoencoderFSQ]] | None = None
 
     @classmethod
@@ -74,77 +71,63 @@ class MaskGiTPipeline(AbstractLabelPipeline):
         *,
         device: str | torch.device = "cpu",
         autoencoder: Source | Loaded[AutoencoderFSQ] | None = None,
-        overrides: Sequence[str | tuple[str, Any]] = (),
+        overrides: Overrides = (),
+        settings: RunConfig | None = None,
     ) -> "MaskGiTPipeline":
         """Build from a stage-2 run folder, checkpoint file or export folder.
 
-        autoencoder: where stage 1 is now, if it has moved, or what was loaded of it; its hash must still be the
-        recorded one.
-        overrides: changes to the recorded config as ``load_config`` takes them, for example
-        ``["sampler.steps=8", ("sampler.guidance_scale", 2.0)]``. Raises CheckpointError for a missing,
-        damaged, foreign or replaced file, ConfigError for bad settings.
+        Raises CheckpointError for a missing, damaged, foreign or replaced file, ConfigError for bad settings.
+
+        Args:
+            path: the model, or what was opened of it.
+            device: where to compute.
+            autoencoder: where stage 1 is now, if it has moved, or the loaded stage 1; its hash is compared with
+                the recorded one.
+            overrides: changes to the recorded config, e.g. ``["sampler.steps=8", ("sampler.guidance_scale", 2.0)]``.
+            settings: a checked config whose sampling sections are used instead of the recorded ones.
         """
         loaded = CheckpointManager.load_transformer(path, device=device)
-        upstream = CheckpointManager.load_upstream(loaded, path=autoencoder, device=device)
-        return cls._of_loaded(loaded, upstream, device, overrides)
+        stage1 = CheckpointManager.load_upstream(loaded, path=autoencoder, device=device)
+        return cls._of_loaded(loaded, stage1, device, overrides, settings)
 
     @classmethod
     def _of_loaded(
         cls,
         loaded: Loaded[AbstractTokenDecoder],
-        upstream: Loaded[AutoencoderFSQ],
+        stage1: Loaded[AutoencoderFSQ],
         device: str | torch.device,
-        overrides: Sequence[str | tuple[str, Any]],
+        overrides: Overrides,
+        settings: RunConfig | None,
     ) -> "MaskGiTPipeline":
-        config = config_from_dict(loaded.header["config"], source=str(loaded.path), overrides=overrides)
-        # load_transformer checked the stage.
-        assert isinstance(config, TransformerConfig)
-        data = loaded.header["data"]
+        config = config_of(loaded, TransformerConfig, overrides=overrides, settings=settings)
         pipeline = cls(
             decoder=loaded.network,
-            autoencoder=ModelFactory.create_inference_wrapper(upstream.network, config.sliding_window),
+            autoencoder=ModelFactory.create_inference_wrapper(stage1.network, config.sliding_window),
             sampler=ModelFactory.create_sampler(config.sampler, config.masking),
-            label_map=data["label_map"],
-            grid=tuple(data["grid"]),
-            affine=np.asarray(data["reference_affine"]),
             device=device,
-            sha256={"transformer": loaded.sha256, "autoencoder": upstream.sha256},
+            sha256={"transformer": loaded.sha256, "autoencoder": stage1.sha256},
             config=config,
-            placement=GridPlacement.from_header(data),
+            **grid_of(loaded),
         )
-        pipeline._loaded = loaded, upstream
+        pipeline._loaded = loaded, stage1
         return pipeline
 
-    def with_settings(self, overrides: Sequence[str | tuple[str, Any]]) -> "MaskGiTPipeline":
-        """Return another pipeline of the same networks whose recorded config is changed by ``overrides``."""
-        if self._loaded is None:
-            raise ValueError("Expected a pipeline with a recorded config; build it with from_checkpoint.")
-        return self._of_loaded(*self._loaded, self.device, overrides)
+    def as_base_of(self, control: Loaded[Any], settings: RunConfig) -> "MaskGiTPipeline":
+        """Return a pipeline of the same networks with the sampling sections of ``settings``.
 
-    def require_base_of(self, later: Loaded[Any]) -> None:
-        """Refuse with a CheckpointError to serve as the transformer of ``later``, which was trained on another."""
-        if self._loaded is not None:
-            require_recorded(later, "transformer", self._loaded[0])
+        Raises CheckpointError when ``control`` was trained on another transformer.
+        """
+        if self._loaded is None:
+            raise ValueError(
+                "transformer: expected a pipeline of a checkpoint; build it with from_checkpoint."
+            )
+        require_recorded(control, "transformer", self._loaded[0])
+        return self._of_loaded(*self._loaded, self.device, (), settings)
 
     @property
-    def upstream(self) -> Loaded[AutoencoderFSQ] | None:
+    def loaded_autoencoder(self) -> Loaded[AutoencoderFSQ] | None:
         """The autoencoder as it was loaded, for other models on it; None where it came from no file."""
         return None if self._loaded is None else self._loaded[1]
-
-    @property
-    def kind(self) -> str:
-        """The kind of decoder: what its condition is."""
-        return "label_conditional" if self.config is None else self.config.model.kind
-
-    @property
-    def latent_grid(self) -> tuple[int, ...]:
-        """Tokens along each axis."""
-        return self.token_grid
-
-    @property
-    def steps(self) -> int:
-        """Steps of the sampler."""
-        return self.sampler.steps
 
     def generate(
         self,
@@ -154,17 +137,23 @@ class MaskGiTPipeline(AbstractLabelPipeline):
         seed: int = 0,
         batch_size: int = 1,
         start: int = 0,
-        progress: Progress | None = None,
+        progress: FineProgress | None = None,
+        examples: torch.Tensor | None = None,
     ) -> Iterator[GeneratedVolume]:
-        """Yield samples as :meth:`AbstractLabelPipeline.generate` does; ConfigError for decoders that need sources."""
+        """Yield samples as :meth:`AbstractLabelPipeline.generate` does; ConfigError for decoders that need sources.
+
+        examples: for a few-shot decoder, what :meth:`encode_examples` returned for volumes of the label.
+        """
+        name = self.known_label(label)
         if self.kind != "label_conditional" and not self.is_few_shot:
             raise ConfigError(
-                f"expected a model of kind 'label_conditional' to generate from a label, got {self.kind!r}, which "
-                "makes a modality from others: use `prod9 generate translate`, or name a run of the stage2_label "
+                f"model: expected one of kind 'label_conditional' to generate from a label, got {self.kind!r}, which "
+                "makes a modality from others; use `prod9 generate translate`, or name a run of the stage2_label "
                 "configs."
             )
-        return super().generate(
-            label,
+        return self.volumes(
+            partial(self.sample_label, self.label_map[name], examples=examples),
+            name,
             num_samples=num_samples,
             seed=seed,
             batch_size=batch_size,
@@ -175,59 +164,50 @@ class MaskGiTPipeline(AbstractLabelPipeline):
     @property
     def is_few_shot(self) -> bool:
         """Whether the decoder makes volumes from a label and examples of it, without any source."""
-        return (
-            self.kind == "single_stream"
-            and self.config is not None
-            and self.config.in_context.min_sources == 0
-        )
+        return self.kind == "single_stream" and self.context.min_sources == 0
 
     @property
     def max_examples(self) -> int:
         """The most examples that the decoder was trained on."""
-        return self.config.in_context.max_examples if self.is_few_shot and self.config is not None else 0
+        return self.context.max_examples if self.is_few_shot else 0
 
-    @torch.inference_mode()
-    def show(self, examples: Sequence[np.ndarray]) -> None:
-        """Let :meth:`generate` go by ``examples`` of the label asked for: float32 ``[H W D]`` in [0, 1], on the grid.
+    def encode_examples(self, volumes: Sequence[np.ndarray]) -> torch.Tensor | None:
+        """Return latents ``[N Z h w d]`` of examples of one label, for :meth:`generate`; None without any.
 
-        Raises ConfigError for more of them than the decoder was trained on; none takes them back.
+        volumes: float32 ``[H W D]`` in [0, 1], on the grid. Raises ConfigError for more of them than the decoder was
+        trained on.
         """
-        if len(examples) > self.max_examples:
+        if len(volumes) > self.max_examples:
             raise ConfigError(
-                f"expected at most {self.max_examples} examples, as in training, got {len(examples)}; leave some out, "
-                "or name a run of a stage2 config with context.max_examples and min_sources: 0."
+                f"examples: expected at most {self.max_examples} examples, as in training, got {len(volumes)}; leave "
+                "some out, or name a run of a stage2 config with context.max_examples and min_sources: 0."
             )
-        encoded = [self.encode(volume) for volume in examples]
-        self._examples = torch.stack(encoded) if encoded else None
+        return torch.stack([self.encode(volume) for volume in volumes]) if volumes else None
 
     @torch.inference_mode()
     def encode(self, volume: np.ndarray) -> torch.Tensor:
-        """Return what the decoder is shown of a volume on the grid: latent or codes, float32 ``[Z h w d]`` on CPU."""
+        """Return a volume on the grid as the decoder takes it: latent or codes, float32 ``[Z h w d]`` on the CPU."""
         x = torch.from_numpy(np.ascontiguousarray(volume, dtype=np.float32))[None, None]
         if tuple(x.shape[2:]) != self.grid:
             raise ValueError(
-                f"Expected volumes on the model's grid {self.grid}, got {tuple(x.shape[2:])}; place them first."
+                f"volume: expected the model's grid {self.grid}, got {tuple(x.shape[2:])}; place it first."
             )
         z, _ = self.autoencoder.encode(x.to(self.device))
-        as_codes = self.kind != "single_stream" or (
-            self.config is not None and self.config.in_context.source == "codes"
-        )
+        as_codes = self.kind != "single_stream" or self.context.source == "codes"
         return (self.autoencoder.tokenizer.quantize(z) if as_codes else z)[0].cpu()
 
     @torch.inference_mode()
     def sample_tokens(
-        self,
-        condition: Any,
-        *,
-        seeds: Sequence[int],
-        report: Callable[[float], None] | None = None,
-        **arguments: Any,
+        self, condition: Any, *, seeds: Sequence[int], report: Share | None = None, **arguments: Any
     ) -> torch.Tensor:
-        """Return int64 tokens ``[B h w d]`` for a condition of the decoder, one seed a sample.
+        """Return int64 tokens ``[B h w d]`` for a condition of the decoder.
 
-        report: called with the share done, up to 0.9: the rest of a volume's time is decoding. arguments: more
-        of ``MaskGiTSampler.sample``, such as ``initial_tokens``, or, with a ``controlnet`` among them, of
-        ``sample_with_controlnet``.
+        Args:
+            condition: of B samples.
+            seeds: one per sample.
+            report: called with the share done, up to 0.9: the rest of a volume's time is decoding.
+            arguments: more of ``MaskGiTSampler.sample``, such as ``initial_tokens``, or, with a ``controlnet`` among
+                them, of ``sample_with_controlnet``.
         """
         callback = None if report is None else lambda state: report(0.9 * state.step / state.steps)
         sample = self.sampler.sample_with_controlnet if "controlnet" in arguments else self.sampler.sample
@@ -243,13 +223,7 @@ class MaskGiTPipeline(AbstractLabelPipeline):
     @torch.inference_mode()
     def decode_tokens(self, tokens: torch.Tensor) -> np.ndarray:
         """Return the volume of one token grid ``[1 h w d]``: float32 ``[H W D]`` in [0, 1]."""
-        return self.decode_codes(self.autoencoder.tokenizer.indices_to_codes(tokens))
-
-    @torch.inference_mode()
-    def decode_codes(self, codes: torch.Tensor) -> np.ndarray:
-        """Return the volume of codes ``[1 Z h w d]``, which may lie between those of tokens."""
-        volume = self.autoencoder.decode(codes)[0, 0]
-        return volume.float().clamp(0.0, 1.0).cpu().numpy()
+        return self.decode_latent(self.autoencoder.tokenizer.indices_to_codes(tokens))
 
     @torch.inference_mode()
     def expected_codes(self, condition: Any) -> torch.Tensor:
@@ -273,21 +247,22 @@ class MaskGiTPipeline(AbstractLabelPipeline):
             stride *= level
         return codes
 
-    def sample_label(self, label: int, seeds: Sequence[int], report: Callable[[float], None]) -> torch.Tensor:
-        """Return int64 tokens ``[B h w d]`` of the class ``label``, one seed a sample."""
+    def sample_label(
+        self, label: int, seeds: Sequence[int], report: Share, examples: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Return int64 tokens ``[B h w d]`` of the class ``label``; examples: as for :meth:`generate`."""
         labels = torch.full((len(seeds),), label, dtype=torch.int64)
-        condition = self._from_examples(labels) if self.is_few_shot else MaskGiTCondition(labels)
+        condition = self._from_examples(labels, examples) if self.is_few_shot else MaskGiTCondition(labels)
         return self.sample_tokens(condition, seeds=seeds, report=report)
 
-    def _from_examples(self, labels: torch.Tensor) -> InContextCondition:
-        shown = self._examples
-        if shown is None:
-            shown = torch.zeros(0, len(self.autoencoder.tokenizer.levels), *self.token_grid)
-        count = len(labels), len(shown)
+    def _from_examples(self, labels: torch.Tensor, examples: torch.Tensor | None) -> InContextCondition:
+        if examples is None:
+            examples = torch.zeros(0, len(self.autoencoder.tokenizer.levels), *self.token_grid)
+        count = len(labels), len(examples)
         return InContextCondition(
             target_label=labels,
             source_labels=labels[:, None].expand(count),
-            source_latents=shown.expand(len(labels), *shown.shape),
+            source_latents=examples.expand(len(labels), *examples.shape),
             co_registered=torch.zeros(count, dtype=torch.bool),
         )
 

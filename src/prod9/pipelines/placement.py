@@ -1,4 +1,4 @@
-"""What pipelines need beside :mod:`prod9.data.placement`: files brought to one voxel grid."""
+"""Brings files to one voxel grid, and passes on what pipelines need of :mod:`prod9.data.placement`."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -16,7 +16,7 @@ from prod9.data.window import layers_of
 from prod9.volumes import VolumeFile, VolumeHeader
 
 HEAD_THRESHOLD = 0.1
-"""Decoded intensities above it are head: decoding blurs the border, and leaves the background near 0, not at it.
+"""Decoded intensities above it are head: decoding blurs the border, and leaves the background near 0, not at 0.
 
 Of 0.02, 0.04, 0.06 and 0.1 the last found the heads of the simulated cohort best (Dice 0.93 to 0.98).
 """
@@ -25,9 +25,10 @@ Of 0.02, 0.04, 0.06 and 0.1 the last found the heads of the simulated cohort bes
 def align(files: Mapping[str, VolumeFile], *, resample: bool = False) -> dict[str, VolumeFile]:
     """Return ``files`` on the voxels of the first one.
 
-    resample: bring the others there by their affines (linear); otherwise a DataError names the two files
-    that differ. Files are taken to be registered: nothing is moved. Volumes of a model go to
-    :meth:`GridPlacement.place` as they are, since their intensities are to be found on their own voxels.
+    Files are assumed to be registered: nothing is moved. Volumes for a model go to :meth:`GridPlacement.place`
+    unaligned, since the bounds of their intensities are found on their own voxels.
+
+    resample: bring the others there by their affines (linear); otherwise a DataError names the two files that differ.
     """
     first = next(iter(files.values()))
     if not resample:

@@ -1,13 +1,12 @@
-"""From a NIfTI file through the latent and back: what stage 1 keeps of a volume.
+"""From a NIfTI file through the latent and back: how much of a volume stage 1 preserves.
 
 The file may have any orientation, size and, where the checkpoint records a spacing, any spacing. It is
 prepared exactly as in training, and the result is laid back into the file's own voxels.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -15,12 +14,14 @@ import torch
 from prod9 import volumes
 from prod9.autoencoder.autoencoder_fsq import AutoencoderFSQ
 from prod9.autoencoder.inference import AutoencoderInferenceWrapper
-from prod9.config.load import config_from_dict
+from prod9.config.schema import RunConfig
+from prod9.config.sections import RunSection
 from prod9.data.intensity import IntensityScaling
 from prod9.measures.metrics import psnr
 from prod9.models.checkpoint_manager import CheckpointManager, Source
 from prod9.models.factory import ModelFactory
 from prod9.pipelines.placement import GridPlacement
+from prod9.pipelines.recorded import Overrides, config_of
 from prod9.volumes import VolumeHeader
 
 
@@ -28,10 +29,14 @@ from prod9.volumes import VolumeHeader
 class Reconstruction:
     """A volume after a pass through the latent.
 
-    data: float32 ``[H W D]`` in the axes, shape and intensities of the file. header: that of the file.
-    latent: float32 ``[Z h w d]``, codes (FSQ) or z_mu (KL). tokens: int64 ``[h w d]``, None for KL.
-    grid_affine: 4×4, voxel to mm of the RAS grid that the network saw. psnr, psnr_head: dB on that grid,
-    intensities in [0, 1], over all voxels and over those of the head.
+    Attributes:
+        data: float32 ``[H W D]`` in the axes, shape and intensities of the file.
+        header: that of the file.
+        latent: float32 ``[Z h w d]``, codes (FSQ) or z_mu (KL).
+        tokens: int64 ``[h w d]``, None for KL.
+        grid_affine: 4×4, voxel to mm of the RAS grid on which the network works.
+        psnr: dB on that grid, intensities in [0, 1], over all voxels.
+        psnr_head: the same over the voxels of the head.
     """
 
     data: np.ndarray
@@ -46,9 +51,14 @@ class Reconstruction:
 class ReconstructionPipeline:
     """Encodes and decodes files with a trained autoencoder of either family.
 
-    spacing: mm to resample to, None for the file's. grid: voxels ``(H, W, D)`` that a head is padded to;
-    a larger head keeps its size. intensity: how raw values become [0, 1]. crop: False to keep the whole field of
-    view, as with MedMNIST3D. sha256: of the checkpoint.
+    Args:
+        autoencoder: stage 1; put in evaluation mode and moved to ``device``.
+        spacing: mm to resample to, None for the file's.
+        grid: voxels ``(H, W, D)`` that a head is padded to; a larger head keeps its size.
+        intensity: how raw values become [0, 1].
+        crop: False to keep the whole field of view, as with MedMNIST3D.
+        device: where to compute.
+        sha256: of the checkpoint.
     """
 
     def __init__(
@@ -74,15 +84,16 @@ class ReconstructionPipeline:
         *,
         stage: Literal["autoencoder", "maisi_vae"] = "autoencoder",
         device: str | torch.device = "cpu",
-        overrides: Sequence[str | tuple[str, Any]] = (),
+        overrides: Overrides = (),
+        settings: RunConfig | None = None,
     ) -> "ReconstructionPipeline":
         """Build from a run folder, checkpoint file or export folder of ``stage``.
 
-        overrides: changes to the recorded config, for example ``["sliding_window.strategy=sliding_window"]``.
-        Raises CheckpointError, or ConfigError for bad settings.
+        The other arguments and the errors are those of
+        :meth:`prod9.pipelines.maskgit.MaskGiTPipeline.from_checkpoint`.
         """
         loaded = CheckpointManager.load_autoencoder(path, stage=stage, device=device)
-        config = config_from_dict(loaded.header["config"], source=str(loaded.path), overrides=overrides)
+        config = config_of(loaded, RunSection, overrides=overrides, settings=settings)
         data = loaded.header["data"]
         return cls(
             autoencoder=ModelFactory.create_inference_wrapper(loaded.network, config.sliding_window),

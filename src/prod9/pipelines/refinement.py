@@ -1,4 +1,4 @@
-"""Finds the refiner of a translator and loads it."""
+"""Finds and loads the refiner of a translator."""
 
 import logging
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ log = logging.getLogger("prod9")
 
 @dataclass(frozen=True, eq=False)
 class LoadedRefiner:
-    """A refiner ready to be called, as ``TranslationPipeline`` does. sha256: of its file."""
+    """A refiner that ``TranslationPipeline`` can call. sha256: of its file."""
 
     network: Refiner
     sha256: str
@@ -47,7 +47,7 @@ def load_refiner(path: Source, generator: MaskGiTPipeline) -> LoadedRefiner:
     if recorded != used:
         raise CheckpointError(
             f"{loaded.path}: expected the refiner of the translator in use ({used[:12]}…), got that of another "
-            f"({recorded[:12]}…); it corrects what that one does wrong. Train a refiner for this one, or pass "
+            f"({recorded[:12]}…), whose errors it corrects. Train a refiner for this one, or pass "
             "--no-refine."
         )
     if loaded.header["data"]["label_map"] != generator.label_map:
@@ -59,9 +59,9 @@ def load_refiner(path: Source, generator: MaskGiTPipeline) -> LoadedRefiner:
 
 
 def find_refiner(model: Source, generator: MaskGiTPipeline) -> LoadedRefiner | None:
-    """Load the refiner that lies beside a translator, None where there is none that fits it.
+    """Load the refiner that lies beside a translator; None where there is none that fits it.
 
-    Of a run or an export folder ``RUN`` it is looked for in ``RUN_refiner`` and ``RUN/refiner``.
+    For a run or an export folder ``RUN`` it is looked for in ``RUN_refiner`` and ``RUN/refiner``.
     """
     for place in places_beside(Path(model)):
         if not place.is_dir():

@@ -1,4 +1,4 @@
-"""A segmentation from a file to the grid of a model, by the preprocessing that training uses."""
+"""Brings a segmentation from a file to the grid of a model, with the preprocessing of training."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,13 +20,19 @@ DEFAULT_SCHEME = "canonical"
 
 @dataclass(frozen=True, eq=False)
 class PlacedSegmentation:
-    """Canonical labels on a model's grid: ``seg`` uint8 ``[H W D]``, ``affine`` 4×4, voxel to mm.
+    """Canonical labels on a model's grid.
 
-    found_by: what centred it: ``reference``, ``case`` (volumes beside the file), ``sources`` or ``field`` (of view).
-    cut: share of the segmented voxels that lies beyond the grid. kept: by label, what the voxels of the grid keep of
-    the rest. images: source images float32 ``[N H W D]`` in [0, 1] beside it, or None. has_seg: False for images
-    alone; ``seg`` is background then. space: NIfTI's code of what the affine leads to. doubt: what else the values of
-    the file may mean, where their scheme was not given but found.
+    Attributes:
+        seg: uint8 ``[H W D]``.
+        affine: 4×4, voxel to mm.
+        found_by: what centred it: ``reference``, ``case`` (volumes beside the file), ``sources`` or ``field`` (of
+            view).
+        cut: share of the segmented voxels that lies beyond the grid.
+        images: source images float32 ``[N H W D]`` in [0, 1] beside it, or None.
+        has_seg: False for images alone; ``seg`` is background then.
+        kept: per label, how much of what is not cut remains on the voxels of the grid.
+        space: NIfTI's code of the space of the affine.
+        doubt: another meaning that the values of the file may have, if their scheme was guessed.
     """
 
     seg: np.ndarray
@@ -50,14 +56,21 @@ def place_segmentation(
     sources: Mapping[str, Path] | None = None,
     slots: Sequence[str] = (),
 ) -> PlacedSegmentation:
-    """Read a segmentation of any orientation, size and spacing and bring it to the model's grid, nearest only.
+    """Read a segmentation of any orientation, size and spacing and bring it to the model's grid (nearest neighbour).
 
-    Training centres the head. reference: a volume of the head on the segmentation's voxels; without one the
-    volumes of its case beside it are looked for, and without those its field of view counts as the head, so
-    that a file on the model's own grid stays as it is. label_scheme: what its values mean; ``auto`` goes by
-    the name of its case, else canonical. sources, slots: see :func:`place_sources`; sources find the head, too.
-    Raises DataError for values outside the scheme or of
-    ``num_classes`` and above, volumes on other voxels, or when nothing of what is segmented is left on the grid.
+    Training centres the head, so the head is needed: of ``reference``, of ``sources``, or of the volumes of its case
+    beside the file. Without any of them the field of view counts as the head, so that a file on the model's own grid
+    stays as it is. Raises DataError for values outside of the scheme or of ``num_classes`` and above, volumes on other
+    voxels, or when nothing segmented is left on the grid.
+
+    Args:
+        path: the segmentation.
+        placement: the model's grid.
+        num_classes: classes that the model has, background included.
+        reference: a volume of the head on the segmentation's voxels.
+        label_scheme: what the values mean; ``auto`` decides by the name of its case, else canonical.
+        sources: see :func:`place_sources`.
+        slots: see there.
     """
     images, scheme = _its_case(path)
     if label_scheme != "auto":
@@ -100,8 +113,12 @@ def place_sources(
 ) -> PlacedSegmentation:
     """Bring source images of one voxel grid to the model's grid, without a segmentation.
 
-    sources: modality → file. slots: the modalities that the model takes; those without a file stay 0. Raises
-    ConfigError for other modalities or none, DataError for volumes on different voxels.
+    Raises ConfigError for other modalities or none, DataError for volumes on different voxels.
+
+    Args:
+        sources: modality → file.
+        placement: the model's grid.
+        slots: the modalities that the model takes; those without a file stay 0.
     """
     if not sources:
         raise ConfigError(

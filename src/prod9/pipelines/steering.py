@@ -1,26 +1,32 @@
-"""Generation under a control network of either family: what is placed, numbered, seeded and refused alike."""
+"""Generation under a control network of either family: placing, checking and numbering are the same for both."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
 import torch
 
+from prod9.config.schema import ControlSamplingConfig
 from prod9.controlnet.controlnet_model import ControlNetRF
 from prod9.errors import ConfigError
 from prod9.generator.controlnet_maskgit import ControlNetMaskGiT
-from prod9.pipelines.labels import AbstractLabelPipeline, GeneratedVolume, Progress, derived_seed
+from prod9.models.checkpoint_manager import Loaded
+from prod9.pipelines.labels import AbstractLabelPipeline, GeneratedVolume
 from prod9.pipelines.placement import GridPlacement
 from prod9.pipelines.segmentation import PlacedSegmentation, place_segmentation, place_sources
+from prod9.system.progress import FineProgress, Share
 
 
 class AbstractControlPipeline(ABC):
-    """Steers a label pipeline. A final class says what the control network is told and how it is sampled.
+    """Steers a label pipeline. A final class defines the condition of the control network and how it is sampled.
 
-    generator: the base, which samples and decodes. controlnet: trained on it; moved to the generator's device.
-    control_strength: factor of all that control adds, 0 being the base bit for bit. control_guidance_scale: how far
-    to go from the base's prediction beyond the controlled one.
+    Args:
+        generator: the base, which samples and decodes.
+        controlnet: trained on the base; moved to its device.
+        control_strength: factor of all that control adds; 0 gives the base's volume bit for bit.
+        control_guidance_scale: how far to go from the base's prediction beyond the controlled one.
     """
 
     def __init__(
@@ -36,10 +42,17 @@ class AbstractControlPipeline(ABC):
         self.control_strength = control_strength
         self.control_guidance_scale = control_guidance_scale
 
+    @classmethod
+    def _of_loaded(
+        cls, loaded: Loaded[Any], control: ControlSamplingConfig, generator: AbstractLabelPipeline
+    ) -> Self:
+        generator.sha256 = {"controlnet": loaded.sha256, **generator.sha256}
+        return cls(generator=generator, controlnet=loaded.network, **control.kwargs())
+
     @property
     @abstractmethod
     def condition_type(self) -> str:
-        """What the control network is told, in words."""
+        """The parts of the control network's condition, in words."""
 
     @property
     @abstractmethod
@@ -64,19 +77,23 @@ class AbstractControlPipeline(ABC):
         segs: np.ndarray | None,
         seeds: Sequence[int],
         images: np.ndarray | None = None,
-        report: Callable[[float], None] | None = None,
+        report: Share | None = None,
     ) -> torch.Tensor:
-        """Return one latent (or token grid) a seed, of the class ``label`` under control.
+        """Return one latent (or token grid) per seed, of the class ``label`` under control.
 
-        segs: uint8 ``[B H W D]`` on the grid. images: float32 ``[B N H W D]``. With strength 0 and the same seeds it
-        is what ``generator.sample_label`` returns.
+        With strength 0 and the same seeds it is what ``generator.sample_label`` returns.
+
+        Args:
+            label: class label.
+            segs: uint8 ``[B H W D]`` on the grid.
+            seeds: one per sample.
+            images: float32 ``[B N H W D]``.
+            report: called with the share done.
         """
 
     @property
     def placement(self) -> GridPlacement:
         """What brings files to the model's grid."""
-        if self.generator.placement is None:
-            raise ValueError("Expected a generator with a placement; build it with from_checkpoint.")
         return self.generator.placement
 
     def place(
@@ -89,7 +106,11 @@ class AbstractControlPipeline(ABC):
     ) -> PlacedSegmentation:
         """Bring a segmentation file to the grid; see :func:`~prod9.pipelines.segmentation.place_segmentation`.
 
-        sources: modality → volume on the same voxels, shown as source images; without a path, alone.
+        Args:
+            path: the segmentation; None to place ``sources`` alone.
+            reference: the scan on whose voxels it lies.
+            label_scheme: what its values mean.
+            sources: modality → volume on the same voxels, the source images.
         """
         if path is None:
             return place_sources(sources or {}, self.placement, slots=self.source_modalities)
@@ -112,74 +133,55 @@ class AbstractControlPipeline(ABC):
         seed: int = 0,
         batch_size: int = 1,
         start: int = 0,
-        progress: Progress | None = None,
+        progress: FineProgress | None = None,
     ) -> Iterator[GeneratedVolume]:
         """Yield samples ``start … start + num_samples - 1`` of the modality ``label`` under ``seg``.
 
-        Sample k has the random numbers of sample k of the base's own ``generate``, so that strength 0
-        gives just that volume; it does not depend on ``batch_size``, ``start`` or the samples beside it. Volumes
-        lie where the segmentation lies.
+        Sample k has the random numbers of sample k of the base's own ``generate``, whose arguments the others are, so
+        that strength 0 gives exactly that volume. Volumes lie where the segmentation lies.
         """
         has_images = seg is not None and seg.images is not None
         self.check(label, seg is not None and seg.has_seg, has_images)
-        if num_samples < 1 or batch_size < 1 or start < 0:
-            raise ValueError(
-                "num_samples and batch_size must be at least 1 and start at least 0, "
-                f"got {num_samples}, {batch_size} and {start}."
+        number = self.generator.label_map[label]
+
+        def draw(seeds: Sequence[int], report: Share) -> torch.Tensor:
+            return self.sample_label(
+                number,
+                segs=repeated(seg.seg if seg is not None and seg.has_seg else None, len(seeds)),
+                images=repeated(None if seg is None else seg.images, len(seeds)),
+                seeds=seeds,
+                report=report,
             )
-        return self._generate(label, seg, range(start, start + num_samples), seed, batch_size, progress)
+
+        return self.generator.volumes(
+            draw,
+            label,
+            None if seg is None else seg.affine,
+            num_samples=num_samples,
+            seed=seed,
+            batch_size=batch_size,
+            start=start,
+            progress=progress,
+        )
 
     def check(self, label: str, has_seg: bool, has_images: bool = False) -> None:
         """Refuse with a ConfigError what cannot be generated, before anything is computed."""
-        names = self.generator.label_names()
-        if label not in names:
-            raise ConfigError(
-                f"Label: expected one of {', '.join(names)}, got {label!r}; the model knows no other."
-            )
+        self.generator.known_label(label)
+        what = f"for control of condition_type {self.condition_type!r}"
         if has_seg != self.needs_seg:
-            wanted = "a segmentation" if self.needs_seg else "no segmentation"
+            wanted, remedy = ("a", "pass") if self.needs_seg else ("no", "leave out")
             raise ConfigError(
-                f"expected {wanted} for control of condition_type {self.condition_type!r}, got "
-                f"{'one' if has_seg else 'none'}; {'pass' if self.needs_seg else 'leave out'} --seg."
+                f"seg: expected {wanted} segmentation {what}, got {'one' if has_seg else 'none'}; {remedy} --seg."
             )
-        if has_images != bool(self.source_modalities):
-            names = list(self.source_modalities)
-            wanted = f"source images ({', '.join(names)})" if names else "no source images"
+        slots = self.source_modalities
+        if has_images != bool(slots):
+            wanted = f"source images ({', '.join(slots)})" if slots else "no source images"
             raise ConfigError(
-                f"expected {wanted} for control of condition_type {self.condition_type!r}, got "
-                f"{'some' if has_images else 'none'}; {'pass' if names else 'leave out'} --source NAME=FILE."
+                f"sources: expected {wanted} {what}, got {'some' if has_images else 'none'}; "
+                f"{'pass' if slots else 'leave out'} --source NAME=FILE."
             )
 
-    def _generate(
-        self,
-        label: str,
-        seg: PlacedSegmentation | None,
-        indices: range,
-        seed: int,
-        batch_size: int,
-        progress: Progress | None,
-    ) -> Iterator[GeneratedVolume]:
-        number = self.generator.label_map[label]
-        affine = self.generator.affine if seg is None else seg.affine
-        for first in range(0, len(indices), batch_size):
-            batch = indices[first : first + batch_size]
 
-            def report(share: float, done: int = first, size: int = len(batch)) -> None:
-                if progress is not None:
-                    progress(done + share * size, len(indices))
-
-            samples = self.sample_label(
-                number,
-                segs=_repeated(None if seg is None or not seg.has_seg else seg.seg, len(batch)),
-                images=_repeated(None if seg is None else seg.images, len(batch)),
-                seeds=[derived_seed(seed + k, number) for k in batch],
-                report=report,
-            )
-            for position, index in enumerate(batch):
-                data = self.generator.decode_sample(samples[position : position + 1])
-                yield GeneratedVolume(data, affine.copy(), label, index, seed + index)
-            report(1.0)
-
-
-def _repeated(one: np.ndarray | None, count: int) -> np.ndarray | None:
+def repeated(one: np.ndarray | None, count: int) -> np.ndarray | None:
+    """Return a batch of ``count`` copies of an array; None for None."""
     return None if one is None else np.repeat(one[None], count, axis=0)

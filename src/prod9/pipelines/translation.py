@@ -1,26 +1,29 @@
 """From some modalities of a patient to a missing one: encode, sample in context, decode, refine.
 
-Volumes come and go on the model's grid; :mod:`prod9.pipelines.placement` brings files there and back.
+Input and output volumes are on the model's grid; :mod:`prod9.pipelines.placement` brings files there and back.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from prod9.autoencoder.autoencoder_fsq import AutoencoderFSQ
-from prod9.config.schema import ContextConfig
+from prod9.config.schema import ContextConfig, RunConfig
 from prod9.errors import ConfigError
 from prod9.generator.condition import MaskGiTCondition
 from prod9.generator.modality_processor import InContextCondition
 from prod9.generator.refiner import Refined
 from prod9.models.checkpoint_manager import Loaded, Source
-from prod9.pipelines.maskgit import MaskGiTPipeline, derived_seed
+from prod9.pipelines.labels import draw_samples
+from prod9.pipelines.maskgit import MaskGiTPipeline
 from prod9.pipelines.placement import GridPlacement
+from prod9.pipelines.recorded import Overrides
 from prod9.pipelines.refinement import LoadedRefiner, find_refiner, load_refiner
+from prod9.system.progress import Share
 
 Decode = Literal["sample", "mean"]
 Volumes = Mapping[str, np.ndarray]
@@ -28,7 +31,7 @@ Volumes = Mapping[str, np.ndarray]
 
 
 class Refine(Protocol):
-    """What a refiner is called with and gives back."""
+    """Signature of a refiner."""
 
     def __call__(
         self,
@@ -38,21 +41,27 @@ class Refine(Protocol):
         target_label: Tensor,
         head: Tensor | None = None,
     ) -> Refined:
-        """Return a better ``decoded`` [B 1 H W D], and how far off it expects that to be.
+        """Return a better ``decoded``, and the absolute error that is expected in it.
 
-        sources: ``[B num_classes H W D]``, zeros where bool ``present`` [B num_classes] is False.
-        target_label: int64 ``[B]``. head: bool ``[B H W D]``, None for where any source is above 0.
+        Args:
+            decoded: ``[B 1 H W D]``.
+            sources: ``[B num_classes H W D]``, zeros where ``present`` is False.
+            present: bool ``[B num_classes]``.
+            target_label: int64 ``[B]``.
+            head: bool ``[B H W D]``; None for where any source is above 0.
         """
         ...
 
 
 @dataclass(frozen=True, eq=False)
 class Translation:
-    """What a translation gives, float32 ``[H W D]`` on the model's grid.
+    """The result of a translation, float32 ``[H W D]`` on the model's grid.
 
-    volumes: the samples, in [0, 1]; with ``decode="mean"`` and one sample the mean itself. mean: of the samples,
-    or the volume of the expected codes. deviation: of several samples, voxel by voxel, None for a single one: their
-    standard deviation and, with a refiner, the deviation that it expects within each, added as variances.
+    Attributes:
+        volumes: the samples, in [0, 1]; with ``decode="mean"`` and one sample the mean itself.
+        mean: of the samples, or the volume of the expected codes.
+        deviation: of several samples, per voxel; None for a single one. It is their standard deviation and, with a
+            refiner, the deviation that the refiner expects within each, added as variances.
     """
 
     volumes: tuple[np.ndarray, ...]
@@ -63,8 +72,10 @@ class Translation:
 class TranslationPipeline:
     """Makes a modality from others with a trained decoder of kind ``single_stream`` or ``decoder``.
 
-    generator: loads, samples and decodes. context: what the decoder was trained on. refiner: improves what is
-    decoded with the sources in full; None where there is none.
+    Args:
+        generator: loads, samples and decodes.
+        context: the numbers of sources and examples that the decoder was trained on.
+        refiner: improves decoded volumes with the sources at full resolution; None where there is none.
     """
 
     def __init__(
@@ -81,41 +92,42 @@ class TranslationPipeline:
         *,
         device: str | torch.device = "cpu",
         autoencoder: Source | Loaded[AutoencoderFSQ] | None = None,
-        overrides: Sequence[str | tuple[str, Any]] = (),
+        overrides: Overrides = (),
+        settings: RunConfig | None = None,
         refiner: Source | None = None,
         refine: bool = True,
     ) -> "TranslationPipeline":
         """Build from a stage-2 run folder, checkpoint file or export folder.
 
-        autoencoder, overrides: see :meth:`MaskGiTPipeline.from_checkpoint`. refiner: its run, checkpoint or
-        export; None: what lies beside the model, if anything does. refine: False loads none. Raises
-        CheckpointError as the generator does and for a refiner of another model, ConfigError for a model that
-        makes nothing from sources.
+        Raises CheckpointError also for a refiner of another model, ConfigError also for a model that takes no
+        sources.
+
+        Args:
+            refiner: its run, checkpoint or export; None for what lies beside the model, if anything does.
+            refine: False loads no refiner.
+            others: see :meth:`MaskGiTPipeline.from_checkpoint`.
         """
         generator = MaskGiTPipeline.from_checkpoint(
-            path, device=device, autoencoder=autoencoder, overrides=overrides
+            path, device=device, autoencoder=autoencoder, overrides=overrides, settings=settings
         )
         if generator.kind == "label_conditional":
             raise ConfigError(
                 f"{path}: expected a model of kind 'single_stream' or 'decoder', got 'label_conditional', which takes "
                 "no source; name a run of the stage2 configs, or use `prod9 generate label`."
             )
-        assert generator.config is not None  # from_checkpoint sets it
         chosen: Refine | None = None
         if refine:
             chosen = find_refiner(path, generator) if refiner is None else load_refiner(refiner, generator)
-        return cls(generator=generator, context=generator.config.in_context, refiner=chosen)
+        return cls(generator=generator, context=generator.context, refiner=chosen)
 
     @property
     def placement(self) -> GridPlacement:
         """What brings files to the model's grid."""
-        if self.generator.placement is None:
-            raise ValueError("Expected a generator with a placement; build it with from_checkpoint.")
         return self.generator.placement
 
     @property
     def sha256(self) -> dict[str, str]:
-        """Of the files behind it by name, for the record; ``refiner`` where one from a file is used."""
+        """SHA-256 of each checkpoint used, by role; with ``refiner`` if one was loaded from a file."""
         of_refiner = {"refiner": self.refiner.sha256} if isinstance(self.refiner, LoadedRefiner) else {}
         return {**self.generator.sha256, **of_refiner}
 
@@ -140,13 +152,14 @@ class TranslationPipeline:
         unknown = [name for name in (*sources, target) if name not in known]
         if unknown:
             raise ConfigError(
-                f"expected modalities among {', '.join(known)}, got {', '.join(unknown)}; the model knows no other."
+                f"expected modalities among {', '.join(known)}, got {', '.join(unknown)}; the model has no other."
             )
         if target in sources:
             raise ConfigError(
                 f"expected a target that is not among the sources, got {target} as both; leave it out of the sources."
             )
-        fewest, most = self._fewest(), self.max_sources
+        most = self.max_sources
+        fewest = 1 if self.generator.kind == "decoder" else self.context.min_sources
         if not fewest <= len(sources) <= most:
             wanted = str(most) if fewest == most else f"{fewest} to {most}"
             raise ConfigError(
@@ -158,9 +171,6 @@ class TranslationPipeline:
                 f"expected at most {self.max_examples} examples from other patients, as in training, "
                 f"got {num_examples}; leave some out, or train with context.max_examples={num_examples}."
             )
-
-    def _fewest(self) -> int:
-        return 1 if self.generator.kind == "decoder" else self.context.min_sources
 
     @torch.inference_mode()
     def translate(
@@ -176,30 +186,26 @@ class TranslationPipeline:
         refine: bool = True,
         batch_size: int = 1,
         sample: Callable[..., Tensor] | None = None,
-        progress: Callable[[float], None] | None = None,
+        progress: Share | None = None,
     ) -> Translation:
         """Return ``target`` made from ``sources``, whose order does not matter; 0 outside of the head.
 
         Args:
             sources: modality → volume on the grid.
             target: the modality to make.
-            head: bool ``[H W D]``, where the head is; by default where any source is above 0, which leaves holes
-                where all of them show the darkest intensity.
-            num_samples: how many are drawn, sample k from ``derived_seed(seed + k, label of target)``, so that two
-                targets of a patient share no noise.
+            head: bool ``[H W D]``, True in the head; by default where any source is above 0, which leaves holes
+                where all sources have the darkest intensity.
+            num_samples: how many to draw, sample k from ``derived_seed(seed + k, label of target)``, so that two
+                targets of a patient have no noise in common.
             seed: of sample 0.
             decode: ``sample``, or ``mean``: the mean is decoded from the expected codes (least squared error, no
                 draw), and samples are drawn only for a deviation, when ``num_samples`` is above 1.
             examples: other patients, each with the target and any of the sources' modalities.
-            refine: let the refiner, where there is one, improve every volume.
+            refine: False leaves volumes as they are decoded.
             batch_size: samples drawn together; none depends on it.
-            sample: draws tokens instead of the generator's own ``sample_tokens``, under control for example.
+            sample: draws tokens instead of the generator's own ``sample_tokens``, e.g. under control.
             progress: called with the share done.
         """
-        if num_samples < 1 or batch_size < 1:
-            raise ValueError(
-                f"num_samples and batch_size must be at least 1, got {num_samples} and {batch_size}."
-            )
         self.check(list(sources), target, num_examples=len(examples))
         condition = self._condition(sources, target, examples)
 
@@ -214,39 +220,24 @@ class TranslationPipeline:
 
         drawn: list[np.ndarray] = []
         if decode == "sample" or num_samples > 1:
-            label = self.generator.label_map[target]
-            seeds = [derived_seed(seed + k, label) for k in range(num_samples)]
             draw = sample or self.generator.sample_tokens
-            drawn = [finish(volume) for volume in self._draw(draw, condition, seeds, batch_size, progress)]
+            samples = draw_samples(
+                lambda seeds, report: draw(_repeated(condition, len(seeds)), seeds=seeds, report=report),
+                label=self.generator.label_map[target],
+                num_samples=num_samples,
+                seed=seed,
+                batch_size=batch_size,
+                report=None if progress is None else lambda done: progress(done / num_samples),
+            )
+            drawn = [finish(self.generator.decode_tokens(tokens)) for _, tokens in samples]
         deviation = _deviation(drawn, within) if num_samples > 1 else None
         if decode == "mean":
-            mean = finish(self.generator.decode_codes(self.generator.expected_codes(condition)))
+            mean = finish(self.generator.decode_latent(self.generator.expected_codes(condition)))
         else:
             mean = drawn[0] if num_samples == 1 else np.asarray(np.mean(drawn, axis=0, dtype=np.float32))
         if progress is not None:
             progress(1.0)
         return Translation(tuple(drawn or [mean]), mean, deviation)
-
-    def _draw(
-        self,
-        sample: Callable[..., Tensor],
-        condition: InContextCondition | MaskGiTCondition,
-        seeds: Sequence[int],
-        batch_size: int,
-        progress: Callable[[float], None] | None,
-    ) -> list[np.ndarray]:
-        """Return the decoded samples of one condition."""
-        decoded: list[np.ndarray] = []
-        for start in range(0, len(seeds), batch_size):
-            batch = seeds[start : start + batch_size]
-
-            def report(share: float, start: int = start, size: int = len(batch)) -> None:
-                if progress is not None:
-                    progress((start + share * size) / len(seeds))
-
-            tokens = sample(_repeated(condition, len(batch)), seeds=batch, report=report)
-            decoded += [self.generator.decode_tokens(tokens[k : k + 1]) for k in range(len(batch))]
-        return decoded
 
     def _condition(
         self, sources: Volumes, target: str, examples: Sequence[Volumes]
@@ -271,8 +262,8 @@ class TranslationPipeline:
                 )
             rows += [(name, example[name], False) for name in (target, *names) if name in example]
         latents = [self.generator.encode(volume) for _, volume, _ in rows]
-        factor = self.generator.autoencoder.tokenizer.downsampling_factor
-        empty = torch.zeros(0, len(self._levels), *(side // factor for side in self.generator.grid))
+        levels = self.generator.autoencoder.tokenizer.levels
+        empty = torch.zeros(0, len(levels), *self.generator.latent_grid)
         return InContextCondition(
             target_label=torch.tensor([labels[target]]),
             source_labels=torch.tensor([[labels[name] for name, _, _ in rows]], dtype=torch.int64),
@@ -280,20 +271,15 @@ class TranslationPipeline:
             co_registered=torch.tensor([[near for _, _, near in rows]], dtype=torch.bool),
         )
 
-    @property
-    def _levels(self) -> Sequence[int]:
-        return self.generator.autoencoder.tokenizer.levels
-
     @torch.inference_mode()
     def refined(
         self, volume: np.ndarray, sources: Volumes, target: str, head: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Return what the refiner makes of a decoded volume ``[H W D]`` and its sources; there must be one.
+        """Return a decoded volume ``[H W D]`` as corrected by the refiner, in [0, 1], and its expected absolute error.
 
-        In [0, 1], and beside it the absolute error that it expects; both 0 outside the head, as every result of
-        ``translate`` is.
+        Both are 0 outside of the head, as every result of ``translate`` is.
         """
-        assert self.refiner is not None
+        assert self.refiner is not None, "callers look whether there is one"
         labels, device = self.generator.label_map, self.generator.device
         held = torch.zeros(1, max(labels.values()) + 1, *volume.shape)
         present = torch.zeros(held.shape[:2], dtype=torch.bool)

@@ -1,33 +1,165 @@
-"""The flags of the sampler of masked tokens, for every command that has them."""
+"""Options of ``prod9 generate`` that several commands have, in groups: a command takes a group as one argument."""
 
-from typing import Annotated, Any
+import inspect
+from collections.abc import Callable
+from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
 
 import typer
 
-StepsOption = Annotated[int | None, typer.Option("--steps", help="Decoding steps.")]
-TemperatureOption = Annotated[float | None, typer.Option("--temperature", help="Of the drawn tokens.")]
-TopPOption = Annotated[
-    float | None, typer.Option("--top-p", help="Draw from the likeliest that hold this share; 1 for all.")
+from prod9.cli.shared import (
+    CheckOption,
+    DebugOption,
+    DeviceOption,
+    JsonOption,
+    OutputsOption,
+    OverwriteOption,
+    PrintConfigOption,
+    SetOption,
+)
+from prod9.cli.stage import ModelOption, OptionalConfigOption
+
+LabelsOption = Annotated[
+    list[str] | None,
+    typer.Option("--label", "-l", metavar="NAME|all", help="What to generate, e.g. T1ce; repeatable. [all]"),
 ]
-OrderOption = Annotated[
-    str | None, typer.Option("--order", metavar="confidence|halton|random", help="Which tokens first.")
+SegsOption = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--seg", metavar="FILE|DIR", help="Segmentation to follow, or a folder of them; repeatable."
+    ),
 ]
-GuidanceScaleOption = Annotated[
-    float | None, typer.Option("--guidance-scale", help="Classifier-free guidance; 0 for none.")
+LabelSchemeOption = Annotated[
+    str,
+    typer.Option(
+        "--label-scheme",
+        metavar="NAME|TABLE",
+        help="Meaning of the values of --seg, e.g. brats2021 or `1=2, 2=1`.",
+    ),
 ]
-GuidanceScheduleOption = Annotated[
-    str | None,
-    typer.Option("--guidance-schedule", metavar="constant|linear|cosine", help="How guidance grows."),
+ControlStrengthOption = Annotated[
+    float | None,
+    typer.Option("--control-strength", help="Factor of what control adds; 0 gives the base's volume."),
 ]
-RemaskingOption = Annotated[
-    float | None, typer.Option("--remasking", help="How much of what was drawn is drawn anew; 0 for none.")
+ResampleOption = Annotated[
+    bool,
+    typer.Option("--resample", help="Bring registered volumes of other voxels to those of the first one."),
+]
+RefineOption = Annotated[
+    bool, typer.Option("--refine/--no-refine", help="Correct translations with a refiner, if there is one.")
+]
+SampleSeedOption = Annotated[
+    int, typer.Option("--seed", min=0, help="Volume k is drawn with this seed plus k.")
 ]
 
 
-def sampler_changes(overrides: list[str] | None, **flags: Any) -> list[Any]:
-    """Return the changes to a config that a command line asks for: ``KEY=VALUE``, or pairs.
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """Which trained model works, with which config, and where."""
 
-    flags: fields of the sampler; None where one is not given.
-    """
-    given = ((f"sampler.{name}", value) for name, value in flags.items() if value is not None)
-    return [*(overrides or []), *given]
+    model: ModelOption = None
+    config: OptionalConfigOption = None
+    overrides: SetOption = None
+    device: DeviceOption = "auto"
+    print_config: PrintConfigOption = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """Where the results go, and how the command answers."""
+
+    output_dir: OutputsOption
+    overwrite: OverwriteOption = False
+    check: CheckOption = False
+    as_json: JsonOption = False
+    debug: DebugOption = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Samples:
+    """How many samples there are, and of which seeds."""
+
+    num_samples: Annotated[
+        int, typer.Option("--num-samples", "-n", min=1, help="Volumes per label, segmentation or patient.")
+    ] = 1
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Volumes sampled together.")] = 1
+    seed: SampleSeedOption = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenSampler:
+    """How tokens are drawn; None leaves a value of the config as it is."""
+
+    steps: Annotated[int | None, typer.Option("--steps", help="Steps of the sampler.")] = None
+    temperature: Annotated[
+        float | None, typer.Option("--temperature", help="Temperature at which tokens are drawn.")
+    ] = None
+    top_p: Annotated[
+        float | None,
+        typer.Option("--top-p", help="Draw from the likeliest tokens that hold this probability; 1 for all."),
+    ] = None
+    order: Annotated[
+        str | None,
+        typer.Option("--order", metavar="confidence|halton|random", help="Which tokens are drawn first."),
+    ] = None
+    remasking: Annotated[
+        float | None, typer.Option("--remasking", help="Share of the drawn tokens to draw again; 0 for none.")
+    ] = None
+
+    def changes(self) -> list[tuple[str, Any]]:
+        """Return the changes to a config that the options ask for."""
+        return [(f"sampler.{name}", value) for name, value in asdict(self).items() if value is not None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampler(TokenSampler):
+    """How tokens are drawn or a flow is integrated, with guidance."""
+
+    guidance_scale: Annotated[
+        float | None, typer.Option("--guidance-scale", help="Classifier-free guidance; 0 for none.")
+    ] = None
+    guidance_schedule: Annotated[
+        str | None,
+        typer.Option("--guidance-schedule", metavar="constant|linear|cosine", help="How guidance grows."),
+    ] = None
+    solver: Annotated[
+        str | None, typer.Option("--solver", metavar="euler|heun", help="MAISI: how the flow is integrated.")
+    ] = None
+
+
+def grouped(command: Callable[..., None]) -> Callable[..., None]:
+    """Return ``command`` as Typer takes it: each field of a dataclass among its arguments is an option of its own."""
+    hints = get_type_hints(command, include_extras=True)
+    hints.pop("return", None)
+    groups: dict[str, Any] = {name: hint for name, hint in hints.items() if is_dataclass(hint)}
+    parameters: list[inspect.Parameter] = []
+    for parameter in inspect.signature(command).parameters.values():
+        given = [(parameter.name, hints[parameter.name], parameter.default)]
+        if (group := groups.get(parameter.name)) is not None:
+            inner = get_type_hints(group, include_extras=True)
+            given = [
+                (
+                    one.name,
+                    inner[one.name],
+                    inspect.Parameter.empty if one.default is MISSING else one.default,
+                )
+                for one in fields(group)
+            ]
+        parameters += [
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hint)
+            for name, hint, default in given
+        ]
+
+    @wraps(command)
+    def run(**values: Any) -> None:
+        made = {
+            name: group(**{one.name: values.pop(one.name) for one in fields(group)})
+            for name, group in groups.items()
+        }
+        command(**made, **values)
+
+    run.__signature__ = inspect.Signature(parameters)  # pyright: ignore[reportAttributeAccessIssue]
+    run.__annotations__ = {one.name: one.annotation for one in parameters}
+    return run

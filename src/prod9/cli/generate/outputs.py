@@ -1,16 +1,15 @@
-"""Folders of results that a command can fill in several goes, and several commands at a time.
+"""Folders of results that a command can fill in several runs, and several commands at the same time.
 
-A folder belongs to one model and one set of settings, written into ``manifest.json`` before the first result. With
-each result stands the content of the files that it was made from. A second run keeps a result that is whole and of
-the same content, and makes the others anew. Other settings are refused, never mixed in.
+A folder belongs to one model and one set of settings, written into ``manifest.json`` before the first result. The
+manifest holds, for each result, hashes of the files that it was made from. A second run keeps a result that is complete
+and made from the same content, and makes the others again. Results of other settings are refused, never mixed in.
 """
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from itertools import groupby
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -28,9 +27,13 @@ Inputs = Mapping[str, Mapping[str, str]]
 
 @dataclass
 class _Manifest:
-    """What ``manifest.json`` holds. files: name → what it is. inputs: name → what it was made from, by content.
+    """The content of ``manifest.json``.
 
-    settings: what decides the content of all files. pending: names whose writing was begun and not ended.
+    Attributes:
+        settings: values that decide the content of all files.
+        files: name → notes about it.
+        inputs: name → what it was made from.
+        pending: names whose writing was begun and not finished.
     """
 
     settings: dict[str, Any]
@@ -40,7 +43,7 @@ class _Manifest:
 
     @classmethod
     def read(cls, path: Path) -> "_Manifest | None":
-        """Return what is at ``path``, None where nothing is; raises DataError for anything else."""
+        """Return the manifest at ``path``, None where there is none; DataError for anything else."""
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             settings, files = dict(content["settings"]), dict(content["files"])
@@ -69,17 +72,17 @@ class _Manifest:
 
 
 class OutputFolder:
-    """An output folder and its manifest: ``settings`` (what was asked) and ``files`` (what came of it).
+    """An output folder and its manifest: ``settings`` (what was asked) and ``files`` (what was made).
 
-    Use it as a context. Raises DataError when the folder cannot be written, ConfigError when it holds results of other
-    settings.
+    Use it as a context manager. Raises DataError when the folder cannot be written, ConfigError when it holds results
+    of other settings.
 
     Args:
         path: the folder; made if missing.
-        settings: plain values that decide what all files hold; ``num_samples`` and the like don't belong there, and
-            what single files are made from goes into their ``inputs``.
-        described: more to write beside the settings, name → value by name, added to what is there; not compared.
-        overwrite: replace what is there.
+        settings: plain values that decide the content of all files; not ``num_samples`` and the like, and not what
+            single files are made from, which goes into their ``inputs``.
+        described: more to write beside the settings (name → value by name); added to what is there, not compared.
+        overwrite: replace existing results.
     """
 
     def __init__(
@@ -108,7 +111,7 @@ class OutputFolder:
 
     @property
     def files(self) -> dict[str, dict[str, Any]]:
-        """What is there, by name, and what else was noted of it."""
+        """The results by name, with the notes about each."""
         return self._manifest.files
 
     def __enter__(self) -> Self:
@@ -118,7 +121,7 @@ class OutputFolder:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Stop writing; a manifest that lists nothing is taken away."""
+        """Stop writing; a manifest without results is deleted."""
         from prod9.files import exclusive
 
         if not self.path.is_dir():
@@ -129,10 +132,10 @@ class OutputFolder:
                 (self.path / MANIFEST).unlink(missing_ok=True)
 
     def is_done(self, name: str, inputs: Inputs | None = None) -> bool:
-        """Tell whether ``name`` is there, of these settings and of the content of ``inputs``.
+        """Return whether ``name`` exists, with these settings and made from the content of ``inputs``.
 
-        Refuses (ConfigError) a file of unknown origin, and one that was made from another file of other content, which
-        replacing it would lose.
+        Refuses (ConfigError) a file of unknown origin, and one that was made from another file with other content,
+        since replacing it would lose it.
         """
         place = self.place(name)
         if self.overwrite or not place.exists():
@@ -150,19 +153,19 @@ class OutputFolder:
             made_from, given = then.get(key, {}).get("path"), now.get(key, {}).get("path")
             if made_from is not None and given is not None and made_from != given:
                 raise ConfigError(
-                    f"{place}: was made from {made_from}, and would be replaced by what comes of {given}; choose "
+                    f"{place}: was made from {made_from}, and would be replaced by the result of {given}; choose "
                     "another --output-dir, or replace it with --overwrite."
                 )
         if changed:
-            messages.print(f"{name} is made anew, since this has changed: {', '.join(changed)}.")
+            messages.print(f"{name} is made again, since this has changed: {', '.join(changed)}.")
         return not changed
 
     @contextmanager
     def writing(self, name: str, *, inputs: Inputs | None = None, **entry: Any) -> Iterator[Path]:
         """Yield where to write ``name``, its folder made; the block writes it atomically.
 
-        The manifest says before that it is under way and after that it is done, so a crash leaves no file of unknown
-        origin and none that passes for what it is not.
+        The manifest lists it as pending before and as done after the block, so a crash leaves no file of unknown
+        origin, and no incomplete file that counts as done.
         """
         place = self.place(name)
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -177,7 +180,7 @@ class OutputFolder:
         return inside(self.path, name)
 
     def _inside(self, name: str) -> Path | None:
-        """Return the path of a name that a manifest said; None where it would lie elsewhere."""
+        """Return the path of a name from a manifest; None where it would lie elsewhere."""
         try:
             return self.place(name)
         except DataError:
@@ -203,7 +206,7 @@ class OutputFolder:
             manifest.write(self.path / MANIFEST)
 
     def _join(self) -> None:
-        """Read the manifest, refuse what does not go together, and write what is ours."""
+        """Read the manifest, refuse other settings, and write our own."""
         found, others = self._read(), self._writer.others()
         if found is not None and (found.files or others) and (others or not self.overwrite):
             self._require_settings(
@@ -248,7 +251,7 @@ class OutputFolder:
 
 
 def _plain(value: Any) -> Any:
-    """Return plain values as they read back: tuples are lists, NaN is None."""
+    """Return plain values as JSON reads them back: tuples become lists, NaN becomes None."""
     return json.loads(json.dumps(finite(value)))
 
 
@@ -272,7 +275,7 @@ def inputs_of(files: Mapping[str, Path]) -> Inputs:
 
 
 def digest_of(*arrays: Any) -> str:
-    """Return one SHA-256 of the types, shapes and values of numpy arrays; None stands for one that is missing."""
+    """Return one SHA-256 of the types, shapes and values of numpy arrays; None stands for a missing array."""
     import numpy as np
 
     digest = hashlib.sha256()
@@ -284,7 +287,7 @@ def digest_of(*arrays: Any) -> str:
 
 
 def require_distinct(results: Iterable[tuple[str, object]]) -> None:
-    """Refuse (ConfigError) two results of one name, before any is made. results: name, and what it comes of."""
+    """Refuse (ConfigError) two results of one name, before any is made. results: name, and what it is made from."""
     seen: dict[str, object] = {}
     for name, source in results:
         if name in seen:
@@ -295,18 +298,11 @@ def require_distinct(results: Iterable[tuple[str, object]]) -> None:
 
 
 def report_made(
-    folder: OutputFolder, made: list[str], total: int, as_json: bool, *, noun: str = "volume"
+    folder: OutputFolder, made: list[str], as_json: bool, *, total: int, noun: str = "volume"
 ) -> None:
-    """Print what was made of ``total`` results, and where it is."""
+    """Print how many of ``total`` results were made and kept, and where they are."""
     result = {"output_dir": str(folder.path), "made": made, "kept": total - len(made)}
     if as_json:
         print_json(result)
     else:
         console.print(f"{plural(made, noun)} made, {result['kept']} kept, in {folder.path}")
-
-
-def consecutive(indices: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """Yield ``(first, count)`` of each run of consecutive numbers."""
-    for _, run in groupby(enumerate(indices), key=lambda pair: pair[1] - pair[0]):
-        numbers = [number for _, number in run]
-        yield numbers[0], len(numbers)

@@ -1,10 +1,11 @@
-"""What ``prod9 generate translate`` is asked to do, as a list of jobs; nothing here imports torch."""
+"""The jobs of a ``prod9 generate translate`` command line; nothing here imports torch."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from prod9.cli.generate.inputs import named_files
 from prod9.cli.naming import known_as, spelt
 from prod9.errors import ConfigError, DataError
 from prod9.files import inside
@@ -15,16 +16,20 @@ if TYPE_CHECKING:
     from prod9.volumes import Channel, VolumeFile
 
 SUFFIXES = (".nii.gz", ".nii")
-# Modality → how it is called in names since 2023, and before.
+# Modality → its name in files of BraTS since 2023, and before.
 _WORDS = {"T1": ("t1n", "t1"), "T1ce": ("t1c", "t1ce"), "T2": ("t2w", "t2"), "FLAIR": ("t2f", "flair")}
 _NEW_NAMES = ("brats2023", "brats2024")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Job:
-    """One translation. name: of the patient, for messages. sources: modality → file and place in it.
+    """One translation.
 
-    output: path of the result, relative to the output folder where there is one.
+    Attributes:
+        name: of the patient, for messages.
+        sources: modality → file and place in it.
+        target: modality to make.
+        output: path of the result, relative to the output folder where there is one.
     """
 
     name: str
@@ -42,7 +47,7 @@ class Job:
         return ", ".join(str(path) for path in self.files.values()) or self.name
 
     def spelt(self, known: Sequence[str]) -> "Job":
-        """Return the same job in the spelling of the model, which knows ``known``."""
+        """Return the same job in the spelling of ``known``, the modalities of the model."""
         return replace(
             self, sources=spelt("--source", self.sources, known), target=known_as(self.target, known)
         )
@@ -56,36 +61,33 @@ class Job:
 
 
 def job_from_sources(sources: Sequence[str], target: str | None, output: Path | None) -> Job:
-    """Return the job of ``--source NAME=PATH …``; raises ConfigError for what is missing or ambiguous."""
+    """Return the job of ``--source NAME=FILE …``; raises ConfigError for what is missing or ambiguous."""
     if target is None or output is None:
         missing = "--target NAME" if target is None else "--output FILE"
         raise ConfigError(f"expected {missing} with --source, got none; add it")
-    files: dict[str, tuple[Path, Channel | None]] = {}
-    for given in sources:
-        name, equals, path = given.partition("=")
-        if not (name and equals and path):
-            raise ConfigError(f"--source: expected NAME=PATH such as T1=brain.nii.gz, got {given!r}")
-        if name in files:
-            raise ConfigError(f"--source: expected one file for {name}, got {files[name][0]} and {path}")
-        files[name] = (expand(path), None)
     if not output.name.lower().endswith(SUFFIXES):
         raise ConfigError(f"--output: expected a name ending in .nii or .nii.gz, got {output}")
-    if expand(output).resolve() in {path.resolve() for path, _ in files.values()}:
+    files = named_files(sources)
+    if expand(output).resolve() in {path.resolve() for path in files.values()}:
         raise ConfigError(f"--output: {output} is one of the sources; choose another name")
-    return Job(output.name, files, target, expand(output))
+    return Job(output.name, {name: (path, None) for name, path in files.items()}, target, expand(output))
 
 
-def jobs_from_patients(
-    folders: Sequence[Path], target: str | None, known: Sequence[str]
+def jobs_of_cases(
+    cases: "Sequence[Case]", target: str | None, known: Sequence[str]
 ) -> tuple[list[Job], list[str]]:
-    """Return a job for every modality that a patient below ``folders`` lacks, and who lacks none.
+    """Return a job for every modality that a patient lacks, and the names of those who lack none.
 
-    target: this one instead, also where it is there; it is then left out of the sources. known: the model's
-    modalities. Raises DataError for folders without cases, ConfigError when nothing is left to do.
+    Raises ConfigError when nothing is left to do.
+
+    Args:
+        cases: the patients.
+        target: make this one instead, also where it exists; it is then left out of the sources.
+        known: the model's modalities.
     """
     jobs: list[Job] = []
     complete: list[str] = []
-    for case in find_patients(folders):
+    for case in cases:
         there = {name: (path, case.channels.get(name)) for name, path in case.images.items() if name in known}
         targets = [target] if target is not None else [name for name in known if name not in there]
         if not targets:
@@ -96,7 +98,7 @@ def jobs_from_patients(
     if not jobs:
         raise ConfigError(
             f"expected a patient that lacks one of {', '.join(known)}, got {len(complete)} complete; "
-            "name what to make anew with --target."
+            "name what to make again with --target."
         )
     return jobs, complete
 

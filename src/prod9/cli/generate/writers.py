@@ -1,4 +1,4 @@
-"""Who is writing into a folder of results: told by locks, which the system frees when a process ends in any way."""
+"""Which processes are writing into a folder of results: locks show it, and the system frees them with the process."""
 
 import os
 import secrets
@@ -13,10 +13,11 @@ _PREFIX, _SUFFIX = ".tmp-", "-writer"
 
 
 class Writer:
-    """This process as one of those that write into ``folder``, until :meth:`leave`.
+    """Registers this process as one that writes into ``folder``, until :meth:`leave`.
 
-    It holds an empty hidden file with a lock. What a killed process left of its own is removed by the next one that
-    asks. Call everything with the folder's own lock held. Where there are no such locks nobody is ever seen.
+    It holds a lock on an empty hidden file. The file of a killed process is deleted by the next call of
+    :meth:`others`. Call all methods with the folder's own lock held. On systems without such locks no other
+    process is ever found.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -25,11 +26,11 @@ class Writer:
         self._descriptor = None if fcntl is None else _locked(self._path)
 
     def others(self) -> bool:
-        """Tell whether another process is writing there now."""
+        """Return whether another process is writing there now."""
         return any(_is_held(path) for path in self.folder.glob(f"{_PREFIX}*{_SUFFIX}") if path != self._path)
 
     def leave(self) -> None:
-        """Stop being one of them."""
+        """End the registration."""
         if self._descriptor is not None:
             self._path.unlink(missing_ok=True)
             os.close(self._descriptor)
@@ -37,7 +38,7 @@ class Writer:
 
 
 def sweep(folder: Path, names: set[str]) -> None:
-    """Delete what killed writers left half-written of ``names`` (plain file names) in ``folder``."""
+    """Delete incomplete copies of ``names`` (plain file names) that killed writers left in ``folder``."""
     for orphan in folder.glob(f"{_PREFIX}*"):
         _, _, name = orphan.name.removeprefix(_PREFIX).partition("-")
         if name in names:
@@ -57,12 +58,12 @@ def _locked(path: Path) -> int | None:
 
 
 def _is_held(path: Path) -> bool:
-    """Tell whether the process that made ``path`` lives; otherwise delete it."""
+    """Return whether the process that made ``path`` is alive; otherwise delete the file."""
     if fcntl is None:
         return False
     try:
         descriptor = os.open(path, os.O_RDWR)
-    except OSError:  # gone by now, or of another user: then nothing is known of it
+    except OSError:  # deleted meanwhile, or owned by another user
         return path.exists()
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
