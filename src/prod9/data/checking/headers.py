@@ -12,11 +12,9 @@ from prod9.data.checking.findings import Finding, error, note, warning
 from prod9.data.layouts.names import SEG
 from prod9.errors import DataError
 from prod9.files import sha256
+from prod9.system.progress import Progress
 from prod9.system.wording import plural
 from prod9.volumes import Channel, VolumeHeader, cautions, looks_whole, read, read_header, signature
-
-Progress = Callable[[int, int], None]
-"""Called with (done, total)."""
 
 AFFINE_TOLERANCE = 1e-2
 """Largest difference (mm, and mm a voxel) between affines of one grid, as training allows."""

@@ -11,14 +11,17 @@ import numpy as np
 
 from prod9.data.cases import Case
 from prod9.data.checking.findings import Finding, error, note, warning
-from prod9.data.checking.headers import Progress, same_content
+from prod9.data.checking.headers import same_content
 from prod9.data.intensity import find_background
 from prod9.data.labels import canonical_seg
 from prod9.errors import DataError, Prod9Error
+from prod9.system.progress import Progress
 from prod9.volumes import VolumeFile, read, read_channels, to_ras
 
 PERCENTILES = (0.0, 0.5, 50.0, 99.5, 100.0)
 BINS = 48
+MAX_THUMBNAILS = 60
+"""Cases that a page shows: it stays below a few MB."""
 _THUMBNAIL = 96
 _MIN_BACKGROUND = 0.01
 

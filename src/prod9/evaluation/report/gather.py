@@ -44,6 +44,21 @@ class RunRecord:
         return str(self.config.get("model", {}).get("kind", ""))
 
     @property
+    def grid(self) -> str:
+        """Voxels along each axis, as text."""
+        return " × ".join(str(side) for side in self.data.get("grid") or ())
+
+    @property
+    def spacing(self) -> str:
+        """Voxel size in mm, as text."""
+        return " × ".join(f"{mm:g}" for mm in self.data.get("spacing") or ())
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """The section ``data`` of its config."""
+        return self.config.get("data", {})
+
+    @property
     def steps(self) -> int:
         """Steps trained."""
         return max((int(number(s.get("to_step"))) for s in self.sessions), default=0)

@@ -61,7 +61,7 @@ def load_real(run: RunRecord) -> list[Shown]:
 
     Raises DataError where the data are not where the run read them, or no patient was held out.
     """
-    data = run.config.get("data", {})
+    data = run.data
     entries = find_volumes(
         data.get("root", ""),
         layout=data.get("layout", "auto"),

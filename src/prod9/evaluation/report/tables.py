@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from prod9.evaluation.report.charts import interval_bar
 from prod9.evaluation.report.forms import EvaluationForm, ScoreForm, flat, mapping, number
+from prod9.html.charts import interval_bar
 
 _TILES = (
     ("psnr_brain", "{:.1f} dB", "PSNR of held-out brains after the autoencoder"),
@@ -37,14 +37,13 @@ class Tile:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of text. numeric: columns that are aligned to the right; drawn: those that hold SVG instead."""
+    """Rows of text or charts; the columns of ``numeric`` are aligned to the right."""
 
     title: str
     head: Sequence[str]
     rows: Sequence[Sequence[Any]]
     numeric: frozenset[int] = field(default_factory=frozenset)
     note: str = ""
-    drawn: frozenset[int] = field(default_factory=frozenset)
 
 
 def demo_tiles(metrics: dict[str, Any]) -> list[Tile]:
@@ -122,7 +121,7 @@ def _scores(group: str, rows: list[ScoreForm], source: str) -> Table:
         "dimensions; ?: too few patients to rely on, of a Fréchet distance fewer than 2 D."
     )
     head = ["score", "value", "interval", "matched", "real against real", "N, D", "", "note"]
-    return Table(group.capitalize(), head, body, frozenset({1, 2, 3, 4}), note, drawn=frozenset({6}))
+    return Table(group.capitalize(), head, body, frozenset({1, 2, 3, 4}), note)
 
 
 def _ranges(rows: list[ScoreForm]) -> dict[tuple[str, str | None], tuple[float, float]]:
