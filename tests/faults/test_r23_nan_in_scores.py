@@ -9,10 +9,10 @@ import torch
 from prod9.errors import DataError
 from prod9.evaluation.audit.volumes import AuditSets, run_audit
 from prod9.evaluation.baselines import fit_copy
-from prod9.evaluation.score_table import finite_all
 from prod9.evaluation.sets.entries import BadFiles
 from prod9.evaluation.sets.rows import describe_set
 from prod9.evaluation.sets.volume_sets import find_volumes
+from prod9.json_files import without_nan
 from prod9.measures.metrics import frechet_distance, principal_frechet
 from tests.evaluation.audit_cohort import head, write_heads
 from tests.evaluation.test_rows import ENTRIES, Counting
@@ -80,7 +80,7 @@ def test_r23_a_source_without_a_score_is_not_the_best():
 
 
 def test_r23_results_hold_null_for_what_is_no_number():
-    plain = finite_all({"a": math.nan, "b": [1.0, math.inf, {"c": -math.inf}], "d": "x", "e": None})
+    plain = without_nan({"a": math.nan, "b": [1.0, math.inf, {"c": -math.inf}], "d": "x", "e": None})
     assert json.loads(json.dumps(plain, allow_nan=False)) == {
         "a": None,
         "b": [1.0, None, {"c": None}],

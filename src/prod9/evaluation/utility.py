@@ -1,10 +1,10 @@
 """``prod9 evaluate utility``: can a segmenter learn from synthetic patients what it learns from real ones?
 
-The same small network with the same number of steps is trained on real patients, on synthetic ones, and on both,
-several times each, and tested on real patients that neither the generator nor any of them has seen.
+The same small network is trained with the same number of steps on real patients, on synthetic ones, and on both,
+several times each, and is tested on real patients that neither the generator nor any of these networks has seen.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prod9 import volumes
 from prod9.data.cases import Case
 from prod9.data.layouts.find import find_cases, scan_dataset
 from prod9.data.layouts.names import MODALITIES
@@ -22,11 +21,14 @@ from prod9.data.splits import Split
 from prod9.data.transforms import Augmentation, TransformBuilder
 from prod9.errors import ConfigError, DataError
 from prod9.evaluation.judges.segmenter import dice, train_segmenter
-from prod9.evaluation.score_table import Evaluation, finite
+from prod9.evaluation.score_table import Evaluation
 from prod9.evaluation.sets.intervals import crossed_interval
 from prod9.evaluation.sets.members import number_members
 from prod9.evaluation.sets.training_patients import find_training_patients
 from prod9.evaluation.sets.volume_sets import PERCENTILES, BadFiles, Entry
+from prod9.evaluation.settings import Report, SetSettings, silent
+from prod9.json_files import without_nan
+from prod9.volumes import to_ras
 
 REGIONS: Mapping[str, tuple[int, ...]] = {
     "whole_tumour": (1, 2, 3),
@@ -38,39 +40,37 @@ SETS = ("real", "synthetic", "both")
 MIN_SIDE = 9
 """Smaller volumes leave the segmenter's coarsest level a single voxel."""
 MAX_BYTES = 8 << 30
-"""Most that the volumes of all patients may take in memory."""
+"""Most memory that the volumes of all patients may take."""
+MIN_PATIENTS, MIN_SEEDS = 10, 3
+"""With fewer held-out patients or seeds, intervals are not reliable."""
 
-Report = Callable[[str, int, int], None]
-"""Called with (what is under way, done, total)."""
 
+@dataclass(frozen=True, kw_only=True)
+class UtilitySettings(SetSettings):
+    """What is asked for; with ``split``, networks are trained on the real train patients and tested on test patients.
 
-@dataclass(frozen=True)
-class UtilitySettings:
-    """What is asked for. steps: training steps of each network. seeds: networks trained on each set.
-
-    split: a ``split.json``: train on the real train patients, test on the real test patients. heldout: a folder of
-    real patients to test on instead. grid: voxels of a volume, those of the synthetic patients by default.
+    Attributes:
+        heldout: a folder of real patients to test on instead of a split.
+        steps: training steps of each network.
+        seeds: networks that are trained on each set.
     """
 
     modalities: tuple[str, ...] = MODALITIES
-    split: str | None = None
+    replicates: int = 1000
     heldout: str | None = None
-    layout: str = "auto"
-    label_scheme: str = "auto"
-    grid: tuple[int, int, int] | None = None
-    spacing: tuple[float, float, float] | None = None
     steps: int = 400
     seeds: int = 3
-    seed: int = 0
-    replicates: int = 1000
-    skip_bad: bool = False
 
 
 @dataclass(frozen=True)
 class PatientSet:
-    """Cases with their lesions: volumes ``[N M H W D]`` in [0, 1], masks bool ``[N R H W D]``, names.
+    """Cases with their lesions.
 
-    patients: whose each case is; several time points are one patient's.
+    Attributes:
+        volumes: ``[N M H W D]`` in [0, 1].
+        masks: bool ``[N R H W D]``.
+        names: of the cases.
+        patients: of each case; several time points belong to one patient.
     """
 
     volumes: Tensor
@@ -99,24 +99,32 @@ def evaluate_utility(
     settings: UtilitySettings,
     *,
     device: torch.device | None = None,
-    report: Report = lambda what, done, total: None,
+    report: Report = silent,
 ) -> Evaluation:
-    """Train and test as ``settings`` say; both folders hold patients of a known layout with segmentations.
+    """Train and test; both folders hold patients of a known layout with segmentations.
 
     Raises ConfigError without held-out patients, DataError for folders and files that cannot be used.
+
+    Args:
+        real_root: folder of real patients.
+        synthetic_root: folder of synthetic patients.
+        settings: what is asked for.
+        device: where networks are trained; the CPU by default.
+        report: called with the progress of each part.
     """
     device, bad = device or torch.device("cpu"), BadFiles(skip=settings.skip_bad)
     training, held_out = _real_cases(real_root, settings)
     synthetic = find_cases(synthetic_root, modalities=settings.modalities, require_seg=True)
-    _note_ignored((real_root, synthetic_root, *map(Path, filter(None, [settings.heldout]))), settings, bad)
+    for root in (real_root, synthetic_root, *map(Path, filter(None, [settings.heldout]))):
+        layout = "auto" if root == synthetic_root else settings.layout
+        bad.leave_out(f"of no case of {root}", list(scan_dataset(root, layout=layout).ignored), asked=False)
     trained_on = find_training_patients(
         [_entry(case, settings) for case in held_out], synthetic_root, split=settings.split
     )
-    grid = settings.grid or _grid_of(synthetic[0], settings.modalities)
+    grid = settings.grid or _grid_of(_entry(synthetic[0], settings))
     _require_sizes(grid, len(settings.modalities), len(training) + len(synthetic) + len(held_out))
-    read = _reader(grid, settings, bad)
     found = {
-        name: read(name, cases, report)
+        name: _read(name, cases, grid, settings, bad, report)
         for name, cases in (("real", training), ("synthetic", synthetic), ("held out", held_out))
     }
     sets = {
@@ -190,20 +198,12 @@ def _find(root: Path, settings: UtilitySettings) -> list[Case]:
 
 def _entry(case: Case, settings: UtilitySettings) -> Entry:
     name = settings.modalities[0]
-    return Entry(case.case_id, case.patient_id, name, case.images[name])
+    return Entry(case.case_id, case.patient_id, name, case.images[name], case.channels.get(name))
 
 
-def _note_ignored(roots: Sequence[Path], settings: UtilitySettings, bad: BadFiles) -> None:
-    """Note the volumes of the folders that belong to no case."""
-    for root in roots:
-        ignored = scan_dataset(root, layout=settings.layout if root != roots[1] else "auto").ignored
-        bad.leave_out(f"of no case of {root}", list(ignored), asked=False)
-
-
-def _grid_of(case: Case, modalities: Sequence[str]) -> tuple[int, int, int]:
-    name = modalities[0]
-    file = volumes.read(case.images[name], channel=case.channels.get(name))
-    h, w, d = volumes.to_ras(file.data, file.header.affine)[0].shape
+def _grid_of(entry: Entry) -> tuple[int, int, int]:
+    file = entry.read()
+    h, w, d = to_ras(file.data, file.header.affine)[0].shape
     return h, w, d
 
 
@@ -221,9 +221,14 @@ def _require_sizes(grid: tuple[int, int, int], num_modalities: int, num_cases: i
         )
 
 
-def _reader(
-    grid: tuple[int, int, int], settings: UtilitySettings, bad: BadFiles
-) -> Callable[[str, Sequence[Case], Report], PatientSet]:
+def _read(
+    what: str,
+    cases: Sequence[Case],
+    grid: tuple[int, int, int],
+    settings: UtilitySettings,
+    bad: BadFiles,
+    report: Report,
+) -> PatientSet:
     builder = TransformBuilder(
         spacing=settings.spacing,
         grid=grid,
@@ -236,27 +241,27 @@ def _reader(
     preprocess = Preprocessor(
         transform=builder.build_preprocessing(settings.modalities), modalities=settings.modalities
     )
-
-    def read(what: str, cases: Sequence[Case], report: Report) -> PatientSet:
-        images, masks, names, patients = [], [], [], []
-        for done, case in enumerate(cases, 1):
-            try:
-                found = preprocess(case)
-            except DataError as error:
-                bad.report(_entry(case, settings), error)
-                continue
-            assert found.seg is not None  # asked for
-            seg = torch.from_numpy(found.seg)
-            images.append(dequantise(found.images))
-            masks.append(torch.stack([torch.isin(seg, torch.tensor(v)) for v in REGIONS.values()]))
-            names.append(case.case_id)
-            patients.append(case.patient_id)
-            report(f"Reading {what}", done, len(cases))
-        if not names:
-            raise DataError(f"expected at least one readable patient of the {what} ones, got none.")
-        return PatientSet(torch.stack(images), torch.stack(masks), tuple(names), tuple(patients))
-
-    return read
+    images, masks, kept = [], [], []
+    for done, case in enumerate(cases, 1):
+        try:
+            found = preprocess(case)
+        except DataError as error:
+            bad.report(_entry(case, settings), error)
+            continue
+        assert found.seg is not None  # asked for
+        seg = torch.from_numpy(found.seg)
+        images.append(dequantise(found.images))
+        masks.append(torch.stack([torch.isin(seg, torch.tensor(v)) for v in REGIONS.values()]))
+        kept.append(case)
+        report(f"Reading {what}", done, len(cases))
+    if not kept:
+        raise DataError(f"expected at least one readable patient of the {what} ones, got none.")
+    return PatientSet(
+        torch.stack(images),
+        torch.stack(masks),
+        tuple(case.case_id for case in kept),
+        tuple(case.patient_id for case in kept),
+    )
 
 
 def _about(root: str | Path, patients: PatientSet, settings: UtilitySettings) -> dict[str, Any]:
@@ -288,9 +293,7 @@ def _train_and_test(
                 patients.masks.to(device),
                 steps=settings.steps,
                 seed=settings.seed + k,
-                progress=lambda done, total, what=f"{name}, seed {settings.seed + k}": report(
-                    what, done, total
-                ),
+                progress=partial(report, f"{name}, seed {settings.seed + k}"),
             )
             predicted = segmenter.predict(held_out.volumes.to(device)).cpu()
             regions = [
@@ -330,25 +333,26 @@ def _row(
     patients: int,
     common: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Return a row of the table. values: Dice by seed and case; patients: those whose cases have the region."""
+    """Return a row of the table for ``values``, the Dice by seed and case; ``patients`` have the region."""
     seeds, cases = values.shape[0], int((~values.isnan()).any(0).sum())
     low, high = interval or (float("nan"), float("nan"))
     note = None if patients else "no held-out patient has this region"
-    return {
+    row = {
         "group": "utility",
         "metric": metric,
         **common,
-        "value": finite(value),
-        "low": finite(low),
-        "high": finite(high),
+        "value": value,
+        "low": low,
+        "high": high,
         "num_seeds": seeds,
         "num_heldout": cases,
         "patients_heldout": patients,
         "better": "higher",
         "unit": "",
-        "reliable": patients >= 10 and seeds >= 3,
+        "reliable": patients >= MIN_PATIENTS and seeds >= MIN_SEEDS,
         "note": "no interval: it takes 2 patients" if patients == 1 else note,
     }
+    return without_nan(row)
 
 
 def _cases(overlaps: Mapping[str, Tensor], held_out: PatientSet) -> Iterator[dict[str, Any]]:
@@ -361,10 +365,13 @@ def _cases(overlaps: Mapping[str, Tensor], held_out: PatientSet) -> Iterator[dic
                         "trained_on": trained_on,
                         "seed": k,
                         "region": region,
-                        "dice": finite(value),
+                        "dice": without_nan(value),
                     }
 
 
 def _warnings(settings: UtilitySettings, held_out: PatientSet) -> list[str]:
-    few = held_out.num_patients < 10 or settings.seeds < 3
-    return ["Fewer than 10 held-out patients or 3 seeds: the intervals say little."] if few else []
+    if held_out.num_patients >= MIN_PATIENTS and settings.seeds >= MIN_SEEDS:
+        return []
+    return [
+        f"Fewer than {MIN_PATIENTS} held-out patients or {MIN_SEEDS} seeds: the intervals are not reliable."
+    ]

@@ -1,4 +1,4 @@
-"""The part of a check that reads headers alone: some thousand files a second."""
+"""The part of a check that reads headers only: some thousand files per second."""
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -17,14 +17,14 @@ from prod9.system.wording import plural
 from prod9.volumes import Channel, VolumeHeader, cautions, looks_whole, read, read_header, signature
 
 AFFINE_TOLERANCE = 1e-2
-"""Largest difference (mm, and mm a voxel) between affines of one grid, as training allows."""
+"""Largest difference (mm, and mm per voxel) between affines of one grid, as in training."""
 _ANISOTROPY = 3.0
 _SHOWN = 3
 
 
 @dataclass
 class Headers:
-    """What the headers say. by_case: kind (modality or ``seg``) to header, for files that can be read."""
+    """Headers of files that can be read: case → kind (modality or ``seg``) → header."""
 
     by_case: dict[str, dict[str, VolumeHeader]] = field(default_factory=dict)
     findings: list[Finding] = field(default_factory=list)
@@ -46,7 +46,7 @@ def millimetres(spacing: Sequence[float]) -> str:
 
 
 def check_headers(cases: Sequence[Case], *, progress: Progress | None = None) -> Headers:
-    """Read every header and compare what must agree."""
+    """Read every header and compare those of a case, and of all cases."""
     headers = Headers()
     for done, case in enumerate(cases, start=1):
         kinds = headers.by_case.setdefault(case.case_id, {})
@@ -56,7 +56,7 @@ def check_headers(cases: Sequence[Case], *, progress: Progress | None = None) ->
                 if path not in {known.path for known in kinds.values()}:
                     _require_whole(header, case.channels.get(kind))
             except (DataError, OSError) as problem:
-                # The channels of one 4D file share its fault.
+                # The channels of one 4D file have the same error.
                 if not any(f.case == case.case_id and f.message == str(problem) for f in headers.findings):
                     headers.findings.append(error("unreadable", str(problem), case.case_id))
                 continue
@@ -75,7 +75,7 @@ def _files(case: Case) -> Iterator[tuple[str, Path]]:
 
 
 def _require_whole(header: VolumeHeader, channel: Channel | None) -> None:
-    """Read a file whose length does not fit its header: the exact fault is the error, or there is none."""
+    """Read a file whose length does not fit its header, which raises its exact error if it has one."""
     if not looks_whole(header):
         read(header.path, channel=channel, allow_non_finite=True)
 
@@ -114,11 +114,11 @@ def _slice(case: Case, kinds: dict[str, VolumeHeader]) -> Iterator[Finding]:
 
 
 def _orientations(headers: Headers) -> Iterator[Finding]:
-    """Give one warning for all files: a set that lacks the codes usually lacks them throughout."""
+    """Yield one warning for all files: a set that lacks the codes usually lacks them everywhere."""
     kinds = (header for kinds in headers.by_case.values() for header in kinds.values())
     found = [text for header in kinds if (text := cautions(header).get("orientation"))]
     if found:
-        more = f" So it is with {len(found) - 1} more." if len(found) > 1 else ""
+        more = f" The same holds for {len(found) - 1} more." if len(found) > 1 else ""
         yield warning("orientation", found[0] + more)
 
 
@@ -132,8 +132,8 @@ def _spacings(headers: Headers) -> Iterator[Finding]:
                 yield warning(
                     "anisotropic",
                     f"{header.path}: voxels of {millimetres(header.spacing)} mm are {longest / shortest:.1f} times as "
-                    "long as wide; resampling cannot bring back what lies between slices: set data.spacing "
-                    "knowingly, or leave the case out.",
+                    "long as wide; resampling cannot restore what lies between slices: choose data.spacing "
+                    "with that in mind, or leave the case out.",
                     case,
                 )
     if len(found) > 1:
@@ -144,7 +144,7 @@ def _spacings(headers: Headers) -> Iterator[Finding]:
 
 
 def _doubles(cases: Sequence[Case], headers: Headers) -> Iterator[Finding]:
-    """Find images of equal content; segmentations may well be equal (all empty)."""
+    """Find images of equal content; segmentations may be equal, for example all empty."""
     readable = {header.path for kinds in headers.by_case.values() for header in kinds.values()}
     owners = {path: case for case in cases for path in case.images.values() if path in readable}
     alike: dict[tuple[int, bytes], list[Path]] = defaultdict(list)
@@ -167,7 +167,7 @@ def same_content(first: Path, other: Path, case: str) -> Finding:
 
 
 def check_identity(cases: Sequence[Case]) -> Iterator[Finding]:
-    """Find time points that a patient has twice, and numbers of patients that no split can divide."""
+    """Find numbers of patients that are too small for a split."""
     patients = Counter(case.patient_id for case in cases)
     if len(patients) < _SHOWN:
         yield warning(

@@ -1,4 +1,4 @@
-"""The check of a MedMNIST3D file: counts and labels at once, every voxel and its checksum on request."""
+"""Check a MedMNIST3D file: counts and labels always, every voxel and its checksum on request."""
 
 import hashlib
 from collections import Counter
@@ -113,7 +113,7 @@ def check_medmnist3d(
 
 
 def fingerprint_medmnist3d(report: MedMNIST3DReport) -> dict[str, Any]:
-    """Return what ``prod9 plan`` needs to know of the file; DataError when the report has errors."""
+    """Return the fingerprint of the file for ``prod9 plan``; DataError when the report has errors."""
     report.require_ok("a file")
     assert report.file is not None  # a file that cannot be opened is an error
     facts = report.to_dict()

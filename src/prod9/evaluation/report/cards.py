@@ -39,7 +39,7 @@ def write_cards(folder: Path, output: Path) -> list[Path]:
 
 
 def model_card(run: RunRecord, audits: list[AuditForm], evaluations: list[EvaluationForm]) -> str:
-    """Return the model card: what it is, what it was trained on, how well it does, whether it copies."""
+    """Return the model card: the model, its training data, its scores, and the copy audit."""
     data = run.data
     spacing = f" of {run.spacing} mm" if run.spacing else ""
     dataset = Path(str(data.get("root", "data"))).name
@@ -82,7 +82,7 @@ def model_card(run: RunRecord, audits: list[AuditForm], evaluations: list[Evalua
 
 
 def data_card(run: RunRecord) -> str:
-    """Return the data card: which volumes the run read, how they were prepared and divided."""
+    """Return the data card: the volumes that the run read, and how they were prepared and divided."""
     data = run.data
     total = sum(run.split.values())
     size = next((name for limit, name in _SIZES if total < limit), "n>100K")
@@ -116,8 +116,8 @@ def data_card(run: RunRecord) -> str:
         "",
         "## Division",
         "",
-        "By patient: all scans of a patient are in one part. The model saw `train`, was chosen by `val`, and is scored "
-        "on `test` alone.",
+        "By patient: all scans of a patient are in one part. The model was trained on `train`, chosen by `val`, and is "
+        "scored on `test` only.",
         "",
         *(_table(["part", "patients"], parts) or ["No split is recorded."]),
         "",

@@ -1,4 +1,4 @@
-"""What a folder says about its runs: configs, logs, versions, scores. Nothing is computed here, no model loaded."""
+"""Read the configs, logs, versions and scores of the runs in a folder. Nothing is computed and no model loaded."""
 
 import csv
 import json
@@ -19,10 +19,21 @@ _DEPTH = 3
 
 @dataclass(frozen=True)
 class RunRecord:
-    """One training run as its folder tells it. Parts that are not there are empty.
+    """The records of one training run. Parts that are missing are empty.
 
-    config: as written, every default spelt out. sessions: of ``run.json``. metrics: of the best checkpoint, or the
-    last. hashes: checkpoint name to SHA-256. sample: the last picture of training.
+    Attributes:
+        folder: of the run.
+        name: path below the folder of the report.
+        stage: of training.
+        config: as written, with every default.
+        config_text: the same as text.
+        sessions: of ``run.json``.
+        metrics: of the best checkpoint, or the last one.
+        best: the best checkpoints.
+        curves: logged values by step.
+        hashes: checkpoint name → SHA-256.
+        split: number of patients in each part.
+        sample: the last picture of training.
     """
 
     folder: Path
@@ -89,7 +100,7 @@ def find_runs(folder: Path) -> list[RunRecord]:
 
 
 def read_run(folder: Path, root: Path) -> RunRecord:
-    """Return what one run's folder tells; damaged logs and records count as missing, a damaged config does not."""
+    """Return the records of one run; damaged logs and records count as missing, a damaged config is an error."""
     config, text = _read_config(folder / "config.yaml")
     metrics = read_json(folder / "metrics.json")
     split = read_json(folder / "split.json")
@@ -102,7 +113,9 @@ def read_run(folder: Path, root: Path) -> RunRecord:
         config=config,
         config_text=text,
         sessions=objects(read_json(folder / "run.json").get("runs")),
-        metrics={k: v for k, v in mapping(metrics.get("metrics")).items() if _is_number(v)},
+        metrics={
+            k: v for k, v in mapping(metrics.get("metrics")).items() if math.isfinite(number(v, math.nan))
+        },
         best=objects(metrics.get("best")),
         curves=read_curves(folder / "logs"),
         hashes={
@@ -116,7 +129,7 @@ def read_run(folder: Path, root: Path) -> RunRecord:
 
 
 def _read_config(path: Path) -> tuple[dict[str, Any], str]:
-    """Return the config of a run and its text; DataError where it is none."""
+    """Return the config of a run and its text; DataError for anything else."""
     try:
         text = path.read_text(encoding="utf-8")
         config = dict(yaml.safe_load(text))
@@ -135,7 +148,7 @@ def _read_config(path: Path) -> tuple[dict[str, Any], str]:
 
 
 def read_curves(logs: Path) -> Curves:
-    """Return every logged value by step, from the JSON lines or, without them, from the CSV files of a run."""
+    """Return every logged value by step, from the JSON lines of a run or else from its CSV files."""
     curves: dict[str, dict[float, float]] = {}
     rows = _json_lines(logs) if any(logs.rglob("*.jsonl")) else _csv_rows(logs)
     for row in rows:
@@ -152,7 +165,7 @@ def read_curves(logs: Path) -> Curves:
 def find_results(
     folders: list[Path], name: str, form: type[Result]
 ) -> tuple[list[tuple[Path, Result]], list[str]]:
-    """Return the results called ``name`` in and below ``folders``, and a sentence for each file that is none."""
+    """Return the results called ``name`` in and below ``folders``, and a sentence for each file that is damaged."""
     paths = dict.fromkeys(path.resolve() for folder in folders for path in _below(folder, name))
     found, problems = [], []
     for path in paths:
@@ -167,7 +180,7 @@ def find_results(
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Return the object in ``path``; empty where there is no file or no object in it."""
+    """Return the object in ``path``; empty without a file, or for any other content."""
     try:
         return mapping(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, RecursionError):
@@ -195,7 +208,7 @@ def _csv_rows(logs: Path) -> Iterator[dict[str, Any]]:
         with path.open(encoding="utf-8", errors="replace", newline="") as file:
             try:
                 yield from csv.DictReader(file)
-            except csv.Error:  # the rows before what is damaged count
+            except csv.Error:  # the rows before the damage count
                 continue
 
 
@@ -211,7 +224,3 @@ def _note(curves: dict[str, dict[float, float]], name: str, step: float, text: A
 def _digest(path: Path) -> str:
     words = path.read_text(encoding="utf-8", errors="replace").split()
     return words[0] if words else ""
-
-
-def _is_number(value: Any) -> bool:
-    return math.isfinite(number(value, math.nan))

@@ -1,4 +1,4 @@
-"""Puts a report together: gathers what is there, names what is not, and writes one HTML file."""
+"""Write a report as one HTML file: gather what is there, and name what is missing."""
 
 import base64
 import json
@@ -25,7 +25,7 @@ from prod9.system.wording import plural
 
 NIIVUE_VERSION = "0.69.0"
 GENERATED_FOLDERS = ("volumes", "generated", "patients")
-"""Folders of a run in which generated volumes are looked for."""
+"""Subfolders of a run in which generated volumes are looked for."""
 _PICTURES = {
     "generated.png": "Every generated volume, one axial slice each",
     "translation.png": "Translation of held-out patients",
