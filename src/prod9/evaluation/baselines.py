@@ -29,7 +29,14 @@ def match_histogram(volumes: Volume, quantiles: Float[Tensor, " Q"]) -> Volume:
 def mean_quantiles(volumes: Volume) -> Float[Tensor, " Q"]:
     """Return the foreground quantiles at equally spaced ranks, averaged over volumes."""
     levels = torch.linspace(0, 1, _NUM_QUANTILES, dtype=torch.float64)
-    rows = [_quantiles(v[v > 0], levels) for v in volumes if (v > 0).any()]
+    rows = []
+    for values in (volume[volume > 0] for volume in volumes if (volume > 0).any()):
+        # torch.quantile refuses more than 2²⁴ values.
+        ordered = values.double().sort().values
+        place = levels * (len(ordered) - 1)
+        left = place.floor().long().clamp(max=max(len(ordered) - 2, 0))
+        right = (left + 1).clamp(max=len(ordered) - 1)
+        rows.append(ordered[left].lerp(ordered[right], place - left))
     return torch.stack(rows).mean(0).float()
 
 
@@ -103,12 +110,3 @@ def _match_one(volume: Tensor, quantiles: Tensor) -> Tensor:
     result = torch.zeros_like(volume)
     result[inside] = matched.to(volume.dtype)
     return result
-
-
-def _quantiles(values: Tensor, levels: Tensor) -> Tensor:
-    # torch.quantile refuses more than 2²⁴ values.
-    ordered = values.double().sort().values
-    place = levels * (len(ordered) - 1)
-    left = place.floor().long().clamp(max=max(len(ordered) - 2, 0))
-    right = (left + 1).clamp(max=len(ordered) - 1)
-    return ordered[left].lerp(ordered[right], place - left)

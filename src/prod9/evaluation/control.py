@@ -33,8 +33,12 @@ def region_contrasts(volumes: Volume, seg: Tensor) -> tuple[Float[Tensor, " R"],
     healthy_mirror = seg.flip(1) == 0
     compared = [(seg == label) & healthy_mirror for label in classes]
     present = torch.stack([where.flatten(1).any(1) for where in compared], dim=1)
-    contrasts = torch.stack([_mean(image - image.flip(1), where) for where in compared], dim=1)
-    return contrasts[present], present
+    difference, contrasts = image - image.flip(1), []
+    for where in compared:
+        weight = where.to(difference.dtype)
+        total = (difference * weight).flatten(1).sum(1)
+        contrasts.append(total / weight.flatten(1).sum(1).clamp_min(1.0))
+    return torch.stack(contrasts, dim=1)[present], present
 
 
 def contrast_slope(generated: Volume, real: Volume, seg: Tensor) -> float:
@@ -59,11 +63,6 @@ def foreground_dice(volumes: Volume, seg: Tensor) -> float:
         for one, other in zip(found, wanted, strict=True)
     ]
     return float(np.mean(scores))
-
-
-def _mean(volumes: Tensor, where: Tensor) -> Tensor:
-    weight = where.to(volumes.dtype)
-    return (volumes * weight).flatten(1).sum(1) / weight.flatten(1).sum(1).clamp_min(1.0)
 
 
 @dataclass(frozen=True)

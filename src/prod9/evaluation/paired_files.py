@@ -178,4 +178,4 @@ def _note(metric: str, count: int, patients: int, sides: Sequence[int]) -> str |
         return "no case has this region"
     window = f"window {ssim_window(sides)}"
     words = {"ms_ssim": f"{ms_ssim_scales(sides)} scales, {window}", "ssim": window, "ssim_brasyn": window}
-    return joined([words.get(metric), "no interval: it takes 2 patients" if patients < 2 else None])
+    return joined([words.get(metric), "no interval: it needs 2 patients" if patients < 2 else None])

@@ -100,19 +100,7 @@ class Evaluation:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the content of the file."""
-        return {
-            "format": FORMAT,
-            "command": self.command,
-            "prod9": __version__,
-            "settings": dict(self.settings),
-            "sets": dict(self.sets),
-            "patients": dict(self.patients),
-            "skipped": [asdict(item) for item in self.skipped],
-            "left_out": [asdict(item) | {"files": list(item.files)} for item in self.left_out],
-            "warnings": list(self.warnings),
-            "scores": list(self.scores),
-            "cases": list(self.cases),
-        }
+        return {"format": FORMAT, "prod9": __version__, **asdict(self)}
 
     def write(self, folder: Path) -> list[Path]:
         """Write ``scores.csv``, ``cases.csv`` where there are cases, and ``evaluation.json``; return their paths.

@@ -232,7 +232,7 @@ def _compare(distance: _Distance, pair: SetPair) -> Score:
     reliable = pair.fewest_patients >= wanted
     interval = pair.score_interval(score, least=distance.least)
     between_real = distance.make(b, b, (pair.members[1], pair.members[1]))
-    doubt = f"unreliable below {wanted} patients a set; compare matched with floor only"
+    doubt = f"unreliable below {wanted} patients per set; compare matched with floor only"
     return pair.score(
         None if reliable else doubt,
         pair.why_no_interval(interval),
@@ -273,7 +273,7 @@ def _compare_neighbourhoods(extractor: str, pair: SetPair) -> Iterator[Score]:
         bounds = (0.0, math.inf if metric == "density" else 1.0)
         interval = pair.mean_interval(getattr(samples, metric), own.patients, bounds=bounds)
         yield pair.score(
-            None if reliable else f"unreliable below {FEW} patients a set",
+            None if reliable else f"unreliable below {FEW} patients per set",
             pair.why_no_interval(interval),
             **about,
             metric=metric,
@@ -319,7 +319,7 @@ def _compare_diversity(pair: SetPair) -> Score:
     return pair.score(
         f"{len(own)} generated and {len(theirs)} real pairs of one modality, of {twosomes[0]} and {twosomes[1]} "
         "pairs of patients",
-        "no interval: it takes 2 pairs of patients" if absent else None,
+        "no interval: it needs 2 pairs of patients" if absent else None,
         group="diversity",
         metric="ms_ssim_pairs",
         value=value,

@@ -4,7 +4,7 @@ The same small network is trained with the same number of steps on real patients
 several times each, and is tested on real patients that neither the generator nor any of these networks has seen.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -16,31 +16,26 @@ from torch import Tensor
 from prod9.data.cases import Case
 from prod9.data.layouts.find import find_cases, scan_dataset
 from prod9.data.layouts.names import MODALITIES
-from prod9.data.preprocessing import Preprocessor, dequantise
 from prod9.data.splits import Split
-from prod9.data.transforms import Augmentation, TransformBuilder
 from prod9.errors import ConfigError, DataError
 from prod9.evaluation.judges.segmenter import dice, train_segmenter
 from prod9.evaluation.score_table import Evaluation
 from prod9.evaluation.sets.intervals import crossed_interval
 from prod9.evaluation.sets.members import number_members
+from prod9.evaluation.sets.patients import (
+    REGIONS,
+    PatientSet,
+    first_entry,
+    grid_of,
+    read_patients,
+    require_sizes,
+)
 from prod9.evaluation.sets.training_patients import find_training_patients
-from prod9.evaluation.sets.volume_sets import PERCENTILES, BadFiles, Entry
+from prod9.evaluation.sets.volume_sets import BadFiles
 from prod9.evaluation.settings import Report, SetSettings, silent
 from prod9.json_files import without_nan
-from prod9.volumes import to_ras
 
-REGIONS: Mapping[str, tuple[int, ...]] = {
-    "whole_tumour": (1, 2, 3),
-    "tumour_core": (1, 3),
-    "enhancing": (3,),
-}
-"""Canonical labels of each region, as BraTS scores them."""
 SETS = ("real", "synthetic", "both")
-MIN_SIDE = 9
-"""Smaller volumes leave the segmenter's coarsest level a single voxel."""
-MAX_BYTES = 8 << 30
-"""Most memory that the volumes of all patients may take."""
 MIN_PATIENTS, MIN_SEEDS = 10, 3
 """With fewer held-out patients or seeds, intervals are not reliable."""
 
@@ -60,37 +55,6 @@ class UtilitySettings(SetSettings):
     heldout: str | None = None
     steps: int = 400
     seeds: int = 3
-
-
-@dataclass(frozen=True)
-class PatientSet:
-    """Cases with their lesions.
-
-    Attributes:
-        volumes: ``[N M H W D]`` in [0, 1].
-        masks: bool ``[N R H W D]``.
-        names: of the cases.
-        patients: of each case; several time points belong to one patient.
-    """
-
-    volumes: Tensor
-    masks: Tensor
-    names: tuple[str, ...]
-    patients: tuple[str, ...]
-
-    @property
-    def num_patients(self) -> int:
-        """Return how many different patients there are."""
-        return len(set(self.patients))
-
-    def joined(self, other: "PatientSet") -> "PatientSet":
-        """Return the patients of both."""
-        return PatientSet(
-            torch.cat([self.volumes, other.volumes]),
-            torch.cat([self.masks, other.masks]),
-            self.names + other.names,
-            self.patients + other.patients,
-        )
 
 
 def evaluate_utility(
@@ -119,12 +83,20 @@ def evaluate_utility(
         layout = "auto" if root == synthetic_root else settings.layout
         bad.leave_out(f"of no case of {root}", list(scan_dataset(root, layout=layout).ignored), asked=False)
     trained_on = find_training_patients(
-        [_entry(case, settings) for case in held_out], synthetic_root, split=settings.split
+        [first_entry(case, settings.modalities) for case in held_out], synthetic_root, split=settings.split
     )
-    grid = settings.grid or _grid_of(_entry(synthetic[0], settings))
-    _require_sizes(grid, len(settings.modalities), len(training) + len(synthetic) + len(held_out))
+    grid = settings.grid or grid_of(first_entry(synthetic[0], settings.modalities))
+    require_sizes(grid, len(settings.modalities), len(training) + len(synthetic) + len(held_out))
     found = {
-        name: _read(name, cases, grid, settings, bad, report)
+        name: read_patients(
+            name,
+            cases,
+            modalities=settings.modalities,
+            grid=grid,
+            spacing=settings.spacing,
+            bad=bad,
+            report=report,
+        )
         for name, cases in (("real", training), ("synthetic", synthetic), ("held out", held_out))
     }
     sets = {
@@ -132,6 +104,9 @@ def evaluate_utility(
         "synthetic": found["synthetic"],
         "both": found["real"].joined(found["synthetic"]),
     }
+    few = None
+    if found["held out"].num_patients < MIN_PATIENTS or settings.seeds < MIN_SEEDS:
+        few = f"Fewer than {MIN_PATIENTS} held-out patients or {MIN_SEEDS} seeds: the intervals are not reliable."
     overlaps = _train_and_test(sets, found["held out"], settings, device, report)
     return Evaluation(
         command="evaluate utility",
@@ -149,7 +124,7 @@ def evaluate_utility(
         patients={name: patients.num_patients for name, patients in found.items()},
         skipped=bad.skipped,
         left_out=bad.left_out,
-        warnings=[*filter(None, [trained_on.warning()]), *_warnings(settings, found["held out"])],
+        warnings=[*filter(None, [trained_on.warning(), few])],
     )
 
 
@@ -193,74 +168,6 @@ def _find(root: Path, settings: UtilitySettings) -> list[Case]:
         label_scheme=settings.label_scheme,
         modalities=settings.modalities,
         require_seg=True,
-    )
-
-
-def _entry(case: Case, settings: UtilitySettings) -> Entry:
-    name = settings.modalities[0]
-    return Entry(case.case_id, case.patient_id, name, case.images[name], case.channels.get(name))
-
-
-def _grid_of(entry: Entry) -> tuple[int, int, int]:
-    file = entry.read()
-    h, w, d = to_ras(file.data, file.header.affine)[0].shape
-    return h, w, d
-
-
-def _require_sizes(grid: tuple[int, int, int], num_modalities: int, num_cases: int) -> None:
-    if max(grid) < MIN_SIDE:
-        raise ConfigError(
-            f"expected volumes of {MIN_SIDE} voxels or more along some axis, got {grid}; use smaller ones (--spacing)."
-        )
-    # "both" holds real and synthetic patients a second time.
-    wanted = 2 * num_cases * grid[0] * grid[1] * grid[2] * (4 * num_modalities + len(REGIONS))
-    if wanted > MAX_BYTES:
-        raise ConfigError(
-            f"expected volumes that fit into {MAX_BYTES >> 30} GiB, got {num_cases} patients of {grid} voxels, "
-            f"{wanted / 2**30:.0f} GiB; use larger voxels (--spacing 2 2 2 with --grid), or fewer patients."
-        )
-
-
-def _read(
-    what: str,
-    cases: Sequence[Case],
-    grid: tuple[int, int, int],
-    settings: UtilitySettings,
-    bad: BadFiles,
-    report: Report,
-) -> PatientSet:
-    builder = TransformBuilder(
-        spacing=settings.spacing,
-        grid=grid,
-        crop_size=None,
-        intensity=PERCENTILES,
-        augment=Augmentation(
-            flip_prob=0.0, bias_field_prob=0.0, gamma_prob=0.0, scale_prob=0.0, affine_prob=0.0
-        ),
-    )
-    preprocess = Preprocessor(
-        transform=builder.build_preprocessing(settings.modalities), modalities=settings.modalities
-    )
-    images, masks, kept = [], [], []
-    for done, case in enumerate(cases, 1):
-        try:
-            found = preprocess(case)
-        except DataError as error:
-            bad.report(_entry(case, settings), error)
-            continue
-        assert found.seg is not None  # asked for
-        seg = torch.from_numpy(found.seg)
-        images.append(dequantise(found.images))
-        masks.append(torch.stack([torch.isin(seg, torch.tensor(v)) for v in REGIONS.values()]))
-        kept.append(case)
-        report(f"Reading {what}", done, len(cases))
-    if not kept:
-        raise DataError(f"expected at least one readable patient of the {what} ones, got none.")
-    return PatientSet(
-        torch.stack(images),
-        torch.stack(masks),
-        tuple(case.case_id for case in kept),
-        tuple(case.patient_id for case in kept),
     )
 
 
@@ -350,7 +257,7 @@ def _row(
         "better": "higher",
         "unit": "",
         "reliable": patients >= MIN_PATIENTS and seeds >= MIN_SEEDS,
-        "note": "no interval: it takes 2 patients" if patients == 1 else note,
+        "note": "no interval: it needs 2 patients" if patients == 1 else note,
     }
     return without_nan(row)
 
@@ -367,11 +274,3 @@ def _cases(overlaps: Mapping[str, Tensor], held_out: PatientSet) -> Iterator[dic
                         "region": region,
                         "dice": without_nan(value),
                     }
-
-
-def _warnings(settings: UtilitySettings, held_out: PatientSet) -> list[str]:
-    if held_out.num_patients >= MIN_PATIENTS and settings.seeds >= MIN_SEEDS:
-        return []
-    return [
-        f"Fewer than {MIN_PATIENTS} held-out patients or {MIN_SEEDS} seeds: the intervals are not reliable."
-    ]

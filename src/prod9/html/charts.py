@@ -18,7 +18,11 @@ def curve_chart(title: str, series: Mapping[str, Points]) -> Markup:
     xs = [x for points in series.values() for x, _ in points]
     ys = [y for points in series.values() for _, y in points]
     x_of, y_of = _scale(xs, _LEFT, _WIDTH - _RIGHT), _scale(ys, _HEIGHT - _BOTTOM, _TOP)
-    parts = [_grid(ys, y_of)]
+    parts = []
+    for tick in _ticks(min(ys), max(ys)):
+        y = y_of(tick)
+        parts.append(f'<line x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}" class="grid"/>')
+        parts.append(f'<text x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{tick:.4g}</text>')
     for tick in _ticks(min(xs), max(xs)):
         parts.append(f'<text x="{x_of(tick):.1f}" y="{_HEIGHT - 8}" text-anchor="middle">{tick:g}</text>')
     legend = ""
@@ -101,15 +105,6 @@ def _figure(title: str, body: str, legend: str, height: int, *, width: int = _WI
         f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(title)}">{body}</svg>'
         f'<div class="legend">{legend}</div></figure>'
     )
-
-
-def _grid(ys: Sequence[float], y_of: "_Scale") -> str:
-    lines = []
-    for tick in _ticks(min(ys), max(ys)):
-        y = y_of(tick)
-        lines.append(f'<line x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}" class="grid"/>')
-        lines.append(f'<text x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{tick:.4g}</text>')
-    return "".join(lines)
 
 
 class _Scale:

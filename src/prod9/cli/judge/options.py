@@ -128,7 +128,7 @@ def grouped(command: Callable[..., None]) -> Callable[..., None]:
     for parameter in inspect.signature(command).parameters.values():
         if is_dataclass(parameter.annotation):
             groups[parameter.name] = parameter.annotation
-            parameters += inspect.signature(parameter.annotation).parameters.values()
+            parameters += inspect.signature(groups[parameter.name]).parameters.values()
         else:
             parameters.append(parameter.replace(kind=Parameter.KEYWORD_ONLY))
 

@@ -14,7 +14,7 @@ from prod9.errors import DataError
 from prod9.files import sha256
 from prod9.system.progress import Progress
 from prod9.system.wording import plural
-from prod9.volumes import Channel, VolumeHeader, cautions, looks_whole, read, read_header, signature
+from prod9.volumes import VolumeHeader, cautions, looks_whole, read, read_header, signature
 
 AFFINE_TOLERANCE = 1e-2
 """Largest difference (mm, and mm per voxel) between affines of one grid, as in training."""
@@ -53,15 +53,17 @@ def check_headers(cases: Sequence[Case], *, progress: Progress | None = None) ->
         for kind, path in _files(case):
             try:
                 header = read_header(path, channel=case.channels.get(kind))
-                if path not in {known.path for known in kinds.values()}:
-                    _require_whole(header, case.channels.get(kind))
+                known = {other.path for other in kinds.values()}
+                if path not in known and not looks_whole(header):
+                    # Reading it raises its exact error, if it has one.
+                    read(path, channel=case.channels.get(kind), allow_non_finite=True)
             except (DataError, OSError) as problem:
                 # The channels of one 4D file have the same error.
                 if not any(f.case == case.case_id and f.message == str(problem) for f in headers.findings):
                     headers.findings.append(error("unreadable", str(problem), case.case_id))
                 continue
             kinds[kind] = header
-        headers.findings += [*_grid(case, kinds), *_trailing_axes(case, kinds), *_slice(case, kinds)]
+        headers.findings += [*_grid(case, kinds), *_single_headers(case, kinds)]
         if progress is not None:
             progress(done, len(cases))
     headers.findings += [*_spacings(headers), *_orientations(headers), *_doubles(cases, headers)]
@@ -72,12 +74,6 @@ def _files(case: Case) -> Iterator[tuple[str, Path]]:
     yield from case.images.items()
     if case.seg is not None:
         yield SEG, case.seg
-
-
-def _require_whole(header: VolumeHeader, channel: Channel | None) -> None:
-    """Read a file whose length does not fit its header, which raises its exact error if it has one."""
-    if not looks_whole(header):
-        read(header.path, channel=channel, allow_non_finite=True)
 
 
 def _grid(case: Case, kinds: dict[str, VolumeHeader]) -> Iterator[Finding]:
@@ -100,14 +96,12 @@ def _grid(case: Case, kinds: dict[str, VolumeHeader]) -> Iterator[Finding]:
         )
 
 
-def _trailing_axes(case: Case, kinds: dict[str, VolumeHeader]) -> Iterator[Finding]:
+def _single_headers(case: Case, kinds: dict[str, VolumeHeader]) -> Iterator[Finding]:
     for header in kinds.values():
-        if header.stored_shape[3:] and header.stored_shape[3:] == (1,) * len(header.stored_shape[3:]):
+        trailing = header.stored_shape[3:]
+        if trailing and trailing == (1,) * len(trailing):
             stored = sides(header.stored_shape)
             yield note("axis", f"{header.path}: {stored} is read as {sides(header.shape)}.", case.case_id)
-
-
-def _slice(case: Case, kinds: dict[str, VolumeHeader]) -> Iterator[Finding]:
     found = [text for header in kinds.values() if (text := cautions(header).get("slice"))]
     if found:
         yield warning("slice", found[0], case.case_id)

@@ -82,7 +82,7 @@ def check_medmnist3d(
     Raises DataError for a name that belongs to no set, and for a file that does not exist.
 
     Args:
-        path: the file, whose name says which set it holds.
+        path: the file; its name is that of the set.
         classes: names of the labels of each set, in order.
         deep: read and hash every voxel.
         progress: called after each sample.
@@ -90,8 +90,8 @@ def check_medmnist3d(
     name, _, size = path.name.removesuffix(".npz").partition("_")
     if name not in classes or size not in ("", "64"):
         raise DataError(
-            f"{path}: expected {', '.join(classes)} with .npz or _64.npz, got another name, which would say "
-            "what the labels mean; rename it."
+            f"{path}: expected {', '.join(classes)} with .npz or _64.npz, got another name; rename it, since the "
+            "name defines the labels."
         )
     report = MedMNIST3DReport(root=path, name=name, classes=classes[name])
     if not path.is_file():

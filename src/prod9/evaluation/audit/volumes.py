@@ -228,8 +228,8 @@ def run_audit(
         mirrors={embedding.name: embedding.mirrors for embedding in embeddings},
         false_alarms=false_alarms,
         max_share=max_share,
-        skipped=[{"file": s.file, "reason": s.reason} for s in bad.skipped],
-        left_out=[asdict(item) | {"files": list(item.files)} for item in bad.left_out],
+        skipped=[asdict(item) for item in bad.skipped],
+        left_out=[asdict(item) for item in bad.left_out],
         gaps=bad.gaps,
     )
 

@@ -105,6 +105,10 @@ def read_run(folder: Path, root: Path) -> RunRecord:
     metrics = read_json(folder / "metrics.json")
     split = read_json(folder / "split.json")
     samples = sorted((folder / "samples").glob("*.png"))
+    digests = [
+        (path, path.read_text(encoding="utf-8", errors="replace").split())
+        for path in (folder / "checkpoints").glob("*.sha256")
+    ]
     name = folder.relative_to(root).as_posix() if folder != root else folder.resolve().name
     return RunRecord(
         folder=folder,
@@ -118,9 +122,7 @@ def read_run(folder: Path, root: Path) -> RunRecord:
         },
         best=objects(metrics.get("best")),
         curves=read_curves(folder / "logs"),
-        hashes={
-            p.name.removesuffix(".sha256"): _digest(p) for p in (folder / "checkpoints").glob("*.sha256")
-        },
+        hashes={path.name.removesuffix(".sha256"): words[0] for path, words in digests if words},
         split={
             part: len(split[part]) for part in ("train", "val", "test") if isinstance(split.get(part), list)
         },
@@ -135,7 +137,7 @@ def _read_config(path: Path) -> tuple[dict[str, Any], str]:
         config = dict(yaml.safe_load(text))
         sections = [config[name] for name in ("data", "model") if name in config]
         if "stage" not in config or not all(isinstance(section, dict) for section in sections):
-            raise ValueError("something without stage, or whose data or model is no section")
+            raise ValueError("a file without stage, or with data or model that is no section")
         for name in ("grid", "spacing", "modalities"):
             if not isinstance(mapping(config.get("data")).get(name), list | tuple | type(None)):
                 raise ValueError(f"data.{name} that is no list")
@@ -219,8 +221,3 @@ def _note(curves: dict[str, dict[float, float]], name: str, step: float, text: A
         return
     if math.isfinite(value) and math.isfinite(step):
         curves.setdefault(name, {})[step] = value
-
-
-def _digest(path: Path) -> str:
-    words = path.read_text(encoding="utf-8", errors="replace").split()
-    return words[0] if words else ""

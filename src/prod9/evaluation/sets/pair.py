@@ -1,4 +1,4 @@
-"""Two sets that are compared: whose volumes they hold, and the scores, intervals and floors over them."""
+"""Two sets that are compared: their patients, and the scores, intervals and floors over both."""
 
 import math
 from collections.abc import Iterable
@@ -105,7 +105,7 @@ class SetPair:
         if interval is not None or not self.resampling.replicates:
             return None
         few = self.fewest_patients < 2
-        return f"no interval: {'it takes 2 patients a set' if few else 'too few patients to draw from'}"
+        return f"no interval: {'it needs 2 patients per set' if few else 'too few patients to draw from'}"
 
 
 def joined(parts: Iterable[str | None]) -> str | None:
