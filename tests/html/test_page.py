@@ -5,7 +5,7 @@ from base64 import b64decode
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from jinja2 import UndefinedError
 from matplotlib.image import imread
@@ -27,6 +27,7 @@ def test_a_value_that_is_missing_is_an_error():
         render("prod9.html", "base.html.jinja", title="t")
 
 
+@settings(deadline=None)  # the first picture imports matplotlib
 @given(st.integers(1, 9), st.integers(1, 9))
 def test_a_picture_holds_its_pixels(height: int, width: int) -> None:
     image = np.arange(height * width, dtype=np.uint8).reshape(height, width)

@@ -46,5 +46,5 @@ def encode_png(image: np.ndarray) -> bytes:
     from matplotlib.image import imsave  # takes half a second, and only pages need it
 
     buffer = io.BytesIO()
-    imsave(buffer, image, format="png", cmap="gray", vmin=0, vmax=255)
+    imsave(buffer, np.stack([image] * 3, axis=2), format="png")  # as RGB, which no colour map changes
     return buffer.getvalue()
