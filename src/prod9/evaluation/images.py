@@ -115,18 +115,8 @@ def evaluate_images(
     trained_on = find_training_patients(
         real, generated_root, split=settings.split, autoencoder=settings.autoencoder
     )
-    scores: list[Score] = []
-    cases: list[Case] = []
-    if settings.paired:
-        scores, cases = score_pairs(
-            match_pairs(real, generated, bad),
-            bad,
-            resample=settings.resample,
-            replicates=settings.replicates,
-            seed=settings.seed,
-            progress=partial(report, "Pairs"),
-            keep=keep,
-        )
+    pairs = match_pairs(real, generated, bad) if settings.paired else []
+    scores, cases = _score_pairs(settings, pairs, bad, report, keep)
     real, generated = _comparable(real, generated, bad)
     preparation, real, generated = prepare_for(
         real, generated, bad, grid=settings.grid, spacing=settings.spacing
@@ -151,6 +141,26 @@ def evaluate_images(
         warnings=[*filter(None, [trained_on.warning()]), *bad.missing, *_warnings(scores, pair)],
     )
     return ImageEvaluation(evaluation, trained)
+
+
+def _score_pairs(
+    settings: ImageSettings,
+    pairs: Sequence[tuple[Entry, Entry]],
+    bad: BadFiles,
+    report: Report,
+    keep: Path | None,
+) -> tuple[list[Score], list[Case]]:
+    if not pairs:
+        return [], []
+    return score_pairs(
+        pairs,
+        bad,
+        resample=settings.resample,
+        replicates=settings.replicates,
+        seed=settings.seed,
+        progress=partial(report, "Pairs"),
+        keep=keep,
+    )
 
 
 def _comparable(

@@ -87,41 +87,36 @@ def evaluate_utility(
     )
     grid = settings.grid or grid_of(first_entry(synthetic[0], settings.modalities))
     require_sizes(grid, len(settings.modalities), len(training) + len(synthetic) + len(held_out))
-    found = {
-        name: read_patients(
-            name,
-            cases,
-            modalities=settings.modalities,
-            grid=grid,
-            spacing=settings.spacing,
-            bad=bad,
-            report=report,
-        )
-        for name, cases in (("real", training), ("synthetic", synthetic), ("held out", held_out))
-    }
-    sets = {
-        "real": found["real"],
-        "synthetic": found["synthetic"],
-        "both": found["real"].joined(found["synthetic"]),
-    }
+    read = partial(
+        read_patients,
+        modalities=settings.modalities,
+        grid=grid,
+        spacing=settings.spacing,
+        bad=bad,
+        report=report,
+    )
+    real, made = read("real", training), read("synthetic", synthetic)
+    tested = read("held out", held_out)
+    sets = {"real": real, "synthetic": made, "both": real.joined(made)}
     few = None
-    if found["held out"].num_patients < MIN_PATIENTS or settings.seeds < MIN_SEEDS:
+    if tested.num_patients < MIN_PATIENTS or settings.seeds < MIN_SEEDS:
         few = f"Fewer than {MIN_PATIENTS} held-out patients or {MIN_SEEDS} seeds: the intervals are not reliable."
-    overlaps = _train_and_test(sets, found["held out"], settings, device, report)
+    overlaps = _train_and_test(sets, tested, settings, device, report)
     return Evaluation(
         command="evaluate utility",
         settings={**asdict(settings), "grid": list(grid)},
         sets={
-            key: _about(root, found[name], settings)
-            for key, root, name in (
-                ("real", real_root, "real"),
-                ("synthetic", synthetic_root, "synthetic"),
-                ("heldout", settings.heldout or real_root, "held out"),
-            )
+            "real": _about(real_root, real, settings),
+            "synthetic": _about(synthetic_root, made, settings),
+            "heldout": _about(settings.heldout or real_root, tested, settings),
         },
-        scores=list(_scores(overlaps, sets, found["held out"], settings)),
-        cases=list(_cases(overlaps, found["held out"])),
-        patients={name: patients.num_patients for name, patients in found.items()},
+        scores=list(_scores(overlaps, sets, tested, settings)),
+        cases=list(_cases(overlaps, tested)),
+        patients={
+            "real": real.num_patients,
+            "synthetic": made.num_patients,
+            "held out": tested.num_patients,
+        },
         skipped=bad.skipped,
         left_out=bad.left_out,
         warnings=[*filter(None, [trained_on.warning(), few])],

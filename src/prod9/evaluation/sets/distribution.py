@@ -4,7 +4,7 @@ Patients are drawn and counted, not volumes. If the classes (modalities) of all 
 each class: across classes, a distance would measure the modalities, and the volumes of one patient are not independent.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -135,15 +135,22 @@ def frechet_ratio(
     if (generated_labels is None) != (training_labels is None):
         raise ValueError("labels: expected them for both sets or for neither, got one; pass the other too")
     made = sample(generated, generated_labels)
+    reference = sample(training, training_labels, training_patients)
     real = sample(held_out, held_out_labels, held_out_patients)
     within = held_out_labels is not None and generated_labels is not None
+    subsets = matching_subsets(reference, made, generator, draws)
+    seed = int(torch.randint(2**31, (), generator=generator))
+    return _compare_frechet(made, subsets, real, within=within, replicates=replicates, seed=seed)
+
+
+def _compare_frechet(
+    made: Sample, subsets: Sequence[Sample], real: Sample, *, within: bool, replicates: int, seed: int
+) -> FrechetRatio:
     patients = fewest_patients(made, real, within=within)
-    directions = num_directions(patients, generated.shape[1])
+    directions = num_directions(patients, made.rows.shape[1])
 
     def distance(a: Features, b: Features) -> float:
         return principal_frechet(a, b, directions=directions).item()
-
-    subsets = matching_subsets(sample(training, training_labels, training_patients), made, generator, draws)
 
     def to_training(rows: Tensor) -> float:
         found = [class_mean(distance, subset, real[rows], within=within) for subset in subsets]
@@ -156,14 +163,13 @@ def frechet_ratio(
         except (ValueError, ZeroDivisionError):  # too few rows of a class were drawn
             return float("nan")
 
-    seed = int(torch.randint(2**31, (), generator=generator))
     return FrechetRatio(
         distance=class_mean(distance, made, real, within=within),
-        floor=to_training(torch.arange(len(held_out))),
-        num_samples=len(generated),
-        num_reference=len(held_out),
+        floor=to_training(torch.arange(len(real.rows))),
+        num_samples=len(made.rows),
+        num_reference=len(real.rows),
         dimensions=directions,
-        features=generated.shape[1],
+        features=made.rows.shape[1],
         num_patients=patients,
         interval=score_interval(
             ratio, made.members, real.members, replicates=replicates, seed=seed, least=0.0
@@ -256,14 +262,36 @@ def _matching_rows(available: Sample, wanted: Label, generator: torch.Generator)
     return torch.cat(rows)
 
 
-def _distances(volumes: Volume) -> Float[Tensor, "N N"]:
-    flat = volumes.flatten(1)
-    return torch.cdist(flat, flat, compute_mode="donot_use_mm_for_euclid_dist") / flat.shape[1] ** 0.5
+class _PairwiseDistances:
+    """Root-mean-square intensity differences of the volumes of one set, within each class."""
 
+    def __init__(self, volumes: Volume, labels: Label, members: Members, classes: Sequence[int]) -> None:
+        self.labels, self.members, self.classes = labels, members, classes
+        inside = {k: labels == k for k in classes}
+        self.distances = {}
+        for k, own in inside.items():
+            flat = volumes[own].flatten(1)
+            distances = torch.cdist(flat, flat, compute_mode="donot_use_mm_for_euclid_dist")
+            self.distances[k] = distances / flat.shape[1] ** 0.5
+        # Place of each volume among those of its class.
+        self.places = torch.stack([own.cumsum(0) * own for own in inside.values()]).sum(0) - 1
 
-def _mean_over_pairs(distances: Tensor, owners: Members) -> Tensor:
-    weight = owners.weights[:, None] * owners.weights * (owners.patients[:, None] != owners.patients)
-    return (distances.double() * weight).sum() / weight.sum()
+    @property
+    def fewest_patients(self) -> int:
+        """Patients of the class that has fewest."""
+        return min(self.members[self.labels == k].num_patients for k in self.classes)
+
+    def total(self, rows: Tensor) -> float:
+        """Return the mean over pairs of patients of ``rows``, summed over classes."""
+        result = 0.0
+        for k in self.classes:
+            own = rows[self.labels[rows] == k]
+            place, owners = self.places[own], self.members[own]
+            weight = owners.weights[:, None] * owners.weights
+            weight = weight * (owners.patients[:, None] != owners.patients)
+            distances = self.distances[k][place][:, place].double()
+            result += ((distances * weight).sum() / weight.sum()).item()
+        return result
 
 
 @dataclass(frozen=True)
@@ -300,43 +328,23 @@ def compare_diversity(
         replicates: bootstrap samples for the interval, 0 for none.
         seed: of the draws.
     """
-    sides = [
-        (own, sample(volumes, own, patients).members, volumes)
-        for own, volumes, patients in (
-            (labels, volumes, patients),
-            (held_out_labels, held_out, held_out_patients),
-        )
-    ]
     classes = labels.unique().tolist()
-    fewest = min(owners[found == k].num_patients for found, owners, _ in sides for k in classes)
+    made = _PairwiseDistances(volumes, labels, sample(volumes, labels, patients).members, classes)
+    owners = sample(held_out, held_out_labels, held_out_patients).members
+    real = _PairwiseDistances(held_out, held_out_labels, owners, classes)
+    fewest = min(made.fewest_patients, real.fewest_patients)
     if fewest < 2:
         raise ValueError(
             f"expected volumes of at least 2 patients in each class to make pairs, got {fewest}; generate more"
         )
-    known = [{k: _distances(own[found == k]) for k in classes} for found, _, own in sides]
-    # Place of each volume among those of its class.
-    places = [
-        torch.stack([(found == k).cumsum(0) * (found == k) for k in classes]).sum(0) - 1
-        for found, _, _ in sides
-    ]
-
-    def total(side: int, rows: Tensor) -> float:
-        found, owners, _ = sides[side]
-        result = 0.0
-        for k in classes:
-            own = rows[found[rows] == k]
-            place = places[side][own]
-            result += _mean_over_pairs(known[side][k][place][:, place], owners[own]).item()
-        return result
 
     def ratio(i: Tensor, j: Tensor) -> float:
-        below = total(1, j)
-        return total(0, i) / below if below > 0 else float("nan")
+        below = real.total(j)
+        return made.total(i) / below if below > 0 else float("nan")
 
-    everything = [torch.arange(len(own)) for _, _, own in sides]
     return DiversityRatio(
-        ratio(everything[0], everything[1]),
-        score_interval(ratio, sides[0][1], sides[1][1], replicates=replicates, seed=seed, least=0.0),
+        ratio(torch.arange(len(volumes)), torch.arange(len(held_out))),
+        score_interval(ratio, made.members, real.members, replicates=replicates, seed=seed, least=0.0),
     )
 
 
