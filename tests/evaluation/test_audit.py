@@ -1,3 +1,5 @@
+"""The copy audit finds copies, however they are disguised, and refuses what it cannot judge."""
+
 import numpy as np
 import pytest
 import torch

@@ -1,3 +1,5 @@
+"""Distances of distributions and diversity against known values."""
+
 import pytest
 import torch
 

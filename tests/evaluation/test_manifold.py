@@ -1,3 +1,5 @@
+"""Kernel distances and neighbourhoods against values by hand."""
+
 import pytest
 import torch
 

@@ -1,3 +1,5 @@
+"""Paired scores inside the brain."""
+
 import torch
 
 from prod9.evaluation.paired import psnr_brain, ssim_brain

@@ -1,3 +1,5 @@
+"""Regions in which volumes are scored."""
+
 import torch
 
 from prod9.evaluation.regions import REGIONS, find_regions

@@ -1,3 +1,5 @@
+"""Scores of translations beside their baselines."""
+
 import math
 
 import pytest

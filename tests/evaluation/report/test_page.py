@@ -1,3 +1,5 @@
+"""The report holds what a run recorded, and names what is missing."""
+
 import gzip
 import json
 import re
