@@ -1,7 +1,7 @@
 """Small charts as SVG for an HTML page; the names in them are escaped."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import cycle
 
 from markupsafe import Markup, escape
@@ -107,19 +107,15 @@ def _figure(title: str, body: str, legend: str, height: int, *, width: int = _WI
     )
 
 
-class _Scale:
-    """A linear map; a single value lands in the middle."""
+def _scale(values: Sequence[float], start: float, end: float) -> Callable[[float], float]:
+    """Return a linear map of the range of ``values`` to ``start`` and ``end``; a single value is put in the middle."""
+    low, high = min(values), max(values)
 
-    def __init__(self, low: float, high: float, start: float, end: float) -> None:
-        self.low, self.high, self.start, self.end = low, high, start, end
+    def place(value: float) -> float:
+        share = (value - low) / (high - low) if high > low else 0.5
+        return start + min(1.0, max(0.0, share)) * (end - start)
 
-    def __call__(self, value: float) -> float:
-        share = (value - self.low) / (self.high - self.low) if self.high > self.low else 0.5
-        return self.start + min(1.0, max(0.0, share)) * (self.end - self.start)
-
-
-def _scale(values: Sequence[float], start: float, end: float) -> _Scale:
-    return _Scale(min(values), max(values), start, end)
+    return place
 
 
 def _ticks(low: float, high: float, *, wanted: int = 4) -> list[float]:
