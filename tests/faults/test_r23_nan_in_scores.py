@@ -45,7 +45,7 @@ def test_r23_a_volume_without_a_distance_does_not_pass_an_audit(tmp_path):
     sets = AuditSets(*(find_volumes(folder) for folder in folders))
     for wrong in (2, 7, 15):  # of each set
         common = {"false_alarms": 0.1, "max_share": 0.5}
-        with pytest.raises(DataError, match="NaN or infinite features"):
+        with pytest.raises(DataError, match="expected finite features, got NaN"):
             run_audit(sets, [Broken(wrong)], bad=BadFiles(skip=False), **common)
     result = run_audit(sets, [Broken(15)], bad=BadFiles(skip=True), **common)
     assert not result.passed
@@ -53,7 +53,7 @@ def test_r23_a_volume_without_a_distance_does_not_pass_an_audit(tmp_path):
 
 
 def test_r23_a_volume_without_features_is_named():
-    with pytest.raises(DataError, match="NaN or infinite features"):
+    with pytest.raises(DataError, match="expected finite features, got NaN"):
         describe_set(ENTRIES[:4], Counting(), [Broken(3)], BadFiles(skip=False))
     bad = BadFiles(skip=True)
     assert len(describe_set(ENTRIES[:4], Counting(), [Broken(3)], bad)) == 3
