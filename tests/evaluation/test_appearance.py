@@ -1,3 +1,5 @@
+"""Histograms, spectra, detail and radiomics of volumes."""
+
 import pytest
 import torch
 

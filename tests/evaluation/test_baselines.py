@@ -1,3 +1,5 @@
+"""Baselines of translation against closed forms."""
+
 import numpy as np
 import pytest
 import torch

@@ -1,3 +1,5 @@
+"""The modality classifier learns contrast, not brightness."""
+
 import pytest
 import torch
 

@@ -1,7 +1,9 @@
+"""Distances of distributions and diversity against known values."""
+
 import pytest
 import torch
 
-from prod9.evaluation.sets.distribution import diversity_ratio, frechet_ratio, mean_pairwise_distance
+from prod9.evaluation.sets.distribution import diversity_ratio, frechet_ratio
 from prod9.measures.metrics import frechet_distance
 
 
@@ -48,11 +50,13 @@ def test_frechet_ratio_refuses_what_it_cannot_match():
         frechet_ratio(x, x, x, generator=_generator(), generated_labels=torch.zeros(10, dtype=torch.int64))
 
 
-def test_mean_pairwise_distance_of_three_constants():
+def test_diversity_of_constants_is_their_mean_pairwise_distance():
     volumes = torch.tensor([0.0, 0.1, 0.4]).view(3, 1, 1, 1, 1).expand(3, 1, 2, 2, 2)
-    assert mean_pairwise_distance(volumes) == pytest.approx((0.1 + 0.4 + 0.3) / 3)
+    labels = torch.zeros(3, dtype=torch.int64)
+    ratio = diversity_ratio(volumes, volumes[:2], generated_labels=labels, held_out_labels=labels[:2])
+    assert ratio == pytest.approx((0.1 + 0.4 + 0.3) / 3 / 0.1)
     with pytest.raises(ValueError, match="at least 2"):
-        mean_pairwise_distance(volumes[:1])
+        diversity_ratio(volumes[:1], volumes, generated_labels=labels[:1], held_out_labels=labels)
 
 
 def test_diversity_looks_within_classes():

@@ -1,3 +1,5 @@
+"""Feature extractors and their names."""
+
 import pytest
 import torch
 from torch import nn

@@ -1,3 +1,5 @@
+"""Extractors from published weights."""
+
 import pytest
 import torch
 from torch import nn

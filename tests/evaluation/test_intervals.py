@@ -1,3 +1,5 @@
+"""Intervals and floors over patients."""
+
 import pytest
 import torch
 

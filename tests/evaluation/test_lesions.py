@@ -1,3 +1,5 @@
+"""Lesion detectors and their thresholds."""
+
 import pytest
 import torch
 

@@ -1,3 +1,5 @@
+"""Paired scores of regions."""
+
 import math
 
 import pytest

@@ -1,3 +1,5 @@
+"""The PCA codec against closed forms."""
+
 import pytest
 import torch
 

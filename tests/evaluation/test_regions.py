@@ -1,6 +1,8 @@
+"""Regions in which volumes are scored."""
+
 import torch
 
-from prod9.evaluation.regions import REGIONS, find_regions, score_regions
+from prod9.evaluation.regions import REGIONS, find_regions
 from prod9.measures.metrics import psnr
 
 
@@ -35,7 +37,7 @@ def test_an_error_counts_where_it_is_and_empty_regions_have_no_score():
     target, seg = volume()
     pred = target.clone()
     pred[:, :, 1] += 0.1  # brain, but no tumour
-    scores = score_regions(psnr, pred, target, find_regions(target, seg))
+    scores = {name: psnr(pred, target, mask=mask) for name, mask in find_regions(target, seg).items()}
     assert scores["tumour"][0] == 100.0
     assert scores["tumour"][1].isnan()
     assert scores["healthy"][0] < scores["brain"][0] < scores["whole"][0]

@@ -1,3 +1,5 @@
+"""The tumour segmenter and its Dice."""
+
 import pytest
 import torch
 

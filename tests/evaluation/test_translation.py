@@ -1,3 +1,5 @@
+"""Scores of translations beside their baselines."""
+
 import math
 
 import pytest
@@ -91,7 +93,8 @@ def test_dice_drops_by_what_is_painted_over():
     seen = TranslationSet(held_out.sources, real, held_out.tumours)
     half = real.clone()
     half[:, :, 8:10] = half[:, :, 8:10].clamp_max(0.4)
-    scores = dice_drop(Segmenter(Threshold()), half, seen)
+    scores, drops_by_patient = dice_drop(Segmenter(Threshold()), half, seen)
     assert scores["dice_real"] == pytest.approx(1.0)
     assert scores["dice_translated"] == pytest.approx(2 / 3)
     assert scores["dice_drop"] == pytest.approx(1 / 3)
+    assert drops_by_patient.mean().item() == pytest.approx(1 / 3)

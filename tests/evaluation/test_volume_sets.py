@@ -1,3 +1,5 @@
+"""Volumes of folders, and the grid that they come to."""
+
 import json
 
 import numpy as np

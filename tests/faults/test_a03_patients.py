@@ -198,7 +198,7 @@ def test_a3_a_result_says_patients_and_one_patient_gives_no_interval(tmp_path):
     rows = {(r["metric"], r["region"]): r for r in result["scores"] if r["modality"] == "all"}
     for row in (rows["psnr", "brain"], rows["frechet_3d", None]):
         assert (row["low"], row["high"]) == (None, None)
-        assert "no interval: it takes 2 patients" in row["note"]
+        assert "no interval: it needs 2 patients" in row["note"]
     assert rows["psnr", "brain"]["num_real"] == 2
     assert rows["psnr", "brain"]["patients_real"] == 1
 

@@ -119,7 +119,7 @@ def test_c_pairs_that_were_scored_are_kept_and_others_are_not(tmp_path, monkeypa
     common = ("images", real, made, "--paired", "--replicates", 0)
     monkeypatch.setattr(paired_files, "regional_scores", interrupted)
     ran = evaluate(*common, "-o", tmp_path / "out", code=130)
-    assert "goes on from here" in ran.err
+    assert "continues from here" in ran.err
     kept = tmp_path / "out" / FILE
     assert len(kept.read_text().splitlines()) == 2
     kept.write_text(kept.read_text() + '{"key": "cut o')

@@ -9,10 +9,10 @@ import torch
 from prod9.errors import DataError
 from prod9.evaluation.audit.volumes import AuditSets, run_audit
 from prod9.evaluation.baselines import fit_copy
-from prod9.evaluation.score_table import finite_all
 from prod9.evaluation.sets.entries import BadFiles
 from prod9.evaluation.sets.rows import describe_set
 from prod9.evaluation.sets.volume_sets import find_volumes
+from prod9.json_files import without_nan
 from prod9.measures.metrics import frechet_distance, principal_frechet
 from tests.evaluation.audit_cohort import head, write_heads
 from tests.evaluation.test_rows import ENTRIES, Counting
@@ -45,7 +45,7 @@ def test_r23_a_volume_without_a_distance_does_not_pass_an_audit(tmp_path):
     sets = AuditSets(*(find_volumes(folder) for folder in folders))
     for wrong in (2, 7, 15):  # of each set
         common = {"false_alarms": 0.1, "max_share": 0.5}
-        with pytest.raises(DataError, match="NaN or infinite features"):
+        with pytest.raises(DataError, match="expected finite features, got NaN"):
             run_audit(sets, [Broken(wrong)], bad=BadFiles(skip=False), **common)
     result = run_audit(sets, [Broken(15)], bad=BadFiles(skip=True), **common)
     assert not result.passed
@@ -53,7 +53,7 @@ def test_r23_a_volume_without_a_distance_does_not_pass_an_audit(tmp_path):
 
 
 def test_r23_a_volume_without_features_is_named():
-    with pytest.raises(DataError, match="NaN or infinite features"):
+    with pytest.raises(DataError, match="expected finite features, got NaN"):
         describe_set(ENTRIES[:4], Counting(), [Broken(3)], BadFiles(skip=False))
     bad = BadFiles(skip=True)
     assert len(describe_set(ENTRIES[:4], Counting(), [Broken(3)], bad)) == 3
@@ -80,7 +80,7 @@ def test_r23_a_source_without_a_score_is_not_the_best():
 
 
 def test_r23_results_hold_null_for_what_is_no_number():
-    plain = finite_all({"a": math.nan, "b": [1.0, math.inf, {"c": -math.inf}], "d": "x", "e": None})
+    plain = without_nan({"a": math.nan, "b": [1.0, math.inf, {"c": -math.inf}], "d": "x", "e": None})
     assert json.loads(json.dumps(plain, allow_nan=False)) == {
         "a": None,
         "b": [1.0, None, {"c": None}],

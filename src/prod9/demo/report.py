@@ -1,15 +1,14 @@
 """The end of the demo: the copy audit of the generated volumes, and the report."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 from prod9.errors import Prod9Error
 from prod9.evaluation.audit.embeddings import VoxelEmbedding
 from prod9.evaluation.audit.sets import sets_of_run
-from prod9.evaluation.audit.volumes import AuditSets, run_audit
+from prod9.evaluation.audit.volumes import readable, run_audit
 from prod9.evaluation.report.page import write_report
 from prod9.evaluation.sets.volume_sets import BadFiles
-from prod9.volumes import VolumeFile, read
 
 REPORT = "report.html"
 FALSE_ALARMS, MAX_SHARE = 0.05, 0.1
@@ -25,14 +24,10 @@ def finish_demo(output_dir: Path, *, run: Path, generated: Path, say: Callable[[
     try:
         bad = BadFiles(skip=False)
         sets = sets_of_run(run, generated, bad=bad)
-        voxels = VoxelEmbedding.fit(_volumes(sets))
+        voxels = VoxelEmbedding.fit(readable(sets.train, bad))
         result = run_audit(sets, [voxels], false_alarms=FALSE_ALARMS, max_share=MAX_SHARE, bad=bad)
         result.write(generated.parent / "audit", voxels)
     except Prod9Error as error:
         say(f"No copy audit: {error}")
     say("Writing the report")
     return write_report(output_dir, output_dir / REPORT)
-
-
-def _volumes(sets: AuditSets) -> Iterator[VolumeFile]:
-    return (read(entry.path, channel=entry.channel) for entry in sets.train)

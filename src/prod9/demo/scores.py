@@ -17,7 +17,6 @@ from prod9.evaluation.judges.features import AutoencoderFeatures, extract
 from prod9.evaluation.judges.lesions import LesionDetector, train_lesion_detector
 from prod9.evaluation.paired import psnr_brain, ssim_brain
 from prod9.evaluation.pca_codec import fit_pca_codec
-from prod9.evaluation.score_table import finite
 from prod9.evaluation.sets.distribution import (
     FrechetRatio,
     compare_diversity,
@@ -28,6 +27,7 @@ from prod9.evaluation.sets.distribution import (
     sample,
 )
 from prod9.evaluation.sets.intervals import mean_interval
+from prod9.json_files import without_nan
 from prod9.measures.metrics import PSNR_CAP
 
 Say = Callable[[str], None]
@@ -163,12 +163,12 @@ class Judges:
             "classifier_accuracy_reconstructions": self.classifier.accuracy(test.volumes, test.labels),
             "diversity_ratio": _diversity(generated, labels, real),
             "diversity_ratio_reconstructions": _diversity(test.volumes, test.labels, real),
-            "frechet_ratio": finite(frechet.ratio),
+            "frechet_ratio": without_nan(frechet.ratio),
             "frechet_distance": frechet.distance,
             "frechet_floor": frechet.floor,
             "frechet_extractor": self.extractor.name,
             "frechet": _about_frechet(frechet),
-            "lesion_share": finite(lesions.mean().item()),
+            "lesion_share": without_nan(lesions.mean().item()),
             "lesion_share_cohort": sum(s.lesion_share * len(s.labels) for s in self.sets.values())
             / sum(len(s.labels) for s in self.sets.values()),
             "lesion_detector_accuracy_reconstructions": self.detector.accuracy(test.cases()),
@@ -207,16 +207,16 @@ class Judges:
         return {
             "frechet": _about_frechet(self._frechet(generated, labels, train, real)),
             "kid": {
-                "value": finite(kernel.distance),
+                "value": without_nan(kernel.distance),
                 **_ends(kernel.interval),
-                "floor": finite(kernel.floor),
+                "floor": without_nan(kernel.floor),
                 "patients": patients,
                 "dimensions": kernel.features,
             },
             "diversity": {
-                "value": finite(ours.ratio),
+                "value": without_nan(ours.ratio),
                 **_ends(ours.interval),
-                "floor": finite(floor.ratio),
+                "floor": without_nan(floor.ratio),
                 "patients": patients,
             },
         }
@@ -243,7 +243,7 @@ class Judges:
 def _about_frechet(found: FrechetRatio) -> Metrics:
     """Return a ratio with its context; its floor is 1, that of training patients to themselves."""
     return {
-        "value": finite(found.ratio),
+        "value": without_nan(found.ratio),
         **_ends(found.interval),
         "floor": 1.0,
         "distance": found.distance,

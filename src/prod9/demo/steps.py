@@ -30,9 +30,8 @@ from prod9.demo.translation import score_translations
 from prod9.devices import torch_device
 from prod9.errors import DataError
 from prod9.evaluation.judges.segmenter import Segmenter, train_segmenter
-from prod9.evaluation.score_table import finite_all
 from prod9.files import atomic_write
-from prod9.json_files import read_json, read_object, write_json
+from prod9.json_files import read_json, read_object, without_nan, write_json
 from prod9.models.checkpoint_manager import CheckpointManager
 from prod9.models.checkpoint_places import sha256_at
 from prod9.models.run_folder import peak_memory_gib
@@ -150,7 +149,7 @@ class _Demo:
             if kept.get("key") == key:
                 return kept["scores"]
         self.report.say(f"Scoring {name}")
-        scores = finite_all(score())
+        scores = without_nan(score())
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as temporary:
             temporary.write_text(json.dumps({"key": key, "scores": scores}, indent=2), encoding="utf-8")

@@ -1,8 +1,7 @@
-"""What a translation has to beat: another scan of the same head with its histogram changed, and regression.
+"""Baselines of translation: another scan of the same head with a matched histogram, and linear regression.
 
-Both know the training patients, as the model does, and cost nothing. Sources are ``[N S H W D]``, targets
-``[N 1 H W D]``, in [0, 1], in the same order of modalities in training and after it; their background is
-exactly 0.
+Both are fitted on the training patients, like the model, and cost almost nothing. Volumes are in [0, 1] with a
+background of exactly 0; sources have the same order of modalities in training and afterwards.
 """
 
 from dataclasses import dataclass
@@ -20,25 +19,32 @@ Sources = Float[Tensor, "N S H W D"]
 
 
 def match_histogram(volumes: Volume, quantiles: Float[Tensor, " Q"]) -> Volume:
-    """Give the foreground of each volume, voxel by voxel, the value of the same rank among ``quantiles``.
+    """Give each foreground voxel the value of the same rank among ``quantiles``: values at equally spaced ranks.
 
-    quantiles: values at equally spaced ranks from 0 to 1. Equal intensities stay equal, the background stays 0.
+    Equal intensities stay equal, and the background stays 0.
     """
     return torch.stack([_match_one(volume, quantiles) for volume in volumes])
 
 
 def mean_quantiles(volumes: Volume) -> Float[Tensor, " Q"]:
-    """Return the foreground quantiles at equally spaced ranks, averaged over volumes: their mean histogram."""
+    """Return the foreground quantiles at equally spaced ranks, averaged over volumes."""
     levels = torch.linspace(0, 1, _NUM_QUANTILES, dtype=torch.float64)
-    rows = [_quantiles(v[v > 0], levels) for v in volumes if (v > 0).any()]
+    rows = []
+    for values in (volume[volume > 0] for volume in volumes if (volume > 0).any()):
+        # torch.quantile refuses more than 2²⁴ values.
+        ordered = values.double().sort().values
+        place = levels * (len(ordered) - 1)
+        left = place.floor().long().clamp(max=max(len(ordered) - 2, 0))
+        right = (left + 1).clamp(max=len(ordered) - 1)
+        rows.append(ordered[left].lerp(ordered[right], place - left))
     return torch.stack(rows).mean(0).float()
 
 
 @dataclass(frozen=True)
 class CopyBaseline:
-    """The best single source, its histogram matched to that of the training targets.
+    """The best single source, with its histogram matched to that of the training targets.
 
-    source: place among the sources; the one that came closest on the training patients after an affine fit.
+    ``source`` is the place among the sources of the one that was closest on the training patients after an affine fit.
     """
 
     source: int
@@ -57,15 +63,15 @@ def fit_copy(sources: Sources, targets: Volume) -> CopyBaseline:
         matched = match_histogram(sources[:, s : s + 1], quantiles)
         fitted = fit_intensities(matched, targets, mask=brain)
         scores.append(psnr(fitted, targets, mask=brain).nanmean())
-    # The maximum of values with NaN among them is NaN: a source without a score is not the best.
+    # A maximum over NaN is NaN, but a source without a score is not the best.
     return CopyBaseline(int(torch.stack(scores).nan_to_num(-torch.inf).argmax()), quantiles)
 
 
 @dataclass(frozen=True)
 class RegressionBaseline:
-    """One linear map from the intensities of the sources at a voxel to that of the target.
+    """One linear map from the sources' intensities at a voxel to that of the target.
 
-    weights: ``[S + 1]``, the last is the intercept.
+    ``weights`` has S + 1 entries, of which the last is the intercept.
     """
 
     weights: Tensor
@@ -86,7 +92,7 @@ def fit_regression(sources: Sources, targets: Volume) -> RegressionBaseline:
         rows = torch.cat([volumes[:, head], torch.ones(1, int(head.sum()))]).double()
         gram += rows @ rows.T
         moment += rows @ target[0, head].double()
-    # Two sources may be copies of each other: the smallest of all solutions, then.
+    # Two sources may be copies of each other: then this driver takes the smallest of all solutions.
     return RegressionBaseline(torch.linalg.lstsq(gram, moment, driver="gelsd").solution.float())
 
 
@@ -104,12 +110,3 @@ def _match_one(volume: Tensor, quantiles: Tensor) -> Tensor:
     result = torch.zeros_like(volume)
     result[inside] = matched.to(volume.dtype)
     return result
-
-
-def _quantiles(values: Tensor, levels: Tensor) -> Tensor:
-    # torch.quantile refuses more than 2²⁴ values.
-    ordered = values.double().sort().values
-    place = levels * (len(ordered) - 1)
-    left = place.floor().long().clamp(max=max(len(ordered) - 2, 0))
-    right = (left + 1).clamp(max=len(ordered) - 1)
-    return ordered[left].lerp(ordered[right], place - left)

@@ -1,13 +1,12 @@
-"""Scores of a volume against the one it should equal, inside the brain.
+"""Scores of a volume against its target, in the brain and in other regions.
 
-Most of a skull-stripped volume is background, where any model is right: whole-volume scores flatter.
+Most of a skull-stripped volume is background, where every model is right: scores of whole volumes look too good.
 """
 
 import math
 from collections.abc import Callable
 
 import numpy as np
-import torch
 from jaxtyping import Integer
 from torch import Tensor
 
@@ -17,7 +16,7 @@ from prod9.measures.ssim import Window, compare_regions, ssim_window
 from prod9.types import Volume
 
 BETTER = {"mae": "lower", "lpips": "lower"}
-"""Which way is good, where it isn't up."""
+"""Metrics for which lower is better; for all others higher is."""
 
 BOUNDS = {
     "psnr": (-math.inf, PSNR_CAP),
@@ -28,7 +27,7 @@ BOUNDS = {
     "mae": (0.0, 1.0),
     "lpips": (0.0, math.inf),
 }
-"""What each score can be at least and at most."""
+"""Lowest and highest possible value of each score."""
 
 Perceptual = Callable[[Volume, Volume], Tensor]
 """(made, target) → one distance."""
@@ -44,24 +43,6 @@ def ssim_brain(pred: Volume, target: Volume) -> Tensor:
     return ssim3d(pred, target, mask=foreground(target))
 
 
-def paired_scores(pred: Volume, target: Volume) -> dict[str, float]:
-    """Return means over volumes: psnr, ssim, mae over everything, psnr_brain, ssim_brain, mae_brain inside.
-
-    A volume without a brain (all zero) counts for the first three only.
-    """
-    error = (pred - target).abs()
-    brain = foreground(target)
-    inside = (error * brain).flatten(1).sum(1) / brain.flatten(1).sum(1)
-    return {
-        "psnr": psnr(pred, target).mean().item(),
-        "ssim": ssim3d(pred, target).mean().item(),
-        "mae": error.mean().item(),
-        "psnr_brain": torch.nanmean(psnr_brain(pred, target)).item(),
-        "ssim_brain": torch.nanmean(ssim_brain(pred, target)).item(),
-        "mae_brain": torch.nanmean(inside).item(),
-    }
-
-
 def regional_scores(
     pred: Volume,
     target: Volume,
@@ -69,13 +50,18 @@ def regional_scores(
     *,
     perceptual: Perceptual | None = None,
 ) -> dict[str, dict[str, float]]:
-    """Return region → metric → score of one volume ``[1 1 H W D]``, intensities as in the files.
+    """Return region → metric → score of one volume, with intensities as in the files.
 
-    Both volumes are scaled by the target alone, so that a wrong brightness counts, and the data range is 1. Ours:
-    the target's brain, from its least value to its 99.5th percentile, becomes [0, 1]. ``…_brasyn``: as the BraTS
-    synthesis challenges score, whose percentiles, 0.5 and 99.5, are of the whole target with its background.
-    ``lpips``, where there is a network: outside the region both are set to 0. NaN in an empty region, PSNR of
-    equal volumes is 100 dB. The brain is where the target is not exactly 0.
+    Both volumes are scaled by the target alone, so that a wrong brightness counts; the data range is then 1. Our scores
+    bring the target's brain, from its lowest value to its 99.5th percentile, to [0, 1]. The scores ``…_brasyn`` follow
+    the BraTS synthesis challenges, which take the percentiles 0.5 and 99.5 of the whole target with its background.
+    Scores are NaN in an empty region; PSNR of equal volumes is 100 dB. The brain is where the target is not exactly 0.
+
+    Args:
+        pred: the volume ``[1 1 H W D]``.
+        target: what it should equal.
+        seg: labels of the target; None for no tumour.
+        perceptual: also score ``lpips`` with this network; outside the region both volumes are set to 0.
     """
     regions = find_regions((target != 0).float(), seg)
     ours = scale_by_target(pred, target, target[target != 0], (0.0, 0.995))
@@ -83,7 +69,7 @@ def regional_scores(
     # Without a mask, scores match other libraries.
     masks = [None if region == "whole" else mask for region, mask in regions.items()]
     window = Window(ssim_window(target.shape[2:]), SIGMA, 1.0)
-    # The maps of SSIM are most of the work, and the same for all regions.
+    # The maps of SSIM take most of the time and are the same for all regions.
     alike = compare_regions(*ours, masks, window=window)
     alike_brasyn = compare_regions(*theirs, masks, window=window, multiscale=False)
     scores: dict[str, dict[str, float]] = {}
@@ -107,13 +93,17 @@ def regional_scores(
 def scale_by_target(
     pred: Volume, target: Volume, values: Tensor, quantiles: tuple[float, float]
 ) -> tuple[Volume, Volume]:
-    """Return both volumes with the ``quantiles`` of ``values`` brought to 0 and 1, clipped.
+    """Return both volumes scaled so that the ``quantiles`` of ``values`` become 0 and 1, and clipped.
 
-    values: those of the target that count. Where they are all equal, only what exceeds them is 1.
+    Args:
+        pred: the volume to score.
+        target: what it should equal.
+        values: those of the target that count. Where they are all equal, only higher ones become 1.
+        quantiles: the lower and the upper one, in [0, 1].
     """
     plain = values.flatten().cpu().numpy() if values.numel() else np.zeros(1)
     ranks = [round(q * (len(plain) - 1)) for q in quantiles]
-    # Two ranks of nine million values: a partition takes a tenth of the time of sorting them.
+    # Only two ranks of nine million values are needed: partitioning takes a tenth of the time of sorting.
     low, high = np.partition(plain, sorted(set(ranks)))[ranks].tolist()
     span = max(high - low, 1e-12)
     made, wanted = (((volume - low) / span).clamp(0.0, 1.0) for volume in (pred, target))

@@ -1,6 +1,6 @@
 """Scores of generated volumes against the real ones of the same case and modality, file by file."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +12,18 @@ from prod9.data.labels import canonical_seg
 from prod9.errors import ConfigError, DataError, MissingDependencyError
 from prod9.evaluation.paired import BETTER, BOUNDS, Perceptual, regional_scores
 from prod9.evaluation.regions import REGIONS
-from prod9.evaluation.score_table import Score, finite
+from prod9.evaluation.score_table import Score
 from prod9.evaluation.sets.intervals import mean_interval
-from prod9.evaluation.sets.kept_pairs import KeptPairs, Rows
+from prod9.evaluation.sets.kept_pairs import KeptPairs
 from prod9.evaluation.sets.members import number_members
+from prod9.evaluation.sets.pair import joined
 from prod9.evaluation.sets.volume_sets import BadFiles, Entry
+from prod9.json_files import without_nan
 from prod9.measures.perceptual import LPIPS
 from prod9.measures.ssim import ms_ssim_scales, ssim_window
 from prod9.measures.weights import LPIPS_NETWORKS, resolve_perceptual
 from prod9.pipelines.placement import align
+from prod9.system.progress import Progress
 
 UNITS = {"psnr": "dB", "psnr_brasyn": "dB"}
 Case = dict[str, Any]
@@ -33,32 +36,38 @@ def score_pairs(
     resample: bool,
     replicates: int,
     seed: int,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
     keep: Path | None = None,
 ) -> tuple[list[Score], list[Case]]:
-    """Return the scores over (real, generated) pairs, over all and by modality, and the rows of each case.
+    """Return the scores over all (real, generated) pairs and by modality, and the rows of each case.
 
     Args:
-        pairs: of volumes of the same case and modality.
-        bad: where unreadable files go.
-        resample: bring generated volumes to the voxels of the real ones; otherwise a DataError names the two files
+        pairs: volumes of the same case and modality.
+        bad: notes files that cannot be used.
+        resample: bring generated volumes to the voxels of the real ones; otherwise a DataError names two files
             whose grids differ.
         replicates: bootstrap samples.
         seed: of the bootstrap.
-        progress: called with (done, total).
-        keep: a file that the scores of each pair are written to as they come, and read from.
+        progress: called after each pair.
+        keep: a file to which the scores of each pair are written as they come, and from which they are read.
     """
     perceptual = find_lpips()
-    settings = {"resample": resample, "lpips": perceptual is not None}
-    kept = None if keep is None else KeptPairs(keep, settings)
+    kept = KeptPairs(keep, {"resample": resample, "lpips": perceptual is not None})
     cases: list[Case] = []
     patients: list[str] = []
     sides: tuple[int, ...] = ()
     for done, (real, generated) in enumerate(pairs, 1):
-        try:
-            rows, sides = _score_pair(real, generated, bad, kept, resample=resample, perceptual=perceptual)
-        except _SkippedError:
-            continue
+        key = kept.key(real, generated)
+        rows = kept.get(key)
+        if rows is None:
+            read = _read_pair(real, generated, bad, resample=resample)
+            if read is None:
+                continue
+            target, made, seg = read
+            rows, sides = regional_scores(made, target, seg, perceptual=perceptual), tuple(target.shape[2:])
+            kept.put(key, rows)
+        else:
+            sides = volumes.read_header(real.path, channel=real.channel).shape
         for region, row in rows.items():
             cases.append({"case": real.case_id, "modality": real.modality, "region": region, **row})
             patients.append(real.patient_id)
@@ -73,11 +82,11 @@ def score_pairs(
         for modality in groups
         for score in _means(cases, patients, modality, sides, replicates=replicates, seed=seed)
     ]
-    return scores, [{name: finite(value) for name, value in case.items()} for case in cases]
+    return scores, without_nan(cases)
 
 
 def find_lpips() -> Perceptual | None:
-    """Return the first LPIPS network whose weights are on this computer, None where there is none."""
+    """Return the first LPIPS network whose weights are on this computer; None without any."""
     for network in LPIPS_NETWORKS:
         try:
             weights = resolve_perceptual(network)
@@ -88,48 +97,21 @@ def find_lpips() -> Perceptual | None:
     return None
 
 
-def _score_pair(
-    real: Entry,
-    generated: Entry,
-    bad: BadFiles,
-    kept: KeptPairs | None,
-    *,
-    resample: bool,
-    perceptual: Perceptual | None,
-) -> tuple[Rows, tuple[int, ...]]:
-    """Return the scores of a pair by region and metric, from where they are kept if they are, and its sides."""
-    key = None
-    try:
-        if kept is not None:
-            key = kept.key(real, generated)
-            found = kept.get(key)
-            if found is not None:
-                return found, volumes.read_header(real.path, channel=real.channel).shape
-    except OSError:  # what cannot be read is refused below, by name
-        key = None
-    target, made, seg = _read_pair(real, generated, bad, resample=resample)
-    rows = regional_scores(made, target, seg, perceptual=perceptual)
-    if kept is not None and key is not None:
-        kept.put(key, rows)
-    return rows, tuple(target.shape[2:])
-
-
-class _SkippedError(Exception):
-    """A file of this pair was reported and left out."""
-
-
 def _read_pair(
     real: Entry, generated: Entry, bad: BadFiles, *, resample: bool
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Return target and made volume ``[1 1 H W D]`` in RAS, and the canonical segmentation if there is one."""
+) -> tuple[Tensor, Tensor, Tensor | None] | None:
+    """Return target and made volume ``[1 1 H W D]`` in RAS, and the canonical segmentation if there is one.
+
+    None where a file cannot be used, which ``bad`` notes.
+    """
     files, seg = {}, None
     for name, entry in (("real", real), ("generated", generated)):
         try:
-            files[name] = volumes.read(entry.path, channel=entry.channel)
+            files[name] = entry.read()
         except DataError as error:
             bad.report(entry, error)
-            raise _SkippedError from error
-    # Of segmentations labels are needed, which a linear interpolation would mix: they lie on the real volume's grid.
+            return None
+    # Labels must not be interpolated, so segmentations stay on the real volume's grid.
     if real.seg is not None:
         try:
             files["seg"] = volumes.read(real.seg)
@@ -137,7 +119,7 @@ def _read_pair(
             seg = _ras(canonical_seg(files["seg"].data, real.label_scheme, real.seg), files["real"])
         except DataError as error:
             bad.report(real, error)
-            raise _SkippedError from error
+            return None
     aligned = align({"real": files["real"], "generated": files["generated"]}, resample=resample)
     target, made = (_ras(aligned[name].data, files["real"]) for name in ("real", "generated"))
     return target.float(), made.float(), seg
@@ -196,5 +178,4 @@ def _note(metric: str, count: int, patients: int, sides: Sequence[int]) -> str |
         return "no case has this region"
     window = f"window {ssim_window(sides)}"
     words = {"ms_ssim": f"{ms_ssim_scales(sides)} scales, {window}", "ssim": window, "ssim_brasyn": window}
-    found = [words.get(metric), "no interval: it takes 2 patients" if patients < 2 else None]
-    return "; ".join(word for word in found if word) or None
+    return joined([words.get(metric), "no interval: it needs 2 patients" if patients < 2 else None])

@@ -1,8 +1,8 @@
-"""The yardstick of an autoencoder: block-wise principal components at the same rate.
+"""A baseline for autoencoders: principal components of blocks, at the same rate.
 
-A volume is cut into blocks as large as one latent position covers; each block keeps as many coefficients as
-the latent has channels, each quantised to as many levels as its channel. A linear transform without context
-knows nothing of anatomy beyond the block, so a network worth its training must beat it.
+A volume is cut into blocks as large as one latent position covers. Each block keeps as many coefficients as the latent
+has channels, each quantised to as many levels as its channel. This linear transform uses no context beyond the block,
+so a trained network should be better.
 """
 
 from collections.abc import Sequence
@@ -20,10 +20,14 @@ Blocks = Float[Tensor, "N P"]
 
 @dataclass(frozen=True)
 class PCACodec:
-    """A fitted codec for blocks of ``block``³ voxels; see ``fit_pca_codec``.
+    """A fitted codec; see :func:`fit_pca_codec`.
 
-    mean ``[P]``, basis ``[P K]`` orthonormal, and one row of bin edges and one of bin means per coefficient,
-    both empty for the codec that keeps coefficients as floats.
+    Attributes:
+        block: side of a block in voxels.
+        mean: of the blocks, ``[P]``.
+        basis: orthonormal, ``[P K]``.
+        edges: inner edges of each coefficient's bins; empty where coefficients stay floats.
+        centroids: means of each coefficient's bins; empty where coefficients stay floats.
     """
 
     block: int
@@ -51,20 +55,25 @@ class PCACodec:
 def fit_pca_codec(
     volumes: Volume, *, block: int, num_coefficients: int, levels: Sequence[int] | None = None
 ) -> PCACodec:
-    """Fit a codec on training volumes.
+    """Fit a codec on those blocks of training volumes that touch the brain.
 
-    block: the autoencoder's downsampling factor. num_coefficients: its latent channels. levels: of each
-    channel, the highest go to the strongest coefficients; a bin holds an equal share of the training blocks
-    and decodes to their mean; None keeps floats, the yardstick of a KL autoencoder. Only blocks that touch
-    the brain are fitted: rates spent on background would flatter the network.
+    Bins hold equal shares of the training blocks and decode to their mean. The background is left out because rate
+    spent on it would make the network look better.
+
+    Args:
+        volumes: training volumes.
+        block: the autoencoder's downsampling factor.
+        num_coefficients: its latent channels.
+        levels: of each channel; the highest go to the strongest coefficients. None keeps floats, for comparison with a
+            KL autoencoder.
     """
     if num_coefficients > block**3:
         raise ValueError(
-            f"num_coefficients must be at most block³ = {block**3}, got {num_coefficients}; keep fewer"
+            f"num_coefficients: expected at most block³ = {block**3}, got {num_coefficients}; keep fewer"
         )
     if levels is not None and len(levels) != num_coefficients:
         raise ValueError(
-            f"levels must hold one entry per coefficient ({num_coefficients}), got {len(levels)}"
+            f"levels: expected one entry per coefficient ({num_coefficients}), got {len(levels)}; add or remove some"
         )
     blocks = _cut(_pad(volumes, block), block)
     blocks = blocks[(blocks > 0).any(1)]

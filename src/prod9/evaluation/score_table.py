@@ -1,7 +1,6 @@
-"""The form of an evaluation's result: rows of scores, rows of cases, and the files they go to."""
+"""The result of an evaluation: rows of scores, rows of cases, and the files that hold them."""
 
 import csv
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -12,21 +11,39 @@ from prod9 import __version__
 from prod9.evaluation.sets.entries import LeftOut
 from prod9.evaluation.sets.intervals import Floor, Interval
 from prod9.files import atomic_write
+from prod9.json_files import without_nan, write_json
 
 FORMAT = 1
 FILE = "evaluation.json"
+_COLUMNS = (
+    "group", "metric", "modality", "region", "extractor", "value", "low", "high", "matched", "floor", "num_generated",
+    "num_real", "patients_generated", "patients_real", "dimensions", "better", "unit", "reliable", "note",
+)  # fmt: skip
+"""Columns of ``scores.csv``, in order."""
 
 
 @dataclass(frozen=True)
 class Score:
-    """One figure and all it takes to read it.
+    """One figure, with everything that is needed to read it.
 
-    group: ``paired``, ``distribution``, ``diversity``, ``appearance``, ``classifier`` or ``utility``. modality: or
-    ``all``. better: ``higher``, ``lower``, or ``floor``, as near to the real volumes' own figure as can be.
-    value: NaN where it is undefined, ``note`` saying why. num_generated, num_real: volumes; patients_generated,
-    patients_real: whose they are, what floor and interval count. floor: real against real at the numbers of
-    ``floor.matched``. reliable: False where there are too few patients to lean on it: a distance of Fréchet's kind in
-    D ``dimensions`` below 2 D of them.
+    Attributes:
+        group: ``paired``, ``distribution``, ``diversity``, ``appearance``, ``classifier`` or ``utility``.
+        metric: its name.
+        value: NaN where it is undefined; ``note`` then gives the reason.
+        better: ``higher``, ``lower``, or ``floor`` where the real volumes' own figure is best.
+        num_generated: generated volumes.
+        num_real: real volumes.
+        patients_generated: patients of the generated volumes, which the floor and the interval count.
+        patients_real: patients of the real volumes.
+        modality: one modality, or ``all``.
+        region: part of the volume that is scored.
+        extractor: of the features that are compared.
+        dimensions: of the features that are compared.
+        interval: 95% interval.
+        floor: real volumes against real ones, in numbers equal to those of ``floor.matched``.
+        unit: of the value.
+        reliable: False where there are too few patients, for a Fréchet distance fewer than 2 per dimension.
+        note: remarks.
     """
 
     group: str
@@ -48,39 +65,27 @@ class Score:
     note: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the row as it is written: no NaN, the interval and the floor taken apart."""
+        """Return the row as it is written: without NaN, and with interval and floor in columns of their own."""
         low, high = self.interval or (math.nan, math.nan)
         matched, floor = (self.floor.matched, self.floor.value) if self.floor else (math.nan, math.nan)
-        row = {
-            "group": self.group,
-            "metric": self.metric,
-            "modality": self.modality,
-            "region": self.region,
-            "extractor": self.extractor,
-            "value": self.value,
-            "low": low,
-            "high": high,
-            "matched": matched,
-            "floor": floor,
-            "num_generated": self.num_generated,
-            "num_real": self.num_real,
-            "patients_generated": self.patients_generated,
-            "patients_real": self.patients_real,
-            "dimensions": self.dimensions,
-            "better": self.better,
-            "unit": self.unit,
-            "reliable": self.reliable,
-            "note": self.note,
-        }
-        return {name: finite(value) for name, value in row.items()}
+        known = vars(self) | {"low": low, "high": high, "matched": matched, "floor": floor}
+        return without_nan({name: known[name] for name in _COLUMNS})
 
 
 @dataclass
 class Evaluation:
-    """What ``evaluation.json`` holds. scores, cases: rows of plain values.
+    """What ``evaluation.json`` holds.
 
-    skipped: files that could not be used. patients: how many each set has. left_out:
-    volumes that nothing is wrong with and that did not count.
+    Attributes:
+        command: the command that wrote it.
+        settings: what was asked for.
+        sets: paths and sizes of the sets.
+        scores: rows of plain values.
+        cases: rows of plain values, one for each case and region.
+        skipped: files that could not be used.
+        left_out: volumes without a fault that did not count.
+        warnings: sentences.
+        patients: number of patients in each set.
     """
 
     command: str
@@ -95,24 +100,12 @@ class Evaluation:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the content of the file."""
-        return {
-            "format": FORMAT,
-            "command": self.command,
-            "prod9": __version__,
-            "settings": dict(self.settings),
-            "sets": dict(self.sets),
-            "patients": dict(self.patients),
-            "skipped": [asdict(item) for item in self.skipped],
-            "left_out": [asdict(item) | {"files": list(item.files)} for item in self.left_out],
-            "warnings": list(self.warnings),
-            "scores": list(self.scores),
-            "cases": list(self.cases),
-        }
+        return {"format": FORMAT, "prod9": __version__, **asdict(self)}
 
     def write(self, folder: Path) -> list[Path]:
-        """Write ``evaluation.json``, ``scores.csv`` and, where there are cases, ``cases.csv``; return their paths.
+        """Write ``scores.csv``, ``cases.csv`` where there are cases, and ``evaluation.json``; return their paths.
 
-        The JSON comes last: where it is, the tables are whole.
+        The JSON file comes last: where it exists, the tables are complete.
         """
         files = [folder / "scores.csv"]
         _write_csv(files[0], self.scores)
@@ -120,22 +113,8 @@ class Evaluation:
             files.append(folder / "cases.csv")
             _write_csv(files[-1], self.cases)
         files.append(folder / FILE)
-        with atomic_write(files[-1]) as temporary:
-            text = json.dumps(self.to_dict(), indent=1, allow_nan=False)
-            temporary.write_text(text + "\n", encoding="utf-8")
+        write_json(files[-1], self.to_dict())
         return files
-
-
-def finite(value: Any) -> Any:
-    """Return ``value``, None in place of a number that JSON does not have."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def finite_all(value: Any) -> Any:
-    """Return :func:`finite` of every number in nested mappings and lists."""
-    if isinstance(value, Mapping):
-        return {name: finite_all(inner) for name, inner in value.items()}
-    return [finite_all(inner) for inner in value] if isinstance(value, list | tuple) else finite(value)
 
 
 def _write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

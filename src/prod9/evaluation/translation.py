@@ -1,7 +1,7 @@
-"""Scores of translations of held-out patients, beside what they have to beat.
+"""Scores of translations of held-out patients, beside those of simple baselines.
 
-A scan's own brightness and contrast can't be read from the patient's other scans, so figures come raw and
-``…_fitted``: after the affine map of intensities, one a volume, that brings a translation closest to the scan.
+The brightness and contrast of a scan cannot be derived from the patient's other scans. Scores therefore come raw and
+``…_fitted``: after the affine map of intensities, one per volume, that brings a translation closest to the scan.
 """
 
 from collections.abc import Mapping
@@ -21,18 +21,20 @@ from prod9.measures.metrics import fit_intensities, foreground, psnr, ssim3d
 from prod9.types import Volume
 
 TOKENS, SOURCES, BOTH = "tokens", "sources", "both"
-"""The rows: decoded tokens as they are; refined with the decoded target zeroed; refined."""
+"""Names of the rows: decoded tokens as they are; refined with the decoded target set to zero; refined."""
 
 Scores = dict[str, float]
 
 
 @dataclass(frozen=True)
 class TranslationSet:
-    """Patients of one translation, ``N`` of them.
+    """Volumes of one translation in [0, 1], ``N`` of each; their background is exactly 0.
 
-    sources: ``[N S H W D]`` in [0, 1], always in the same order. targets: the scans to make, ``[N 1 H W D]``.
-    tumours: bool ``[N 1 H W D]``. Backgrounds are exactly 0. patients: number of each row's patient; None where each
-    row is a patient's only one.
+    Attributes:
+        sources: modalities that are given, always in the same order.
+        targets: scans to make.
+        tumours: masks.
+        patients: number of each row's patient; None where each row belongs to another patient.
     """
 
     sources: Float[Tensor, "N S H W D"]
@@ -42,17 +44,19 @@ class TranslationSet:
 
     @property
     def members(self) -> Members:
-        """Whose the rows are."""
+        """Patients of the rows."""
         return as_members(len(self.targets) if self.patients is None else self.patients)
 
 
 @dataclass(frozen=True)
 class Translations:
-    """What was made of the held-out patients.
+    """Translations of the held-out patients.
 
-    rows: ``[N 1 H W D]`` in [0, 1] by name, one or several of TOKENS, SOURCES and BOTH. result: the row that
-    is delivered. deviation: of several samples, ``[N 1 H W D]``, with ``sampled_mean``, their mean; None where
-    there was one.
+    Attributes:
+        rows: volumes in [0, 1] by name: one or several of TOKENS, SOURCES and BOTH.
+        result: name of the row that is delivered.
+        deviation: standard deviation of several samples; None where there was only one.
+        sampled_mean: their mean; None where there was only one.
     """
 
     rows: Mapping[str, Volume]
@@ -71,16 +75,23 @@ def score_translation(
 ) -> dict[str, Any]:
     """Return the scores of one target.
 
-    ``psnr_brain``, ``ssim_brain``, ``psnr_tumour``, ``ssim_tumour`` of the result (see ``paired_row``), the same
-    of both baselines under ``copy_`` and ``regression_``, fitted on ``training``, each also ``…_fitted``. ``rows``
-    holds them for each row. ``uncertainty_correlation`` where there is a deviation. ``dice_real``,
-    ``dice_translated`` and ``dice_drop``, their difference, where there is a segmenter of the target.
-    ``intervals`` holds those of the result's means over patients, from ``replicates`` bootstrap samples.
+    ``psnr_brain``, ``ssim_brain``, ``psnr_tumour`` and ``ssim_tumour`` of the result (see :func:`paired_row`), the same
+    of both baselines under ``copy_`` and ``regression_``, each also ``…_fitted``. ``rows`` holds them for each row.
+    ``uncertainty_correlation`` is there with a deviation, ``dice_real``, ``dice_translated`` and their difference
+    ``dice_drop`` with a segmenter. ``intervals`` holds those of the result's means over patients.
+
+    Args:
+        training: patients that the baselines are fitted on.
+        held_out: patients that are scored.
+        made: their translations.
+        segmenter: of tumours in the target modality.
+        replicates: bootstrap samples.
     """
-    rows = {name: paired_row(volumes, held_out) for name, volumes in made.rows.items()}
+    values = {name: _paired_values(volumes, held_out) for name, volumes in made.rows.items()}
+    rows = {name: _means(own) for name, own in values.items()}
+    scores: dict[str, Any] = {**rows[made.result], "rows": rows, "result": made.result}
     copy = fit_copy(training.sources, training.targets)
     regression = fit_regression(training.sources, training.targets)
-    scores: dict[str, Any] = {**rows[made.result], "rows": rows, "result": made.result}
     for name, baseline in (("copy", copy), ("regression", regression)):
         row = paired_row(baseline(held_out.sources), held_out)
         scores |= {f"{name}_{key}": value for key, value in row.items()}
@@ -88,17 +99,15 @@ def score_translation(
         scores["uncertainty_correlation"] = uncertainty_correlation(
             made.sampled_mean, made.deviation, held_out.targets
         )
+    resampled = dict(values[made.result])
     if segmenter is not None:
-        scores |= dice_drop(segmenter, made.rows[made.result], held_out)
-    scores["volumes"] = len(held_out.targets)
+        means, resampled["dice_drop"] = dice_drop(segmenter, made.rows[made.result], held_out)
+        scores |= means
     owners = held_out.members
-    scores["patients"] = owners.num_patients
-    values = _paired_values(made.rows[made.result], held_out)
-    if segmenter is not None:
-        values["dice_drop"] = _dice_drops(segmenter, made.rows[made.result], held_out)
+    scores |= {"volumes": len(held_out.targets), "patients": owners.num_patients}
     intervals = {
         name: mean_interval(found, replicates=replicates, seed=0, patients=owners.patients)
-        for name, found in values.items()
+        for name, found in resampled.items()
     }
     scores["intervals"] = {name: list(found) if found else None for name, found in intervals.items()}
     return scores
@@ -107,10 +116,14 @@ def score_translation(
 def paired_row(volumes: Volume, held_out: TranslationSet) -> Scores:
     """Return the mean over patients of PSNR and SSIM in brain and tumour, raw and ``…_fitted``.
 
-    The fit is one of the whole brain, for the tumour too: a lesion that is too faint stays too faint. Patients
-    without tumour don't count there; without any, the tumour's scores are left out.
+    The fit is one of the whole brain, for the tumour too: a lesion that is too faint stays too faint. Patients without
+    a tumour do not count there; if no patient has one, the scores of the tumour are left out.
     """
-    return {name: values.nanmean().item() for name, values in _paired_values(volumes, held_out).items()}
+    return _means(_paired_values(volumes, held_out))
+
+
+def _means(values: Mapping[str, Tensor]) -> Scores:
+    return {name: own.nanmean().item() for name, own in values.items()}
 
 
 def _paired_values(volumes: Volume, held_out: TranslationSet) -> dict[str, Float[Tensor, " N"]]:
@@ -129,10 +142,9 @@ def _paired_values(volumes: Volume, held_out: TranslationSet) -> dict[str, Float
 
 
 def uncertainty_correlation(mean: Volume, deviation: Volume, targets: Volume) -> float:
-    """Return the correlation, over the brain, of the deviation of samples and the error of their mean.
+    """Return Pearson's correlation over the brain of the samples' deviation and the absolute error of their mean.
 
-    Pearson's, of absolute errors, a mean over patients; those whose samples all agree don't count. NaN where none
-    does.
+    It is a mean over patients without those whose samples all agree; NaN if they all do.
     """
     values = [
         _correlation(deviation[i][brain], (mean[i] - targets[i])[brain].abs())
@@ -141,21 +153,18 @@ def uncertainty_correlation(mean: Volume, deviation: Volume, targets: Volume) ->
     return torch.stack(values).nanmean().item()
 
 
-def dice_drop(segmenter: Segmenter, translated: Volume, held_out: TranslationSet) -> Scores:
+def dice_drop(
+    segmenter: Segmenter, translated: Volume, held_out: TranslationSet
+) -> tuple[Scores, Float[Tensor, " N"]]:
     """Return what a segmenter trained on real volumes of the target loses when they are translated instead.
 
-    Means over the patients who have a tumour.
+    The scores are means over the patients with a tumour; beside them stands the drop of each patient.
     """
-    real = dice(segmenter.predict(held_out.targets), held_out.tumours).nanmean().item()
-    made = dice(segmenter.predict(translated), held_out.tumours).nanmean().item()
-    return {"dice_real": real, "dice_translated": made, "dice_drop": real - made}
-
-
-def _dice_drops(segmenter: Segmenter, translated: Volume, held_out: TranslationSet) -> Float[Tensor, " N"]:
-    real, made = (
-        dice(segmenter.predict(volumes), held_out.tumours) for volumes in (held_out.targets, translated)
-    )
-    return real - made
+    real = dice(segmenter.predict(held_out.targets), held_out.tumours)
+    made = dice(segmenter.predict(translated), held_out.tumours)
+    means = real.nanmean().item(), made.nanmean().item()
+    scores = {"dice_real": means[0], "dice_translated": means[1], "dice_drop": means[0] - means[1]}
+    return scores, real - made
 
 
 def _correlation(a: Tensor, b: Tensor) -> Tensor:

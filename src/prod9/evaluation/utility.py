@@ -1,10 +1,10 @@
 """``prod9 evaluate utility``: can a segmenter learn from synthetic patients what it learns from real ones?
 
-The same small network with the same number of steps is trained on real patients, on synthetic ones, and on both,
-several times each, and tested on real patients that neither the generator nor any of them has seen.
+The same small network is trained with the same number of steps on real patients, on synthetic ones, and on both,
+several times each, and is tested on real patients that neither the generator nor any of these networks has seen.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -13,84 +13,48 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prod9 import volumes
 from prod9.data.cases import Case
 from prod9.data.layouts.find import find_cases, scan_dataset
 from prod9.data.layouts.names import MODALITIES
-from prod9.data.preprocessing import dequantise
 from prod9.data.splits import Split
-from prod9.data.transforms import Augmentation, TransformBuilder
 from prod9.errors import ConfigError, DataError
 from prod9.evaluation.judges.segmenter import dice, train_segmenter
-from prod9.evaluation.score_table import Evaluation, finite
+from prod9.evaluation.score_table import Evaluation
 from prod9.evaluation.sets.intervals import crossed_interval
 from prod9.evaluation.sets.members import number_members
+from prod9.evaluation.sets.patients import (
+    REGIONS,
+    PatientSet,
+    first_entry,
+    grid_of,
+    read_patients,
+    require_sizes,
+)
 from prod9.evaluation.sets.training_patients import find_training_patients
-from prod9.evaluation.sets.volume_sets import PERCENTILES, BadFiles, Entry
+from prod9.evaluation.sets.volume_sets import BadFiles
+from prod9.evaluation.settings import Report, SetSettings, silent
+from prod9.json_files import without_nan
 
-REGIONS: Mapping[str, tuple[int, ...]] = {
-    "whole_tumour": (1, 2, 3),
-    "tumour_core": (1, 3),
-    "enhancing": (3,),
-}
-"""Canonical labels of each region, as BraTS scores them."""
 SETS = ("real", "synthetic", "both")
-MIN_SIDE = 9
-"""Smaller volumes leave the segmenter's coarsest level a single voxel."""
-MAX_BYTES = 8 << 30
-"""Most that the volumes of all patients may take in memory."""
-
-Report = Callable[[str, int, int], None]
-"""Called with (what is under way, done, total)."""
+MIN_PATIENTS, MIN_SEEDS = 10, 3
+"""With fewer held-out patients or seeds, intervals are not reliable."""
 
 
-@dataclass(frozen=True)
-class UtilitySettings:
-    """What is asked for. steps: training steps of each network. seeds: networks trained on each set.
+@dataclass(frozen=True, kw_only=True)
+class UtilitySettings(SetSettings):
+    """What is asked for; with ``split``, networks are trained on the real train patients and tested on test patients.
 
-    split: a ``split.json``: train on the real train patients, test on the real test patients. heldout: a folder of
-    real patients to test on instead. grid: voxels of a volume, those of the synthetic patients by default.
+    Attributes:
+        heldout: a folder of real patients to test on instead of a split.
+        steps: training steps of each network.
+        seeds: networks that are trained on each set.
     """
 
     modalities: tuple[str, ...] = MODALITIES
-    split: str | None = None
+    replicates: int = 1000
     heldout: str | None = None
-    layout: str = "auto"
-    label_scheme: str = "auto"
-    grid: tuple[int, int, int] | None = None
-    spacing: tuple[float, float, float] | None = None
     steps: int = 400
     seeds: int = 3
-    seed: int = 0
-    replicates: int = 1000
-    skip_bad: bool = False
-
-
-@dataclass(frozen=True)
-class PatientSet:
-    """Cases with their lesions: volumes ``[N M H W D]`` in [0, 1], masks bool ``[N R H W D]``, names.
-
-    patients: whose each case is; several time points are one patient's.
-    """
-
-    volumes: Tensor
-    masks: Tensor
-    names: tuple[str, ...]
-    patients: tuple[str, ...]
-
-    @property
-    def num_patients(self) -> int:
-        """Return how many different patients there are."""
-        return len(set(self.patients))
-
-    def joined(self, other: "PatientSet") -> "PatientSet":
-        """Return the patients of both."""
-        return PatientSet(
-            torch.cat([self.volumes, other.volumes]),
-            torch.cat([self.masks, other.masks]),
-            self.names + other.names,
-            self.patients + other.patients,
-        )
 
 
 def evaluate_utility(
@@ -99,49 +63,63 @@ def evaluate_utility(
     settings: UtilitySettings,
     *,
     device: torch.device | None = None,
-    report: Report = lambda what, done, total: None,
+    report: Report = silent,
 ) -> Evaluation:
-    """Train and test as ``settings`` say; both folders hold patients of a known layout with segmentations.
+    """Train and test; both folders hold patients of a known layout with segmentations.
 
     Raises ConfigError without held-out patients, DataError for folders and files that cannot be used.
+
+    Args:
+        real_root: folder of real patients.
+        synthetic_root: folder of synthetic patients.
+        settings: what is asked for.
+        device: where networks are trained; the CPU by default.
+        report: called with the progress of each part.
     """
     device, bad = device or torch.device("cpu"), BadFiles(skip=settings.skip_bad)
     training, held_out = _real_cases(real_root, settings)
     synthetic = find_cases(synthetic_root, modalities=settings.modalities, require_seg=True)
-    _note_ignored((real_root, synthetic_root, *map(Path, filter(None, [settings.heldout]))), settings, bad)
+    for root in (real_root, synthetic_root, *map(Path, filter(None, [settings.heldout]))):
+        layout = "auto" if root == synthetic_root else settings.layout
+        bad.leave_out(f"of no case of {root}", list(scan_dataset(root, layout=layout).ignored), asked=False)
     trained_on = find_training_patients(
-        [_entry(case, settings) for case in held_out], synthetic_root, split=settings.split
+        [first_entry(case, settings.modalities) for case in held_out], synthetic_root, split=settings.split
     )
-    grid = settings.grid or _grid_of(synthetic[0], settings.modalities)
-    _require_sizes(grid, len(settings.modalities), len(training) + len(synthetic) + len(held_out))
-    read = _reader(grid, settings, bad)
-    found = {
-        name: read(name, cases, report)
-        for name, cases in (("real", training), ("synthetic", synthetic), ("held out", held_out))
-    }
-    sets = {
-        "real": found["real"],
-        "synthetic": found["synthetic"],
-        "both": found["real"].joined(found["synthetic"]),
-    }
-    overlaps = _train_and_test(sets, found["held out"], settings, device, report)
+    grid = settings.grid or grid_of(first_entry(synthetic[0], settings.modalities))
+    require_sizes(grid, len(settings.modalities), len(training) + len(synthetic) + len(held_out))
+    read = partial(
+        read_patients,
+        modalities=settings.modalities,
+        grid=grid,
+        spacing=settings.spacing,
+        bad=bad,
+        report=report,
+    )
+    real, made = read("real", training), read("synthetic", synthetic)
+    tested = read("held out", held_out)
+    sets = {"real": real, "synthetic": made, "both": real.joined(made)}
+    few = None
+    if tested.num_patients < MIN_PATIENTS or settings.seeds < MIN_SEEDS:
+        few = f"Fewer than {MIN_PATIENTS} held-out patients or {MIN_SEEDS} seeds: the intervals are not reliable."
+    overlaps = _train_and_test(sets, tested, settings, device, report)
     return Evaluation(
         command="evaluate utility",
         settings={**asdict(settings), "grid": list(grid)},
         sets={
-            key: _about(root, found[name], settings)
-            for key, root, name in (
-                ("real", real_root, "real"),
-                ("synthetic", synthetic_root, "synthetic"),
-                ("heldout", settings.heldout or real_root, "held out"),
-            )
+            "real": _about(real_root, real, settings),
+            "synthetic": _about(synthetic_root, made, settings),
+            "heldout": _about(settings.heldout or real_root, tested, settings),
         },
-        scores=list(_scores(overlaps, sets, found["held out"], settings)),
-        cases=list(_cases(overlaps, found["held out"])),
-        patients={name: patients.num_patients for name, patients in found.items()},
+        scores=list(_scores(overlaps, sets, tested, settings)),
+        cases=list(_cases(overlaps, tested)),
+        patients={
+            "real": real.num_patients,
+            "synthetic": made.num_patients,
+            "held out": tested.num_patients,
+        },
         skipped=bad.skipped,
         left_out=bad.left_out,
-        warnings=[*filter(None, [trained_on.warning()]), *_warnings(settings, found["held out"])],
+        warnings=[*filter(None, [trained_on.warning(), few])],
     )
 
 
@@ -188,75 +166,6 @@ def _find(root: Path, settings: UtilitySettings) -> list[Case]:
     )
 
 
-def _entry(case: Case, settings: UtilitySettings) -> Entry:
-    name = settings.modalities[0]
-    return Entry(case.case_id, case.patient_id, name, case.images[name])
-
-
-def _note_ignored(roots: Sequence[Path], settings: UtilitySettings, bad: BadFiles) -> None:
-    """Note the volumes of the folders that belong to no case."""
-    for root in roots:
-        ignored = scan_dataset(root, layout=settings.layout if root != roots[1] else "auto").ignored
-        bad.leave_out(f"of no case of {root}", list(ignored), asked=False)
-
-
-def _grid_of(case: Case, modalities: Sequence[str]) -> tuple[int, int, int]:
-    name = modalities[0]
-    file = volumes.read(case.images[name], channel=case.channels.get(name))
-    h, w, d = volumes.to_ras(file.data, file.header.affine)[0].shape
-    return h, w, d
-
-
-def _require_sizes(grid: tuple[int, int, int], num_modalities: int, num_cases: int) -> None:
-    if max(grid) < MIN_SIDE:
-        raise ConfigError(
-            f"expected volumes of {MIN_SIDE} voxels or more along some axis, got {grid}; use smaller ones (--spacing)."
-        )
-    # "both" holds real and synthetic patients a second time.
-    wanted = 2 * num_cases * grid[0] * grid[1] * grid[2] * (4 * num_modalities + len(REGIONS))
-    if wanted > MAX_BYTES:
-        raise ConfigError(
-            f"expected volumes that fit into {MAX_BYTES >> 30} GiB, got {num_cases} patients of {grid} voxels, "
-            f"{wanted / 2**30:.0f} GiB; use larger voxels (--spacing 2 2 2 with --grid), or fewer patients."
-        )
-
-
-def _reader(
-    grid: tuple[int, int, int], settings: UtilitySettings, bad: BadFiles
-) -> Callable[[str, Sequence[Case], Report], PatientSet]:
-    builder = TransformBuilder(
-        spacing=settings.spacing,
-        grid=grid,
-        crop_size=None,
-        intensity=PERCENTILES,
-        augment=Augmentation(
-            flip_prob=0.0, bias_field_prob=0.0, gamma_prob=0.0, scale_prob=0.0, affine_prob=0.0
-        ),
-    )
-    preprocess = builder.build_preprocessing(settings.modalities)
-
-    def read(what: str, cases: Sequence[Case], report: Report) -> PatientSet:
-        images, masks, names, patients = [], [], [], []
-        for done, case in enumerate(cases, 1):
-            try:
-                found = preprocess(case)
-            except DataError as error:
-                bad.report(_entry(case, settings), error)
-                continue
-            assert found.seg is not None  # asked for
-            seg = torch.from_numpy(found.seg)
-            images.append(dequantise(found.images))
-            masks.append(torch.stack([torch.isin(seg, torch.tensor(v)) for v in REGIONS.values()]))
-            names.append(case.case_id)
-            patients.append(case.patient_id)
-            report(f"Reading {what}", done, len(cases))
-        if not names:
-            raise DataError(f"expected at least one readable patient of the {what} ones, got none.")
-        return PatientSet(torch.stack(images), torch.stack(masks), tuple(names), tuple(patients))
-
-    return read
-
-
 def _about(root: str | Path, patients: PatientSet, settings: UtilitySettings) -> dict[str, Any]:
     return {
         "path": str(root),
@@ -286,9 +195,7 @@ def _train_and_test(
                 patients.masks.to(device),
                 steps=settings.steps,
                 seed=settings.seed + k,
-                progress=lambda done, total, what=f"{name}, seed {settings.seed + k}": report(
-                    what, done, total
-                ),
+                progress=partial(report, f"{name}, seed {settings.seed + k}"),
             )
             predicted = segmenter.predict(held_out.volumes.to(device)).cpu()
             regions = [
@@ -328,25 +235,26 @@ def _row(
     patients: int,
     common: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Return a row of the table. values: Dice by seed and case; patients: those whose cases have the region."""
+    """Return a row of the table for ``values``, the Dice by seed and case; ``patients`` have the region."""
     seeds, cases = values.shape[0], int((~values.isnan()).any(0).sum())
     low, high = interval or (float("nan"), float("nan"))
     note = None if patients else "no held-out patient has this region"
-    return {
+    row = {
         "group": "utility",
         "metric": metric,
         **common,
-        "value": finite(value),
-        "low": finite(low),
-        "high": finite(high),
+        "value": value,
+        "low": low,
+        "high": high,
         "num_seeds": seeds,
         "num_heldout": cases,
         "patients_heldout": patients,
         "better": "higher",
         "unit": "",
-        "reliable": patients >= 10 and seeds >= 3,
-        "note": "no interval: it takes 2 patients" if patients == 1 else note,
+        "reliable": patients >= MIN_PATIENTS and seeds >= MIN_SEEDS,
+        "note": "no interval: it needs 2 patients" if patients == 1 else note,
     }
+    return without_nan(row)
 
 
 def _cases(overlaps: Mapping[str, Tensor], held_out: PatientSet) -> Iterator[dict[str, Any]]:
@@ -359,10 +267,5 @@ def _cases(overlaps: Mapping[str, Tensor], held_out: PatientSet) -> Iterator[dic
                         "trained_on": trained_on,
                         "seed": k,
                         "region": region,
-                        "dice": finite(value),
+                        "dice": without_nan(value),
                     }
-
-
-def _warnings(settings: UtilitySettings, held_out: PatientSet) -> list[str]:
-    few = held_out.num_patients < 10 or settings.seeds < 3
-    return ["Fewer than 10 held-out patients or 3 seeds: the intervals say little."] if few else []

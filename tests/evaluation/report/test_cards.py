@@ -1,3 +1,5 @@
+"""Model cards and data cards."""
+
 import pytest
 import yaml
 

@@ -1,3 +1,5 @@
+"""The report holds what a run recorded, and names what is missing."""
+
 import gzip
 import json
 import re
@@ -8,7 +10,6 @@ import numpy as np
 import pytest
 
 from prod9.errors import DataError
-from prod9.evaluation.report.charts import curve_chart, interval_bar, strip_chart
 from prod9.evaluation.report.gather import find_runs, read_curves
 from prod9.evaluation.report.page import Sources, write_report
 from prod9.evaluation.report.scans import load_generated
@@ -137,11 +138,3 @@ def test_generated_volumes_are_found_beside_the_run(tmp_path):
     write_generated(tmp_path / "demo" / "volumes")
     text = write_report(run.parent, tmp_path / "r.html").read_text()
     assert "T1_0000" in text
-
-
-def test_charts_cope_with_one_point_and_escape_names():
-    assert "&lt;b&gt;" in curve_chart("<b>", {"<b>": [(1.0, 2.0)]})
-    chart = strip_chart({"a": [0.1, 0.9]}, threshold=0.5, title="t")
-    assert chart.count("#b3261e") == 1
-    assert "suspect below 0.50" in chart
-    assert interval_bar(1.0, None, None, 1.0, 1.0, None).count("<circle") == 1

@@ -203,7 +203,7 @@ def _keep_out(path: Path | None, root: Path, option: str) -> None:
 
 
 def _print(report: "Report | MedMNIST3DReport") -> None:
-    from prod9.data.checking.page import facts_of
+    from prod9.data.checking.summary import facts_of
 
     facts = report.to_dict()
     for name, text in facts_of(facts):

@@ -1,4 +1,4 @@
-"""``prod9 report``: one HTML file that tells what a run made and how far it can be trusted."""
+"""``prod9 report``: one HTML file on what a run produced and how reliable it is."""
 
 from pathlib import Path
 from typing import Annotated
@@ -33,8 +33,8 @@ def report(
 ) -> None:
     """Gather curves, scores, pictures, the copy audit and the configuration of RUN_DIR into one HTML file.
 
-    Volumes are embedded with a viewer that overlays segmentations. What is not there is left out, and the report says
-    which command makes it.
+    Volumes are embedded with a viewer that overlays segmentations. What is missing is left out, and the report names
+    the command that makes it.
     """
     from prod9.errors import ConfigError
     from prod9.evaluation.report.page import Sources, write_report

@@ -1,22 +1,20 @@
-"""Progress of long work in several parts: bars on a terminal, plain lines now and then anywhere else."""
+"""Progress of long work in several parts: bars on a terminal, elsewhere a plain line every few seconds."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from prod9.cli import shared
-
-Report = Callable[[str, int, int], None]
-"""Called with (what is under way, done, total)."""
+from prod9.evaluation.settings import Report
 
 SECONDS = 10.0
-"""At least so long between two lines of the same work, but for its last one."""
+"""Shortest time between two lines of one part; its last line always comes."""
 
 
 @contextmanager
 def reporting() -> Iterator[Report]:
-    """Yield what shows how far each kind of work is, on stderr."""
+    """Yield a function that shows on stderr how far each part is."""
     if not shared.messages.is_terminal:
         yield PlainLines()
         return
@@ -32,7 +30,7 @@ def reporting() -> Iterator[Report]:
 
 
 class PlainLines:
-    """Prints a line for a log: how far, how long for each, how long still."""
+    """Prints lines for a log: what is done, the time per item, and the time left."""
 
     def __init__(self, *, seconds: float = SECONDS) -> None:
         self.seconds = seconds
@@ -41,9 +39,9 @@ class PlainLines:
         self._last = time.monotonic()
 
     def __call__(self, what: str, done: int, total: int) -> None:
-        """Print a line if the last one is old enough, or if this is the end."""
+        """Print a line if the last one is old enough, or if the part is done."""
         now = time.monotonic()
-        # Work that was not heard of before began when the last report came.
+        # A new part began when the last report of any part came.
         began = self._began.setdefault(what, self._last)
         said, self._last = self._said.get(what, began), now
         if done < total and now - said < self.seconds:

@@ -1,6 +1,6 @@
 """Tables of an evaluation's scores on the screen."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from prod9.cli import shared
@@ -13,43 +13,63 @@ Row = Mapping[str, Any]
 
 
 def print_scores(evaluation: "Evaluation") -> None:
-    """Print one table for each group of scores: over all modalities; the files hold the rest."""
-    rows = [row for row in evaluation.scores if row.get("modality", "all") == "all"]
-    for group in dict.fromkeys(row["group"] for row in rows):
-        own = [row for row in rows if row["group"] == group]
-        _TABLES.get(group, _print_sets)(own)
+    """Print one table for each group of scores over all modalities; the files hold the other scores."""
+    groups: dict[str, list[Row]] = {}
+    for row in evaluation.scores:
+        if row.get("modality", "all") == "all":
+            groups.setdefault(row["group"], []).append(row)
+    for group, rows in groups.items():
+        if group == "paired":
+            totals = {"volumes": "num_generated", "patients": "patients_generated"}
+            _print_by_region(
+                rows, "paired", "metric", lambda row: f"{row['metric']} {ARROWS[row['better']]}", totals
+            )
+        elif group == "utility":
+            title = "utility: Dice, and Dice over that of real"
+            _print_by_region(rows, title, "trained on", _trained_on, {"patients": "num_training"})
+        else:
+            _print_sets(rows)
     if evaluation.command == "evaluate utility":
         return
     shared.console.print(
-        "↑ higher is better, ↓ lower, = as near to the floor as can be; ? too few patients to rely on: a Fréchet "
-        "distance takes 2 D. Floor: real patients against each other, at the numbers of 'matched'.",
+        "↑ higher is better, ↓ lower is better, = as near to the floor as possible; ? too few patients to rely on: a "
+        "Fréchet distance needs 2 D. Floor: real patients against each other, in the numbers of 'matched'.",
     )
 
 
-def _print_paired(rows: Sequence[Row]) -> None:
+def _trained_on(row: Row) -> str:
+    return row["trained_on"] if row["metric"] == "dice" else f"{row['trained_on']} / real"
+
+
+def _print_by_region(
+    rows: Sequence[Row], title: str, first: str, label: Callable[[Row], str], totals: Mapping[str, str]
+) -> None:
+    """Print a table with one column per region.
+
+    Args:
+        rows: scores.
+        title: of the table.
+        first: title of the first column.
+        label: content of the first column; rows of one label share a line.
+        totals: title of each further column → key of its number.
+    """
     regions = list(dict.fromkeys(row["region"] for row in rows))
-    table = _table("paired", "metric", *regions, "volumes", "patients", wrap=True)
-    for metric in dict.fromkeys(row["metric"] for row in rows):
-        own = {row["region"]: row for row in rows if row["metric"] == metric}
-        first = own[regions[0]]
+    table = _table(title, first, *regions, *totals, wrap=True)
+    for name in dict.fromkeys(map(label, rows)):
+        own = {row["region"]: row for row in rows if label(row) == name}
         cells = [_with_interval(own[region]) for region in regions]
-        table.add_row(
-            f"{metric} {ARROWS[first['better']]}",
-            *cells,
-            str(first["num_generated"]),
-            str(first["patients_generated"]),
-        )
+        table.add_row(name, *cells, *(str(own[regions[0]][key]) for key in totals.values()))
     shared.console.print(table)
 
 
 def _print_sets(rows: Sequence[Row]) -> None:
     for extractor in dict.fromkeys(row["extractor"] for row in rows):
         own = [row for row in rows if row["extractor"] == extractor]
-        first = own[0]
-        title = (
-            f"{first['group']}{f', {extractor}' if extractor else ''}: "
-            f"{_counted(first, 'generated')}, {_counted(first, 'real')}"
-        )
+        counted = [
+            f"{own[0][f'num_{side}']} {side} of {own[0][f'patients_{side}']} patients"
+            for side in ("generated", "real")
+        ]
+        title = f"{own[0]['group']}{f', {extractor}' if extractor else ''}: {', '.join(counted)}"
         table = _table(title, "metric", "score", "matched", "floor", "D")
         for row in own:
             table.add_row(
@@ -66,26 +86,8 @@ def _print_sets(rows: Sequence[Row]) -> None:
         shared.console.print(f"{names}: {note}")
 
 
-def _counted(row: Row, side: str) -> str:
-    return f"{row[f'num_{side}']} {side} of {row[f'patients_{side}']} patients"
-
-
-def _print_utility(rows: Sequence[Row]) -> None:
-    regions = list(dict.fromkeys(row["region"] for row in rows))
-    table = _table("utility: Dice, and Dice over that of real", "trained on", *regions, "patients", wrap=True)
-    for kind in dict.fromkeys((row["metric"], row["trained_on"]) for row in rows):
-        own = {row["region"]: row for row in rows if (row["metric"], row["trained_on"]) == kind}
-        name = kind[1] if kind[0] == "dice" else f"{kind[1]} / real"
-        cells = [_with_interval(own[region]) for region in regions]
-        table.add_row(name, *cells, str(own[regions[0]]["num_training"]))
-    shared.console.print(table)
-
-
-_TABLES = {"paired": _print_paired, "utility": _print_utility}
-
-
 def _table(title: str, *columns: str, wrap: bool = False) -> Any:
-    """Return an empty table; the first column is never cut, the others only where they must not ``wrap``."""
+    """Return an empty table whose first column is never cut; with ``wrap`` the others break their lines instead."""
     from rich.table import Column, Table
 
     cells = (Column(name, no_wrap=not (wrap and k)) for k, name in enumerate(columns))

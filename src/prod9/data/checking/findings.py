@@ -1,4 +1,4 @@
-"""What a check finds wrong or worth knowing, each with the file and the remedy in its message."""
+"""Findings of a check, each with the file and the remedy in its message."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -11,9 +11,13 @@ LEVELS: tuple[Level, ...] = ("error", "warning", "note")
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing. code: short and stable, for programs. message: for people, with file and remedy.
+    """One finding.
 
-    Errors stop training or spoil it; warnings ask for a decision; notes need nothing.
+    Attributes:
+        level: an error stops training or spoils it, a warning needs a decision, a note needs nothing.
+        code: short and stable, for programs.
+        message: for people, with file and remedy.
+        case: the case that it concerns, if it is only one.
     """
 
     level: Level

@@ -1,6 +1,6 @@
-"""Fingerprint: what a dataset asks of a model, summed up once and kept in a file (the idea is nnU-Net's).
+"""Fingerprint of a dataset, kept in a file (an idea of nnU-Net).
 
-From it follow the voxel size to resample to, the grid that holds every head, and the intensities to expect.
+It gives the voxel size to resample to, the grid that holds every head, and the intensities to expect.
 """
 
 import json
@@ -24,17 +24,20 @@ _COVERED = 99.0
 def fingerprint(report: Report) -> dict[str, Any]:
     """Return the fingerprint of a deep ``report`` as plain values.
 
-    spacing_mm: median voxel size over cases, along RAS. head_mm: sides of the head's box, median and largest.
-    grid: voxels that hold the head of 99% of the cases at that spacing, a multiple of 16 on each axis.
-    Raises DataError when the report has errors or holds no voxels.
+    ``spacing_mm`` is the median voxel size over cases along RAS, ``head_mm`` holds the sides of the head's box, median
+    and largest, and ``grid`` the voxels that hold the head of 99% of the cases at that spacing, a multiple of 16 on
+    each axis. Raises DataError when the report has errors or holds no voxels.
     """
+    report.require_ok("a dataset")
     facts = report.to_dict()
-    if not report.ok:
-        first = next(f.message for f in report.findings if f.level == "error")
-        raise DataError(
-            f"{report.root}: expected a dataset without errors, got {facts['errors']}; the first: {first}"
-        )
-    boxes = np.asarray([stats.box_mm for case in report.voxels for stats in _union(case.images.values())])
+    # Training crops to the union of the modalities: the largest box of each case counts.
+    boxes = np.asarray(
+        [
+            max((stats.box_mm for stats in case.images.values()), key=np.prod)
+            for case in report.voxels
+            if case.images
+        ]
+    )
     if not boxes.size:
         raise DataError(f"{report.root}: expected voxels to sum up, got none.")
     spacings = np.asarray([_ras_spacing(kinds) for kinds in report.headers.by_case.values()])
@@ -71,7 +74,7 @@ def fit_grid(head_mm: Sequence[float], spacing: Sequence[float]) -> list[int]:
 
 
 def write_fingerprint(path: Path, content: dict[str, Any]) -> None:
-    """Write it as JSON, atomically."""
+    """Write ``content`` as JSON, atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -84,11 +87,6 @@ def read_fingerprint(path: Path) -> dict[str, Any]:
         if content["format"] != FORMAT:
             raise ValueError(f"format {str(content['format'])[:20]} instead of {FORMAT}")
     return content
-
-
-def _union(images: Any) -> list[Any]:
-    """Return the statistics of the case's largest box: training crops to the union of the modalities."""
-    return sorted(images, key=lambda stats: -np.prod(stats.box_mm))[:1]
 
 
 def _ras_spacing(kinds: dict[str, Any]) -> list[float]:

@@ -1,4 +1,4 @@
-"""The part of a check that reads headers alone: some thousand files a second."""
+"""The part of a check that reads headers only: some thousand files per second."""
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -12,21 +12,19 @@ from prod9.data.checking.findings import Finding, error, note, warning
 from prod9.data.layouts.names import SEG
 from prod9.errors import DataError
 from prod9.files import sha256
+from prod9.system.progress import Progress
 from prod9.system.wording import plural
-from prod9.volumes import Channel, VolumeHeader, cautions, looks_whole, read, read_header, signature
-
-Progress = Callable[[int, int], None]
-"""Called with (done, total)."""
+from prod9.volumes import VolumeHeader, cautions, looks_whole, read, read_header, signature
 
 AFFINE_TOLERANCE = 1e-2
-"""Largest difference (mm, and mm a voxel) between affines of one grid, as training allows."""
+"""Largest difference (mm, and mm per voxel) between affines of one grid, as in training."""
 _ANISOTROPY = 3.0
 _SHOWN = 3
 
 
 @dataclass
 class Headers:
-    """What the headers say. by_case: kind (modality or ``seg``) to header, for files that can be read."""
+    """Headers of files that can be read: case → kind (modality or ``seg``) → header."""
 
     by_case: dict[str, dict[str, VolumeHeader]] = field(default_factory=dict)
     findings: list[Finding] = field(default_factory=list)
@@ -48,22 +46,24 @@ def millimetres(spacing: Sequence[float]) -> str:
 
 
 def check_headers(cases: Sequence[Case], *, progress: Progress | None = None) -> Headers:
-    """Read every header and compare what must agree."""
+    """Read every header and compare those of a case, and of all cases."""
     headers = Headers()
     for done, case in enumerate(cases, start=1):
         kinds = headers.by_case.setdefault(case.case_id, {})
         for kind, path in _files(case):
             try:
                 header = read_header(path, channel=case.channels.get(kind))
-                if path not in {known.path for known in kinds.values()}:
-                    _require_whole(header, case.channels.get(kind))
+                known = {other.path for other in kinds.values()}
+                if path not in known and not looks_whole(header):
+                    # Reading it raises its exact error, if it has one.
+                    read(path, channel=case.channels.get(kind), allow_non_finite=True)
             except (DataError, OSError) as problem:
-                # The channels of one 4D file share its fault.
+                # The channels of one 4D file have the same error.
                 if not any(f.case == case.case_id and f.message == str(problem) for f in headers.findings):
                     headers.findings.append(error("unreadable", str(problem), case.case_id))
                 continue
             kinds[kind] = header
-        headers.findings += [*_grid(case, kinds), *_trailing_axes(case, kinds), *_slice(case, kinds)]
+        headers.findings += [*_grid(case, kinds), *_single_headers(case, kinds)]
         if progress is not None:
             progress(done, len(cases))
     headers.findings += [*_spacings(headers), *_orientations(headers), *_doubles(cases, headers)]
@@ -74,12 +74,6 @@ def _files(case: Case) -> Iterator[tuple[str, Path]]:
     yield from case.images.items()
     if case.seg is not None:
         yield SEG, case.seg
-
-
-def _require_whole(header: VolumeHeader, channel: Channel | None) -> None:
-    """Read a file whose length does not fit its header: the exact fault is the error, or there is none."""
-    if not looks_whole(header):
-        read(header.path, channel=channel, allow_non_finite=True)
 
 
 def _grid(case: Case, kinds: dict[str, VolumeHeader]) -> Iterator[Finding]:
@@ -102,25 +96,23 @@ def _grid(case: Case, kinds: dict[str, VolumeHeader]) -> Iterator[Finding]:
         )
 
 
-def _trailing_axes(case: Case, kinds: dict[str, VolumeHeader]) -> Iterator[Finding]:
+def _single_headers(case: Case, kinds: dict[str, VolumeHeader]) -> Iterator[Finding]:
     for header in kinds.values():
-        if header.stored_shape[3:] and header.stored_shape[3:] == (1,) * len(header.stored_shape[3:]):
+        trailing = header.stored_shape[3:]
+        if trailing and trailing == (1,) * len(trailing):
             stored = sides(header.stored_shape)
             yield note("axis", f"{header.path}: {stored} is read as {sides(header.shape)}.", case.case_id)
-
-
-def _slice(case: Case, kinds: dict[str, VolumeHeader]) -> Iterator[Finding]:
     found = [text for header in kinds.values() if (text := cautions(header).get("slice"))]
     if found:
         yield warning("slice", found[0], case.case_id)
 
 
 def _orientations(headers: Headers) -> Iterator[Finding]:
-    """Give one warning for all files: a set that lacks the codes usually lacks them throughout."""
+    """Yield one warning for all files: a set that lacks the codes usually lacks them everywhere."""
     kinds = (header for kinds in headers.by_case.values() for header in kinds.values())
     found = [text for header in kinds if (text := cautions(header).get("orientation"))]
     if found:
-        more = f" So it is with {len(found) - 1} more." if len(found) > 1 else ""
+        more = f" The same holds for {len(found) - 1} more." if len(found) > 1 else ""
         yield warning("orientation", found[0] + more)
 
 
@@ -134,8 +126,8 @@ def _spacings(headers: Headers) -> Iterator[Finding]:
                 yield warning(
                     "anisotropic",
                     f"{header.path}: voxels of {millimetres(header.spacing)} mm are {longest / shortest:.1f} times as "
-                    "long as wide; resampling cannot bring back what lies between slices: set data.spacing "
-                    "knowingly, or leave the case out.",
+                    "long as wide; resampling cannot restore what lies between slices: choose data.spacing "
+                    "with that in mind, or leave the case out.",
                     case,
                 )
     if len(found) > 1:
@@ -146,7 +138,7 @@ def _spacings(headers: Headers) -> Iterator[Finding]:
 
 
 def _doubles(cases: Sequence[Case], headers: Headers) -> Iterator[Finding]:
-    """Find images of equal content; segmentations may well be equal (all empty)."""
+    """Find images of equal content; segmentations may be equal, for example all empty."""
     readable = {header.path for kinds in headers.by_case.values() for header in kinds.values()}
     owners = {path: case for case in cases for path in case.images.values() if path in readable}
     alike: dict[tuple[int, bytes], list[Path]] = defaultdict(list)
@@ -169,7 +161,7 @@ def same_content(first: Path, other: Path, case: str) -> Finding:
 
 
 def check_identity(cases: Sequence[Case]) -> Iterator[Finding]:
-    """Find time points that a patient has twice, and numbers of patients that no split can divide."""
+    """Find numbers of patients that are too small for a split."""
     patients = Counter(case.patient_id for case in cases)
     if len(patients) < _SHOWN:
         yield warning(

@@ -1,52 +1,50 @@
-"""The check of a MedMNIST3D file: counts and labels at once, every voxel and its checksum on request."""
+"""Check a MedMNIST3D file: counts and labels always, every voxel and its checksum on request."""
 
 import hashlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from prod9.data.cases import PARTS, Part
-from prod9.data.checking.findings import Finding, counts, error, note, warning
+from prod9.data.checking.findings import Finding, error, note, warning
 from prod9.data.checking.fingerprint import FORMAT, fit_grid
-from prod9.data.checking.headers import Progress, sides
-from prod9.data.checking.page import MAX_THUMBNAILS
-from prod9.data.checking.voxels import CaseVoxels, array_stats, planes, summarise
+from prod9.data.checking.headers import sides
+from prod9.data.checking.summary import AbstractReport
+from prod9.data.checking.voxels import MAX_THUMBNAILS, CaseVoxels, array_stats, planes
 from prod9.data.layouts.medmnist import SHAPE_SETS, MedMNIST3DFile, is_published, open_medmnist3d, read_array
 from prod9.errors import DataError
+from prod9.system.progress import Progress
 from prod9.system.wording import are, listing
 
 
-@dataclass
-class MedMNIST3DReport:
-    """What was found in the file ``root``; the same questions as a :class:`~prod9.data.checking.report.Report`.
+@dataclass(kw_only=True)
+class MedMNIST3DReport(AbstractReport):
+    """What was found in a MedMNIST3D file.
 
-    file: None where it is no such file. labels: class labels of each part that can be read. voxels: of the deep
-    check. published: whether it is the file as published; None without the deep check.
+    Attributes:
+        name: of the set.
+        classes: names of the labels, in order.
+        file: None where ``root`` is no such file.
+        labels: class labels of each part that can be read.
+        published: whether it is the file as published; None without the deep check.
     """
 
-    root: Path
     name: str
     classes: tuple[str, ...]
     file: MedMNIST3DFile | None = None
     labels: dict[Part, np.ndarray] = field(default_factory=dict)
-    findings: list[Finding] = field(default_factory=list)
-    voxels: list[CaseVoxels] = field(default_factory=list)
     published: bool | None = None
 
-    @property
-    def ok(self) -> bool:
-        """Whether there is no error."""
-        return not counts(self.findings)["error"]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON, under the names of the check of folders."""
+    def facts(self) -> dict[str, Any]:
+        """Return what is there, under the names of the check of folders."""
         numbers = {str(part): number for part, number in self.file.counts.items()} if self.file else {}
         total = sum(numbers.values())
         side = self.file.side if self.file else 0
+        found = {str(part): Counter(labels.tolist()) for part, labels in self.labels.items()}
         return {
             "root": str(self.root),
             "layout": "medmnist3d",
@@ -63,19 +61,13 @@ class MedMNIST3DReport:
             "orientations": {"not told": total},
             "types": {"uint8": total},
             "parts": numbers,
-            "classes": {str(part): self._by_class(labels) for part, labels in self.labels.items()},
+            "classes": {
+                part: {name: own[label] for label, name in enumerate(self.classes)}
+                for part, own in found.items()
+            },
             "published": self.published,
             "ignored_files": 0,
-            "deep": bool(self.voxels),
-            "intensities": summarise(self.voxels),
-            "labels": {},
-            "findings": [asdict(finding) for finding in self.findings],
-            **{f"{level}s": number for level, number in counts(self.findings).items()},
         }
-
-    def _by_class(self, labels: np.ndarray) -> dict[str, int]:
-        found = Counter(labels.tolist())
-        return {name: found[label] for label, name in enumerate(self.classes)}
 
 
 def check_medmnist3d(
@@ -85,17 +77,23 @@ def check_medmnist3d(
     deep: bool = False,
     progress: Progress | None = None,
 ) -> MedMNIST3DReport:
-    """Look a file over. classes: of each set, in order of their labels. deep: read and hash every voxel.
+    """Check the MedMNIST3D file ``path``.
 
-    Raises DataError for a name that is of no set, or where nothing is.
+    Raises DataError for a name that belongs to no set, and for a file that does not exist.
+
+    Args:
+        path: the file; its name is that of the set.
+        classes: names of the labels of each set, in order.
+        deep: read and hash every voxel.
+        progress: called after each sample.
     """
     name, _, size = path.name.removesuffix(".npz").partition("_")
     if name not in classes or size not in ("", "64"):
         raise DataError(
-            f"{path}: expected {', '.join(classes)} with .npz or _64.npz, got another name, which would say "
-            "what the labels mean; rename it."
+            f"{path}: expected {', '.join(classes)} with .npz or _64.npz, got another name; rename it, since the "
+            "name defines the labels."
         )
-    report = MedMNIST3DReport(path, name, classes[name])
+    report = MedMNIST3DReport(root=path, name=name, classes=classes[name])
     if not path.is_file():
         raise DataError(
             f"{path}: expected a MedMNIST3D file, got nothing there; place it, or correct the path."
@@ -115,10 +113,9 @@ def check_medmnist3d(
 
 
 def fingerprint_medmnist3d(report: MedMNIST3DReport) -> dict[str, Any]:
-    """Return what ``prod9 plan`` needs to know of the file; DataError when the report has errors."""
-    if not report.ok or report.file is None:
-        first = next(f.message for f in report.findings if f.level == "error")
-        raise DataError(f"{report.root}: expected a file without errors; the first: {first}")
+    """Return the fingerprint of the file for ``prod9 plan``; DataError when the report has errors."""
+    report.require_ok("a file")
+    assert report.file is not None  # a file that cannot be opened is an error
     facts = report.to_dict()
     keep = (
         "layout",
@@ -201,7 +198,7 @@ def _look_inside(
 def _double(
     path: Path, image: np.ndarray, mine: tuple[Part, str], owners: dict[bytes, tuple[Part, str]]
 ) -> Iterator[Finding]:
-    """Find a sample of equal voxels: across parts it spoils what is measured, within one it weighs double."""
+    """Find samples of equal voxels: in two parts they spoil the scores, in one part they count twice."""
     digest = hashlib.blake2b(np.ascontiguousarray(image).data, digest_size=16).digest()
     part, name = owners.setdefault(digest, mine)
     if name == mine[1]:
@@ -209,15 +206,15 @@ def _double(
     text = f"{path}: expected a volume of its own as {mine[1]}, got that of {name}"
     if part != mine[0]:
         yield error(
-            "leak", f"{text}, in another part; scores on {mine[0]} would flatter: use a file without it."
+            "leak", f"{text}, in another part; scores on {mine[0]} would be too good: use a file without it."
         )
     else:
-        yield warning("doubled", f"{text}; it weighs double.")
+        yield warning("doubled", f"{text}; it counts twice.")
 
 
 def _constant(path: Path, part: Part, names: Sequence[str], total: int) -> Finding:
     return warning(
         "constant",
-        f"{path}: {len(names)} of {total} {part} samples {are(names)} of one intensity ({listing(names)}); they "
-        "teach nothing: a newer release of the file may have them mended.",
+        f"{path}: {len(names)} of {total} {part} samples {are(names)} of one intensity ({listing(names)}); nothing "
+        "can be learnt from them: a newer release of the file may have corrected them.",
     )

@@ -1,4 +1,4 @@
-"""What a check says of guesses: names that may be visits of one patient, and label values of several meanings."""
+"""Findings about guesses: names that may be visits of one patient, and label values of several meanings."""
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -13,21 +13,21 @@ from prod9.system.wording import listing, plural
 
 _GUESSED = ("canonical", "datalist", "msd", "nnunet")
 _DECLARED = ("msd", "nnunet")
-_REMEDY = "say whose each case is in a CSV list with a column patient"
+_REMEDY = "name the patient of each case in a CSV list with a column patient"
 _SHOWN_GROUPS = 5
 
 
 def find_visits(cases: Sequence[Case]) -> Iterator[Finding]:
-    """Find cases that count as visits of one patient by their names alone, and those that may be and do not.
+    """Find cases that count as visits of one patient by their names only, and those that may be visits but do not.
 
-    Names of challenges and of BIDS are beyond doubt.
+    Names of challenges and of BIDS leave no doubt.
     """
     groups = guessed_visits(cases)
     if groups:
         total, shown = sum(map(len, groups.values())), _groups(groups)
         text = (
             f"{plural(total, 'case')} {'counts as a visit' if total == 1 else 'count as visits'} of "
-            f"{plural(groups, 'patient')}, by the names: {shown}; visits stay on one side of the split"
+            f"{plural(groups, 'patient')}, by the names: {shown}; all visits of a patient are in one part of the split"
         )
         largest = max(map(len, groups.values()))
         if largest > MANY:
@@ -43,13 +43,13 @@ def find_visits(cases: Sequence[Case]) -> Iterator[Finding]:
         shown = listing((listing(group) for group in alike.values()), _SHOWN_GROUPS, joint="; ")
         yield warning(
             "look-alikes",
-            "names that may be visits of one patient count as patients of their own, who may come to both sides of "
+            "names that may be visits of one patient count as different patients, who may be in different parts of "
             f"the split: {shown}. If they are visits, {_REMEDY}.",
         )
 
 
 def guessed_visits(cases: Sequence[Case]) -> dict[str, list[str]]:
-    """Return patient → cases, for patients that were found inside the names of their cases."""
+    """Return patient → cases, for patients that were recognised in the names of their cases."""
     return visit_groups((case.case_id, case.patient_id) for case in _guessed(cases))
 
 
@@ -58,7 +58,7 @@ def _guessed(cases: Sequence[Case]) -> list[Case]:
 
 
 def find_doubtful_labels(cases: Sequence[Case], voxels: Sequence[CaseVoxels]) -> Iterator[Finding]:
-    """Find values of segmentations that have several meanings, over all cases whose scheme was found alike."""
+    """Find label values with several meanings, over all cases with the same detected scheme."""
     layouts = {case.case_id: (case.label_scheme, case.layout) for case in cases}
     values: dict[str, set[int]] = defaultdict(set)
     for result in voxels:
@@ -68,7 +68,7 @@ def find_doubtful_labels(cases: Sequence[Case], voxels: Sequence[CaseVoxels]) ->
     for scheme, seen in values.items():
         text = doubt(seen, scheme)
         if text is not None:
-            # A mask of one value is hardly ever necrosis; other values are mostly what the default takes them for.
+            # A mask of one value is hardly ever necrosis; other values mostly have the default meaning.
             make = warning if seen - {0} == {1} else note
             yield make("meaning", f"{text}.")
 

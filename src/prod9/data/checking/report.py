@@ -1,58 +1,52 @@
-"""check_dataset: everything that is known about a folder, as one report."""
+"""Check a folder or a list of cases: everything that is known about it, as one report."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from prod9.data.cases import PARTS, Case
-from prod9.data.checking.findings import Finding, counts, error, note, warning
-from prod9.data.checking.headers import Headers, Progress, check_headers, check_identity, millimetres, sides
+from prod9.data.checking.findings import Finding, error, note, warning
+from prod9.data.checking.headers import Headers, check_headers, check_identity, millimetres, sides
 from prod9.data.checking.naming import find_doubtful_labels, find_visits, guessed_visits
-from prod9.data.checking.voxels import (
-    CaseVoxels,
-    find_backgrounds,
-    find_doubles,
-    label_summary,
-    read_cases,
-    summarise,
-)
+from prod9.data.checking.summary import AbstractReport, counted
+from prod9.data.checking.voxels import find_backgrounds, find_doubles, read_cases
 from prod9.data.layouts.find import Dataset, no_cases, require_known, scan_dataset
 from prod9.data.layouts.names import MODALITIES
 from prod9.data.layouts.scan import conversion, foreign_files
 from prod9.data.splits import Split
 from prod9.errors import DataError
+from prod9.system.progress import Progress
 from prod9.system.wording import are, listing, plural
 
 _OWN_NAMES = ("msd", "nnunet", "datalist")
+"""Layouts that name their modalities themselves."""
 
 
-@dataclass
-class Report:
-    """What was found. voxels: of the deep check, in the order of the cases; empty without it."""
+@dataclass(kw_only=True)
+class Report(AbstractReport):
+    """What was found in a folder, or in a list of cases.
 
-    root: Path
+    Attributes:
+        dataset: its cases.
+        modalities: what every case must have.
+        headers: of every volume that can be read.
+    """
+
     dataset: Dataset
     modalities: tuple[str, ...]
     headers: Headers
-    findings: list[Finding] = field(default_factory=list)
-    voxels: list[CaseVoxels] = field(default_factory=list)
 
-    @property
-    def ok(self) -> bool:
-        """Whether there is no error."""
-        return not counts(self.findings)["error"]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON."""
+    def facts(self) -> dict[str, Any]:
+        """Return what is there, as plain values."""
         cases = self.dataset.cases
         time_points = Counter(case.patient_id for case in cases)
         return {
             "root": str(self.root),
             "layout": self.dataset.layout,
-            "label_schemes": _counted(case.label_scheme for case in cases if case.seg is not None),
-            "names": _counted(case.layout for case in cases),
+            "label_schemes": counted(case.label_scheme for case in cases if case.seg is not None),
+            "names": counted(case.layout for case in cases),
             "cases": len(cases),
             "patients": len(time_points),
             "time_points": max(time_points.values(), default=0),
@@ -63,13 +57,8 @@ class Report:
             "spacings_mm": self.headers.count(lambda h: millimetres(h.spacing)),
             "orientations": self.headers.count(lambda h: h.orientation),
             "types": self.headers.count(lambda h: h.dtype.name),
-            "parts": _counted(case.part for case in cases if case.part is not None),
+            "parts": counted(case.part for case in cases if case.part is not None),
             "ignored_files": len(self.dataset.ignored),
-            "deep": bool(self.voxels),
-            "intensities": summarise(self.voxels),
-            "labels": {str(label): row for label, row in label_summary(self.voxels).items()},
-            "findings": [asdict(finding) for finding in self.findings],
-            **{f"{level}s": number for level, number in counts(self.findings).items()},
         }
 
 
@@ -84,11 +73,19 @@ def check_dataset(
     num_workers: int = 1,
     progress: Progress | None = None,
 ) -> Report:
-    """Look ``root`` over and return what is there and what is wrong.
+    """Check the dataset at ``root`` and return what is there and what is wrong.
 
-    modalities: what every case must have; by default the four, or what the dataset itself declares.
-    split: a split file whose patients are compared. deep: read every voxel. Raises DataError only where there is
-    nothing to look at.
+    Raises DataError only where there is nothing to check.
+
+    Args:
+        root: a folder, or a list of cases.
+        layout: name of the layout, or ``auto``.
+        label_scheme: what the values of the segmentations mean, or ``auto``.
+        modalities: what every case must have; by default the four of BraTS, or what the dataset itself declares.
+        split: a split file, whose patients are compared with those of the dataset.
+        deep: read every voxel, not only the headers.
+        num_workers: files that are read at a time, with ``deep``.
+        progress: called after each case.
     """
     root = Path(root)
     dataset = scan_dataset(root, layout=layout, label_scheme=label_scheme)
@@ -96,9 +93,10 @@ def check_dataset(
         raise DataError(no_cases(root))
     if modalities:
         require_known(dataset.cases, modalities)
-    wanted = tuple(modalities) or _expected(dataset)
+    declared = dict.fromkeys(name for case in dataset.cases for name in case.images)
+    wanted = tuple(modalities) or (tuple(declared) if dataset.layout in _OWN_NAMES else MODALITIES)
     headers = check_headers(dataset.cases, progress=None if deep else progress)
-    report = Report(root, dataset, wanted, headers)
+    report = Report(root=root, dataset=dataset, modalities=wanted, headers=headers)
     report.findings += [error("layout", problem) for problem in dataset.problems]
     report.findings += [warning("link", doubt) for doubt in dataset.doubts]
     report.findings += _completeness(dataset.cases, wanted)
@@ -131,20 +129,13 @@ def _below(root: Path, paths: Sequence[Path]) -> list[str]:
 
 
 def _look_inside(report: Report, num_workers: int, progress: Progress | None) -> None:
-    """Read the voxels and add what they show, leaving out what the headers told already."""
+    """Read the voxels and add their findings, except those that the headers gave already."""
     cases = report.dataset.cases
     report.voxels = list(read_cases(cases, num_workers=num_workers, progress=progress))
-    told = {(finding.case, finding.message) for finding in report.findings}
+    known = {(finding.case, finding.message) for finding in report.findings}
     found = [f for result in report.voxels for f in result.findings] + list(find_doubles(report.voxels))
     found += find_backgrounds(report.voxels)
-    report.findings += [f for f in found if (f.case, f.message) not in told]
-
-
-def _expected(dataset: Dataset) -> tuple[str, ...]:
-    found = list(dict.fromkeys(name for case in dataset.cases for name in case.images))
-    if dataset.layout in _OWN_NAMES:
-        return tuple(found)
-    return MODALITIES
+    report.findings += [f for f in found if (f.case, f.message) not in known]
 
 
 def _completeness(cases: Sequence[Case], modalities: Sequence[str]) -> list[Finding]:
@@ -185,7 +176,7 @@ def _completeness(cases: Sequence[Case], modalities: Sequence[str]) -> list[Find
 
 
 def _division(cases: Sequence[Case], split: Path | None) -> list[Finding]:
-    """Compare patients with the sides that a split file or the dataset itself puts them on."""
+    """Check that each patient is in one part only, by the dataset itself and by the split file."""
     findings: list[Finding] = []
     sides_of: dict[str, set[str]] = {}
     for case in cases:
@@ -203,7 +194,3 @@ def _division(cases: Sequence[Case], split: Path | None) -> list[Finding]:
         except DataError as problem:
             findings.append(error("leak" if "several" in str(problem) else "split", str(problem)))
     return findings
-
-
-def _counted(values: Any) -> dict[str, int]:
-    return dict(Counter(values).most_common())

@@ -1,4 +1,4 @@
-"""The deep part of a check: every voxel is read, its checksum verified, and what it holds summed up."""
+"""The deep part of a check: read every voxel, verify checksums, and compute statistics."""
 
 import hashlib
 from collections import Counter, defaultdict
@@ -11,25 +11,34 @@ import numpy as np
 
 from prod9.data.cases import Case
 from prod9.data.checking.findings import Finding, error, note, warning
-from prod9.data.checking.headers import Progress, same_content
+from prod9.data.checking.headers import same_content
 from prod9.data.intensity import find_background
 from prod9.data.labels import canonical_seg
 from prod9.errors import DataError, Prod9Error
+from prod9.system.progress import Progress
 from prod9.volumes import VolumeFile, read, read_channels, to_ras
 
 PERCENTILES = (0.0, 0.5, 50.0, 99.5, 100.0)
 BINS = 48
+MAX_THUMBNAILS = 60
+"""Cases that a page shows: it stays below a few MB."""
 _THUMBNAIL = 96
 _MIN_BACKGROUND = 0.01
 
 
 @dataclass(frozen=True)
 class ImageStats:
-    """One volume's voxels. percentiles: of the foreground (all that is not background), at ``PERCENTILES``.
+    """Statistics of one volume; its foreground is everything that is not background.
 
-    foreground: its share of all voxels. box_mm: sides of its box along the axes of RAS, box: in voxels.
-    histogram: counts of the foreground over ``BINS`` equal bins from its 0.5th to its 99.5th percentile.
-    background: what lies around the head, in words; None where it is 0, as is usual.
+    Attributes:
+        percentiles: of the foreground, at ``PERCENTILES``.
+        mean: of the foreground.
+        deviation: standard deviation of the foreground.
+        foreground: its share of all voxels.
+        box: sides of its box along the axes of RAS, in voxels.
+        box_mm: the same in mm.
+        histogram: counts of the foreground in ``BINS`` equal bins from its 0.5th to its 99.5th percentile.
+        background: description of the background; None where it is 0, as usual.
     """
 
     percentiles: tuple[float, ...]
@@ -44,9 +53,16 @@ class ImageStats:
 
 @dataclass
 class CaseVoxels:
-    """What a case's voxels gave. labels_ml: canonical label → millilitres. seg_values: those of the file.
+    """Statistics and findings of one case.
 
-    thumbnail: uint8 [h w], planes of RAS.
+    Attributes:
+        case_id: of the case.
+        images: statistics by modality.
+        labels_ml: canonical label → millilitres.
+        seg_values: label values in the file.
+        digests: hashes of the voxels by file.
+        findings: what is wrong with its files.
+        thumbnail: uint8 [h w], planes of RAS.
     """
 
     case_id: str
@@ -74,7 +90,7 @@ def read_cases(
 
 
 def read_case(case: Case) -> CaseVoxels:
-    """Read all files of ``case``; what is wrong with one does not hide the others."""
+    """Read all files of ``case``; an error in one does not hide errors in the others."""
     result = CaseVoxels(case.case_id)
     for path in dict.fromkeys(case.images.values()):
         kinds = [kind for kind, file in case.images.items() if file == path]
@@ -91,7 +107,7 @@ def read_case(case: Case) -> CaseVoxels:
 
 
 def find_doubles(results: Sequence[CaseVoxels]) -> Iterator[Finding]:
-    """Find volumes of equal voxels, however they are packed."""
+    """Find volumes with equal voxels, however they are stored."""
     first: dict[str, Path] = {}
     for result in results:
         for path, digest in result.digests.items():
@@ -100,7 +116,7 @@ def find_doubles(results: Sequence[CaseVoxels]) -> Iterator[Finding]:
 
 
 def find_backgrounds(results: Sequence[CaseVoxels]) -> Iterator[Finding]:
-    """Name, once for all volumes, backgrounds of another value than 0."""
+    """Yield one note for all volumes whose background is not 0."""
     found = [
         (r, kind, s.background) for r in results for kind, s in r.images.items() if s.background is not None
     ]
@@ -109,12 +125,12 @@ def find_backgrounds(results: Sequence[CaseVoxels]) -> Iterator[Finding]:
         yield note(
             "background",
             f"the background of {len(found)} of {total} volumes is not 0 (in {kind} of {first.case_id} it is {value}); "
-            "it is found and taken as background, and what is made from these volumes has it too.",
+            "it is detected, and volumes that are generated or reconstructed from these have it too.",
         )
 
 
 def summarise(results: Sequence[CaseVoxels]) -> dict[str, dict[str, float]]:
-    """Return, by modality, the median over volumes of each percentile, of the mean and of the foreground."""
+    """Return modality → median over volumes of each percentile, of the mean and of the foreground."""
     by_kind: dict[str, list[ImageStats]] = defaultdict(list)
     for result in results:
         for kind, stats in result.images.items():
@@ -129,7 +145,7 @@ def summarise(results: Sequence[CaseVoxels]) -> dict[str, dict[str, float]]:
 
 
 def label_summary(results: Sequence[CaseVoxels]) -> dict[int, dict[str, float]]:
-    """Return, by canonical label, in how many cases it is and its median volume there in ml."""
+    """Return canonical label → number of cases with it, and its median volume there in ml."""
     present = Counter(label for result in results for label in result.labels_ml)
     return {
         label: {
@@ -220,7 +236,7 @@ def planes(data: np.ndarray, bright: float) -> np.ndarray:
 
 
 def _small(plane: np.ndarray) -> np.ndarray:
-    """Return ``plane`` as uint8 [96 96] by picking pixels, its longer side filling it."""
+    """Return ``plane`` as uint8 [96 96] by nearest neighbours; its longer side fills the picture."""
     longest = max(plane.shape)
     rows, columns = (
         np.clip(np.arange(_THUMBNAIL) * longest // _THUMBNAIL - (longest - side) // 2, -1, side)

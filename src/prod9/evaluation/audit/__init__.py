@@ -1,1 +1,1 @@
-"""Copies of training patients among generated volumes."""
+"""Search for copies of training patients among generated volumes."""

@@ -1,11 +1,11 @@
-"""What the copy audit compares: descriptions of volumes that survive how copies are disguised.
+"""Embeddings that the copy audit compares: they hardly change when a copy is shifted, rescaled or noisy.
 
-Each embedding describes a volume once a mirroring, so that a mirrored copy is found as well. None needs weights
-that were made elsewhere.
+Each embedding returns one row per mirroring of a volume, so that a mirrored copy is found as well. None of them needs
+weights from elsewhere.
 """
 
 from collections.abc import Iterable
-from itertools import product
+from itertools import islice, product
 from typing import Protocol
 
 import numpy as np
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from prod9.errors import DataError
 from prod9.evaluation.judges.features import AutoencoderFeatures
+from prod9.evaluation.judges.loading import load_autoencoder
 from prod9.evaluation.sets.volume_sets import Preparation
 from prod9.types import Volume
 from prod9.volumes import VolumeFile, to_ras
@@ -30,14 +31,14 @@ LEFT_RIGHT: tuple[Mirror, ...] = ((), (0,))
 CELLS = 24
 _OVERSAMPLING = 3
 _HEAD = 0.15
-"""Share of the brightest intensity above which a voxel belongs to the head, whatever noise lies around it."""
+"""Share of the brightest intensity above which a voxel belongs to the head; background noise is below it."""
 _MARGIN = 1.25
 _MAX_FITTED = 16
 _LATENT_CELLS = 6
 
 
 class Embedding(Protocol):
-    """Describes a volume by a row a mirroring; the first mirroring is none."""
+    """Turns a volume into one row per mirrored copy; row 0 is the volume as it is."""
 
     name: str
     mirrors: tuple[Mirror, ...]
@@ -45,17 +46,17 @@ class Embedding(Protocol):
     def __call__(self, file: VolumeFile, *, mirrored: bool) -> Tensor:
         """Return float32 rows ``[V D]``: one, or with ``mirrored`` one for each of ``mirrors``.
 
-        Raises DataError for a volume that shows nothing.
+        Raises DataError for a volume of a single intensity.
         """
         ...
 
 
 class VoxelEmbedding:
-    """Detail of a volume seen in a coarse cube about the centre of its head.
+    """Details of a volume in a coarse cube around the centre of its head.
 
-    The cube moves with the head, so shifts cancel; dividing by the brightness cancels intensity scaling, averaging
-    over cells most of the noise. Subtracting the mean of 3³ neighbouring cells leaves what tells one head from
-    another rather than that it is a head. field_mm: side of the cube; ``cells`` of them along each axis.
+    The cube follows the head, which removes shifts; dividing by the brightness removes intensity scaling, and averaging
+    over cells removes most of the noise. Subtracting the mean of 3³ neighbouring cells leaves what distinguishes one
+    head from another. The cube has a side of ``field_mm`` and ``cells`` cells along each axis.
     """
 
     mirrors: tuple[Mirror, ...] = ALL_MIRRORS
@@ -67,10 +68,15 @@ class VoxelEmbedding:
 
     @classmethod
     def fit(cls, files: Iterable[VolumeFile], *, cells: int = CELLS) -> "VoxelEmbedding":
-        """Choose the field so that the heads of the first files fit into it with some room."""
-        sides = [_extent_mm(file) for file, _ in zip(files, range(_MAX_FITTED), strict=False)]
+        """Choose the field so that the heads of the first files fit into it with a margin."""
+        sides = []
+        for file in islice(files, _MAX_FITTED):
+            data, affine = to_ras(file.data, file.header.affine)
+            planes = [np.flatnonzero(found) for found in _along_axes(_unit(file, data)[1])]
+            extent = np.asarray([int(places.max() - places.min()) + 1 for places in planes])
+            sides.append(float(max(extent * np.linalg.norm(affine[:3, :3], axis=0))))
         if not sides:
-            raise ValueError("at least one training volume is needed to choose the field of view, got none")
+            raise ValueError("expected at least one training volume to choose the field of view, got none")
         return cls(field_mm=_MARGIN * max(sides), cells=cells)
 
     def __call__(self, file: VolumeFile, *, mirrored: bool) -> Tensor:
@@ -83,7 +89,7 @@ class VoxelEmbedding:
         return F.normalize(torch.stack(turned).flatten(1), dim=1)
 
     def cube(self, file: VolumeFile, side: int) -> Tensor:
-        """Return the head centred in ``side``³ samples of the field, its brightest part at 1, float32."""
+        """Return the head in the centre of ``side``³ samples of the field, float32, its brightest part at 1."""
         data, affine = to_ras(file.data, file.header.affine)
         unit, head = _unit(file, data)
         centre = [float(np.arange(len(n)) @ n / n.sum()) for n in _along_axes(head)]
@@ -100,7 +106,8 @@ class VoxelEmbedding:
 class LatentEmbedding:
     """Latents of a stage-1 encoder, averaged over 6³ cells of the grid it was trained on.
 
-    preparation: brings files to that grid. Mirrorings are left and right only: each costs a pass of the encoder.
+    ``preparation`` brings files to that grid. Only left and right are mirrored: each mirroring costs one pass of the
+    encoder.
     """
 
     mirrors: tuple[Mirror, ...] = LEFT_RIGHT
@@ -124,15 +131,23 @@ class LatentEmbedding:
         return torch.cat(rows).float().cpu().clone()
 
 
+def load_latents(model: str, *, device: torch.device) -> LatentEmbedding:
+    """Return the embedding of the autoencoder that ``model`` is or builds on: a run, checkpoint or export."""
+    loaded = load_autoencoder(model, device=device)
+    data = loaded.header["data"]
+    preparation = Preparation(tuple(data["grid"]), data["spacing"] and tuple(data["spacing"]))
+    return LatentEmbedding(AutoencoderFeatures(loaded.network), preparation, device=device)
+
+
 def _unit(file: VolumeFile, data: np.ndarray) -> tuple[Tensor, Tensor]:
     """Return intensities from 0 (background) to about 1 and the bool mask of the head, both ``[H W D]``."""
     low, high = np.percentile(data, (1.0, 99.5))
     if not high > low:
         raise DataError(
-            f"{file.header.path}: expected a volume that shows something, got intensity {low:g} nearly everywhere; "
-            "leave this file out."
+            f"{file.header.path}: expected a volume with different intensities, got {low:g} nearly everywhere; leave "
+            "this file out."
         )
-    # In place and in float32: the percentiles are float64 and would make copies of twice the size.
+    # In place and in float32: the percentiles are float64 and would double the memory.
     unit = np.subtract(data, np.float32(low), order="C")
     unit *= np.float32(1.0 / (high - low))
     volume = torch.from_numpy(unit)
@@ -144,11 +159,3 @@ def _along_axes(head: Tensor) -> list[np.ndarray]:
     plain = head.numpy().view(np.uint8)
     columns = plain.sum(2, dtype=np.int32)
     return [columns.sum(1), columns.sum(0), plain.reshape(-1, plain.shape[2]).sum(0, dtype=np.int32)]
-
-
-def _extent_mm(file: VolumeFile) -> float:
-    data, affine = to_ras(file.data, file.header.affine)
-    _, head = _unit(file, data)
-    planes = [np.flatnonzero(found) for found in _along_axes(head)]
-    sides = [int(places.max() - places.min()) + 1 for places in planes]
-    return float(max(np.asarray(sides) * np.linalg.norm(affine[:3, :3], axis=0)))

@@ -1,17 +1,17 @@
-"""Whether generated volumes are copies of training patients.
+"""Decide which generated volumes are copies of training patients.
 
-For each generated volume the distance to the nearest training volume is divided by that to the nearest held-out
-one. Held-out patients, which no model has seen, go through the same: each is compared with the training set and
-with the other held-out patients. A generated volume is suspect when next to no held-out patient is, relatively, as
-near to the training set. Blurred volumes are near to everything, and are not suspect for that.
+For each generated volume, the distance to the nearest training volume is divided by the distance to the nearest
+held-out volume. The same ratio is computed for held-out patients, which no model has seen: each is compared with the
+training set and with the other held-out patients. A generated volume is suspect if hardly any held-out patient has a
+ratio as low. Blurred volumes are near to all others, which does not make them suspect.
 
-The threshold is set for the share ``false_alarms`` of suspects among volumes of a model that copies nothing: the rank
-among the held-out values that leaves this share below (a conformal p-value), or, where that is lower, the bound below
-which at most this share of a normal distribution of their logarithms lies, with 95% confidence (a one-sided
-tolerance bound). The bound is that of patients, each by its lowest volume: the modalities of one patient are no
-independent witnesses, and few patients make it wide. Distances are cosine distances of embeddings centred on
-the training set. Authenticity is that of Alaa et al., ICML 2022: a volume is authentic unless it is nearer to
-its training neighbour than that one is to any other patient.
+The threshold is set so that the share ``false_alarms`` of the volumes of a model that copies nothing is suspect. It is
+the rank among the held-out ratios that leaves this share below (a conformal p-value), or, if that is lower, the bound
+below which at most this share of a normal distribution of their logarithms lies, with 95% confidence (a one-sided
+tolerance bound). The bound is computed over patients, each represented by its lowest volume, because the modalities of
+one patient are not independent; few patients make it wide. Distances are cosine distances of embeddings centred on the
+training set. Authenticity is that of Alaa et al., ICML 2022: a volume is authentic unless it is nearer to its nearest
+training volume than that one is to any other patient.
 """
 
 import math
@@ -25,14 +25,16 @@ from scipy import stats
 from torch import Tensor
 
 Rows = Float[Tensor, "N V D"]
-"""Embeddings of N volumes, each under V mirrorings, the first being none."""
+"""Embeddings of N volumes, each under V mirrorings; row 0 is the volume as it is."""
 
 MIN_PATIENTS = 5
-"""Held-out patients below which no threshold is worth its name."""
+"""With fewer held-out patients no threshold can be set."""
 
 _CHUNK = 64
 _CONFIDENCE = 0.95
 _SMALLEST = 1e-6
+_COPY = 0.02
+"""A held-out volume with a lower relative distance to a training volume is the same volume."""
 
 
 @dataclass(frozen=True)
@@ -54,10 +56,17 @@ class Nearest:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What one embedding says.
+    """The result of one embedding.
 
-    held_out, generated: relative distances, training over held-out. p_values: of the generated volumes, among the
-    held-out ones. threshold: relative distances below it are suspect. authentic: see the module.
+    Attributes:
+        name: of the embedding.
+        held_out: relative distances of the held-out volumes: training over held-out.
+        generated: relative distances of the generated volumes.
+        p_values: of the generated volumes, among the held-out ones.
+        threshold: lower relative distances are suspect.
+        nearest: training volume that each generated one is nearest to.
+        authentic: whether each generated volume is authentic; see the module.
+        copies_held_out: (held-out volume, training volume) of those that are the same.
     """
 
     name: str
@@ -83,7 +92,7 @@ def required_held_out(false_alarms: float, embeddings: int) -> int:
 def find_nearest(queries: Rows, references: Rows, *, excluded: Bool[Tensor, "N M"] | None = None) -> Nearest:
     """Return the nearest of ``references`` (their first rows) to any mirroring of each query.
 
-    Rows have unit length. excluded: pairs that don't count, such as those of one patient.
+    Rows have unit length. Pairs in ``excluded``, such as those of one patient, do not count.
     """
     parts, targets = [], references[:, 0].T
     for start in range(0, len(queries), _CHUNK):
@@ -100,16 +109,22 @@ def find_nearest(queries: Rows, references: Rows, *, excluded: Bool[Tensor, "N M
 def compare(
     name: str, *, train: Described, held_out: Described, generated: Described, false_alarms: float
 ) -> Comparison:
-    """Return what the embedding ``name`` says of ``generated``.
+    """Compare the sets by one embedding.
 
-    false_alarms: the share of honest volumes that this embedding may call suspect. ValueError where there are fewer
-    than ``MIN_PATIENTS`` held out, or too few volumes for that share.
+    Raises ValueError for fewer than ``MIN_PATIENTS`` held-out patients, or too few volumes for ``false_alarms``.
+
+    Args:
+        name: of the embedding.
+        train: the training set.
+        held_out: patients that no model has seen.
+        generated: volumes to judge.
+        false_alarms: share of honest volumes that this embedding may find suspect.
     """
     needed, patients = required_held_out(false_alarms, 1), len(set(held_out.patients))
     if len(held_out.rows) < needed or patients < MIN_PATIENTS:
         raise ValueError(
-            f"at least {needed} held-out volumes of {MIN_PATIENTS} or more patients are needed for {false_alarms:g} "
-            f"false alarms, got {len(held_out.rows)} of {patients}"
+            f"expected at least {needed} held-out volumes of {MIN_PATIENTS} or more patients for {false_alarms:g} "
+            f"false alarms, got {len(held_out.rows)} of {patients}; hold out more patients"
         )
     centre = train.rows[:, :1].mean(dim=0)
     train_rows, held_rows, rows = (
@@ -129,7 +144,7 @@ def compare(
         threshold=_threshold(honest, held_out.patients, false_alarms),
         nearest=nearest,
         authentic=nearest.distance >= _spread(train, train_rows, nearest.index),
-        copies_held_out=_copies(honest, own),
+        copies_held_out=[(k, int(own.index[k])) for k in torch.nonzero(honest < _COPY).flatten().tolist()],
     )
 
 
@@ -150,7 +165,7 @@ def _ratio(train: Nearest, held_out: Nearest) -> Float[Tensor, " N"]:
 
 
 def _spread(train: Described, rows: Rows, index: Int64[Tensor, " N"]) -> Float[Tensor, " N"]:
-    """Return for each training volume of ``index`` the distance to the nearest of another patient."""
+    """Return, for each training volume of ``index``, the distance to the nearest one of another patient."""
     chosen = Described(rows[index], [train.patients[int(i)] for i in index])
     return find_nearest(chosen.rows[:, :1], rows, excluded=_same_patient(chosen, train)).distance
 
@@ -159,12 +174,3 @@ def _same_patient(one: Described, other: Described) -> Bool[Tensor, "N M"]:
     number = {patient: k for k, patient in enumerate({*one.patients, *other.patients})}
     first, second = (torch.tensor([number[p] for p in d.patients]) for d in (one, other))
     return first[:, None] == second[None]
-
-
-_COPY = 0.02
-"""A held-out volume that is, relatively, this near to a training volume is that volume."""
-
-
-def _copies(honest: Tensor, nearest: Nearest) -> list[tuple[int, int]]:
-    found = torch.nonzero(honest < _COPY).flatten().tolist()
-    return [(k, int(nearest.index[k])) for k in found]

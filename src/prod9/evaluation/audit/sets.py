@@ -1,4 +1,4 @@
-"""Which volumes a copy audit compares: of folders, or of a run, whose split says who was trained on."""
+"""Volumes that a copy audit compares: those of folders, or those of a run by its split."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,7 +7,7 @@ from prod9.config.load import load_config
 from prod9.data.splits import Split
 from prod9.errors import ConfigError
 from prod9.evaluation.audit.volumes import AuditSets
-from prod9.evaluation.sets.volume_sets import BadFiles, Entry, find_volumes
+from prod9.evaluation.sets.volume_sets import BadFiles, find_volumes
 
 
 def sets_of_folders(
@@ -20,7 +20,12 @@ def sets_of_folders(
 ) -> AuditSets:
     """Return the volumes of three folders; DataError where one holds none, or patients overlap.
 
-    bad: what becomes of files that cannot be used, refused by default; it notes whatever stays out.
+    Args:
+        train: folder of the training cases.
+        held_out: folder of cases that the model never saw.
+        generated: folder of generated volumes.
+        modalities: only these; all by default.
+        bad: notes what is left out; by default files that cannot be used are refused.
     """
     roots = (train, held_out, generated)
     return AuditSets(*(find_volumes(root, modalities=modalities, bad=bad) for root in roots))
@@ -34,11 +39,17 @@ def sets_of_run(
     modalities: Sequence[str] = (),
     bad: BadFiles | None = None,
 ) -> AuditSets:
-    """Return the training and test volumes of ``run``, from its config and split, and those of ``generated``.
+    """Return the training and test volumes of ``run``, by its config and split, and those of ``generated``.
 
-    data: where the cases lie now, if elsewhere. bad: as for :func:`sets_of_folders`.
-    Raises ConfigError for a folder that is no run, a run without test
-    patients or on MedMNIST3D, and where the patients are not found.
+    Raises ConfigError for a folder that is no run, a run without test patients or on MedMNIST3D, and where the patients
+    are not found.
+
+    Args:
+        run: the run's folder.
+        generated: folder of generated volumes.
+        data: where the cases are now; by default where the run read them.
+        modalities: only these; by default those of the run.
+        bad: notes what is left out; by default files that cannot be used are refused.
     """
     config_file, split_file = run / "config.yaml", run / "split.json"
     if not config_file.is_file():
@@ -56,29 +67,20 @@ def sets_of_run(
     split = Split.load(split_file)
     if not split.test:
         raise ConfigError(
-            f"{split_file}: expected test patients, got none: validation patients were spent on choosing the "
+            f"{split_file}: expected test patients, got none: validation patients were used to choose the "
             "model. Train with data.split.test above 0, or name unseen cases with --train and --heldout."
         )
     root = data or Path(config.data.root)
     bad = BadFiles(skip=False) if bad is None else bad
     wanted = modalities or config.data.modalities
     entries = find_volumes(root, layout=config.data.layout, modalities=wanted, bad=bad)
+    parts = []
     for what, patients in (("training", split.train), ("test", split.test)):
         bad.require_patients(patients, entries, what, root)
-    return AuditSets(
-        _of_patients(entries, split.train, "training", root, run),
-        _of_patients(entries, split.test, "test", root, run),
-        find_volumes(generated, modalities=modalities, bad=bad),
-    )
-
-
-def _of_patients(
-    entries: Sequence[Entry], patients: Sequence[str], name: str, root: Path, run: Path
-) -> list[Entry]:
-    wanted = frozenset(patients)
-    found = [entry for entry in entries if entry.patient_id in wanted]
-    if not found:
-        raise ConfigError(
-            f"{root}: expected the {name} patients of {run}, got none; name their folder with --data."
-        )
-    return found
+        wanted = frozenset(patients)
+        parts.append([entry for entry in entries if entry.patient_id in wanted])
+        if not parts[-1]:
+            raise ConfigError(
+                f"{root}: expected the {what} patients of {run}, got none; name their folder with --data."
+            )
+    return AuditSets(parts[0], parts[1], find_volumes(generated, modalities=modalities, bad=bad))

@@ -1,8 +1,7 @@
-"""The copy audit from files to its report: reads each volume once, compares, and draws the suspects."""
+"""The copy audit from files to its result: read each volume once, compare the sets, draw the nearest pairs."""
 
 import hashlib
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -18,11 +17,12 @@ from prod9.evaluation.audit.embeddings import Embedding, VoxelEmbedding
 from prod9.evaluation.audit.run import MIN_PATIENTS, Comparison, Described, compare, required_held_out
 from prod9.evaluation.sets.entries import require_finite
 from prod9.evaluation.sets.volume_sets import BadFiles, Entry
-from prod9.files import atomic_write
+from prod9.json_files import write_json
 from prod9.measures.montage import write_montage
-from prod9.volumes import VolumeFile, read
+from prod9.system.progress import Progress
+from prod9.system.wording import listing
+from prod9.volumes import VolumeFile
 
-Progress = Callable[[int, int], None]
 FORMAT = 1
 RESULT = "audit.json"
 PICTURE = "nearest.png"
@@ -42,17 +42,22 @@ class AuditSets:
         both = sorted({e.patient_id for e in self.train} & {e.patient_id for e in self.held_out})
         if both:
             raise DataError(
-                f"expected held-out patients that the model never saw, got {_some(both)} among the training patients "
-                f"too ({len(both)} in all); take them out of one of the two."
+                f"expected held-out patients that the model never saw, got {listing(both, 5)} among the training "
+                "patients too; take them out of one of the two."
             )
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A generated volume and the training volume it is nearest to.
+    """A generated volume and the training volume that it is nearest to.
 
-    mirrored: array axes (RAS) that were reversed to find it. distances: relative distance by embedding, the one that
-    accuses it most first. suspect: whether any of them is below its threshold.
+    Attributes:
+        generated: the generated volume.
+        train: the training volume.
+        mirrored: array axes (RAS) of the generated volume that are reversed in the training volume.
+        distances: relative distance by embedding, the most suspicious first.
+        p_value: of that first distance.
+        suspect: whether any distance is below its threshold.
     """
 
     generated: Entry
@@ -65,10 +70,18 @@ class Pair:
 
 @dataclass(frozen=True)
 class Audit:
-    """The result. max_share: limit on the share of suspects; false_alarms: what the threshold was set for.
+    """The result.
 
-    gaps: a sentence for each thing that should have been looked at and was not. An audit with gaps has not passed:
-    what was left out may be the copy, or what it was copied from.
+    Attributes:
+        sets: volumes that were compared.
+        comparisons: results of each embedding.
+        mirrors: mirrorings that each embedding tried.
+        false_alarms: share that the thresholds were set for.
+        max_share: limit on the share of suspects.
+        skipped: files that could not be read.
+        left_out: volumes without a fault that did not count.
+        gaps: a sentence for each thing that should have been compared and was not. An audit with gaps has not passed:
+            what was left out may be a copy, or what was copied.
     """
 
     sets: AuditSets
@@ -82,18 +95,18 @@ class Audit:
 
     @cached_property
     def pairs(self) -> list[Pair]:
-        """Every generated volume with the training volume it is nearest to, suspects first, then the nearest."""
+        """Each generated volume with the training volume that it is nearest to: suspects first, then by distance."""
         found = [self._pair(k) for k in range(len(self.sets.generated))]
         return sorted(found, key=lambda pair: (not pair.suspect, min(pair.distances.values())))
 
     @property
     def suspects(self) -> list[Pair]:
-        """Those that are suspect by any embedding."""
+        """Pairs that are suspect by any embedding."""
         return [pair for pair in self.pairs if pair.suspect]
 
     @property
     def share(self) -> float:
-        """Share of the generated volumes that is suspect."""
+        """Share of the generated volumes that are suspect."""
         return len(self.suspects) / len(self.sets.generated)
 
     @property
@@ -102,7 +115,7 @@ class Audit:
         return self.share <= self.max_share and not self.gaps
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the whole as plain values, for JSON."""
+        """Return plain values for JSON."""
         return {
             "format": FORMAT,
             "command": "audit",
@@ -111,7 +124,7 @@ class Audit:
             "share_suspect": self.share,
             "max_share": self.max_share,
             "false_alarms": self.false_alarms,
-            "sets": {name: _summary(getattr(self.sets, name)) for name in ("train", "held_out", "generated")},
+            "sets": {name: _summary(entries) for name, entries in vars(self.sets).items()},
             "embeddings": [_embedding(c) for c in self.comparisons],
             "pairs": [_plain(pair) for pair in self.pairs],
             "skipped": self.skipped,
@@ -120,25 +133,23 @@ class Audit:
         }
 
     def write(self, folder: Path, voxels: VoxelEmbedding) -> None:
-        """Write ``audit.json`` and then ``nearest.png`` into ``folder``: the verdict does not wait for pictures."""
+        """Write ``audit.json`` and then ``nearest.png`` into ``folder``."""
         self.write_verdict(folder)
         self.write_pictures(folder / PICTURE, voxels)
 
     def write_verdict(self, folder: Path) -> None:
-        """Write ``audit.json``; pictures of an earlier audit, which are not this one's, are removed."""
+        """Write ``audit.json`` and remove the pictures of an earlier audit."""
         folder.mkdir(parents=True, exist_ok=True)
         (folder / PICTURE).unlink(missing_ok=True)
-        with atomic_write(folder / RESULT) as temporary:
-            text = json.dumps(self.to_dict(), indent=1, allow_nan=False)
-            temporary.write_text(text + "\n", encoding="utf-8")
+        write_json(folder / RESULT, self.to_dict())
 
     def write_pictures(self, path: Path, voxels: VoxelEmbedding) -> None:
-        """Draw the first of ``pairs``, beside what they are nearest to, and the difference, as one PNG."""
+        """Draw the first pairs and the difference of each as one PNG."""
         rows = []
         for pair in self.pairs[:MAX_PICTURES]:
             word = "suspect, " if pair.suspect else ""
-            made = voxels.cube(_read(pair.generated), _PICTURE_SIDE)
-            real = voxels.cube(_read(pair.train), _PICTURE_SIDE)
+            made = voxels.cube(pair.generated.read(), _PICTURE_SIDE)
+            real = voxels.cube(pair.train.read(), _PICTURE_SIDE)
             made = made.flip(pair.mirrored) if pair.mirrored else made
             turned = ", mirrored" if pair.mirrored else ""
             rows.append([
@@ -173,9 +184,17 @@ def run_audit(
 ) -> Audit:
     """Read every volume once, describe it by each of ``embeddings``, and compare the sets.
 
-    A volume is suspect if any embedding says so; each may take its part of ``false_alarms``. Raises DataError for too
-    few held-out volumes, saying how many are needed, for files that cannot be read, and when a held-out volume is
-    a training volume under another name.
+    A volume is suspect if it is so by any embedding; each embedding gets an equal part of ``false_alarms``. Raises
+    DataError for too few held-out volumes, with the number that is needed, for files that cannot be read, and for a
+    held-out volume that is a training volume under another name.
+
+    Args:
+        sets: volumes to compare.
+        embeddings: how they are described.
+        false_alarms: share of honest volumes that may be suspect.
+        max_share: limit on the share of suspects.
+        bad: notes files that cannot be used.
+        progress: called after each volume.
     """
     _require_held_out(sets.held_out, false_alarms, len(embeddings))
     reader = _Reader(embeddings, bad, progress, len(sets.train) + len(sets.held_out) + len(sets.generated))
@@ -186,7 +205,10 @@ def run_audit(
         if not part.entries:
             raise DataError(f"expected at least one readable {name} volume, got none.")
     _require_held_out(held_out.entries, false_alarms, len(embeddings))
-    _require_no_copies(train, held_out)
+    known = dict(zip(train.contents, train.entries, strict=True))
+    for entry, content in zip(held_out.entries, held_out.contents, strict=True):
+        if content in known:
+            raise DataError(_copied(entry, known[content]))
     comparisons = [
         compare(
             embedding.name,
@@ -206,15 +228,21 @@ def run_audit(
         mirrors={embedding.name: embedding.mirrors for embedding in embeddings},
         false_alarms=false_alarms,
         max_share=max_share,
-        skipped=[{"file": s.file, "reason": s.reason} for s in bad.skipped],
-        left_out=[asdict(item) | {"files": list(item.files)} for item in bad.left_out],
+        skipped=[asdict(item) for item in bad.skipped],
+        left_out=[asdict(item) for item in bad.left_out],
         gaps=bad.gaps,
     )
 
 
 @dataclass
 class _Part:
-    """A set as read. rows: by embedding, one tensor ``[V D]`` a volume. contents: hashes of the voxels."""
+    """A set that was read.
+
+    Attributes:
+        entries: volumes that could be read.
+        rows: for each embedding, one tensor ``[V D]`` per volume.
+        contents: hashes of the voxels.
+    """
 
     entries: list[Entry]
     rows: list[list[torch.Tensor]]
@@ -225,7 +253,7 @@ class _Part:
 
 
 class _Reader:
-    """Reads entries one at a time and keeps their descriptions alone."""
+    """Reads entries one at a time and keeps only their embeddings."""
 
     def __init__(
         self, embeddings: Sequence[Embedding], bad: BadFiles, progress: Progress | None, total: int
@@ -237,9 +265,9 @@ class _Reader:
         part = _Part([], [[] for _ in self.embeddings], [])
         for entry in entries:
             try:
-                file = _read(entry)
+                file = entry.read()
                 rows = [embedding(file, mirrored=mirrored) for embedding in self.embeddings]
-                # A distance that is no number is below no threshold: such a volume would pass.
+                # NaN is below no threshold: such a volume would pass.
                 require_finite(entry.path, rows)
             except DataError as error:
                 self.bad.report(entry, error)
@@ -254,25 +282,24 @@ class _Reader:
         return part
 
 
-def _read(entry: Entry) -> VolumeFile:
-    return read(entry.path, channel=entry.channel)
+def readable(entries: Sequence[Entry], bad: BadFiles) -> Iterator[VolumeFile]:
+    """Yield the volumes of ``entries`` that can be read; the audit reads all of them again and lists the others."""
+    for entry in entries:
+        try:
+            yield entry.read()
+        except DataError as error:
+            if not bad.skip:
+                bad.report(entry, error)
 
 
 def _require_held_out(entries: Sequence[Entry], false_alarms: float, embeddings: int) -> None:
     needed, patients = required_held_out(false_alarms, embeddings), {entry.patient_id for entry in entries}
     if len(entries) < needed or len(patients) < MIN_PATIENTS:
         raise DataError(
-            f"expected at least {needed} held-out volumes of {MIN_PATIENTS} or more patients, to set a threshold for "
+            f"expected at least {needed} held-out volumes of {MIN_PATIENTS} or more patients to set a threshold for "
             f"{false_alarms:g} false alarms in {embeddings} embeddings, got {len(entries)} of {len(patients)}; hold "
             "out more patients, or allow more with --false-alarms."
         )
-
-
-def _require_no_copies(train: _Part, held_out: _Part) -> None:
-    known = dict(zip(train.contents, train.entries, strict=True))
-    for entry, content in zip(held_out.entries, held_out.contents, strict=True):
-        if content in known:
-            raise DataError(_copied(entry, known[content]))
 
 
 def _copied(held_out: Entry, train: Entry) -> str:
@@ -311,7 +338,3 @@ def _plain(pair: Pair) -> dict[str, Any]:
         "p_value": pair.p_value,
         "suspect": pair.suspect,
     }
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + (", …" if len(names) > 5 else "")

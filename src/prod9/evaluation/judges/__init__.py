@@ -1,1 +1,1 @@
-"""Networks that judge volumes: classifiers, segmenters, feature extractors."""
+"""Networks that scores are computed with: classifiers, segmenters, feature extractors."""

@@ -1,4 +1,4 @@
-"""A modality classifier that has to look at contrast: the judge of what was asked for and what came out."""
+"""A modality classifier that depends on contrast, to check that generated volumes show what was asked for."""
 
 from itertools import pairwise
 
@@ -24,8 +24,8 @@ CELLS = 3
 class ModalityClassifier(nn.Module):
     """Four convolutions and a linear layer on means over 3³ cells and on maxima over the volume.
 
-    The cells tell the rim of a brain from its core, which is where most contrasts differ. Volumes are
-    ``[B 1 H W D]`` in [0, 1] and are standardised over the brain first.
+    The cells separate the rim of a brain from its core, where most contrasts differ. Volumes are in [0, 1] and are
+    standardised over the brain first.
     """
 
     def __init__(self, *, num_classes: int) -> None:
@@ -71,10 +71,19 @@ def train_classifier(
     batch_size: int = 8,
     learning_rate: float = 6e-3,
 ) -> ModalityClassifier:
-    """Train a ModalityClassifier on training patients, real volumes and reconstructions mixed.
+    """Train a ModalityClassifier on training patients, with real volumes and reconstructions mixed.
 
-    Random gamma, gain, offset, mirror and shift leave it nothing but contrast and anatomy to go by.
-    Deterministic in ``seed``. Report its accuracy on held-out reconstructions beside anything it judges.
+    Because of random gamma, gain, offset, mirroring and shifts it can use only contrast and anatomy. Report its
+    accuracy on held-out reconstructions beside every score that depends on it.
+
+    Args:
+        volumes: in [0, 1].
+        labels: their classes.
+        num_classes: number of classes.
+        seed: determines the result.
+        steps: training steps.
+        batch_size: volumes per step.
+        learning_rate: highest learning rate.
     """
     network = build_seeded(lambda: ModalityClassifier(num_classes=num_classes), seed=seed)
     generator = torch.Generator().manual_seed(seed)

@@ -1,7 +1,7 @@
-"""Feature extractors for distribution scores: no downloaded weights needed for any of them.
+"""Feature extractors for scores of distributions; none of them needs downloaded weights.
 
-Numbers from different extractors are not comparable with each other nor with published Fréchet distances, so
-every score carries ``name``.
+Scores of different extractors cannot be compared with each other, nor with published Fréchet distances, so every score
+holds the ``name`` of its extractor.
 """
 
 import hashlib
@@ -22,12 +22,12 @@ Features = Float[Tensor, "N D"]
 Maps = Float[Tensor, "B F h w d"]
 PlaneFeatures = Float[Tensor, "B S P"]
 Planes = tuple[Tensor, Tensor, Tensor]
-"""``PlaneFeatures`` of the three axes, whose numbers of slices differ."""
+"""``PlaneFeatures`` of the three axes, which differ in their number of slices."""
 
 PLANE_CELLS = 2
 CENTRAL = 0.6
 MAX_SLICES = 16
-"""Slices of a plane that count: at most this many, evenly spaced over the ``CENTRAL`` share of the axis."""
+"""Slices that are used along each axis: at most this many, evenly spaced over its ``CENTRAL`` share."""
 
 
 class FeatureExtractor(Protocol):
@@ -57,7 +57,7 @@ class Encoder(HasState, Protocol):
 
 
 class SliceExtractor(FeatureExtractor, Protocol):
-    """An extractor that also describes the slices of a volume: what the Fréchet distance in 2.5D compares."""
+    """An extractor that also gives features of slices, for the Fréchet distance in 2.5D."""
 
     def planes(self, x: Volume) -> Planes:
         """Return features of ``slice_places`` along each of the three axes, float32."""
@@ -65,7 +65,7 @@ class SliceExtractor(FeatureExtractor, Protocol):
 
 
 class AbstractMapFeatures(ABC):
-    """Extractors that are 3D networks: a slice of their feature maps describes a slab of the volume."""
+    """Extractors that are 3D networks: a slice of their feature maps stands for a slab of the volume."""
 
     name: str
 
@@ -74,7 +74,7 @@ class AbstractMapFeatures(ABC):
         """Return feature maps."""
 
     def planes(self, x: Volume) -> Planes:
-        """Return, for slices of the maps, means over 2² cells of the plane and the deviation over all of it."""
+        """Return, for slices of the maps, means over 2² cells and the deviation over the whole slice."""
         maps = self.maps(x).float()
         return _plane(maps, 0), _plane(maps, 1), _plane(maps, 2)
 
@@ -89,7 +89,7 @@ def _plane(maps: Maps, axis: int) -> PlaneFeatures:
 
 
 def slice_places(length: int) -> list[int]:
-    """Return the slices of an axis of ``length`` that count; the ends of a head say little."""
+    """Return the slices that are used of an axis of ``length``; the ends of a head hold little information."""
     count = min(max(round(length * CENTRAL), 1), MAX_SLICES)
     start = (length - length * CENTRAL) / 2
     return [min(int(start + (k + 0.5) * length * CENTRAL / count), length - 1) for k in range(count)]
@@ -104,19 +104,19 @@ class AutoencoderFeatures(AbstractMapFeatures):
         self.name = f"autoencoder-{fingerprint(autoencoder)}"
 
     def __call__(self, x: Volume) -> Features:
-        """Return Z · Σ scale³ features a volume."""
+        """Return Z · Σ scale³ features per volume."""
         z = self.maps(x).float()
         pooled = [F.adaptive_avg_pool3d(z, scale).flatten(1) for scale in self.scales]
         return torch.cat(pooled, dim=1)
 
     def maps(self, x: Volume) -> Maps:
-        """Return z, of KL its mean."""
+        """Return z; of a KL autoencoder, its mean."""
         latent = self.autoencoder.encode(x)
         return latent[0] if isinstance(latent, tuple) else latent
 
 
 class RandomFeatures(AbstractMapFeatures):
-    """Means and deviations of feature maps of an untrained 3D network, whose weights follow from ``seed``."""
+    """Means and deviations of feature maps of an untrained 3D network, whose weights depend on ``seed`` only."""
 
     def __init__(self, *, seed: int = 0, widths: Sequence[int] = (8, 16, 32)) -> None:
         self.network = build_seeded(
@@ -129,7 +129,7 @@ class RandomFeatures(AbstractMapFeatures):
         self.name = f"random-{seed}"
 
     def __call__(self, x: Volume) -> Features:
-        """Return two features a channel and level."""
+        """Return two features per channel and level."""
         h, rows = coarsen(x), []
         for block in self.network:
             h = block(h)
@@ -137,12 +137,12 @@ class RandomFeatures(AbstractMapFeatures):
         return torch.cat(rows, dim=1)
 
     def maps(self, x: Volume) -> Maps:
-        """Return the last feature maps, a fresh tensor."""
+        """Return the last feature maps as a new tensor."""
         return self.network(coarsen(x))
 
 
 class ClassifierFeatures(AbstractMapFeatures):
-    """What a modality classifier trained on the real set looks at."""
+    """Features of a modality classifier that was trained on the real set."""
 
     def __init__(self, classifier: ModalityClassifier) -> None:
         self.classifier = classifier
@@ -153,7 +153,7 @@ class ClassifierFeatures(AbstractMapFeatures):
         return self.classifier.features(x)
 
     def maps(self, x: Volume) -> Maps:
-        """Return the maps that those are pooled from."""
+        """Return the maps that the features are pooled from."""
         return self.classifier.maps(x)
 
 

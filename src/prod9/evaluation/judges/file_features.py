@@ -1,4 +1,4 @@
-"""Extractors out of published weights on this computer: MedicalNet in 3D, RadImageNet slice by slice."""
+"""Extractors from published weights on this computer: MedicalNet in 3D, RadImageNet slice by slice."""
 
 import torch
 from torch import Tensor
@@ -29,24 +29,24 @@ class MedicalNetFeatures(AbstractMapFeatures):
         self.name = f"{weights.network}-{fingerprint(self.network)}"
 
     def __call__(self, x: Volume) -> Features:
-        """Return 512 or 2048 features a volume."""
+        """Return 512 or 2048 features per volume."""
         return self.maps(x).mean((2, 3, 4))
 
     def maps(self, x: Volume) -> Maps:
-        """Return the last feature maps, an eighth of the sides."""
+        """Return the last feature maps, whose sides are an eighth of the volume's."""
         deviation, mean = torch.std_mean(x, dim=(2, 3, 4), keepdim=True)
         return self.network.to(x.device)((x - mean) / (deviation + 1e-6))
 
 
 class RadImageNetFeatures:
-    """Pooled features of a 2D ResNet-50 (Mei et al. 2022) of slices; of a volume, their means for each axis."""
+    """Pooled features of slices by a 2D ResNet-50 (Mei et al. 2022); a volume has their means along each axis."""
 
     def __init__(self, *, weights: PerceptualWeights) -> None:
         self.network = RadImageNetDistance(weights=weights).features
         self.name = f"{weights.network}-{fingerprint(self.network)}"
 
     def __call__(self, x: Volume) -> Features:
-        """Return 3 · 2048 features a volume."""
+        """Return 3 · 2048 features per volume."""
         return torch.cat([plane.mean(1) for plane in self.planes(x)], dim=1)
 
     def planes(self, x: Volume) -> Planes:
@@ -61,7 +61,7 @@ class RadImageNetFeatures:
 
 
 def load_file_features(spec: str) -> SliceExtractor:
-    """Build the extractor of ``PATH``, or of ``NETWORK=PATH`` where the file is not named as its publisher does.
+    """Build the extractor of ``PATH``, or of ``NETWORK=PATH`` where the file does not have its original name.
 
     Raises ConfigError for a missing file, an unknown network or weights that do not fit it.
     """

@@ -1,7 +1,7 @@
-"""A modality classifier for an evaluation, trained on half of the real patients and tested on the other half."""
+"""A modality classifier for an evaluation, trained on one half of the real patients and tested on the other."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,17 +13,29 @@ from torch import Tensor
 from prod9.errors import ConfigError, DataError
 from prod9.evaluation.judges.classifier import ModalityClassifier, train_classifier
 from prod9.evaluation.judges.networks import coarsen
+from prod9.evaluation.score_table import Score
+from prod9.evaluation.sets.pair import SetPair
+from prod9.evaluation.sets.rows import PROBABILITIES
 from prod9.evaluation.sets.volume_sets import BadFiles, Entry, Preparation
 from prod9.files import atomic_write
+from prod9.measures.metrics import inception_score
+from prod9.system.progress import Progress
 
 FILE = "classifier.safetensors"
 MOST_VOLUMES = 240
-"""Volumes of each half: as many as are kept in memory at once, at most 64³ voxels each."""
+"""Most volumes of each half: all of them are in memory at once, with at most 64³ voxels each."""
 
 
 @dataclass(frozen=True)
 class Judge:
-    """labels: what class k is called. accuracy: share of right answers on ``num_unseen`` real volumes it never saw."""
+    """A classifier and how far its answers can be trusted.
+
+    Attributes:
+        classifier: in evaluation mode.
+        labels: name of each class.
+        accuracy: share of right answers on real volumes that were not used in training.
+        num_unseen: how many volumes those were.
+    """
 
     classifier: ModalityClassifier
     labels: tuple[str, ...]
@@ -39,9 +51,9 @@ class Judge:
 
 
 def load_judge(path: Path, wanted: Sequence[str]) -> Judge:
-    """Read what :meth:`Judge.save` wrote.
+    """Read what :meth:`Judge.save` wrote; ``wanted`` are the labels of the volumes to judge.
 
-    wanted: labels of the volumes to judge. Raises DataError for another file, ConfigError for other labels.
+    Raises DataError for another file, ConfigError where it was trained on other labels.
     """
     try:
         with safe_open(path, framework="pt") as stored:
@@ -73,11 +85,19 @@ def train_judge(
     *,
     seed: int,
     steps: int,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Judge:
-    """Train on the volumes of one half of the patients and measure accuracy on those of the other.
+    """Train on the volumes of one half of the patients and measure the accuracy on the other half.
 
-    Raises ConfigError for fewer than two modalities or fewer than two patients: nothing to tell apart.
+    Raises ConfigError for fewer than two modalities or fewer than two patients.
+
+    Args:
+        entries: real volumes.
+        preparation: how they are read.
+        bad: notes files that cannot be read.
+        seed: of the division into halves and of the training.
+        steps: training steps.
+        progress: called after each volume that was read.
     """
     labels = tuple(sorted({entry.modality for entry in entries}))
     patients = sorted({entry.patient_id for entry in entries})
@@ -109,3 +129,42 @@ def train_judge(
         sets.append((torch.cat(volumes), torch.tensor(classes)))
     classifier = train_classifier(*sets[0], num_classes=len(labels), seed=seed, steps=steps)
     return Judge(classifier, labels, classifier.accuracy(*sets[1]), len(sets[1][1]))
+
+
+def score_with_judge(judge: Judge, pair: SetPair, *, inception: bool) -> list[Score]:
+    """Return how often the classifier finds the modality that a file is named by, and the Inception Score if wanted.
+
+    Both sets have rows of :data:`~prod9.evaluation.sets.rows.PROBABILITIES`.
+    """
+    made, real = (rows.rows[PROBABILITIES] for rows in (pair.generated, pair.real))
+    about = {"group": "classifier", "better": "higher"}
+    trust = f"right on {judge.accuracy:.1%} of {judge.num_unseen} real volumes that it did not see"
+    wanted = torch.tensor([judge.labels.index(entry.modality) for entry in pair.generated.entries])
+    right = (made.argmax(1) == wanted).double()
+    scores = [
+        pair.score(
+            "on real volumes that it did not see in training",
+            **about,
+            metric="classifier_accuracy",
+            value=judge.accuracy,
+        ),
+        pair.score(
+            f"generated volumes whose modality, as named, is found; the classifier is {trust}",
+            **about,
+            metric="modality_accuracy",
+            value=right.mean().item(),
+            interval=pair.mean_interval(right, pair.members[0].patients, bounds=(0.0, 1.0)),
+        ),
+    ]
+    if inception:
+        scores.append(
+            pair.score(
+                f"from 1 to {len(judge.labels)}; real volumes give {inception_score(real).item():.3f}; the classifier "
+                f"is {trust}",
+                **about,
+                metric="inception_score",
+                value=inception_score(made).item(),
+                interval=pair.score_interval(lambda i, _: inception_score(made[i]).item(), least=1.0),
+            )
+        )
+    return scores

@@ -1,8 +1,8 @@
-"""How many generated volumes hold a lesion: a segmenter, and how much it has to find before it counts.
+"""Find out how many generated volumes hold a lesion, by a segmenter and a threshold on the volume that it finds.
 
-Only one modality is read, the one that shows lesions plainly; the others show the same patients. On FLAIR the
-verdict on reconstructions of held-out patients is right where networks that read every modality do hardly
-better than saying yes to all.
+Only the modality that shows lesions best is used; the others show the same patients. On FLAIR the verdict on
+reconstructions of held-out patients is right, while networks that use every modality are hardly better than the answer
+"yes" for all.
 """
 
 from dataclasses import dataclass
@@ -44,7 +44,7 @@ class LesionCases:
 
 @dataclass(frozen=True)
 class LesionDetector:
-    """Says of a volume of ``modality`` whether it holds a lesion: whether more than ``threshold`` voxels do."""
+    """Decides whether a volume of ``modality`` holds a lesion: whether more than ``threshold`` voxels are lesion."""
 
     segmenter: Segmenter
     modality: int
@@ -55,11 +55,11 @@ class LesionDetector:
         return found_voxels(self.segmenter, volumes) > self.threshold
 
     def share(self, volumes: Volume, labels: Label) -> float:
-        """Return the share found to hold a lesion of the volumes of ``modality``, NaN where there is none."""
+        """Return the share of the volumes of ``modality`` in which a lesion is found; NaN without such volumes."""
         return self.has_lesion(volumes[labels == self.modality]).float().mean().item()
 
     def accuracy(self, cases: LesionCases) -> float:
-        """Return the share of right verdicts on cases of ``modality``, to be reported beside ``share``."""
+        """Return the share of right verdicts on cases of ``modality``; report it beside :meth:`share`."""
         own = cases.of_modality(self.modality)
         return (self.has_lesion(own.volumes) == own.has_lesion).float().mean().item()
 
@@ -69,9 +69,13 @@ def train_lesion_detector(
 ) -> LesionDetector:
     """Train a segmenter on the cases of ``modality`` and find the threshold that is right most often.
 
-    Both from patients that no score is computed on; train on real volumes and reconstructions mixed.
-    calibration: reconstructions of other patients; the threshold is found on these and on ``training``, since
-    few alone leave it to chance. Deterministic in ``seed``.
+    Args:
+        training: real volumes and reconstructions of patients on whom no score is computed.
+        calibration: reconstructions of other such patients. The threshold is found on both sets, since a few cases
+            alone would leave it to chance.
+        modality: number of the modality that shows lesions.
+        seed: determines the result.
+        steps: training steps.
     """
     own = training.of_modality(modality)
     segmenter = train_segmenter(own.volumes, own.lesions, steps=steps, seed=seed)
@@ -81,14 +85,14 @@ def train_lesion_detector(
 
 
 def found_voxels(segmenter: Segmenter, volumes: Volume) -> Float[Tensor, " B"]:
-    """Return how many voxels of each volume are found to be lesion."""
+    """Return the number of lesion voxels that are found in each volume."""
     return segmenter.predict(volumes).flatten(1).sum(1).float()
 
 
 def best_threshold(scores: Float[Tensor, " N"], truth: Bool[Tensor, " N"]) -> float:
-    """Return the threshold above which scores agree with ``truth`` most often; the middle one of equals.
+    """Return the threshold for which ``scores > threshold`` agrees with ``truth`` most often; the middle one of equals.
 
-    Midway between two scores, or below all or above all of them.
+    It lies midway between two scores, or below or above all of them.
     """
     ordered = torch.cat([scores.min()[None] - 1, scores.sort().values, scores.max()[None] + 1])
     candidates = (ordered[1:] + ordered[:-1]) / 2

@@ -1,4 +1,4 @@
-"""Small 3D networks that scores are computed with, and their reproducible construction."""
+"""Parts of the small 3D networks that scores are computed with, and their reproducible construction."""
 
 from collections.abc import Callable
 from typing import TypeVar
@@ -13,13 +13,13 @@ from prod9.types import Volume, VolumeOut
 Network = TypeVar("Network", bound=nn.Module)
 
 MAX_SIDE = 64
-"""Longer volumes are averaged down first: these networks judge contrast and coarse shape."""
+"""Longer volumes are averaged down first: these networks need contrast and coarse shape only."""
 
 
 def build_seeded(build: Callable[[], Network], *, seed: int) -> Network:
     """Return ``build()`` with He-initialised weights that depend on ``seed`` alone.
 
-    The network is built on the meta device, so the global random state is neither read nor moved.
+    The network is built on the meta device, so the global random state is neither read nor changed.
     """
     with torch.device("meta"):
         network = build()
@@ -32,15 +32,15 @@ def build_seeded(build: Callable[[], Network], *, seed: int) -> Network:
                 nn.init.zeros_(module.bias)
         elif isinstance(module, nn.BatchNorm3d | nn.InstanceNorm3d):
             module.reset_parameters()
-    # Twice as fast on a CPU, ten times for widths that are no multiple of 16.
+    # Twice as fast on a CPU; ten times for widths that are not multiples of 16.
     return network.to(memory_format=torch.channels_last_3d)
 
 
 def conv_block(in_channels: int, out_channels: int, *, stride: int = 1) -> nn.Sequential:
     """Return a 3³ convolution, batch normalisation and ReLU.
 
-    Batch statistics, unlike those of each volume, leave the differences between volumes in place: on
-    held-out reconstructions the modality classifier gains ten points over group normalisation.
+    Batch statistics, unlike those of each volume, keep the differences between volumes: the modality classifier gains
+    ten points on held-out reconstructions over group normalisation.
     """
     return nn.Sequential(
         nn.Conv3d(in_channels, out_channels, 3, stride=stride, padding=1),
@@ -58,45 +58,45 @@ def coarsen(x: Volume) -> VolumeOut:
 def standardise(x: Volume) -> Volume:
     """Shift and scale each volume to mean 0 and standard deviation 1 over its brain, and 0 outside.
 
-    The brain is where intensity exceeds 2% of the range: decoders leave no exact zeros.
+    The brain is where intensity exceeds 2% of the range: decoders give no exact zeros.
     """
     brain = foreground(x, above=GENERATED_BACKGROUND).float()
     count = brain.flatten(1).sum(1).clamp_min(1.0).view(-1, 1, 1, 1, 1)
-    mean = _total(x * brain) / count
-    std = (_total((x - mean).square() * brain) / count).sqrt()
+
+    def total(values: Tensor) -> Tensor:
+        return values.flatten(1).sum(1).view(-1, 1, 1, 1, 1)
+
+    mean = total(x * brain) / count
+    std = (total((x - mean).square() * brain) / count).sqrt()
     return (x - mean) / (std + 1e-3) * brain
-
-
-def _total(x: Tensor) -> Tensor:
-    return x.flatten(1).sum(1).view(-1, 1, 1, 1, 1)
 
 
 def augment_intensity(x: Volume, generator: torch.Generator) -> Volume:
     """Apply a random gamma, gain and offset to the brain of each volume, clipped to [0, 1].
 
-    What survives is contrast between tissues; absolute scale does not.
+    Contrast between tissues remains; the absolute scale does not.
     """
     gamma = torch.exp(_uniform(len(x), -0.3, 0.3, generator))
     gain = _uniform(len(x), 0.75, 1.25, generator)
     offset = _uniform(len(x), -0.08, 0.08, generator)
     brain = foreground(x, above=GENERATED_BACKGROUND)
-    # The lower bound keeps an offset from cutting holes into the brain.
+    # The lower bound prevents that an offset cuts holes into the brain.
     return torch.where(brain, (gain * x.clamp_min(0) ** gamma + offset).clamp(0.021, 1.0), x.clamp(0.0, 1.0))
 
 
 def augment_sharpness(x: Volume, generator: torch.Generator) -> Volume:
-    """Replace a random share of each volume, none to all, by a copy of half the resolution.
+    """Mix each volume with a copy of half the resolution, in a random proportion.
 
-    A judge trained on scans alone takes their noise and sharpness for granted; decoders give neither.
+    A network trained on scans only would rely on their noise and sharpness, which decoders do not reproduce.
     """
     coarse = F.avg_pool3d(x, 2, ceil_mode=True)
     smooth = F.interpolate(coarse, size=x.shape[2:], mode="trilinear")
-    # The background stays at exactly 0: what counts as brain must not grow by the blur.
+    # The background stays exactly 0, so that blur does not enlarge the brain.
     return torch.where(x > 0, x.lerp(smooth, _uniform(len(x), 0.0, 1.0, generator)), x)
 
 
 def augment_geometry(x: Tensor, generator: torch.Generator, *, flip_axis: int = 2, shift: int = 2) -> Tensor:
-    """Mirror left-right with probability ½ and roll by up to ``shift`` voxels: one draw for all of ``x``."""
+    """Mirror left-right with probability ½ and roll by up to ``shift`` voxels, with one draw for the whole batch."""
     if torch.rand((), generator=generator) < 0.5:
         x = x.flip(flip_axis)
     shifts = torch.randint(-shift, shift + 1, (3,), generator=generator).tolist()

@@ -1,8 +1,8 @@
-"""A whole-tumour segmenter trained on the real volumes of one modality, to judge synthetic ones by.
+"""A segmenter of whole tumours that is trained on real volumes of one modality and applied to synthetic ones.
 
-What it finds in a synthetic volume, compared with what it finds in the real one or with the segmentation that
-was asked for, says whether the lesion is there, where it belongs. It is no contribution to segmentation: it
-learns in seconds, from whatever cohort is at hand.
+Comparing what it finds in a synthetic volume with what it finds in the real one, or with the segmentation that was
+asked for, shows whether the lesion is in its place. It is not meant to compete with segmentation methods: it learns in
+seconds from any cohort.
 """
 
 from collections.abc import Callable
@@ -24,10 +24,8 @@ from prod9.evaluation.judges.networks import (
     build_seeded,
     standardise,
 )
+from prod9.system.progress import Progress
 from prod9.types import Volume
-
-Progress = Callable[[int, int], None]
-"""Called with (steps done, total)."""
 
 Lesions = Bool[Tensor, "B R H W D"]
 """Masks of one region or of several, which may overlap."""
@@ -40,9 +38,12 @@ _MULTIPLE = _FOLD * 2 ** (len(_WIDTHS) - 1)
 class TumourUNet(nn.Module):
     """A U-Net over a volume and its mirror image, since lesions break the symmetry of a brain.
 
-    Blocks of 2³ voxels are folded into channels first and unfolded last: a full-resolution layer would cost
-    more than all others together, and a lesion's outline is read as well from eight voxels at once.
-    num_modalities: channels of a volume, each standardised by itself. num_regions: masks to predict.
+    Blocks of 2³ voxels are folded into channels at the input and unfolded at the output: a layer at full resolution
+    would cost more than all others together without a better outline.
+
+    Args:
+        num_modalities: channels of a volume, each standardised separately.
+        num_regions: masks to predict.
     """
 
     def __init__(self, *, num_modalities: int = 1, num_regions: int = 1) -> None:
@@ -61,7 +62,7 @@ class TumourUNet(nn.Module):
         )
 
     def expect_few(self) -> None:
-        """Let a fresh network call next to nothing a lesion; unlearning "half of the brain" takes long."""
+        """Make a new network predict almost no lesion: unlearning that half of the brain is one would take long."""
         bias = cast(Any, self.network.output_block).conv.conv.bias
         nn.init.constant_(bias, -2.0)
 
@@ -76,7 +77,7 @@ class TumourUNet(nn.Module):
 
 @dataclass(frozen=True)
 class Segmenter:
-    """A trained network, in evaluation mode. threshold: on the probability of a voxel, in (0, 1)."""
+    """A trained network in evaluation mode, and a threshold on the probability of a voxel."""
 
     network: TumourUNet
     threshold: float = 0.5
@@ -87,7 +88,7 @@ class Segmenter:
         return torch.cat([self.network(part).sigmoid() for part in volumes.split(batch_size)])
 
     def predict(self, volumes: Volume) -> Lesions:
-        """Return where it finds a lesion."""
+        """Return the masks of the lesions that it finds."""
         return self.probabilities(volumes) > self.threshold
 
 
@@ -101,11 +102,19 @@ def train_segmenter(
     learning_rate: float = 1.2e-2,
     progress: Progress | None = None,
 ) -> Segmenter:
-    """Train on ``volumes`` in [0, 1] and the lesions in them; deterministic in ``seed``.
+    """Train on volumes and the lesions in them.
 
-    volumes: ``[N M H W D]``, usually of one modality. masks: ``[N R H W D]``, usually of one region. Random gamma,
-    gain and offset leave it contrast and shape to go by: a synthetic volume of another brightness is not
-    punished for that.
+    Because of random gamma, gain and offset it uses contrast and shape only: a synthetic volume of another brightness
+    is not scored lower for that.
+
+    Args:
+        volumes: ``[N M H W D]`` in [0, 1], usually of one modality.
+        masks: ``[N R H W D]``, usually of one region.
+        steps: training steps.
+        seed: determines the result.
+        batch_size: volumes per step.
+        learning_rate: highest learning rate.
+        progress: called after each step.
     """
     channels = {"num_modalities": volumes.shape[1], "num_regions": masks.shape[1]}
     network = build_seeded(lambda: TumourUNet(**channels), seed=seed).to(volumes.device)
@@ -120,7 +129,7 @@ def train_segmenter(
         x = _each(
             lambda part: augment_sharpness(augment_intensity(part, generator), generator), volumes[index]
         )
-        # No shift: the mirrored volume lies on the volume only while the midline is central.
+        # No shift: the mirror image fits the volume only if the midline is in the centre.
         both = augment_geometry(torch.cat([x, masks[index].to(x.dtype)], dim=1), generator, shift=0)
         loss = _dice_loss(network(both[:, : x.shape[1]]), both[:, x.shape[1] :])
         optimizer.zero_grad(set_to_none=True)
@@ -133,10 +142,10 @@ def train_segmenter(
 
 
 def dice(prediction: Lesions, truth: Lesions) -> Float[Tensor, " B"]:
-    """Return the Dice overlap of each pair, in [0, 1]; NaN where ``truth`` is empty. Regions count together.
+    """Return the Dice overlap of each pair over all its regions, in [0, 1]; NaN where ``truth`` is empty.
 
-    Average with ``nanmean``: whether a lesion is found where there is none is another question, which
-    ``lesions.LesionDetector`` answers.
+    Average it with ``nanmean``. Whether a lesion is found where there is none is another question; see
+    :class:`~prod9.evaluation.judges.lesions.LesionDetector`.
     """
     both = (prediction & truth).flatten(1).sum(1)
     sizes = prediction.flatten(1).sum(1) + truth.flatten(1).sum(1)
@@ -144,15 +153,15 @@ def dice(prediction: Lesions, truth: Lesions) -> Float[Tensor, " B"]:
 
 
 def _each(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """Apply ``function`` to each channel as if it were a volume of its own."""
+    """Apply ``function`` to each channel as a volume of its own."""
     return function(x.flatten(0, 1)[:, None]).reshape(x.shape)
 
 
 def _dice_loss(logits: Tensor, truth: Tensor) -> Tensor:
-    """Cross-entropy plus, where there is a lesion in the batch, one minus its soft Dice.
+    """Return the cross-entropy plus, if the batch holds a lesion, one minus its soft Dice.
 
-    Without a lesion the Dice term would ask for silence ever more loudly the closer the network is to it, and
-    a network that has fallen silent learns nothing more.
+    Without a lesion, the gradient of the Dice term would grow the less the network predicts, until it predicts nothing
+    and learns nothing more.
     """
     p = logits.sigmoid()
     overlap = 2 * (p * truth).sum() / (p.sum() + truth.sum()).clamp_min(1.0)

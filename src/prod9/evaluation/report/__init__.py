@@ -1,1 +1,1 @@
-"""A run as one HTML file that opens from disk: what was trained, how well, what it makes, whether it copies."""
+"""A report on a run as one HTML file: training, scores, generated volumes, and the copy audit."""

@@ -1,7 +1,6 @@
 """Model card and data card of a run, as Markdown with the metadata block of Hugging Face."""
 
 from pathlib import Path
-from typing import Any
 
 import prod9
 from prod9.errors import DataError
@@ -16,6 +15,7 @@ _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"))
 _MAX_SCORES = 40
 _SCORE_HEAD = ["score (?: too few patients)", "value", "95% interval", "real against real", "matched", "N, D"]
 _NOTHING = "Nothing recorded yet."
+_ANY_GRID = "any number of"
 
 
 def write_cards(folder: Path, output: Path) -> list[Path]:
@@ -39,8 +39,9 @@ def write_cards(folder: Path, output: Path) -> list[Path]:
 
 
 def model_card(run: RunRecord, audits: list[AuditForm], evaluations: list[EvaluationForm]) -> str:
-    """Return the model card: what it is, what it was trained on, how well it does, whether it copies."""
-    data = run.config.get("data", {})
+    """Return the model card: the model, its training data, its scores, and the copy audit."""
+    data = run.data
+    spacing = f" of {run.spacing} mm" if run.spacing else ""
     dataset = Path(str(data.get("root", "data"))).name
     scores = [row for found in evaluations for row in found.scores if row.value is not None]
     sessions = run.sessions[-1] if run.sessions else {}
@@ -52,7 +53,7 @@ def model_card(run: RunRecord, audits: list[AuditForm], evaluations: list[Evalua
         f"- Stage `{run.stage}`{f', kind `{run.kind}`' if run.kind else ''}, trained for {run.steps:,} steps "
         f"({run.seconds / 60:.1f} minutes on {sessions.get('device', 'an unknown device')})",
         f"- Trained on {plural(run.split.get('train', 0), 'patient')} of `{dataset}`; see {DATA_CARD}",
-        f"- Volumes of {_sides(data.get('grid'))} voxels{_spacing(data)}, intensities in [0, 1], RAS",
+        f"- Volumes of {run.grid or _ANY_GRID} voxels{spacing}, intensities in [0, 1], RAS",
         f"- Software: {versions or f'prod9 {prod9.__version__}'}",
         "",
         "## Use",
@@ -81,8 +82,8 @@ def model_card(run: RunRecord, audits: list[AuditForm], evaluations: list[Evalua
 
 
 def data_card(run: RunRecord) -> str:
-    """Return the data card: which volumes the run read, how they were prepared and divided."""
-    data = run.config.get("data", {})
+    """Return the data card: the volumes that the run read, and how they were prepared and divided."""
+    data = run.data
     total = sum(run.split.values())
     size = next((name for limit, name in _SIZES if total < limit), "n>100K")
     name = Path(str(data.get("root", "data"))).name
@@ -90,8 +91,8 @@ def data_card(run: RunRecord) -> str:
     rows = [
         ["layout", str(data.get("layout") or data.get("kind"))],
         ["modalities", ", ".join(data.get("modalities") or []) or str(data.get("name", ""))],
-        ["grid", f"{_sides(data.get('grid'))} voxels"],
-        ["voxel size", _spacing(data).removeprefix(" of ") or "as in the files"],
+        ["grid", f"{run.grid or _ANY_GRID} voxels"],
+        ["voxel size", f"{run.spacing} mm" if run.spacing else "as in the files"],
         ["intensities", " ".join(str(value) for value in intensity.values()) or "scaled to [0, 1]"],
         ["segmentations", f"label scheme {data.get('label_scheme', 'none')}"],
     ]
@@ -115,8 +116,8 @@ def data_card(run: RunRecord) -> str:
         "",
         "## Division",
         "",
-        "By patient: all scans of a patient are in one part. The model saw `train`, was chosen by `val`, and is scored "
-        "on `test` alone.",
+        "By patient: all scans of a patient are in one part. The model was trained on `train`, chosen by `val`, and is "
+        "scored on `test` only.",
         "",
         *(_table(["part", "patients"], parts) or ["No split is recorded."]),
         "",
@@ -151,12 +152,3 @@ def _table(head: list[str], rows: list[list[str]]) -> list[str]:
     if not rows:
         return []
     return [f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows)]
-
-
-def _sides(grid: Any) -> str:
-    return " × ".join(str(side) for side in grid) if grid else "any number of"
-
-
-def _spacing(data: dict[str, Any]) -> str:
-    spacing = data.get("spacing")
-    return f" of {' × '.join(f'{mm:g}' for mm in spacing)} mm" if spacing else ""

@@ -1,4 +1,4 @@
-"""What a report takes from the results of others' commands: checked once, so that nothing behind meets a surprise."""
+"""The parts of other commands' results that a report uses, validated once when they are read."""
 
 import math
 from typing import Annotated, Any, TypeVar
@@ -6,11 +6,11 @@ from typing import Annotated, Any, TypeVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat, ValidationError
 
 _NESTED = 8
-"""Levels of a file of figures that are shown."""
+"""Levels of nesting that are shown."""
 
 
 def _number_or_none(value: Any) -> Any:
-    """Return None for a number that JSON does not have, whichever program wrote it."""
+    """Return None for NaN and infinity, which other programs may write."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -19,13 +19,13 @@ Word = Annotated[str, Field(max_length=10_000)]
 
 
 class Form(BaseModel):
-    """A part of a result. Fields that a newer version added are passed over."""
+    """A part of a result. Fields that a newer version added are ignored."""
 
     model_config = ConfigDict(extra="ignore", frozen=True, strict=True)
 
 
 class SetForm(Form):
-    """How large a set was."""
+    """The size of a set."""
 
     volumes: int
     patients: int
@@ -40,7 +40,7 @@ class SetsForm(Form):
 
 
 class EmbeddingForm(Form):
-    """What one description said."""
+    """The result of one embedding."""
 
     name: Word
     threshold: FiniteFloat
@@ -57,7 +57,7 @@ class TrainForm(Form):
 
 
 class PairForm(Form):
-    """A generated volume and the training volume it is nearest to."""
+    """A generated volume and the training volume that it is nearest to."""
 
     generated: Word
     train: TrainForm
@@ -109,18 +109,18 @@ class ScoreForm(Form):
 
     @property
     def words(self) -> str:
-        """Return what is scored, on what."""
+        """Return the metric and what it is computed on."""
         parts = (self.metric, self.trained_on, self.modality, self.region, self.extractor)
         return " · ".join(part for part in parts if part not in (None, "all"))
 
     @property
     def mark(self) -> str:
-        """Return the mark of a figure that there are too few patients for."""
+        """Return the mark of a figure with too few patients."""
         return "" if self.reliable else " ?"
 
     @property
     def numbers(self) -> str:
-        """Return N, the patients of the smaller set, and D where there is one."""
+        """Return N, the patients of the smaller set, and D if there is one."""
         patients = [n for n in (self.patients_generated, self.patients_real) if n is not None]
         patients = patients or [n for n in (self.patients_heldout,) if n is not None]
         found = [f"N {min(patients)}"] if patients else []
@@ -138,7 +138,7 @@ Result = TypeVar("Result", bound=Form)
 
 
 def parse(content: Any, form: type[Result]) -> Result | str:
-    """Return the result that ``content`` holds, or in words what is wrong with it."""
+    """Return the result that ``content`` holds, or a description of what is wrong with it."""
     try:
         return form.model_validate(content)
     except (ValidationError, RecursionError) as error:
@@ -151,17 +151,17 @@ def parse(content: Any, form: type[Result]) -> Result | str:
 
 
 def mapping(value: Any) -> dict[str, Any]:
-    """Return an object of JSON, an empty one for anything else."""
+    """Return ``value`` if it is an object of JSON, else an empty one."""
     return value if isinstance(value, dict) else {}
 
 
 def objects(value: Any) -> list[dict[str, Any]]:
-    """Return the objects of a list of JSON; what is none is passed over."""
+    """Return the objects in a list of JSON; anything else is ignored."""
     return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
 
 
 def number(value: Any, default: float = 0.0) -> float:
-    """Return a finite number, ``default`` for anything else."""
+    """Return ``value`` if it is a finite number, else ``default``."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return default
     try:
@@ -171,7 +171,7 @@ def number(value: Any, default: float = 0.0) -> float:
 
 
 def flat(values: Any, prefix: str = "", depth: int = 0) -> list[tuple[str, Any]]:
-    """Return the figures of nested objects with the path to each, down to a few levels."""
+    """Return (path, value) of the figures in nested objects, down to a few levels."""
     if not isinstance(values, dict):
         return [(prefix, "…" if isinstance(values, list) and depth > _NESTED else values)]
     if depth > _NESTED:

@@ -1,4 +1,4 @@
-"""What a folder says about its runs: configs, logs, versions, scores. Nothing is computed here, no model loaded."""
+"""Read the configs, logs, versions and scores of the runs in a folder. Nothing is computed and no model loaded."""
 
 import csv
 import json
@@ -19,10 +19,21 @@ _DEPTH = 3
 
 @dataclass(frozen=True)
 class RunRecord:
-    """One training run as its folder tells it. Parts that are not there are empty.
+    """The records of one training run. Parts that are missing are empty.
 
-    config: as written, every default spelt out. sessions: of ``run.json``. metrics: of the best checkpoint, or the
-    last. hashes: checkpoint name to SHA-256. sample: the last picture of training.
+    Attributes:
+        folder: of the run.
+        name: path below the folder of the report.
+        stage: of training.
+        config: as written, with every default.
+        config_text: the same as text.
+        sessions: of ``run.json``.
+        metrics: of the best checkpoint, or the last one.
+        best: the best checkpoints.
+        curves: logged values by step.
+        hashes: checkpoint name → SHA-256.
+        split: number of patients in each part.
+        sample: the last picture of training.
     """
 
     folder: Path
@@ -42,6 +53,21 @@ class RunRecord:
     def kind(self) -> str:
         """Kind of its model."""
         return str(self.config.get("model", {}).get("kind", ""))
+
+    @property
+    def grid(self) -> str:
+        """Voxels along each axis, as text."""
+        return " × ".join(str(side) for side in self.data.get("grid") or ())
+
+    @property
+    def spacing(self) -> str:
+        """Voxel size in mm, as text."""
+        return " × ".join(f"{mm:g}" for mm in self.data.get("spacing") or ())
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """The section ``data`` of its config."""
+        return self.config.get("data", {})
 
     @property
     def steps(self) -> int:
@@ -74,11 +100,15 @@ def find_runs(folder: Path) -> list[RunRecord]:
 
 
 def read_run(folder: Path, root: Path) -> RunRecord:
-    """Return what one run's folder tells; damaged logs and records count as missing, a damaged config does not."""
+    """Return the records of one run; damaged logs and records count as missing, a damaged config is an error."""
     config, text = _read_config(folder / "config.yaml")
     metrics = read_json(folder / "metrics.json")
     split = read_json(folder / "split.json")
     samples = sorted((folder / "samples").glob("*.png"))
+    digests = [
+        (path, path.read_text(encoding="utf-8", errors="replace").split())
+        for path in (folder / "checkpoints").glob("*.sha256")
+    ]
     name = folder.relative_to(root).as_posix() if folder != root else folder.resolve().name
     return RunRecord(
         folder=folder,
@@ -87,12 +117,12 @@ def read_run(folder: Path, root: Path) -> RunRecord:
         config=config,
         config_text=text,
         sessions=objects(read_json(folder / "run.json").get("runs")),
-        metrics={k: v for k, v in mapping(metrics.get("metrics")).items() if _is_number(v)},
+        metrics={
+            k: v for k, v in mapping(metrics.get("metrics")).items() if math.isfinite(number(v, math.nan))
+        },
         best=objects(metrics.get("best")),
         curves=read_curves(folder / "logs"),
-        hashes={
-            p.name.removesuffix(".sha256"): _digest(p) for p in (folder / "checkpoints").glob("*.sha256")
-        },
+        hashes={path.name.removesuffix(".sha256"): words[0] for path, words in digests if words},
         split={
             part: len(split[part]) for part in ("train", "val", "test") if isinstance(split.get(part), list)
         },
@@ -101,13 +131,13 @@ def read_run(folder: Path, root: Path) -> RunRecord:
 
 
 def _read_config(path: Path) -> tuple[dict[str, Any], str]:
-    """Return the config of a run and its text; DataError where it is none."""
+    """Return the config of a run and its text; DataError for anything else."""
     try:
         text = path.read_text(encoding="utf-8")
         config = dict(yaml.safe_load(text))
         sections = [config[name] for name in ("data", "model") if name in config]
         if "stage" not in config or not all(isinstance(section, dict) for section in sections):
-            raise ValueError("something without stage, or whose data or model is no section")
+            raise ValueError("a file without stage, or with data or model that is no section")
         for name in ("grid", "spacing", "modalities"):
             if not isinstance(mapping(config.get("data")).get(name), list | tuple | type(None)):
                 raise ValueError(f"data.{name} that is no list")
@@ -120,7 +150,7 @@ def _read_config(path: Path) -> tuple[dict[str, Any], str]:
 
 
 def read_curves(logs: Path) -> Curves:
-    """Return every logged value by step, from the JSON lines or, without them, from the CSV files of a run."""
+    """Return every logged value by step, from the JSON lines of a run or else from its CSV files."""
     curves: dict[str, dict[float, float]] = {}
     rows = _json_lines(logs) if any(logs.rglob("*.jsonl")) else _csv_rows(logs)
     for row in rows:
@@ -137,7 +167,7 @@ def read_curves(logs: Path) -> Curves:
 def find_results(
     folders: list[Path], name: str, form: type[Result]
 ) -> tuple[list[tuple[Path, Result]], list[str]]:
-    """Return the results called ``name`` in and below ``folders``, and a sentence for each file that is none."""
+    """Return the results called ``name`` in and below ``folders``, and a sentence for each file that is damaged."""
     paths = dict.fromkeys(path.resolve() for folder in folders for path in _below(folder, name))
     found, problems = [], []
     for path in paths:
@@ -152,7 +182,7 @@ def find_results(
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Return the object in ``path``; empty where there is no file or no object in it."""
+    """Return the object in ``path``; empty without a file, or for any other content."""
     try:
         return mapping(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, RecursionError):
@@ -180,7 +210,7 @@ def _csv_rows(logs: Path) -> Iterator[dict[str, Any]]:
         with path.open(encoding="utf-8", errors="replace", newline="") as file:
             try:
                 yield from csv.DictReader(file)
-            except csv.Error:  # the rows before what is damaged count
+            except csv.Error:  # the rows before the damage count
                 continue
 
 
@@ -191,12 +221,3 @@ def _note(curves: dict[str, dict[float, float]], name: str, step: float, text: A
         return
     if math.isfinite(value) and math.isfinite(step):
         curves.setdefault(name, {})[step] = value
-
-
-def _digest(path: Path) -> str:
-    words = path.read_text(encoding="utf-8", errors="replace").split()
-    return words[0] if words else ""
-
-
-def _is_number(value: Any) -> bool:
-    return math.isfinite(number(value, math.nan))

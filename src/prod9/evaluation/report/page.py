@@ -1,29 +1,31 @@
-"""Puts a report together: gathers what is there, names what is not, and writes one HTML file."""
+"""Write a report as one HTML file: gather what is there, and name what is missing."""
 
 import base64
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import date
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
 
-import prod9
 from prod9.data.layouts.names import MODALITIES
 from prod9.errors import DataError, Prod9Error
-from prod9.evaluation.report.charts import curve_chart, strip_chart
 from prod9.evaluation.report.forms import AuditForm, EvaluationForm, mapping, number
 from prod9.evaluation.report.gather import Curves, RunRecord, find_results, find_runs, read_json
 from prod9.evaluation.report.scans import Shown, draw_montage, load_generated, load_real
 from prod9.evaluation.report.tables import demo_tables, demo_tiles, evaluation_tables
 from prod9.files import atomic_write, check_writable
+from prod9.html.charts import curve_chart, strip_chart
+from prod9.html.page import data_uri, render
+from prod9.stages import STAGES
+from prod9.system.wording import plural
 
 NIIVUE_VERSION = "0.69.0"
 GENERATED_FOLDERS = ("volumes", "generated", "patients")
-"""Folders of a run in which generated volumes are looked for."""
+"""Subfolders of a run in which generated volumes are looked for."""
 _PICTURES = {
     "generated.png": "Every generated volume, one axial slice each",
     "translation.png": "Translation of held-out patients",
@@ -40,27 +42,32 @@ _CURVES = (
     ("Codebook use", ("val/codebook_usage",)),
     ("Velocity error by time", ("val/loss_low", "val/loss_mid", "val/loss_high")),
 )
+_SECTIONS = {
+    "viewer": ("Viewer", "scans"),
+    "montage": ("Montage", "montage"),
+    "audit": ("Copy audit", "audit"),
+    "scores": ("Scores", "tables"),
+    "pictures": ("Pictures", "pictures"),
+    "training": ("Training", "runs"),
+    "versions": ("Versions", "versions"),
+    "missing": ("Missing", "missing"),
+}
+"""Sections by anchor: the title, and what must be there for the section to be."""
+_MAX_SUSPECTS = 40
+_PACKAGE = "prod9.evaluation.report"
 
 
 @dataclass(frozen=True)
 class Sources:
-    """Where the parts of a report lie besides its folder.
+    """Where further parts of a report lie.
 
-    generated: folder of generated volumes, None to look in the folder. include: folders with evaluation.json or
-    audit.json.
+    Attributes:
+        generated: folder of generated volumes; None to look in the report's own folder.
+        include: folders with evaluation.json or audit.json.
     """
 
     generated: Path | None = None
     include: Sequence[Path] = ()
-
-
-@dataclass
-class _Parts:
-    """What was found, and (what, how to make it) of the rest."""
-
-    real: list[Shown] = field(default_factory=list)
-    generated: list[Shown] = field(default_factory=list)
-    missing: list[tuple[str, str]] = field(default_factory=list)
 
 
 def write_report(folder: Path, output: Path, sources: Sources | None = None) -> Path:
@@ -75,131 +82,111 @@ def write_report(folder: Path, output: Path, sources: Sources | None = None) -> 
         if not place.is_dir():
             raise DataError(f"{place}: expected a folder, got nothing there; check the path.")
     check_writable(output.parent)
-    parts = _gather(folder, runs, sources)
+    missing: list[tuple[str, str]] = []
+    generated, real = _find_generated(folder, runs, sources, missing), _find_real(runs[0], missing)
     where = [folder, *sources.include]
     audits, no_audits = find_results(where, "audit.json", AuditForm)
     evaluations, no_evaluations = find_results(where, "evaluation.json", EvaluationForm)
-    for problem in no_audits:
-        parts.missing.append((problem, "prod9 audit"))
-    for problem in no_evaluations:
-        parts.missing.append((problem, "prod9 evaluate"))
+    missing += [(problem, "prod9 audit") for problem in no_audits]
+    missing += [(problem, "prod9 evaluate") for problem in no_evaluations]
+    metrics = read_json(folder / "metrics.json")
+    tables = [
+        table for path, content in evaluations for table in evaluation_tables(content, path.parent.name)
+    ]
     context = {
         **_heading(folder, runs),
-        **_volumes(parts),
+        **_volumes(real, generated),
         **_audit(audits),
-        **_scores(read_json(folder / "metrics.json"), evaluations),
+        "tiles": demo_tiles(metrics),
+        "tables": [*tables, *demo_tables(metrics)],
         "pictures": _pictures(folder, runs),
         "runs": [_run(run) for run in runs],
         "versions": _versions(runs),
-        "missing": [*parts.missing, *_not_run(folder, runs, audits, evaluations)],
+        "missing": [*missing, *_not_run(folder, runs, audits, evaluations)],
     }
-    context["sections"] = _sections(context)
+    context["sections"] = [(id_, name) for id_, (name, key) in _SECTIONS.items() if context[key]]
+    viewer = (files(_PACKAGE) / "assets" / "niivue.umd.js.gz").read_bytes()
+    text = render(
+        _PACKAGE,
+        "page.html.jinja",
+        brand="prod9 report",
+        niivue=base64.b64encode(viewer).decode("ascii"),
+        niivue_version=NIIVUE_VERSION,
+        date=date.today().isoformat(),
+        **context,
+    )
     with atomic_write(output) as temporary:
-        temporary.write_text(_render(context), encoding="utf-8", errors="replace")
+        temporary.write_text(text, encoding="utf-8", errors="replace")
     return output
 
 
-def _render(context: dict[str, Any]) -> str:
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    fixed = {
-        "style": _asset("style.css").decode("utf-8"),
-        "script": _asset("page.js").decode("utf-8"),
-        "niivue": base64.b64encode(_asset("niivue.umd.js.gz")).decode("ascii"),
-        "niivue_version": NIIVUE_VERSION,
-        "version": prod9.__version__,
-        "date": date.today().isoformat(),
-    }
-    return environment.from_string(_asset("page.html.jinja").decode("utf-8")).render(**fixed, **context)
-
-
-def _asset(name: str) -> bytes:
-    return (files("prod9.evaluation.report") / "assets" / name).read_bytes()
-
-
-def _gather(folder: Path, runs: list[RunRecord], sources: Sources) -> _Parts:
-    parts = _Parts()
+def _find_generated(
+    folder: Path, runs: list[RunRecord], sources: Sources, missing: list[tuple[str, str]]
+) -> list[Shown]:
+    """Return volumes of the folder that was named, or else of the first one near the runs that holds any."""
     if sources.generated is not None:
-        parts.generated = load_generated(sources.generated)
-    else:
-        for place in _generated_folders(folder, runs):
-            try:
-                parts.generated = load_generated(place)
-                break
-            except DataError:
-                continue
-    if not parts.generated:
-        parts.missing.append(
-            ("Generated volumes:", f"prod9 generate label --model RUN -o {folder / 'generated'}")
-        )
-    try:
-        parts.real = load_real(runs[0])
-    except Prod9Error as error:
-        parts.missing.append((f"Held-out volumes ({error})", "prod9 report from where the data were read"))
-    return parts
-
-
-def _generated_folders(folder: Path, runs: list[RunRecord]) -> list[Path]:
+        return load_generated(sources.generated)
     roots = dict.fromkeys([folder, *(run.folder for run in runs), *(run.folder.parent for run in runs)])
     inside = [root for root in roots if root == folder or folder in root.parents]
-    return [root / name for root in inside for name in GENERATED_FOLDERS if (root / name).is_dir()]
+    for place in [root / name for root in inside for name in GENERATED_FOLDERS if (root / name).is_dir()]:
+        try:
+            return load_generated(place)
+        except DataError:
+            continue
+    missing.append(("Generated volumes:", f"prod9 generate label --model RUN -o {folder / 'generated'}"))
+    return []
+
+
+def _find_real(run: RunRecord, missing: list[tuple[str, str]]) -> list[Shown]:
+    try:
+        return load_real(run)
+    except Prod9Error as error:
+        missing.append((f"Held-out volumes ({error})", "prod9 report from where the data were read"))
+        return []
 
 
 def _heading(folder: Path, runs: list[RunRecord]) -> dict[str, Any]:
     stages = ", ".join(dict.fromkeys(run.stage.replace("_", " ") for run in runs))
-    data = runs[0].config.get("data", {})
-    split = runs[0].split
+    first = runs[0]
     seconds = sum(run.seconds for run in runs)
-    chips = [f"{len(runs)} run{'s' if len(runs) > 1 else ''}: {stages}"]
-    if data.get("grid"):
-        chips.append(" × ".join(str(side) for side in data["grid"]) + " voxels")
-    if data.get("spacing"):
-        chips.append(" × ".join(f"{mm:g}" for mm in data["spacing"]) + " mm")
-    if split:
-        chips.append(", ".join(f"{count} {part}" for part, count in split.items()) + " patients")
+    chips = [f"{plural(runs, 'run')}: {stages}"]
+    chips += [f"{text} {unit}" for text, unit in ((first.grid, "voxels"), (first.spacing, "mm")) if text]
+    if first.split:
+        chips.append(", ".join(f"{count} {part}" for part, count in first.split.items()) + " patients")
     if seconds:
         chips.append(f"{seconds / 60:.1f} minutes of training")
     sessions = [session for run in runs for session in run.sessions]
     if sessions:
         chips.append(f"device {sessions[-1].get('device', 'unknown')}")
-    family = "MAISI" if any(run.stage.startswith("maisi") for run in runs) else "MaskGiT"
+    maisi = any(run.stage in STAGES and STAGES[run.stage].family == "maisi" for run in runs)
+    family = "MAISI" if maisi else "MaskGiT"
     lead = f"{family} models of 3D medical images: what was trained, what it makes, how near that is to real patients."
     return {"title": folder.resolve().name, "lead": lead, "chips": chips}
 
 
-def _volumes(parts: _Parts) -> dict[str, Any]:
-    scans = [*parts.real, *parts.generated]
-    places = {"Real, held out": range(len(parts.real)), "Generated": range(len(parts.real), len(scans))}
+def _volumes(real: list[Shown], generated: list[Shown]) -> dict[str, Any]:
+    scans = [*real, *generated]
+    places = {"Real, held out": range(len(real)), "Generated": range(len(real), len(scans))}
     panes = [{"name": name, "volumes": list(where)} for name, where in places.items() if len(where)]
     # The panes begin with the same modality: the one in which lesions show best.
     for pane in panes:
         kinds = {k: scans[k].modality for k in pane["volumes"]}
         pane["volumes"] = sorted(kinds, key=lambda k: (kinds[k] != MODALITIES[-1], k))
-    note = (
-        "In every row one modality: first a patient that no model saw, then generated volumes."
-        if parts.real
-        else ""
-    )
-    montage = (
-        base64.b64encode(draw_montage(parts.real, parts.generated)).decode("ascii") if parts.generated else ""
-    )
     # No "<" at all: "<!--<script" in a file's name would let a browser read the rest of the page as a script.
     packed = json.dumps([scan.to_dict() for scan in scans], separators=(",", ":")).replace("<", "\\u003c")
     return {
         "scans": scans,
-        "scans_json": packed,
+        "scans_json": Markup(packed),
         "has_seg": any(scan.seg is not None for scan in scans),
-        "has_real": bool(parts.real),
+        "has_real": bool(real),
         "panes": panes,
-        "montage": montage,
-        "montage_note": note,
+        "montage": data_uri(draw_montage(real, generated)) if generated else "",
     }
 
 
 def _audit(audits: list[tuple[Path, AuditForm]]) -> dict[str, Any]:
     if not audits:
-        return {"audit": None, "audit_charts": [], "audit_picture": ""}
+        return {"audit": None, "audit_charts": [], "audit_picture": "", "suspects": []}
     path, audit = audits[-1]
     charts = [
         strip_chart(
@@ -209,31 +196,28 @@ def _audit(audits: list[tuple[Path, AuditForm]]) -> dict[str, Any]:
         )
         for row in audit.embeddings
     ]
+    suspects = [
+        (
+            pair.generated.split("/")[-1],
+            f"{pair.train.case} {pair.train.modality}{', mirrored' if pair.mirrored_axes else ''}",
+            f"{min(pair.relative_distance.values()):.3f}",
+            f"{pair.p_value:.3f}",
+        )
+        for pair in audit.suspects[:_MAX_SUSPECTS]
+    ]
     picture = path.with_name("nearest.png")
     return {
         "audit": audit,
         "audit_charts": charts,
-        "audit_picture": _picture(picture) if picture.is_file() else "",
+        "audit_picture": data_uri(picture.read_bytes()) if picture.is_file() else "",
+        "suspects": suspects,
     }
 
 
-def _scores(metrics: dict[str, Any], evaluations: list[tuple[Path, EvaluationForm]]) -> dict[str, Any]:
-    tables = [
-        table for path, content in evaluations for table in evaluation_tables(content, path.parent.name)
-    ]
-    return {"tiles": demo_tiles(metrics), "tables": [*tables, *demo_tables(metrics)]}
-
-
-def _pictures(folder: Path, runs: list[RunRecord]) -> list[dict[str, str]]:
-    found = [(folder / name, title) for name, title in _PICTURES.items() if (folder / name).is_file()]
-    found += [
-        (run.sample, f"{run.name}: {run.sample.stem} of training") for run in runs if run.sample is not None
-    ]
-    return [{"title": title, "data": _picture(path)} for path, title in found]
-
-
-def _picture(path: Path) -> str:
-    return base64.b64encode(path.read_bytes()).decode("ascii")
+def _pictures(folder: Path, runs: list[RunRecord]) -> list[tuple[str, str]]:
+    found = [(title, folder / name) for name, title in _PICTURES.items() if (folder / name).is_file()]
+    found += [(f"{run.name}: {run.sample.stem} of training", run.sample) for run in runs if run.sample]
+    return [(title, data_uri(path.read_bytes())) for title, path in found]
 
 
 def _run(run: RunRecord) -> dict[str, Any]:
@@ -254,7 +238,9 @@ def _run(run: RunRecord) -> dict[str, Any]:
         "charts": _charts(run.curves),
         "metrics": [(name, f"{value:.4g}") for name, value in run.metrics.items()],
         "config": run.config_text,
-        "hashes": sorted(run.hashes.items()),
+        "hashes": [
+            (name, Markup("<code>{}</code>").format(value)) for name, value in sorted(run.hashes.items())
+        ],
     }
 
 
@@ -291,17 +277,3 @@ def _not_run(
     if not any(run.curves for run in runs):
         missing.append(("Training curves:", "--set trainer.loggers=[csv] when training"))
     return missing
-
-
-def _sections(context: dict[str, Any]) -> list[tuple[str, str]]:
-    names = {
-        "viewer": ("Viewer", "scans"),
-        "montage": ("Montage", "montage"),
-        "audit": ("Copy audit", "audit"),
-        "scores": ("Scores", "tables"),
-        "pictures": ("Pictures", "pictures"),
-        "training": ("Training", "runs"),
-        "versions": ("Versions", "versions"),
-        "missing": ("Missing", "missing"),
-    }
-    return [(id_, name) for id_, (name, key) in names.items() if context[key]]

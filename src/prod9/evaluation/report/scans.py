@@ -1,4 +1,4 @@
-"""The volumes of a report: a few real and generated ones, small enough to travel inside a page."""
+"""The volumes of a report: a few real and generated ones, small enough to be part of a page."""
 
 import base64
 import gzip
@@ -32,7 +32,7 @@ _BACKGROUND = "#0b0f14"
 
 @dataclass(frozen=True)
 class Shown:
-    """A volume in the page. image: uint8 ``[H W D]`` in RAS; seg: canonical labels of the same shape, or None."""
+    """A volume in the page: ``image`` is uint8 ``[H W D]`` in RAS, ``seg`` holds canonical labels, if any."""
 
     name: str
     modality: str
@@ -42,7 +42,7 @@ class Shown:
     seg: np.ndarray | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what the viewer of the page reads: gzipped NIfTI as base64."""
+        """Return the volume for the viewer of the page: gzipped NIfTI as base64."""
         packed: dict[str, Any] = {"name": self.name, "modality": self.modality, "group": self.group}
         packed["image"] = _pack(self.image, self.affine)
         if self.seg is not None:
@@ -52,16 +52,16 @@ class Shown:
 
 
 def load_generated(folder: Path, *, per_modality: int = PER_MODALITY) -> list[Shown]:
-    """Return the first volumes of each modality in ``folder``; DataError where there is none."""
+    """Return the first volumes of each modality in ``folder``; DataError without any."""
     return _first(find_volumes(folder, bad=BadFiles(skip=True)), "generated", per_modality)
 
 
 def load_real(run: RunRecord) -> list[Shown]:
-    """Return every modality of a held-out patient of ``run``: of the first few the one with the largest lesion.
+    """Return every modality of one held-out patient of ``run``: among the first few, that with the largest lesion.
 
-    Raises DataError where the data are not where the run read them, or no patient was held out.
+    Raises DataError where the data are no longer where the run read them, or no patient was held out.
     """
-    data = run.config.get("data", {})
+    data = run.data
     entries = find_volumes(
         data.get("root", ""),
         layout=data.get("layout", "auto"),
@@ -75,7 +75,7 @@ def load_real(run: RunRecord) -> list[Shown]:
 
 
 def draw_montage(real: Sequence[Shown], generated: Sequence[Shown]) -> bytes:
-    """Return a PNG: a row a modality, the real volume first, generated ones beside it, in three planes each."""
+    """Return a PNG with one row per modality: the real volume, then generated ones, each in three planes."""
     kinds = list(dict.fromkeys(shown.modality for shown in [*generated, *real]))
     rows = [[s for s in [*real, *generated] if s.modality == kind][:_COLUMNS] for kind in kinds]
     columns = max(len(row) for row in rows)
@@ -98,7 +98,7 @@ def draw_montage(real: Sequence[Shown], generated: Sequence[Shown]) -> bytes:
 
 
 def _centred(image: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Return ``image`` cut or padded to ``shape`` with its head in the middle, so that planes have one scale."""
+    """Return ``image`` cut or padded to ``shape`` with its head in the middle, so that all planes have one scale."""
     head = np.argwhere(image > _HEAD)
     centre = (head.min(0) + head.max(0) + 1) // 2 if len(head) else np.asarray(image.shape) // 2
     start = centre - np.asarray(shape) // 2
@@ -116,7 +116,7 @@ def _first(entries: Sequence[Entry], group: str, count: int) -> list[Shown]:
 
 
 def _load(entry: Entry, group: str) -> Shown:
-    file = read(entry.path, channel=entry.channel)
+    file = entry.read()
     data, affine = to_ras(file.data, file.header.affine)
     factor = -(-max(data.shape) // MAX_SIDE)
     low, high = np.percentile(data, (0.5, 99.8))
@@ -150,7 +150,7 @@ def _lesion(entry: Entry) -> int:
 
 
 def _lesion_centre(seg: np.ndarray, affine: np.ndarray) -> list[float] | None:
-    """Return where a lesion is to be looked at, in mm; None where there is none."""
+    """Return the centre of the lesions in mm; None without any."""
     places = np.argwhere(seg > 0)
     if not len(places):
         return None
@@ -167,7 +167,7 @@ def _averaged(data: np.ndarray, factor: int) -> np.ndarray:
 
 
 def _coarser(affine: np.ndarray, factor: int) -> np.ndarray:
-    """Return the affine of blocks of ``factor``³ voxels: larger steps, the origin in the middle of the first."""
+    """Return the affine of blocks of ``factor``³ voxels, with its origin in the middle of the first block."""
     coarse = np.array(affine, dtype=np.float64)
     coarse[:3, 3] += affine[:3, :3] @ np.full(3, (factor - 1) / 2)
     coarse[:3, :3] *= factor

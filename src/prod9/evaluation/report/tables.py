@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from prod9.evaluation.report.charts import interval_bar
 from prod9.evaluation.report.forms import EvaluationForm, ScoreForm, flat, mapping, number
+from prod9.html.charts import interval_bar
 
 _TILES = (
     ("psnr_brain", "{:.1f} dB", "PSNR of held-out brains after the autoencoder"),
@@ -19,7 +19,7 @@ _TILES = (
     ),
     ("dice_whole_tumour", "{:.2f}", "Dice of generated tumours with those asked for"),
 )
-"""Figure, its form and its words."""
+"""Figure, its format and its description."""
 _BESIDE = {
     "psnr_brain": ("psnr_brain_pca", "PCA codec of equal rate {:.1f} dB"),
     "dice_whole_tumour": ("dice_whole_tumour_base", "without control {:.2f}"),
@@ -28,7 +28,7 @@ _BESIDE = {
 
 @dataclass(frozen=True)
 class Tile:
-    """A key figure: its value as text, what it is, and what to compare it with."""
+    """A key figure: its value as text, its description, and what to compare it with."""
 
     value: str
     name: str
@@ -37,21 +37,20 @@ class Tile:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of text. numeric: columns that are aligned to the right; drawn: those that hold SVG instead."""
+    """Rows of text or charts; the columns of ``numeric`` are aligned to the right."""
 
     title: str
     head: Sequence[str]
     rows: Sequence[Sequence[Any]]
     numeric: frozenset[int] = field(default_factory=frozenset)
     note: str = ""
-    drawn: frozenset[int] = field(default_factory=frozenset)
 
 
 def demo_tiles(metrics: dict[str, Any]) -> list[Tile]:
     """Return the key figures of a demo."""
     stages, tiles = [mapping(stage) for stage in mapping(metrics.get("stages")).values()], []
     for key, form, words in _TILES:
-        # Stages are called differently in the two families; the first one that has the figure is meant.
+        # The two families name their stages differently: take the first one that has the figure.
         values = next((stage for stage in stages if key in stage), {})
         if isinstance(values.get(key), float):
             other, note = _BESIDE.get(key, ("", ""))
@@ -64,7 +63,7 @@ def demo_tiles(metrics: dict[str, Any]) -> list[Tile]:
 
 
 def _about_frechet(values: dict[str, Any]) -> tuple[str, str]:
-    """Return the mark of a Fréchet ratio with too few patients or none named, and N, D and the one against scans."""
+    """Return the mark of a Fréchet ratio with too few patients, and a note with N, D and the ratio to scans."""
     about = mapping(values.get("frechet"))
     patients, dimensions = int(number(about.get("patients"))), int(number(about.get("dimensions")))
     if not patients or not dimensions:
@@ -75,7 +74,7 @@ def _about_frechet(values: dict[str, Any]) -> tuple[str, str]:
 
 
 def demo_tables(metrics: dict[str, Any]) -> list[Table]:
-    """Return every figure of a demo, stage by stage, beside those before fine-tuning where there are any."""
+    """Return every figure of a demo by stage, beside that before fine-tuning if there is one."""
     before = mapping(metrics.get("before_fine_tuning"))
     tables = []
     for stage, values in mapping(metrics.get("stages")).items():
@@ -92,7 +91,7 @@ def demo_tables(metrics: dict[str, Any]) -> list[Table]:
 
 
 def evaluation_tables(evaluation: EvaluationForm, source: str) -> list[Table]:
-    """Return a table a group of the scores in ``evaluation``: what `prod9 evaluate` wrote."""
+    """Return one table per group of the scores in ``evaluation``, which `prod9 evaluate` wrote."""
     scores = [row for row in evaluation.scores if row.value is not None]
     groups = list(dict.fromkeys(row.group for row in scores))
     tables = [_scores(group, [row for row in scores if row.group == group], source) for group in groups]
@@ -117,12 +116,12 @@ def _scores(group: str, rows: list[ScoreForm], source: str) -> Table:
         for row in rows
     ]
     note = (
-        f"{source}. Intervals hold 95%. The orange tick and the column real against real tell what two sets of real "
-        "patients score at the numbers of matched, which alone compares with it. N: patients of the smaller set; D: "
-        "dimensions; ?: too few patients to rely on, of a Fréchet distance fewer than 2 D."
+        f"{source}. Intervals hold 95%. The orange tick and the column real against real show the score of two sets of "
+        "real patients; compare it only with the column matched, which has the same number of patients. N: patients of "
+        "the smaller set; D: dimensions; ?: too few patients to rely on, for a Fréchet distance fewer than 2 D."
     )
     head = ["score", "value", "interval", "matched", "real against real", "N, D", "", "note"]
-    return Table(group.capitalize(), head, body, frozenset({1, 2, 3, 4}), note, drawn=frozenset({6}))
+    return Table(group.capitalize(), head, body, frozenset({1, 2, 3, 4}), note)
 
 
 def _ranges(rows: list[ScoreForm]) -> dict[tuple[str, str | None], tuple[float, float]]:

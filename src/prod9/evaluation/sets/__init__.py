@@ -1,1 +1,1 @@
-"""Sets of volumes: their members, and what distributions of them are compared by."""
+"""Sets of volumes: their members, their features, and scores of their distributions."""

@@ -1,7 +1,7 @@
-"""What a volume looks like in numbers that need no network: histogram, power spectrum, radiomics.
+"""Appearance of a volume in numbers that need no network: histogram, power spectrum, detail, radiomics.
 
-Volumes are ``[H W D]`` in [0, 1]. The brain is where intensity exceeds 2% of the range, since decoders leave no
-exact zeros. Each function gives one row a volume; the distances compare the rows of two sets.
+Volumes are ``[H W D]`` in [0, 1]. The brain is where intensity exceeds 2% of the range, since decoders give no exact
+zeros. Each function returns one row per volume; the distances compare the rows of two sets.
 """
 
 from functools import lru_cache
@@ -20,7 +20,7 @@ BINS = 256
 FREQUENCIES = 32
 LEVELS = 16
 RADIOMICS = "radiomics-1"
-"""Name and version of the set of radiomic features; raise the number when a feature changes."""
+"""Name and version of the radiomic features; raise the number when a feature changes."""
 
 _OFFSETS = ((1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 0), (1, 0, 1), (0, 1, 1))
 
@@ -41,17 +41,18 @@ def histogram_distance(a: Rows, b: Float[Tensor, "M K"]) -> float:
 def power_spectrum(volume: Plain) -> Row:
     """Return the mean power of each of ``FREQUENCIES`` shells from 0 to the Nyquist frequency, in dB.
 
-    Shells are of equal width in cycles a voxel, so axes of unequal length count alike; a shell without any
-    frequency, on small grids, takes the one before it. A Hann window keeps what touches the border from
-    spreading over all frequencies.
+    Shells have equal width in cycles per voxel, so that axes of unequal length count alike. On small grids a shell
+    without any frequency takes the value before it. A Hann window prevents that structures at the border spread over
+    all frequencies.
     """
     shape = tuple(volume.shape)
-    taper = _tapers(shape)
-    power = torch.fft.rfftn(volume.float() * taper[0] * taper[1] * taper[2], norm="ortho").abs().square_()
+    h, w, d = (torch.hann_window(side + 2, periodic=False)[1:-1] for side in shape)
+    tapered = volume.float() * h[:, None, None] * w[:, None] * d
+    power = torch.fft.rfftn(tapered, norm="ortho").abs().square_()
     shell, count = _shells(shape)
     total = torch.zeros(FREQUENCIES + 1, dtype=torch.float64)
     for plane, places in zip(power, shell, strict=True):
-        # Of a real volume half of the spectrum is kept; what it stands for counts twice.
+        # Half of the spectrum of a real volume is kept; frequencies that stand for two count twice.
         weighted = plane.double()
         weighted[:, 1 : (shape[2] + 1) // 2] *= 2
         total.index_add_(0, places.flatten().long(), weighted.flatten())
@@ -60,16 +61,11 @@ def power_spectrum(volume: Plain) -> Row:
     return level[filled].float()
 
 
-def _tapers(shape: tuple[int, ...]) -> list[Tensor]:
-    windows = [torch.hann_window(side + 2, periodic=False)[1:-1] for side in shape]
-    return [windows[0][:, None, None], windows[1][:, None], windows[2]]
-
-
 @lru_cache(maxsize=2)
 def _shells(shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """Return the shell of each frequency of ``rfftn`` as uint8 and the shells' sizes.
+    """Return the shell of each frequency of ``rfftn`` as uint8, and the sizes of the shells.
 
-    What lies beyond the last shell has the number ``FREQUENCIES``.
+    Frequencies beyond the last shell have the number ``FREQUENCIES``.
     """
     last = torch.fft.rfftfreq(shape[2]).square()
     across = [torch.fft.fftfreq(side).square() for side in shape[:2]]
@@ -86,17 +82,17 @@ def _shells(shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
 
 
 def spectrum_distance(a: Rows, b: Float[Tensor, "M K"]) -> float:
-    """Return the root-mean-square difference of the mean spectra, in dB: blur and noise both raise it."""
+    """Return the root-mean-square difference of the mean spectra, in dB; both blur and noise raise it."""
     return (a.double().mean(0) - b.double().mean(0)).square().mean().sqrt().item()
 
 
 def detail(volume: Plain) -> Row:
-    """Return the noise level and the edge score of the brain, as shares of the intensity range; zeros without one.
+    """Return the noise level and the edge score of the brain, as shares of the intensity range; zeros without a brain.
 
-    Noise level: the deviation of white noise that would give the median second difference of neighbours, a mean over
-    the axes. Anatomy, which is smooth from voxel to voxel with an edge here and there, hardly moves a median. Edge
-    score: the mean of the largest tenth of the first differences, over the axes too. Blur lowers both, noise raises
-    the first more than the second.
+    The noise level is the standard deviation of the white noise whose median second difference of neighbours would be
+    the same. Anatomy is mostly smooth from voxel to voxel and hardly changes a median. The edge score is the mean of
+    the largest tenth of the first differences. Both are means over the axes. Blur lowers both; noise raises the first
+    more than the second.
     """
     brain = foreground(volume, above=GENERATED_BACKGROUND)
     box = _box(brain)
@@ -113,7 +109,7 @@ def detail(volume: Plain) -> Row:
             continue
         second = (left - 2 * middle + right)[kept].abs()
         first = ((right - left) / 2)[kept].abs()
-        # Of white noise the second difference has six times the variance, the median deviation 0.6745 of the standard.
+        # White noise: second differences have six times the variance, and a median deviation is 0.6745 deviations.
         noise.append(second.median() / (0.6745 * 6**0.5))
         edges.append(first.topk(max(1, len(first) // 10)).values.mean())
     if not noise:
@@ -124,9 +120,9 @@ def detail(volume: Plain) -> Row:
 def radiomics(volume: Plain) -> Row:
     """Return features of the brain's intensities and of its texture: 33 numbers, zeros without a brain.
 
-    First order: mean, deviation, skewness, kurtosis, nine percentiles, entropy, share of the volume. Texture:
-    contrast, dissimilarity, homogeneity, energy, correlation and entropy of grey-level co-occurrences at
-    distance 1 (mean and range over six directions) and at distance 2 (mean), ``LEVELS`` levels of [0, 1].
+    First order: mean, standard deviation, skewness, kurtosis, nine percentiles, entropy, and share of the volume.
+    Texture: contrast, dissimilarity, homogeneity, energy, correlation and entropy of grey-level co-occurrences at
+    distance 1 (mean and range over six directions) and at distance 2 (mean), with ``LEVELS`` levels of [0, 1].
     """
     brain = foreground(volume, above=GENERATED_BACKGROUND)
     first = _first_order(volume[brain].double(), brain.float().mean().double())
@@ -141,10 +137,10 @@ def radiomics(volume: Plain) -> Row:
 
 
 def radiomic_distance(generated: Rows, real: Float[Tensor, "M K"]) -> float:
-    """Return the Fréchet distance of radiomic features, each divided by its deviation in the real set.
+    """Return the Fréchet distance of radiomic features, each divided by its standard deviation in the real set.
 
-    After Konz et al. (2024), whose set is larger and whose numbers are others. Features that do not vary in
-    the real set count as they are.
+    The idea is that of Konz et al. (2024), whose features are others. Features that do not vary in the real set are not
+    divided.
     """
     deviation = real.double().std(0)
     scale = torch.where(deviation > 1e-9, deviation, 1.0)
@@ -157,7 +153,7 @@ def _first_order(values: Tensor, share: Tensor) -> Tensor:
         return torch.zeros(15, dtype=torch.float64)
     mean, deviation = values.mean(), values.std(correction=0)
     z = (values - mean) / deviation.clamp_min(1e-6)
-    # Sorted, not torch.quantile: that refuses more than 2²⁴ values.
+    # torch.quantile refuses more than 2²⁴ values.
     ordered = values.sort().values
     percentiles = ordered[(levels * (len(ordered) - 1)).round().long()]
     p = torch.histc(values.float(), bins=64, min=0.0, max=1.0).double() / len(values)
@@ -167,7 +163,7 @@ def _first_order(values: Tensor, share: Tensor) -> Tensor:
 
 
 def _box(brain: Tensor) -> tuple[slice, ...]:
-    """Return the smallest box that holds the brain; everything without one."""
+    """Return the smallest box that holds the brain; the whole volume without a brain."""
     box = []
     for others in ((1, 2), (0, 2), (0, 1)):
         places = brain.any(others[1]).any(others[0]).nonzero()
@@ -176,12 +172,12 @@ def _box(brain: Tensor) -> tuple[slice, ...]:
 
 
 def _levels(volume: Plain) -> Tensor:
-    """Return the grey level of each voxel, uint8: eight times smaller than the default integers."""
+    """Return the grey level of each voxel as uint8, which takes an eighth of the memory of default integers."""
     return (volume.clamp(0.0, 1.0) * LEVELS).clamp_max(LEVELS - 1).to(torch.uint8)
 
 
 def _texture(volume: Tensor, brain: Tensor, offset: list[int]) -> Tensor:
-    """Return six measures of the co-occurrences of grey levels at ``offset``; ``volume``: intensities, or levels."""
+    """Return six measures of the co-occurrences at ``offset``; ``volume`` holds intensities or grey levels."""
     grey = volume if volume.dtype == torch.uint8 else _levels(volume)
     here = tuple(slice(None, -o or None) for o in offset)
     there = tuple(slice(o, None) for o in offset)

@@ -1,10 +1,10 @@
 """Scores of a set of generated volumes against real ones: distance of distributions, and diversity.
 
-Patients are what is drawn and counted. Where the classes (modalities) of all sets are known, sets are compared within
-them: across classes a distance is that of the modalities, and the volumes of a patient are no independent samples.
+Patients are drawn and counted, not volumes. If the classes (modalities) of all sets are known, sets are compared within
+each class: across classes, a distance would measure the modalities, and the volumes of one patient are not independent.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from prod9.evaluation.sets.intervals import Interval, score_interval
 from prod9.evaluation.sets.manifold import standardised_kid
-from prod9.evaluation.sets.members import Members, as_members
+from prod9.evaluation.sets.members import Members
 from prod9.measures.metrics import num_directions, principal_frechet
 from prod9.types import Label, Volume
 
@@ -26,10 +26,19 @@ Distance = Callable[[Features, Features], float]
 class FrechetRatio:
     """``ratio`` = ``distance`` / ``floor``; 1 means as near to held-out volumes as the training set is.
 
-    Both are means over classes of the Fréchet distance in ``dimensions`` principal directions: in all ``features``
-    of them a set of less variety would score better, as long as there are fewer volumes than features. Both
-    compare ``num_samples`` volumes with ``num_reference`` held-out ones, of ``num_patients`` patients or more a
-    class, since the estimate depends on N. interval: of the ratio, patients resampled.
+    Both are means over classes of the Fréchet distance in a number of principal directions. In all dimensions, a set of
+    less variety would score better as long as there are fewer volumes than features. The estimate depends on N, so both
+    compare equally many volumes with the held-out ones.
+
+    Attributes:
+        distance: of the generated set to the held-out one.
+        floor: distance of the training set to the held-out one.
+        num_samples: volumes of the generated set, and of each subset of the training set.
+        num_reference: held-out volumes.
+        dimensions: principal directions that are compared.
+        features: all dimensions of the features.
+        num_patients: patients of the smallest class.
+        interval: of the ratio, with resampled patients.
     """
 
     distance: float
@@ -43,20 +52,20 @@ class FrechetRatio:
 
     @property
     def ratio(self) -> float:
-        """Distance of the generated set over that of the training set; NaN where that is 0."""
+        """Distance of the generated set over that of the training set; NaN where the latter is 0."""
         return self.distance / self.floor if self.floor > 0 else float("nan")
 
     @property
     def reliable(self) -> bool:
-        """Whether there are twice as many patients as dimensions."""
+        """Whether there are at least twice as many patients as dimensions."""
         return self.num_patients >= 2 * self.dimensions
 
 
 @dataclass(frozen=True)
 class KernelDistance:
-    """The unbiased kernel distance to held-out volumes, and that of as many training volumes (about 0).
+    """The unbiased kernel distance to held-out volumes, and that of equally many training volumes (about 0).
 
-    Of all ``features``, standardised by the held-out set, a mean over classes. interval: of ``distance``.
+    It is a mean over classes, of all features, standardised by the held-out set; ``interval`` is that of ``distance``.
     """
 
     distance: float
@@ -84,7 +93,7 @@ class Sample:
 
 
 def sample(rows: Features, labels: Label | None = None, patients: Owners | None = None) -> Sample:
-    """Return features with their classes, all of one by default, and patients, by default one a row."""
+    """Return features with their classes, by default all the same, and patients, by default all different."""
     labels = torch.zeros(len(rows), dtype=torch.int64) if labels is None else labels
     owners = torch.arange(len(rows)) if patients is None else patients
     return Sample(rows, labels, Members(owners, labels))
@@ -104,57 +113,63 @@ def frechet_ratio(
     draws: int = 8,
     replicates: int = 0,
 ) -> FrechetRatio:
-    """Compare generated with held-out features, by the yardstick of training against held-out ones.
+    """Compare generated with held-out features, relative to training against held-out features.
 
-    The floor is a mean over ``draws`` subsets of the training set of the generated set's size, with its
-    class counts where labels are given. ValueError where the training set cannot supply them.
+    The floor is a mean over subsets of the training set that have the size of the generated set, and its number of
+    volumes in each class if labels are given. Raises ValueError where the training set is too small for them.
 
     Args:
         generated: features of volumes that are independent of each other.
         training: features of the training set.
         held_out: features of patients that no model saw.
         generator: draws the subsets.
-        generated_labels: classes; for both of the first sets or for neither.
-        training_labels: the same of the training set.
-        held_out_labels: with these, distances are means over the classes of the generated set, each within its
-            class; without, all classes are one set.
-        training_patients: whose each volume is; by default each is a patient's only one.
-        held_out_patients: the same of the held-out set.
+        generated_labels: classes; for both of the first two sets or for neither.
+        training_labels: classes of the training set.
+        held_out_labels: with these, distances are means over the classes of the generated set, each computed within a
+            class; without them, all classes are one set.
+        training_patients: number of each volume's patient; by default all differ.
+        held_out_patients: number of each held-out volume's patient; by default all differ.
         draws: subsets that the floor averages.
         replicates: bootstrap samples for the interval, 0 for none.
     """
     if (generated_labels is None) != (training_labels is None):
-        raise ValueError("labels must be given for both sets or for neither, got one; pass the other too")
+        raise ValueError("labels: expected them for both sets or for neither, got one; pass the other too")
     made = sample(generated, generated_labels)
+    reference = sample(training, training_labels, training_patients)
     real = sample(held_out, held_out_labels, held_out_patients)
     within = held_out_labels is not None and generated_labels is not None
+    subsets = matching_subsets(reference, made, generator, draws)
+    seed = int(torch.randint(2**31, (), generator=generator))
+    return _compare_frechet(made, subsets, real, within=within, replicates=replicates, seed=seed)
+
+
+def _compare_frechet(
+    made: Sample, subsets: Sequence[Sample], real: Sample, *, within: bool, replicates: int, seed: int
+) -> FrechetRatio:
     patients = fewest_patients(made, real, within=within)
-    directions = num_directions(patients, generated.shape[1])
+    directions = num_directions(patients, made.rows.shape[1])
 
     def distance(a: Features, b: Features) -> float:
         return principal_frechet(a, b, directions=directions).item()
-
-    subsets = matching_subsets(sample(training, training_labels, training_patients), made, generator, draws)
 
     def to_training(rows: Tensor) -> float:
         found = [class_mean(distance, subset, real[rows], within=within) for subset in subsets]
         return sum(found) / len(found)
 
     def ratio(i: Tensor, j: Tensor) -> float:
-        # Which patients were held out moves both distances: they are drawn for both at once.
+        # The choice of held-out patients changes both distances: they are drawn for both at once.
         try:
             return class_mean(distance, made[i], real[j], within=within) / to_training(j)
-        except (ValueError, ZeroDivisionError):  # a class that was hardly drawn
+        except (ValueError, ZeroDivisionError):  # too few rows of a class were drawn
             return float("nan")
 
-    seed = int(torch.randint(2**31, (), generator=generator))
     return FrechetRatio(
         distance=class_mean(distance, made, real, within=within),
-        floor=to_training(torch.arange(len(held_out))),
-        num_samples=len(generated),
-        num_reference=len(held_out),
+        floor=to_training(torch.arange(len(real.rows))),
+        num_samples=len(made.rows),
+        num_reference=len(real.rows),
         dimensions=directions,
-        features=generated.shape[1],
+        features=made.rows.shape[1],
         num_patients=patients,
         interval=score_interval(
             ratio, made.members, real.members, replicates=replicates, seed=seed, least=0.0
@@ -171,7 +186,16 @@ def compare_kernels(
     draws: int = 8,
     replicates: int = 0,
 ) -> KernelDistance:
-    """Return the kernel distance of ``made`` to ``real``, within classes, and that of as many training volumes."""
+    """Return the kernel distance of ``made`` to ``real`` within classes, and that of equally many training volumes.
+
+    Args:
+        made: the generated set.
+        training: the training set.
+        real: held-out patients.
+        generator: draws the subsets of the training set.
+        draws: number of these subsets.
+        replicates: bootstrap samples for the interval, 0 for none.
+    """
 
     def score(one: Sample, other: Sample) -> float:
         found = [
@@ -183,7 +207,7 @@ def compare_kernels(
     def drawn(i: Tensor, j: Tensor) -> float:
         try:
             return score(made[i], real[j])
-        except ValueError:  # a class that was hardly drawn
+        except ValueError:  # too few rows of a class were drawn
             return float("nan")
 
     subsets = matching_subsets(training, made, generator, draws)
@@ -198,7 +222,7 @@ def compare_kernels(
 
 
 def class_mean(distance: Distance, a: Sample, b: Sample, *, within: bool) -> float:
-    """Return the mean distance over the classes of ``a``; that of everything unless ``within`` them."""
+    """Return the mean distance over the classes of ``a``; unless ``within`` classes, the distance of all rows."""
     if not within:
         return distance(a.rows, b.rows)
     found = [distance(a.of(label).rows, b.of(label).rows) for label in a.labels.unique().tolist()]
@@ -206,7 +230,7 @@ def class_mean(distance: Distance, a: Sample, b: Sample, *, within: bool) -> flo
 
 
 def fewest_patients(a: Sample, b: Sample, *, within: bool) -> int:
-    """Return the number of patients of the smaller set; of the class that has fewest, ``within`` classes."""
+    """Return the number of patients of the smaller set; ``within`` classes, that of the smallest class."""
     if not within:
         return min(a.members.num_patients, b.members.num_patients)
     labels = a.labels.unique().tolist()
@@ -216,20 +240,20 @@ def fewest_patients(a: Sample, b: Sample, *, within: bool) -> int:
 def matching_subsets(
     available: Sample, wanted: Sample, generator: torch.Generator, draws: int
 ) -> list[Sample]:
-    """Draw subsets of ``available`` with as many of each class as ``wanted``, of different patients if there are."""
+    """Draw subsets of ``available`` with as many of each class as ``wanted``, of different patients if possible."""
     return [available[_matching_rows(available, wanted.labels, generator)] for _ in range(draws)]
 
 
 def _matching_rows(available: Sample, wanted: Label, generator: torch.Generator) -> Tensor:
-    """Draw rows without replacement, one patient after the other; a second time when all have been drawn."""
+    """Draw rows without replacement: one of each patient, then a second one of each, and so on."""
     rows = []
     for label in wanted.unique().tolist():
         candidates = (available.labels == label).nonzero().flatten()
         count = int((wanted == label).sum())
         if count > len(candidates):
             raise ValueError(
-                f"the training set must hold at least {count} volumes of class {label}, "
-                f"got {len(candidates)}; score fewer generated volumes"
+                f"expected at least {count} volumes of class {label} in the training set, got {len(candidates)}; score "
+                "fewer generated volumes"
             )
         shuffled = candidates[torch.randperm(len(candidates), generator=generator)]
         owners = available.members.patients[shuffled]
@@ -238,32 +262,41 @@ def _matching_rows(available: Sample, wanted: Label, generator: torch.Generator)
     return torch.cat(rows)
 
 
-def mean_pairwise_distance(volumes: Volume, *, patients: Owners | None = None) -> float:
-    """Return the root-mean-square intensity difference of two volumes, averaged over all pairs of patients.
+class _PairwiseDistances:
+    """Root-mean-square intensity differences of the volumes of one set, within each class."""
 
-    patients: whose each volume is; by default each is a patient's only one.
-    """
-    owners = as_members(len(volumes) if patients is None else patients)
-    if owners.num_patients < 2:
-        raise ValueError(
-            f"pairs need volumes of at least 2 patients, got {owners.num_patients}; generate more"
-        )
-    return _mean_over_pairs(_distances(volumes), owners).item()
+    def __init__(self, volumes: Volume, labels: Label, members: Members, classes: Sequence[int]) -> None:
+        self.labels, self.members, self.classes = labels, members, classes
+        inside = {k: labels == k for k in classes}
+        self.distances = {}
+        for k, own in inside.items():
+            flat = volumes[own].flatten(1)
+            distances = torch.cdist(flat, flat, compute_mode="donot_use_mm_for_euclid_dist")
+            self.distances[k] = distances / flat.shape[1] ** 0.5
+        # Place of each volume among those of its class.
+        self.places = torch.stack([own.cumsum(0) * own for own in inside.values()]).sum(0) - 1
 
+    @property
+    def fewest_patients(self) -> int:
+        """Patients of the class that has fewest."""
+        return min(self.members[self.labels == k].num_patients for k in self.classes)
 
-def _distances(volumes: Volume) -> Float[Tensor, "N N"]:
-    flat = volumes.flatten(1)
-    return torch.cdist(flat, flat, compute_mode="donot_use_mm_for_euclid_dist") / flat.shape[1] ** 0.5
-
-
-def _mean_over_pairs(distances: Tensor, owners: Members) -> Tensor:
-    weight = owners.weights[:, None] * owners.weights * (owners.patients[:, None] != owners.patients)
-    return (distances.double() * weight).sum() / weight.sum()
+    def total(self, rows: Tensor) -> float:
+        """Return the mean over pairs of patients of ``rows``, summed over classes."""
+        result = 0.0
+        for k in self.classes:
+            own = rows[self.labels[rows] == k]
+            place, owners = self.places[own], self.members[own]
+            weight = owners.weights[:, None] * owners.weights
+            weight = weight * (owners.patients[:, None] != owners.patients)
+            distances = self.distances[k][place][:, place].double()
+            result += ((distances * weight).sum() / weight.sum()).item()
+        return result
 
 
 @dataclass(frozen=True)
 class DiversityRatio:
-    """Mean pairwise distance of one set over that of held-out volumes. interval: patients of both resampled."""
+    """Mean pairwise distance of one set over that of held-out volumes, with its interval over patients of both."""
 
     ratio: float
     interval: Interval | None = None
@@ -282,63 +315,43 @@ def compare_diversity(
 ) -> DiversityRatio:
     """Return the mean pairwise distance of ``volumes`` over that of held-out ones, within classes.
 
-    1 is as diverse as reality, 0 one volume over and over. Pairs across classes are left out: their distance
-    is that of the modalities, and so are pairs of one patient. Each class counts once.
+    1 is as diverse as reality, 0 means that all volumes are equal. Pairs across classes, which would measure the
+    modalities, and pairs of one patient are left out. Each class counts once.
 
     Args:
-        volumes: of the judged set, in [0, 1].
-        held_out: of patients that no model saw.
+        volumes: the set that is scored, in [0, 1].
+        held_out: volumes of patients that no model saw.
         labels: classes of ``volumes``.
         held_out_labels: classes of ``held_out``.
-        patients: whose each volume is; by default each is a patient's only one.
-        held_out_patients: the same of ``held_out``.
+        patients: number of each volume's patient; by default all differ.
+        held_out_patients: number of each held-out volume's patient; by default all differ.
         replicates: bootstrap samples for the interval, 0 for none.
         seed: of the draws.
     """
-    sides = [
-        (own, sample(volumes, own, patients).members, volumes)
-        for own, volumes, patients in (
-            (labels, volumes, patients),
-            (held_out_labels, held_out, held_out_patients),
-        )
-    ]
     classes = labels.unique().tolist()
-    fewest = min(owners[found == k].num_patients for found, owners, _ in sides for k in classes)
+    made = _PairwiseDistances(volumes, labels, sample(volumes, labels, patients).members, classes)
+    owners = sample(held_out, held_out_labels, held_out_patients).members
+    real = _PairwiseDistances(held_out, held_out_labels, owners, classes)
+    fewest = min(made.fewest_patients, real.fewest_patients)
     if fewest < 2:
         raise ValueError(
-            f"pairs need volumes of at least 2 patients in each class, got {fewest}; generate more"
+            f"expected volumes of at least 2 patients in each class to make pairs, got {fewest}; generate more"
         )
-    known = [{k: _distances(own[found == k]) for k in classes} for found, _, own in sides]
-    # Place of each volume among those of its class.
-    places = [
-        torch.stack([(found == k).cumsum(0) * (found == k) for k in classes]).sum(0) - 1
-        for found, _, _ in sides
-    ]
-
-    def total(side: int, rows: Tensor) -> float:
-        found, owners, _ = sides[side]
-        result = 0.0
-        for k in classes:
-            own = rows[found[rows] == k]
-            place = places[side][own]
-            result += _mean_over_pairs(known[side][k][place][:, place], owners[own]).item()
-        return result
 
     def ratio(i: Tensor, j: Tensor) -> float:
-        below = total(1, j)
-        return total(0, i) / below if below > 0 else float("nan")
+        below = real.total(j)
+        return made.total(i) / below if below > 0 else float("nan")
 
-    everything = [torch.arange(len(own)) for _, _, own in sides]
     return DiversityRatio(
-        ratio(everything[0], everything[1]),
-        score_interval(ratio, sides[0][1], sides[1][1], replicates=replicates, seed=seed, least=0.0),
+        ratio(torch.arange(len(volumes)), torch.arange(len(held_out))),
+        score_interval(ratio, made.members, real.members, replicates=replicates, seed=seed, least=0.0),
     )
 
 
 def diversity_ratio(
     generated: Volume, held_out: Volume, *, generated_labels: Label, held_out_labels: Label
 ) -> float:
-    """Return :func:`compare_diversity` of volumes that are each a patient's only one of their class."""
+    """Return the ratio of :func:`compare_diversity` for volumes of which each shows another patient."""
     compared = compare_diversity(
         generated, held_out, labels=generated_labels, held_out_labels=held_out_labels
     )

@@ -1,10 +1,10 @@
-"""How sure a score is: intervals by resampling, and the score of real volumes against each other.
+"""Intervals of scores by resampling, and floors: the scores of real volumes against each other.
 
-Patients are what is drawn and divided. The volumes of one patient resemble each other, so an interval over volumes
-would be far too narrow, and a real set that is divided by volumes would be compared with its own patients.
+Patients are drawn and divided, not volumes. The volumes of one patient resemble each other: an interval over volumes
+would be much too narrow, and a real set that is divided by volumes would be compared with its own patients.
 
-A score of two sets comes as an :data:`IndexedScore`, made once for the sets and called with rows of each, so that
-kernels and distances are computed once and only looked up afterwards.
+A score of two sets is an :data:`IndexedScore`. It is made once for the sets and called with rows of each, so that
+kernels and distances are computed once and then only looked up.
 """
 
 import math
@@ -20,9 +20,9 @@ from prod9.evaluation.sets.members import Members, as_members
 LEVEL = 0.95
 DRAWS = 8
 MEAN_FACTOR = 10
-"""Bootstrap samples of a mean for each one of a set's score: they cost next to nothing."""
+"""Bootstrap samples of a mean per sample of a set's score: they cost almost nothing."""
 _USABLE = 0.5
-"""Share of the bootstrap samples that must give a number; with few patients some draws hold only one of them."""
+"""Share of the bootstrap samples that must give a number; few patients may be drawn as a single one."""
 
 Index = Int64[Tensor, " n"]
 IndexedScore = Callable[[Tensor, Tensor], float]
@@ -32,10 +32,15 @@ Interval = tuple[float, float]
 
 @dataclass(frozen=True)
 class Floor:
-    """Generated and real volumes against the same real ones, at equal numbers; means over random divisions.
+    """Generated and real volumes against the same real ones, in equal numbers; means over random divisions.
 
-    A distance between two samples of one distribution is not 0, and falls as they grow: only ``matched`` may be
-    compared with ``value``. sizes: patients of the judged and of the judging side.
+    The distance of two samples of one distribution is not 0, and falls as they grow: only ``matched`` may be compared
+    with ``value``.
+
+    Attributes:
+        matched: score of generated volumes.
+        value: score of real volumes.
+        sizes: patients of the set that is scored, and of the set that it is compared with.
     """
 
     matched: float
@@ -53,14 +58,14 @@ def mean_interval(
 ) -> Interval | None:
     """Return the bootstrap interval of the mean of ``values`` over patients, NaN left out.
 
-    None for fewer than 2 patients: the volumes of one say nothing of others.
+    None for fewer than 2 patients: the volumes of one give no information about others.
 
     Args:
-        values: of the volumes.
+        values: one for each volume.
         replicates: ``MEAN_FACTOR`` samples are drawn for each; 0 for no interval.
         seed: of the draws.
-        patients: whose each value is; by default each is a patient's only one.
-        bounds: what a value can be at least and at most.
+        patients: number of each value's patient; by default all differ.
+        bounds: lowest and highest possible value.
     """
     known = ~values.isnan()
     values = values[known].double()
@@ -87,14 +92,19 @@ def score_interval(
     seed: int,
     least: float = -math.inf,
 ) -> Interval | None:
-    """Return the bootstrap interval of a score of two sets, the patients of both resampled.
+    """Return the bootstrap interval of a score of two sets, whose patients are both resampled.
 
-    generated, real: whose the rows are; a number where each is a patient's only one. least: what the score can be at
-    least. None where a side has fewer than 2 patients, or where most samples give no score.
+    None where a set has fewer than 2 patients, or where most samples give no score. Replicates hold fewer different
+    samples than the sets, which raises distances: their spread is therefore put around the score itself. The interval
+    shows how the score would vary with as many other patients, not how far it is from the limit of many patients.
 
-    Replicates hold fewer different samples than the sets, which raises distances: their spread is put around the
-    score itself, not where they lie. It tells how the score at these numbers would vary with other patients,
-    not how far it is from that of endless ones.
+    Args:
+        score: of rows of both sets.
+        generated: members of the generated rows; a number where all patients differ.
+        real: members of the real rows.
+        replicates: bootstrap samples, 0 for no interval.
+        seed: of the draws.
+        least: lowest possible score.
     """
     sides = as_members(generated), as_members(real)
     fewest = min(side.num_patients for side in sides)
@@ -124,19 +134,19 @@ def real_floor(
     seed: int,
     draws: int = DRAWS,
 ) -> Floor | None:
-    """Divide the real patients at random, and score generated and left-over real volumes against the same half.
+    """Divide the real patients at random, and score generated and the other real volumes against the same half.
 
-    Both sides of the comparison hold as many patients with the same modalities each, and so as many volumes: each
-    left-over patient gives what a generated one has too.
+    Both sides hold equally many patients with the same modalities, and so equally many volumes: each real patient is
+    matched with a generated one, and both give only the modalities that they have in common.
 
     Args:
         score: of the generated set against the real one.
         between_real: of the real set against itself.
-        generated: whose the generated rows are; a number where each is a patient's only one.
-        real: the same of the real rows.
-        fewest: volumes that the score needs on each side; None where there aren't as many.
+        generated: members of the generated rows; a number where all patients differ.
+        real: members of the real rows.
+        fewest: volumes that the score needs on each side; with fewer the result is None.
         seed: of the divisions.
-        draws: how many divisions are averaged.
+        draws: number of divisions that are averaged.
     """
     made, there = as_members(generated), as_members(real)
     generator = torch.Generator().manual_seed(seed)
@@ -167,7 +177,7 @@ ByKind = dict[int, Tensor]
 
 
 def _alike(own: list[ByKind], others: list[ByKind]) -> tuple[Tensor, Tensor, int]:
-    """Return rows of both sides, as many of each modality from pairs of patients, and the number of pairs."""
+    """Return equally many rows per modality of both sides, from pairs of patients, and the number of pairs."""
     left = list(own)
     chosen: tuple[list[Tensor], list[Tensor]] = [], []
     pairs = 0
@@ -198,16 +208,16 @@ def crossed_interval(
     over: Float[Tensor, "S C"] | None = None,
     patients: Int64[Tensor, " C"] | None = None,
 ) -> Interval | None:
-    """Return the bootstrap interval of the mean over seeds and cases, seeds and patients resampled; NaN left out.
+    """Return the bootstrap interval of the mean over seeds and cases, which are both resampled; NaN left out.
 
-    None for fewer than 2 patients. Of few seeds the interval sees little: it is too narrow rather than too wide.
+    None for fewer than 2 patients. With few seeds the interval is too narrow.
 
     Args:
         values: one row for each seed, one column for each case.
         replicates: bootstrap samples, 0 for no interval.
         seed: of the draws.
-        over: the interval of the ratio to the mean of these instead, the same patients in both.
-        patients: whose each case is; by default each is a patient's only one.
+        over: divide by the mean of these values, for the same patients.
+        patients: number of each case's patient; by default all differ.
     """
     kept = ~values.isnan().any(0)
     if over is not None:
@@ -229,7 +239,7 @@ def crossed_interval(
         means.append(value if below is None else value / mean(below, cases))
     centre = rows.mean() if below is None else rows.mean() / below.mean()
     found = torch.stack(means)
-    # A ratio to nothing is no number; where that is common, neither is the interval.
+    # Ratios with a zero denominator are not finite; with many of them there is no interval.
     finite = found[found.isfinite()]
     if len(finite) <= 0.9 * replicates or not centre.isfinite():
         return None
@@ -242,21 +252,16 @@ def _drawn(rows: list[Tensor], generator: torch.Generator) -> Tensor:
 
 
 def _expanded(values: Tensor, centre: float, patients: int) -> Interval:
-    """Return the ends of the bootstrap distribution, as far from the centre as the number of patients asks for.
+    """Return the ends of the bootstrap distribution, corrected for the number of patients.
 
-    Percentiles of a bootstrap over n patients are too near by √((n−1)/n), and by the normal instead of the t
-    distribution (Hesterberg 2015): uncorrected, 95% intervals of 5 patients cover 83%.
+    Percentiles of a bootstrap over n patients are too near to the centre by a factor √((n−1)/n), and because they
+    follow the normal instead of the t distribution (Hesterberg 2015): uncorrected, 95% intervals of 5 patients cover
+    83%.
     """
+    from scipy import stats  # takes half a second to import
+
     tail = (1 - LEVEL) / 2
     low, high = torch.quantile(values, torch.tensor([tail, 1 - tail], dtype=values.dtype)).tolist()
-    factor = (
-        _student(1 - tail, patients - 1) / _student(1 - tail, None) * math.sqrt(patients / (patients - 1))
-    )
+    student = stats.t.ppf(1 - tail, patients - 1) / stats.norm.ppf(1 - tail)
+    factor = float(student) * math.sqrt(patients / (patients - 1))
     return centre + factor * min(low - centre, 0.0), centre + factor * max(high - centre, 0.0)
-
-
-def _student(share: float, freedom: int | None) -> float:
-    """Return the quantile of the t distribution, of the normal one without ``freedom``."""
-    from scipy import stats
-
-    return float(stats.norm.ppf(share) if freedom is None else stats.t.ppf(share, freedom))

@@ -1,4 +1,4 @@
-"""Scores of two sets of features that need no Gaussian: kernel distances, precision, recall, density, coverage."""
+"""Scores of two sets of features that assume no Gaussian: kernel distances, precision, recall, density, coverage."""
 
 from dataclasses import dataclass
 
@@ -13,17 +13,12 @@ Kernel = Float[Tensor, "N M"]
 Matrix = Float[Tensor, "_ _"]
 
 NEIGHBOURS = 5
-"""The k of ``prdc``, as its authors set it (Naeem et al. 2020)."""
+"""The k of precision, recall, density and coverage, as in Naeem et al. (2020)."""
 
 
 def polynomial_kernel(a: Features, b: Float[Tensor, "M D"]) -> Kernel:
     """Return (a·b / D + 1)³, the kernel of the Kernel Inception Distance (Bińkowski et al. 2018), in float64."""
     return (a.double() @ b.double().mT / a.shape[1] + 1) ** 3
-
-
-def gaussian_kernel(a: Features, b: Float[Tensor, "M D"], *, bandwidth: float) -> Kernel:
-    """Return exp(−|a − b|² / 2 bandwidth²), in float64."""
-    return torch.exp(-pairwise_distances(a, b).square() / (2 * bandwidth**2))
 
 
 def squared_mmd(
@@ -35,16 +30,20 @@ def squared_mmd(
 ) -> float:
     """Return the unbiased squared maximum mean discrepancy from three matrices of kernel values.
 
-    Sets may differ in size. Unbiased means that two samples of one distribution give 0 on average, so values
-    below 0 occur. Raises ValueError for fewer than 2 samples on a side.
+    Sets may differ in size. Unbiased means that two samples of one distribution give 0 on average, so values below 0
+    occur. Raises ValueError for fewer than 2 samples in a set.
 
-    members: whose the samples of both sets are. Each patient counts once, whatever its number of volumes, and pairs
-    of one patient's own volumes are left out, in one set and across both: they resemble each other, and would
-    make any set seem far from any other. NaN without pairs of different patients.
+    Args:
+        within_a: kernel of the first set with itself.
+        within_b: kernel of the second set with itself.
+        between: kernel of both sets.
+        members: patients of the samples. Each patient then counts once, whatever its number of volumes, and pairs of
+            one patient's volumes are left out: they resemble each other, and would make every set seem far from every
+            other one. NaN without pairs of different patients.
     """
     n, m = between.shape
     if min(n, m) < 2:
-        raise ValueError(f"both sets must hold at least 2 samples, got {n} and {m}; add samples")
+        raise ValueError(f"expected at least 2 samples in both sets, got {n} and {m}; add samples")
     if members is None:
         own = (within_a.sum() - within_a.diagonal().sum()) / (n * (n - 1))
         other = (within_b.sum() - within_b.diagonal().sum()) / (m * (m - 1))
@@ -58,17 +57,13 @@ def _mean_pair(kernel: Matrix, one: Members, other: Members) -> Tensor:
     return (kernel * weight).sum() / weight.sum()
 
 
-def kernel_distance(a: Features, b: Float[Tensor, "M D"]) -> float:
-    """Return the squared MMD with the polynomial kernel: the KID of these features, over all pairs at once."""
-    return squared_mmd(polynomial_kernel(a, a), polynomial_kernel(b, b), polynomial_kernel(a, b))
-
-
 def standardised(a: Features, b: Float[Tensor, "M D"]) -> tuple[Features, Float[Tensor, "M D"]]:
     """Return both sets with each feature of ``b`` brought to mean 0 and about deviation 1, in float64.
 
-    The polynomial kernel sees spread only where features are of the order of 1: on smaller ones it compares little
-    but means, and a collapsed set scores as well as any. Variances of few samples are drawn towards their mean over
-    the features, or one that happens to be tiny would decide everything; where none varies, features are shifted only.
+    The polynomial kernel depends on the spread of features only where they are of the order of 1: with smaller ones it
+    compares little but means, and a collapsed set scores as well as any other. Variances of few samples are shrunk
+    towards their mean over the features, because one tiny variance would otherwise decide the result. Where no feature
+    varies, they are shifted only.
     """
     a, b = a.double(), b.double()
     variance = b.var(0) if len(b) > 1 else torch.zeros_like(b[0])
@@ -89,12 +84,16 @@ def standardised_kid(
 
 @dataclass(frozen=True)
 class Manifold:
-    """What each sample says of fidelity and cover; the scores are the means.
+    """Fidelity and cover of each sample; the scores are the means.
 
-    precision: whether a generated sample lies in the ball of some real one (radius: its k-th neighbour among
-    the real). density: in how many such balls, over k. recall: whether a real sample lies in the ball of some
-    generated one. coverage: whether the ball of a real sample holds a generated one. Precision, recall and
-    coverage are 0 or 1 each; copies of the real set score 1 in all of them: they say nothing of copying.
+    The ball of a sample reaches to its k-th neighbour in its own set. Copies of the real set score 1 everywhere: these
+    scores do not detect copying.
+
+    Attributes:
+        precision: 1 for a generated sample in the ball of any real one, else 0.
+        density: number of real balls that a generated sample lies in, over k.
+        recall: 1 for a real sample in the ball of any generated one, else 0.
+        coverage: 1 for a real sample whose ball holds a generated one, else 0.
     """
 
     precision: Float[Tensor, " N"]
@@ -116,8 +115,13 @@ def compare_manifolds(
 ) -> Manifold:
     """Compare neighbourhoods (Kynkäänniemi et al. 2019, Naeem et al. 2020), Euclidean, in float64.
 
-    members: whose the samples are (:func:`manifold_of_distances`). Raises ValueError when a sample has fewer than
-    ``neighbours`` others in its set.
+    Raises ValueError when a sample has fewer than ``neighbours`` others in its set.
+
+    Args:
+        generated: features of the generated set.
+        real: features of the real set.
+        neighbours: the k of the balls' radii.
+        members: patients of the samples; see :func:`manifold_of_distances`.
     """
     return manifold_of_distances(
         pairwise_distances(generated, generated),
@@ -136,16 +140,21 @@ def manifold_of_distances(
     neighbours: int = NEIGHBOURS,
     members: tuple[Members, Members] | None = None,
 ) -> Manifold:
-    """Return what :func:`compare_manifolds` does, from distances that are known: generated × real and within each.
+    """Return the result of :func:`compare_manifolds` from distances that are known.
 
-    members: whose the samples of both sets are. Neighbours are then of other patients: a patient's own volumes lie
-    near each other, and balls that reach no farther than those hold nothing else.
+    Args:
+        within_generated: distances within the generated set.
+        within_real: distances within the real set.
+        between: distances of generated × real samples.
+        neighbours: the k of the balls' radii.
+        members: patients of the samples of both sets. Only volumes of other patients then count as neighbours: the
+            volumes of one patient lie near each other, and balls that reach no farther hold nothing else.
     """
     n, m = between.shape
     if min(n, m) <= neighbours:
         raise ValueError(
-            f"both sets must hold more than {neighbours} samples, got {n} and {m}; add "
-            "samples, or compare fewer neighbours"
+            f"expected more than {neighbours} samples in both sets, got {n} and {m}; add samples, or compare fewer "
+            "neighbours"
         )
     if members is None:
         members = as_members(n), as_members(m)
@@ -159,7 +168,7 @@ def manifold_of_distances(
         precision=inside_real.any(1).double(),
         density=inside_real.double().sum(1) / neighbours,
         recall=inside_made.any(0).double(),
-        # Nearest generated sample within the radius is the same as any within it.
+        # The nearest generated sample is within the radius exactly if any is.
         coverage=inside_real.any(0).double(),
     )
 
@@ -170,7 +179,7 @@ def _radius(within: Matrix, members: Members, neighbours: int) -> Tensor:
     others = int((~same).sum(1).min())
     if others < neighbours:
         raise ValueError(
-            f"each sample needs {neighbours} others of different patients, got {others}; add patients, or compare "
+            f"expected {neighbours} samples of other patients beside each one, got {others}; add patients, or compare "
             "fewer neighbours"
         )
     return within.masked_fill(same, torch.inf).kthvalue(neighbours, dim=1).values

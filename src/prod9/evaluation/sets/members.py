@@ -1,4 +1,4 @@
-"""Whose the rows of a set are: patients are what statistics count, not volumes."""
+"""Patients and modalities of the rows of a set: statistics count patients, not volumes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,8 +14,13 @@ Owners = Int64[Tensor, " N"]
 class Members:
     """The patient and the modality of each of ``N`` rows, as numbers.
 
-    Sets that are compared share their numbers (:func:`number_members`): a number is one patient in both. weights: what
-    each row counts where each patient counts once; 1 over the number of the patient's rows unless given.
+    Attributes:
+        patients: number of each row's patient. Sets that are compared share their numbers (:func:`number_members`).
+        kinds: number of each row's modality.
+        weights: of each row where each patient counts once; by default 1 over the number of the patient's rows.
+
+    >>> Members(torch.tensor([4, 4, 7]), torch.tensor([0, 1, 0])).num_patients
+    2
     """
 
     patients: Owners
@@ -45,10 +50,10 @@ class Members:
         return list(order.split(counts.tolist()))
 
     def strata(self) -> list[list[Tensor]]:
-        """Return the rows of patients in groups that are drawn from each by itself.
+        """Return groups of patients' rows; a bootstrap draws from each group separately.
 
-        Where each patient has volumes of one modality alone, as volumes generated for a label do, a group for each:
-        how many there are was decided, not drawn. Otherwise all patients are one group.
+        If each patient has volumes of one modality only, as volumes generated for a label do, there is one group per
+        modality, because the size of each was chosen and not drawn. Otherwise all patients are one group.
         """
         rows = self.rows_by_patient()
         kinds = [self.kinds[own].unique() for own in rows]
@@ -65,7 +70,7 @@ class Members:
 
 
 def as_members(owners: "Members | Tensor | int") -> Members:
-    """Return ``owners``: of a number of rows, each a patient's only one; of patients' numbers, all of one kind."""
+    """Return members of one kind: for a number of rows each of another patient, else by the patients' numbers."""
     if isinstance(owners, Members):
         return owners
     patients = torch.arange(owners) if isinstance(owners, int) else owners
@@ -75,7 +80,7 @@ def as_members(owners: "Members | Tensor | int") -> Members:
 def number_members(*sets: Sequence[tuple[str, str]]) -> list[Members]:
     """Return the members of each set of (patient, modality) names, numbered alike in all of them.
 
-    Numbers follow the names in order, so they don't depend on the order of files.
+    Numbers follow the sorted names, so they do not depend on the order of the files.
     """
     tables = []
     for place in (0, 1):

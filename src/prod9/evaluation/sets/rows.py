@@ -1,6 +1,6 @@
-"""One pass over a set of volumes: each is read once, described by a few rows of numbers, and let go.
+"""One pass over a set of volumes: each is read once, turned into a few rows of numbers, and released.
 
-A thousand volumes take as much memory as their descriptions: some hundred megabytes at most.
+Only the rows stay in memory: a few hundred megabytes at most for a thousand volumes.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +15,7 @@ from prod9.evaluation.sets import appearance
 from prod9.evaluation.sets.entries import require_finite
 from prod9.evaluation.sets.volume_sets import BadFiles, Entry, Preparation
 from prod9.measures.metrics import ms_ssim3d
+from prod9.system.progress import Progress
 
 HISTOGRAM, SPECTRUM, DETAIL = "histogram", "spectrum", "detail"
 PROBABILITIES = "probabilities"
@@ -23,17 +24,19 @@ CPU = torch.device("cpu")
 
 Describe = Callable[[Tensor], Tensor]
 """A volume ``[1 1 H W D]`` → its row ``[1 K]``."""
-Progress = Callable[[int, int], None]
-"""Called with (done, total)."""
 
 
 @dataclass(frozen=True)
 class SetRows:
     """What is kept of a set of ``N`` volumes, in the order of ``entries``.
 
-    rows: name → ``[N K]``. planes: extractor → features of slices along each axis, ``[N S P]``. pairs: MS-SSIM of
-    volumes of one modality and two patients, by modality. pair_numbers: which two patients each pair is of; no
-    patient is in two such twosomes, so they are independent.
+    Attributes:
+        entries: the volumes.
+        rows: name → ``[N K]``.
+        planes: extractor → features of slices along each axis, ``[N S P]``.
+        pairs: modality → MS-SSIM of volumes of two patients.
+        pair_numbers: modality → number of the two patients of each pair. No patient is in two such twosomes, so they
+            are independent.
     """
 
     entries: tuple[Entry, ...]
@@ -48,7 +51,7 @@ class SetRows:
 
     @property
     def modalities(self) -> list[str]:
-        """Return what there is, sorted."""
+        """Return the modalities of the set, sorted."""
         return sorted({entry.modality for entry in self.entries})
 
     def of(self, modality: str) -> "SetRows":
@@ -72,7 +75,7 @@ class SetRows:
         return torch.cat([torch.zeros(0), *self.pairs.values()])
 
     def all_pair_numbers(self) -> Tensor:
-        """Return which twosome each of :meth:`all_pairs` is of; a number of its own where that is not known."""
+        """Return the twosome of each of :meth:`all_pairs`; all differ where they are not known."""
         if not self.pair_numbers:
             return torch.arange(len(self.all_pairs()))
         return torch.cat([self.pair_numbers[name] for name in self.pairs if name in self.pair_numbers])
@@ -89,19 +92,24 @@ def describe_set(
     device: torch.device = CPU,
     progress: Progress | None = None,
 ) -> SetRows:
-    """Read each of ``entries`` once and return what is kept of them, volumes of a pair one after the other.
+    """Read each of ``entries`` once and return what is kept of them, the volumes of a pair one after the other.
 
-    The order of the entries decides the pairs of the diversity: shuffle them. describe: further rows by name, such
-    as class probabilities. What cannot be read goes to ``bad``; DataError when nothing is left.
+    Raises DataError when no volume can be used.
+
+    Args:
+        entries: volumes; their order decides the pairs of the diversity, so shuffle them.
+        preparation: how they are read.
+        extractors: of features.
+        bad: notes files that cannot be used.
+        describe: functions that make further rows, by name, such as class probabilities.
+        device: where features are computed.
+        progress: called after each volume.
     """
     kept: list[Entry] = []
     rows: dict[str, list[Tensor]] = {}
     planes: dict[str, list[list[Tensor]]] = {e.name: [[] for _ in AXES] for e in extractors}
-    pairs: dict[str, list[Tensor]] = {}
-    numbers: dict[str, list[int]] = {}
     twosomes, entries = pair_patients(entries)
-    # At most one volume waits: that of the twosome and modality at hand.
-    waiting: tuple[tuple[str, int], str, Tensor] | None = None
+    pairs = _Pairs(twosomes)
     for done, entry in enumerate(entries, 1):
         try:
             volume = preparation.read(entry)
@@ -122,15 +130,7 @@ def describe_set(
         for name, own in slices.items():
             for axis, plane in enumerate(own):
                 planes[name][axis].append(plane)
-        if entry.patient_id in twosomes:
-            place = entry.modality, twosomes[entry.patient_id]
-            if waiting is None or waiting[0] != place:
-                waiting = place, entry.patient_id, volume
-            elif waiting[1] != entry.patient_id:
-                pairs.setdefault(entry.modality, []).append(ms_ssim3d(volume, waiting[2]))
-                numbers.setdefault(entry.modality, []).append(place[1])
-                # Further volumes of either patient are no other pair.
-                waiting = place, entry.patient_id, volume[:0]
+        pairs.add(entry, volume)
         if progress is not None:
             progress(done, len(entries))
     if not kept:
@@ -139,16 +139,41 @@ def describe_set(
         tuple(kept),
         {name: torch.cat(values) for name, values in rows.items()},
         {name: (torch.cat(a), torch.cat(b), torch.cat(c)) for name, (a, b, c) in planes.items()},
-        {name: torch.cat(values) for name, values in pairs.items()},
-        {name: torch.tensor(values) for name, values in numbers.items()},
+        {name: torch.cat(values) for name, values in pairs.scores.items()},
+        {name: torch.tensor(values) for name, values in pairs.numbers.items()},
     )
+
+
+class _Pairs:
+    """MS-SSIM of pairs of volumes; at most one volume waits, that of the twosome and modality at hand."""
+
+    def __init__(self, twosomes: Mapping[str, int]) -> None:
+        self.twosomes = twosomes
+        self.scores: dict[str, list[Tensor]] = {}
+        self.numbers: dict[str, list[int]] = {}
+        self._place: tuple[str, int] | None = None
+        self._waiting: tuple[str, Tensor | None] = "", None
+
+    def add(self, entry: Entry, volume: Tensor) -> None:
+        """Compare ``volume`` with the one that waits, if they are the first ones of two patients of a twosome."""
+        if entry.patient_id not in self.twosomes:
+            return
+        place = entry.modality, self.twosomes[entry.patient_id]
+        patient, other = self._waiting
+        if self._place != place:
+            self._place, self._waiting = place, (entry.patient_id, volume)
+        elif patient != entry.patient_id and other is not None:
+            self.scores.setdefault(entry.modality, []).append(ms_ssim3d(volume, other))
+            self.numbers.setdefault(entry.modality, []).append(place[1])
+            # Further volumes of either patient make no other pair.
+            self._waiting = patient, None
 
 
 def pair_patients(entries: Sequence[Entry]) -> tuple[dict[str, int], list[Entry]]:
     """Return patient → number of its twosome, and the entries with the volumes of a twosome beside each other.
 
-    Each patient is in one twosome at most, with the next patient of the same modalities where there is one, else with
-    one that shares some. Entries stay sorted by modality, as these first come.
+    Each patient is in at most one twosome: with the next patient of the same modalities, or else with one that has some
+    of them. Entries are sorted by modality, in the order in which the modalities first occur.
     """
     kinds: dict[str, set[str]] = {}
     for entry in entries:
@@ -168,7 +193,7 @@ def pair_patients(entries: Sequence[Entry]) -> tuple[dict[str, int], list[Entry]
     modalities = {name: k for k, name in enumerate(dict.fromkeys(entry.modality for entry in entries))}
 
     def order(entry: Entry) -> tuple[int, int, int]:
-        # The first of a twosome decides where both stand.
+        # The first patient of a twosome decides the place of both.
         number = twosomes.get(entry.patient_id)
         first = patients[entry.patient_id] if number is None else firsts[number]
         return modalities[entry.modality], first, patients[entry.patient_id]

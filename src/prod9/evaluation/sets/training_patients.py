@@ -1,8 +1,8 @@
-"""Whether an evaluation compares with patients that the model was trained on.
+"""Find out whether an evaluation compares with patients that the model was trained on.
 
-A model may reproduce those, so any score against them is better than the model is. Who they are is known from the
-split of a run: of the autoencoder that is named, or of the runs beside the generated volumes whose checkpoints
-made them, by the hashes in ``manifest.json``.
+A model may reproduce these patients, so scores against them are too good. They are known from the split of a run: that
+of the autoencoder that is named, or those of runs near the generated volumes whose checkpoints generated them, by the
+hashes in ``manifest.json``.
 """
 
 import json
@@ -14,20 +14,23 @@ from typing import Any
 
 from prod9.data.splits import Split
 from prod9.errors import Prod9Error
-from prod9.evaluation.sets.entries import Entry
+from prod9.evaluation.sets.entries import Entry, read_manifest
+from prod9.models.checkpoint_manager import CheckpointManager
 
 SPLIT = "split.json"
-_MANIFEST = "manifest.json"
 _HASH = re.compile(r"[0-9a-f]{64}")
 _LEVELS_UP = 3
-"""Folders above the generated volumes in which runs are looked for; each with the folders in it."""
+"""Levels above the generated volumes at which runs are looked for: in the folder itself and in its subfolders."""
 
 
 @dataclass(frozen=True)
 class TrainingPatients:
-    """What is known of the real set. patients: of them, those that were trained or selected on; None: not known.
+    """Patients of the real set that a model was trained or selected on.
 
-    source: the split that tells. total: patients of the real set.
+    Attributes:
+        total: patients of the real set.
+        patients: those that were trained or selected on; None if that is not known.
+        source: the split that holds them.
     """
 
     total: int
@@ -35,24 +38,23 @@ class TrainingPatients:
     source: str | None = None
 
     def warning(self) -> str | None:
-        """Return what has to be said; None where it is known that none was trained on."""
+        """Return a warning; None if it is known that no patient was trained on."""
         if self.patients is None:
             return (
                 "It is not known on which patients the model was trained: no --split was given. Scores against "
-                "training patients look better than the model is; name the run's split.json with --split."
+                "training patients are too good; name the run's split.json with --split."
             )
         if not self.patients:
             return None
         return (
-            f"{len(self.patients)} of the {self.total} real patients were trained or selected on, as {self.source} "
-            "says: these scores look better than the model is. Compare with its test patients alone: --split."
+            f"{len(self.patients)} of the {self.total} real patients were trained or selected on, according to "
+            f"{self.source}: these scores are too good. Compare with the test patients only, with --split."
         )
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
-        known = self.patients is not None
         return {
-            "known": known,
+            "known": self.patients is not None,
             "count": None if self.patients is None else len(self.patients),
             "of": self.total,
             "source": self.source,
@@ -62,7 +64,14 @@ class TrainingPatients:
 def find_training_patients(
     real: Sequence[Entry], generated: Path, *, split: str | None = None, autoencoder: str | None = None
 ) -> TrainingPatients:
-    """Return which patients of ``real`` were trained or selected on, as far as anything here knows."""
+    """Return the patients of ``real`` that were trained or selected on, as far as that is known.
+
+    Args:
+        real: the real set.
+        generated: folder of generated volumes, near which runs are looked for.
+        split: a ``split.json`` of the model.
+        autoencoder: a checkpoint whose split counts too.
+    """
     patients = {entry.patient_id for entry in real}
     splits = list(_splits(generated, split, autoencoder))
     if not splits:
@@ -76,8 +85,10 @@ def _splits(generated: Path, split: str | None, autoencoder: str | None) -> Iter
     if split is not None:
         yield split, Split.load(Path(split))
     if autoencoder is not None:
-        yield from _of_checkpoint(autoencoder)
-    hashes = _hashes(generated)
+        parts = CheckpointManager.open(autoencoder).header["split"]
+        if any(parts.values()):  # weights of others do not record their patients
+            yield autoencoder, Split.from_dict(parts)
+    hashes = _checkpoint_hashes(generated)
     for run in _runs_near(generated) if hashes else ():
         made = {
             word
@@ -91,21 +102,11 @@ def _splits(generated: Path, split: str | None, autoencoder: str | None) -> Iter
                 continue
 
 
-def _of_checkpoint(path: str) -> Iterator[tuple[str, Split]]:
-    from prod9.models.checkpoint_manager import CheckpointManager
-
-    parts = CheckpointManager.open(path).header["split"]
-    # Weights of others say of nobody that they were trained on him.
-    if any(parts.values()):
-        yield path, Split.from_dict(parts)
-
-
-def _hashes(generated: Path) -> set[str]:
-    """Return the hashes of the checkpoints that made the volumes; none where no manifest tells."""
+def _checkpoint_hashes(generated: Path) -> set[str]:
+    """Return the hashes of the checkpoints that generated the volumes; none without a manifest."""
     try:
-        settings = json.loads((generated / _MANIFEST).read_text("utf-8"))["settings"]
-        return set(_HASH.findall(json.dumps(settings)))
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return set(_HASH.findall(json.dumps(read_manifest(generated).get("settings"))))
+    except RecursionError:
         return set()
 
 

@@ -1,10 +1,9 @@
-"""Which volumes a folder holds for an evaluation, and how they come to one grid: headers first, voxels later.
+"""Find the volumes of a folder for an evaluation, and bring them to one grid.
 
-A folder is a dataset of a known layout, or simply volumes: named as `prod9 generate` names them
-(``T1_0000.nii.gz``, ``CASE_T1_0000.nii.gz``) or in any other way, the name then being the case.
+A folder is a dataset of a known layout, or simply holds volumes: named as `prod9 generate` names them
+(``T1_0000.nii.gz``, ``CASE_T1_0000.nii.gz``) or in any other way, where the name is then the case.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,16 +20,15 @@ from prod9.data.transforms import IntensityScaling
 from prod9.errors import DataError
 from prod9.evaluation.sets.entries import BadFiles as BadFiles
 from prod9.evaluation.sets.entries import Entry as Entry
-from prod9.evaluation.sets.entries import entry_by_name
+from prod9.evaluation.sets.entries import entry_by_name, read_manifest
 from prod9.pipelines.placement import GridPlacement
 from prod9.volumes import VolumeFile, VolumeHeader
 
 PERCENTILES = IntensityScaling(mode="percentile", lower=0.0, upper=99.5)
-"""How raw intensities become [0, 1]: as in the shipped configs."""
+"""How raw intensities are brought to [0, 1], as in the shipped configs."""
 
-_MANIFEST = "manifest.json"
 _DESCRIBED = ("msd", "nnunet", "bids", "datalist")
-"""Layouts that say themselves which files are images; in all others names decide."""
+"""Layouts that list their images; in all others names decide."""
 _SPACING_TOLERANCE = 0.01
 
 
@@ -45,9 +43,15 @@ def find_volumes(
 ) -> list[Entry]:
     """Return all volumes below ``root``, sorted by modality and case, whatever mixture of names they have.
 
-    modalities: only these, all by default. split: a run's ``split.json``; only its test patients are kept. bad: what
-    becomes of files that cannot be used, refused by default; it also notes what stays out and why.
     Raises DataError for a folder without volumes, without the modalities, or without a test patient.
+
+    Args:
+        root: the folder.
+        layout: name of its layout, or ``auto``.
+        label_scheme: meaning of the labels in segmentations, or ``auto``.
+        modalities: only these; all by default.
+        split: a run's ``split.json``; only its test patients are kept.
+        bad: notes what is left out; by default files that cannot be used are refused.
     """
     root, bad = Path(root), BadFiles(skip=False) if bad is None else bad
     dataset = scan_dataset(root, layout=layout, label_scheme=label_scheme)
@@ -86,7 +90,7 @@ def match_pairs(
 ) -> list[tuple[Entry, Entry]]:
     """Return (real, generated) of each case and modality that both folders have; ``bad`` notes the others.
 
-    Raises DataError naming some of each when there is none, or when a name stands for several volumes.
+    Raises DataError with examples when there is none, or when several volumes have one name.
     """
     by_key = _unique(real), _unique(generated)
     common = [key for key in by_key[0] if key in by_key[1]]
@@ -115,12 +119,14 @@ def _unique(entries: Sequence[Entry]) -> dict[tuple[str, str], Entry]:
 
 
 def _beside_cases(root: Path, dataset: Dataset, bad: BadFiles) -> list[Entry]:
-    """Return the volumes that belong to no case of the layout; what cannot be one goes to ``bad``."""
+    """Return the volumes that belong to no case of the layout; ``bad`` notes what is none."""
     used = {path for case in dataset.cases for path in case.files}
     described, met = dataset.layout in _DESCRIBED, Walk()
     there = [path for path in met.volumes(root) if path not in used] if root.is_dir() else []
     others = list(dataset.ignored) if described else there
-    manifest, entries, strange = _manifest(root), list[Entry](), list[Path]()
+    noted = read_manifest(root).get("files")
+    manifest = {str(k): v for k, v in noted.items() if isinstance(v, dict)} if isinstance(noted, dict) else {}
+    entries, strange = list[Entry](), list[Path]()
     for path in others:
         entry = entry_by_name(path, root, manifest) if path.is_relative_to(root) else None
         if entry is not None and not described:
@@ -129,20 +135,11 @@ def _beside_cases(root: Path, dataset: Dataset, bad: BadFiles) -> list[Entry]:
             strange.append(path)
     counted = [str(entry.path) for entry in entries]
     for problem in [*dataset.problems, *met.problems, *met.absent]:
-        # Two files of one name are a problem for training; here both are volumes and both count.
+        # Two files of one name are a problem for training; here both of them count.
         if not any(file in problem for file in counted):
             bad.report_file(problem.split(": ")[0], problem)
     bad.leave_out(f"of no case of the {dataset.layout} layout of {root}", strange, asked=False)
     return entries
-
-
-def _manifest(root: Path) -> dict[str, Mapping[str, object]]:
-    """Return what `prod9 generate` noted of each file; nothing where there is no such note."""
-    try:
-        files = json.loads((root / _MANIFEST).read_text("utf-8"))["files"]
-        return {str(name): noted for name, noted in files.items() if isinstance(noted, dict)}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return {}
 
 
 def _note_others(entries: Sequence[Entry], kept: Sequence[Entry], reason: str, bad: BadFiles) -> None:
@@ -156,8 +153,8 @@ def _held_out(entries: Sequence[Entry], file: Path, root: Path, bad: BadFiles) -
     test = Split.load(file).test
     if not test:
         raise DataError(
-            f"{file}: expected test patients to compare with, got none: validation patients were spent on choosing "
-            "the model. Train with data.split.test above 0, or compare with patients of another folder."
+            f"{file}: expected test patients to compare with, got none: validation patients were used to choose the "
+            "model. Train with data.split.test above 0, or compare with patients of another folder."
         )
     kept = [entry for entry in entries if entry.patient_id in frozenset(test)]
     if not kept:
@@ -171,31 +168,34 @@ def _held_out(entries: Sequence[Entry], file: Path, root: Path, bad: BadFiles) -
 
 @dataclass(frozen=True)
 class Preparation:
-    """Brings volumes to ``grid``, in RAS, with intensities in [0, 1].
+    """Brings volumes to one grid, in RAS, with intensities in [0, 1].
 
-    spacing: mm that all are resampled to, None to leave them. A volume that has the sides of the grid stays
-    where it is; any other is cut to its head, which is put in the middle. Floating-point volumes within [0, 1]
-    are in the model's range already; others are scaled as ``PERCENTILES``.
+    A volume that already has the shape of the grid keeps its place; any other is cut to its head, which is put in the
+    middle. Floating-point volumes within [0, 1] keep their intensities; others are scaled by ``PERCENTILES``.
+
+    Attributes:
+        grid: voxels along each axis.
+        spacing: voxel size in mm that all are resampled to; None to leave them as they are.
     """
 
     grid: tuple[int, int, int]
     spacing: tuple[float, float, float] | None = None
 
     def read(self, entry: Entry) -> Tensor:
-        """Return float32 ``[1 1 H W D]``; DataError for what cannot be read or shows no head."""
-        return self.place(volumes.read(entry.path, channel=entry.channel))
+        """Return float32 ``[1 1 H W D]``; DataError for a file that cannot be read or holds no head."""
+        return self.place(entry.read())
 
     def place(self, file: VolumeFile) -> Tensor:
         """Return the volume of a file on the grid."""
         data, _ = volumes.to_ras(file.data, file.header.affine)
-        scaling = _scaling(file)
-        if data.shape == self.grid and not self._moves(file.header):
-            return _to_unit(data, scaling, file)[None, None]
+        unit = file.header.dtype.kind == "f" and file.data.min() >= 0.0 and file.data.max() <= 1.0
+        scaling = IntensityScaling(mode="range", lower=0.0, upper=1.0) if unit else PERCENTILES
+        if data.shape == self.grid and (
+            self.spacing is None or _close(_ras_spacing(file.header), self.spacing)
+        ):
+            return torch.from_numpy(scaling.scale(data, file.header.path).to_unit(data))[None, None]
         placement = GridPlacement(spacing=self.spacing, grid=self.grid, intensity=scaling)
         return torch.from_numpy(placement.place({"volume": file}).images["volume"])[None, None]
-
-    def _moves(self, header: VolumeHeader) -> bool:
-        return self.spacing is not None and not _close(_ras_spacing(header), self.spacing)
 
 
 def prepare_for(
@@ -206,10 +206,17 @@ def prepare_for(
     grid: tuple[int, int, int] | None = None,
     spacing: tuple[float, float, float] | None = None,
 ) -> tuple[Preparation, list[Entry], list[Entry]]:
-    """Return how both sets come to one grid, and the entries of each whose headers can be read.
+    """Return how both sets are brought to one grid, and the entries of each whose headers can be read.
 
-    grid: that of the generated volumes by default. Raises DataError when those differ among themselves, or
-    when voxel sizes differ and no ``spacing`` says what to resample to.
+    Raises DataError when generated volumes differ in their grid and none is given, or when voxel sizes differ and no
+    ``spacing`` is given.
+
+    Args:
+        real: the real set.
+        generated: the generated set.
+        bad: notes files whose headers cannot be read.
+        grid: by default that of the generated volumes.
+        spacing: voxel size in mm to resample to.
     """
     headers = [_headers(entries, bad) for entries in (real, generated)]
     for name, found in zip(("real", "generated"), headers, strict=True):
@@ -232,12 +239,15 @@ def _headers(entries: Sequence[Entry], bad: BadFiles) -> dict[Entry, VolumeHeade
 
 
 def _common_grid(headers: Mapping[Entry, VolumeHeader]) -> tuple[int, int, int]:
-    grids = {_ras_shape(header): header.path for header in headers.values()}
+    grids = {}
+    for header in headers.values():
+        h, w, d = np.asarray(header.shape)[_axis_order(header)].tolist()
+        grids[h, w, d] = header.path
     if len(grids) > 1:
         (one, path), (other, second) = list(grids.items())[:2]
         raise DataError(
-            f"expected generated volumes of one grid, got {one} in {path} and {other} in {second}; say which to "
-            "compare on with --grid H W D."
+            f"expected generated volumes of one grid, got {one} in {path} and {other} in {second}; choose the "
+            "grid to compare on with --grid H W D."
         )
     return next(iter(grids))
 
@@ -248,8 +258,8 @@ def _require_one_spacing(headers: Mapping[Entry, VolumeHeader]) -> None:
         if not _close(_ras_spacing(header), _ras_spacing(first)):
             sizes = [" × ".join(f"{mm:g}" for mm in h.spacing) for h in (header, first)]
             raise DataError(
-                f"{header.path}: expected voxels of {sizes[1]} mm as in {first.path}, got {sizes[0]} mm; say what to "
-                "resample both to with --spacing X Y Z."
+                f"{header.path}: expected voxels of {sizes[1]} mm as in {first.path}, got {sizes[0]} mm; choose the "
+                "voxel size to resample both to with --spacing X Y Z."
             )
 
 
@@ -261,26 +271,12 @@ def _ras_spacing(header: VolumeHeader) -> tuple[float, ...]:
     return tuple(np.asarray(header.spacing)[_axis_order(header)])
 
 
-def _ras_shape(header: VolumeHeader) -> tuple[int, int, int]:
-    h, w, d = np.asarray(header.shape)[_axis_order(header)].tolist()
-    return h, w, d
-
-
 def _axis_order(header: VolumeHeader) -> list[int]:
-    """Return which of the file's axes runs right, which forward and which up."""
+    """Return which axes of the file run left-right, back-front and down-up."""
     return [next(i for i, to in enumerate(header.orientation) if to in ends) for ends in ("LR", "PA", "SI")]
 
 
-def _scaling(file: VolumeFile) -> IntensityScaling:
-    unit = file.header.dtype.kind == "f" and file.data.min() >= 0.0 and file.data.max() <= 1.0
-    return IntensityScaling(mode="range", lower=0.0, upper=1.0) if unit else PERCENTILES
-
-
-def _to_unit(data: np.ndarray, scaling: IntensityScaling, file: VolumeFile) -> Tensor:
-    return torch.from_numpy(scaling.scale(data, file.header.path).to_unit(data))
-
-
 def shuffled(entries: Sequence[Entry], *, seed: int) -> list[Entry]:
-    """Return ``entries`` in an order that follows from ``seed``, one modality after the other."""
+    """Return ``entries`` in an order that depends on ``seed`` only, one modality after the other."""
     order = np.random.default_rng(seed).permutation(len(entries))
     return sorted((entries[i] for i in order), key=lambda entry: entry.modality)

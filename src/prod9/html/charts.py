@@ -1,8 +1,10 @@
-"""Small charts as SVG text for an HTML page: curves over steps, and a strip of values beside a threshold."""
+"""Small charts as SVG for an HTML page; the names in them are escaped."""
 
 import math
-from collections.abc import Mapping, Sequence
-from html import escape
+from collections.abc import Callable, Mapping, Sequence
+from itertools import cycle
+
+from markupsafe import Markup, escape
 
 Points = Sequence[tuple[float, float]]
 
@@ -11,26 +13,30 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 14, 12, 28
 _COLOURS = ("#0d7d87", "#d9652b", "#5b4fc4", "#5f6b76", "#b0396e", "#3f8f3a")
 
 
-def curve_chart(title: str, series: Mapping[str, Points]) -> str:
-    """Return a figure of named curves over steps; values must be finite."""
+def curve_chart(title: str, series: Mapping[str, Points]) -> Markup:
+    """Return a figure of named curves over steps; all values are finite."""
     xs = [x for points in series.values() for x, _ in points]
     ys = [y for points in series.values() for _, y in points]
     x_of, y_of = _scale(xs, _LEFT, _WIDTH - _RIGHT), _scale(ys, _HEIGHT - _BOTTOM, _TOP)
-    parts = [_grid(ys, y_of), _x_labels(xs, x_of)]
-    for colour, points in zip(_cycled(len(series)), series.values(), strict=True):
+    parts = []
+    for tick in _ticks(min(ys), max(ys)):
+        y = y_of(tick)
+        parts.append(f'<line x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}" class="grid"/>')
+        parts.append(f'<text x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{tick:.4g}</text>')
+    for tick in _ticks(min(xs), max(xs)):
+        parts.append(f'<text x="{x_of(tick):.1f}" y="{_HEIGHT - 8}" text-anchor="middle">{tick:g}</text>')
+    legend = ""
+    for colour, (name, points) in zip(cycle(_COLOURS), series.items(), strict=False):
         path = " ".join(f"{x_of(x):.1f},{y_of(y):.1f}" for x, y in points)
         x, y = points[-1]
         parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.8"/>')
         parts.append(f'<circle cx="{x_of(x):.1f}" cy="{y_of(y):.1f}" r="2.6" fill="{colour}"/>')
-    legend = "".join(
-        f'<span><i style="background:{colour}"></i>{escape(name)} <b>{points[-1][1]:.4g}</b></span>'
-        for colour, (name, points) in zip(_cycled(len(series)), series.items(), strict=True)
-    )
+        legend += f'<span><i style="background:{colour}"></i>{escape(name)} <b>{y:.4g}</b></span>'
     return _figure(title, "".join(parts), legend, _HEIGHT)
 
 
-def strip_chart(rows: Mapping[str, Sequence[float]], *, threshold: float, title: str) -> str:
-    """Return rows of dots on one axis from 0, with the range below ``threshold`` shaded."""
+def strip_chart(rows: Mapping[str, Sequence[float]], *, threshold: float, title: str) -> Markup:
+    """Return one row of dots per entry on an axis from 0, with the range below ``threshold`` shaded."""
     values = [value for row in rows.values() for value in row]
     top = max([*values, threshold]) * 1.05
     left, height = 96, 46 * len(rows) + 40
@@ -56,8 +62,17 @@ def strip_chart(rows: Mapping[str, Sequence[float]], *, threshold: float, title:
 
 def interval_bar(
     value: float, low: float | None, high: float | None, lowest: float, highest: float, floor: float | None
-) -> str:
-    """Return a value with its interval on an axis from ``lowest`` to ``highest``, and a tick at ``floor``."""
+) -> Markup:
+    """Return a value with its interval as a bar.
+
+    Args:
+        value: drawn as a dot.
+        low: lower end of the interval, None without one.
+        high: upper end of the interval.
+        lowest: value at the left end of the axis.
+        highest: value at the right end of the axis.
+        floor: drawn as a tick, unless it is None.
+    """
     x_of = _scale([lowest, highest], 4, 156)
     parts = ['<line x1="4" x2="156" y1="9" y2="9" class="axis"/>']
     if low is not None and high is not None:
@@ -71,47 +86,36 @@ def interval_bar(
             f'<line x1="{x:.1f}" x2="{x:.1f}" y1="2" y2="16" stroke="{_COLOURS[1]}" stroke-width="2"/>'
         )
     parts.append(f'<circle cx="{x_of(value):.1f}" cy="9" r="3.6" fill="{_COLOURS[0]}"/>')
-    return f'<svg viewBox="0 0 160 18" class="bar" role="img">{"".join(parts)}</svg>'
+    return Markup(f'<svg viewBox="0 0 160 18" class="bar" role="img">{"".join(parts)}</svg>')
 
 
-def _figure(title: str, body: str, legend: str, height: int, *, width: int = _WIDTH) -> str:
-    return (
+def histogram(shares: Sequence[float]) -> Markup:
+    """Return ``shares`` as bars, the tallest of which fills the height."""
+    tallest = max(*shares, 1e-9)
+    bars = "".join(
+        f'<rect x="{4 * k}" y="{40 - 40 * share / tallest:.1f}" width="3.2" height="{40 * share / tallest:.1f}"/>'
+        for k, share in enumerate(shares)
+    )
+    return Markup(f'<svg width="{4 * len(shares)}" height="40" fill="{_COLOURS[0]}">{bars}</svg>')
+
+
+def _figure(title: str, body: str, legend: str, height: int, *, width: int = _WIDTH) -> Markup:
+    return Markup(
         f'<figure class="chart"><figcaption>{escape(title)}</figcaption>'
         f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(title)}">{body}</svg>'
         f'<div class="legend">{legend}</div></figure>'
     )
 
 
-def _grid(ys: Sequence[float], y_of: "_Scale") -> str:
-    lines = []
-    for tick in _ticks(min(ys), max(ys)):
-        y = y_of(tick)
-        lines.append(f'<line x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}" class="grid"/>')
-        lines.append(f'<text x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{tick:.4g}</text>')
-    return "".join(lines)
+def _scale(values: Sequence[float], start: float, end: float) -> Callable[[float], float]:
+    """Return a linear map of the range of ``values`` to ``start`` and ``end``; a single value is put in the middle."""
+    low, high = min(values), max(values)
 
+    def place(value: float) -> float:
+        share = (value - low) / (high - low) if high > low else 0.5
+        return start + min(1.0, max(0.0, share)) * (end - start)
 
-def _x_labels(xs: Sequence[float], x_of: "_Scale") -> str:
-    y = _HEIGHT - 8
-    return "".join(
-        f'<text x="{x_of(tick):.1f}" y="{y}" text-anchor="middle">{tick:g}</text>'
-        for tick in _ticks(min(xs), max(xs))
-    )
-
-
-class _Scale:
-    """A linear map; a single value lands in the middle."""
-
-    def __init__(self, low: float, high: float, start: float, end: float) -> None:
-        self.low, self.high, self.start, self.end = low, high, start, end
-
-    def __call__(self, value: float) -> float:
-        share = (value - self.low) / (self.high - self.low) if self.high > self.low else 0.5
-        return self.start + min(1.0, max(0.0, share)) * (self.end - self.start)
-
-
-def _scale(values: Sequence[float], start: float, end: float) -> _Scale:
-    return _Scale(min(values), max(values), start, end)
+    return place
 
 
 def _ticks(low: float, high: float, *, wanted: int = 4) -> list[float]:
@@ -123,7 +127,3 @@ def _ticks(low: float, high: float, *, wanted: int = 4) -> list[float]:
     step = next(m * power for m in (1, 2, 5, 10) if m * power >= raw)
     first = math.ceil(low / step)
     return [round(k * step, 12) for k in range(first, math.floor(high / step) + 1)] or [low]
-
-
-def _cycled(count: int) -> list[str]:
-    return [_COLOURS[k % len(_COLOURS)] for k in range(count)]

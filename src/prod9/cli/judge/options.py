@@ -1,0 +1,143 @@
+"""Options that several of these commands take, in groups: one dataclass each."""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, fields, is_dataclass
+from functools import wraps
+from inspect import Parameter
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from prod9.cli.shared import DebugOption, DeviceOption, JsonOption
+
+Grid = tuple[int, int, int]
+Spacing = tuple[float, float, float]
+ModalityOption = Annotated[
+    list[str] | None,
+    typer.Option("--modality", metavar="NAME", help="Compare only this one; repeatable. [all]"),
+]
+SkipBadOption = Annotated[
+    bool, typer.Option("--skip-bad", help="List files that cannot be read and go on without them.")
+]
+GridOption = Annotated[
+    Grid | None,
+    typer.Option("--grid", metavar="H W D", help="Voxels of a volume. [those of the generated volumes]"),
+]
+ReplicatesOption = Annotated[
+    int, typer.Option("--replicates", min=0, help="Bootstrap samples for an interval; 0 for none.")
+]
+OutputDirOption = Annotated[
+    Path, typer.Option("--output-dir", "-o", metavar="DIR", help="Where tables and JSON go.")
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """Where a command computes, and how it prints."""
+
+    device: DeviceOption = "auto"
+    as_json: JsonOption = False
+    debug: DebugOption = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class SetOptions:
+    """Which volumes are compared, and how they are read."""
+
+    modality: ModalityOption = None
+    layout: Annotated[
+        str, typer.Option("--layout", metavar="NAME", help="Layout of real folders, if it is not detected.")
+    ] = "auto"
+    label_scheme: Annotated[
+        str,
+        typer.Option("--label-scheme", metavar="NAME", help="Meaning of the labels in real segmentations."),
+    ] = "auto"
+    spacing: Annotated[
+        Spacing | None,
+        typer.Option("--spacing", metavar="X Y Z", help="Resample all volumes to this voxel size in mm."),
+    ] = None
+    skip_bad: SkipBadOption = False
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of all draws.")] = 0
+
+    def settings(self) -> dict[str, Any]:
+        """Return the fields of :class:`~prod9.evaluation.settings.SetSettings` that were given."""
+        given = {field.name: getattr(self, field.name) for field in fields(self)}
+        modalities = given.pop("modality")
+        return given | ({"modalities": tuple(modalities)} if modalities else {})
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtractorOptions:
+    """Networks that volumes are compared with."""
+
+    extractor: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--extractor",
+            "-x",
+            metavar="NAME",
+            help="random, autoencoder, classifier or file:PATH; repeatable. [random]",
+        ),
+    ] = None
+    autoencoder: Annotated[
+        str | None,
+        typer.Option("--autoencoder", metavar="PATH", help="Run, checkpoint or export of that extractor."),
+    ] = None
+    classifier: Annotated[
+        str | None,
+        typer.Option(
+            "--classifier", metavar="FILE", help="A classifier.safetensors of an earlier evaluation."
+        ),
+    ] = None
+    classifier_steps: Annotated[
+        int, typer.Option("--classifier-steps", min=1, help="Training steps of the classifier.")
+    ] = 400
+    inception_score: Annotated[
+        bool, typer.Option("--inception-score", help="Needs a classifier of the same labels.")
+    ] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuditedOptions:
+    """Whose volumes an audit compares with."""
+
+    train: Annotated[
+        Path | None, typer.Option("--train", metavar="DIR", help="Folder of the training cases.")
+    ] = None
+    heldout: Annotated[
+        Path | None,
+        typer.Option("--heldout", metavar="DIR", help="Folder of cases that the model never saw."),
+    ] = None
+    run: Annotated[
+        Path | None,
+        typer.Option(
+            "--run", metavar="RUN", help="Instead of both: a run, whose data and split name the patients."
+        ),
+    ] = None
+    data: Annotated[
+        Path | None, typer.Option("--data", metavar="DIR", help="With --run: where its data lie now.")
+    ] = None
+
+
+def grouped(command: Callable[..., None]) -> Callable[..., None]:
+    """Return ``command`` as Typer wants it: one option per field of each parameter that is a dataclass."""
+    parameters: list[Parameter] = []
+    groups: dict[str, Any] = {}
+    for parameter in inspect.signature(command).parameters.values():
+        if is_dataclass(parameter.annotation):
+            groups[parameter.name] = parameter.annotation
+            parameters += inspect.signature(groups[parameter.name]).parameters.values()
+        else:
+            parameters.append(parameter.replace(kind=Parameter.KEYWORD_ONLY))
+
+    @wraps(command)
+    def run(**values: Any) -> None:
+        for name, group in groups.items():
+            values[name] = group(**{field.name: values.pop(field.name) for field in fields(group)})
+        command(**values)
+
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    run.__signature__ = inspect.Signature(parameters)  # pyright: ignore[reportAttributeAccessIssue]
+    return run
