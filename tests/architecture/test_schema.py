@@ -50,7 +50,9 @@ _OF_THE_BASE = {
 }  # fmt: skip
 _TOLD = {"conditions", "num_mask_classes", "seg_planes", "source_modalities"}
 
-# section, constructor, keywords that come from elsewhere than the section
+_CONTROL = "prod9.training.algorithms.controlnet_trainer:ControlNetTrainer"
+
+# section, constructors, keywords that come from elsewhere than the section
 CONSTRUCTORS = [
     (KLModelConfig, "prod9.autoencoder.autoencoder_maisi:AutoencoderKlMaisi", set()),
     (RectifiedFlowModelConfig, "prod9.diffusion.diffusion_model:DiffusionModelRF", {"latent_channels"}),
@@ -88,8 +90,8 @@ CONSTRUCTORS = [
     ),
     (
         ControlNetLossConfig,
-        "prod9.training.algorithms.controlnet_trainer:ControlNetTrainer",
-        {"decoder", "controlnet", "scheduler", "distance", "contrast"},
+        f"{_CONTROL} prod9.training.algorithms.control_tokens:TokenControl",
+        {"family", "decoder", "controlnet", "scheduler"},
     ),
     (
         ControlNetRFModelConfig,
@@ -103,8 +105,8 @@ CONSTRUCTORS = [
     ),
     (
         FlowControlLossConfig,
-        "prod9.training.algorithms.controlnet_trainer:ControlNetTrainer",
-        {"decoder", "controlnet", "scheduler", "label_smoothing", "privileged_share"},
+        f"{_CONTROL} prod9.training.algorithms.control_flow:FlowControl",
+        {"family", "base", "controlnet", "scheduler"},
     ),
     (MaskingConfig, "prod9.generator.maskgit:MaskGiTScheduler", set()),
     (SamplerConfig, "prod9.generator.maskgit:MaskGiTSampler", set()),
@@ -127,8 +129,10 @@ def test_every_section_and_field_is_described(section):
 
 @pytest.mark.parametrize(("section", "path", "given"), CONSTRUCTORS, ids=lambda v: getattr(v, "__name__", ""))
 def test_field_names_are_constructor_keywords(section, path, given):
-    module, _, name = path.partition(":")
-    parameters = inspect.signature(getattr(import_module(module), name)).parameters
+    parameters = {}
+    for one in path.split():
+        module, _, name = one.partition(":")
+        parameters |= inspect.signature(getattr(import_module(module), name)).parameters
     assert all(p.kind is not p.VAR_KEYWORD for p in parameters.values())
     assert set(section.model_fields) - {"kind"} == set(parameters) - given
 

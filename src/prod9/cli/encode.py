@@ -100,10 +100,10 @@ def _encode(
         from prod9.data.stores.latents import replace_store
         from prod9.models.run_folder import locked
         from prod9.training.data.encoders import EncoderPool
-        from prod9.training.run import build_data_module, load_autoencoder
+        from prod9.training.run import build_data_module, load_bases
 
         with locked(Path(config.output_dir)):
-            chosen, upstream = torch_device(device), load_autoencoder(config)
+            chosen, upstream = torch_device(device), load_bases(config)
             if overwrite:
                 replace_store(config.store_dir, key=upstream.sha256, grid=config.data.grid)
             if processes == 1:

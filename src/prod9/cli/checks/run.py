@@ -239,7 +239,7 @@ def check_earlier_stages(config: "RunConfig") -> Earlier:
 
 
 def _check_translator(config: "RefinerConfig") -> "Opened":
-    from prod9.training.lightning.translator import load_translator
+    from prod9.training.recipes.translator import load_translator
 
     translator = load_translator(config)
     fewest = translator.num_sources[0]

@@ -21,7 +21,7 @@ from prod9.training.data.module import Progress
 
 
 class TranslatesScans(Protocol):
-    """What makes the decoded targets; see ``lightning.translator.Translator``."""
+    """What makes the decoded targets; see ``recipes.translator.Translator``."""
 
     @property
     def split(self) -> Split:
