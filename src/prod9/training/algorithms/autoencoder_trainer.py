@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -29,10 +30,11 @@ from prod9.training.losses import VAEGANLoss, kl_divergence
 from prod9.types import AutoencoderOutput, Volume
 
 
+@dataclass(kw_only=True, eq=False)
 class AutoencoderTrainer(AbstractAlgorithm):
     """Losses, discriminator step and metrics of stage 1, for discrete and continuous latents.
 
-    Args:
+    Attributes:
         autoencoder: maps ``[B C H W D]`` to AutoencoderOutput and names its ``last_layer``.
         discriminator: maps a volume to the outputs of all its layers, logits last; required when the loss is
             adversarial.
@@ -42,27 +44,19 @@ class AutoencoderTrainer(AbstractAlgorithm):
         sampling: True for an autoencoder whose forward pass draws its latent and so takes ``generator``.
     """
 
-    def __init__(
-        self,
-        *,
-        autoencoder: Autoencoder,
-        discriminator: nn.Module | None,
-        loss: VAEGANLoss,
-        lpips: nn.Module | None = None,
-        combined: CombinedMetric | None = None,
-        sampling: bool = False,
-    ) -> None:
-        if discriminator is None and loss.adversarial_weight:
+    autoencoder: Autoencoder
+    discriminator: nn.Module | None
+    loss: VAEGANLoss
+    lpips: nn.Module | None = None
+    combined: CombinedMetric | None = None
+    sampling: bool = False
+
+    def __post_init__(self) -> None:
+        if self.discriminator is None and self.loss.adversarial_weight:
             raise ValueError(
-                f"discriminator: expected one for an adversarial weight of {loss.adversarial_weight:g}, got None; "
+                f"discriminator: expected one for an adversarial weight of {self.loss.adversarial_weight:g}, got None; "
                 "pass one or set the weight to 0"
             )
-        self.autoencoder = autoencoder
-        self.discriminator = discriminator
-        self.loss = loss
-        self.lpips = lpips
-        self.combined = combined
-        self.sampling = sampling
 
     def compute_generator_losses(
         self, x: Volume, *, step: int, generator: torch.Generator | None = None

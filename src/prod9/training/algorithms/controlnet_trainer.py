@@ -1,6 +1,7 @@
 """Stage-3 training: a control network steers a frozen base by a condition."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Generic
 
 import torch
@@ -19,10 +20,11 @@ _UNCONDITIONAL_SHARE = 0.5
 """Of the samples without control, those that lose the base's condition too, as in the sampler's guidance."""
 
 
+@dataclass(kw_only=True, eq=False)
 class ControlNetTrainer(AbstractAlgorithm, Generic[K, S]):
     """Losses and metrics of a control network of either family; steps no optimizer and owns no network.
 
-    Args:
+    Attributes:
         family: a TokenControl or a FlowControl, which holds the networks and the objective.
         control_dropout: share of the samples trained without control; half of them lose the base's condition too.
         anchor_weight: of the squared distance to the base where control is absent.
@@ -31,22 +33,12 @@ class ControlNetTrainer(AbstractAlgorithm, Generic[K, S]):
         region_margin: in positions of the latent.
     """
 
-    def __init__(
-        self,
-        *,
-        family: AbstractControlFamily[K, S],
-        control_dropout: float = 0.1,
-        anchor_weight: float = 1.0,
-        background_weight: float = 0.25,
-        region_weight: float = 20.0,
-        region_margin: int = 1,
-    ) -> None:
-        self.family = family
-        self.control_dropout = control_dropout
-        self.anchor_weight = anchor_weight
-        self.background_weight = background_weight
-        self.region_weight = region_weight
-        self.region_margin = region_margin
+    family: AbstractControlFamily[K, S]
+    control_dropout: float = 0.1
+    anchor_weight: float = 1.0
+    background_weight: float = 0.25
+    region_weight: float = 20.0
+    region_margin: int = 1
 
     def compute_losses(
         self,

@@ -1,5 +1,6 @@
 """Stage-2 training of MAISI: move latents towards noise, predict the velocity, compare."""
 
+from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -26,34 +27,29 @@ class VelocityNetwork(Protocol):
         ...
 
 
+@dataclass(kw_only=True, eq=False)
 class DiffusionTrainer(AbstractAlgorithm):
     """Losses and metrics of a rectified flow; steps no optimizer and owns no network.
 
     Latents come scaled to a deviation of 1.
 
-    Args:
+    Attributes:
         network: predicts velocities.
         scheduler: corrupts latents.
         distance: ``l2`` or ``l1`` between predicted and true velocity.
         condition_dropout: share of samples whose label is hidden, for guidance.
     """
 
-    def __init__(
-        self,
-        *,
-        network: VelocityNetwork,
-        scheduler: RectifiedFlowSchedulerRF,
-        distance: str = "l2",
-        condition_dropout: float = 0.1,
-    ) -> None:
-        if distance not in DISTANCES:
+    network: VelocityNetwork
+    scheduler: RectifiedFlowSchedulerRF
+    distance: str = "l2"
+    condition_dropout: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.distance not in DISTANCES:
             raise ValueError(
-                f"distance: expected one of {', '.join(DISTANCES)}, got {distance!r}; use one of these."
+                f"distance: expected one of {', '.join(DISTANCES)}, got {self.distance!r}; use one of these."
             )
-        self.network = network
-        self.scheduler = scheduler
-        self.distance = distance
-        self.condition_dropout = condition_dropout
 
     def compute_losses(self, x_0: Latent, condition: FlowCondition, *, generator: torch.Generator) -> Losses:
         """Return ``total`` and ``velocity``, means over the latent values of the batch."""

@@ -42,32 +42,27 @@ class RefinerInputs:
         return replace(self, decoded=torch.where(where[:, None, None, None, None], 0.0, self.decoded))
 
 
+@dataclass(kw_only=True, eq=False)
 class RefinerTrainer(AbstractAlgorithm):
     """Losses and metrics of a refiner; steps no optimizer and owns no network.
 
-    reconstruction: distance to the target. background_weight: of voxels outside the target's brain in it.
-    region_weight: of voxels in any segmented class, in every term; without segmentations no voxel is in one.
-    fit_weight: of the squared distance over the brain that is left after the best affine map of intensities: it
-    asks for contrast between tissues, whatever the brightness of the scan. decoded_dropout: share of samples
-    trained with the decoded target zeroed, so that what it contributes can be told apart.
+    Attributes:
+        refiner: the network.
+        reconstruction: distance to the target.
+        background_weight: of voxels outside of the target's brain in that distance.
+        region_weight: of voxels in any segmented class, in every term; without segmentations no voxel is in one.
+        fit_weight: of the squared distance over the brain that is left after the best affine map of intensities: it
+            rewards contrast between tissues, whatever the brightness of the scan.
+        decoded_dropout: share of samples trained with the decoded target zeroed, so that its share in the result can be
+            measured.
     """
 
-    def __init__(
-        self,
-        *,
-        refiner: RefinerNetwork,
-        reconstruction: Literal["l1", "l2"] = "l2",
-        background_weight: float = 0.1,
-        region_weight: float = 1.0,
-        fit_weight: float = 4.0,
-        decoded_dropout: float = 0.25,
-    ) -> None:
-        self.refiner = refiner
-        self.reconstruction = reconstruction
-        self.background_weight = background_weight
-        self.region_weight = region_weight
-        self.fit_weight = fit_weight
-        self.decoded_dropout = decoded_dropout
+    refiner: RefinerNetwork
+    reconstruction: Literal["l1", "l2"] = "l2"
+    background_weight: float = 0.1
+    region_weight: float = 1.0
+    fit_weight: float = 4.0
+    decoded_dropout: float = 0.25
 
     def refine(self, inputs: RefinerInputs) -> Refined:
         """Return the refined targets, not clipped, and their expected errors."""

@@ -1,5 +1,7 @@
 """Stage-2 training: hide tokens, predict them, compare."""
 
+from dataclasses import dataclass
+
 import torch
 from jaxtyping import Bool, Float, Int64, Integer
 from torch import Tensor
@@ -16,10 +18,11 @@ from prod9.types import MaskedSample, TokenGrid
 _LOW_TIME, _HIGH_TIME = 0.8, 0.2
 
 
+@dataclass(kw_only=True, eq=False)
 class TransformerTrainer(AbstractAlgorithm):
     """Losses and metrics of a masked decoder; steps no optimizer and owns no network.
 
-    Args:
+    Attributes:
         decoder: any ``MaskedDecoder``.
         scheduler: γ.
         label_smoothing: share given to the uniform distribution.
@@ -30,26 +33,14 @@ class TransformerTrainer(AbstractAlgorithm):
         ordinal_weight: of the expected distance to the true levels.
     """
 
-    def __init__(
-        self,
-        *,
-        decoder: MaskedDecoder,
-        scheduler: MaskGiTScheduler,
-        label_smoothing: float = 0.1,
-        condition_dropout: float = 0.1,
-        background_weight: float = 0.25,
-        region_weight: float = 1.0,
-        region_margin: int = 1,
-        ordinal_weight: float = 0.0,
-    ) -> None:
-        self.decoder = decoder
-        self.scheduler = scheduler
-        self.label_smoothing = label_smoothing
-        self.condition_dropout = condition_dropout
-        self.background_weight = background_weight
-        self.region_weight = region_weight
-        self.region_margin = region_margin
-        self.ordinal_weight = ordinal_weight
+    decoder: MaskedDecoder
+    scheduler: MaskGiTScheduler
+    label_smoothing: float = 0.1
+    condition_dropout: float = 0.1
+    background_weight: float = 0.25
+    region_weight: float = 1.0
+    region_margin: int = 1
+    ordinal_weight: float = 0.0
 
     def generate_training_data(self, tokens: TokenGrid, *, generator: torch.Generator) -> MaskedSample:
         """Hide a share of each sample's tokens: that of the schedule at a random time."""
