@@ -44,6 +44,7 @@ class DenoiserTrainer:
         self.network = network
 
     def error(self, x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        x = x.as_subclass(torch.Tensor)
         noise = torch.randn(x.shape, generator=generator, device=x.device)
         return (self.network(x + 0.1 * noise) - x).square().flatten(1).mean(1)
 
@@ -77,7 +78,7 @@ class DenoiserRecipe(AbstractRecipe[DenoiserConfig, None, VolumeBatch]):
         return {"denoiser": self.config.model.model_dump(mode="json")}
 
     def losses(self, batch: VolumeBatch, *, step: int, generator: torch.Generator) -> Losses:
-        return {"total": self.algorithm.error(batch["image"].as_subclass(torch.Tensor), generator).mean()}
+        return {"total": self.algorithm.error(batch["image"], generator).mean()}
 
     def tally(self, batch: VolumeBatch, index: int, draws: Draws) -> Tally:
         self.keep_example(batch)

@@ -7,7 +7,7 @@ and so is every source of randomness. For an optimizer it only differentiates th
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol, Self, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -74,7 +74,7 @@ class TokenAutoencoder(Autoencoder, Protocol):
 class Droppable(Protocol):
     """A batch of conditions."""
 
-    def drop(self, where: Tensor) -> Self:
+    def drop(self, where: Tensor) -> Any:
         """Return the batch without the conditions of the samples of bool ``where [B]``."""
         ...
 
