@@ -25,14 +25,10 @@ from tests.training.tiny import QUIET
 
 
 class DenoiserModelConfig(Section):
-    """A convolution."""
-
     kernel_size: Count = Field(default=3, description="Voxels along each axis.")
 
 
 class DenoiserConfig(RunSection):
-    """A stage 1."""
-
     stage: Literal["denoiser"] = Field(default="denoiser", description="Stage.")
     model: DenoiserModelConfig = Field(default=DenoiserModelConfig(), description="Network.")
 
