@@ -23,7 +23,7 @@ from prod9.config.schema import RunConfig
 from prod9.data.splits import Split
 from prod9.training.callbacks import build_callbacks
 from prod9.training.lightning.building import build_module
-from prod9.training.lightning.gan import AbstractGANLightning
+from prod9.training.lightning.gan import GANLightning
 from prod9.training.trainer import build_trainer, quiet
 
 GUARDS = ("StopOnSignal", "StopAtEnd", "KeepCheckpoints")
@@ -112,12 +112,12 @@ def _nothing(*_: Any, **__: Any) -> None:
     return None
 
 
-def _clip(self: AbstractGANLightning, optimizer: Any, loss: Any = None) -> None:
+def _clip(self: GANLightning, optimizer: Any, loss: Any = None) -> None:
     parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     torch.nn.utils.clip_grad_norm_(parameters, self.config.training.gradient_clip_norm)
 
 
-def _seed(self: AbstractGANLightning) -> torch.Generator:
+def _seed(self: GANLightning) -> torch.Generator:
     return torch.Generator(self.device)
 
 

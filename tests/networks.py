@@ -25,7 +25,8 @@ from prod9.generator.refiner import Refiner
 from prod9.generator.single_stream import TransformerDecoderSingleStream
 from prod9.generator.transformer import TransformerDecoder
 from prod9.training.algorithms.autoencoder_trainer import AutoencoderTrainer
-from prod9.training.algorithms.control_flow import RegionContrast
+from prod9.training.algorithms.control_flow import FlowControl, RegionContrast
+from prod9.training.algorithms.control_tokens import TokenControl
 from prod9.training.algorithms.controlnet_trainer import ControlNetTrainer
 from prod9.training.algorithms.diffusion_trainer import DiffusionTrainer
 from prod9.training.algorithms.refiner_trainer import RefinerInputs, RefinerTrainer
@@ -292,18 +293,22 @@ def training_steps(device: str = "cpu") -> dict[str, Callable[[], Callable[[], A
         return lambda: trainer.compute_losses(x, condition, generator=g)["total"].backward()
 
     def control(family: str) -> Callable[[], Any]:
-        how: dict[str, Any] = {"control_dropout": 0.5}
+        made: TokenControl | FlowControl
         if family == "tokens":
             base: Any = _decoder(device).requires_grad_(False).eval()
             network: Any = _token_controlnet(base, device)
-            scheduler: Any = MaskGiTScheduler()
+            made = TokenControl(decoder=base, controlnet=network, scheduler=MaskGiTScheduler())
             target, condition = given.tokens, given.label_condition
         else:
             base = _unet(device).requires_grad_(False).eval()
-            network, scheduler = _flow_controlnet(device), RectifiedFlowSchedulerRF()
+            made = FlowControl(
+                base=base,
+                controlnet=_flow_controlnet(device),
+                scheduler=RectifiedFlowSchedulerRF(),
+                contrast=RegionContrast(weight=0.1),
+            )
             target, condition = given.latent, given.flow
-            how |= {"objective": "velocity", "contrast": RegionContrast(weight=0.1)}
-        trainer = ControlNetTrainer(decoder=base, controlnet=network, scheduler=scheduler, **how)
+        trainer = ControlNetTrainer(family=made, control_dropout=0.5)
         g, told = generator(), given.control
 
         def step() -> None:

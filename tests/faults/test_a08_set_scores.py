@@ -22,6 +22,8 @@ from prod9.generator.refiner import Refined
 from prod9.measures.metrics import CombinedMetric
 from prod9.training import run
 from prod9.training.algorithms.autoencoder_trainer import AutoencoderTrainer
+from prod9.training.algorithms.control_flow import FlowControl
+from prod9.training.algorithms.control_tokens import TokenControl
 from prod9.training.algorithms.controlnet_trainer import ControlNetTrainer
 from prod9.training.algorithms.refiner_trainer import RefinerInputs, RefinerTrainer
 from prod9.training.algorithms.tally import Tally, mean_of
@@ -180,10 +182,12 @@ def control_trainer(family: str) -> ControlNetTrainer:
     if family == "tokens":
         base: Any = networks._decoder("cpu").eval()
         controlnet: Any = networks._token_controlnet(base, "cpu").eval()
-        return ControlNetTrainer(decoder=base, controlnet=controlnet, scheduler=MaskGiTScheduler())
+        return ControlNetTrainer(
+            family=TokenControl(decoder=base, controlnet=controlnet, scheduler=MaskGiTScheduler())
+        )
     base, controlnet = networks._unet("cpu").eval(), networks._flow_controlnet("cpu").eval()
     scheduler = RectifiedFlowSchedulerRF()
-    return ControlNetTrainer(decoder=base, controlnet=controlnet, scheduler=scheduler, objective="velocity")
+    return ControlNetTrainer(family=FlowControl(base=base, controlnet=controlnet, scheduler=scheduler))
 
 
 @pytest.mark.parametrize("family", ["tokens", "flow"])
@@ -236,7 +240,7 @@ def validated(config: Any, batches: list[list[int]], what: str = "validate") -> 
     torch.manual_seed(0)
     module = run.build_module(config)
     shaken(module.networks()[next(iter(module.networks()))], "cpu")
-    module.scale_factor = 1.0  # type: ignore[assignment]
+    module.recipe.scale_factor = 1.0
     trainer = build_trainer(config, "cpu", [], [])
     with quiet():
         (metrics,) = getattr(trainer, what)(module, datamodule=Volumes(config, batches), verbose=False)

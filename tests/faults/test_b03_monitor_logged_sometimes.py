@@ -8,8 +8,8 @@ import torch
 
 from prod9.errors import ConfigError
 from prod9.training.lightning.base import AbstractLightning
+from prod9.training.recipes.table import RECIPES, check_monitor, metric_names
 from prod9.training.run import train
-from prod9.training.running.keeping import METRIC_NAMES, check_monitor
 
 
 def sometimes(monkeypatch, values):
@@ -64,8 +64,8 @@ def test_b3_a_slip_is_refused_before_anything_starts(name, make_config, memory_d
 
 
 def test_b3_the_usual_names_and_those_of_levels_are_believed():
-    for stage, names in METRIC_NAMES.items():
-        for name in names:
+    for stage in RECIPES:
+        for name in metric_names(stage):
             check_monitor(f"val/{name}", stage)
     check_monitor("val/accuracy_level_2", "transformer")
     check_monitor("val/kid", "maisi_controlnet")

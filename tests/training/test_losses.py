@@ -137,14 +137,14 @@ def test_feature_matching_leaves_out_the_logits_and_needs_a_discriminator():
     target = torch.rand(1, 1, 4, 4, 4)
     losses = _losses(loss, target.clone().requires_grad_(), target, fake=fake, real=real)
     assert losses["perceptual"].item() == 0.5
-    with pytest.raises(ValueError, match="needs a discriminator"):
+    with pytest.raises(ValueError, match="perceptual: expected a discriminator"):
         VAEGANLoss(**OPTIONS | {"perceptual": FeatureMatching(), "adversarial_weight": 0.0})
 
 
 def test_unknown_choices_are_refused():
-    with pytest.raises(ValueError, match="criterion must be one of hinge"):
+    with pytest.raises(ValueError, match="criterion: expected one of hinge"):
         VAEGANLoss(**OPTIONS | {"criterion": "wasserstein"})
-    with pytest.raises(ValueError, match="reconstruction must be one of l1"):
+    with pytest.raises(ValueError, match="reconstruction: expected one of l1"):
         VAEGANLoss(**OPTIONS | {"reconstruction": "huber"})
 
 

@@ -98,10 +98,10 @@ def _encode(
         from prod9.data.stores.latents import replace_store
         from prod9.models.run_folder import locked
         from prod9.training.data.encoders import EncoderPool
-        from prod9.training.run import build_data_module, load_autoencoder
+        from prod9.training.run import build_data_module, load_bases
 
         with locked(Path(config.output_dir)):
-            chosen, autoencoder = torch_device(device), load_autoencoder(config, base)
+            chosen, autoencoder = torch_device(device), load_bases(config, opened=base)
             del base  # its weights are in the network now
             if overwrite:
                 replace_store(config.store_dir, key=autoencoder.sha256, grid=config.data.grid)

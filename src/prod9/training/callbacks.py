@@ -1,7 +1,7 @@
 """What happens around training steps: checkpoints, early stopping, averaging, pictures, progress, signals.
 
-Everything counts in ``AbstractLightning.step``, training batches. ``build_callbacks`` puts them in the one
-order that works: pictures see averaged weights, checkpoints see the weights that train.
+All callbacks count training batches (``AbstractLightning.step``). ``build_callbacks`` puts them in the only
+order that works: pictures are made from averaged weights, checkpoints hold the weights that are trained.
 """
 
 from pathlib import Path
@@ -14,9 +14,9 @@ from prod9.config.schema import RunConfig
 from prod9.measures.montage import write_montage
 from prod9.system.stopping import Watch
 from prod9.training.lightning.base import AbstractLightning
+from prod9.training.recipes.table import check_monitor
 from prod9.training.running.averaging import BatchEMA
 from prod9.training.running.keeping import KeepCheckpoints as KeepCheckpoints
-from prod9.training.running.keeping import check_monitor
 from prod9.training.running.progress import RunProgress
 from prod9.training.running.stops import InterruptedTrainingError as InterruptedTrainingError
 from prod9.training.running.stops import MakeUpValidation, StopAtEnd, StopOnSignal, StopWithoutImprovement
@@ -41,9 +41,9 @@ class LearningRateMonitor(Callback):
 
 
 class SampleImages(Callback):
-    """Writes ``step-….png`` at every validation: what the network makes now, in three planes.
+    """Writes ``step-….png`` at every validation: samples of the network in three planes.
 
-    Comes before weight averaging in the list, so that its hook runs while the averaged weights are in place.
+    It stands before weight averaging in the list, so that its hook runs while the averaged weights are in place.
     """
 
     def __init__(self, *, folder: Path, num_samples: int) -> None:
@@ -67,15 +67,21 @@ class SampleImages(Callback):
 
 
 def build_callbacks(
-    config: RunConfig, module: AbstractLightning, *, watch: Watch | None = None
+    config: RunConfig, module: AbstractLightning, *, watch: Watch | None = None, tidies: bool = False
 ) -> list[Callback]:
-    """Return the callbacks of a training run, in their order; ``watch`` is asked whether to stop.
+    """Return the callbacks of a training run, in their order.
 
     Raises ConfigError for a metric to pick checkpoints by that no validation measures.
+
+    Args:
+        config: of the run.
+        module: its adapter.
+        watch: notes the signals after which the run stops.
+        tidies: see :class:`KeepCheckpoints`.
     """
     output_dir, section = Path(config.output_dir), config.callbacks
-    monitor = section.checkpoint.monitor or module.monitor[0]
-    mode = section.checkpoint.mode or module.monitor[1]
+    monitor = section.checkpoint.monitor or module.recipe.monitor[0]
+    mode = section.checkpoint.mode or module.recipe.monitor[1]
     check_monitor(monitor, config.stage)
     keeper = KeepCheckpoints(
         folder=output_dir / "checkpoints",
@@ -83,6 +89,7 @@ def build_callbacks(
         mode=mode,
         save_top_k=section.checkpoint.save_top_k,
         every_steps=section.checkpoint.every_steps,
+        tidies=tidies,
     )
     callbacks: list[Callback] = []
     if section.num_samples:

@@ -1,7 +1,7 @@
 """Losses of stage 1: VAEGANLoss and its pieces.
 
-Everything is arithmetic on tensors: which networks produced them, and who steps an optimizer, is decided in
-``training.algorithms.autoencoder_trainer``. All values are float32, also under autocast.
+Everything is arithmetic on tensors; ``training.algorithms.autoencoder_trainer`` calls the networks. All values are
+float32, also under autocast.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -23,8 +23,8 @@ Z_LIMIT = 2.0
 
 
 # -- adversarial ----------------------------------------------------------------------------------
-# MONAI's PatchAdversarialLoss applies tanh before the hinge (so it never reaches zero), LeakyReLU before
-# least squares, and a sigmoid before BCE (refused under autocast). These are the published objectives.
+# The published objectives. MONAI's PatchAdversarialLoss applies tanh before the hinge (so it never reaches zero),
+# LeakyReLU before least squares, and a sigmoid before BCE (refused under autocast).
 
 
 def _hinge(logits: PatchLogits, is_real: bool) -> Scalar:
@@ -47,7 +47,7 @@ CRITERIA: dict[str, Callable[[Tensor, bool], Tensor]] = {
 
 
 def generator_adversarial_loss(fake_logits: PatchLogits, criterion: str) -> Scalar:
-    """Return how real the discriminator finds a reconstruction, small when it is fooled.
+    """Return the generator's adversarial loss: small where the discriminator takes reconstructions for real.
 
     hinge: −mean D (Lim & Ye 2017); the others: the criterion with the label "real" (non-saturating).
     """
@@ -66,8 +66,8 @@ def discriminator_adversarial_loss(
 def r1_penalty(real_logits: PatchLogits, real: Volume) -> Scalar:
     """Return ½ Σ_voxels |∇_x Σ_patches D(x)|² per sample and patch (R1, Mescheder et al. 2018).
 
-    Dividing by the patches keeps crops and whole volumes on one scale. ``real`` must require a gradient and
-    be what ``real_logits`` were computed from; the result can be differentiated again.
+    Dividing by the patches keeps crops and whole volumes on one scale. ``real`` must require a gradient, and
+    ``real_logits`` must be computed from it. The result can be differentiated again.
     """
     (gradient,) = torch.autograd.grad(real_logits.float().sum(), real, create_graph=True)
     return 0.5 * gradient.float().square().sum() / real_logits.numel()
@@ -78,7 +78,7 @@ def adaptive_weight(
 ) -> Scalar:
     """Return |∇ reference| / |∇ adversarial| at the decoder's last layer, in [0, maximum], no gradient.
 
-    It makes both losses pull equally hard on the last layer (VQGAN, Esser et al. 2021).
+    With it, the gradients of both losses have the same norm at the last layer (VQGAN, Esser et al. 2021).
     """
     (reference,) = torch.autograd.grad(reference_loss, last_layer, retain_graph=True)
     (adversarial,) = torch.autograd.grad(adversarial_loss, last_layer, retain_graph=True)
@@ -100,9 +100,9 @@ def range_penalty(z: Latent) -> Scalar:
 
 
 def kl_divergence(z_mu: Latent, z_sigma: Latent) -> Scalar:
-    """Return the KL divergence of N(z_mu, z_sigma²) from N(0, 1), a mean over latent values in nats.
+    """Return the KL divergence of N(z_mu, z_sigma²) from N(0, 1), the mean over latent values in nats.
 
-    MAISI and MONAI's tutorials take the sum over a sample: that many latent values times this.
+    MAISI and MONAI's tutorials take the sum over a sample: this mean times the number of latent values.
     """
     mu, sigma = z_mu.float(), z_sigma.float()
     return 0.5 * (mu.square() + sigma.square() - 2 * sigma.log() - 1).mean()
@@ -114,10 +114,23 @@ def kl_divergence(z_mu: Latent, z_sigma: Latent) -> Scalar:
 class VAEGANLoss:
     """Reconstruction + perceptual + adversarial · adaptive weight + regularizers of the latent.
 
-    A plain object, so that no perceptual network ends up in a state dict. The adversarial part, and a
-    perceptual term that uses the discriminator, are off before ``start_step``. ``gradient_penalty`` weighs
-    ``r1_penalty`` in the discriminator's loss. The weight of the KL divergence grows linearly over the first
-    ``kl_warmup_steps`` training batches.
+    A plain object, so that no perceptual network ends up in a state dict.
+
+    Args:
+        reconstruction: ``l1`` or ``l2``.
+        reconstruction_weight: of that distance.
+        perceptual: compares volumes, or features of the discriminator; None for no such term.
+        perceptual_weight: of it.
+        adversarial_weight: 0 for training without a discriminator.
+        criterion: a key of ``CRITERIA``.
+        adaptive: whether :func:`adaptive_weight` multiplies the adversarial weight.
+        adaptive_max: its upper bound.
+        start_step: training batch from which on the discriminator takes part, also in a perceptual term that uses it.
+        commitment_weight: of :func:`commitment_loss`.
+        range_weight: of :func:`range_penalty`.
+        kl_weight: of :func:`kl_divergence`.
+        kl_warmup_steps: training batches over which the weight of the KL divergence grows linearly.
+        gradient_penalty: weight of :func:`r1_penalty` in the discriminator's loss.
     """
 
     def __init__(
@@ -142,7 +155,7 @@ class VAEGANLoss:
         _check_choice("criterion", criterion, CRITERIA)
         if isinstance(perceptual, FeatureMatching) and not adversarial_weight:
             raise ValueError(
-                "perceptual 'discriminator_features' needs a discriminator, got an adversarial weight of 0; "
+                "perceptual: expected a discriminator for 'discriminator_features', got an adversarial weight of 0; "
                 "raise it or choose 'focal_frequency'"
             )
         self.reconstruction = reconstruction
@@ -179,9 +192,14 @@ class VAEGANLoss:
     ) -> dict[str, Scalar]:
         """Return every part, unweighted, and the weighted sum ``total``.
 
-        step: training batches done, for annealed weights; None for their final values.
-        fake_features, real_features: outputs of all layers of the discriminator, logits last; None while it
-        takes no part, ``real_features`` also where no features are matched.
+        Args:
+            target: what was reconstructed.
+            output: of the autoencoder.
+            last_layer: of its decoder, where gradients are compared.
+            fake_features: of all layers of the discriminator for reconstructions, logits last; None while it takes no
+                part.
+            real_features: the same for ``target``; None also where no features are matched.
+            step: training batches done, for annealed weights; None for their final values.
         """
         distance = RECONSTRUCTIONS[self.reconstruction](output.reconstruction.float(), target.float())
         losses = {"reconstruction": distance}
@@ -252,4 +270,4 @@ REGULARIZERS: dict[str, Callable[[AutoencoderOutput], Tensor]] = {
 
 def _check_choice(name: str, value: str, choices: Mapping[str, object]) -> None:
     if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+        raise ValueError(f"{name}: expected one of {', '.join(choices)}, got {value!r}; use one of these")

@@ -2,8 +2,8 @@
 
 Muon (Jordan et al. 2024; docs/explanation/optimizer.md; scaled as in arXiv 2502.16982) steps along the nearest matrix
 with equal singular values instead of the gradient itself, so that rare directions are learnt as fast as frequent ones.
-``torch.optim.Muon`` takes matrices alone, one after another and in bfloat16; here kernels of convolutions are matrices
-of output channels by all else, equal shapes are handled together, and a CPU computes in float32.
+``torch.optim.Muon`` only takes matrices, one after another and in bfloat16. Here kernels of convolutions are matrices
+too (output channels by everything else), equal shapes are handled together, and a CPU computes in float32.
 """
 
 from collections import defaultdict
@@ -18,27 +18,30 @@ from torch.optim.adamw import adamw
 from prod9.config.schema import MuonConfig, TrainingConfig
 from prod9.training.sharding import slice_like, whole
 
-# Jordan's: they bring singular values from 0.001 to within 0.7 to 1.2 of 1 in five iterations, which is near enough.
+# Jordan's: five iterations bring singular values from 0.001 up to between 0.7 and 1.2, which is near enough to 1.
 _A, _B, _C = 3.4445, -4.7750, 2.0315
 _SMALLEST = 16
-"""Channels on both sides below which a weight is an end of its network, not a hidden matrix."""
+"""Fewest channels, in and out, of a hidden matrix; a weight with fewer is at an end of its network."""
 _ENDS = frozenset(
     {"input", "head", "readout", "error_readout"}
     | {"condition", "modulation", "time_embed", "time_emb_proj"}
     | {"spacing_layer", "top_region_index_layer", "bottom_region_index_layer"}
 )
-"""Parts that read tokens or voxels, predict them, or see one vector a sample, whose gradients have few directions."""
+"""Parts that read or predict tokens or voxels, or read one vector per sample: their gradients have few directions."""
 _TOGETHER = 2**24
-"""Values of weights that are copied, and gathered, at a time: 64 MiB; enough to keep any device busy."""
+"""Values of weights that are copied, and gathered, at once: 64 MiB, enough to keep any device busy."""
 _FUSED = {"qkv": 3}
-"""Layers that hold several matrices, one above the other; each is stepped by itself."""
+"""Layers that hold several matrices, one above the other; Muon steps each by itself."""
 
 
 def build_optimizer(network: nn.Module, training: TrainingConfig, *, rate: float, main: bool) -> Optimizer:
     """Return the optimizer of ``network``; biases and norms are not decayed.
 
-    rate: peak learning rate. main: False for a discriminator, which AdamW trains either way: it should not learn
-    faster than what it judges.
+    Args:
+        network: to train.
+        training: the section with betas, weight decay and Muon.
+        rate: peak learning rate.
+        main: False for a discriminator, which AdamW always trains: it should not learn faster than what it judges.
     """
     muon = training.muon if main else None
     trained = [p for p in network.parameters() if p.requires_grad]
@@ -60,8 +63,8 @@ def build_optimizer(network: nn.Module, training: TrainingConfig, *, rate: float
 def hidden_matrices(network: nn.Module) -> dict[Tensor, int]:
     """Return the weights of ``network`` that Muon steps, each with the number of matrices it holds.
 
-    Linear layers and convolutions between hidden features: not what ends the network, embeds its condition, or
-    modulates it.
+    These are linear layers and convolutions between hidden features: no first or last layers, no embeddings of
+    conditions, no modulations.
     """
     found: dict[Tensor, int] = {}
     for name, module in network.named_modules():
@@ -77,10 +80,16 @@ def hidden_matrices(network: nn.Module) -> dict[Tensor, int]:
 class Muon(Optimizer):
     """Muon for groups with ``parts``, AdamW for those without, in one optimizer: one state, one clipped norm.
 
-    parts: how many matrices, of equal height, each weight of the group holds. lr: of both; Muon's is multiplied by
-    ``muon.rate``, and by 0.2 √(longer side), which gives its steps the size of AdamW's. Sharded weights are
-    gathered a few at a time for their step. Not a subclass of AdamW, which expects its own state of every weight when
-    it loads one.
+    ``parts`` of a group: how many matrices, of equal height, each of its weights holds. Sharded weights are gathered a
+    few at a time for their step. Not a subclass of AdamW, which expects its own state for every weight when it loads.
+
+    Args:
+        groups: of parameters.
+        lr: of both; Muon's is multiplied by ``muon.rate``, and by 0.2 √(longer side), which gives its steps the size of
+            AdamW's.
+        betas: of AdamW.
+        muon: momentum, rate and iterations.
+        fused: whether AdamW runs as one kernel.
     """
 
     def __init__(
@@ -160,8 +169,7 @@ class Muon(Optimizer):
 def orthogonalise(matrices: Tensor, *, iterations: int = 5) -> Tensor:
     """Return ``[k m n]`` with the singular vectors of ``matrices`` and singular values near 1.
 
-    Newton-Schulz iteration of the quintic polynomial p(X) = (a + b·XXᵀ + c·(XXᵀ)²) X. A matrix of zeros stays what
-    it is.
+    Newton-Schulz iteration of the quintic polynomial p(X) = (a + b·XXᵀ + c·(XXᵀ)²) X. A matrix of zeros stays zero.
     """
     high = matrices.shape[1] > matrices.shape[2]
     x = matrices.mT if high else matrices
@@ -184,9 +192,9 @@ def iterate(x: Tensor, iterations: int) -> Tensor:
 
 
 def iterate_gram(x: Tensor, iterations: int) -> Tensor:
-    """Return what ``iterate`` does, from m × m matrices alone: for kernels and MLPs in a third to half of the time.
+    """Return the same as ``iterate`` from m × m matrices: for kernels and MLPs in a third to half of the time.
 
-    With G = XXᵀ and P = a + b·G + c·G², p(X) = PX and its Gram matrix is PGP, so X is needed once, at the end.
+    With G = XXᵀ and P = a + b·G + c·G², p(X) = PX and its Gram matrix is PGP, so X is only needed once, at the end.
     """
     gram, factor, factors = x @ x.mT, None, None
     for _ in range(iterations):
@@ -199,9 +207,9 @@ def iterate_gram(x: Tensor, iterations: int) -> Tensor:
 
 
 def _by_shape(weights: Sequence[Tensor]) -> Iterator[list[Tensor]]:
-    """Yield weights of one shape together, as many as `_TOGETHER` allows.
+    """Yield weights of one shape together, up to ``_TOGETHER`` values.
 
-    In an order that depends on shapes alone: processes that share sharded weights must agree on it.
+    The order depends on shapes only: processes that share sharded weights must agree on it.
     """
     shapes: dict[torch.Size, list[Tensor]] = defaultdict(list)
     for weight in weights:

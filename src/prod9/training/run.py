@@ -1,7 +1,7 @@
-"""Train, validate and test a configuration: data module, adapter and Trainer, put together.
+"""Train, validate and test a configuration, with its data module, its adapter and a Lightning Trainer.
 
 The whole run is one Lightning epoch of ``max_steps`` batches, starting at the step of the checkpoint that is
-resumed. Which batch comes when is a function of seed and step, so nothing of Lightning's loops is restored.
+resumed. Seed and step decide which batch comes next, so nothing of Lightning's loops is restored.
 """
 
 import contextlib
@@ -22,15 +22,8 @@ from prod9.config.schema import RunConfig
 from prod9.data.splits import Part, Split
 from prod9.errors import CheckpointError, ConfigError, DataError
 from prod9.json_files import read_object
-from prod9.models.checkpoint_manager import (
-    CheckpointManager,
-    Header,
-    Opened,
-    Source,
-    load_strictly,
-    weights_of,
-)
-from prod9.models.checkpoint_places import find_recorded, keep_input
+from prod9.models.checkpoint_manager import CheckpointManager, Header, Opened, Source
+from prod9.models.checkpoint_places import keep_input
 from prod9.models.run_folder import (
     CHECKPOINTS,
     LAST,
@@ -45,13 +38,11 @@ from prod9.models.run_folder import (
     write_text,
 )
 from prod9.system.stopping import Watch, watching
-from prod9.training.callbacks import InterruptedTrainingError, KeepCheckpoints, build_callbacks
+from prod9.training.callbacks import InterruptedTrainingError, build_callbacks
 from prod9.training.lightning.base import AbstractLightning
-from prod9.training.lightning.building import Upstream, load_bases
 from prod9.training.lightning.building import build_data_module as build_data_module
 from prod9.training.lightning.building import build_module as build_module
-from prod9.training.lightning.building import load_autoencoder as load_autoencoder
-from prod9.training.lightning.translator import Translator
+from prod9.training.lightning.building import load_bases as load_bases
 from prod9.training.running.ending import ended_with_a_hint, is_first_rank, say
 from prod9.training.running.keeping import settle
 from prod9.training.running.slurm import was_requeued
@@ -65,7 +56,7 @@ log = logging.getLogger("prod9")
 
 @dataclass(frozen=True)
 class RunResult:
-    """What a run left: its best checkpoint, the metrics of the last validation, the steps done."""
+    """The result of a run: its best checkpoint, the metrics of its last validation, the steps done."""
 
     checkpoint: Path
     metrics: dict[str, float]
@@ -81,7 +72,7 @@ def train(
     max_seconds: float | None = None,
     base: Opened | None = None,
 ) -> RunResult:
-    """Train until ``training.max_steps`` and return what came of it.
+    """Train until ``training.max_steps``.
 
     Args:
         config: of the run.
@@ -90,7 +81,7 @@ def train(
         init_from: start a new run from the weights of another (fine-tuning); with ``auto``, where there is nothing to
             go on from.
         device: ``auto`` leaves it to ``trainer``; else ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
-        max_seconds: stop, having saved, after so long.
+        max_seconds: save and stop after this time.
         base: the checkpoint that ``inputs`` names, if it is open already, so that it is not read twice.
 
     Raises ConfigError, DataError, CheckpointError or TrainingError; InterruptedTrainingError after a signal or at the
@@ -122,8 +113,8 @@ def train(
 def validate(
     config: RunConfig, checkpoint: Source | None = None, *, device: str = "auto"
 ) -> dict[str, float]:
-    """Return ``val/…`` metrics of ``checkpoint`` (default: the best of ``output_dir``) on those patients."""
-    return _evaluate(config, checkpoint, device, "validate")
+    """Return ``val/…`` metrics of ``checkpoint`` (default: the best of ``output_dir``) on the validation patients."""
+    return _evaluate(config, checkpoint, device, "val")
 
 
 def test(
@@ -132,7 +123,7 @@ def test(
     *,
     device: str = "auto",  # noqa: PT028
 ) -> dict[str, float]:
-    """Return ``test/…`` metrics of ``checkpoint`` on the test patients, which nothing else ever saw."""
+    """Return ``test/…`` metrics of ``checkpoint`` on the test patients, which no other step reads."""
     return _evaluate(config, checkpoint, device, "test")
 
 
@@ -150,22 +141,22 @@ def _train(
     base: Opened | None = None,
 ) -> RunResult:
     began, output_dir = time.monotonic(), Path(config.output_dir)
-    upstream = load_bases(config, start, base)
-    module = build_module(config, upstream)
+    bases = load_bases(config, start, base)
+    module = build_module(config, bases)
     if start is not None:
         _require_inputs(start, module)
     if init_from is not None:
-        initialise(module, init_from)
+        module.start_from(CheckpointManager.open(init_from, stage=config.stage))
     if is_first_rank():
         write_text(output_dir / "config.yaml", dump_config(config))
-        _keep_inputs(module, upstream, output_dir)
+        for name, place in module.recipe.kept_inputs().items():
+            keep_input(place, name, output_dir)
     step = start.header["step"] if start else 0
-    callbacks = build_callbacks(config, module, watch=watch)
-    keeper = next(callback for callback in callbacks if isinstance(callback, KeepCheckpoints))
-    keeper.tidies = tidies and start is not None and start.path.name == LAST
+    tidies = tidies and start is not None and start.path.name == LAST
+    callbacks = build_callbacks(config, module, watch=watch, tidies=tidies)
     trainer = build_trainer(config, device, callbacks, build_loggers(config, step))
-    data = build_data_module(config, upstream, device=trainer.strategy.root_device)
-    # A run that lacks nothing but its last validation takes no step, and yet needs a loader that is not empty.
+    data = build_data_module(config, bases, device=trainer.strategy.root_device)
+    # A run that only lacks its last validation takes no step, but needs a loader that is not empty.
     data.set_start_step(min(step, config.training.max_steps - 1))
     with quiet(), _session(config, trainer, module, began, start, init_from):
         trainer.fit(module, datamodule=data, ckpt_path=str(start.path) if start else None)
@@ -173,23 +164,9 @@ def _train(
     return RunResult(CheckpointManager.resolve(output_dir), metrics, module.step)
 
 
-def _keep_inputs(module: AbstractLightning, upstream: Upstream | None, output_dir: Path) -> None:
-    """Keep what the run builds on in its own folder, with what that builds on where the run does not name it."""
-    places = {name: Path(recorded["path"]) for name, recorded in module.inputs().items()}
-    if isinstance(upstream, Translator):
-        opened = upstream.opened
-        places |= {
-            name: place
-            for name in opened.header["inputs"]
-            if (place := find_recorded(opened.path, opened.header, name)) is not None
-        }
-    for name, place in places.items():
-        keep_input(place, name, output_dir)
-
-
 def _require_inputs(opened: Opened, module: AbstractLightning) -> None:
-    """Refuse to go on upon other earlier stages than ``opened`` was trained on."""
-    for name, given in module.inputs().items():
+    """Refuse bases other than those that ``opened`` was trained on (CheckpointError)."""
+    for name, given in module.recipe.inputs().items():
         recorded = opened.header["inputs"].get(name)
         if recorded is not None and recorded["sha256"] != given["sha256"]:
             raise CheckpointError(
@@ -197,15 +174,6 @@ def _require_inputs(opened: Opened, module: AbstractLightning) -> None:
                 f"{recorded['sha256'][:12]}…), got {given['path']} ({given['sha256'][:12]}…); its tokens mean "
                 "something else. Name the right file, or start this stage anew."
             )
-
-
-def initialise(module: AbstractLightning, path: str | Path) -> None:
-    """Load the weights of another run into ``module``; optimizers and step start anew. Raises CheckpointError."""
-    opened = CheckpointManager.open(path, stage=module.config.stage)
-    module.take_weights(opened)
-    module.inherit(opened.header)
-    module.fresh = False
-    log.info("Starting from the weights of %s (step %d there).", opened.path, opened.header["step"])
 
 
 def _find_start(config: RunConfig, resume: str | Path | None) -> Opened | None:
@@ -228,7 +196,7 @@ def _find_start(config: RunConfig, resume: str | Path | None) -> Opened | None:
 
 
 def _is_finished(config: RunConfig, header: Header) -> bool:
-    """Return whether a run has nothing left to do: all steps, or no improvement any more, and the last validation."""
+    """Return whether a run ended, by its steps or without improvement, and its last validation is done."""
     step = header["step"]
     if header.get("validated", step) < step:
         return False
@@ -240,14 +208,14 @@ def _is_finished(config: RunConfig, header: Header) -> bool:
 
 
 def _warn_of_changes(config: RunConfig, start: Opened, *, finished: bool) -> None:
-    """Name the settings that are not those of ``start``, and what comes of them."""
+    """Warn of settings that differ from those of ``start``, and say whether they have an effect."""
     changed = ", ".join(sorted(_changed_keys(start.header["config"], config_to_dict(config))))
     if not changed or not is_first_rank():
         return
     if finished:
         log.warning(
-            "%s had no effect: its checkpoints keep the settings that they were trained with. Train into another "
-            "folder; how to sample is also asked for when generating.",
+            "%s had no effect: the run is finished, and its checkpoints keep the settings that they were trained with. "
+            "Train in another folder; settings of the sampler can also be given when generating.",
             changed,
         )
     else:
@@ -285,7 +253,7 @@ def _session(
     start: Opened | None,
     init_from: str | Path | None,
 ) -> Iterator[None]:
-    """Record the session in run.json, however it ends; an error of that never hides the one that ended the run."""
+    """Record the session in run.json, however it ends; an error in recording never hides the one that ended the run."""
     outcome = "failed"
     try:
         yield
@@ -330,21 +298,19 @@ def _session_entry(
 # -- evaluation -------------------------------------------------------------------------------------
 
 
-def _evaluate(config: RunConfig, checkpoint: Source | None, device: str, what: str) -> dict[str, float]:
+def _evaluate(config: RunConfig, checkpoint: Source | None, device: str, part: Part) -> dict[str, float]:
     opened = CheckpointManager.open(checkpoint or config.output_dir, stage=config.stage)
-    upstream = load_bases(config, opened)
-    module = build_module(config, upstream)
+    bases = load_bases(config, opened)
+    module = build_module(config, bases)
     _require_inputs(opened, module)
-    name, network = next(iter(module.networks().items()))
-    load_strictly(network, weights_of(opened.state_dict, f"{name}."), opened.path)
-    module.inherit(opened.header)
-    module.step = opened.header["step"]
+    module.take_trained(opened)
     trainer = build_trainer(config, device, [], [])
-    data = build_data_module(config, upstream, device=trainer.strategy.root_device)
-    run = {"validate": trainer.validate, "test": trainer.test}[what]
-    _warn_of_leak(opened, data.split, "val" if what == "validate" else "test")
+    data = build_data_module(config, bases, device=trainer.strategy.root_device)
+    _warn_of_leak(opened, data.split, part)
     with quiet():
-        (metrics,) = run(module, datamodule=data, verbose=False)
+        (metrics,) = (trainer.validate if part == "val" else trainer.test)(
+            module, datamodule=data, verbose=False
+        )
     return {name: float(value) for name, value in metrics.items() if "/" in name}
 
 
@@ -353,6 +319,6 @@ def _warn_of_leak(opened: Opened, split: Split, part: Part) -> None:
     trained = sorted(set(getattr(split, part)) & set(opened.header["split"]["train"]))
     if trained:
         log.warning(
-            "%s was trained on %d patients of the %s split (%s …): the scores flatter it, unless the ids belong to "
-            "other people.", opened.path, len(trained), part, ", ".join(trained[:3]),
+            "%s was trained on %d patients of the %s split (%s …): these scores are too good, unless the ids "
+            "belong to other people.", opened.path, len(trained), part, ", ".join(trained[:3]),
         )  # fmt: skip

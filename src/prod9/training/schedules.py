@@ -1,4 +1,4 @@
-"""Learning rate as a pure function of the step: nothing to store, restore or get out of step."""
+"""Learning rate as a pure function of the step: nothing has to be stored or restored."""
 
 import math
 

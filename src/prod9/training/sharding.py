@@ -1,8 +1,8 @@
-"""Shards networks over processes (FSDP2): each keeps a slice of every weight, whole ones exist while they are used.
+"""Shards networks over processes (FSDP2): each keeps a slice of every weight, and gathers whole weights for use.
 
-A *unit* is what is gathered together: a block of the transformer, a level of the U-Net, and, as the last unit, all
-that is left of the network. Whatever a unit computes with its weights has to begin in a method that is registered
-here, and all processes have to call these methods equally often and in the same order, or they wait for each other.
+A *unit* is gathered at once: a block of the transformer, a level of the U-Net, and, as the last unit, the rest of the
+network. Every computation with the weights of a unit has to begin in a method that is registered here. All processes
+have to call these methods equally often and in the same order; otherwise they wait for each other.
 """
 
 from collections.abc import Iterator
@@ -22,11 +22,11 @@ BLOCK_METHODS = ("modulate", "read", "keys", "each")
 
 
 def shard(network: nn.Module, mesh: DeviceMesh) -> None:
-    """Replace, in place, the parameters of ``network`` by slices along their first axis, one a process of ``mesh``.
+    """Replace, in place, the parameters of ``network`` by slices along their first axis, one per process of ``mesh``.
 
-    All processes must hold the same weights before. They move to the device of ``mesh`` unit by unit, so that no
-    device ever holds a whole network. Weights must be contiguous. Raises TypeError for other networks than decoders
-    of tokens and DiffusionModelRF.
+    All processes must hold the same, contiguous weights before. They move to the device of ``mesh`` unit by unit, so
+    that no device ever holds a whole network. Raises TypeError for networks other than decoders of tokens and
+    DiffusionModelRF.
     """
     for unit in _units(network):
         fully_shard(unit, mesh=mesh)
@@ -39,7 +39,7 @@ def shard(network: nn.Module, mesh: DeviceMesh) -> None:
 
 
 def reshard(module: nn.Module) -> None:
-    """Drop whole weights that the last forward pass left gathered; ``parameters()`` are slices again.
+    """Drop the whole weights of the last forward pass; ``parameters()`` are slices again.
 
     The last unit stays gathered after a forward pass, for the backward pass that follows at once in training.
     Modules that are not sharded stay as they are.
@@ -50,20 +50,20 @@ def reshard(module: nn.Module) -> None:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """Return a sharded tensor whole, on every process; all of them must ask. Another tensor comes back as it is."""
+    """Return the whole of a sharded tensor; all processes must call it. Returns any other tensor as it is."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def own_part(tensor: Tensor) -> Tensor:
-    """Return what this process holds of ``tensor``: all of it if it is not sharded."""
+    """Return the part of ``tensor`` that this process holds: all of it if it is not sharded."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def gather(content: Any, *, keep: bool) -> Any:
     """Return nested dictionaries and lists with every sharded tensor whole, on the CPU.
 
-    All processes must call it with the same structure. keep: False on those that have no use for the result, whose
-    sharded tensors become None: one whole tensor at a time is all that their memory has to hold.
+    All processes must call it with the same structure. keep: False on processes that do not need the result; their
+    sharded tensors become None, so that they hold only one whole tensor at a time.
     """
     if isinstance(content, DTensor):
         full = content.full_tensor().detach()
@@ -76,7 +76,7 @@ def gather(content: Any, *, keep: bool) -> Any:
 
 
 def slice_optimizer_state(state: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Return an optimizer's state dict with what is kept of each weight sliced as that weight is.
+    """Return an optimizer's state dict with the state of each weight sliced like that weight.
 
     state: of whole weights, in the order of ``optimizer``'s. Numbers and counters stay as they are.
     """
@@ -91,7 +91,7 @@ def slice_optimizer_state(state: dict[str, Any], optimizer: torch.optim.Optimize
 
 
 def slice_like(value: Any, parameter: Tensor) -> Any:
-    """Return a whole tensor sliced as ``parameter`` is; what has another shape, or is no tensor, as it is."""
+    """Return a whole tensor sliced like ``parameter``; values of another shape or type as they are."""
     if not isinstance(parameter, DTensor) or not isinstance(value, Tensor) or value.shape != parameter.shape:
         return value
     mesh = parameter.device_mesh
@@ -108,6 +108,6 @@ def _units(network: nn.Module) -> Iterator[nn.Module]:
         yield from (*network.down_blocks, network.middle_block, *network.up_blocks)
     else:
         raise TypeError(
-            f"Expected a decoder of tokens or a DiffusionModelRF to shard, got {type(network).__name__}; "
-            "say in prod9.training.sharding what of it is gathered together."
+            f"network: expected a decoder of tokens or a DiffusionModelRF to shard, got {type(network).__name__}; "
+            "add its units to prod9.training.sharding."
         )

@@ -75,9 +75,9 @@ def _trainer(
 
 
 def _environments() -> list[SLURMEnvironment]:
-    """Return SLURM's environment without Lightning's own requeueing, which saves where no later start looks."""
+    """Return SLURM's environment without Lightning's own requeueing, which saves where no later start reads."""
     if TorchElasticEnvironment.detect() or not SLURMEnvironment.detect():
-        return []  # the order in which Lightning asks
+        return []  # in this order Lightning looks for them
     return [SLURMEnvironment(auto_requeue=False)]
 
 
@@ -114,11 +114,11 @@ def _strategy(config: RunConfig, accelerator: str, devices: Any) -> str | Strate
     if config.trainer.strategy == "fsdp":
         if accelerator == "mps":
             raise ConfigError(
-                "trainer.strategy must be auto on a Mac's GPU (MPS), which is one device, got fsdp; use auto."
+                "trainer.strategy: expected auto on a Mac's GPU (MPS), which is one device, got fsdp; use auto."
             )
         return ShardedStrategy(process_group_backend=backend)
-    # A step may leave parameters without a gradient: the discriminator before it starts, or the embedding of
-    # "no condition" in a batch where nothing was dropped.
+    # Some parameters have no gradient in some steps: those of the discriminator before it starts, or the embedding of
+    # "no condition" in a batch without dropped samples.
     return DDPStrategy(find_unused_parameters=True, process_group_backend=backend)
 
 
@@ -157,7 +157,7 @@ def _logger(name: str, root: Path, session: str, config: RunConfig) -> Logger:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Silence Lightning's advice, which does not apply here, and the threads of loggers; its errors stay."""
+    """Silence Lightning's advice, which does not apply here, and the threads of loggers; errors of Lightning stay."""
     loggers = [logging.getLogger(f"lightning.{part}") for part in ("pytorch", "fabric")]
     levels, hook = [logger.level for logger in loggers], threading.excepthook
     for logger in loggers:
@@ -175,5 +175,5 @@ def quiet() -> Iterator[None]:
 
 
 def _is_logger_thread(thread: threading.Thread | None) -> bool:
-    # It tells the logger, which tells the user, and would print its traceback besides.
+    # The logger reports its error already; the thread would print a traceback as well.
     return type(thread).__module__.startswith("tensorboard")

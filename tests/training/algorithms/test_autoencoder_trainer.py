@@ -224,5 +224,5 @@ def test_perceptual_networks_stay_out_of_state_dicts():
 
 
 def test_an_adversarial_loss_needs_a_discriminator():
-    with pytest.raises(ValueError, match="needs a discriminator"):
+    with pytest.raises(ValueError, match="discriminator: expected one for an adversarial weight"):
         AutoencoderTrainer(autoencoder=TinyAutoencoder(), discriminator=None, loss=VAEGANLoss(**OPTIONS))

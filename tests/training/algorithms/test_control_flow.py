@@ -11,8 +11,7 @@ from prod9.diffusion.condition import FlowCondition
 from prod9.diffusion.diffusion_model import DiffusionModelRF
 from prod9.diffusion.sampler import RectifiedFlowSampler
 from prod9.diffusion.scheduler import RectifiedFlowSchedulerRF
-from prod9.generator.maskgit import MaskGiTScheduler
-from prod9.training.algorithms.control_flow import RegionContrast
+from prod9.training.algorithms.control_flow import FlowControl, RegionContrast
 from prod9.training.algorithms.controlnet_trainer import ControlNetTrainer
 from prod9.training.algorithms.diffusion_trainer import DiffusionTrainer
 
@@ -51,13 +50,14 @@ def make_control(base, **kwargs):
 
 def make_trainer(base=None, controlnet=None, **kwargs):
     base = base or shaken(DiffusionModelRF(**UNET))
-    return ControlNetTrainer(
-        decoder=base.eval().requires_grad_(False),
+    of_family = {name: kwargs.pop(name) for name in ("objective", "distance", "contrast") if name in kwargs}
+    family = FlowControl(
+        base=base.eval().requires_grad_(False),
         controlnet=controlnet or make_control(base),
         scheduler=RectifiedFlowSchedulerRF(),
-        objective="velocity",
-        **({"region_margin": 0} | PLAIN | kwargs),
+        **of_family,
     )
+    return ControlNetTrainer(family=family, **({"region_margin": 0} | PLAIN | kwargs))
 
 
 def make_batch(batch=4):
@@ -74,10 +74,12 @@ def test_the_start_is_the_base_and_it_can_learn():
     torch.testing.assert_close(metrics["loss"], metrics["loss_base"], rtol=0, atol=1e-5)
     losses = trainer.compute_losses(*make_batch(), generator=seeded())
     losses["total"].backward()
-    zeros = [p for n, p in trainer.controlnet.named_parameters() if n.startswith("controlnet_down_blocks")]
+    zeros = [
+        p for n, p in trainer.family.controlnet.named_parameters() if n.startswith("controlnet_down_blocks")
+    ]
     assert any(p.grad.any() for p in zeros)
-    assert all(p.grad is not None for p in trainer.controlnet.parameters())
-    assert all(p.grad is None for p in trainer.decoder.parameters())
+    assert all(p.grad is not None for p in trainer.family.controlnet.parameters())
+    assert all(p.grad is None for p in trainer.family.base.parameters())
 
 
 def test_lesions_weigh_more_in_the_loss():
@@ -141,19 +143,17 @@ def test_the_contrast_wants_change_inside_and_none_outside_and_its_weight_falls(
     expected = change[~inside].mean() - change[inside].mean()
     torch.testing.assert_close(early["contrast"], expected)
     enough = make_trainer(
-        base, trainer.controlnet, contrast=RegionContrast(delta=0.0, margin=0)
+        base, trainer.family.controlnet, contrast=RegionContrast(delta=0.0, margin=0)
     ).compute_losses(*batch, generator=seeded())
     torch.testing.assert_close(enough["contrast"], change[~inside].mean())
     healthy = trainer.compute_losses(x_0, condition, free, generator=seeded())
     assert healthy["contrast"] == 0
 
 
-def test_parts_of_different_families_are_refused():
-    base = shaken(DiffusionModelRF(**UNET))
-    control = make_control(base)
-    with pytest.raises(ValueError, match="'velocity' for a ControlNetRF"):
-        ControlNetTrainer(decoder=base, controlnet=control, scheduler=MaskGiTScheduler())
-    with pytest.raises(ValueError, match="distance must be one of l2, l1"):
+def test_what_the_family_does_not_know_is_refused():
+    with pytest.raises(ValueError, match="objective: expected one of velocity, got 'cross_entropy'"):
+        make_trainer(objective="cross_entropy")
+    with pytest.raises(ValueError, match="distance: expected one of l2, l1, got 'huber'"):
         make_trainer(distance="huber")
 
 
@@ -191,16 +191,16 @@ def test_the_condition_is_followed_and_without_control_it_is_not():
     base = toy_base()
     torch.manual_seed(0)
     trainer = make_trainer(base, make_control(base), control_dropout=0.1, anchor_weight=1.0)
-    optimizer = torch.optim.AdamW(trainer.controlnet.parameters(), lr=5e-3)
+    optimizer = torch.optim.AdamW(trainer.family.controlnet.parameters(), lr=5e-3)
     generator = seeded()
     for _ in range(150):
         batch = toy_batch(torch.randint(2, (8,), generator=generator))
         trainer.compute_losses(*batch, generator=generator)["total"].backward()
         optimizer.step()
         optimizer.zero_grad()
-    controlnet = trainer.controlnet.eval()
+    controlnet = trainer.family.controlnet.eval()
     x_0, condition, control = toy_batch(torch.arange(24) % 2)
-    sampler = RectifiedFlowSampler(scheduler=trainer.scheduler, steps=10)
+    sampler = RectifiedFlowSampler(scheduler=trainer.family.scheduler, steps=10)
 
     def agreement(strength):
         drawn = sampler.sample_with_controlnet(

@@ -12,7 +12,7 @@ from prod9.generator.heads import TokenLogits, TokenVocabulary
 from prod9.generator.maskgit import MaskGiTSampler, MaskGiTScheduler
 from prod9.generator.transformer import TransformerDecoder
 from prod9.training.algorithms.control_regions import region_of
-from prod9.training.algorithms.control_tokens import keep_hidden, squared_distance
+from prod9.training.algorithms.control_tokens import TokenControl, keep_hidden, squared_distance
 from prod9.training.algorithms.controlnet_trainer import ControlNetTrainer
 from prod9.training.algorithms.transformer_trainer import TransformerTrainer
 
@@ -44,12 +44,14 @@ def make_controlnet(decoder, **kwargs):
 
 def make_trainer(decoder=None, controlnet=None, **kwargs):
     decoder = decoder or shaken(make_decoder())
-    return ControlNetTrainer(
+    objective = kwargs.pop("objective", "cross_entropy")
+    family = TokenControl(
         decoder=decoder.eval().requires_grad_(False),
         controlnet=controlnet or make_controlnet(decoder),
         scheduler=MaskGiTScheduler(scheduler_type="arccos"),
-        **(PLAIN | kwargs),
+        objective=objective,
     )
+    return ControlNetTrainer(family=family, **(PLAIN | kwargs))
 
 
 def shaken(network, seed=1):
@@ -77,10 +79,10 @@ def test_the_literal_mse_has_no_gradient_at_the_start_and_the_others_have():
         losses = trainer.compute_losses(*make_batch(), generator=seeded())
         assert set(losses) == {"total", objective}
         losses["total"].backward()
-        moved = any(p.grad.any() for p in trainer.controlnet.parameters())
+        moved = any(p.grad.any() for p in trainer.family.controlnet.parameters())
         assert moved == (objective != "mse")
-        assert all(p.grad is not None for p in trainer.controlnet.parameters())
-        assert all(p.grad is None for p in trainer.decoder.parameters())
+        assert all(p.grad is not None for p in trainer.family.controlnet.parameters())
+        assert all(p.grad is None for p in trainer.family.base.parameters())
 
 
 def test_the_anchor_pulls_to_the_base_where_nothing_is_known_and_only_there():
@@ -213,23 +215,23 @@ def follow(objective, steps=200):
     trainer = make_trainer(
         decoder, make_controlnet(decoder), objective=objective, control_dropout=0.1, anchor_weight=1.0
     )
-    optimizer = torch.optim.AdamW(trainer.controlnet.parameters(), lr=2e-3)
+    optimizer = torch.optim.AdamW(trainer.family.controlnet.parameters(), lr=2e-3)
     generator = seeded()
     for _ in range(steps):
         batch = toy_batch(torch.randint(3, (12,), generator=generator))
         trainer.compute_losses(*batch, generator=generator)["total"].backward()
         optimizer.step()
         optimizer.zero_grad()
-    trainer.controlnet.eval()
+    trainer.family.controlnet.eval()
     tokens, condition, control = toy_batch(torch.arange(30) % 3)
-    sampler = MaskGiTSampler(scheduler=trainer.scheduler, steps=6, order="halton", temperature=0.7)
+    sampler = MaskGiTSampler(scheduler=trainer.family.scheduler, steps=6, order="halton", temperature=0.7)
     drawn = sampler.sample_with_controlnet(
         decoder,
         (30, *GRID),
         condition,
         seeded(1),
-        controlnet=trainer.controlnet,
-        control=trainer.controlnet.encode(control),
+        controlnet=trainer.family.controlnet,
+        control=trainer.family.controlnet.encode(control),
     )
     return (drawn == tokens).double().mean().item()
 
@@ -256,7 +258,7 @@ class _Step(torch.nn.Module):
 
     def __init__(self, trainer):
         super().__init__()
-        self.controlnet = trainer.controlnet
+        self.controlnet = trainer.family.controlnet
         self._trainer = [trainer]
 
     def forward(self, batch, generator):
@@ -281,7 +283,7 @@ def _train_on_rank(rank, folder):
         step((tokens, condition, ControlCondition(seg)), generator).backward()
         optimizer.step()
         optimizer.zero_grad()
-    torch.save(trainer.controlnet.state_dict(), f"{folder}/{rank}.pt")
+    torch.save(trainer.family.controlnet.state_dict(), f"{folder}/{rank}.pt")
     torch.distributed.destroy_process_group()
 
 

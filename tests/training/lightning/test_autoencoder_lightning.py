@@ -47,7 +47,7 @@ def test_without_adversarial_weight_there_is_no_discriminator(make_config, memor
     )
     module = run.build_module(config)
     assert list(module.networks()) == ["autoencoder"]
-    assert len(module.peak_rates()) == 1
+    assert len(module.recipe.peak_rates()) == 1
     assert train(config).step == 6
 
 
@@ -72,7 +72,7 @@ def test_samples_are_volumes_beside_their_reconstruction(make_config):
     module = run.build_module(make_config("autoencoder", "run"))
     assert isinstance(module, AutoencoderLightning)
     volume = torch.rand(1, 16, 16, 16)
-    module.examples = [("T1", volume), ("T2", volume)]
+    module.recipe.examples = [{"image": volume[None], "modality": [name]} for name in ("T1", "T2")]
     (row,) = module.eval().sample_validation(1)
     assert [panel.title for panel in row] == ["T1", "T1, reconstructed"]
     assert np.array_equal(row[0].data, volume[0].numpy())

@@ -1,32 +1,28 @@
 from copy import deepcopy
 
 import torch
-from torch import nn
 
 from prod9.training import run
-from prod9.training.lightning.base import Unregistered, _difference, _mix
+from prod9.training.lightning.continuing import difference
+from prod9.training.recipes.base import mix
 
 
-def test_what_is_unregistered_is_no_submodule_and_shared_by_copies():
-    class Holder(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.frozen = Unregistered(nn.Linear(2, 2))
-
-    holder = Holder()
-    assert not list(holder.parameters())
-    assert deepcopy(holder).frozen.content is holder.frozen.content
+def test_copies_have_networks_of_their_own_and_share_the_recipe(make_config):
+    module = run.build_module(make_config("transformer", "run"))
+    copied = deepcopy(module)
+    assert copied.recipe is module.recipe
+    assert copied.networks()["decoder"] is not module.networks()["decoder"] is module.recipe.decoder
 
 
 def test_neighbouring_steps_and_ranks_draw_unrelated_numbers():
-    seeds = {_mix(seed, step, rank) for seed in range(5) for step in range(50) for rank in range(4)}
+    seeds = {mix(seed, step, rank) for seed in range(5) for step in range(50) for rank in range(4)}
     assert len(seeds) == 1000
-    assert _mix(0, 1, 2) == _mix(0, 1, 2)
+    assert mix(0, 1, 2) == mix(0, 1, 2)
     assert all(0 <= seed < 2**63 for seed in seeds)
 
 
 def test_a_difference_names_the_keys():
-    assert _difference({"a": {"x": 1, "y": 2}}, {"a": {"x": 1, "y": 3}}) == "a.y: 2 there, 3 here"
+    assert difference({"a": {"x": 1, "y": 2}}, {"a": {"x": 1, "y": 3}}) == "a.y: 2 there, 3 here"
 
 
 def test_the_same_seed_gives_the_same_first_weights_and_leaves_the_global_generator_alone(make_config):

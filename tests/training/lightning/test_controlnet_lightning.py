@@ -21,9 +21,9 @@ def test_it_trains_from_the_base_stores_itself_alone_and_generates(make_config, 
     module = run.build_module(config)
     assert type(module) is ControlNetLightning
     assert {name.split(".")[0] for name, _ in module.named_parameters()} == {"controlnet"}
-    assert not module.base.training
-    before = {name: value.clone() for name, value in module.base.state_dict().items()}
-    conv_in = module.base.conv_in.conv.weight
+    assert not module.recipe.base.training
+    before = {name: value.clone() for name, value in module.recipe.base.state_dict().items()}
+    conv_in = module.recipe.base.conv_in.conv.weight
     assert torch.equal(module.controlnet.conv_in.conv.weight, conv_in)
 
     with caplog.at_level("INFO", logger="prod9"):
@@ -70,14 +70,13 @@ def test_the_conditions_decide_what_is_told(make_config, conditions, sources):
     told = {"conditions": conditions, "source_modalities": sources}
     module = run.build_module(make_config("maisi_controlnet", "run", condition=told))
     batch = next(iter(MemoryData(module.config).val_dataloader())) | {"has_seg": torch.tensor([False])}
-    control = module.control(batch)
+    control = module.recipe.control(batch)
     assert (control.seg is None) == ("mask" not in conditions)
     assert (control.label is None) == ("label" not in conditions)
     assert (control.images is None) == ("image" not in conditions)
     assert bool(control.is_dropped) == ("mask" in conditions), "nothing is known without a segmentation"
-    module._samples = []
-    module.eval().sample_for(batch, 0)
-    (sampled,) = module._samples
+    module.eval().recipe.sample_for(batch, 0, module.draws)
+    (sampled,) = module.recipe.sampled.samples
     torch.testing.assert_close(sampled.controlled, sampled.base, rtol=0, atol=1e-4)
 
 

@@ -10,8 +10,9 @@ from prod9.errors import CheckpointError, ConfigError
 from prod9.models.checkpoint_file import read_checkpoint
 from prod9.models.checkpoint_manager import CheckpointManager
 from prod9.training import run
-from prod9.training.lightning.control_samples import centred
 from prod9.training.lightning.controlnet_maskgit_lightning import ControlNetLightningMaskGiT
+from prod9.training.recipes.control import TokenControlRecipe
+from prod9.training.recipes.control_samples import centred
 from prod9.training.run import train, validate
 from tests.training.tiny import MemoryData, write_autoencoder
 from tests.training.tiny_control import write_transformer
@@ -27,9 +28,9 @@ def test_base_and_autoencoder_are_neither_trained_nor_stored_nor_averaged(make_c
     module = run.build_module(config)
     assert type(module) is ControlNetLightningMaskGiT
     assert {name.split(".")[0] for name, _ in module.named_parameters()} == {"controlnet"}
-    assert not module.base.training
+    assert not module.recipe.base.training
     assert module.controlnet.training
-    before = {name: value.clone() for name, value in module.base.state_dict().items()}
+    before = {name: value.clone() for name, value in module.recipe.base.state_dict().items()}
 
     result = train(config)
     content, _ = read_checkpoint(result.checkpoint)
@@ -47,7 +48,7 @@ def test_the_condition_type_decides_what_is_told(make_config, condition_type):
     config = make_config("maskgit_controlnet", "run", condition={"condition_type": condition_type})
     module = run.build_module(config)
     batch = batches(config, 1)[0] | {"has_seg": torch.tensor([False])}
-    told = module.control(batch)
+    told = module.recipe.control(batch)
     assert (told.seg is None) == (condition_type == "label")
     assert (told.label is None) == (condition_type == "mask")
     assert bool(told.is_dropped) == (condition_type != "label"), "nothing is known without a segmentation"
@@ -76,7 +77,8 @@ def test_an_untrained_control_network_samples_what_the_base_samples(make_config)
     config = make_config("maskgit_controlnet", "run")
     module = run.build_module(config).eval()
     (batch,) = batches(config, 1)
-    sampled = module._sample(batch, 0)
+    module.recipe.sample_for(batch, 0, module.draws)
+    (sampled,) = module.recipe.sampled.samples
     assert torch.equal(sampled.controlled, sampled.base)
     assert sampled.seg.shape == (1, 16, 16, 16)
     assert sampled.real.shape == (1, 1, 16, 16, 16)
@@ -141,10 +143,8 @@ def test_pictures_are_centred_on_the_lesion():
 
 
 def test_samples_of_a_config_are_the_bases_own(make_config):
-    from prod9.training.lightning.controlnet_maskgit_lightning import load_control_upstream
-
     config = make_config("maskgit_controlnet", "run", data={"batch_size": 3, "root": "elsewhere"}, seed=7)
-    inner = load_control_upstream(config).base_config(config)
+    inner = TokenControlRecipe.load_bases(config).base_config(config)
     assert inner.stage == "transformer"
     assert (inner.data, inner.seed, inner.output_dir) == (config.data, 7, str(Path(config.output_dir)))
     assert inner.model.kind == "label_conditional"

@@ -14,8 +14,9 @@ from prod9.models.meta import count_parameters
 from prod9.planning.estimates import OVERHEAD, estimate
 from prod9.training import run
 from prod9.training.data.refiner import BraTSRefinerDataModule
-from prod9.training.lightning.refiner_lightning import RefinerLightning, inputs_of
-from prod9.training.lightning.translator import load_translator
+from prod9.training.lightning.refiner_lightning import RefinerLightning
+from prod9.training.recipes.refiner import inputs_of
+from prod9.training.recipes.translator import load_translator
 from tests.fixtures import write_brats_tree
 from tests.training.tiny_refiner import Average, refiner_config, write_translator
 
@@ -54,7 +55,7 @@ def test_the_picture_shows_sources_and_each_step_towards_the_scan(config: Any, t
     data = BraTSRefinerDataModule(config, translator=Average())
     data.setup("validate")
     batch = next(iter(data.val_dataloader()))
-    module.examples = [batch]
+    module.recipe.examples = [batch]
     ((*sources, decoded, refined, scan, expected),) = module.sample_validation(3)
     assert len(sources) == int(batch["present"].sum())
     assert [panel.title.split(", ")[1] for panel in (decoded, refined, scan, expected)] == [

@@ -3,10 +3,10 @@ import torch
 
 from prod9.errors import CheckpointError
 from prod9.training import run
-from prod9.training.lightning.generative import _level_distance
 from prod9.training.lightning.in_context_lightning import InContextTransformerLightning
 from prod9.training.lightning.label_conditional_lightning import LabelConditionalTransformerLightning
 from prod9.training.lightning.transformer_lightning import TransformerLightning
+from prod9.training.recipes.transformers import level_distance
 from prod9.training.run import train
 from tests.training.tiny import MemoryData
 
@@ -29,14 +29,14 @@ def test_the_kind_picks_the_adapter(make_config):
 def test_the_frozen_autoencoder_is_neither_trained_nor_in_the_tree(make_config):
     module = run.build_module(make_config("transformer", "run"))
     assert {name.split(".")[0] for name, _ in module.named_parameters()} == {"decoder"}
-    assert not module.wrapper.training
+    assert not module.recipe.autoencoder.wrapper.training
 
 
 def test_modalities_are_asked_for_in_turn(make_config):
     data = {"modalities": ["T2", "T1"], "label_map": {"T1": 3, "T2": 1}}
     config = make_config("transformer", "run")
     config = make_config("transformer", "run", data=config.data.model_dump(mode="json") | data)
-    condition, real, titles = run.build_module(config).sample_requests(3)
+    condition, real, titles = run.build_module(config).recipe.sample_requests(3)
     assert condition.label.tolist() == [1, 3, 1]
     assert titles == ["T2", "T1", "T2"]
     assert real == []
@@ -45,10 +45,10 @@ def test_modalities_are_asked_for_in_turn(make_config):
 def test_translation_asks_for_held_out_targets_from_their_own_sources(make_config):
     config = make_config("transformer", "run", model=TRANSLATION)
     module = run.build_module(config)
-    module.examples = batches(config)
-    condition, real, titles = module.sample_requests(5)
+    module.recipe.examples = batches(config)
+    condition, real, titles = module.recipe.sample_requests(5)
     assert len(condition) == len(real) == len(titles) == 2
-    expected = torch.cat([batch["source_latent"] for batch in module.examples])
+    expected = torch.cat([batch["source_latent"] for batch in module.recipe.examples])
     assert torch.equal(condition.source_latent, expected)
     assert condition.source_label.tolist() == [0, 0]
 
@@ -56,13 +56,13 @@ def test_translation_asks_for_held_out_targets_from_their_own_sources(make_confi
 def test_in_context_asks_for_held_out_targets_from_any_number_of_sources(make_config):
     config = make_config("transformer", "run", model=IN_CONTEXT)
     module = run.build_module(config)
-    module.examples = batches(config)
-    condition, real, titles = module.sample_requests(5)
+    module.recipe.examples = batches(config)
+    condition, real, titles = module.recipe.sample_requests(5)
     assert len(condition) == len(real) == len(titles) == 2
     assert titles == ["T1ce+T2 → T1", "T2+FLAIR+T1 → T1ce"]
-    expected = torch.cat([batch["source_labels"] for batch in module.examples])
+    expected = torch.cat([batch["source_labels"] for batch in module.recipe.examples])
     assert torch.equal(condition.source_labels, expected)
-    assert len(module.sample_requests(1)[0]) == 1
+    assert len(module.recipe.sample_requests(1)[0]) == 1
 
 
 def test_in_context_training_resumes_bit_for_bit(make_config, memory_data, last_state):
@@ -106,21 +106,22 @@ def test_in_context_training_starts_from_a_label_conditional_run(make_config, me
 
 def test_samples_depend_on_the_weights_and_the_seed_only(make_config):
     module = run.build_module(make_config("transformer", "run")).eval()
-    condition, _, _ = module.sample_requests(4)
+    condition, _, _ = module.recipe.sample_requests(4)
     torch.manual_seed(5)
-    first = module.sample_tokens(condition)
-    alone, _, _ = module.sample_requests(1)
-    assert torch.equal(first, module.sample_tokens(condition))
-    assert torch.equal(first[:1], module.sample_tokens(alone))
+    first = module.recipe.sample_tokens(condition, module.draws)
+    alone, _, _ = module.recipe.sample_requests(1)
+    assert torch.equal(first, module.recipe.sample_tokens(condition, module.draws))
+    assert torch.equal(first[:1], module.recipe.sample_tokens(alone, module.draws))
     assert first.shape == (4, 4, 4, 4)
-    assert module.decode(first[:1]).shape == (16, 16, 16)
+    assert module.recipe.autoencoder.decode_tokens(first[:1]).shape == (16, 16, 16)
 
 
 def test_validation_hides_the_same_tokens_each_time(make_config):
     config = make_config("transformer", "run")
     module = run.build_module(config).eval()
     (batch,) = batches(config, 1)
-    assert module.evaluate(batch, 3)["loss"] == module.evaluate(batch, 3)["loss"]
+    one, two = (module.recipe.tally(batch, 3, module.draws).averages() for _ in range(2))
+    assert one["loss"] == two["loss"]
 
 
 def test_sampling_is_logged_at_every_validation(make_config, memory_data, logged):
@@ -134,8 +135,8 @@ def test_sampling_is_logged_at_every_validation(make_config, memory_data, logged
 
 
 @pytest.mark.parametrize(("sampled", "expected"), [([0, 1, 5, 6], 0.0), ([2, 2, 2, 2], 1.0)])
-def test_level_distance_compares_shares_of_each_level(sampled, expected):
+def testlevel_distance_compares_shares_of_each_level(sampled, expected):
     # Levels (5, 5): tokens 0, 1, 5, 6 have digits 0 and 1 in both channels; token 2 has digit 2, and 0.
     real = torch.tensor([0, 1, 5, 6]).view(1, 4, 1, 1)
-    distance = _level_distance(torch.tensor(sampled).view(1, 4, 1, 1), real, (5, 5))
+    distance = level_distance(torch.tensor(sampled).view(1, 4, 1, 1), real, (5, 5))
     assert float(distance) == pytest.approx(expected if expected == 0.0 else (1.0 + 0.5) / 2)

@@ -3,7 +3,6 @@ import torch
 
 from prod9.config.schema import (
     AutoencoderLossConfig,
-    CombinedMetricConfig,
     DecoderModelConfig,
     DiscriminatorConfig,
     FSQModelConfig,
@@ -14,7 +13,9 @@ from prod9.config.schema import (
 )
 from prod9.errors import ConfigError
 from prod9.models.factory import ModelFactory
-from prod9.training.building import build_autoencoder_trainer, build_loss, build_transformer_trainer
+from prod9.training.algorithms.transformer_trainer import TransformerTrainer
+from prod9.training.recipes.autoencoders import FSQRecipe, build_loss
+from tests.training.tiny import autoencoder_config
 
 FSQ = FSQModelConfig(levels=(5, 6), num_channels=(8, 8), num_res_blocks=(1, 1), norm_num_groups=4)
 
@@ -60,13 +61,11 @@ def test_the_loss_takes_every_setting_of_its_section():
 def test_lpips_is_measured_only_when_it_is_weighed(monkeypatch, tmp_path):
     monkeypatch.setenv("PROD9_WEIGHTS_DIR", str(tmp_path))
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    network = ModelFactory.create_autoencoder(FSQ)
-    build = build_autoencoder_trainer
-    section = AutoencoderLossConfig.model_validate({"adversarial": {"weight": 0.0}})
-    trainer = build(section, CombinedMetricConfig(), autoencoder=network, discriminator=None)
-    assert trainer.lpips is None
+    loss = {"adversarial": {"weight": 0.0}}
+    assert FSQRecipe(autoencoder_config(tmp_path, tmp_path, loss=loss)).algorithm.lpips is None
+    weighed = {"combined_metric": {"lpips": 1.0}}
     with pytest.raises(ConfigError, match="alex"):
-        build(section, CombinedMetricConfig(lpips=1.0), autoencoder=network, discriminator=None)
+        FSQRecipe(autoencoder_config(tmp_path, tmp_path, loss=loss, callbacks=weighed))
 
 
 def test_sampler_and_training_share_one_schedule_unless_the_sampler_has_its_own():
@@ -81,9 +80,8 @@ def test_the_transformer_trainer_takes_every_setting_of_its_section():
     section = TransformerLossConfig(label_smoothing=0.2, condition_dropout=0.3, background_weight=0.4)
     model = DecoderModelConfig(embed_dim=16, num_blocks=1, num_heads=2)
     decoder = ModelFactory.create_transformer(model, levels=(5, 6))
-    trainer = build_transformer_trainer(
-        section, decoder=decoder, scheduler=ModelFactory.create_scheduler(MaskingConfig())
-    )
+    scheduler = ModelFactory.create_scheduler(MaskingConfig())
+    trainer = TransformerTrainer(decoder=decoder, scheduler=scheduler, **section.kwargs())
     assert {name: getattr(trainer, name) for name in section.kwargs()} == section.kwargs()
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -16,50 +17,54 @@ from prod9.measures.metrics import (
     ssim3d,
     token_histogram,
 )
-from prod9.training.algorithms.base import Autoencoder, Backward, Losses, TokenAutoencoder, frozen_call
+from prod9.training.algorithms.base import (
+    AbstractAlgorithm,
+    Autoencoder,
+    Backward,
+    Losses,
+    TokenAutoencoder,
+    frozen_call,
+)
 from prod9.training.algorithms.tally import Tally, exact, mean_of
 from prod9.training.losses import VAEGANLoss, kl_divergence
 from prod9.types import AutoencoderOutput, Volume
 
 
-class AutoencoderTrainer:
+@dataclass(kw_only=True, eq=False)
+class AutoencoderTrainer(AbstractAlgorithm):
     """Losses, discriminator step and metrics of stage 1, for discrete and continuous latents.
 
-    autoencoder: maps ``[B C H W D]`` to AutoencoderOutput and names its ``last_layer``. discriminator: maps a
-    volume to the outputs of all its layers, logits last; required when the loss is adversarial. lpips: adds
-    the metric of that name. combined: adds ``combined_metric``. sampling: True for an autoencoder whose
-    forward draws its latent and so takes ``generator``.
+    Attributes:
+        autoencoder: maps ``[B C H W D]`` to AutoencoderOutput and names its ``last_layer``.
+        discriminator: maps a volume to the outputs of all its layers, logits last; required when the loss is
+            adversarial.
+        loss: of the autoencoder and the discriminator.
+        lpips: adds the metric of that name.
+        combined: adds ``combined_metric``.
+        sampling: True for an autoencoder whose forward pass draws its latent and so takes ``generator``.
     """
 
-    def __init__(
-        self,
-        *,
-        autoencoder: Autoencoder,
-        discriminator: nn.Module | None,
-        loss: VAEGANLoss,
-        lpips: nn.Module | None = None,
-        combined: CombinedMetric | None = None,
-        sampling: bool = False,
-    ) -> None:
-        if discriminator is None and loss.adversarial_weight:
+    autoencoder: Autoencoder
+    discriminator: nn.Module | None
+    loss: VAEGANLoss
+    lpips: nn.Module | None = None
+    combined: CombinedMetric | None = None
+    sampling: bool = False
+
+    def __post_init__(self) -> None:
+        if self.discriminator is None and self.loss.adversarial_weight:
             raise ValueError(
-                f"an adversarial weight of {loss.adversarial_weight:g} needs a discriminator, got None; "
+                f"discriminator: expected one for an adversarial weight of {self.loss.adversarial_weight:g}, got None; "
                 "pass one or set the weight to 0"
             )
-        self.autoencoder = autoencoder
-        self.discriminator = discriminator
-        self.loss = loss
-        self.lpips = lpips
-        self.combined = combined
-        self.sampling = sampling
 
     def compute_generator_losses(
         self, x: Volume, *, step: int, generator: torch.Generator | None = None
     ) -> tuple[Losses, AutoencoderOutput]:
         """Return the losses of the autoencoder on a batch, and its output.
 
-        ``total`` is to be differentiated; it reaches no parameter of the discriminator. ``step`` counts
-        training batches from 0. ``generator`` feeds autoencoders that sample.
+        ``total`` is to be differentiated; no gradient of it reaches the discriminator. ``step`` counts training
+        batches from 0. ``generator``: for autoencoders that draw their latent.
         """
         output = self.autoencoder(x, generator=generator) if self.sampling else self.autoencoder(x)
         fake, real = None, None
@@ -100,9 +105,15 @@ class AutoencoderTrainer:
         backward: Backward,
         clip: Callable[[torch.optim.Optimizer], None] | None = None,
     ) -> Losses:
-        """Take one optimizer step of the discriminator and return its losses; before it starts, none and {}.
+        """Take one optimizer step of the discriminator and return its losses; before it starts, do nothing, return {}.
 
-        clip: called with the optimizer between backward and step.
+        Args:
+            real: volumes.
+            reconstruction: of them.
+            optimizer: of the discriminator.
+            step: training batches done.
+            backward: differentiates the loss.
+            clip: called with the optimizer between backward and step.
         """
         losses = self.compute_discriminator_losses(real, reconstruction, step=step)
         if not losses:
@@ -114,17 +125,13 @@ class AutoencoderTrainer:
         optimizer.step()
         return {name: value.detach() for name, value in losses.items()}
 
-    def compute_metrics(self, x: Volume) -> Losses:
-        """Return scores of reconstructions of whole volumes in [0, 1], in evaluation mode, without gradient.
+    def tally(self, x: Volume) -> Tally:
+        """Count scores of reconstructions of whole volumes in [0, 1], in evaluation mode, without gradient.
 
         Means over the volumes: psnr and psnr_brain in dB (the latter over those with any foreground), ssim, l1; with
         an LPIPS network lpips. Over all tokens of the set: codebook_usage, perplexity and per channel level_usage_0 …;
         for continuous latents kl, and latent_std over all values of z_mu (stage 2 wants it near 1). combined_metric.
         """
-        return self.summarise(self.tally(x))
-
-    def tally(self, x: Volume) -> Tally:
-        """Return what `summarise` needs of a batch; tallies of batches, also of other ranks, add up."""
         with torch.no_grad(), _evaluating(self.autoencoder):
             output = self.autoencoder(x)
             reconstruction = output.reconstruction.float().clamp(0.0, 1.0)

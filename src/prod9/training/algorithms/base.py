@@ -2,9 +2,10 @@
 
 An algorithm holds references to networks, computes losses and metrics, and steps an optimizer that it is
 given. It never logs, moves devices, touches files, reads configs or counts steps: ``step`` is an argument,
-and so is every source of randomness. It differentiates for an optimizer only through ``Backward``.
+and so is every source of randomness. For an optimizer it only differentiates through ``Backward``.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -12,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from prod9.training.algorithms.tally import Tally
 from prod9.types import AutoencoderOutput
 
 Losses = dict[str, Float[Tensor, ""]]
@@ -20,6 +22,22 @@ Losses = dict[str, Float[Tensor, ""]]
 Backward = Callable[[Tensor], Any]
 """Adapters pass ``self.manual_backward``: a bare ``loss.backward()`` under DDP leaves the ranks with
 different weights, and no error."""
+
+
+class AbstractAlgorithm(ABC):
+    """Losses and metrics of a stage; owns no network and steps no optimizer but one that it is given."""
+
+    @abstractmethod
+    def tally(self, *batch: Any, **how: Any) -> Tally:
+        """Return what :meth:`summarise` needs of a held-out batch; tallies of batches, also of other ranks, add up."""
+
+    def summarise(self, tally: Tally) -> Losses:
+        """Return the scores of the set that ``tally`` is of."""
+        return tally.averages()
+
+    def compute_metrics(self, *batch: Any, **how: Any) -> Losses:
+        """Return the scores of one batch by itself; arguments as for :meth:`tally`."""
+        return self.summarise(self.tally(*batch, **how))
 
 
 @runtime_checkable
@@ -52,10 +70,19 @@ class TokenAutoencoder(Autoencoder, Protocol):
     vocab_size: int
 
 
+@runtime_checkable
+class Droppable(Protocol):
+    """A batch of conditions."""
+
+    def drop(self, where: Tensor) -> Any:
+        """Return the batch without the conditions of the samples of bool ``where [B]``."""
+        ...
+
+
 def frozen_call(network: nn.Module, x: Tensor) -> Any:
     """Call ``network`` so that gradients reach ``x`` but never its parameters.
 
-    Nothing is switched on the network itself, so a failure in between leaves nothing to undo.
+    The network itself is not changed, so a failure leaves nothing to undo.
     """
     parameters = {name: parameter.detach() for name, parameter in network.named_parameters()}
     return torch.func.functional_call(network, parameters, (x,))

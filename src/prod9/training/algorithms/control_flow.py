@@ -1,4 +1,4 @@
-"""What stage 3 of MAISI compares: velocities under control, and how much of them the lesions decide."""
+"""The losses of stage 3 of MAISI: velocities under control, and how much lesions change them."""
 
 from dataclasses import dataclass, replace
 
@@ -12,7 +12,8 @@ from prod9.diffusion.condition import FlowCondition
 from prod9.diffusion.diffusion_model import DiffusionModelRF
 from prod9.diffusion.scheduler import RectifiedFlowSchedulerRF, noise_like
 from prod9.training.algorithms.base import weighted_mean
-from prod9.training.algorithms.control_regions import Measured, region_of
+from prod9.training.algorithms.control_family import AbstractControlFamily, Measured
+from prod9.training.algorithms.control_regions import region_of
 from prod9.types import FlowSample
 
 DISTANCES = {"l2": torch.square, "l1": torch.abs}
@@ -22,9 +23,13 @@ DISTANCES = {"l2": torch.square, "l1": torch.abs}
 class RegionContrast:
     """MAISI-v2's region contrast: removing the lesions from the condition must change them, and nothing else.
 
-    weight, final_weight: λ before and from ``switch_step`` on (the authors report that the reverse order fails).
-    delta: change inside lesions that is enough, in units of the velocity. margin: positions around a lesion that
-    belong neither to it nor to the rest. host_class: what takes the lesions' place.
+    Attributes:
+        weight: λ before ``switch_step``.
+        final_weight: λ from then on (the authors report that the reverse order fails).
+        switch_step: training batches before the change.
+        delta: change inside lesions that is enough, in units of the velocity.
+        margin: positions around a lesion that belong neither to it nor to the rest.
+        host_class: the class that takes the lesions' place.
     """
 
     weight: float = 0.01
@@ -41,10 +46,10 @@ class RegionContrast:
 
 @dataclass(frozen=True)
 class FlowStep:
-    """One training step: what an objective may look at.
+    """One training step, for the objectives.
 
-    times: what the networks are told, ``[B]``. velocity: under control. weights: of the positions ``[B h w d]``, 0
-    where nothing is known of the sample.
+    times: input of the networks, ``[B]``. velocity: under control. weights: of the positions ``[B h w d]``, 0 where the
+    control is dropped.
     """
 
     sample: FlowSample
@@ -55,8 +60,17 @@ class FlowStep:
     weights: Tensor
 
 
-class FlowControl:
-    """Corrupts latents, predicts their velocity under control, compares. For the keywords see ControlNetTrainer."""
+class FlowControl(AbstractControlFamily[FlowCondition, FlowStep]):
+    """Corrupts latents, predicts their velocity under control, compares.
+
+    Args:
+        base: the frozen U-Net, in evaluation mode.
+        controlnet: made from it.
+        scheduler: of the base's training.
+        objective: ``velocity``, the only one.
+        distance: ``l2`` or ``l1`` between velocities.
+        contrast: another term of the loss, where there is one.
+    """
 
     def __init__(
         self,
@@ -64,27 +78,35 @@ class FlowControl:
         base: DiffusionModelRF,
         controlnet: ControlNetRF,
         scheduler: RectifiedFlowSchedulerRF,
-        distance: str,
-        contrast: RegionContrast | None,
+        objective: str = "velocity",
+        distance: str = "l2",
+        contrast: RegionContrast | None = None,
     ) -> None:
-        if distance not in DISTANCES:
-            raise ValueError(f"distance must be one of {', '.join(DISTANCES)}, got {distance!r}.")
+        for name, value, known in (
+            ("objective", objective, ("velocity",)),
+            ("distance", distance, tuple(DISTANCES)),
+        ):
+            if value not in known:
+                raise ValueError(
+                    f"{name}: expected one of {', '.join(known)}, got {value!r}; use one of these."
+                )
         self.base = base
         self.controlnet = controlnet
         self.scheduler = scheduler
+        self.objective = objective
         self.distance = DISTANCES[distance]
         self.contrast_settings = contrast
 
     def step(
         self,
-        x_0: Tensor,
+        target: Tensor,
         condition: FlowCondition,
         control: ControlCondition,
         weights: Tensor,
         generator: torch.Generator,
     ) -> FlowStep:
-        """Put latents ``[B Z h w d]`` somewhere between data and noise, and predict; ``weights``: of positions."""
-        sample, times = self._corrupt(x_0, generator)
+        """Put latents somewhere between data and noise, and predict their velocity."""
+        sample, times = self._corrupt(target, generator)
         velocity = self._controlled(sample, times, condition, control)
         known = (~control.is_dropped).float().view(-1, 1, 1, 1)
         return FlowStep(sample, times, condition, control, velocity, weights * known)
@@ -102,21 +124,21 @@ class FlowControl:
         return self.base.predict(sample.x_t, times, condition, residuals).float()
 
     def anchor(self, step: FlowStep) -> Tensor:
-        """Squared distance to the base where nothing is known: there control has nothing to add."""
+        """Squared distance to the base where the control is dropped: there it has nothing to add."""
         dropped = step.control.is_dropped
-        # Few samples are dropped, often none. One sync: whether any.
+        # Few samples are dropped, often none. One sync, for whether there are any.
         if not dropped.any():
             return step.velocity.sum() * 0.0
         with torch.no_grad():
             base = self.base.predict(step.sample.x_t, step.times, step.condition).float()
-        # By weight, not by index: how many are dropped would be a second wait for the device.
+        # By weight, not by index: their number would be a second wait for the device.
         return weighted_mean((step.velocity - base).square().flatten(1).mean(1), dropped.float())
 
     def measure(
-        self, x_0: Tensor, condition: FlowCondition, control: ControlCondition, generator: torch.Generator
+        self, target: Tensor, condition: FlowCondition, control: ControlCondition, generator: torch.Generator
     ) -> Measured:
         """Return the ``loss`` of each position with and without control."""
-        sample, times = self._corrupt(x_0, generator)
+        sample, times = self._corrupt(target, generator)
         predicted = {
             "": self._controlled(sample, times, condition, control),
             "_base": self.base.predict(sample.x_t, times, condition).float(),
@@ -125,10 +147,19 @@ class FlowControl:
             ("loss", suffix): self._errors(velocity, sample).flatten()
             for suffix, velocity in predicted.items()
         }
-        return Measured(torch.arange(values["loss", ""].numel(), device=x_0.device), values)
+        return Measured(torch.arange(values["loss", ""].numel(), device=target.device), values)
 
     def _errors(self, velocity: Tensor, sample: FlowSample) -> Float[Tensor, "B h w d"]:
         return self.distance(velocity - sample.velocity.float()).mean(1)
+
+    def loss(self, step: FlowStep) -> Tensor:
+        """Return the objective."""
+        return self.velocity(step)
+
+    def extra_terms(self, step: FlowStep, index: int) -> dict[str, tuple[float, Tensor]]:
+        """Return the region contrast, where there is one."""
+        settings = self.contrast_settings
+        return {} if settings is None else {"contrast": (settings.weight_at(index), self.contrast(step))}
 
     # -- objectives -----------------------------------------------------------------------------------
 
@@ -137,7 +168,7 @@ class FlowControl:
         return weighted_mean(self._errors(step.velocity, step.sample).flatten(), step.weights.flatten())
 
     def contrast(self, step: FlowStep) -> Tensor:
-        """Change of the velocity where the lesions are taken from the condition: wanted inside, not outside.
+        """Change of the velocity without the lesions in the condition: it should be large inside them, 0 outside.
 
         Costs a second pass of both networks. 0 where no sample of the batch has a lesion.
         """

@@ -1,7 +1,6 @@
 """Where in a latent the classes of a segmentation are, and what positions weigh in a loss for it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +15,7 @@ def region_of(
 ) -> Bool[Tensor, "B h w d"] | None:
     """Return True for positions of ``grid`` whose patch, or one within ``margin`` positions, holds a segmented class.
 
-    None for a control without segmentation; nowhere in samples of which nothing is known.
+    None for a control without segmentation; False everywhere in samples whose control is dropped.
     """
     if control.seg is None:
         return None
@@ -44,21 +43,9 @@ def position_weights(
 ) -> Float[Tensor, "B h w d"]:
     """Return what each position of ``target`` (``[B ... h w d]``) weighs: background, brain, or in ``region``.
 
-    Lesions are rare; at equal weight a network learns everything else first.
+    Lesions are rare; with equal weights a network learns everything else first.
     """
     weights = torch.ones(len(target), *target.shape[-3:], device=target.device)
     if foreground is not None:
         weights = weights.masked_fill(~foreground, background_weight)
     return weights if region is None else weights.masked_fill(region, region_weight)
-
-
-@dataclass(frozen=True)
-class Measured:
-    """What is compared, before it is averaged.
-
-    rows: flattened indices into ``[B h w d]``. values: by (name, suffix), one number a row; the suffix is empty
-    under control and ``_base`` without.
-    """
-
-    rows: Tensor
-    values: dict[tuple[str, str], Tensor]

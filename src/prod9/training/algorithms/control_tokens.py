@@ -1,6 +1,8 @@
-"""What stage 3 of MaskGiT compares: logits of hidden tokens under control."""
+"""The losses of stage 3 of MaskGiT: logits of hidden tokens under control."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -13,17 +15,17 @@ from prod9.generator.controlnet_maskgit import ControlNetMaskGiT, EncodedControl
 from prod9.generator.heads import TokenLogits
 from prod9.generator.maskgit import MaskGiTScheduler
 from prod9.generator.token_decoder import MaskedDecoder
-from prod9.training.algorithms.base import weighted_mean
-from prod9.training.algorithms.control_regions import Measured
+from prod9.training.algorithms.base import Droppable, weighted_mean
+from prod9.training.algorithms.control_family import AbstractControlFamily, Measured
 from prod9.types import MaskedSample
 
 
 @dataclass(frozen=True)
 class TokenStep:
-    """One training step: what an objective may look at.
+    """One training step, for the objectives.
 
     prepared: of the base. rows: flattened indices of the hidden tokens. logits: of the controlled base at
-    ``rows``. weights: of ``rows`` in the loss, 0 where nothing is known of the sample. dropped: bool ``[B]``.
+    ``rows``. weights: of ``rows`` in the loss, 0 where the control is dropped. dropped: bool ``[B]``.
     """
 
     sample: MaskedSample
@@ -35,8 +37,17 @@ class TokenStep:
     generator: torch.Generator
 
 
-class TokenControl:
-    """Hides tokens, predicts them under control, compares. For the keywords see ControlNetTrainer."""
+class TokenControl(AbstractControlFamily[Droppable, TokenStep]):
+    """Hides tokens, predicts them under control, compares.
+
+    Args:
+        decoder: the frozen base, in evaluation mode.
+        controlnet: made from it.
+        scheduler: γ.
+        objective: a key of ``OBJECTIVES``.
+        label_smoothing: share of the cross-entropy that is given to the uniform distribution.
+        privileged_share: of ``mse_privileged``: share of the hidden tokens that its teacher sees.
+    """
 
     def __init__(
         self,
@@ -44,45 +55,51 @@ class TokenControl:
         decoder: MaskedDecoder,
         controlnet: ControlNetMaskGiT,
         scheduler: MaskGiTScheduler,
-        label_smoothing: float,
-        privileged_share: float,
+        objective: str = "cross_entropy",
+        label_smoothing: float = 0.0,
+        privileged_share: float = 0.5,
     ) -> None:
-        self.decoder = decoder
+        if objective not in OBJECTIVES:
+            raise ValueError(
+                f"objective: expected one of {', '.join(OBJECTIVES)}, got {objective!r}; use one of these."
+            )
+        self.base = decoder
         self.controlnet = controlnet
         self.scheduler = scheduler
+        self.objective = objective
         self.label_smoothing = label_smoothing
         self.privileged_share = privileged_share
 
     def step(
         self,
-        tokens: Tensor,
-        condition: Any,
+        target: Tensor,
+        condition: Droppable,
         control: ControlCondition,
         weights: Tensor,
         generator: torch.Generator,
     ) -> TokenStep:
-        """Hide tokens ``[B h w d]`` and predict them; ``weights [B h w d]``: of the positions."""
-        sample = self.scheduler.corrupt(tokens, generator)
+        """Hide tokens and predict them."""
+        sample = self.scheduler.corrupt(target, generator)
         with torch.no_grad():
-            prepared = self.decoder.prepare(condition)
-        # The number of hidden tokens is known to the device only: one sync, for much less head and softmax.
+            prepared = self.base.prepare(condition)
+        # Only the device has the number of hidden tokens: one sync, which saves much of head and softmax.
         rows = sample.mask.flatten().nonzero()[:, 0]
         logits = self._controlled(sample, prepared, self.controlnet.encode(control), rows)
         dropped = control.is_dropped
-        known = dropped.logical_not().float()[rows // tokens[0].numel()]
+        known = dropped.logical_not().float()[rows // target[0].numel()]
         return TokenStep(sample, prepared, rows, logits, weights.flatten()[rows] * known, dropped, generator)
 
     def _controlled(
         self, sample: MaskedSample, prepared: Any, control: EncodedControl, rows: Tensor
     ) -> TokenLogits:
         output = self.controlnet(sample.tokens, sample.mask, prepared, control, rows=rows)
-        return apply_control(self.decoder, output, sample.tokens, sample.mask, prepared, rows)
+        return apply_control(self.base, output, sample.tokens, sample.mask, prepared, rows)
 
     def anchor(self, step: TokenStep) -> Tensor:
-        """Squared distance to the base where nothing is known: there control has nothing to add."""
+        """Squared distance to the base where the control is dropped: there it has nothing to add."""
         tokens, mask = step.sample.tokens, step.sample.mask
         errors, start = [step.logits.values.sum()[None] * 0.0], 0
-        # Few samples are dropped, so the base runs on those alone. One more sync: which ones.
+        # Few samples are dropped, so the base runs on those alone. One more sync, for which ones.
         for k, (count, dropped) in enumerate(
             zip(mask.flatten(1).sum(1).tolist(), step.dropped.tolist(), strict=True)
         ):
@@ -91,27 +108,31 @@ class TokenControl:
                 one = slice(k, k + 1)
                 with torch.no_grad():
                     rows = step.rows[mine] - k * tokens[0].numel()
-                    base = self.decoder(tokens[one], mask[one], step.prepared[one], rows=rows)
+                    base = self.base(tokens[one], mask[one], step.prepared[one], rows=rows)
                 ours = TokenLogits(step.logits.values[mine], step.logits.vocabulary)
                 errors.append(squared_distance(ours, base))
         return torch.cat(errors[1:] or errors).mean()
 
     def measure(
-        self, tokens: Tensor, condition: Any, control: ControlCondition, generator: torch.Generator
+        self, target: Tensor, condition: Droppable, control: ControlCondition, generator: torch.Generator
     ) -> Measured:
         """Return ``loss`` and ``accuracy`` of hidden tokens with and without control."""
-        sample = self.scheduler.corrupt(tokens, generator)
-        prepared = self.decoder.prepare(condition)
+        sample = self.scheduler.corrupt(target, generator)
+        prepared = self.base.prepare(condition)
         rows = sample.mask.flatten().nonzero()[:, 0]  # one sync, as in a training step
-        target = sample.target.flatten()[rows]
+        wanted = sample.target.flatten()[rows]
         values: dict[tuple[str, str], Tensor] = {}
         for suffix, logits in (
             ("", self._controlled(sample, prepared, self.controlnet.encode(control), rows)),
-            ("_base", self.decoder(sample.tokens, sample.mask, prepared, rows=rows)),
+            ("_base", self.base(sample.tokens, sample.mask, prepared, rows=rows)),
         ):
-            values["loss", suffix] = logits.cross_entropy(target)
-            values["accuracy", suffix] = logits.mode() == target
+            values["loss", suffix] = logits.cross_entropy(wanted)
+            values["accuracy", suffix] = logits.mode() == wanted
         return Measured(rows, values)
+
+    def loss(self, step: TokenStep) -> Tensor:
+        """Return the objective."""
+        return OBJECTIVES[self.objective](self, step)
 
     # -- objectives -----------------------------------------------------------------------------------
 
@@ -123,27 +144,37 @@ class TokenControl:
         )
 
     def mse_privileged(self, step: TokenStep) -> Tensor:
-        """Logits of the base that sees more of the tokens: what it gets from them, control has to know."""
+        """Logits of the base that sees more of the tokens: control has to supply what it reads from them."""
         sample = step.sample
         hidden = keep_hidden(sample.mask, 1.0 - self.privileged_share, step.generator)
         with torch.no_grad():
             revealed = sample.target.masked_fill(hidden, 0)
-            teacher = self.decoder(revealed, hidden, step.prepared, rows=step.rows)
+            teacher = self.base(revealed, hidden, step.prepared, rows=step.rows)
         still = hidden.flatten()[step.rows].float()
         return weighted_mean(squared_distance(step.logits, teacher), step.weights * still)
 
     def mse(self, step: TokenStep) -> Tensor:
-        """Logits of the base on the same tokens: the literal form, which the uncontrolled base satisfies.
+        """Logits of the base on the same tokens: the literal form, which the uncontrolled base already satisfies.
 
-        Kept for completeness. Its gradient is exactly zero at the start, and the condition never enters it.
+        Kept for completeness. Its gradient is exactly zero at the start, and the condition has no effect on it.
         """
         with torch.no_grad():
-            base = self.decoder(step.sample.tokens, step.sample.mask, step.prepared, rows=step.rows)
+            base = self.base(step.sample.tokens, step.sample.mask, step.prepared, rows=step.rows)
         return weighted_mean(squared_distance(step.logits, base), step.weights)
 
 
+OBJECTIVES: Mapping[str, Callable[[TokenControl, TokenStep], Tensor]] = MappingProxyType(
+    {
+        "cross_entropy": TokenControl.cross_entropy,
+        "mse_privileged": TokenControl.mse_privileged,
+        "mse": TokenControl.mse,
+    }
+)
+"""What a control network of tokens may be trained for."""
+
+
 def squared_distance(one: TokenLogits, other: TokenLogits) -> Float[Tensor, " R"]:
-    """Return the mean squared difference of logits; those of a group count up to a constant, as in softmax."""
+    """Return the mean squared difference of logits, in each group up to a constant, as in softmax."""
     parts = [
         a - a.mean(-1, keepdim=True) - (b - b.mean(-1, keepdim=True))
         for a, b in zip(one.split(), other.split(), strict=True)

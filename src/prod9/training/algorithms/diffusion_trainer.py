@@ -1,5 +1,6 @@
-"""Stage-2 training of MAISI: put latents somewhere between data and noise, predict the velocity, compare."""
+"""Stage-2 training of MAISI: move latents towards noise, predict the velocity, compare."""
 
+from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from prod9.diffusion.condition import FlowCondition
 from prod9.diffusion.scheduler import RectifiedFlowSchedulerRF, noise_like
-from prod9.training.algorithms.base import Losses
+from prod9.training.algorithms.base import AbstractAlgorithm, Losses
 from prod9.training.algorithms.tally import Tally, mean_of
 from prod9.types import Latent, Time
 
@@ -19,34 +20,36 @@ _NEAR_DATA, _NEAR_NOISE = 0.2, 0.8
 
 @runtime_checkable
 class VelocityNetwork(Protocol):
-    """What predicts velocities, as DiffusionModelRF does."""
+    """A network that predicts velocities, such as DiffusionModelRF."""
 
     def predict(self, x_t: Latent, timesteps: Time, condition: FlowCondition) -> Latent:
         """Return the velocity at ``x_t``; ``timesteps`` are the scheduler's ``network_time``."""
         ...
 
 
-class DiffusionTrainer:
+@dataclass(kw_only=True, eq=False)
+class DiffusionTrainer(AbstractAlgorithm):
     """Losses and metrics of a rectified flow; steps no optimizer and owns no network.
 
-    distance: ``l2`` or ``l1`` between predicted and true velocity. condition_dropout: share of samples whose
-    label is unknown, for guidance. Latents come scaled to a deviation of 1.
+    Latents come scaled to a deviation of 1.
+
+    Attributes:
+        network: predicts velocities.
+        scheduler: corrupts latents.
+        distance: ``l2`` or ``l1`` between predicted and true velocity.
+        condition_dropout: share of samples whose label is hidden, for guidance.
     """
 
-    def __init__(
-        self,
-        *,
-        network: VelocityNetwork,
-        scheduler: RectifiedFlowSchedulerRF,
-        distance: str = "l2",
-        condition_dropout: float = 0.1,
-    ) -> None:
-        if distance not in DISTANCES:
-            raise ValueError(f"distance must be one of {', '.join(DISTANCES)}, got {distance!r}.")
-        self.network = network
-        self.scheduler = scheduler
-        self.distance = distance
-        self.condition_dropout = condition_dropout
+    network: VelocityNetwork
+    scheduler: RectifiedFlowSchedulerRF
+    distance: str = "l2"
+    condition_dropout: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.distance not in DISTANCES:
+            raise ValueError(
+                f"distance: expected one of {', '.join(DISTANCES)}, got {self.distance!r}; use one of these."
+            )
 
     def compute_losses(self, x_0: Latent, condition: FlowCondition, *, generator: torch.Generator) -> Losses:
         """Return ``total`` and ``velocity``, means over the latent values of the batch."""
@@ -57,16 +60,12 @@ class DiffusionTrainer:
         loss = self._loss_at(t, x_0, condition, generator)
         return {"total": loss, "velocity": loss.detach()}
 
-    def compute_metrics(self, x_0: Latent, condition: FlowCondition, *, generator: torch.Generator) -> Losses:
-        """Return ``loss`` at random times, and ``loss_near_data`` and ``loss_near_noise`` at 0.2 and 0.8.
+    @torch.no_grad()
+    def tally(self, x_0: Latent, condition: FlowCondition, *, generator: torch.Generator) -> Tally:
+        """Count ``loss`` at random times, and ``loss_near_data`` and ``loss_near_noise`` at 0.2 and 0.8.
 
         Means over the samples of the set. Put the network into evaluation mode first.
         """
-        return self.summarise(self.tally(x_0, condition, generator=generator))
-
-    @torch.no_grad()
-    def tally(self, x_0: Latent, condition: FlowCondition, *, generator: torch.Generator) -> Tally:
-        """Return what `summarise` needs of a batch; tallies of batches, also of other ranks, add up."""
         random = self.scheduler.sample_times(x_0.shape, generator)
         fixed = {"loss_near_data": _NEAR_DATA, "loss_near_noise": _NEAR_NOISE}
         times = {"loss": random, **{name: torch.full_like(random, t) for name, t in fixed.items()}}
@@ -74,10 +73,6 @@ class DiffusionTrainer:
         return Tally(
             {name: mean_of(self._loss_at(t, x_0, condition, generator), samples) for name, t in times.items()}
         )
-
-    def summarise(self, tally: Tally) -> Losses:
-        """Return the scores of the set that ``tally`` is of."""
-        return tally.averages()
 
     def _loss_at(
         self, t: Time, x_0: Latent, condition: FlowCondition, generator: torch.Generator

@@ -1,4 +1,4 @@
-"""Refiner training: from a decoded translation and its sources towards the scan that was held back."""
+"""Refiner training: from a decoded translation and its sources to the true scan."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from prod9.generator.refiner import Refined
 from prod9.measures.metrics import fit_intensities, foreground, psnr, ssim3d
+from prod9.training.algorithms.base import AbstractAlgorithm
 from prod9.training.algorithms.tally import Tally, mean_of
 from prod9.types import Label, Volume
 
@@ -18,7 +19,7 @@ RefinerNetwork = Callable[[Tensor, Tensor, Tensor, Tensor], Refined]
 
 
 _ERROR_WEIGHT = 0.01
-"""Of the expected error's loss. It trains one layer that nothing else does, so its size matters only for clipping."""
+"""Weight of the expected error's loss. Nothing else trains its layer, so the weight only matters for clipping."""
 
 
 @dataclass(frozen=True)
@@ -41,32 +42,27 @@ class RefinerInputs:
         return replace(self, decoded=torch.where(where[:, None, None, None, None], 0.0, self.decoded))
 
 
-class RefinerTrainer:
+@dataclass(kw_only=True, eq=False)
+class RefinerTrainer(AbstractAlgorithm):
     """Losses and metrics of a refiner; steps no optimizer and owns no network.
 
-    reconstruction: distance to the target. background_weight: of voxels outside the target's brain in it.
-    region_weight: of voxels in any segmented class, in every term; without segmentations no voxel is in one.
-    fit_weight: of the squared distance over the brain that is left after the best affine map of intensities: it
-    asks for contrast between tissues, whatever the brightness of the scan. decoded_dropout: share of samples
-    trained with the decoded target zeroed, so that what it contributes can be told apart.
+    Attributes:
+        refiner: the network.
+        reconstruction: distance to the target.
+        background_weight: of voxels outside of the target's brain in that distance.
+        region_weight: of voxels in any segmented class, in every term; without segmentations no voxel is in one.
+        fit_weight: of the squared distance over the brain that is left after the best affine map of intensities: it
+            rewards contrast between tissues, whatever the brightness of the scan.
+        decoded_dropout: share of samples trained with the decoded target zeroed, so that its share in the result can be
+            measured.
     """
 
-    def __init__(
-        self,
-        *,
-        refiner: RefinerNetwork,
-        reconstruction: Literal["l1", "l2"] = "l2",
-        background_weight: float = 0.1,
-        region_weight: float = 1.0,
-        fit_weight: float = 4.0,
-        decoded_dropout: float = 0.25,
-    ) -> None:
-        self.refiner = refiner
-        self.reconstruction = reconstruction
-        self.background_weight = background_weight
-        self.region_weight = region_weight
-        self.fit_weight = fit_weight
-        self.decoded_dropout = decoded_dropout
+    refiner: RefinerNetwork
+    reconstruction: Literal["l1", "l2"] = "l2"
+    background_weight: float = 0.1
+    region_weight: float = 1.0
+    fit_weight: float = 4.0
+    decoded_dropout: float = 0.25
 
     def refine(self, inputs: RefinerInputs) -> Refined:
         """Return the refined targets, not clipped, and their expected errors."""
@@ -104,27 +100,22 @@ class RefinerTrainer:
             rest = fit_intensities(refined, target, mask=brain) - target
             losses["fit"] = (rest.square() * inside).sum() / inside.sum().clamp_min(1)
             losses["total"] = losses["total"] + self.fit_weight * losses["fit"]
-        # Selected by weight, not by index: how many voxels there are would have to come from the device.
-        told = brain & (expected > 0)
-        scale = torch.where(told, expected, 0.5)  # 2 · 0.5 is 1, whose logarithm is 0
-        left = torch.where(told, error.detach().abs(), 0.0) / scale
-        losses["expected_error"] = (left + (2 * scale).log()).sum() / told.sum().clamp_min(1)
+        # Selected by weight, not by index: an index needs the number of voxels from the device.
+        counted = brain & (expected > 0)
+        scale = torch.where(counted, expected, 0.5)  # 2 · 0.5 is 1, whose logarithm is 0
+        left = torch.where(counted, error.detach().abs(), 0.0) / scale
+        losses["expected_error"] = (left + (2 * scale).log()).sum() / counted.sum().clamp_min(1)
         losses["total"] = losses["total"] + _ERROR_WEIGHT * losses["expected_error"]
         return losses
 
-    def compute_metrics(self, inputs: RefinerInputs, target: Volume) -> dict[str, Tensor]:
-        """Return means over the volumes of the set that show any brain, in the target's brain: PSNR in dB and SSIM.
+    @torch.no_grad()
+    def tally(self, inputs: RefinerInputs, target: Volume) -> Tally:
+        """Count means over the volumes of the set that show any brain, in the target's brain: PSNR in dB and SSIM.
 
         ``psnr``, ``psnr_fitted`` (after an affine fit of intensities) and ``ssim`` of the refined volumes;
         ``psnr_fitted_decoded`` before refinement; ``psnr_fitted_sources`` with the decoded target zeroed.
-        Means over all voxels of the brains, ``expected_error`` and ``error``: what the refiner thinks that it is off
-        by, and what it is.
+        Means over all voxels of the brains: ``expected_error`` that the refiner predicts, and the true ``error``.
         """
-        return self.summarise(self.tally(inputs, target))
-
-    @torch.no_grad()
-    def tally(self, inputs: RefinerInputs, target: Volume) -> Tally:
-        """Return what `summarise` needs of a batch; tallies of batches, also of other ranks, add up."""
         brain = foreground(target)
         shown = brain.flatten(1).any(1)
 
@@ -145,7 +136,3 @@ class RefinerTrainer:
                 "error": mean_of((refined - target).abs(), brain),
             }
         )
-
-    def summarise(self, tally: Tally) -> dict[str, Tensor]:
-        """Return the scores of the set that ``tally`` is of."""
-        return tally.averages()

@@ -1,7 +1,7 @@
-"""What is counted over a set: sums that add up over batches and ranks, and the scores that follow from them.
+"""Sums over a set that add up over batches and ranks, and the scores that follow from them.
 
-The mean of a score over batches is the score of the set only where the score is itself a mean over as many things in
-each batch. Shares of tokens, codebook use, deviations and accuracies are not.
+The mean of a score over batches is the score of the set only where the score is a mean over equally many things in each
+batch. Shares of tokens, codebook use, deviations and accuracies are not.
 """
 
 from dataclasses import dataclass, field
@@ -34,12 +34,12 @@ class Tally:
         return Tally(*moved)
 
     def averages(self) -> dict[str, Tensor]:
-        """Return the weighted means, float32; without those that nothing in the set had any weight in."""
+        """Return the weighted means, float32, without those whose weights are all 0."""
         if not self.means:
             return {}
         sums, weights = torch.stack(list(self.means.values())).unbind(1)
         values = (sums / weights).float()
-        # One wait for the device, at the end of a set: which names there are.
+        # One wait for the device, at the end of a set, for the names.
         there = (weights > 0).tolist()
         return {name: value for name, value, known in zip(self.means, values, there, strict=True) if known}
 
@@ -47,7 +47,7 @@ class Tally:
 def mean_of(values: Float[Tensor, "..."], weights: Tensor | None = None) -> Float[Tensor, "2"]:
     """Return Σ weight · value and Σ weight, the weights 1 where none are given.
 
-    What weighs nothing may have any value, NaN too; a NaN that counts stays one.
+    Values of weight 0 may be anything, also NaN; a NaN of another weight makes the mean NaN.
     """
     values = exact(values)
     if weights is None:

@@ -1,6 +1,6 @@
 """Stage-2 training: hide tokens, predict them, compare."""
 
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float, Int64, Integer
@@ -10,7 +10,7 @@ from prod9.generator.heads import TokenLogits
 from prod9.generator.maskgit import MaskGiTScheduler
 from prod9.generator.token_decoder import MaskedDecoder
 from prod9.measures.metrics import count_values
-from prod9.training.algorithms.base import weighted_mean
+from prod9.training.algorithms.base import AbstractAlgorithm, Droppable, weighted_mean
 from prod9.training.algorithms.control_regions import position_weights, segmented_positions
 from prod9.training.algorithms.tally import Tally, mean_of
 from prod9.types import MaskedSample, TokenGrid
@@ -18,44 +18,38 @@ from prod9.types import MaskedSample, TokenGrid
 _LOW_TIME, _HIGH_TIME = 0.8, 0.2
 
 
-class TransformerTrainer:
+@dataclass(kw_only=True, eq=False)
+class TransformerTrainer(AbstractAlgorithm):
     """Losses and metrics of a masked decoder; steps no optimizer and owns no network.
 
-    decoder: any ``MaskedDecoder``. scheduler: γ. label_smoothing: share given to the uniform distribution.
-    condition_dropout: share of samples trained without condition, for guidance. background_weight,
-    region_weight: weight in the loss of tokens without foreground, and of those in or within ``region_margin`` tokens
-    of a segmented class. ordinal_weight: of the expected distance to the true levels.
+    Attributes:
+        decoder: any ``MaskedDecoder``.
+        scheduler: γ.
+        label_smoothing: share given to the uniform distribution.
+        condition_dropout: share of samples trained without condition, for guidance.
+        background_weight: weight in the loss of tokens without foreground.
+        region_weight: weight of tokens in or within ``region_margin`` tokens of a segmented class.
+        region_margin: in tokens.
+        ordinal_weight: of the expected distance to the true levels.
     """
 
-    def __init__(
-        self,
-        *,
-        decoder: MaskedDecoder,
-        scheduler: MaskGiTScheduler,
-        label_smoothing: float = 0.1,
-        condition_dropout: float = 0.1,
-        background_weight: float = 0.25,
-        region_weight: float = 1.0,
-        region_margin: int = 1,
-        ordinal_weight: float = 0.0,
-    ) -> None:
-        self.decoder = decoder
-        self.scheduler = scheduler
-        self.label_smoothing = label_smoothing
-        self.condition_dropout = condition_dropout
-        self.background_weight = background_weight
-        self.region_weight = region_weight
-        self.region_margin = region_margin
-        self.ordinal_weight = ordinal_weight
+    decoder: MaskedDecoder
+    scheduler: MaskGiTScheduler
+    label_smoothing: float = 0.1
+    condition_dropout: float = 0.1
+    background_weight: float = 0.25
+    region_weight: float = 1.0
+    region_margin: int = 1
+    ordinal_weight: float = 0.0
 
     def generate_training_data(self, tokens: TokenGrid, *, generator: torch.Generator) -> MaskedSample:
-        """Hide a share of each sample's tokens, as the schedule says for a random time."""
+        """Hide a share of each sample's tokens: that of the schedule at a random time."""
         return self.scheduler.corrupt(tokens, generator)
 
     def compute_losses(
         self,
         tokens: TokenGrid,
-        condition: Any,
+        condition: Droppable,
         *,
         generator: torch.Generator,
         foreground: Bool[Tensor, "B h w d"] | None = None,
@@ -63,8 +57,13 @@ class TransformerTrainer:
     ) -> dict[str, Tensor]:
         """Return ``total``, ``cross_entropy`` and, if weighted, ``ordinal``; means over hidden tokens.
 
-        foreground: True where a token's patch holds any of the head; others weigh ``background_weight``. seg: what
-        is where in the volumes; lesions are a hundredth of a brain, and learnt last at equal weight.
+        Args:
+            tokens: whole grids.
+            condition: of the decoder.
+            generator: of all that is drawn.
+            foreground: True where a token's patch holds any of the head; others weigh ``background_weight``.
+            seg: segmentation of the volumes. Lesions are a hundredth of a brain; with equal weights they are learnt
+                last.
         """
         sample = self.generate_training_data(tokens, generator=generator)
         if self.condition_dropout > 0:
@@ -91,26 +90,20 @@ class TransformerTrainer:
             losses["total"] = losses["total"] + self.ordinal_weight * losses["ordinal"]
         return losses
 
-    def _predict_hidden(self, sample: MaskedSample, condition: Any) -> tuple[TokenLogits, Tensor]:
+    def _predict_hidden(self, sample: MaskedSample, condition: Droppable) -> tuple[TokenLogits, Tensor]:
         # The number of hidden tokens is known to the device only: one sync, for 40% less head and softmax.
         rows = sample.mask.flatten().nonzero()[:, 0]
         return self.decoder(sample.tokens, sample.mask, self.decoder.prepare(condition), rows=rows), rows
 
-    def compute_metrics(
-        self, tokens: TokenGrid, condition: Any, *, generator: torch.Generator
-    ) -> dict[str, Tensor]:
-        """Return scalars over all hidden tokens of the set, in nats and shares, without smoothing or weights.
+    @torch.no_grad()
+    def tally(self, tokens: TokenGrid, condition: Droppable, *, generator: torch.Generator) -> Tally:
+        """Count scalars over all hidden tokens of the set, in nats and shares, without smoothing or weights.
 
         ``loss`` and ``accuracy`` at random times; ``accuracy_level_i`` and ``distance_level_i`` (mean
         absolute error in levels) of the most likely token; ``loss_low_mask`` and ``loss_high_mask`` at the
         times 0.8 and 0.2. Context is used once the former falls below the latter. Put the decoder into
         evaluation mode first.
         """
-        return self.summarise(self.tally(tokens, condition, generator=generator))
-
-    @torch.no_grad()
-    def tally(self, tokens: TokenGrid, condition: Any, *, generator: torch.Generator) -> Tally:
-        """Return what `summarise` needs of a batch; tallies of batches, also of other ranks, add up."""
         sample = self.generate_training_data(tokens, generator=generator)
         logits, rows = self._predict_hidden(sample, condition)
         target, guess = sample.target.flatten()[rows], logits.mode()
@@ -134,7 +127,9 @@ class TransformerTrainer:
             metrics[f"distance_level_{i}"] = (confusion * gap).sum() / confusion.sum()
         return metrics
 
-    def _loss_at(self, time: float, tokens: Tensor, condition: Any, generator: torch.Generator) -> Tensor:
+    def _loss_at(
+        self, time: float, tokens: Tensor, condition: Droppable, generator: torch.Generator
+    ) -> Tensor:
         times = torch.full((tokens.shape[0],), time, dtype=torch.float64)
         sample = self.scheduler.corrupt_at(tokens, times, generator)
         logits, rows = self._predict_hidden(sample, condition)

@@ -19,7 +19,7 @@ from prod9.training.data.brats import AbstractBraTSDataModule
 
 
 class TranslatesScans(Protocol):
-    """A trained model that translates scans, such as ``lightning.translator.Translator``."""
+    """A trained model that translates scans, such as ``recipes.translator.Translator``."""
 
     @property
     def split(self) -> Split:

@@ -1,9 +1,8 @@
-"""What the Lightning adapters share: steps, seeds, learning rates, and surviving a bad batch.
+"""AbstractLightning: what both adapters share: steps, seeds, learning rates, and surviving a bad batch.
 
-An adapter owns the networks and optimizers and asks an algorithm class for losses; it holds no loss
-arithmetic. A *step* is one training batch. Lightning counts optimizer steps instead, two a batch in a GAN, so
-its counters are not used: ``AbstractLightning.step`` drives learning rate, limits, logs and file names, and
-is what a checkpoint stores.
+An adapter drives a recipe: it owns the networks and optimizers and asks the recipe for losses, scores and samples. A
+*step* is one training batch. Lightning counts optimizer steps instead, two per batch in a GAN, so its counters are not
+used: ``AbstractLightning.step`` drives learning rate, limits, logs and file names, and is what a checkpoint stores.
 """
 
 import logging
@@ -11,8 +10,7 @@ import shutil
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
@@ -23,37 +21,17 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from prod9.config.schema import RunConfig
-from prod9.errors import CheckpointError, ConfigError, TrainingError
+from prod9.errors import ConfigError, TrainingError
 from prod9.models.checkpoint_manager import Header, Opened, load_strictly, make_header, weights_of
 from prod9.training.algorithms.tally import Tally
+from prod9.training.lightning.continuing import conditions_of, content_of, refuse_others, warn_of_differences
 from prod9.training.optimizers import build_optimizer
+from prod9.training.recipes.base import AbstractRecipe, Draws, Panel, mix
 from prod9.training.schedules import learning_rate_factor
 from prod9.training.sharding import own_part, whole
 
-Batch = dict[str, Any]
-T = TypeVar("T")
+Batch = Mapping[str, Any]
 log = logging.getLogger("prod9")
-
-
-@dataclass(frozen=True)
-class Panel:
-    """One volume of a picture: ``data`` float32 ``[H W D]`` in [0, 1] on the CPU, under ``title``."""
-
-    title: str
-    data: np.ndarray
-
-
-class Unregistered(Generic[T]):
-    """Holds something that must stay out of the module tree: not saved, not averaged, not synchronised.
-
-    Weight averaging deep-copies the adapter; the content is shared with the copy instead.
-    """
-
-    def __init__(self, content: T) -> None:
-        self.content = content
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> "Unregistered[T]":
-        return self
 
 
 class NonFiniteError(ArithmeticError):
@@ -61,57 +39,66 @@ class NonFiniteError(ArithmeticError):
 
 
 class AbstractLightning(LightningModule, ABC):
-    """A training run of one stage. ``monitor``: the metric that picks checkpoints, and its direction."""
+    """A training run of one stage.
 
-    monitor: tuple[str, str]
-    algorithm: Any
+    recipe_type: of a final class, the recipe that it drives where none is given. recipe: of ``config``.
+    """
 
-    def __init__(self, config: RunConfig) -> None:
+    recipe_type: ClassVar[type[AbstractRecipe[Any, Any, Any]]]
+
+    def __init__(self, config: RunConfig, recipe: AbstractRecipe[Any, Any, Any] | None = None) -> None:
         super().__init__()
         self.automatic_optimization = False
         self.config = config
+        self.recipe: Any = self.recipe_type(config) if recipe is None else recipe
         self.step = 0
         self.skipped_steps = 0
         self.skipped_in_row = 0
         # The step of the last whole validation; None where a checkpoint of an older version does not say.
         self.validated: int | None = 0
         self.stopped_early = False
+        # Whether the weights are those of the seed, and no step has changed them.
         self.fresh = True
         self.latest: dict[str, float] = {}
         self._tally = Tally()
         self._unmeasured = False
-
-    # -- what a final class supplies ---------------------------------------------------------------
+        for name, network in self.recipe.networks().items():
+            if self.recipe.convolutional and config.training.channels_last:
+                network.to(memory_format=torch.channels_last_3d)  # pyright: ignore[reportCallIssue]
+            self.add_module(name, network)
+        if config.training.compile:
+            compile_network(next(self.children()))
 
     @abstractmethod
     def optimise(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         """Do one training step and return what is worth logging; raises NonFiniteError to skip it."""
 
-    @abstractmethod
-    def tally(self, batch: Batch, batch_idx: int) -> Tally:
-        """Return what one held-out batch adds to the scores of the held-out set."""
+    @property
+    def algorithm(self) -> Any:
+        """Losses and metrics of the recipe."""
+        return self.recipe.algorithm
 
-    @abstractmethod
-    def sample_validation(self, num_samples: int) -> list[list[Panel]]:
-        """Return rows of volumes worth looking at; may log what they measure."""
-
-    @abstractmethod
-    def architecture(self) -> dict[str, Any]:
-        """Return the ``architecture`` of the checkpoint header."""
-
-    @abstractmethod
     def networks(self) -> dict[str, nn.Module]:
-        """Return the networks by their state-dict prefix, the main one first."""
-
-    @abstractmethod
-    def peak_rates(self) -> list[float]:
-        """Return the peak learning rate of each optimizer."""
-
-    def inputs(self) -> dict[str, dict[str, str]]:
-        """Return the earlier stages this one builds on, for the header."""
-        return {}
+        """Return the networks by their state-dict prefix, the main one first; of a copy, the copied ones."""
+        return dict(self.named_children())
 
     # -- Lightning's hooks --------------------------------------------------------------------------
+
+    def setup(self, stage: str) -> None:
+        """Prepare the recipe for a validation or a test by itself; in training, after a checkpoint is loaded."""
+        if stage != "fit":
+            self._prepare()
+
+    def on_fit_start(self) -> None:
+        """Prepare the recipe."""
+        self._prepare()
+
+    def on_train_start(self) -> None:
+        """Give Lightning's batch counter the steps done before: validations then fall on the same steps."""
+        self.trainer.fit_loop.epoch_loop.batch_progress.total.ready = self.step
+        note = self.recipe.start_note()
+        if note and self.fresh and self.trainer.is_global_zero:
+            log.info("%s", note)
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """Run one step with its own seed and learning rate; a non-finite one is skipped and counted."""
@@ -130,6 +117,14 @@ class AbstractLightning(LightningModule, ABC):
             # One transfer to the host per logged step, not per step.
             self.log_values({f"train/{k}": float(v) for k, v in values.items()} | {"learning_rate": rate})
 
+    def on_validation_epoch_start(self) -> None:
+        """Forget what the last validation has kept."""
+        self.recipe.begin_validation()
+
+    def on_test_epoch_start(self) -> None:
+        """Forget what an earlier test has kept."""
+        self.recipe.begin_validation()
+
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Count what the batch adds to the ``val/…`` metrics."""
         self._count("val", batch, batch_idx)
@@ -145,14 +140,12 @@ class AbstractLightning(LightningModule, ABC):
         """
         self.log("step", float(self.step))
         self._log_tally("val")
+        self._log_scores("val", self.recipe.set_scores(self.draws))
 
     def on_test_epoch_end(self) -> None:
         """Log the ``test/…`` metrics, of all batches and ranks together."""
         self._log_tally("test")
-
-    def on_train_start(self) -> None:
-        """Tell Lightning's batch counter the steps done before: validations then fall on the same steps."""
-        self.trainer.fit_loop.epoch_loop.batch_progress.total.ready = self.step
+        self._log_scores("test", self.recipe.set_scores(self.draws))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the header; refuse, on all ranks, to save weights that are not finite."""
@@ -170,37 +163,16 @@ class AbstractLightning(LightningModule, ABC):
             "skipped_in_row": self.skipped_in_row,
             "fresh": self.fresh,
             "conditions": conditions_of(self.trainer),
-            "content": self._content(),
+            "content": content_of(self.trainer),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take the step over and discard Lightning's loop state; refuse other networks or patients."""
-        header = cast(Header, checkpoint["prod9"])
-        if header["architecture"] != self.architecture():
-            raise CheckpointError(
-                f"{self.config.output_dir}: expected a checkpoint of the configured architecture, got another "
-                f"({_difference(header['architecture'], self.architecture())}); restore the setting, or "
-                "start in a new output_dir."
-            )
-        if header["split"] != cast(Any, self.trainer).datamodule.split.to_dict():
-            raise CheckpointError(
-                f"{self.config.output_dir}: expected the patients that the checkpoint was trained with, got another "
-                "division of data.root: held-out ones may have been trained on. Restore the data and split.json, "
-                "or start in a new output_dir."
-            )
-        had_muon, has_muon = (
-            bool(header["config"]["training"].get("muon")),
-            self.config.training.muon is not None,
-        )
-        if had_muon != has_muon:
-            raise CheckpointError(
-                f"{self.config.output_dir}: training.muon: expected the optimizer of the checkpoint, trained "
-                f"{'with' if had_muon else 'without'} it, got the other, which cannot go on from its state; restore "
-                "the setting, or start in a new output_dir with --init-from."
-            )
-        kept = checkpoint["prod9_run"]
-        self._tell_differences(kept)
-        self.inherit(header)
+        header, kept = cast(Header, checkpoint["prod9"]), checkpoint["prod9_run"]
+        split = cast(Any, self.trainer).datamodule.split
+        refuse_others(header, self.config, architecture=self.recipe.architecture(), split=split)
+        warn_of_differences(kept, self.trainer)
+        self.recipe.inherit(header)
         self.step = header["step"]
         self.validated = header.get("validated")
         self.skipped_steps = kept.get("skipped_steps", 0)
@@ -209,27 +181,33 @@ class AbstractLightning(LightningModule, ABC):
         checkpoint.pop("loops", None)
 
     def configure_optimizers(self) -> list[Optimizer]:
-        """One for each network."""
-        pairs = zip(self.networks().values(), self.peak_rates(), strict=True)
+        """Return an optimizer for each network."""
+        pairs = zip(self.networks().values(), self.recipe.peak_rates(), strict=True)
         return [
             build_optimizer(network, self.config.training, rate=rate, main=position == 0)
             for position, (network, rate) in enumerate(pairs)
         ]
 
-    def take_weights(self, opened: Opened) -> None:
-        """Load the weights of another run, strictly; a discriminator's where the file has them.
+    # -- what a run and its callbacks call ------------------------------------------------------------
 
-        Raises CheckpointError.
-        """
-        for position, (name, network) in enumerate(self.networks().items()):
-            state = weights_of(opened.state_dict, f"{name}.")
-            if state or position == 0:
-                load_strictly(network, state, opened.path)
+    def start_from(self, opened: Opened) -> None:
+        """Take the weights of another run; optimizers and step start anew. Raises CheckpointError."""
+        self.recipe.take_weights(opened)
+        self.recipe.inherit(opened.header)
+        self.fresh = False
+        log.info("Starting from the weights of %s (step %d there).", opened.path, opened.header["step"])
 
-    def inherit(self, header: Header) -> None:
-        """Take over what belongs to the weights of ``header`` beside them; nothing by default."""
+    def take_trained(self, opened: Opened) -> None:
+        """Take the main network and the step of a checkpoint, to measure it. Raises CheckpointError."""
+        name, network = next(iter(self.networks().items()))
+        load_strictly(network, weights_of(opened.state_dict, f"{name}."), opened.path)
+        self.recipe.inherit(opened.header)
+        self.step = opened.header["step"]
 
-    # -- shared helpers -----------------------------------------------------------------------------
+    def note_validation(self, *, stopping: bool) -> None:
+        """Note that this step is validated, and whether the run ends with it."""
+        self.validated = self.step
+        self.stopped_early = stopping and self.step < self.config.training.max_steps
 
     def header(self) -> Header:
         """Return the header of a checkpoint of this moment."""
@@ -240,20 +218,34 @@ class AbstractLightning(LightningModule, ABC):
             "spacing": None if data.spacing is None else list(data.spacing),
             "intensity": data.intensity.model_dump(mode="json"),
             "crop_foreground": data.kind == "brats",
+            "reference_affine": np.asarray(module.reference_affine, dtype=float).tolist(),
         }
-        described["reference_affine"] = np.asarray(module.reference_affine, dtype=float).tolist()
         header = make_header(
             self.config,
-            architecture=self.architecture(),
+            architecture=self.recipe.architecture(),
             step=self.step,
             split=module.split.to_dict(),
-            inputs=self.inputs(),
-            data=described,
+            inputs=self.recipe.inputs(),
+            data=described | self.recipe.header_data(),
         )
         header["stopped_early"] = self.stopped_early
         if self.validated is not None:
             header["validated"] = self.validated
         return header
+
+    def sample_validation(self, num_samples: int) -> list[list[Panel]]:
+        """Return rows of volumes worth looking at, and log what they measure; after a validation."""
+        samples = self.recipe.samples(num_samples, self.draws)
+        self._log_scores("val", samples.metrics)
+        return samples.rows
+
+    def log_values(self, values: Mapping[str, float]) -> None:
+        """Write numbers to every logger at the current step, and keep them for the progress bar."""
+        self.latest = dict(values)
+        for logger in self.loggers:
+            logger.log_metrics(self.latest, step=self.step)
+
+    # -- steps ----------------------------------------------------------------------------------------
 
     def step_with(self, loss: Tensor, optimizer: LightningOptimizer) -> None:
         """Backward, clip and step; raises NonFiniteError, having dropped them, for non-finite gradients."""
@@ -263,7 +255,7 @@ class AbstractLightning(LightningModule, ABC):
         optimizer.zero_grad(set_to_none=True)
 
     def step_on(self, losses: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Step the only optimizer on ``losses["total"]``; return all of them without their graphs."""
+        """Step the first optimizer on ``losses["total"]``; return all of them without their graphs."""
         self.step_with(losses["total"], self.optimizer_list()[0])
         return {name: value.detach() for name, value in losses.items()}
 
@@ -290,34 +282,28 @@ class AbstractLightning(LightningModule, ABC):
         optimizers = self.optimizers()
         return cast(list[LightningOptimizer], optimizers if isinstance(optimizers, list) else [optimizers])
 
-    def log_values(self, values: Mapping[str, float]) -> None:
-        """Write numbers to every logger at the current step, and keep them for the progress bar."""
-        self.latest = dict(values)
-        for logger in self.loggers:
-            logger.log_metrics(self.latest, step=self.step)
+    @property
+    def draws(self) -> Draws:
+        """Generators of the run's seed on the adapter's device."""
+        return Draws(self.config.seed, self.device)
 
-    def seeded_generator(self, *stream: int) -> torch.Generator:
-        """Return a generator on the adapter's device, seeded from the run's seed and ``stream``."""
-        return torch.Generator(self.device).manual_seed(_mix(self.config.seed, *stream))
-
-    def broadcast_parameters(self, network: nn.Module) -> None:
-        """Give every rank the parameters of rank 0, after a change that depended on its own batch."""
-        if self.trainer.world_size > 1:
-            for parameter in network.parameters():
-                dist.broadcast(parameter.data, src=0)
+    def _prepare(self) -> None:
+        """Bring what is frozen to the device, and let the recipe measure the data."""
+        self.recipe.place(self.trainer.strategy.root_device)
+        self.recipe.prepare(cast(Any, self.trainer).datamodule)
 
     def _seed_step(self) -> torch.Generator:
         # Dropout draws from the global generator: seeding it by step makes a resumed run draw the same.
-        torch.manual_seed(_mix(self.config.seed, self.step, self.global_rank, 0))
-        return self.seeded_generator(self.step, self.global_rank, 1)
+        torch.manual_seed(mix(self.config.seed, self.step, self.global_rank, 0))
+        return self.draws.generator(self.step, self.global_rank, 1)
 
     def _set_learning_rates(self) -> float:
-        training = self.config.training
+        training, peaks = self.config.training, self.recipe.peak_rates()
         factor = learning_rate_factor(training.lr_schedule, self.step, training.max_steps)
-        for optimizer, peak in zip(self.optimizer_list(), self.peak_rates(), strict=True):
+        for optimizer, peak in zip(self.optimizer_list(), peaks, strict=True):
             for group in optimizer.param_groups:
                 group["lr"] = peak * factor
-        return self.peak_rates()[0] * factor
+        return peaks[0] * factor
 
     def _skip(self, batch: Batch, error: NonFiniteError) -> None:
         self.skipped_steps += 1
@@ -331,9 +317,7 @@ class AbstractLightning(LightningModule, ABC):
                 "training.max_skipped_steps."
             )
 
-    def evaluate(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        """Return the metrics of one held-out batch by itself."""
-        return self.algorithm.summarise(self.tally(batch, batch_idx))
+    # -- scores ---------------------------------------------------------------------------------------
 
     def _count(self, part: str, batch: Batch, batch_idx: int) -> None:
         if batch_idx == 0:  # a validation that failed in the middle leaves its part behind
@@ -350,7 +334,7 @@ class AbstractLightning(LightningModule, ABC):
             )  # fmt: skip
             return Tally()
         try:
-            tally = self.tally(batch, batch_idx)
+            tally = self.recipe.tally(batch, batch_idx, self.draws)
         except (ArithmeticError, ValueError) as error:
             if not _tells_of_nan(error):
                 raise
@@ -373,51 +357,11 @@ class AbstractLightning(LightningModule, ABC):
         # All batches may have been left out.
         scores = self.algorithm.summarise(whole_set) if whole_set.means or whole_set.counts else {}
         if self._unmeasured:  # a network that fails on some cases is not judged by the others
-            scores[self.monitor[0].partition("/")[2]] = torch.tensor(float("nan"), device=self.device)
+            scores[self.recipe.monitor[0].partition("/")[2]] = torch.tensor(float("nan"), device=self.device)
+        self._log_scores(part, scores)
+
+    def _log_scores(self, part: str, scores: Mapping[str, Tensor]) -> None:
         self.log_dict({f"{part}/{name}": value.float() for name, value in scores.items()})
-
-    def _content(self) -> dict[str, str]:
-        """Return a digest of the files of each patient that the run looks at, by patient; on the first rank."""
-        if not self.trainer.is_global_zero:
-            return {}
-        digests = getattr(cast(Any, self.trainer).datamodule, "content_digests", None)
-        return {} if digests is None else dict(digests())
-
-    def _tell_differences(self, kept: dict[str, Any]) -> None:
-        """Name what differs from the session before and makes the result another than without the interruption."""
-        if not self.trainer.is_global_zero:
-            return
-        now, before = conditions_of(self.trainer), kept.get("conditions") or {}
-        changed = [
-            f"{name} was {before[name]}, is {now[name]}"
-            for name in now
-            if before.get(name, now[name]) != now[name]
-        ]
-        if changed:
-            log.warning(
-                "Resuming under other conditions than before: %s. The result will not equal that of an uninterrupted "
-                "run bit for bit.", "; ".join(changed),
-            )  # fmt: skip
-        found, recorded = self._content(), kept.get("content") or {}
-        other = sorted(name for name in recorded if found.get(name, recorded[name]) != recorded[name])
-        if other:
-            log.warning(
-                "Resuming with other files than before: the content of %d cases changed (%s%s). The result will not "
-                "equal that of an uninterrupted run; restore the files, or start in a new output_dir.",
-                len(other), ", ".join(other[:5]), ", …" if len(other) > 5 else "",
-            )  # fmt: skip
-
-
-def conditions_of(trainer: Any) -> dict[str, Any]:
-    """Return what beside config and data decides the last bits of a result."""
-    device = trainer.strategy.root_device.type
-    return {
-        "threads": torch.get_num_threads() if device == "cpu" else 0,
-        "device": device,
-        "precision": str(trainer.precision),
-        "processes": int(trainer.world_size),
-        "torch": str(torch.__version__),
-    }
 
 
 def cases_of(batch: Batch) -> str:
@@ -442,17 +386,3 @@ def compile_network(network: nn.Module) -> None:
             "install one, or set training.compile to false."
         )
     network.compile()
-
-
-def _mix(*values: int) -> int:
-    # Neighbouring seeds must give unrelated streams; SeedSequence hashes, a sum would collide.
-    return int(np.random.SeedSequence(list(values)).generate_state(1, np.uint64)[0] >> np.uint64(1))
-
-
-def _difference(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
-    parts: list[str] = []
-    for name in sorted(set(found) | set(wanted)):
-        old, new = found.get(name, {}), wanted.get(name, {})
-        changed = [key for key in sorted(set(old) | set(new)) if old.get(key) != new.get(key)]
-        parts += [f"{name}.{key}: {old.get(key)} there, {new.get(key)} here" for key in changed]
-    return "; ".join(parts[:4])

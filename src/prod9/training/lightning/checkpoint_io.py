@@ -1,7 +1,7 @@
-"""Lightning's door to checkpoint files, in front of ``training.model.checkpoint_file``.
+"""How Lightning reads and writes checkpoint files: with :mod:`prod9.models.checkpoint_file`.
 
-Lightning's own writer goes through the system's temporary folder and never flushes: with that folder on
-another disk, a killed run left damaged checkpoints in our tests.
+Lightning's own writer uses the system's temporary folder and never flushes: with that folder on another disk, a killed
+run left damaged checkpoints in our tests.
 """
 
 from pathlib import Path
@@ -17,7 +17,7 @@ _STATE = ("prod9_run", "optimizer_states", "pytorch-lightning_version")
 
 
 class AtomicCheckpointIO(CheckpointIO):
-    """Writes atomically with a SHA-256 beside, keeps the ``last.ckpt`` before, reads tensors only."""
+    """Writes atomically with a SHA-256 file beside, keeps the previous ``last.ckpt``, reads tensors only."""
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None
@@ -30,9 +30,9 @@ class AtomicCheckpointIO(CheckpointIO):
     def load_checkpoint(
         self, path: str | Path, map_location: Any | None = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Read ``path`` onto the CPU, tensors and plain values only, whatever ``weights_only`` says.
+        """Read tensors and plain values of ``path`` onto the CPU, also with ``weights_only=False``.
 
-        Raises CheckpointError when it holds weights, but no state of their training to go on from.
+        Raises CheckpointError when it holds weights, but no state of their training.
         """
         content, _ = read_checkpoint(Path(path))
         lacking = [name for name in _STATE if name not in content]

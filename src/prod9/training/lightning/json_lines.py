@@ -1,4 +1,4 @@
-"""Metrics as JSON lines: one object a step, which any program can follow while the run goes on."""
+"""Metrics as JSON lines: one object per step, which any program can read while the run goes on."""
 
 import json
 import math
@@ -15,8 +15,7 @@ from lightning.pytorch.loggers.logger import Logger
 class JSONLinesLogger(Logger):
     """Appends ``{"step": …, name: value, …}`` to ``metrics.jsonl``; a resumed run goes on in the same file.
 
-    path: the file; its folder is made at the first line. Values that JSON has no word for (NaN, infinity)
-    become null.
+    path: the file; its folder is made at the first line. NaN and infinity, which JSON lacks, become null.
     """
 
     def __init__(self, path: Path) -> None:
@@ -30,12 +29,12 @@ class JSONLinesLogger(Logger):
 
     @property
     def version(self) -> str:
-        """Lightning wants one; sessions share the file."""
+        """Empty: sessions share the file."""
         return ""
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Append one line, flushed, so that a reader never sees half of one for long."""
+        """Append one line, and flush it."""
         values = {name: float(value) if math.isfinite(value) else None for name, value in metrics.items()}
         self.path.parent.mkdir(parents=True, exist_ok=True)
         size = self.path.stat().st_size if self.path.exists() else 0
@@ -44,7 +43,7 @@ class JSONLinesLogger(Logger):
                 file.write(json.dumps({"step": step, **values}) + "\n")
         except OSError:
             if self.path.exists():
-                os.truncate(self.path, size)  # no half of a line, to which the next one would be added
+                os.truncate(self.path, size)  # the next line would be added to half of this one
             raise
 
     @rank_zero_only

@@ -1,24 +1,10 @@
 """LabelConditionalTransformerLightning: stage 2a, tokens of a modality from its label."""
 
-import torch
-
-from prod9.generator.condition import MaskGiTCondition
-from prod9.training.lightning.base import Batch, Panel
-from prod9.training.lightning.conditions import of_label
-from prod9.training.lightning.generative import AbstractGenerativeLightning
+from prod9.training.lightning.stage import StageLightning
+from prod9.training.recipes.transformers import LabelConditionalRecipe
 
 
-class LabelConditionalTransformerLightning(AbstractGenerativeLightning):
+class LabelConditionalTransformerLightning(StageLightning):
     """Final adapter of ``stage: transformer`` with ``model.kind: label_conditional``."""
 
-    def condition(self, batch: Batch) -> MaskGiTCondition:
-        """Return the class labels of the batch."""
-        return of_label(batch)
-
-    def sample_requests(self, num_samples: int) -> tuple[MaskGiTCondition, list[Panel], list[str]]:
-        """Ask for the configured modalities in turn; nothing real corresponds to a sample."""
-        names = [
-            self.config.data.modalities[k % len(self.config.data.modalities)] for k in range(num_samples)
-        ]
-        labels = [self.config.data.label_map[name] for name in names]
-        return MaskGiTCondition(label=torch.tensor(labels, device=self.device)), [], names
+    recipe_type = LabelConditionalRecipe

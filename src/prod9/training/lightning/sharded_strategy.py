@@ -16,16 +16,16 @@ from prod9.training.sharding import gather, shard, slice_optimizer_state
 class ShardedStrategy(DDPStrategy):
     """Slices the networks of an adapter over all processes; processes, devices and reductions are those of DDP.
 
-    Weights are loaded whole, before they are sliced, and checkpoints are gathered before they are written: files
-    are those of any other strategy. Lightning's ModelParallelStrategy has a format and a reader of its own, which
-    know neither averaged weights nor our atomic writer. Outside of training nothing is sliced.
+    Weights are loaded whole before they are sliced, and gathered before a checkpoint is written, so the files are those
+    of any other strategy. Lightning's ModelParallelStrategy has a format and a reader of its own, which support neither
+    averaged weights nor our atomic writer. Outside of training nothing is sliced.
     """
 
     _mesh: DeviceMesh | None = None
 
     @property
     def mesh(self) -> DeviceMesh:
-        """All processes in a row; exists once they are connected."""
+        """All processes in one dimension; exists once they are connected."""
         if self._mesh is None:
             self._mesh = init_device_mesh(self.root_device.type, (self.world_size,))
         return self._mesh
@@ -36,14 +36,14 @@ class ShardedStrategy(DDPStrategy):
             shard(network, self.mesh)
 
     def model_to_device(self) -> None:
-        """Slice what is trained, then move the rest: in this order no device holds a whole network."""
+        """Slice what is trained, then move the rest; in this order no device holds a whole network."""
         module = cast(AbstractLightning, self.lightning_module)
         if module.trainer.state.fn == TrainerFn.FITTING:
             self.shard(module)
         super().model_to_device()
 
     def configure_ddp(self) -> None:
-        """Wrap nothing: the units of the networks reduce their gradients themselves."""
+        """Do nothing: the units of the networks reduce their gradients themselves."""
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
         """Slice the optimizer state of a checkpoint like the weights."""

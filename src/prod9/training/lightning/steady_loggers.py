@@ -1,4 +1,4 @@
-"""Loggers that never end a run and never lose what they have written."""
+"""Loggers whose errors never end a run, and that keep what they have written."""
 
 import csv
 import logging
@@ -18,15 +18,15 @@ log = logging.getLogger("prod9")
 
 
 class SteadyLogger(Logger):
-    """Hands everything to ``inner``; what fails there (a full disk) is said once, and the run goes on.
+    """Passes everything to ``inner``; the first error there (a full disk) is reported, and the run goes on.
 
-    The next value is tried again: the disk may have room by then.
+    Later values are tried again: the disk may have room by then.
     """
 
     def __init__(self, inner: Logger) -> None:
         super().__init__()
         self.inner = inner
-        self._told = False
+        self._reported = False
 
     @property
     def name(self) -> str | None:
@@ -62,22 +62,22 @@ class SteadyLogger(Logger):
         try:
             act()
         except Exception as error:
-            if not self._told:
+            if not self._reported:
                 log.warning(
                     "The logger %s cannot write (%s); training goes on without its values.",
                     type(self.inner).__name__,
                     str(error) or type(error).__name__,
                 )
-            self._told = True
+            self._reported = True
 
 
 class SteadyCSVLogger(CSVLogger):
-    """Lightning's CSV logger with a file that holds the old rows or the new ones at any moment."""
+    """Lightning's CSV logger; at any moment its file holds either the old rows or the new ones."""
 
     @property
     @rank_zero_experiment
     def experiment(self) -> ExperimentWriter:
-        """What writes the file; made at its first use."""
+        """The writer of the file; made at its first use."""
         if not isinstance(self._experiment, _WholeFile):
             self._fs.makedirs(self.root_dir, exist_ok=True)
             self._experiment = _WholeFile(log_dir=self.log_dir)
@@ -85,7 +85,7 @@ class SteadyCSVLogger(CSVLogger):
 
 
 class _WholeFile(ExperimentWriter):
-    """Goes on in the file of a session that began at the same step, and replaces it whole when columns are added."""
+    """Continues the file of a session that began at the same step, and rewrites it when columns are added."""
 
     def __init__(self, log_dir: str) -> None:
         super().__init__(log_dir=log_dir)
@@ -98,7 +98,7 @@ class _WholeFile(ExperimentWriter):
         return Path(self.metrics_file_path)
 
     def save(self) -> None:
-        """Write the rows that are waiting; they go on waiting when that fails."""
+        """Write the waiting rows; they stay where that fails."""
         if not self.metrics:
             return
         keys = sorted({*self.metrics_keys, *(key for row in self.metrics for key in row)})
@@ -127,8 +127,8 @@ class _WholeFile(ExperimentWriter):
                 csv.DictWriter(file, fieldnames=self.metrics_keys).writerows(rows)
         except OSError:
             with self._path.open("rb+") as file:
-                file.truncate(size)  # no half of a row
+                file.truncate(size)
             raise
 
     def _check_log_dir_exists(self) -> None:
-        """Keep what is there; Lightning's own would delete it."""
+        """Keep the files there, which Lightning's own logger would delete."""

@@ -1,4 +1,4 @@
-"""BatchEMA: the moving average of the weights, counted in training batches."""
+"""BatchEMA: the moving average of the weights over training batches."""
 
 from typing import Any, cast
 
@@ -11,10 +11,10 @@ from prod9.training.sharding import reshard
 
 
 class BatchEMA(EMAWeightAveraging):
-    """Lightning's weight averaging, once a training batch, of parameters only.
+    """Lightning's weight averaging, once per training batch, of parameters only.
 
-    Buffers are copied: averaging integer ones turns a level of 6 into 5. Until ``start_step`` the average
-    follows the weights, or validation would look at an untrained network.
+    Buffers are copied: the average of integer buffers can turn a level of 6 into 5. Until ``start_step`` the average
+    equals the weights; otherwise validation would measure an untrained network.
     """
 
     def __init__(self, *, decay: float, start_step: int) -> None:
@@ -23,7 +23,7 @@ class BatchEMA(EMAWeightAveraging):
         self._swapped = False
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Shard the average like the weights, which were sharded since it was copied from them."""
+        """Shard the average like the weights, which were sharded after it was copied from them."""
         assert self._average_model is not None
         if isinstance(trainer.strategy, ShardedStrategy):
             trainer.strategy.shard(cast(AbstractLightning, self._average_model.module))
@@ -31,7 +31,7 @@ class BatchEMA(EMAWeightAveraging):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Average after every training batch, however many optimizers stepped."""
+        """Average after every training batch, for any number of optimizer steps in it."""
         average = self._average_model
         assert average is not None
         average.update_parameters(pl_module)
@@ -40,15 +40,15 @@ class BatchEMA(EMAWeightAveraging):
             average.n_averaged.zero_()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Nothing: the only epoch ends with the run, and its last batch was averaged."""
+        """Do nothing: the only epoch ends with the run, and its last batch is already averaged."""
 
     def _swap_models(self, pl_module: LightningModule) -> None:
-        # The network that has just been validated may still hold whole weights, the average never does.
+        # The network that has just been validated may still hold whole weights; the average never does.
         reshard(pl_module)
         super()._swap_models(pl_module)
         self._swapped = not self._swapped
 
     def put_back(self, pl_module: LightningModule) -> None:
-        """Put the weights that train back, where a validation was left in its middle."""
+        """Put the trained weights back if a validation was interrupted."""
         if self._swapped:
             self._swap_models(pl_module)

@@ -1,4 +1,4 @@
-"""How a run that did not end by itself says how to go on: one error, on one process."""
+"""The error of a run that ended before its time: one message, from one process, with how to go on."""
 
 import os
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ _LOST = (
     "connection closed by peer", "connection reset by peer", "broken pipe", "gloo", "nccl", "timed out",
     "connection refused", "socket", "heartbeat",
 )  # fmt: skip
-"""Words by which the libraries below torch.distributed tell that another process is gone."""
+"""Words in errors of the libraries below torch.distributed when another process is gone."""
 
 
 def is_first_rank() -> bool:
@@ -28,16 +28,16 @@ def is_first_rank() -> bool:
 
 
 def say(message: str) -> None:
-    """Print a line to the user; the first process does it for all."""
+    """Print a line to the user, on the first process."""
     if is_first_rank():
         PlainConsole(stderr=True).print(message)
 
 
 @contextmanager
 def ended_with_a_hint(output_dir: Path, watch: Watch) -> Iterator[None]:
-    """Turn whatever ends the block before its time into one error of the first process that says how to go on.
+    """Turn whatever ends the block early into one error of the first process, with how to go on.
 
-    A process that only lost the others, or that stops because the first one does, ends without a word.
+    A process that lost its connection to the others, or that stops because the first one does, prints nothing.
     """
     try:
         yield
@@ -59,7 +59,7 @@ def ended_with_a_hint(output_dir: Path, watch: Watch) -> Iterator[None]:
         if not is_first_rank():
             raise SystemExit(1) from error
         raise TrainingError(
-            f"Another process of this run ended before its time; its own message, if it could give one, says why. "
+            f"Another process of this run ended early; its own message, if it printed one, gives the reason. "
             f"{_hint(output_dir)}"
         ) from error
 
@@ -82,7 +82,7 @@ def _hint(output_dir: Path) -> str:
 
 
 def _requeued(error: InterruptedTrainingError, watch: Watch) -> InterruptedTrainingError:
-    """Put a job of SLURM back into its queue when its end was announced, and say so."""
+    """Put a SLURM job whose end was announced back into its queue, and add that to the message."""
     if not watch.wants_requeue or job_name() is None:
         return error
     problem = requeue()

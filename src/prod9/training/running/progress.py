@@ -1,4 +1,4 @@
-"""Progress of a run: steps, rate, time left, latest values; without a terminal, a line now and then."""
+"""Progress of a run: steps, rate, time left, latest values; without a terminal, a line every 30 seconds."""
 
 import time
 from typing import Any, cast
@@ -84,7 +84,7 @@ class RunProgress(Callback):
             self._print(module)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take over what was measured; without a bar, print it."""
+        """Show what was measured; without a bar, print it."""
         if not trainer.is_global_zero or trainer.state.fn != TrainerFn.FITTING:
             return
         self.values |= {name: float(value) for name, value in trainer.callback_metrics.items()}

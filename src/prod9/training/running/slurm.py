@@ -1,6 +1,6 @@
-"""Jobs of SLURM: which one this is, whether it was put back into the queue, and putting it back.
+"""SLURM: the name of this job, whether it was put back into the queue, and putting it back.
 
-Lightning's own handling is switched off: it saves where no later start looks, and goes on running.
+Lightning's own handling is switched off: it saves in a place that no later start reads, and goes on running.
 """
 
 import os
@@ -11,20 +11,20 @@ _SECONDS = 60.0
 
 
 def job_name() -> str | None:
-    """Return the number of this process's job, of an array with the task's; None outside of SLURM."""
+    """Return the number of this job, in an array with that of the task; None outside of SLURM."""
     job, array = os.environ.get("SLURM_JOB_ID"), os.environ.get("SLURM_ARRAY_JOB_ID")
     name = f"{array}_{os.environ.get('SLURM_ARRAY_TASK_ID', '')}" if array else job
     return name if name and re.fullmatch(r"[0-9]+(_[0-9]+)?", name) else None
 
 
 def was_requeued() -> bool:
-    """Return whether SLURM starts this job anew, after a preemption or at its own request."""
+    """Return whether SLURM has started this job again, after a preemption or at the job's own request."""
     count = os.environ.get("SLURM_RESTART_COUNT", "")
     return job_name() is not None and count.isdigit() and int(count) > 0
 
 
 def requeue() -> str | None:
-    """Put this job back into the queue; return why that did not work, None if it did."""
+    """Put this job back into the queue; return the reason where that fails, else None."""
     job = job_name()
     if job is None:
         return "this is no job of SLURM"

@@ -1,4 +1,4 @@
-"""How a run ends, and begins again: the last step, signals, and a validation that is still due."""
+"""How a run ends and goes on: the last step, signals, and a validation that is still due."""
 
 from typing import Any, cast
 
@@ -14,7 +14,7 @@ from prod9.training.running.keeping import KeepCheckpoints
 
 
 class InterruptedTrainingError(TrainingError):
-    """Training was asked to stop and did; the exit code is the shell's for that signal."""
+    """Training stopped after a signal; the exit code is the shell's for that signal."""
 
     def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)
@@ -22,9 +22,9 @@ class InterruptedTrainingError(TrainingError):
 
 
 class StopWithoutImprovement(EarlyStopping):
-    """Lightning's early stopping, for metrics that only some validations measure, or that are NaN.
+    """Lightning's early stopping, for metrics that are missing in some validations, or NaN.
 
-    Both count as no improvement and end nothing by themselves. monitor, mode, patience, min_delta: as there.
+    Both count as no improvement, and neither ends the run by itself. Arguments as for Lightning's class.
     """
 
     def __init__(self, *, monitor: str, mode: str, patience: int, min_delta: float) -> None:
@@ -33,17 +33,17 @@ class StopWithoutImprovement(EarlyStopping):
         )  # fmt: skip
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over what was reached; the patience is that of the config, which may have changed."""
+        """Restore the state, but with the patience of the config, which may have changed."""
         super().load_state_dict(state_dict | {"patience": self.patience})
 
 
 class StopAtEnd(Callback):
-    """Asks for a last validation when the last step is not a multiple of ``validate_every_steps``."""
+    """Requests a last validation when the last step is not a multiple of ``validate_every_steps``."""
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Lightning validates before it stops on request."""
+        """Request the stop: Lightning validates before it."""
         module = cast(AbstractLightning, pl_module)
         if module.step >= module.config.training.max_steps:
             trainer.should_stop = True
@@ -53,7 +53,7 @@ class MakeUpValidation(Callback):
     """Validates before the first step where the run stopped between a step and the validation after it."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Do what Lightning would have done after the step that the checkpoint was saved at."""
+        """Validate as Lightning would have done after the step of the checkpoint."""
         module = cast(AbstractLightning, pl_module)
         if not validation_is_due(module):
             return
@@ -66,7 +66,7 @@ class MakeUpValidation(Callback):
 
 
 def validation_is_due(module: AbstractLightning) -> bool:
-    """Return whether the step that a resumed run begins at was never validated, and should have been."""
+    """Return whether the step at which a resumed run begins should have been validated and was not."""
     training, step = module.config.training, module.step
     if not step or module.validated is None or module.validated >= step:
         return False
@@ -74,10 +74,10 @@ def validation_is_due(module: AbstractLightning) -> bool:
 
 
 class StopOnSignal(Callback):
-    """A signal, or the end of the time: finish the step, save, say how to go on. A second Ctrl-C stops at once.
+    """After a signal, or at the end of the time: finishes the step, saves, and stops. A second Ctrl-C stops at once.
 
-    In a validation, too, the run stops after the batch: the weights that train are put back before they are saved, and
-    a resumed run makes up for the validation.
+    During a validation the run stops after the current batch: the trained weights are put back and saved, and a resumed
+    run repeats the validation.
     """
 
     def __init__(self, keeper: KeepCheckpoints, watch: Watch) -> None:
@@ -92,7 +92,7 @@ class StopOnSignal(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save and stop when a signal came in on any rank; raises InterruptedTrainingError."""
+        """Save and stop when any rank received a signal; raises InterruptedTrainingError."""
         module = cast(AbstractLightning, pl_module)
         if trainer.world_size > 1 and module.step % module.config.training.log_every_steps:
             return  # Asking the other ranks costs an exchange.
@@ -112,11 +112,11 @@ class StopOnSignal(Callback):
             self._stop_if_asked(trainer, cast(AbstractLightning, pl_module))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """There are no steps to finish any more."""
+        """Let the next signal stop at once: no step is left to finish."""
         self.watch.gentle = False
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Keep noting signals while what is open is closed; a second Ctrl-C ends that too."""
+        """Go on noting signals, silently, while files are closed; a second Ctrl-C ends that too."""
         self.watch.gentle = True
         self.watch.say = lambda _: None
 

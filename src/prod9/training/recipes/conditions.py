@@ -1,29 +1,30 @@
-"""What each kind of decoder is told about a batch of its data module."""
+"""What each kind of decoder is conditioned on, from a batch of its data module."""
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
+from typing import Any
 
 from prod9.generator.condition import MaskGiTCondition
 from prod9.generator.modality_processor import InContextCondition
-from prod9.training.lightning.base import Batch
+from prod9.training.batches import InContextBatch, TokenBatch, TranslationBatch
 
 Condition = MaskGiTCondition | InContextCondition
-"""What the decoders of stage 2 are told."""
+"""What the decoders of stage 2 are conditioned on."""
 
 
-def of_label(batch: Batch) -> MaskGiTCondition:
+def of_label(batch: TokenBatch) -> MaskGiTCondition:
     """Return the class labels of the batch."""
     return MaskGiTCondition(label=batch["label"])
 
 
-def of_source(batch: Batch) -> MaskGiTCondition:
+def of_source(batch: TranslationBatch) -> MaskGiTCondition:
     """Return the target's label, and label and latent of the co-registered source."""
     return MaskGiTCondition(
         label=batch["label"], source_latent=batch["source_latent"], source_label=batch["source_label"]
     )
 
 
-def in_context(batch: Batch) -> InContextCondition:
+def in_context(batch: InContextBatch) -> InContextCondition:
     """Return the target's label, and label and latent of each source."""
     return InContextCondition(
         target_label=batch["label"],
@@ -33,7 +34,7 @@ def in_context(batch: Batch) -> InContextCondition:
     )
 
 
-CONDITIONS: Mapping[str, Callable[[Batch], Condition]] = MappingProxyType(
+CONDITIONS: Mapping[str, Callable[[Any], Condition]] = MappingProxyType(
     {"label_conditional": of_label, "decoder": of_source, "single_stream": in_context}
 )
 """By ``model.kind`` of the decoder."""

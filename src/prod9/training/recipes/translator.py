@@ -12,6 +12,7 @@ from prod9.data.splits import Split
 from prod9.errors import ConfigError
 from prod9.models.checkpoint_manager import CheckpointManager, Opened
 from prod9.pipelines.translation import TranslationPipeline
+from prod9.training.recipes.base import named_input
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,12 +71,8 @@ def load_translator(
     config: RefinerConfig, *, device: str | torch.device = "cpu", opened: Opened | None = None
 ) -> Translator:
     """Read the header of ``inputs.transformer``, and refuse what can't be refined with ``config`` (ConfigError)."""
-    if config.inputs.transformer is None:
-        raise ConfigError(
-            "inputs.transformer: expected the run folder or checkpoint of a trained translator, got null; set it, "
-            "for example with --set inputs.transformer=outputs/stage2."
-        )
-    opened = CheckpointManager.open(opened or config.inputs.transformer, stage="transformer")
+    path = named_input(config, "transformer", what="translator", example="stage2")
+    opened = CheckpointManager.open(opened or path, stage="transformer")
     recorded = config_from_dict(opened.header["config"], source=str(opened.path))
     assert isinstance(recorded, TransformerConfig)  # its stage says so
     if recorded.model.kind == "label_conditional":

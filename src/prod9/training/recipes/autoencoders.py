@@ -1,0 +1,152 @@
+"""The recipes of stage 1: an autoencoder, in most configurations against a discriminator."""
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from prod9.config.schema import AutoencoderConfig, AutoencoderLossConfig, MaisiVAEConfig, MaisiVAELossConfig
+from prod9.measures.metrics import CombinedMetric
+from prod9.measures.perceptual import build_perceptual
+from prod9.models.checkpoint_manager import Opened
+from prod9.models.factory import ModelFactory
+from prod9.training.algorithms.autoencoder_trainer import AutoencoderTrainer
+from prod9.training.algorithms.base import Losses
+from prod9.training.algorithms.tally import Tally
+from prod9.training.batches import VolumeBatch
+from prod9.training.data.brats import BraTSDataModule
+from prod9.training.data.medmnist3d import MedMNIST3DDataModule
+from prod9.training.data.module import AbstractDataModule
+from prod9.training.losses import VAEGANLoss
+from prod9.training.recipes.base import AbstractRecipe, Draws, Encoding, Panel, Samples, as_array
+from prod9.types import AutoencoderOutput
+
+METRIC_LPIPS = "alex"
+"""The LPIPS network that is reported: the one that its authors recommend for comparing images."""
+
+_RECONSTRUCTION = ("psnr", "psnr_brain", "ssim", "l1", "lpips", "combined_metric")
+
+
+class AbstractGANRecipe(AbstractRecipe[AutoencoderConfig | MaisiVAEConfig, None, VolumeBatch]):
+    """Stage 1 of either family; its adapter steps the discriminator on the reconstructions of the same batch.
+
+    ConfigError when a perceptual network has no weights. draws_latent: whether the autoencoder draws its latent in
+    training.
+    """
+
+    monitor = ("val/combined_metric", "max")
+    convolutional = True
+    draws_latent: ClassVar[bool]
+    algorithm: AutoencoderTrainer
+
+    def __init__(self, config: AutoencoderConfig | MaisiVAEConfig, bases: None = None) -> None:
+        super().__init__(config, bases)
+        adversarial, combined = config.loss.adversarial, config.callbacks.combined_metric
+        self.autoencoder = ModelFactory.create_autoencoder(config.model)
+        self.discriminator = (
+            ModelFactory.create_discriminator(adversarial.discriminator) if adversarial.weight else None
+        )
+        self.algorithm = AutoencoderTrainer(
+            autoencoder=self.autoencoder,
+            discriminator=self.discriminator,
+            loss=build_loss(config.loss),
+            lpips=build_perceptual(METRIC_LPIPS) if combined.lpips else None,
+            combined=CombinedMetric(**combined.kwargs()),
+            sampling=self.draws_latent,
+        )
+
+    @staticmethod
+    def load_bases(config: Any, opened: Opened | None = None) -> None:
+        """Load nothing: a stage 1 builds on nothing."""
+
+    @classmethod
+    def data_module(
+        cls, config: AutoencoderConfig | MaisiVAEConfig, bases: None, encoding: Encoding
+    ) -> AbstractDataModule:
+        """Return the volumes of ``config``."""
+        del bases, encoding
+        return (MedMNIST3DDataModule if config.data.kind == "medmnist3d" else BraTSDataModule)(config)
+
+    def networks(self) -> dict[str, nn.Module]:
+        """Return the autoencoder and, where there is one, the discriminator."""
+        networks: dict[str, nn.Module] = {"autoencoder": self.autoencoder}
+        return networks if self.discriminator is None else {**networks, "discriminator": self.discriminator}
+
+    def architecture(self) -> dict[str, Any]:
+        """Return what rebuilds the autoencoder; only training needs the discriminator."""
+        return {"autoencoder": self.config.model.model_dump(mode="json")}
+
+    def peak_rates(self) -> list[float]:
+        """Return the peak rates of autoencoder and discriminator; one schedule scales both."""
+        rates = [self.config.training.learning_rate, self.config.loss.adversarial.learning_rate]
+        return rates[: len(self.networks())]
+
+    def losses(self, batch: VolumeBatch, *, step: int, generator: torch.Generator) -> Losses:
+        """Return the losses of the autoencoder."""
+        return self.reconstruct(self.volumes(batch), step=step, generator=generator)[0]
+
+    def reconstruct(
+        self, x: Tensor, *, step: int, generator: torch.Generator
+    ) -> tuple[Losses, AutoencoderOutput]:
+        """Return the losses of the autoencoder on volumes ``x``, and its output."""
+        return self.algorithm.compute_generator_losses(x, step=step, generator=generator)
+
+    def tally(self, batch: VolumeBatch, index: int, draws: Draws) -> Tally:
+        """Count what whole volumes add to the reconstruction metrics."""
+        del index, draws
+        self.keep_example(batch)
+        return self.algorithm.tally(self.volumes(batch))
+
+    @torch.no_grad()
+    def samples(self, count: int, draws: Draws) -> Samples:
+        """Return held-out volumes, each beside its reconstruction."""
+        del draws
+        rows = []
+        for batch in self.examples:
+            x = self.volumes(batch)
+            for k, modality in enumerate(batch["modality"]):
+                rebuilt = as_array(self.autoencoder(x[k : k + 1]).reconstruction)
+                rows.append(
+                    [
+                        Panel(modality, x[k, 0].cpu().numpy()),
+                        Panel(f"{modality}, reconstructed", rebuilt),
+                    ]
+                )
+        return Samples(rows[:count])
+
+    def volumes(self, batch: VolumeBatch) -> Tensor:
+        """Return the volumes of a batch in the memory format of the networks."""
+        x = batch["image"].as_subclass(Tensor)
+        return x.contiguous(memory_format=torch.channels_last_3d) if self.config.training.channels_last else x
+
+
+class FSQRecipe(AbstractGANRecipe):
+    """Stage ``autoencoder``: tokens."""
+
+    metrics = (*_RECONSTRUCTION, "codebook_usage", "perplexity")
+    draws_latent = False
+
+
+class KLRecipe(AbstractGANRecipe):
+    """Stage ``maisi_vae``: continuous latents."""
+
+    metrics = (*_RECONSTRUCTION, "kl", "latent_std")
+    draws_latent = True
+
+
+def build_loss(loss: AutoencoderLossConfig | MaisiVAELossConfig) -> VAEGANLoss:
+    """Build the stage-1 loss; raises ConfigError when the perceptual network has no local weights."""
+    adversarial = loss.adversarial
+    return VAEGANLoss(
+        reconstruction=loss.reconstruction,
+        reconstruction_weight=loss.reconstruction_weight,
+        perceptual=build_perceptual(loss.perceptual.network),
+        perceptual_weight=loss.perceptual.weight,
+        adversarial_weight=adversarial.weight,
+        criterion=adversarial.criterion,
+        adaptive=adversarial.adaptive,
+        adaptive_max=adversarial.adaptive_max,
+        start_step=adversarial.start_step,
+        gradient_penalty=adversarial.gradient_penalty,
+        **loss.kwargs("reconstruction", "reconstruction_weight", "perceptual", "adversarial"),
+    )
