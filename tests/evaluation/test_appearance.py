@@ -1,3 +1,5 @@
+"""Noise, edges, spectra and histograms of volumes against known changes."""
+
 import pytest
 import torch
 

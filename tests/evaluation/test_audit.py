@@ -1,3 +1,5 @@
+"""The copy audit: disguised copies are found, honest volumes pass, and too few cases are refused."""
+
 import numpy as np
 import pytest
 import torch

@@ -1,3 +1,5 @@
+"""Regression, histogram matching and copying: the baselines of translation."""
+
 import numpy as np
 import pytest
 import torch

@@ -1,3 +1,5 @@
+"""The classifier of modalities: what it learns, and that its seed decides everything."""
+
 import pytest
 import torch
 

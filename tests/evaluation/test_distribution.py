@@ -1,3 +1,5 @@
+"""Fréchet ratios and diversity of sets whose answer is known."""
+
 import pytest
 import torch
 

@@ -1,3 +1,5 @@
+"""Feature extractors: autoencoder and random features, their names and batches."""
+
 import pytest
 import torch
 from torch import nn

@@ -1,3 +1,5 @@
+"""Intervals and floors of scores against theory and simulation."""
+
 import pytest
 import torch
 

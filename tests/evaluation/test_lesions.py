@@ -1,3 +1,5 @@
+"""The lesion detector on held-out brains, its threshold and its modality."""
+
 import pytest
 import torch
 

@@ -1,3 +1,5 @@
+"""Kernel distances, precision, recall, density and coverage in closed form."""
+
 import pytest
 import torch
 

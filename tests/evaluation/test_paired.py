@@ -1,3 +1,5 @@
+"""PSNR and SSIM of pairs inside the brain."""
+
 import pytest
 import torch
 

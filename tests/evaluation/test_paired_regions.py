@@ -1,3 +1,5 @@
+"""Paired scores per region: brain, tumour and the rest, with degenerate inputs."""
+
 import math
 
 import pytest

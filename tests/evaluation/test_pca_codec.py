@@ -1,3 +1,5 @@
+"""The block PCA codec of equal rate: precision, rates and refusals."""
+
 import pytest
 import torch
 

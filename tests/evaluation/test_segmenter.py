@@ -1,3 +1,5 @@
+"""The lesion segmenter: held-out brains, seeds, progress and sides."""
+
 import pytest
 import torch
 

@@ -1,3 +1,5 @@
+"""Scores of translated volumes beside their baselines, and of their uncertainty."""
+
 import math
 
 import pytest

@@ -1,3 +1,5 @@
+"""Volumes of a folder, brought to one grid and one scale of intensities."""
+
 import json
 
 import numpy as np

@@ -1,3 +1,5 @@
+"""Estimates of parameters and memory against real networks."""
+
 import importlib.util
 from pathlib import Path
 

@@ -1,3 +1,5 @@
+"""Scores, verdict and data division on the cards of the report."""
+
 import pytest
 import yaml
 

@@ -1,3 +1,5 @@
+"""The page of the report: its content, and that it fetches nothing."""
+
 import gzip
 import json
 import re
