@@ -46,7 +46,7 @@ if sys.platform == "win32":
         "faults/test_r18_checkpoint_headers.py",
         "faults/test_r25_kill_at_every_call.py",
         "faults/test_r28_two_ranks.py",
-        "training/model/test_checkpoint_file.py",
+        "models/test_checkpoint_file.py",
     ]
 
 limit_spinning()  # none of the above imports torch
