@@ -52,4 +52,4 @@ def test_the_picture_of_the_layers_is_the_contract():
     text = (TOOLS.parents[1] / "ARCHITECTURE.md").read_text(encoding="utf-8")
     drawn = re.findall(r"[a-z_]+", text.split("## Who may import whom")[1].split("```")[1])
     packages = [name.removeprefix("prod9.") for name in listed() if name != "prod9.__main__"]
-    assert drawn == packages
+    assert [name for name in drawn if name in packages] == packages
