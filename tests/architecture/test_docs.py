@@ -1,13 +1,10 @@
 """Generated tables are up to date and links lead somewhere."""
 
 import importlib.util
-import re
 import sys
 from pathlib import Path
 
 import pytest
-
-from tests.architecture.test_layers import listed
 
 TOOLS = Path(__file__).parents[2] / "docs" / "tools"
 
@@ -46,10 +43,3 @@ def test_every_shipped_transformer_has_its_autoencoder():
             continue  # divided by its makers
         shares = config.data.split
         assert (shares.train, shares.val, shares.test) == pytest.approx((0.7, 0.15, 0.15))
-
-
-def test_the_picture_of_the_layers_is_the_contract():
-    text = (TOOLS.parents[1] / "ARCHITECTURE.md").read_text(encoding="utf-8")
-    drawn = re.findall(r"[a-z_]+", text.split("## Who may import whom")[1].split("```")[1])
-    packages = [name.removeprefix("prod9.") for name in listed() if name != "prod9.__main__"]
-    assert [name for name in drawn if name in packages] == packages

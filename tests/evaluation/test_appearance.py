@@ -1,5 +1,3 @@
-"""Noise, edges, spectra and histograms of volumes against known changes."""
-
 import pytest
 import torch
 

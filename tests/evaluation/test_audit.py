@@ -1,5 +1,3 @@
-"""The copy audit: disguised copies are found, honest volumes pass, and too few cases are refused."""
-
 import numpy as np
 import pytest
 import torch

@@ -1,5 +1,3 @@
-"""Regression, histogram matching and copying: the baselines of translation."""
-
 import numpy as np
 import pytest
 import torch

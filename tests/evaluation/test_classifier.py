@@ -1,5 +1,3 @@
-"""The classifier of modalities: what it learns, and that its seed decides everything."""
-
 import pytest
 import torch
 

@@ -1,5 +1,3 @@
-"""Fréchet ratios and diversity of sets whose answer is known."""
-
 import pytest
 import torch
 

@@ -1,5 +1,3 @@
-"""Feature extractors: autoencoder and random features, their names and batches."""
-
 import pytest
 import torch
 from torch import nn

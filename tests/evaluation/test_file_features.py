@@ -1,5 +1,3 @@
-"""Feature extractors from files: 2D and 3D networks, and refusals."""
-
 import pytest
 import torch
 from torch import nn

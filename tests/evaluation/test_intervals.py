@@ -1,5 +1,3 @@
-"""Intervals and floors of scores against theory and simulation."""
-
 import pytest
 import torch
 

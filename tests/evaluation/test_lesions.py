@@ -1,5 +1,3 @@
-"""The lesion detector on held-out brains, its threshold and its modality."""
-
 import pytest
 import torch
 

@@ -1,5 +1,3 @@
-"""Kernel distances, precision, recall, density and coverage in closed form."""
-
 import pytest
 import torch
 

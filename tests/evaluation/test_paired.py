@@ -1,5 +1,3 @@
-"""PSNR and SSIM of pairs inside the brain."""
-
 import pytest
 import torch
 

@@ -1,5 +1,3 @@
-"""Paired scores per region: brain, tumour and the rest, with degenerate inputs."""
-
 import math
 
 import pytest

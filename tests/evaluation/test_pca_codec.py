@@ -1,5 +1,3 @@
-"""The block PCA codec of equal rate: precision, rates and refusals."""
-
 import pytest
 import torch
 

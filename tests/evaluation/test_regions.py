@@ -1,5 +1,3 @@
-"""Which voxels belong to brain, tumour and healthy tissue, and errors in each."""
-
 import torch
 
 from prod9.evaluation.regions import REGIONS, find_regions, score_regions

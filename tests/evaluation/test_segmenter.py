@@ -1,5 +1,3 @@
-"""The lesion segmenter: held-out brains, seeds, progress and sides."""
-
 import pytest
 import torch
 

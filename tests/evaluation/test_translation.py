@@ -1,5 +1,3 @@
-"""Scores of translated volumes beside their baselines, and of their uncertainty."""
-
 import math
 
 import pytest

@@ -1,5 +1,3 @@
-"""Volumes of a folder, brought to one grid and one scale of intensities."""
-
 import json
 
 import numpy as np

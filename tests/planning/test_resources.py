@@ -1,5 +1,3 @@
-"""Estimates of parameters and memory against real networks."""
-
 import importlib.util
 from pathlib import Path
 

@@ -1,5 +1,3 @@
-"""Scores, verdict and data division on the cards of the report."""
-
 import pytest
 import yaml
 

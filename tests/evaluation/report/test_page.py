@@ -1,5 +1,3 @@
-"""The page of the report: its content, and that it fetches nothing."""
-
 import gzip
 import json
 import re
