@@ -6,6 +6,7 @@ Nothing here imports torch, so tests of configs and commands start at once.
 import ipaddress
 import os
 import socket
+import sys
 from typing import Any
 
 # Before torch is imported by anyone: tests are small, and two processes share two cores.
@@ -29,6 +30,24 @@ CHECKED_PACKAGES = [
     "prod9.measures.metrics",
 ]
 """Every annotated call in these is checked against its shapes and types; they must not be imported yet."""
+
+if sys.platform == "win32":
+    # Forks, named pipes, users and signals that Windows lacks.
+    collect_ignore_glob = [
+        "soak/*",
+        "faults/test_b06_no_user.py",
+        "faults/test_b08_one_walk.py",
+        "faults/test_b5_headers.py",
+        "faults/test_r02_signals_and_schedulers.py",
+        "faults/test_r03_reading.py",
+        "faults/test_r04_shared_folders.py",
+        "faults/test_r05_locks.py",
+        "faults/test_r06_shared_stores.py",
+        "faults/test_r18_checkpoint_headers.py",
+        "faults/test_r25_kill_at_every_call.py",
+        "faults/test_r28_two_ranks.py",
+        "models/test_checkpoint_file.py",
+    ]
 
 limit_spinning()  # none of the above imports torch
 

@@ -1,6 +1,5 @@
 """What must answer at once may not import the heavy libraries, not even indirectly."""
 
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -51,6 +50,7 @@ def test_configs_commands_and_files_need_no_heavy_import():
 
 @pytest.mark.parametrize("module", ["app", "autoencoder", "transformer"])
 def test_help_takes_less_than_a_second(module):
+    resource = pytest.importorskip("resource", reason="Windows counts no processor time of children")
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     code = f"import sys; from prod9.cli.{module} import main; sys.argv[1:] = ['--help']; main()"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

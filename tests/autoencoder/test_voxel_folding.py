@@ -1,3 +1,5 @@
+"""Folding voxels into channels loses nothing and keeps neighbours together."""
+
 import pytest
 import torch
 

@@ -1,3 +1,5 @@
+"""The `prod9` command: version, help, and the commands about configs."""
+
 import json
 
 import pytest

@@ -1,3 +1,5 @@
+"""`prod9 audit`, and report and card of a trained run."""
+
 from tests.evaluation.audit_cohort import head, write_heads
 from tests.harness import run
 

@@ -100,7 +100,7 @@ def test_generate_follows_files_and_folders(control: Control, workspace: Workspa
         assert int(nib.load(tmp_path / "one" / made).header["sform_code"]) == space
         assert_same_geometry(tmp_path / "one" / made, placed.affine, (16, 16, 16))
         data = nib.load(tmp_path / "one" / made).get_fdata()
-        assert 0.0 <= data.min() <= data.max() <= 1.0
+        assert 0.0 <= data.min() < data.max() <= 1.0
     manifest = json.loads((tmp_path / "one" / "manifest.json").read_text())
     assert set(manifest["settings"]["sha256"]) == {"controlnet", "transformer", "autoencoder"}
     assert manifest["files"][f"{name}_seg.nii.gz"]["found_by"] == "case"

@@ -1,3 +1,5 @@
+"""`prod9 doctor`: what it reports about packages, weights and the machine."""
+
 import json
 
 from prod9.cli.app import app

@@ -1,3 +1,5 @@
+"""What all commands share: exit codes, one message per error, devices, valid JSON."""
+
 import pytest
 import typer
 

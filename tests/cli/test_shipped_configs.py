@@ -1,7 +1,13 @@
-"""Every config in the package trains for one step through its command, shrunk by a committed list."""
+"""Every config in the package trains for one step through its command, shrunk by a committed list.
+
+Any of the tests may run alone and in any order: what a config builds on is trained first, once.
+"""
 
 import shutil
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -9,56 +15,66 @@ import yaml
 from prod9.config.load import merge_config, shipped_configs
 from prod9.stages import STAGES
 from tests.fixtures import write_brats_tree, write_medmnist3d
-from tests.harness import run
+from tests.harness import Ran, run
 
 SHRINKS = yaml.safe_load((Path(__file__).parents[1] / "architecture" / "shrinks.yaml").read_text())
+DATA = Path("outputs/demo/data")
+
+
+@cache
+def merged(name: str) -> dict[str, Any]:
+    return merge_config(shipped_configs()[name])
+
+
+def bases(name: str) -> list[str]:
+    """Return the shipped configs that write where the inputs of ``name`` are read."""
+    wanted = (merged(name).get("inputs") or {}).values()
+    return [other for other in shipped_configs() if merged(other)["output_dir"] in wanted]
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A working folder with the demo's cohort, which is also the BraTS folder."""
     folder = tmp_path_factory.mktemp("shipped")
-    write_brats_tree(folder / "outputs" / "demo" / "data", 7)
+    write_brats_tree(folder / DATA, 7)
     write_medmnist3d(folder / "medmnist")
-    return folder
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("BRATS_DIR", str(folder / DATA))
+        patch.setenv("MEDMNIST_DIR", str(folder / "medmnist"))
+        yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="module")
+def trained(folder: Path) -> Callable[[str], Ran]:
+    """Train a shipped config for a step after what it builds on; each is trained once."""
+
+    @cache
+    def train(name: str) -> Ran:
+        for base in bases(name):
+            assert train(base).code == 0, f"{base}: {train(base).err}"
+        changes = [f"--set={change}" for group in SHRINKS[name].values() for change in group]
+        command = STAGES[merged(name)["stage"]].command
+        return run(command, "train", "--config", name, *changes, "--json")
+
+    return train
 
 
 def test_every_config_has_its_shrinks() -> None:
     assert shipped_configs().keys() <= SHRINKS.keys()
 
 
-def _stage(name: str) -> str:
-    return merge_config(shipped_configs()[name])["stage"]
+def test_inputs_are_outputs_of_shipped_configs() -> None:
+    for name in shipped_configs():
+        assert len(bases(name)) == len(merged(name).get("inputs") or {}), name
 
 
-ORDER = (
-    "autoencoder",
-    "maisi_vae",
-    "transformer",
-    "refiner",
-    "maisi_diffusion",
-    "maskgit_controlnet",
-    "maisi_controlnet",
-)
-"""Earlier stages come first: later ones find them where their configs say."""
-
-
-@pytest.mark.parametrize(
-    "name", sorted(shipped_configs(), key=lambda name: (ORDER.index(_stage(name)), name))
-)
-def test_one_step(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(folder)
-    monkeypatch.setenv("BRATS_DIR", str(folder / "outputs" / "demo" / "data"))
-    monkeypatch.setenv("MEDMNIST_DIR", str(folder / "medmnist"))
-    stage = _stage(name)
-    changes = [f"--set={change}" for group in SHRINKS[name].values() for change in group]
-    ran = run(STAGES[stage].command, "train", "--config", name, *changes, "--json")
+@pytest.mark.parametrize("name", sorted(shipped_configs()))
+def test_one_step(name: str, folder: Path, trained: Callable[[str], Ran]) -> None:
+    ran = trained(name)
     assert ran.code == 0, ran.err
     assert ran.json["step"] == 1
     assert Path(ran.json["checkpoint"]).is_file()
-
-
-def test_runs_stay_out_of_the_data(folder: Path) -> None:
-    data = folder / "outputs" / "demo" / "data"
-    assert all(path.name.endswith(".nii.gz") for path in data.rglob("*") if path.is_file())
-    shutil.rmtree(folder)
+    data = [path for path in (folder / DATA).rglob("*") if path.is_file()]
+    assert all(path.name.endswith(".nii.gz") for path in data), "runs stay out of the data"

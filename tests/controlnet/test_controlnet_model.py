@@ -10,6 +10,7 @@ from prod9.diffusion.condition import FlowCondition
 from prod9.diffusion.diffusion_model import DiffusionModelRF
 from prod9.diffusion.sampler import RectifiedFlowSampler
 from prod9.diffusion.scheduler import RectifiedFlowSchedulerRF
+from tests.draws import seeded, shaken
 
 UNET = {
     "latent_channels": 2,
@@ -35,19 +36,9 @@ PUBLISHED = {
 SHAPE = (2, 2, 4, 4, 4)
 
 
-def seeded(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
 def make_base(**kwargs):
     base = DiffusionModelRF(**(UNET | kwargs)).eval().requires_grad_(False)
-    return shaken(base)
-
-
-def shaken(network, seed=1):
-    for parameter in network.parameters():
-        torch.nn.init.normal_(parameter, std=0.1, generator=seeded(seed))
-    return network
+    return shaken(base, std=0.1)
 
 
 def make_control(**kwargs):
@@ -100,7 +91,7 @@ def test_the_same_weights_give_monais_numbers_and_the_cache_does_not_change_them
         num_head_channels=(0, 8), num_res_blocks=1, norm_num_groups=4, num_class_embeds=5, resblock_updown=True,
         include_fc=True, conditioning_embedding_in_channels=8, conditioning_embedding_num_channels=(4, 6),
     ).eval()  # fmt: skip
-    theirs.load_state_dict(shaken(ours).state_dict())
+    theirs.load_state_dict(shaken(ours, std=0.1).state_dict())
     x, t, seg = torch.randn(SHAPE, generator=seeded()), torch.tensor([10.0, 900.0]), segs(classes=256)
     labels = torch.ones(2, dtype=torch.int64)
     with torch.no_grad():
@@ -156,7 +147,7 @@ def test_the_start_changes_nothing_and_strength_0_is_the_base_bit_for_bit():
         )
 
     torch.testing.assert_close(steered(control), plain, rtol=0, atol=1e-5)
-    shaken(control, 4)
+    shaken(control, std=0.1, seed=4)
     assert torch.equal(steered(control, control_strength=0.0), plain)
     assert not torch.allclose(steered(control), plain, atol=1e-3)
     one = steered(control)
@@ -196,7 +187,7 @@ def test_control_guidance_goes_from_the_base_beyond_the_steered_velocity():
     ids=["mask", "image", "label", "all", "maisi"],
 )
 def test_every_combination_of_conditions_steers_and_trains(settings):
-    control = shaken(make_control(**settings))
+    control = shaken(make_control(**settings), std=0.1)
     sources = len(settings.get("source_modalities", ()))
     images = torch.rand(2, sources, 8, 8, 8, generator=seeded()) if sources else None
     told = ControlCondition(segs(), torch.tensor([1, 2]), images=images)

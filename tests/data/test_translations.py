@@ -1,3 +1,5 @@
+"""The store of translated volumes: precision, interruption, damage, and keys per part."""
+
 import pytest
 import torch
 

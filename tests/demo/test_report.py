@@ -1,9 +1,10 @@
+"""The report at the end of the demo, with an audit where the cohort is large enough."""
+
 import json
 
+from prod9.demo.report import finish_demo
 from tests.evaluation.audit_cohort import head, write_heads
 from tests.evaluation.report.folders import write_generated, write_run
-
-from prod9.demo.report import finish_demo
 
 
 def test_a_large_enough_cohort_is_audited_and_reported(tmp_path):

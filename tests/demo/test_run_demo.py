@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -19,6 +20,23 @@ def silent_bar(title: str) -> Iterator[Callable[[int, int], None]]:
     yield lambda done, total: None
 
 
+def is_share(value: float, of: int) -> bool:
+    """Whether ``value`` is a whole number of ``of`` things."""
+    return value * of == pytest.approx(round(value * of), abs=1e-6)
+
+
+def check_control(control: dict[str, Any], folder: Path) -> None:
+    """Scores are means over both modalities, and each segmentation steered a volume of each."""
+    for key, kind in (("dice_whole_tumour", "controlled"), ("dice_whole_tumour_base", "base")):
+        assert control[key] == pytest.approx(np.mean([control[name][kind] for name in ("T1ce", "FLAIR")]))
+        interval = control["intervals"][key]
+        assert (interval is None) == (control["patients"] < 2), "one patient says nothing of others"
+        assert interval is None or interval[0] <= control[key] <= interval[1]
+    steered = {name: len(list(folder.glob(f"{name}_*.nii.gz"))) for name in ("seg", "T1ce", "FLAIR")}
+    assert set(steered.values()) == {steered["seg"]}
+    assert steered["seg"] >= control["patients"] >= 1
+
+
 @pytest.mark.slow
 def test_it_leaves_volumes_pictures_and_scores_and_goes_on(tmp_path: Path) -> None:
     plan = replace(make_plan(tmp_path, quick=True, stages="all"), spacing_mm=6.0, budget=0.05)
@@ -30,7 +48,8 @@ def test_it_leaves_volumes_pictures_and_scores_and_goes_on(tmp_path: Path) -> No
     assert 0 < stage1["psnr_brain"] < 40
     assert 0 < stage1["psnr_brain_pca"] < 40
     assert stage1["volumes"] == stage2["held_out_volumes"] > 0
-    assert 0 <= stage2["modality_accuracy"] <= 1
+    assert stage2["volumes"] == 4 * plan.volumes_per_modality
+    assert is_share(stage2["modality_accuracy"], stage2["volumes"])
     assert stage2["frechet_ratio"] > 0
     written = json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))
     assert written["stages"] == written["from_scratch"]["stages"] == block["stages"]
@@ -44,7 +63,7 @@ def test_it_leaves_volumes_pictures_and_scores_and_goes_on(tmp_path: Path) -> No
     assert set(translation) == {"T1", "T1ce", "T2", "FLAIR"}
     assert set(translation["FLAIR"]["rows"]) == {"tokens", "sources", "both"}
     assert translation["FLAIR"].keys() >= {"psnr_brain", "ssim_tumour", "copy_psnr_brain", "dice_drop"}
-    assert 0 <= control["dice_whole_tumour_base"] <= 1
+    check_control(control, tmp_path / "from_scratch" / "control")
     assert len(list((tmp_path / "from_scratch" / "translation").glob("FLAIR_*.nii.gz"))) > 0
     for name in ("montage.png", "generated.png", "translation.png", "control.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
@@ -78,7 +97,7 @@ def test_the_other_family_leaves_the_same_files_and_scores(tmp_path: Path) -> No
     volumes = sorted((tmp_path / "maisi_from_scratch" / "volumes").glob("*.nii.gz"))
     assert [v.name for v in volumes[:2]] == ["FLAIR_0000.nii.gz", "FLAIR_0001.nii.gz"]
     assert len(volumes) == 4 * plan.volumes_per_modality
-    assert 0 <= block["stages"]["control"]["dice_whole_tumour"] <= 1
+    check_control(block["stages"]["control"], tmp_path / "maisi_from_scratch" / "control")
     for name in ("montage.png", "generated.png", "control.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
     assert run_demo(plan, report=report, device="cpu")["stages"] == block["stages"]

@@ -5,35 +5,14 @@ import torch
 
 from prod9.generator.condition import MaskGiTCondition
 from prod9.generator.heads import TokenVocabulary
-from prod9.generator.maskgit import MaskGiTSampler, MaskGiTScheduler
-from prod9.generator.transformer import TransformerDecoder
+from tests.draws import seeded
 from tests.generator.oracles import FixedDecoder, ToyCode, ToyControlNet
-
-GRID = (2, 4, 6)
-ORDERS = ("confidence", "halton", "random")
+from tests.generator.small import GRID, ORDERS, make_condition, make_generators
+from tests.generator.small import make_sampler as make_any_sampler
 
 
 def make_sampler(**kwargs):
-    return MaskGiTSampler(scheduler=MaskGiTScheduler(scheduler_type="arccos"), steps=5, **kwargs)
-
-
-def make_generators(batch):
-    return [torch.Generator().manual_seed(100 + k) for k in range(batch)]
-
-
-def make_condition(batch):
-    return MaskGiTCondition(label=torch.arange(batch) % 3)
-
-
-@pytest.fixture(scope="module")
-def decoder():
-    generator = torch.Generator().manual_seed(0)
-    decoder = TransformerDecoder(
-        levels=(5, 4), embed_dim=24, num_blocks=2, num_heads=2, patch_size=2, num_classes=3
-    )
-    for parameter in decoder.parameters():
-        torch.nn.init.normal_(parameter, std=0.3, generator=generator)
-    return decoder.eval()
+    return make_any_sampler(steps=5, **kwargs)
 
 
 @pytest.fixture
@@ -154,8 +133,8 @@ def test_strength_scales_what_the_control_adds():
 
 
 def test_given_tokens_never_change_under_control(decoder, controlnet):
-    tokens = torch.randint(20, (2, *GRID), generator=torch.Generator().manual_seed(0))
-    mask = torch.rand(2, *GRID, generator=torch.Generator().manual_seed(1)) < 0.4
+    tokens = torch.randint(20, (2, *GRID), generator=seeded(0))
+    mask = torch.rand(2, *GRID, generator=seeded(1)) < 0.4
     seen = []
     result = controlled(
         make_sampler(order="halton"), decoder, controlnet, [1.0, 2.0],

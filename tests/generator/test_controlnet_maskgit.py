@@ -14,6 +14,7 @@ from prod9.generator.maskgit import MaskGiTSampler, MaskGiTScheduler
 from prod9.generator.modality_processor import InContextCondition
 from prod9.generator.single_stream import TransformerDecoderSingleStream
 from prod9.generator.transformer import TransformerDecoder
+from tests.draws import seeded, shaken
 
 GRID = (2, 4, 2)
 FACTOR = 2
@@ -23,10 +24,7 @@ def make_base(**kwargs):
     base = TransformerDecoder(
         **({"levels": (5, 4), "embed_dim": 24, "num_blocks": 5, "num_heads": 2, "num_classes": 3} | kwargs)
     )
-    generator = torch.Generator().manual_seed(0)
-    for parameter in base.parameters():
-        torch.nn.init.normal_(parameter, std=0.2, generator=generator)
-    return base.eval().requires_grad_(False)
+    return shaken(base, seed=0).eval().requires_grad_(False)
 
 
 def make_control(base, **kwargs):
@@ -34,14 +32,8 @@ def make_control(base, **kwargs):
     return ControlNetMaskGiT(base=base, **(settings | kwargs)).eval()
 
 
-def awake(control):
-    for parameter in control.parameters():
-        torch.nn.init.normal_(parameter, std=0.2, generator=torch.Generator().manual_seed(1))
-    return control
-
-
 def make_batch(batch=2):
-    generator = torch.Generator().manual_seed(2)
+    generator = seeded(2)
     tokens = torch.randint(20, (batch, *GRID), generator=generator)
     mask = torch.rand(batch, *GRID, generator=generator) < 0.6
     seg = torch.randint(4, (batch, *(FACTOR * side for side in GRID)), generator=generator).to(torch.uint8)
@@ -96,7 +88,7 @@ def test_nothing_of_the_base_is_inside():
 def test_the_dense_adjustment_has_the_shape_of_the_specification():
     base = make_base(patch_size=2)
     tokens, mask, condition, told = make_batch()
-    control = awake(make_control(base))
+    control = shaken(make_control(base))
     output = control(tokens, mask, base.prepare(condition), control.encode(told))
     assert output.logits.dense().shape == (2, 20, *GRID)
     assert all(residual.shape == (2, 2, 24) for residual in output.residuals)
@@ -105,7 +97,7 @@ def test_the_dense_adjustment_has_the_shape_of_the_specification():
 @pytest.mark.parametrize("patch_size", [1, 2])
 def test_rows_are_rows_of_the_whole(patch_size):
     base = make_base(patch_size=patch_size)
-    control = awake(make_control(base))
+    control = shaken(make_control(base))
     batch = make_batch()
     rows = batch[1].flatten().nonzero()[:, 0]
     torch.testing.assert_close(
@@ -115,7 +107,7 @@ def test_rows_are_rows_of_the_whole(patch_size):
 
 def test_all_parameters_learn_and_none_of_the_base():
     base = make_base(patch_size=2)
-    control = awake(make_control(base))
+    control = shaken(make_control(base))
     tokens, mask, condition, told = make_batch()
     told = told.drop(torch.tensor([True, False]))
     controlled(base, control, (tokens, mask, condition, told)).values.square().sum().backward()
@@ -138,7 +130,7 @@ def test_the_first_gradient_already_knows_the_condition():
 
 def test_segmentation_and_label_reach_the_prediction_unless_dropped():
     base = make_base()
-    control = awake(make_control(base))
+    control = shaken(make_control(base))
     tokens, mask, condition, told = make_batch()
 
     def values(seg, label, dropped=None):
@@ -156,7 +148,7 @@ def test_segmentation_and_label_reach_the_prediction_unless_dropped():
 
 def test_an_encoded_control_is_a_batch():
     base = make_base()
-    control = awake(make_control(base))
+    control = shaken(make_control(base))
     *_, told = make_batch()
     encoded = control.encode(told)
     assert len(encoded) == 2
@@ -169,7 +161,7 @@ def test_an_encoded_control_is_a_batch():
 
 def test_nothing_known_is_not_background():
     base = make_base()
-    control = awake(make_control(base))
+    control = shaken(make_control(base))
     background = ControlCondition(
         torch.zeros(1, 4, 8, 4, dtype=torch.uint8), torch.zeros(1, dtype=torch.int64)
     )
@@ -184,11 +176,11 @@ def test_the_sampler_takes_it(guidance):
         scheduler=MaskGiTScheduler(scheduler_type="arccos"), steps=4, order="halton", guidance_scale=guidance
     )
     *_, condition, told = make_batch()
-    generators = [[torch.Generator().manual_seed(k) for k in range(2)] for _ in range(3)]
+    generators = [[seeded(k) for k in range(2)] for _ in range(3)]
     plain = sampler.sample(base, (2, *GRID), condition, generators[0])
     for control, pair, equal in (
         (make_control(base), generators[1], True),
-        (awake(make_control(base)), generators[2], False),
+        (shaken(make_control(base)), generators[2], False),
     ):
         drawn = sampler.sample_with_controlnet(
             base,
@@ -243,15 +235,12 @@ def make_stream(attention):
     base = TransformerDecoderSingleStream(
         levels=(5, 4), embed_dim=24, num_blocks=4, num_heads=2, num_classes=3, attention=attention
     )
-    generator = torch.Generator().manual_seed(0)
-    for parameter in base.parameters():
-        torch.nn.init.normal_(parameter, std=0.2, generator=generator)
-    return base.eval().requires_grad_(False)
+    return shaken(base, seed=0).eval().requires_grad_(False)
 
 
 def make_sources():
     """One sample with two sources, one with a single one."""
-    latents = torch.randn(2, 2, 2, *GRID, generator=torch.Generator().manual_seed(4))
+    latents = torch.randn(2, 2, 2, *GRID, generator=seeded(4))
     return InContextCondition(torch.tensor([0, 1]), torch.tensor([[1, 2], [0, -1]]), latents)
 
 
@@ -263,7 +252,7 @@ def test_over_the_in_context_decoder_it_starts_as_the_base_and_steers(attention)
     plain = base(tokens, mask, prepared).values
     control = make_control(base)
     assert torch.equal(controlled(base, control, (tokens, mask, make_sources(), told)).values, plain)
-    steered = controlled(base, awake(control), (tokens, mask, make_sources(), told))
+    steered = controlled(base, shaken(control), (tokens, mask, make_sources(), told))
     assert not torch.allclose(steered.values, plain)
     steered.values.square().sum().backward()
     assert all(parameter.grad is not None for parameter in control.parameters())
@@ -272,7 +261,7 @@ def test_over_the_in_context_decoder_it_starts_as_the_base_and_steers(attention)
 def test_its_copies_see_the_sources():
     base = make_stream("prefix")
     tokens, mask, _, told = make_batch()
-    control = awake(make_control(base))
+    control = shaken(make_control(base))
     encoded, outputs = control.encode(told), []
     for sources in (make_sources(), make_sources().unconditional()):
         outputs.append(control(tokens, mask, base.prepare(sources), encoded).residuals[1])

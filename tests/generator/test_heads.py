@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare
 
 from prod9.generator.heads import TokenLogits, TokenVocabulary, partition_levels
+from tests.draws import seeded
 
 LEVELS = (4, 3, 5)
 PARTITIONS = ("balanced", "dense", "per_level", [[0, 2], [1]], [[2], [1, 0]])
@@ -18,7 +19,7 @@ PARTITIONS = ("balanced", "dense", "per_level", [[0, 2], [1]], [[2], [1, 0]])
 
 def make_logits(groups="balanced", lead=(2, 2, 3, 2), levels=LEVELS, seed=0, scale=2.0):
     vocabulary = TokenVocabulary(levels=levels, groups=groups)
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeded(seed)
     return TokenLogits(scale * torch.randn(*lead, vocabulary.num_logits, generator=generator), vocabulary)
 
 
@@ -93,7 +94,7 @@ def test_dense_sums_to_one_and_is_the_product_of_the_groups(groups):
 def test_scores_equal_those_of_the_dense_view(groups):
     logits = make_logits(groups)
     dense = logits.dense()
-    tokens = torch.randint(60, (2, 2, 3, 2), generator=torch.Generator().manual_seed(1))
+    tokens = torch.randint(60, (2, 2, 3, 2), generator=seeded(1))
     assert torch.allclose(logits.log_prob(tokens), dense.gather(1, tokens[:, None])[:, 0], atol=1e-5)
     assert torch.equal(logits.mode(), dense.argmax(1))
     assert torch.allclose(logits.confidence, dense.amax(1), atol=1e-5)
@@ -131,7 +132,7 @@ def test_draws_follow_the_exact_softmax(groups):
     logits = make_logits(groups, lead=(1,))
     expected = logits.values.new_tensor([logits.log_prob(torch.tensor([t])).exp().item() for t in range(60)])
     many = TokenLogits(logits.values.expand(40_000, -1), logits.vocabulary)
-    tokens = many.sample(torch.Generator().manual_seed(0))
+    tokens = many.sample(seeded(0))
     counts = torch.bincount(tokens, minlength=60)
     assert chisquare(counts, expected.double() / expected.double().sum() * 40_000).pvalue > 1e-3
 
@@ -139,10 +140,10 @@ def test_draws_follow_the_exact_softmax(groups):
 @pytest.mark.parametrize("size", [1500, 4096])
 def test_long_rows_follow_the_exact_softmax(size):
     vocabulary = TokenVocabulary(levels=(size,), groups="dense")
-    values = torch.randn(size, generator=torch.Generator().manual_seed(0))
+    values = torch.randn(size, generator=seeded(0))
     values[::7] = -math.inf
     tokens = torch.cat([
-        TokenLogits(values.expand(5_000, -1), vocabulary).sample(torch.Generator().manual_seed(seed))
+        TokenLogits(values.expand(5_000, -1), vocabulary).sample(seeded(seed))
         for seed in range(10)
     ])  # fmt: skip
     counts = torch.bincount(tokens, minlength=size)
@@ -155,7 +156,7 @@ def test_long_rows_follow_the_exact_softmax(size):
 @given(st.integers(2, 1400), st.integers(0, 2**31))
 def test_extreme_uniforms_stay_inside_the_support(size, seed):
     vocabulary = TokenVocabulary(levels=(size,), groups="dense")
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeded(seed)
     values = 30 * torch.randn(4, size, generator=generator)
     values = values.masked_fill(torch.rand(4, size, generator=generator) < 0.5, -math.inf)
     values[:, int(torch.randint(size, (), generator=generator))] = 0.0
@@ -166,19 +167,19 @@ def test_extreme_uniforms_stay_inside_the_support(size, seed):
 
 def test_draw_reports_the_log_probability_of_what_it_drew():
     logits = make_logits()
-    draw = logits.draw(torch.rand(2, 2, 3, 2, 2, generator=torch.Generator().manual_seed(0)))
+    draw = logits.draw(torch.rand(2, 2, 3, 2, 2, generator=seeded(0)))
     assert torch.allclose(draw.log_prob, logits.log_prob(draw.tokens), atol=1e-5)
 
 
 def test_low_temperature_draws_the_mode():
     logits = make_logits()
-    assert torch.equal(logits.sample(torch.Generator().manual_seed(0), temperature=1e-3), logits.mode())
+    assert torch.equal(logits.sample(seeded(0), temperature=1e-3), logits.mode())
 
 
 def test_nucleus_keeps_the_smallest_set_that_holds_the_share():
     vocabulary = TokenVocabulary(levels=(4,), groups="dense")
     values = torch.tensor([0.5, 0.3, 0.15, 0.05]).log().expand(4000, -1)
-    generator = torch.Generator().manual_seed(0)
+    generator = seeded(0)
     for top_p, kept in ((0.4, {0}), (0.6, {0, 1}), (0.9, {0, 1, 2}), (1.0, {0, 1, 2, 3})):
         tokens = TokenLogits(values, vocabulary).sample(generator, top_p=top_p)
         assert set(tokens.tolist()) == kept
@@ -186,7 +187,7 @@ def test_nucleus_keeps_the_smallest_set_that_holds_the_share():
 
 def test_one_generator_a_sample_makes_draws_independent_of_the_batch():
     logits = make_logits()
-    together = logits.sample([torch.Generator().manual_seed(k) for k in range(2)])
+    together = logits.sample([seeded(k) for k in range(2)])
     for k in range(2):
         alone = TokenLogits(logits.values[k : k + 1], logits.vocabulary)
-        assert torch.equal(alone.sample([torch.Generator().manual_seed(k)])[0], together[k])
+        assert torch.equal(alone.sample([seeded(k)])[0], together[k])

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prod9.generator.orders import FIXED_ORDERS, draw_orders, halton_order
+from tests.draws import seeded
 
 GRIDS = [(1, 1, 1), (1, 1, 10), (3, 5, 7), (4, 4, 4), (1, 9, 2), (11, 3, 6), (18, 24, 18)]
 
@@ -14,7 +15,7 @@ GRIDS = [(1, 1, 1), (1, 1, 10), (3, 5, 7), (4, 4, 4), (1, 9, 2), (11, 3, 6), (18
 @pytest.mark.parametrize("order", FIXED_ORDERS)
 @pytest.mark.parametrize("grid", GRIDS)
 def test_every_cell_is_visited_once(order, grid):
-    generators = [torch.Generator().manual_seed(k) for k in range(3)]
+    generators = [seeded(k) for k in range(3)]
     orders = draw_orders(order, grid, generators, torch.device("cpu"))
     cells = torch.arange(int(np.prod(grid)))
     assert torch.equal(orders.sort(1).values, cells.expand(3, -1))
@@ -52,7 +53,7 @@ def test_a_prefix_of_halton_is_spread_evenly():
 
 def test_orders_differ_between_samples_and_repeat_with_the_generator():
     for order in FIXED_ORDERS:
-        generators = [torch.Generator().manual_seed(k) for k in (1, 2, 1)]
+        generators = [seeded(k) for k in (1, 2, 1)]
         one, two, again = draw_orders(order, (4, 4, 4), generators, torch.device("cpu"))
         assert torch.equal(one, again)
         assert not torch.equal(one, two)

@@ -1,3 +1,5 @@
+"""The refiner: nothing changes at the start, nothing outside the head, any sides."""
+
 import math
 
 import pytest
@@ -5,6 +7,7 @@ import torch
 from jaxtyping import TypeCheckError
 
 from prod9.generator.refiner import Refiner, RefinerBlock
+from tests.draws import seeded, shaken
 
 
 def build(**changes):
@@ -15,14 +18,11 @@ def build(**changes):
 
 def trained(**changes):
     """A refiner whose residual is no longer zero."""
-    refiner = build(**changes)
-    for parameter in refiner.parameters():
-        torch.nn.init.normal_(parameter, std=0.1)
-    return refiner.eval()
+    return shaken(build(**changes), std=0.1).eval()
 
 
 def inputs(batch=2, sides=(10, 12, 9)):
-    generator = torch.Generator().manual_seed(1)
+    generator = seeded(1)
     decoded = torch.rand(batch, 1, *sides, generator=generator)
     sources = torch.rand(batch, 3, *sides, generator=generator)
     present = torch.tensor([[True, True, False], [False, True, False]])[:batch]

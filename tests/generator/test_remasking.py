@@ -5,42 +5,11 @@ import torch
 
 from prod9.generator.condition import MaskGiTCondition
 from prod9.generator.heads import TokenLogits, TokenVocabulary
-from prod9.generator.maskgit import GUIDANCE_SCHEDULES, SCHEDULES, MaskGiTSampler, MaskGiTScheduler
+from prod9.generator.maskgit import GUIDANCE_SCHEDULES, SCHEDULES
 from prod9.generator.orders import RevealQueue
-from prod9.generator.transformer import TransformerDecoder
+from tests.draws import seeded
 from tests.generator.oracles import FixedDecoder, MarkovChainOracle
-
-ORDERS = ("confidence", "halton", "random")
-GRID = (2, 4, 6)
-
-
-def make_sampler(scheduler_type="arccos", **kwargs):
-    return MaskGiTSampler(scheduler=MaskGiTScheduler(scheduler_type=scheduler_type), **kwargs)
-
-
-def make_condition(batch):
-    return MaskGiTCondition(label=torch.arange(batch) % 3)
-
-
-def make_generators(batch):
-    return [torch.Generator().manual_seed(100 + k) for k in range(batch)]
-
-
-@pytest.fixture
-def fixed():
-    vocabulary = TokenVocabulary(levels=(4, 3), groups="per_level")
-    return FixedDecoder(torch.randn(*GRID, 7, generator=torch.Generator().manual_seed(0)), vocabulary)
-
-
-@pytest.fixture(scope="module")
-def decoder():
-    generator = torch.Generator().manual_seed(0)
-    decoder = TransformerDecoder(
-        levels=(5, 4), embed_dim=24, num_blocks=2, num_heads=2, patch_size=2, num_classes=3
-    )
-    for parameter in decoder.parameters():
-        torch.nn.init.normal_(parameter, std=0.3, generator=generator)
-    return decoder.eval()
+from tests.generator.small import GRID, ORDERS, make_condition, make_generators, make_sampler
 
 
 @pytest.mark.parametrize("order", ORDERS)
@@ -66,7 +35,7 @@ def test_remasking_keeps_gamma_exact_and_hides_what_was_shown(fixed, order, sche
 
 @pytest.mark.parametrize("order", ORDERS)
 def test_given_tokens_are_never_remasked(decoder, order):
-    generator = torch.Generator().manual_seed(0)
+    generator = seeded(0)
     tokens = torch.randint(20, (3, *GRID), generator=generator)
     mask = torch.rand(3, *GRID, generator=generator) < torch.tensor([0.0, 0.3, 0.9]).view(3, 1, 1, 1)
     shown = []
@@ -83,7 +52,7 @@ def test_given_tokens_are_never_remasked(decoder, order):
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("remasking", [0.0, 0.4])
 def test_sample_k_is_the_same_beside_samples_with_more_to_draw(decoder, order, remasking):
-    tokens = torch.randint(20, (4, *GRID), generator=torch.Generator().manual_seed(0))
+    tokens = torch.randint(20, (4, *GRID), generator=seeded(0))
     mask = torch.zeros(4, 48, dtype=torch.bool)
     for k, count in enumerate((48, 3, 0, 20)):
         mask[k, 5 : 5 + count] = True
@@ -147,7 +116,7 @@ def drawn_and_true(
     sampler = make_sampler(scheduler_type, steps=steps, order="random", remasking=remasking)
     condition = MaskGiTCondition(label=torch.zeros(batch, dtype=torch.int64))
     tokens = sampler.sample(
-        oracle, (batch, 1, 1, length), condition, torch.Generator().manual_seed(0),
+        oracle, (batch, 1, 1, length), condition, seeded(0),
         callback=lambda s: calls.append(int(s.mask[0].sum())),
     )  # fmt: skip
     index = tokens.flatten(1) @ 2 ** torch.arange(length - 1, -1, -1)

@@ -5,41 +5,10 @@ import torch
 
 from prod9.generator.condition import MaskGiTCondition
 from prod9.generator.heads import TokenVocabulary
-from prod9.generator.maskgit import SCHEDULES, MaskGiTSampler, MaskGiTScheduler
-from prod9.generator.transformer import TransformerDecoder
+from prod9.generator.maskgit import SCHEDULES
+from tests.draws import seeded
 from tests.generator.oracles import FixedDecoder, MarkovChainOracle
-
-ORDERS = ("confidence", "halton", "random")
-GRID = (2, 4, 6)
-
-
-def make_sampler(scheduler_type="arccos", **kwargs):
-    return MaskGiTSampler(scheduler=MaskGiTScheduler(scheduler_type=scheduler_type), **kwargs)
-
-
-def make_condition(batch):
-    return MaskGiTCondition(label=torch.arange(batch) % 3)
-
-
-def make_generators(batch):
-    return [torch.Generator().manual_seed(100 + k) for k in range(batch)]
-
-
-@pytest.fixture
-def fixed():
-    vocabulary = TokenVocabulary(levels=(4, 3), groups="per_level")
-    return FixedDecoder(torch.randn(*GRID, 7, generator=torch.Generator().manual_seed(0)), vocabulary)
-
-
-@pytest.fixture(scope="module")
-def decoder():
-    generator = torch.Generator().manual_seed(0)
-    decoder = TransformerDecoder(
-        levels=(5, 4), embed_dim=24, num_blocks=2, num_heads=2, patch_size=2, num_classes=3
-    )
-    for parameter in decoder.parameters():
-        torch.nn.init.normal_(parameter, std=0.3, generator=generator)
-    return decoder.eval()
+from tests.generator.small import GRID, ORDERS, make_condition, make_generators, make_sampler
 
 
 @pytest.mark.parametrize("order", ORDERS)
@@ -122,17 +91,14 @@ def test_sample_k_is_the_same_whatever_the_batch(decoder, order, guidance):
 
 def test_a_single_generator_serves_a_batch_and_a_longer_one_begins_alike(decoder):
     sampler = make_sampler(steps=3, order="halton")
-    short, long = (
-        sampler.sample(decoder, (n, *GRID), make_condition(n), torch.Generator().manual_seed(7))
-        for n in (2, 4)
-    )
+    short, long = (sampler.sample(decoder, (n, *GRID), make_condition(n), seeded(7)) for n in (2, 4))
     assert torch.equal(short, long[:2])
 
 
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("guidance_scale", [0.0, 1.5])
 def test_inpainting_never_changes_given_tokens(decoder, order, guidance_scale):
-    generator = torch.Generator().manual_seed(0)
+    generator = seeded(0)
     tokens = torch.randint(20, (3, *GRID), generator=generator)
     mask = torch.rand(3, *GRID, generator=generator) < torch.tensor([0.1, 0.5, 0.9]).view(3, 1, 1, 1)
     mask[0] = False
@@ -180,7 +146,7 @@ def total_variation(scheduler_type, order):
     oracle, batch = MarkovChainOracle(10, stay=0.93), 8_000
     sampler = make_sampler(scheduler_type, steps=4, order=order)
     condition = MaskGiTCondition(label=torch.zeros(batch, dtype=torch.int64))
-    tokens = sampler.sample(oracle, (batch, 1, 1, 10), condition, torch.Generator().manual_seed(0))
+    tokens = sampler.sample(oracle, (batch, 1, 1, 10), condition, seeded(0))
     index = tokens.flatten(1) @ 2 ** torch.arange(9, -1, -1)
     drawn = torch.bincount(index, minlength=1024).double() / batch
     return float((drawn - oracle.probabilities()).abs().sum() / 2)
@@ -196,7 +162,7 @@ def test_one_token_a_step_draws_from_the_exact_distribution():
     oracle, batch = MarkovChainOracle(4, stay=0.8), 4_000
     sampler = make_sampler("linear", steps=4, order="random")
     condition = MaskGiTCondition(label=torch.zeros(batch, dtype=torch.int64))
-    tokens = sampler.sample(oracle, (batch, 1, 1, 4), condition, torch.Generator().manual_seed(0))
+    tokens = sampler.sample(oracle, (batch, 1, 1, 4), condition, seeded(0))
     counts = torch.bincount(tokens.flatten(1) @ torch.tensor([8, 4, 2, 1]), minlength=16).double()
     expected = oracle.probabilities() * batch
     assert ((counts - expected) ** 2 / expected).sum() < 37.7  # χ², 15 degrees, p = 0.001

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prod9.generator.maskgit import SCHEDULES, MaskGiTScheduler
+from tests.draws import seeded
 
 EVERY = pytest.mark.parametrize("scheduler_type", SCHEDULES)
 
@@ -43,7 +44,7 @@ def test_corruption_hides_exactly_the_share_of_the_schedule(scheduler_type):
     scheduler = MaskGiTScheduler(scheduler_type=scheduler_type)
     tokens = torch.randint(1, 60, (9, 3, 5, 2))
     times = torch.linspace(0, 1, 9, dtype=torch.float64)
-    sample = scheduler.corrupt_at(tokens, times, torch.Generator().manual_seed(0))
+    sample = scheduler.corrupt_at(tokens, times, seeded(0))
     counts = sample.mask.flatten(1).sum(1)
     assert torch.equal(counts, scheduler.num_hidden(times, 30).clamp_min(1))
     assert counts[0] == 30
@@ -57,7 +58,7 @@ def test_corruption_hides_exactly_the_share_of_the_schedule(scheduler_type):
 def test_times_are_stratified_over_the_batch(batch, seed):
     scheduler = MaskGiTScheduler(scheduler_type="linear")
     tokens = torch.zeros(batch, 10, 10, 10, dtype=torch.int64)
-    sample = scheduler.corrupt(tokens, torch.Generator().manual_seed(seed))
+    sample = scheduler.corrupt(tokens, seeded(seed))
     times = 1 - sample.mask.flatten(1).sum(1).double().sort(descending=True).values / 1000
     edges = torch.arange(batch + 1) / batch
     assert (times >= edges[:-1] - 1e-3).all()
@@ -67,11 +68,11 @@ def test_times_are_stratified_over_the_batch(batch, seed):
 def test_every_token_is_hidden_equally_often():
     scheduler = MaskGiTScheduler(scheduler_type="arccos")
     tokens = torch.zeros(4000, 2, 2, 3, dtype=torch.int64)
-    share = scheduler.corrupt(tokens, torch.Generator().manual_seed(0)).mask.double().mean(0)
+    share = scheduler.corrupt(tokens, seeded(0)).mask.double().mean(0)
     assert torch.allclose(share, torch.full_like(share, 2 / 3.14159265), atol=0.03)
 
 
 def test_same_generator_same_mask():
     scheduler, tokens = MaskGiTScheduler(), torch.zeros(3, 4, 4, 4, dtype=torch.int64)
-    masks = [scheduler.corrupt(tokens, torch.Generator().manual_seed(5)).mask for _ in range(2)]
+    masks = [scheduler.corrupt(tokens, seeded(5)).mask for _ in range(2)]
     assert torch.equal(*masks)

@@ -11,6 +11,7 @@ from prod9.generator.modality_processor import InContextCondition
 from prod9.generator.single_stream import TransformerDecoderSingleStream
 from prod9.generator.token_decoder import finish
 from prod9.generator.transformer import TransformerDecoder
+from tests.draws import seeded, shaken
 
 GRID = (2, 4, 6)
 LEVELS = (5, 4, 3)
@@ -18,15 +19,11 @@ LEVELS = (5, 4, 3)
 
 def make_decoder(**kwargs) -> TransformerDecoderSingleStream:
     settings = {"levels": LEVELS, "embed_dim": 24, "num_blocks": 4, "num_heads": 2, "num_classes": 4}
-    decoder = TransformerDecoderSingleStream(**(settings | kwargs))
-    generator = torch.Generator().manual_seed(1)
-    for parameter in decoder.parameters():
-        torch.nn.init.normal_(parameter, std=0.2, generator=generator)
-    return decoder.eval()
+    return shaken(TransformerDecoderSingleStream(**(settings | kwargs))).eval()
 
 
 def make_inputs(batch=3):
-    generator = torch.Generator().manual_seed(0)
+    generator = seeded(0)
     tokens = torch.randint(60, (batch, *GRID), generator=generator)
     return tokens, torch.rand(batch, *GRID, generator=generator) < 0.5
 
@@ -34,7 +31,7 @@ def make_inputs(batch=3):
 def make_condition(labels, targets=None, **kwargs) -> InContextCondition:
     """Sources by label, -1 for none; targets 3 by default."""
     labels = torch.tensor(labels)
-    latents = torch.randn(*labels.shape, 3, *GRID, generator=torch.Generator().manual_seed(2))
+    latents = torch.randn(*labels.shape, 3, *GRID, generator=seeded(2))
     targets = torch.full((len(labels),), 3) if targets is None else torch.tensor(targets)
     return InContextCondition(targets, labels, latents, **kwargs)
 
@@ -240,7 +237,7 @@ def test_sample_hands_on_to_the_sampler():
     decoder, condition = make_decoder(), make_condition(MIXED)
     sampler = MaskGiTSampler(scheduler=MaskGiTScheduler(), steps=3, guidance_scale=1.0)
     drawn = [
-        draw(torch.Generator().manual_seed(5))
+        draw(seeded(5))
         for draw in (
             lambda g: decoder.sample(sampler, (3, *GRID), condition, generator=g),
             lambda g: sampler.sample(decoder, (3, *GRID), condition, g),
@@ -260,8 +257,7 @@ def test_bfloat16_autocast_stays_close():
 
 def test_it_starts_from_a_label_conditional_decoder_of_its_size():
     label = TransformerDecoder(levels=LEVELS, embed_dim=24, num_blocks=4, num_heads=2, num_classes=4)
-    for parameter in label.parameters():
-        torch.nn.init.normal_(parameter, std=0.2, generator=torch.Generator().manual_seed(3))
+    shaken(label, seed=3)
     decoder = make_decoder()
     fresh = decoder.start_from(label)
 

@@ -7,6 +7,7 @@ from jaxtyping import TypeCheckError
 from prod9.generator.condition import MaskGiTCondition
 from prod9.generator.factory import build_decoder
 from prod9.generator.transformer import TransformerDecoder
+from tests.draws import seeded, shaken
 
 GRID = (2, 4, 6)
 
@@ -14,15 +15,11 @@ GRID = (2, 4, 6)
 def make_decoder(*, shake=True, **kwargs):
     settings = {"levels": (5, 4, 3), "embed_dim": 24, "num_blocks": 3, "num_heads": 2, "num_classes": 3}
     decoder = TransformerDecoder(**(settings | kwargs))
-    if shake:
-        generator = torch.Generator().manual_seed(1)
-        for parameter in decoder.parameters():
-            torch.nn.init.normal_(parameter, std=0.2, generator=generator)
-    return decoder.eval()
+    return (shaken(decoder) if shake else decoder).eval()
 
 
 def make_inputs(batch=2):
-    generator = torch.Generator().manual_seed(0)
+    generator = seeded(0)
     tokens = torch.randint(60, (batch, *GRID), generator=generator)
     mask = torch.rand(batch, *GRID, generator=generator) < 0.5
     return tokens, mask, MaskGiTCondition(label=torch.arange(batch) % 3)
@@ -179,10 +176,8 @@ def test_checkpointing_recomputes_the_same_gradients():
 
 def test_every_parameter_is_used():
     for kind in ("label_conditional", "decoder"):
-        decoder = build_decoder(kind, levels=(5, 4), embed_dim=24, num_blocks=2, num_heads=2, patch_size=2)
-        generator = torch.Generator().manual_seed(1)
-        for parameter in decoder.parameters():
-            torch.nn.init.normal_(parameter, std=0.2, generator=generator)
+        settings = {"levels": (5, 4), "embed_dim": 24, "num_blocks": 2, "num_heads": 2, "patch_size": 2}
+        decoder = shaken(build_decoder(kind, **settings))
         latent = torch.randn(2, 2, *GRID) if kind == "decoder" else None
         condition = MaskGiTCondition(label=torch.tensor([0, 1]), source_latent=latent)
         condition = condition.drop(torch.tensor([True, False]))

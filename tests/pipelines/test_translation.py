@@ -68,9 +68,7 @@ def test_samples_depend_on_their_seed_and_not_on_batch_or_order(pipeline: Transl
     given = sources("T1", "T2")
     one = pipeline.translate(given, "FLAIR", num_samples=3, seed=4)
     assert len(one.volumes) == 3
-    assert all(
-        v.shape == GRID and v.dtype == np.float32 and 0 <= v.min() <= v.max() <= 1 for v in one.volumes
-    )
+    assert all(v.shape == GRID and v.dtype == np.float32 and 0 <= v.min() < v.max() <= 1 for v in one.volumes)
     swapped = pipeline.translate(dict(reversed(given.items())), "FLAIR", num_samples=3, seed=4)
     batched = pipeline.translate(given, "FLAIR", num_samples=3, seed=4, batch_size=3)
     for a, b, c in zip(one.volumes, swapped.volumes, batched.volumes, strict=True):

@@ -1,3 +1,5 @@
+"""Callbacks of a run: checkpoints, early stopping and averaged weights."""
+
 import json
 import os
 import signal

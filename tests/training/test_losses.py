@@ -1,3 +1,5 @@
+"""VAEGANLoss and its parts against definitions and MONAI."""
+
 import pytest
 import torch
 from monai.losses import PatchAdversarialLoss

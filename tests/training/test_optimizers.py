@@ -1,3 +1,5 @@
+"""Muon beside AdamW: orthogonalised steps, and which parameters take which."""
+
 import pytest
 import torch
 import torch.distributed as dist

@@ -1,3 +1,5 @@
+"""The progress line of a training run."""
+
 import io
 from types import SimpleNamespace
 

@@ -1,3 +1,5 @@
+"""A whole run: its files, schedules, validation without training, refusals."""
+
 import json
 import logging
 import subprocess

@@ -1,3 +1,5 @@
+"""The folder of a run: its lock, its sessions, and temporary files."""
+
 import json
 import os
 import socket

@@ -1,3 +1,5 @@
+"""Learning-rate schedules per step."""
+
 from itertools import pairwise
 
 import pytest

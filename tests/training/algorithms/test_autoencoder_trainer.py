@@ -1,3 +1,5 @@
+"""AutoencoderTrainer: both losses, the adaptive weight and the step of the discriminator."""
+
 from types import SimpleNamespace
 
 import pytest

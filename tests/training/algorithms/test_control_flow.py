@@ -14,6 +14,7 @@ from prod9.diffusion.scheduler import RectifiedFlowSchedulerRF
 from prod9.training.algorithms.control_flow import FlowControl, RegionContrast
 from prod9.training.algorithms.controlnet_trainer import ControlNetTrainer
 from prod9.training.algorithms.diffusion_trainer import DiffusionTrainer
+from tests.draws import seeded, shaken
 
 UNET = {
     "latent_channels": 1,
@@ -28,16 +29,6 @@ UNET = {
 GRID, FACTOR = (4, 4, 4), 2
 VOXELS = tuple(FACTOR * side for side in GRID)
 PLAIN = {"control_dropout": 0.0, "anchor_weight": 0.0, "background_weight": 1.0, "region_weight": 1.0}
-
-
-def seeded(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
-def shaken(network, seed=1):
-    for parameter in network.parameters():
-        torch.nn.init.normal_(parameter, std=0.2, generator=seeded(seed))
-    return network
 
 
 def make_control(base, **kwargs):
@@ -83,7 +74,7 @@ def test_the_start_is_the_base_and_it_can_learn():
 
 
 def test_lesions_weigh_more_in_the_loss():
-    control = shaken(make_control(shaken(DiffusionModelRF(**UNET))), 3)
+    control = shaken(make_control(shaken(DiffusionModelRF(**UNET))), seed=3)
     base = shaken(DiffusionModelRF(**UNET))
     x_0, condition, told = make_batch()
     trainer = make_trainer(base, control)
@@ -108,7 +99,7 @@ def test_lesions_weigh_more_in_the_loss():
 
 def test_where_nothing_is_known_the_base_is_the_target():
     base = shaken(DiffusionModelRF(**UNET))
-    trainer = make_trainer(base, shaken(make_control(base), 3), anchor_weight=2.0)
+    trainer = make_trainer(base, shaken(make_control(base), seed=3), anchor_weight=2.0)
     x_0, condition, control = make_batch()
     gone = control.drop(torch.tensor([True, False, True, False]))
     losses = trainer.compute_losses(x_0, condition, gone, generator=seeded())
@@ -126,7 +117,7 @@ def test_where_nothing_is_known_the_base_is_the_target():
 def test_the_contrast_wants_change_inside_and_none_outside_and_its_weight_falls():
     base = shaken(DiffusionModelRF(**UNET))
     contrast = RegionContrast(weight=0.5, final_weight=0.1, switch_step=10, delta=1e3, margin=0)
-    trainer = make_trainer(base, shaken(make_control(base), 3), contrast=contrast)
+    trainer = make_trainer(base, shaken(make_control(base), seed=3), contrast=contrast)
     batch = make_batch()
     early, late = (trainer.compute_losses(*batch, generator=seeded(), step=step) for step in (9, 10))
     for losses, weight in ((early, 0.5), (late, 0.1)):

@@ -15,6 +15,7 @@ from prod9.training.algorithms.control_regions import region_of
 from prod9.training.algorithms.control_tokens import TokenControl, keep_hidden, squared_distance
 from prod9.training.algorithms.controlnet_trainer import ControlNetTrainer
 from prod9.training.algorithms.transformer_trainer import TransformerTrainer
+from tests.draws import seeded, shaken
 
 GRID = (2, 2, 4)
 FACTOR = 2
@@ -28,10 +29,6 @@ PLAIN = {
 }
 
 
-def seeded(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
 def make_decoder(**kwargs):
     settings = {"levels": (4, 3), "embed_dim": 32, "num_blocks": 4, "num_heads": 2, "num_classes": 1}
     return TransformerDecoder(**(settings | {"dropout": 0.0, "groups": "per_level"} | kwargs))
@@ -43,7 +40,7 @@ def make_controlnet(decoder, **kwargs):
 
 
 def make_trainer(decoder=None, controlnet=None, **kwargs):
-    decoder = decoder or shaken(make_decoder())
+    decoder = decoder or shaken(make_decoder(), std=0.3)
     objective = kwargs.pop("objective", "cross_entropy")
     family = TokenControl(
         decoder=decoder.eval().requires_grad_(False),
@@ -52,12 +49,6 @@ def make_trainer(decoder=None, controlnet=None, **kwargs):
         objective=objective,
     )
     return ControlNetTrainer(family=family, **(PLAIN | kwargs))
-
-
-def shaken(network, seed=1):
-    for parameter in network.parameters():
-        torch.nn.init.normal_(parameter, std=0.3, generator=seeded(seed))
-    return network
 
 
 def make_batch(batch=4):
@@ -86,8 +77,8 @@ def test_the_literal_mse_has_no_gradient_at_the_start_and_the_others_have():
 
 
 def test_the_anchor_pulls_to_the_base_where_nothing_is_known_and_only_there():
-    decoder = shaken(make_decoder())
-    trainer = make_trainer(decoder, shaken(make_controlnet(decoder), 2), anchor_weight=2.0)
+    decoder = shaken(make_decoder(), std=0.3)
+    trainer = make_trainer(decoder, shaken(make_controlnet(decoder), std=0.3, seed=2), anchor_weight=2.0)
     tokens, condition, control = make_batch()
     none = trainer.compute_losses(tokens, condition, control, generator=seeded())
     assert none["anchor"] == 0.0
@@ -271,7 +262,7 @@ def _train_on_rank(rank, folder):
     )
     torch.set_num_threads(1)
     torch.manual_seed(rank)
-    decoder = shaken(make_decoder())
+    decoder = shaken(make_decoder(), std=0.3)
     trainer = make_trainer(decoder, make_controlnet(decoder), control_dropout=0.5, anchor_weight=1.0)
     step = torch.nn.parallel.DistributedDataParallel(_Step(trainer))
     optimizer = torch.optim.AdamW(step.parameters(), lr=1e-2)

@@ -1,3 +1,5 @@
+"""RefinerTrainer: its loss terms, regions and metrics."""
+
 import pytest
 import torch
 

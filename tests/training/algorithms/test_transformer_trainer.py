@@ -9,6 +9,7 @@ from prod9.generator.condition import MaskGiTCondition
 from prod9.generator.maskgit import MaskGiTSampler, MaskGiTScheduler
 from prod9.generator.transformer import TransformerDecoder
 from prod9.training.algorithms.transformer_trainer import TransformerTrainer
+from tests.draws import seeded, shaken
 
 GRID = (2, 2, 4)
 SETTINGS = {"label_smoothing": 0.0, "condition_dropout": 0.0, "background_weight": 1.0, "ordinal_weight": 0.0}
@@ -23,21 +24,13 @@ def make_trainer(decoder=None, **kwargs):
 
 
 def make_batch(batch=6):
-    tokens = torch.randint(12, (batch, *GRID), generator=torch.Generator().manual_seed(0))
+    tokens = torch.randint(12, (batch, *GRID), generator=seeded(0))
     return tokens, MaskGiTCondition(label=torch.arange(batch) % 3)
 
 
-def seeded(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
 def shaken_decoder(**kwargs):
-    decoder = TransformerDecoder(
-        levels=(4, 3), embed_dim=24, num_blocks=2, num_heads=2, num_classes=3, **kwargs
-    ).eval()
-    for parameter in decoder.parameters():
-        torch.nn.init.normal_(parameter, std=0.3, generator=seeded(1))
-    return decoder
+    settings = {"levels": (4, 3), "embed_dim": 24, "num_blocks": 2, "num_heads": 2, "num_classes": 3}
+    return shaken(TransformerDecoder(**settings, **kwargs), std=0.3).eval()
 
 
 def test_a_new_decoder_starts_at_the_entropy_of_uniform_tokens():

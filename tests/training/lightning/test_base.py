@@ -1,3 +1,5 @@
+"""What all adapters share: unregistered networks, seeds per step and rank, first weights."""
+
 from copy import deepcopy
 
 import torch

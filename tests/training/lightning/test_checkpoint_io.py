@@ -1,3 +1,5 @@
+"""How Lightning writes and reads our checkpoint files."""
+
 import pytest
 import torch
 

@@ -1,3 +1,5 @@
+"""The log of JSON lines over several sessions."""
+
 import json
 from pathlib import Path
 

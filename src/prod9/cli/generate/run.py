@@ -15,7 +15,7 @@ import typer
 from prod9.cli import shared
 from prod9.cli.generate.options import Model, Target
 from prod9.cli.generate.outputs import Inputs, OutputFolder
-from prod9.cli.stage import Stage, load_for_model, print_check
+from prod9.cli.stage import load_for_model, print_check
 from prod9.devices import torch_device
 from prod9.errors import CheckpointError
 from prod9.system.machine import expand
@@ -44,7 +44,7 @@ def require_models(*paths: str | Path | None) -> None:
 
 
 def build_pipeline(
-    stages: Stage | Sequence[Stage],
+    stages: str | Sequence[str],
     build: Callable[..., P],
     model: Model,
     changes: Sequence[tuple[str, Any]] = (),

@@ -1,3 +1,5 @@
+"""CheckpointManager: which file a path means, rebuilding networks, refusals."""
+
 import json
 import logging
 import shutil

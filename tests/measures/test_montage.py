@@ -1,3 +1,5 @@
+"""Pictures of volumes in three planes."""
+
 import numpy as np
 from matplotlib.image import imread
 

@@ -1,3 +1,5 @@
+"""Perceptual losses: where weights are found, and the terms that need none."""
+
 import pytest
 import torch
 

@@ -7,7 +7,7 @@ import torch
 
 from prod9.data.datasets.tokens import LabelledTokens
 from tests.fixtures import write_brats_tree
-from tests.training.test_brats_data import Stage2
+from tests.training.data.test_brats_data import Stage2
 
 
 @pytest.fixture

@@ -1,3 +1,5 @@
+"""PSNR, SSIM, LPIPS, Fréchet distance and others against closed forms and peers."""
+
 import math
 
 import pytest

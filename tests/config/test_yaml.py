@@ -1,3 +1,5 @@
+"""The YAML reader: scalars of YAML 1.2, limits of size and aliases, refusals."""
+
 import math
 
 import pytest

@@ -1,3 +1,5 @@
+"""The generated tables of configuration keys."""
+
 import pytest
 
 from prod9.config.errors import known_keys

@@ -1,3 +1,5 @@
+"""ModelFactory: every setting of a section reaches the class that it builds."""
+
 import pytest
 import torch
 

@@ -1,3 +1,5 @@
+"""Checkpoint files: hashes, damage, the copy before the last, no pickles."""
+
 import errno
 import os
 import shutil

@@ -10,7 +10,7 @@ import torch
 from prod9.data.datasets.in_context import InContextDataset
 from prod9.errors import ConfigError
 from tests.fixtures import write_brats_tree
-from tests.training.test_brats_data import Stage2
+from tests.training.data.test_brats_data import Stage2
 
 
 @pytest.fixture

@@ -1,3 +1,5 @@
+"""Loading configs: defaults, `extends`, variables, overrides, and all errors at once."""
+
 import pytest
 
 from prod9.config.load import (

@@ -10,7 +10,7 @@ from prod9.data.splits import Split
 from prod9.errors import ConfigError
 from prod9.training.data.control import ControlNetDataModule
 from tests.fixtures import write_brats_tree
-from tests.training.test_brats_data import Stage2
+from tests.training.data.test_brats_data import Stage2
 from tests.training.tiny_control import control_config
 
 
