@@ -201,7 +201,7 @@ def _load(
 
 
 def _series(pipeline: "InpaintingPipeline", asked: _Asked, samples: Samples) -> Series:
-    def draw(**numbers: Any) -> Iterator[Inpainted]:
+    def draw(**numbers: Any) -> "Iterator[Inpainted]":
         return pipeline.inpaint(
             asked.source,
             asked.region,
