@@ -104,8 +104,8 @@ class ModelFactory:
         model: ControlNetMaskGiTModelConfig | ControlNetRFModelConfig,
         condition: ControlConditionConfig | FlowControlConditionConfig,
         *,
-        base_model: TransformerModelConfig | RectifiedFlowModelConfig,
-        autoencoder: FSQModelConfig | KLModelConfig,
+        base_model: Any,
+        autoencoder: Any,
         base: AbstractTokenDecoder | None = None,
     ) -> ControlNetMaskGiT | ControlNetRF:
         """Build the stage-3 network of either family.

@@ -35,10 +35,15 @@ class EncodedBatch(Named):
     flipped: Tensor
 
 
-class TokenBatch(EncodedBatch):
-    """Stage 2, tokens. target_indices: int64 ``[B h w d]``. seg: uint8 ``[B H W D]``, where the loss weighs regions."""
+class Tokens(EncodedBatch):
+    """Volumes as tokens. target_indices: int64 ``[B h w d]``."""
 
     target_indices: Tensor
+
+
+class TokenBatch(Tokens):
+    """Stage 2, tokens. seg: uint8 ``[B H W D]``, where the loss weighs regions."""
+
     seg: NotRequired[Tensor]
 
 
@@ -64,10 +69,10 @@ class LatentBatch(EncodedBatch):
     spacing: Tensor
 
 
-class ControlTokenBatch(TokenBatch):
+class ControlTokenBatch(Tokens):
     """Stage 3, tokens. seg: uint8 ``[B H W D]``. has_seg: bool ``[B]``, whether the case has a segmentation."""
 
-    seg: Tensor  # pyright: ignore[reportIncompatibleVariableOverride]  # required here
+    seg: Tensor
     has_seg: Tensor
 
 

@@ -36,6 +36,7 @@ _PREPARATION = ("spacing", "intensity")
 _MEANING = ("grid", "spacing", "intensity", "label_map")
 """Keys of ``data`` that decide the meaning of latents, and of latents and labels."""
 C = TypeVar("C", bound=RunConfig)
+K = TypeVar("K", bound=RunSection)
 E = TypeVar("E", TransformerConfig, MaisiDiffusionConfig)
 M = TypeVar("M", FSQModelConfig, KLModelConfig)
 
@@ -211,7 +212,7 @@ def check_bases(config: RunConfig) -> Bases[Any]:
     return _BASES[config.stage](config)
 
 
-def _open(config: RunSection, kind: type[C]) -> "tuple[Opened, C]":
+def _open(config: RunSection, kind: type[K]) -> "tuple[Opened, K]":
     """Return the base that ``inputs`` must name, and its config."""
     from prod9.models.checkpoint_manager import CheckpointManager
 

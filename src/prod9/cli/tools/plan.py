@@ -10,7 +10,7 @@ from prod9.cli import shared
 from prod9.cli.shared import DebugOption, DeviceOption, JsonOption, OverwriteOption, console, new_app
 from prod9.devices import torch_device
 from prod9.errors import ConfigError
-from prod9.stages import FAMILIES, STAGES, stages_of
+from prod9.stages import FAMILIES, STAGES, Family, stages_of
 from prod9.system import machine
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def plan(
     """
     if family not in (*FAMILIES, "all"):
         raise ConfigError(f"--family: expected {', '.join(FAMILIES)} or all, got {family!r}")
-    chosen = [one for one in FAMILIES if family in (one, "all")]
+    chosen: list[Family] = [one for one in FAMILIES if family in (one, "all")]
     names = [name for one in chosen for stage in stages_of(one) if stage.is_planned for name in stage.configs]
     possible = [output_dir / f"{name}.yaml" for name in names]
     there = [path for path in possible if path.exists()]

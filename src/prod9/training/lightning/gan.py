@@ -7,6 +7,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.optim import Optimizer
 
+from prod9.training.batches import VolumeBatch
 from prod9.training.lightning.base import AbstractLightning, Batch, NonFiniteError
 from prod9.training.recipes.autoencoders import AbstractGANRecipe
 
@@ -31,7 +32,7 @@ class GANLightning(AbstractLightning):
 
     def optimise(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         """Step the autoencoder, then the discriminator on the same reconstructions."""
-        x = self.recipe.volumes(batch)
+        x = self.recipe.volumes(cast(VolumeBatch, batch))
         if self.fresh:
             if not x.isfinite().all():
                 # What is fitted to it would stay NaN for ever.

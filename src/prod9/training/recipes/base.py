@@ -20,7 +20,7 @@ from prod9.data.stores.latents import ParallelEncode
 from prod9.errors import ConfigError
 from prod9.models.checkpoint_manager import Header, Loaded, Opened, load_strictly, weights_of
 from prod9.models.checkpoint_places import describe_input
-from prod9.training.algorithms.base import AbstractAlgorithm, Losses
+from prod9.training.algorithms.base import Losses
 from prod9.training.algorithms.tally import Tally
 from prod9.training.data.module import AbstractDataModule
 
@@ -91,14 +91,14 @@ class AbstractRecipe(ABC, Generic[C, B, T]):
         convolutional: whether ``training.channels_last`` applies to its networks.
         config: of the run.
         bases: the stages that it builds on, loaded.
-        algorithm: losses and metrics.
+        algorithm: losses and metrics, an :class:`~prod9.training.algorithms.base.AbstractAlgorithm`.
         examples: batches of the current validation, kept for the picture.
     """
 
     monitor: ClassVar[tuple[str, str]] = ("val/loss", "min")
     metrics: ClassVar[tuple[str, ...]]
     convolutional: ClassVar[bool] = False
-    algorithm: AbstractAlgorithm
+    algorithm: Any
 
     def __init__(self, config: C, bases: B | None = None) -> None:
         self.config = config

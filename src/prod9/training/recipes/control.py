@@ -4,7 +4,7 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar, cast
 
 import numpy as np
 import torch
@@ -135,7 +135,8 @@ class AbstractControlRecipe(AbstractRecipe[C, B, T]):
     def __init__(self, config: C, bases: B | None = None) -> None:
         super().__init__(config, bases)
         self.base: Any = self.bases.base.network.requires_grad_(False).eval()
-        self.autoencoder = FrozenAutoencoder(self.bases.autoencoder, config)
+        autoencoder: Loaded[Any] = self.bases.autoencoder
+        self.autoencoder = FrozenAutoencoder(autoencoder, config)
         self.sampled = ControlSamples(self.config, self.autoencoder)
 
     # -- what a final class supplies ----------------------------------------------------------------
@@ -218,7 +219,8 @@ class AbstractControlRecipe(AbstractRecipe[C, B, T]):
     def sample_for(self, batch: T, index: int, draws: Draws) -> None:
         """Sample for the first of a batch, where it is among the first held-out lesions."""
         if self.sampled.wants(batch):
-            one: Any = {name: value[:1] for name, value in batch.items()}
+            values = cast(Mapping[str, Any], batch)
+            one: Any = {name: value[:1] for name, value in values.items()}
             stored = (one[self.stored], *self._draw(one, index, draws))
             self.sampled.add(one, [self.decode(value) for value in stored])
 
