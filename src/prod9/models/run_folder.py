@@ -134,8 +134,11 @@ def versions() -> dict[str, str]:
 
 
 def peak_memory_gib() -> float:
-    """Return the largest resident size of this process so far, in GiB."""
-    import resource
+    """Return the largest resident size of this process so far, in GiB; NaN where the system does not say (Windows)."""
+    try:
+        import resource
+    except ImportError:
+        return math.nan
     import sys
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
