@@ -20,7 +20,6 @@ string as it is, whatever brackets or codes it holds (:mod:`prod9.system.termina
 
 import json
 import logging
-import math
 import re
 import signal
 import sys
@@ -32,6 +31,7 @@ import typer
 
 from prod9.cli.parsing import App
 from prod9.errors import Prod9Error
+from prod9.json_files import without_nan
 from prod9.system.stopping import watching
 from prod9.system.terminal import PlainColumn, PlainConsole, replace_unknown_characters
 
@@ -162,16 +162,7 @@ def print_config(config: "RunConfig") -> None:
 
 def print_json(value: Any) -> None:
     """Print ``value`` to stdout as JSON; NaN and infinities, which JSON does not have, become ``null``."""
-    sys.stdout.write(json.dumps(finite(value), indent=2, allow_nan=False) + "\n")
-
-
-def finite(value: Any) -> Any:
-    """Return plain values with None for each NaN or infinity in them."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: finite(item) for key, item in value.items()}
-    return [finite(item) for item in value] if isinstance(value, (list, tuple)) else value
+    sys.stdout.write(json.dumps(without_nan(value), indent=2, allow_nan=False) + "\n")
 
 
 def print_error(message: str) -> None:

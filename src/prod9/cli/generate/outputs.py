@@ -15,8 +15,9 @@ from types import TracebackType
 from typing import Any, Self
 
 from prod9.cli.generate.writers import Writer, sweep
-from prod9.cli.shared import console, finite, messages, print_json
+from prod9.cli.shared import console, messages, print_json
 from prod9.errors import ConfigError, DataError
+from prod9.json_files import without_nan
 from prod9.system.machine import expand
 from prod9.system.wording import plural
 
@@ -252,7 +253,7 @@ class OutputFolder:
 
 def _plain(value: Any) -> Any:
     """Return plain values as JSON reads them back: tuples become lists, NaN becomes None."""
-    return json.loads(json.dumps(finite(value)))
+    return json.loads(json.dumps(without_nan(value)))
 
 
 def _content(inputs: Inputs, key: str) -> str | None:
