@@ -103,14 +103,7 @@ def generate_control(
     images = spelt("--source", images, pipeline.source_modalities)
     for name in labels:
         pipeline.check(name, bool(files), bool(images))
-    placed: dict[str, PlacedSegmentation | None] = {}
-    for name, file in files.items():
-        placed[name] = one = pipeline.place(
-            file, reference=reference, label_scheme=label_scheme, sources=images
-        )
-        warn_of(one, file)
-    if not files:
-        placed = {NO_SEG: pipeline.place(None, sources=images) if images else None}
+    placed = _placed(pipeline, files, images, reference, label_scheme)
     inputs = {name: _inputs(one, files.get(name)) for name, one in placed.items()}
     series = [
         Series(
@@ -130,12 +123,6 @@ def generate_control(
     require_distinct((_seg_name(name), files.get(name, name)) for name in placed)
     require_distinct((name, files.get(one.noted["source"], "")) for one in series for name in one.names)
 
-    def make(folder: OutputFolder) -> Iterator[str]:
-        for name, one in placed.items():
-            if one is not None and one.has_seg:
-                _write_seg(folder, _seg_name(name), one, inputs[name])
-        return make_series(folder, series)
-
     count = len(series) * samples.num_samples
     carry_out(
         target,
@@ -154,10 +141,41 @@ def generate_control(
             "seed": samples.seed,
             **sampling_settings(config),
         },
-        make=make,
+        make=lambda folder: _make(folder, placed, inputs, series),
         report=partial(report_made, total=count),
         described=lambda: {"segmentations": _hashes({**files, **images})},
     )
+
+
+def _make(
+    folder: OutputFolder,
+    placed: "dict[str, PlacedSegmentation | None]",
+    inputs: dict[str, Inputs],
+    series: list[Series],
+) -> Iterator[str]:
+    for name, one in placed.items():
+        if one is not None and one.has_seg:
+            _write_seg(folder, _seg_name(name), one, inputs[name])
+    return make_series(folder, series)
+
+
+def _placed(
+    pipeline: "AbstractControlPipeline",
+    files: dict[str, Path],
+    images: dict[str, Path],
+    reference: Path | None,
+    label_scheme: str,
+) -> "dict[str, PlacedSegmentation | None]":
+    """Return by name what steers: the segmentations on the model's grid, or the images alone."""
+    if not files:
+        return {NO_SEG: pipeline.place(None, sources=images) if images else None}
+    placed: dict[str, PlacedSegmentation | None] = {}
+    for name, file in files.items():
+        placed[name] = one = pipeline.place(
+            file, reference=reference, label_scheme=label_scheme, sources=images
+        )
+        warn_of(one, file)
+    return placed
 
 
 def _load(
