@@ -137,7 +137,7 @@ class RefinerBases(Bases[RefinerConfig]):
 
     def __init__(self, config: RefinerConfig) -> None:
         super().__init__(config)
-        from prod9.training.lightning.translator import load_translator
+        from prod9.training.recipes.translator import load_translator
 
         translator = load_translator(config)
         self.opened = translator.opened
