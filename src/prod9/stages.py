@@ -36,7 +36,7 @@ class Stage:
     title: str
     weights: str
     bases: Mapping[str, str] = field(default_factory=dict)
-    configs: tuple[str, ...]
+    configs: tuple[str, ...] = ()
     is_planned: bool = True
 
     @property

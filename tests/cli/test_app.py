@@ -61,5 +61,5 @@ def test_configs_schema(capsys, stage):
 def test_configs_schema_refuses_an_unknown_stage(capsys):
     assert run(app, ["configs", "schema", "--stage", "vae"]) == 2
     error = capsys.readouterr().err
-    assert "expected autoencoder or transformer or maisi_vae" in error
+    assert "expected autoencoder or transformer or refiner" in error
     assert "got 'vae'" in error

@@ -214,7 +214,7 @@ class TestRefusals:
         assert_refused(self.generate(control, tmp_path, "--seg", seg), 1, "s.nii.gz", "got 9", "scheme")
         seg = write_seg(tmp_path / "r.nii.gz", 4)
         ran = self.generate(control, tmp_path, "--seg", seg, "--label-scheme", "brats2024")
-        assert_refused(ran, 1, "r.nii.gz", "labels from 0 to 3, got 4")
+        assert_refused(ran, 1, "r.nii.gz", "labels from 0 to 3, got also 4")
 
     def test_no_segmentation(self, control: Control, tmp_path: Path) -> None:
         assert_refused(self.generate(control, tmp_path), 2, "expected a segmentation", "--seg")

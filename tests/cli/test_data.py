@@ -40,7 +40,7 @@ def test_wrong_options(tmp_path: Path, option: tuple[str, str]) -> None:
 def test_other_settings_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert simulate(tmp_path, "-n", "1") == 0
     assert simulate(tmp_path, "-n", "1", "--seed", "1") == 2
-    assert "expected seed 1, got 0" in capsys.readouterr().err
+    assert "expected a cohort with seed 1, got one with other settings (0)" in capsys.readouterr().err
 
 
 def test_unwritable_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -135,7 +135,7 @@ def labelled(tmp_path: Path, *values: int) -> Path:
     ("values", "scheme", "text"),
     [
         ((1, 7), "auto", r"expected labels \[0, 1, 2, 3\] of scheme canonical, got 7 \(1 voxel\)"),
-        ((4,), "brats2024", "expected labels from 0 to 3, got 4 too"),
+        ((4,), "brats2024", "expected labels from 0 to 3, got also 4"),
         ((3,), "brats2021", "scheme brats2021, got 3"),
     ],
 )

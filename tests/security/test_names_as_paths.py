@@ -41,7 +41,7 @@ def test_labels_and_modalities_of_a_config(tmp_path: Path, name: str) -> None:
         {"modalities": [name, "T1"], "label_map": {name: 0, "T1": 1}},
         {"label_map": {"T1": 1, name: 0}},
     ):
-        with pytest.raises(ConfigError, match="modalities or label_map"):
+        with pytest.raises(ConfigError, match="modalities and label_map"):
             config_from_dict(values | {"data": values["data"] | change}, source="config.yaml")
 
 

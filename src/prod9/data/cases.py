@@ -3,9 +3,10 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from prod9.volumes import Channel
+if TYPE_CHECKING:  # it imports nibabel, and commands need the names of the parts alone
+    from prod9.volumes import Channel
 
 Part = Literal["train", "val", "test"]
 PARTS: tuple[Part, ...] = ("train", "val", "test")
@@ -34,7 +35,7 @@ class Case:
     layout: str
     label_scheme: str
     time_point: str | None = None
-    channels: Mapping[str, Channel] = field(default_factory=dict)
+    channels: "Mapping[str, Channel]" = field(default_factory=dict)
     part: Part | None = None
 
     @property

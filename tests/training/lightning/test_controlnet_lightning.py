@@ -104,7 +104,7 @@ def test_the_contrast_is_part_of_the_loss(make_config, memory_data, logged, tmp_
 def test_what_does_not_fit_is_refused(make_config, memory_data, tmp_path):
     with pytest.raises(ConfigError, match=r"inputs\.diffusion: expected the run folder"):
         run.build_module(make_config("maisi_controlnet", "run", inputs={"diffusion": None}))
-    with pytest.raises(ConfigError, match="source_modalities must name modalities"):
+    with pytest.raises(ConfigError, match="source_modalities: expected modalities if, and only if"):
         make_config("maisi_controlnet", "run", condition={"conditions": ["image"]})
     told = {"conditions": ["image"], "source_modalities": ["PD"]}
     with pytest.raises(ConfigError, match=r"expected some of data\.modalities"):

@@ -30,7 +30,7 @@ class AtomicCheckpointIO(CheckpointIO):
     def load_checkpoint(
         self, path: str | Path, map_location: Any | None = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Read tensors and plain values of ``path`` onto the CPU, also with ``weights_only=False``.
+        """Read tensors and plain values of ``path`` onto the CPU, whatever ``weights_only`` is.
 
         Raises CheckpointError when it holds weights, but no state of their training.
         """
