@@ -75,6 +75,7 @@ def losses(tmp_path_factory):
     return losses_of_every_stage(tmp_path_factory.mktemp("reference"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_stage_begins_with_the_losses_that_it_began_with(losses, stage):
     reference = json.loads(REFERENCE.read_text())
