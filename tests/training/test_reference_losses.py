@@ -20,8 +20,8 @@ from tests.soak.jobs import STAGES, write_config
 
 REFERENCE = Path(__file__).with_name("reference_losses.json")
 STEPS = 20
-OTHER_MACHINE = 0.05
-"""Relative difference that other kernels may make in so many steps of training."""
+OTHER_MACHINE = 0.01
+"""Relative difference that other kernels may make in so many steps of training; AVX2 made 5e-5."""
 
 
 def machine() -> dict[str, str]:
