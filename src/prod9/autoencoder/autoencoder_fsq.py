@@ -38,9 +38,15 @@ class FiniteScalarQuantizer(nn.Module):
     Raises ValueError for levels outside 2..1000 and vocabularies beyond int64. Warns for levels below 5, which
     lose quality.
 
-    >>> quantizer = FiniteScalarQuantizer([8, 5])
-    >>> quantizer.num_levels, quantizer.vocab_size
-    (2, 40)
+    Example:
+        >>> import torch
+        >>> from prod9.autoencoder.autoencoder_fsq import FiniteScalarQuantizer
+        >>> quantizer = FiniteScalarQuantizer([8, 5])
+        >>> quantizer.num_levels, quantizer.vocab_size
+        (2, 40)
+        >>> codes, tokens = quantizer(torch.zeros(1, 2, 1, 1, 1))
+        >>> tokens.item(), torch.equal(quantizer.indices_to_codes(tokens), codes)
+        (20, True)
     """
 
     levels: Tensor
@@ -151,6 +157,16 @@ class AutoencoderFSQ(MaisiBackbone):
 
     For the other keywords, and the sides that a volume may have, see
     :class:`~prod9.autoencoder.backbone.MaisiBackbone`.
+
+    Example:
+        >>> import torch
+        >>> from prod9.autoencoder.autoencoder_fsq import AutoencoderFSQ
+        >>> network = AutoencoderFSQ(levels=[8, 5], num_channels=[8, 8], num_res_blocks=[1, 1], norm_num_groups=4)
+        >>> output = network.eval()(torch.rand(1, 1, 16, 16, 16))
+        >>> tuple(output.tokens.shape), network.vocab_size
+        ((1, 8, 8, 8), 40)
+        >>> tuple(network.decode_tokens(output.tokens).shape)
+        (1, 1, 16, 16, 16)
     """
 
     def __init__(

@@ -22,6 +22,15 @@ class AutoencoderKlMaisi(MaisiBackbone):
 
     For the keywords, and the sides that a volume may have, see
     :class:`~prod9.autoencoder.backbone.MaisiBackbone`.
+
+    Example:
+        >>> import torch
+        >>> from prod9.autoencoder.autoencoder_maisi import AutoencoderKlMaisi
+        >>> sizes = {"num_channels": [8, 8], "num_res_blocks": [1, 1], "norm_num_groups": 4}
+        >>> network = AutoencoderKlMaisi(latent_channels=4, **sizes).eval()
+        >>> z_mu, z_sigma = network.encode(torch.rand(1, 1, 16, 16, 16))
+        >>> tuple(z_mu.shape), tuple(network.decode(z_mu).shape)
+        ((1, 4, 8, 8, 8), (1, 1, 16, 16, 16))
     """
 
     def encode(self, x: Volume) -> tuple[Latent, Latent]:

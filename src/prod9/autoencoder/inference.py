@@ -65,6 +65,16 @@ class AutoencoderInferenceWrapper(nn.Module):
     blended in float32 and quantised once, since a mean of codes is no code; deviations are blended as variances.
     Windows are an approximation, since their group statistics differ from those of the whole volume; ``whole`` and
     ``exact`` are none.
+
+    Example:
+        >>> import torch
+        >>> from prod9.autoencoder.autoencoder_fsq import AutoencoderFSQ
+        >>> from prod9.autoencoder.inference import AutoencoderInferenceWrapper, SlidingWindowConfig
+        >>> network = AutoencoderFSQ(levels=[8, 5], num_channels=[8, 8], num_res_blocks=[1, 1], norm_num_groups=4)
+        >>> wrapper = AutoencoderInferenceWrapper(network.eval(), SlidingWindowConfig(roi_size=(8, 8, 8)))
+        >>> output = wrapper(torch.rand(1, 1, 11, 8, 8))  # padded to 12 voxels, and cut back
+        >>> tuple(output.tokens.shape), tuple(output.reconstruction.shape)
+        ((1, 6, 4, 4), (1, 1, 11, 8, 8))
     """
 
     def __init__(self, autoencoder: AutoencoderFSQ | AutoencoderKlMaisi, config: SlidingWindowConfig) -> None:

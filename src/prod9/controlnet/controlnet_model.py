@@ -64,6 +64,16 @@ class ControlNetRF(ControlNetMaisi):
         use_checkpointing: recompute activations in the backward pass.
         native_ops: use the faster layers of this package.
         **unet: those of the base, see :class:`~prod9.diffusion.diffusion_model.UNetOptions`.
+
+    Example:
+        >>> import torch
+        >>> from prod9.controlnet.condition import ControlCondition
+        >>> from prod9.controlnet.controlnet_model import ControlNetRF
+        >>> unet = {"num_channels": [8, 8], "attention_levels": [False, True], "num_head_channels": [0, 8]}
+        >>> unet |= {"latent_channels": 4, "num_res_blocks": 1, "norm_num_groups": 4}
+        >>> seg = torch.zeros(1, 16, 16, 16, dtype=torch.int64)
+        >>> tuple(ControlNetRF(downsampling_factor=4, **unet).encode(ControlCondition(seg)).shape)
+        (1, 8, 4, 4, 4)
     """
 
     down_blocks: Any

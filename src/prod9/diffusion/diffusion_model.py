@@ -75,6 +75,16 @@ class DiffusionModelRF(DiffusionModelUNetMaisi):
         use_checkpointing: recompute activations in the backward pass.
         native_ops: use the faster layers of this package.
         **unet: see :class:`UNetOptions`.
+
+    Example:
+        >>> import torch
+        >>> from prod9.diffusion.condition import FlowCondition
+        >>> from prod9.diffusion.diffusion_model import DiffusionModelRF
+        >>> unet = {"num_channels": [8, 8], "attention_levels": [False, True], "num_head_channels": [0, 8]}
+        >>> unet |= {"latent_channels": 4, "num_res_blocks": 1, "norm_num_groups": 4, "num_class_embeds": 5}
+        >>> condition = FlowCondition.of_heads(torch.tensor([1]), spacing=torch.ones(1, 3))
+        >>> tuple(DiffusionModelRF(**unet).predict(torch.rand(1, 4, 8, 8, 8), torch.tensor([500.0]), condition).shape)
+        (1, 4, 8, 8, 8)
     """
 
     conv_in: Any

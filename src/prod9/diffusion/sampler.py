@@ -46,6 +46,16 @@ class RectifiedFlowSampler:
         guidance_scale: factor of the difference between conditional and unconditional velocity that is added to the
             conditional one; 0 runs no second branch. MAISI's scale is larger by 1.
         guidance_interval: the share of the steps, ``[from, to)``, that is guided.
+
+    Example:
+        >>> import torch
+        >>> from prod9.diffusion.condition import FlowCondition
+        >>> from prod9.diffusion.sampler import RectifiedFlowSampler
+        >>> from prod9.diffusion.scheduler import RectifiedFlowSchedulerRF
+        >>> sampler = RectifiedFlowSampler(scheduler=RectifiedFlowSchedulerRF(), steps=4, solver="heun")
+        >>> condition, generator = FlowCondition(torch.tensor([1])), torch.Generator().manual_seed(0)
+        >>> tuple(sampler.sample(lambda x_t, time, condition: -x_t, (1, 4, 8, 8, 8), condition, generator).shape)
+        (1, 4, 8, 8, 8)
     """
 
     def __init__(

@@ -33,6 +33,16 @@ class RectifiedFlowSchedulerRF:
             ρ = transform_scale · (voxels / base_size)^⅓.
         transform_scale: see ``use_timestep_transform``.
         base_size: see ``use_timestep_transform``.
+
+    Example:
+        >>> import torch
+        >>> from prod9.diffusion.scheduler import RectifiedFlowSchedulerRF
+        >>> scheduler = RectifiedFlowSchedulerRF()
+        >>> scheduler.times(4, (8, 8, 8))
+        [1.0, 0.75, 0.5, 0.25, 0.0]
+        >>> x_0, noise = torch.ones(1, 1, 2, 2, 2), torch.zeros(1, 1, 2, 2, 2)
+        >>> scheduler.corrupt(x_0, noise, torch.tensor([0.25])).x_t.unique().tolist()
+        [0.75]
     """
 
     def __init__(

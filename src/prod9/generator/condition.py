@@ -18,6 +18,14 @@ class MaskGiTCondition(MaskedCondition):
     label: int64 ``[B]``, the class to generate. source_latent: ``[B Z h w d]``, a co-registered source on
     the grid of the tokens, or None. source_label: int64 ``[B]``, the class of that source, -1 or None where it is
     not known.
+
+    Example:
+        >>> import torch
+        >>> from prod9.generator.condition import MaskGiTCondition
+        >>> condition = MaskGiTCondition(torch.tensor([0, 2]))
+        >>> both = condition.cat(condition.unconditional())
+        >>> len(both), both.is_dropped.tolist()
+        (4, [False, False, True, True])
     """
 
     label: Tensor

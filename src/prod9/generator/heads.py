@@ -77,8 +77,11 @@ class TokenVocabulary(nn.Module):
     levels: number of values of each FSQ level; the first level is the fastest in the token index. groups: see
     ``partition_levels``.
 
-    >>> TokenVocabulary(levels=[8, 8, 8, 6, 5], groups="balanced").sizes
-    (64, 240)
+    Example:
+        >>> from prod9.generator.heads import TokenVocabulary
+        >>> vocabulary = TokenVocabulary(levels=[8, 8, 8, 6, 5], groups="balanced")
+        >>> vocabulary.sizes, vocabulary.num_logits, vocabulary.vocab_size
+        ((64, 240), 304, 15360)
     """
 
     codes: Tensor

@@ -43,8 +43,15 @@ class MaskGiTScheduler:
 
     scheduler_type: a key of ``SCHEDULES``.
 
-    >>> MaskGiTScheduler(scheduler_type="linear").num_hidden(0.25, 64).item()
-    48
+    Example:
+        >>> import torch
+        >>> from prod9.generator.maskgit import MaskGiTScheduler
+        >>> scheduler = MaskGiTScheduler(scheduler_type="linear")
+        >>> scheduler.num_hidden(0.25, 64).item()
+        48
+        >>> tokens, generator = torch.zeros(1, 4, 4, 4, dtype=torch.int64), torch.Generator().manual_seed(0)
+        >>> scheduler.corrupt_at(tokens, torch.tensor([0.25]), generator).mask.sum().item()
+        48
     """
 
     def __init__(self, *, scheduler_type: str = "log") -> None:
@@ -109,6 +116,17 @@ class MaskGiTSampler:
         remasking: η in [0, 1] of ReMDM's rescaled schedule (arXiv 2503.00307). Each step hides some drawn tokens
             again, so that they can be drawn again beside later neighbours, and reveals as many more to keep the
             schedule. Useful with many steps.
+
+    Example:
+        >>> import torch
+        >>> from prod9.generator.condition import MaskGiTCondition
+        >>> from prod9.generator.maskgit import MaskGiTSampler, MaskGiTScheduler
+        >>> from prod9.generator.transformer import TransformerDecoder
+        >>> decoder = TransformerDecoder(levels=[8, 5], embed_dim=24, num_blocks=2, num_heads=2).eval()
+        >>> sampler = MaskGiTSampler(scheduler=MaskGiTScheduler(), steps=3, order="halton")
+        >>> condition, generator = MaskGiTCondition(torch.tensor([1])), torch.Generator().manual_seed(0)
+        >>> tuple(sampler.sample(decoder, (1, 4, 4, 4), condition, generator).shape)
+        (1, 4, 4, 4)
     """
 
     def __init__(

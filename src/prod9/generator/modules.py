@@ -18,6 +18,12 @@ class SinCosPosEmbed(nn.Module):
 
     embed_dim: width E; the 6 · num_bands features fill its first channels, and the rest are 0. num_bands: None for
     as many as fit (E // 6). Tables are cached per grid and not saved in checkpoints.
+
+    Example:
+        >>> from prod9.generator.modules import SinCosPosEmbed
+        >>> positions = SinCosPosEmbed(embed_dim=32)
+        >>> tuple(positions((4, 4, 2)).shape), len(positions.frequencies)
+        ((32, 32), 5)
     """
 
     frequencies: Tensor

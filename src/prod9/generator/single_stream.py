@@ -57,6 +57,16 @@ class TransformerDecoderSingleStream(AbstractTokenDecoder):
         aligned: see :class:`~prod9.generator.modality_processor.ModalityProcessor`.
         context_stride: its ``stride``.
         **options: see :class:`~prod9.generator.token_decoder.AbstractTokenDecoder`.
+
+    Example:
+        >>> import torch
+        >>> from prod9.generator.modality_processor import InContextCondition
+        >>> from prod9.generator.single_stream import TransformerDecoderSingleStream
+        >>> decoder = TransformerDecoderSingleStream(levels=[8, 5], embed_dim=24, num_blocks=2, num_heads=2).eval()
+        >>> sources = InContextCondition(torch.tensor([3]), torch.tensor([[0, 1]]), torch.rand(1, 2, 2, 4, 4, 4))
+        >>> tokens = torch.zeros(1, 4, 4, 4).long()
+        >>> tuple(decoder(tokens, tokens == 0, decoder.prepare(sources)).dense().shape)
+        (1, 40, 4, 4, 4)
     """
 
     condition: ModalityProcessor

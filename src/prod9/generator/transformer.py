@@ -33,6 +33,16 @@ class TransformerDecoder(AbstractTokenDecoder):
 
     num_classes: number of labels. source_latent: also take the latent of a co-registered source, position by
     position. For the other keywords see :class:`~prod9.generator.token_decoder.AbstractTokenDecoder`.
+
+    Example:
+        >>> import torch
+        >>> from prod9.generator.condition import MaskGiTCondition
+        >>> from prod9.generator.transformer import TransformerDecoder
+        >>> decoder = TransformerDecoder(levels=[8, 5], embed_dim=24, num_blocks=2, num_heads=2).eval()
+        >>> tokens, prepared = torch.zeros(1, 4, 4, 4).long(), decoder.prepare(MaskGiTCondition(torch.tensor([1])))
+        >>> logits = decoder(tokens, torch.ones_like(tokens, dtype=torch.bool), prepared)
+        >>> tuple(logits.dense().shape)  # one log-probability for each of 40 tokens
+        (1, 40, 4, 4, 4)
     """
 
     condition: MaskGiTConditionGenerator

@@ -126,6 +126,13 @@ class CombinedMetric:
 
     The weighted mean of PSNR / 40 dB, SSIM and 1 − LPIPS; each part is about 1 for a very good
     reconstruction. Weights are non-negative and at least one is positive.
+
+    Example:
+        >>> import torch
+        >>> from prod9.measures.metrics import CombinedMetric
+        >>> metric = CombinedMetric(psnr=1.0, ssim=1.0, lpips=0.0)
+        >>> metric({"psnr": torch.tensor(30.0), "ssim": torch.tensor(0.25)}).item()
+        0.5
     """
 
     def __init__(self, *, psnr: float, ssim: float, lpips: float) -> None:

@@ -131,6 +131,16 @@ class VAEGANLoss:
         kl_weight: of :func:`kl_divergence`.
         kl_warmup_steps: training batches over which the weight of the KL divergence grows linearly.
         gradient_penalty: weight of :func:`r1_penalty` in the discriminator's loss.
+
+    Example:
+        >>> import torch
+        >>> from prod9.training.losses import VAEGANLoss
+        >>> loss = VAEGANLoss(
+        ...     reconstruction="l1", reconstruction_weight=1.0, perceptual=None, perceptual_weight=0.0,
+        ...     adversarial_weight=0.1, criterion="hinge", adaptive=True, adaptive_max=10.0, start_step=1000)
+        >>> logits, real = torch.zeros(1, 1, 2, 2, 2), torch.rand(1, 1, 16, 16, 16)
+        >>> loss.is_adversarial(999), loss.discriminator_losses(logits, logits, real=real)["total"].item()
+        (False, 1.0)
     """
 
     def __init__(
