@@ -90,7 +90,11 @@ def new_stage(monkeypatch):
     record = stages.Stage(
         name="denoiser", family="maisi", number=1, command="train", title="Denoiser", weights="denoiser"
     )
-    for table, entry in ((stages.STAGES, record), (schema.CONFIGS, DenoiserConfig), (RECIPES, DenoiserRecipe)):
+    for table, entry in (
+        (stages.STAGES, record),
+        (schema.CONFIGS, DenoiserConfig),
+        (RECIPES, DenoiserRecipe),
+    ):
         monkeypatch.setitem(table, "denoiser", entry)
 
 
