@@ -1,6 +1,13 @@
 """The stages of training, one record each: every question of the kind "which stage is this?" is answered here.
 
 Imports nothing but the standard library and prod9's errors, so that anything may ask.
+
+Example:
+    >>> from prod9.stages import STAGES, first_stage_of, stages_of
+    >>> [stage.name for stage in stages_of("maisi")]
+    ['maisi_vae', 'maisi_diffusion', 'maisi_controlnet']
+    >>> STAGES["transformer"].command, first_stage_of(STAGES["transformer"]).name
+    ('prod9-train-transformer', 'autoencoder')
 """
 
 from collections.abc import Mapping

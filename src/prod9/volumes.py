@@ -129,6 +129,14 @@ def read(
 
     Raises DataError as :func:`read_header` does, for truncated or corrupt content, and for NaN or infinite
     voxels unless ``allow_non_finite``.
+
+    Example:
+        >>> import numpy as np
+        >>> from prod9 import volumes
+        >>> volumes.write("scan.nii.gz", np.ones((8, 9, 10)), np.diag([2, 2, 3, 1]))
+        >>> scan = volumes.read("scan.nii.gz")
+        >>> scan.data.shape, scan.header.spacing, scan.header.orientation
+        ((8, 9, 10), (2.0, 2.0, 3.0), 'RAS')
     """
     (volume,) = read_channels(
         path, [channel], allow_non_finite=allow_non_finite, max_voxels=max_voxels
@@ -188,6 +196,15 @@ def write(
         scaling: how stored numbers become values, such as that of a reference.
         space: code of both forms if ``geometry`` is an affine, see :attr:`VolumeHeader.space`; 0 becomes 1.
         overwrite: replace an existing file.
+
+    Example:
+        >>> import numpy as np
+        >>> from prod9 import volumes
+        >>> volumes.write("scan.nii.gz", np.ones((8, 9, 10)), np.diag([2, 2, 3, 1]))
+        >>> scan = volumes.read("scan.nii.gz")
+        >>> volumes.write("seg.nii.gz", scan.data > 0.5, scan.header, dtype=np.uint8)
+        >>> volumes.read("seg.nii.gz").header.dtype.name
+        'uint8'
     """
     path, dtype = Path(path), np.dtype(dtype)
     if not path.name.lower().endswith(nifti.SUFFIXES):

@@ -47,8 +47,11 @@ def load_config(
         environ: the variables; None takes ``os.environ``.
         fill_variables: False leaves ``${VARIABLE}`` as written, to show a config on a machine where it is not set.
 
-    >>> load_config("demo/stage1", overrides=["training.max_steps=10"]).training.max_steps
-    10
+    Example:
+        >>> from prod9.config.load import load_config
+        >>> config = load_config("demo/stage1", overrides=["training.max_steps=10"])
+        >>> config.stage, config.training.max_steps
+        ('autoencoder', 10)
     """
     path = find_config(name_or_path)
     values = merge_config(path)
@@ -67,6 +70,12 @@ def config_from_dict(
     """Return the config that :func:`config_to_dict` wrote, e.g. into a checkpoint; ``source`` names it in errors.
 
     overrides: as for :func:`load_config`; ``values`` are not changed.
+
+    Example:
+        >>> from prod9.config.load import config_from_dict, config_to_dict, load_config
+        >>> values = config_to_dict(load_config("demo/stage1"))
+        >>> config_from_dict(values, source="the demo", overrides=["data.batch_size=4"]).data.batch_size
+        4
     """
     changed: dict[str, Any] = dict(values)
     literal: dict[Key, str] = {}

@@ -26,6 +26,14 @@ class Case:
         time_point: name of the visit, if there are several.
         channels: place of each modality in a 4D file that holds several; empty if each file is one volume.
         part: the part that the dataset assigns it to; None if the split decides.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from prod9.data.cases import Case
+        >>> files = {"T1": Path("P1_t1.nii.gz"), "FLAIR": Path("P1_flair.nii.gz")}
+        >>> case = Case("P1_tp1", "P1", files, Path("P1_seg.nii.gz"), layout="datalist", label_scheme="brats2021")
+        >>> [file.name for file in case.files]
+        ['P1_t1.nii.gz', 'P1_flair.nii.gz', 'P1_seg.nii.gz']
     """
 
     case_id: str

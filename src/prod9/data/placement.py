@@ -99,6 +99,19 @@ class GridPlacement:
         grid: voxels ``(H, W, D)``.
         intensity: how raw values become [0, 1].
         crop: False centres the whole field of view, as for MedMNIST3D, instead of the head's box.
+
+    Example:
+        >>> import numpy as np
+        >>> from prod9 import volumes
+        >>> from prod9.data.intensity import IntensityScaling
+        >>> from prod9.data.placement import GridPlacement
+        >>> volumes.write("t1.nii", np.pad(np.arange(1, 513).reshape(8, 8, 8), 4), np.diag([2, 2, 2, 1]))
+        >>> scan, scaling = volumes.read("t1.nii"), IntensityScaling("percentile", lower=0, upper=100)
+        >>> placed = GridPlacement(spacing=None, grid=(12, 12, 12), intensity=scaling).place({"T1": scan})
+        >>> placed.images["T1"].shape
+        (12, 12, 12)
+        >>> bool(np.allclose(placed.restore(placed.images["T1"]), scan.data, atol=1e-3))
+        True
     """
 
     spacing: tuple[float, float, float] | None

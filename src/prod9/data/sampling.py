@@ -45,9 +45,6 @@ class StepBatchSampler(Sampler[list[SampleKey]]):
     consecutive draws, of which each rank takes its own ``batch_size``. The last ``whole_steps`` steps take one draw
     per rank and mark it ``whole``.
 
-    >>> [[key.index for key in keys] for keys in StepBatchSampler(num_items=3, batch_size=2, num_steps=3, seed=0)]
-    [[2, 0], [1, 2], [0, 1]]
-
     Attributes:
         num_items: items of the dataset.
         batch_size: samples per step and rank.
@@ -57,6 +54,14 @@ class StepBatchSampler(Sampler[list[SampleKey]]):
         rank: of this process.
         world_size: number of processes.
         whole_steps: last steps that take whole volumes.
+
+    Example:
+        >>> from prod9.data.sampling import StepBatchSampler
+        >>> run = {"num_items": 3, "batch_size": 2, "num_steps": 3, "seed": 0}
+        >>> [[key.index for key in keys] for keys in StepBatchSampler(**run)]
+        [[2, 0], [1, 2], [0, 1]]
+        >>> [[key.index for key in keys] for keys in StepBatchSampler(**run, start_step=2)]
+        [[0, 1]]
     """
 
     num_items: int

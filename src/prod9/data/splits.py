@@ -21,7 +21,16 @@ _FORMAT = 1
 
 @dataclass(frozen=True)
 class Split:
-    """Patient ids of each part, sorted; no patient is in two parts."""
+    """Patient ids of each part, sorted; no patient is in two parts.
+
+    Example:
+        >>> from prod9.data.splits import Split
+        >>> split = Split(train=("P1", "P2"), val=("P3",), test=("P4",))
+        >>> split.to_dict()
+        {'train': ['P1', 'P2'], 'val': ['P3'], 'test': ['P4']}
+        >>> split.trained_elsewhere(Split(train=("P1", "P4"), val=("P2",), test=("P3",)))
+        ['P4']
+    """
 
     train: tuple[str, ...]
     val: tuple[str, ...]

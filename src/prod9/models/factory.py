@@ -44,7 +44,15 @@ from prod9.generator.token_decoder import AbstractTokenDecoder
 
 
 class ModelFactory:
-    """Builds networks, losses, algorithms and samplers from checked configuration sections."""
+    """Builds networks, losses, algorithms and samplers from checked configuration sections.
+
+    Example:
+        >>> from prod9.config.load import load_config
+        >>> from prod9.models.factory import ModelFactory
+        >>> config = load_config("demo/stage1")
+        >>> type(ModelFactory.create_autoencoder(config.model)).__name__
+        'AutoencoderFSQ'
+    """
 
     @overload
     @staticmethod

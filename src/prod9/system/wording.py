@@ -8,10 +8,12 @@ _SHOWN = 3
 def plural(count: int | Sized, noun: str, several: str | None = None) -> str:
     """Return a count with its noun.
 
-    >>> plural(2, "patient")
-    '2 patients'
-
     count: the number, or the things to count. several: the plural of ``noun`` if it is not formed by ``s``.
+
+    Example:
+        >>> from prod9.system.wording import plural
+        >>> plural(2, "patient"), plural(["a", "b"], "axis", "axes")
+        ('2 patients', '2 axes')
     """
     number = count if isinstance(count, int) else len(count)
     return f"{number} {noun if number == 1 else several or noun + 's'}"

@@ -160,6 +160,14 @@ def find_cases(
         modalities: those that every case has to have.
         require_seg: whether every case has to have a segmentation too.
         skip_incomplete: leave out incomplete cases and log them; an error if none is left.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from prod9.data.layouts.find import find_cases
+        >>> for name in ("BraTS-GLI-00000-000-t1n.nii.gz", "BraTS-GLI-00000-000-t2f.nii.gz"):
+        ...     Path(name).touch()
+        >>> [(case.case_id, case.patient_id, list(case.images)) for case in find_cases(".", modalities=["T1", "FLAIR"])]
+        [('BraTS-GLI-00000-000', 'BraTS-GLI-00000', ['T1', 'FLAIR'])]
     """
     root = Path(root)
     dataset = scan_dataset(root, layout=layout, label_scheme=label_scheme)

@@ -152,8 +152,10 @@ def identify(name: str) -> Identity:
     Names of no known challenge keep their spelling; they are divided into patient and visit by
     :mod:`prod9.data.layouts.visits`, or name the patient as a whole.
 
-    >>> identify("brats-gli-00000-001").patient_id
-    'BraTS-GLI-00000'
+    Example:
+        >>> from prod9.data.layouts.names import identify
+        >>> identify("brats-gli-00000-001").patient_id
+        'BraTS-GLI-00000'
     """
     name = unicodedata.normalize("NFC", name)
     for year, (_, named, spell, joint) in _YEARS.items():

@@ -80,8 +80,10 @@ MANY = 24
 def split_visit(name: str) -> tuple[str, str] | None:
     """Return (patient, visit) of a case's name, or None if no part of it is a visit or if all of it is.
 
-    >>> split_visit("P001_tp1")
-    ('P001', 'tp1')
+    Example:
+        >>> from prod9.data.layouts.visits import split_visit
+        >>> split_visit("P001_tp1")
+        ('P001', 'tp1')
     """
     if len(name) > _LONGEST:
         return None

@@ -66,6 +66,14 @@ def mean_interval(
         seed: of the draws.
         patients: number of each value's patient; by default all differ.
         bounds: lowest and highest possible value.
+
+    Example:
+        >>> import torch
+        >>> from prod9.evaluation.sets.intervals import mean_interval
+        >>> dice, patients = torch.tensor([0.6, 0.7, 0.8, 0.9]), torch.tensor([0, 0, 1, 2])
+        >>> low, high = mean_interval(dice, patients=patients, replicates=100, seed=0, bounds=(0.0, 1.0))
+        >>> low < 0.75 < high
+        True
     """
     known = ~values.isnan()
     values = values[known].double()

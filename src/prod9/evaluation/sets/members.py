@@ -19,8 +19,11 @@ class Members:
         kinds: number of each row's modality.
         weights: of each row where each patient counts once; by default 1 over the number of the patient's rows.
 
-    >>> Members(torch.tensor([4, 4, 7]), torch.tensor([0, 1, 0])).num_patients
-    2
+    Example:
+        >>> import torch
+        >>> from prod9.evaluation.sets.members import Members
+        >>> Members(patients=torch.tensor([4, 4, 7]), kinds=torch.tensor([0, 1, 0])).num_patients
+        2
     """
 
     patients: Owners
