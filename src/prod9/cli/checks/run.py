@@ -86,12 +86,11 @@ def check_run(
     resumed = None if resume == "auto" else resume
     _check_models(config, bases, checkpoint if checkpoint is not None else resumed)
     _check_trainer(config, device)
-    networks = bases.networks()
+    needs = bases.needs("cuda" if chosen.type == "cuda" else "cpu")
     if init_from is not None:
-        check_start(config, networks, init_from)
+        check_start(config, bases.networks(), init_from)
     if what == "train" and resume is None:  # last, since it says least about the config
         require_fresh(Path(config.output_dir))
-    needs = bases.needs("cuda" if chosen.type == "cuda" else "cpu")
     memory, disk = device_memory(str(chosen)), free_disk(Path(config.output_dir))
     wanted = wanted_disk(config, needs, inputs.num_volumes) if what == "train" else 0
     return {
@@ -102,7 +101,7 @@ def check_run(
         "files": data.files,
         "grid": list(needs.grid),
         **({"tokens": list(needs.latent_grid)} if needs.tokens else {}),
-        "parameters": sum(p.numel() for network in networks.values() for p in network.parameters()),
+        "parameters": needs.parameters,
         "device": str(chosen),
         "memory_gib": round(needs.memory_gib, 2),
         "disk_gib": round(wanted / GIB, 2),
