@@ -25,6 +25,8 @@ CONFIG_ROOT = Path(__file__).resolve().parent.parent / "configs"
 _VARIABLE = re.compile(r"\$\{([^{}]*)\}")
 _VARIABLE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
+Overrides = Sequence[str | tuple[str, Any]]
+"""Changes to a config: ``"a.b=c"`` as typed after ``--set``, or ``("a.b", value)`` with a ready value."""
 Key = tuple[str, ...]
 C = TypeVar("C", bound=RunSection)
 
@@ -32,7 +34,7 @@ C = TypeVar("C", bound=RunSection)
 def load_config(
     name_or_path: str | Path,
     *,
-    overrides: Sequence[str | tuple[str, Any]] = (),
+    overrides: Overrides = (),
     stage: str | Sequence[str] | None = None,
     environ: Mapping[str, str] | None = None,
     fill_variables: bool = True,
@@ -64,9 +66,7 @@ def load_config(
     return _validate(values, literal, str(path))
 
 
-def config_from_dict(
-    values: Mapping[str, Any], *, source: str, overrides: Sequence[str | tuple[str, Any]] = ()
-) -> RunConfig:
+def config_from_dict(values: Mapping[str, Any], *, source: str, overrides: Overrides = ()) -> RunConfig:
     """Return the config that :func:`config_to_dict` wrote, e.g. into a checkpoint; ``source`` names it in errors.
 
     overrides: as for :func:`load_config`; ``values`` are not changed.

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 import prod9
 from prod9.config.data import name_problem
+from prod9.config.load import Overrides, config_from_dict
 from prod9.config.schema import RunConfig
+from prod9.config.sections import RunSection
 from prod9.errors import CheckpointError
 from prod9.stages import STAGES
 from prod9.volumes import MAX_VOXELS
@@ -19,6 +21,7 @@ FORMAT = 1
 DIGEST = "digest"
 """Key of the header with the digest of everything else in the file."""
 N = TypeVar("N", bound=nn.Module)
+C = TypeVar("C", bound=RunSection)
 
 
 class WrongStageError(CheckpointError):
@@ -91,6 +94,23 @@ class Opened:
     def __str__(self) -> str:
         """Return the same for messages."""
         return str(self.path)
+
+
+def recorded_config(source: "Opened | Loaded[Any]", kind: type[C], *, overrides: Overrides = ()) -> C:
+    """Return the config that a checkpoint was trained with.
+
+    Args:
+        source: the checkpoint.
+        kind: the class of its config; CheckpointError if the header holds another one.
+        overrides: changes to it.
+    """
+    config = config_from_dict(source.header["config"], source=str(source.path), overrides=overrides)
+    if not isinstance(config, kind):
+        raise CheckpointError(
+            f"{source.path}: expected a config of stage {source.header['stage']} in the header, got stage "
+            f"{config.stage}; use another checkpoint of the run, or copy the file again."
+        )
+    return config
 
 
 Source = str | Path | Opened

@@ -6,7 +6,6 @@ One class per stage, found by :func:`check_bases`; its constructor refuses bases
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from prod9.config.load import config_from_dict, of_class
 from prod9.config.schema import (
     AutoencoderConfig,
     FSQModelConfig,
@@ -214,12 +213,13 @@ def check_bases(config: RunConfig) -> Bases[Any]:
 
 def _open(config: RunSection, kind: type[K]) -> "tuple[Opened, K]":
     """Return the base that ``inputs`` must name, and its config."""
+    from prod9.models.checkpoint_header import recorded_config
     from prod9.models.checkpoint_manager import CheckpointManager
 
     stage = STAGES[type(config).model_fields["stage"].default]
     key = str(stage.base_key)
     opened = CheckpointManager.open(str(config.base_path(key)), stage=stage.bases[key])
-    return opened, of_class(config_from_dict(opened.header["config"], source=str(opened.path)), kind)
+    return opened, recorded_config(opened, kind)
 
 
 def _require_grid(config: RunSection, unit: int, where: str) -> None:

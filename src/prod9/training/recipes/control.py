@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from prod9.autoencoder.autoencoder_fsq import AutoencoderFSQ
 from prod9.autoencoder.autoencoder_maisi import AutoencoderKlMaisi
-from prod9.config.load import config_from_dict, config_to_dict
+from prod9.config.load import config_to_dict
 from prod9.config.schema import (
     ControlNetLossConfig,
     FlowControlLossConfig,
@@ -29,6 +29,7 @@ from prod9.data.splits import Split
 from prod9.diffusion.condition import FlowCondition
 from prod9.diffusion.diffusion_model import DiffusionModelRF
 from prod9.generator.token_decoder import AbstractTokenDecoder
+from prod9.models.checkpoint_header import recorded_config
 from prod9.models.checkpoint_manager import CheckpointManager, Loaded, Opened
 from prod9.models.factory import ModelFactory
 from prod9.training.algorithms.base import Losses
@@ -65,13 +66,9 @@ class TokenControlBases:
         """Return the base's config with the data, steps and folders of ``config``, which reads the same samples."""
         values = config_to_dict(config)
         names = ("output_dir", "seed", "data", "training", "trainer", "sliding_window")
-        built = config_from_dict(
-            self.base.header["config"],
-            source=str(self.base.path),
-            overrides=[(name, values[name]) for name in names],
+        return recorded_config(
+            self.base, TransformerConfig, overrides=[(name, values[name]) for name in names]
         )
-        assert isinstance(built, TransformerConfig)  # load_transformer checked the stage
-        return built
 
 
 @dataclass(frozen=True)
@@ -89,9 +86,7 @@ class FlowControlBases:
     @cached_property
     def base_config(self) -> MaisiDiffusionConfig:
         """The config that the base was trained with."""
-        built = config_from_dict(self.base.header["config"], source=str(self.base.path))
-        assert isinstance(built, MaisiDiffusionConfig)  # load_diffusion checked the stage
-        return built
+        return recorded_config(self.base, MaisiDiffusionConfig)
 
     @property
     def geometry(self) -> FlowCondition:

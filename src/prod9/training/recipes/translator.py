@@ -6,10 +6,10 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from prod9.config.load import config_from_dict
 from prod9.config.schema import RefinerConfig, TransformerConfig
 from prod9.data.splits import Split
 from prod9.errors import ConfigError
+from prod9.models.checkpoint_header import recorded_config
 from prod9.models.checkpoint_manager import CheckpointManager, Opened
 from prod9.pipelines.translation import TranslationPipeline
 from prod9.training.recipes.base import named_input
@@ -73,8 +73,7 @@ def load_translator(
     """Read the header of ``inputs.transformer``, and refuse what can't be refined with ``config`` (ConfigError)."""
     path = named_input(config, "transformer", what="translator", example="stage2")
     opened = CheckpointManager.open(opened or path, stage="transformer")
-    recorded = config_from_dict(opened.header["config"], source=str(opened.path))
-    assert isinstance(recorded, TransformerConfig)  # its stage says so
+    recorded = recorded_config(opened, TransformerConfig)
     if recorded.model.kind == "label_conditional":
         raise ConfigError(
             f"inputs.transformer: expected a model of kind 'single_stream' or 'decoder', got {opened.path} of kind "
