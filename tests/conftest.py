@@ -80,9 +80,3 @@ def no_network() -> Any:
     patch.setattr(socket.socket, "connect", _connect_locally)
     yield
     patch.undo()
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the files that hold slow tests: at the end, one process would work at them while others wait."""
-    slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: item.path not in slow)
