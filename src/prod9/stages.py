@@ -1,6 +1,6 @@
 """The stages of training, one record each: every question of the kind "which stage is this?" is answered here.
 
-Imports nothing but the standard library and prod9's errors, so that anything may ask.
+Imports nothing but the standard library and prod9's errors, so that every module can import it.
 
 Example:
     >>> from prod9.stages import STAGES, first_stage_of, stages_of
