@@ -59,10 +59,10 @@ def test_residuals_and_adjustments_reach_the_draws(decoder, controlnet):
     base = sampler.sample(decoder, (2, *GRID), make_condition(2), make_generators(2))
     steered = controlled(sampler, decoder, controlnet, [0.0, 50.0])
     assert torch.equal(steered[0], base[0]), "each sample has its own control"
-    forced = int(decoder.vocabulary.join([torch.tensor(0), torch.tensor(0)]))
+    forced = decoder.vocabulary.join([torch.tensor(0), torch.tensor(0)])
     # The first logit belongs to the first group; the second group is moved by the residuals alone.
-    first = decoder.vocabulary.members[steered[1].flatten(), 0]
-    assert (first == decoder.vocabulary.members[forced, 0]).all()
+    first = decoder.vocabulary.members(steered[1].flatten())[:, 0]
+    assert (first == decoder.vocabulary.members(forced)[..., 0]).all()
     assert not torch.equal(steered[1], base[1])
 
 

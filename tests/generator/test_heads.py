@@ -17,6 +17,9 @@ LEVELS = (4, 3, 5)
 PARTITIONS = ("balanced", "dense", "per_level", [[0, 2], [1]], [[2], [1, 0]])
 
 
+EVERY = torch.arange(60)
+
+
 def make_logits(groups="balanced", lead=(2, 2, 3, 2), levels=LEVELS, seed=0, scale=2.0):
     vocabulary = TokenVocabulary(levels=levels, groups=groups)
     generator = seeded(seed)
@@ -28,7 +31,7 @@ def test_expected_levels_are_those_of_the_dense_distribution(groups):
     logits = make_logits(groups)
     values = [torch.linspace(-1, 1, level) ** 3 for level in LEVELS]
     probs = logits.dense().exp().movedim(1, -1)
-    digits = logits.vocabulary.digits
+    digits = logits.vocabulary.digits(EVERY)
     expected = torch.stack([probs @ value[digits[:, i]] for i, value in enumerate(values)], -1)
     torch.testing.assert_close(logits.expected(values), expected, rtol=1e-4, atol=1e-5)
 
@@ -61,16 +64,34 @@ def test_partition_that_does_not_hold_each_level_once_is_refused(groups):
 
 
 @pytest.mark.parametrize("groups", PARTITIONS)
-def test_join_undoes_the_group_tables_for_every_token(groups):
+def test_join_undoes_the_members_of_every_token(groups):
     vocabulary = TokenVocabulary(levels=LEVELS, groups=groups)
-    assert torch.equal(vocabulary.join(list(vocabulary.members.unbind(1))), torch.arange(60))
+    assert torch.equal(vocabulary.join(list(vocabulary.members(EVERY).unbind(1))), EVERY)
 
 
 def test_digits_are_mixed_radix_with_the_first_level_fastest():
     vocabulary = TokenVocabulary(levels=LEVELS, groups="balanced")
-    assert torch.equal(vocabulary.digits @ torch.tensor([1, 4, 12]), torch.arange(60))
-    assert torch.allclose(vocabulary.codes.mean(0), torch.zeros(3), atol=1e-6)
-    assert torch.allclose(vocabulary.codes.var(0, unbiased=False), torch.ones(3), atol=1e-5)
+    assert torch.equal(vocabulary.digits(EVERY) @ torch.tensor([1, 4, 12]), EVERY)
+    assert torch.allclose(vocabulary.codes(EVERY).mean(0), torch.zeros(3), atol=1e-6)
+    assert torch.allclose(vocabulary.codes(EVERY).var(0, unbiased=False), torch.ones(3), atol=1e-5)
+
+
+@pytest.mark.parametrize("levels", [(6,) * 10, (8,) * 12, (5, 7, 9, 11, 13, 6, 8, 5)])
+def test_a_large_vocabulary_needs_no_table(levels):
+    vocabulary = TokenVocabulary(levels=levels, groups="per_level")
+    digits = torch.stack([torch.randint(n, (500,), generator=seeded(i)) for i, n in enumerate(levels)], 1)
+    tokens = vocabulary.join(list(digits.unbind(1)))
+    assert torch.equal(vocabulary.digits(tokens), digits)
+    assert torch.equal(vocabulary.members(tokens), digits)
+    assert sum(buffer.numel() for buffer in vocabulary.buffers()) < 600
+    sides = torch.tensor(levels)
+    codes = (digits - (sides - 1) / 2) / ((sides.double() ** 2 - 1) / 12).sqrt()
+    assert torch.allclose(vocabulary.codes(tokens), codes.float())
+
+
+def test_a_group_with_too_many_logits_is_refused():
+    with pytest.raises(ValueError, match="use 'per_level'"):
+        TokenVocabulary(levels=(6,) * 10, groups="dense")
 
 
 def test_tables_are_no_part_of_a_checkpoint():
@@ -85,7 +106,7 @@ def test_dense_sums_to_one_and_is_the_product_of_the_groups(groups):
     assert torch.allclose(dense.exp().sum(1), torch.ones(2, 2, 3, 2), atol=1e-5)
     parts = [part.softmax(-1) for part in logits.split()]
     for token in (0, 17, 59):
-        members = logits.vocabulary.members[token]
+        members = logits.vocabulary.members(torch.tensor(token))
         product = math.prod(part[..., int(k)] for part, k in zip(parts, members, strict=True))
         assert torch.allclose(dense[:, token].exp(), product, atol=1e-6)
 
@@ -108,7 +129,7 @@ def test_scores_equal_those_of_the_dense_view(groups):
 def test_level_distance_is_the_expectation_under_the_dense_view(groups):
     logits = make_logits(groups, lead=(3,))
     tokens = torch.tensor([5, 0, 59])
-    digits = logits.vocabulary.digits.float()
+    digits = logits.vocabulary.digits(EVERY).float()
     probs = torch.stack([logits.log_prob(torch.full((3,), t)).exp() for t in range(60)], 1)
     gaps = (digits[None] - digits[tokens][:, None]).abs() / (torch.tensor(LEVELS) - 1)
     assert torch.allclose(logits.level_distance(tokens), (probs[..., None] * gaps).sum((1, 2)), atol=1e-5)

@@ -15,6 +15,7 @@ from prod9.measures.metrics import (
     foreground,
     frechet_distance,
     inception_score,
+    level_histogram,
     level_usage,
     perplexity,
     psnr,
@@ -101,7 +102,9 @@ def test_codebook_statistics():
     assert histogram.tolist() == [2, 0, 0, 2, 0, 0]
     assert codebook_usage(histogram).item() == pytest.approx(2 / 6)
     assert perplexity(histogram).item() == pytest.approx(2.0)
-    torch.testing.assert_close(level_usage(histogram, levels), torch.tensor([1 / 3, 1.0]))
+    torch.testing.assert_close(
+        level_usage(level_histogram(tokens, levels), levels), torch.tensor([1 / 3, 1.0])
+    )
 
 
 def test_frechet_of_shifted_gaussians_is_the_squared_shift():

@@ -21,6 +21,9 @@ from prod9.types import Logits
 
 Groups = Literal["balanced", "dense", "per_level"] | Sequence[Sequence[int]]
 
+_MOST_VALUES = 2**20
+"""The most values of one group of levels."""
+
 _BLOCK = 128
 """Width of a block of the two-level inverse CDF, near the square root of common vocabularies."""
 
@@ -72,10 +75,10 @@ def _digits(sides: Sequence[int]) -> Tensor:
 
 
 class TokenVocabulary(nn.Module):
-    """Tables between tokens and digits, one row per token, in buffers that are not saved.
+    """Converts between tokens, digits and codes by arithmetic: no table grows with the number of tokens.
 
     levels: number of values of each FSQ level; the first level is the fastest in the token index. groups: see
-    ``partition_levels``.
+    ``partition_levels``; no group may have more than 2^20 values, each of which is a logit.
 
     Example:
         >>> from prod9.generator.heads import TokenVocabulary
@@ -84,32 +87,54 @@ class TokenVocabulary(nn.Module):
         ((64, 240), 304, 15360)
     """
 
-    codes: Tensor
-    digits: Tensor
-    members: Tensor
+    strides: Tensor
+    sides: Tensor
+    starts: Tensor
+    code_table: Tensor
 
     def __init__(self, *, levels: Sequence[int], groups: Groups) -> None:
         super().__init__()
         self.levels = tuple(int(level) for level in levels)
         self.groups = partition_levels(self.levels, groups)
         self.sizes = tuple(math.prod(self.levels[i] for i in group) for group in self.groups)
+        if max(self.sizes) > _MOST_VALUES:
+            raise ValueError(
+                f"groups: expected at most {_MOST_VALUES} values per group of levels, each of which is a logit, "
+                f"got {max(self.sizes)}; use 'per_level'"
+            )
         self.vocab_size = math.prod(self.levels)
         self.num_logits = sum(self.sizes)
-        digits, strides, sides = _digits(self.levels), _strides(self.levels), torch.tensor(self.levels)
+        strides, sides = _strides(self.levels), torch.tensor(self.levels)
         # Digits with mean 0 and variance 1 under uniform use: affine functions of the FSQ codes, the same for both
         # rounding conventions. A level of one value is always 0.
         scale = ((sides.double() ** 2 - 1) / 12).sqrt().clamp_min(1e-6)
-        codes = ((digits - (sides - 1) / 2) / scale).float()
-        members = []
+        codes = [(torch.arange(level) - (level - 1) / 2) / scale[i] for i, level in enumerate(self.levels)]
         for g, group in enumerate(map(list, self.groups)):
             own = [self.levels[i] for i in group]
-            members.append((digits[:, group] * _strides(own)).sum(1))
             # The contribution of each value of the group to the token.
-            offsets = (_digits(own) * strides[group]).sum(1)
-            self.register_buffer(f"offsets_{g}", offsets, persistent=False)
-        self.register_buffer("digits", digits, persistent=False)
-        self.register_buffer("codes", codes, persistent=False)
-        self.register_buffer("members", torch.stack(members, dim=1), persistent=False)
+            self.register_buffer(f"offsets_{g}", (_digits(own) * strides[group]).sum(1), persistent=False)
+            self.register_buffer(f"strides_{g}", _strides(own), persistent=False)
+        self.register_buffer("strides", strides, persistent=False)
+        self.register_buffer("sides", sides, persistent=False)
+        self.register_buffer("starts", sides.cumsum(0) - sides, persistent=False)
+        self.register_buffer("code_table", torch.cat(codes).float(), persistent=False)
+
+    def digits(self, tokens: Int64[Tensor, "..."]) -> Int64[Tensor, "... Z"]:
+        """Return the digit of each level."""
+        return tokens[..., None] // self.strides % self.sides
+
+    def codes(self, tokens: Int64[Tensor, "..."]) -> Float[Tensor, "... Z"]:
+        """Return the digits scaled to mean 0 and variance 1 under uniform use, float32."""
+        return F.embedding(self.digits(tokens) + self.starts, self.code_table[:, None])[..., 0]
+
+    def members(self, tokens: Int64[Tensor, "..."]) -> Int64[Tensor, "... G"]:
+        """Return the value of each group; the inverse of ``join``."""
+        digits = self.digits(tokens)
+        values = [
+            (digits[..., list(group)] * getattr(self, f"strides_{g}")).sum(-1)
+            for g, group in enumerate(self.groups)
+        ]
+        return torch.stack(values, dim=-1)
 
     def join(self, values: Sequence[Tensor]) -> Int64[Tensor, "..."]:
         """Return tokens from one value per group."""
@@ -118,8 +143,7 @@ class TokenVocabulary(nn.Module):
 
     def group_digits(self, group: int) -> Int64[Tensor, "K levels"]:
         """Return the digits of each value of a group, one column per level of the group."""
-        tokens = getattr(self, f"offsets_{group}")
-        return self.digits[tokens][:, list(self.groups[group])]
+        return self.digits(getattr(self, f"offsets_{group}"))[:, list(self.groups[group])]
 
 
 @dataclass(frozen=True)
@@ -157,9 +181,10 @@ class TokenLogits:
         return TokenLogits(values, self.vocabulary)
 
     def dense(self) -> Logits:
-        """Return log-probabilities of every token, ``[B V h w d]``, of logits ``[B h w d K]``."""
+        """Return log-probabilities of every token, ``[B V h w d]``, of logits ``[B h w d K]``, where V is small."""
         parts = [logits.log_softmax(-1) for logits in self.split()]
-        picked = (part[..., self.vocabulary.members[:, g]] for g, part in enumerate(parts))
+        members = self.vocabulary.members(torch.arange(self.vocabulary.vocab_size, device=self.values.device))
+        picked = (part[..., members[:, g]] for g, part in enumerate(parts))
         return torch.stack(list(picked)).sum(0).movedim(-1, 1)
 
     def log_prob(self, tokens: Int64[Tensor, "..."]) -> Float[Tensor, "..."]:
@@ -174,7 +199,7 @@ class TokenLogits:
         Smoothing each group by the same share smooths the joint distribution, since the uniform distribution over
         tokens is the product of those over groups.
         """
-        members = self.vocabulary.members[tokens.flatten()]
+        members = self.vocabulary.members(tokens.flatten())
         losses = [
             F.cross_entropy(
                 part.flatten(0, -2), members[:, g], reduction="none", label_smoothing=label_smoothing
@@ -189,7 +214,7 @@ class TokenLogits:
         This is the Wasserstein-1 distance of each level's marginal to the true digit. Unlike cross-entropy, it is
         smaller for neighbouring levels than for distant ones.
         """
-        truth = self.vocabulary.digits[tokens.flatten()]
+        truth = self.vocabulary.digits(tokens.flatten())
         total = torch.zeros(truth.shape[0], device=truth.device)
         for g, part in enumerate(self.split()):
             probs = part.flatten(0, -2).softmax(-1)

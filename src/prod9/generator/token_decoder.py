@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, NotRequired, Protocol, TypedDict, cast, runtime_checkable
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
@@ -232,7 +231,7 @@ def embed_tokens(
     Entries of ``tokens`` where ``mask`` is True do not count. ``projection`` maps p³ · (Z + 1) features to E.
     """
     grid = positions_grid(tokens.shape[1:], patch_size)
-    codes = F.embedding(tokens, vocabulary.codes).masked_fill(mask[..., None], 0.0)
+    codes = vocabulary.codes(tokens).masked_fill(mask[..., None], 0.0)
     inputs = torch.cat([codes, mask[..., None].to(codes.dtype)], dim=-1)
     return projection(fold(inputs, patch_size)) + positions(grid)
 

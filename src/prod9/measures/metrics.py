@@ -161,9 +161,25 @@ class CombinedMetric:
 # -- codebook -------------------------------------------------------------------------------------
 
 
+LARGEST_HISTOGRAM = 2**20
+"""Vocabularies up to this size are counted token by token; a larger one is never used up, and fills memory."""
+
+
 def token_histogram(tokens: Int64[Tensor, "B h w d"], vocab_size: int) -> Int64[Tensor, " V"]:
     """Count each token. Histograms of batches and ranks add up."""
     return count_values(tokens.flatten(), vocab_size)
+
+
+def level_histogram(tokens: Int64[Tensor, "B h w d"], levels: Sequence[int]) -> Int64[Tensor, " L"]:
+    """Count each digit of each channel, one channel after the other. Histograms of batches and ranks add up.
+
+    Tokens are mixed-radix numbers, first channel fastest.
+    """
+    counts, rest = [], tokens.flatten()
+    for level in levels:
+        counts.append(count_values(rest % level, level))
+        rest = rest // level
+    return torch.cat(counts)
 
 
 def count_values(values: Int64[Tensor, " N"], size: int) -> Int64[Tensor, " V"]:
@@ -182,16 +198,12 @@ def perplexity(histogram: Int64[Tensor, " V"]) -> Float[Tensor, ""]:
     return torch.exp(torch.special.entr(p).sum()).float()
 
 
-def level_usage(histogram: Int64[Tensor, " V"], levels: Sequence[int]) -> Float[Tensor, " Z"]:
+def level_usage(histogram: Int64[Tensor, " L"], levels: Sequence[int]) -> Float[Tensor, " Z"]:
     """Return, for each latent channel, the perplexity of its digit over its number of levels, in (0, 1].
 
-    Tokens are mixed-radix numbers, first channel fastest.
+    histogram: of :func:`level_histogram`.
     """
-    grid = histogram.reshape(tuple(reversed(levels)))
-    num = len(levels)
-    axes = [tuple(a for a in range(num) if a != num - 1 - channel) for channel in range(num)]
-    marginals = [grid.sum(dim=a) if a else grid for a in axes]
-    return torch.stack([perplexity(m) / m.numel() for m in marginals])
+    return torch.stack([perplexity(part) / len(part) for part in histogram.split(list(levels))])
 
 
 # -- sets of features -----------------------------------------------------------------------------

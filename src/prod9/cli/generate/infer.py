@@ -189,6 +189,7 @@ def _write_latent(path: Path, pipeline: "ReconstructionPipeline", result: "Recon
     """
     import numpy as np
 
+    from prod9.data.stores.latents import token_dtype
     from prod9.files import atomic_write
 
     arrays: dict[str, Any] = {
@@ -199,7 +200,7 @@ def _write_latent(path: Path, pipeline: "ReconstructionPipeline", result: "Recon
         arrays["latent"] = result.latent
     else:
         network = pipeline.autoencoder.tokenizer
-        arrays["tokens"] = result.tokens.astype(np.uint16 if network.vocab_size <= 2**16 else np.int32)
+        arrays["tokens"] = result.tokens.astype(token_dtype(network.vocab_size - 1))
         arrays["levels"] = np.asarray(network.levels)
     with atomic_write(path) as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, **arrays)

@@ -304,6 +304,11 @@ def foreground_of(volumes: Tensor, token_shape: Sequence[int]) -> Tensor:
     return F.max_pool3d(volumes, kernel_size=factors)[:, 0] > 0
 
 
+def token_dtype(largest: int) -> type[np.integer]:
+    """Return the smallest of the types that tokens are stored in which holds the number ``largest``."""
+    return next(dtype for dtype in (np.uint16, np.int32, np.int64) if largest <= np.iinfo(dtype).max)
+
+
 class _ShardWriter:
     """Collects encoded volumes; each full shard is written to disk and then to the manifest."""
 
@@ -318,7 +323,7 @@ class _ShardWriter:
         self._collect("latents", encoded.latents.cpu().to(torch.float16))
         self._collect("foreground", foreground)
         if encoded.tokens is not None:
-            self._collect("tokens", encoded.tokens.cpu().to(torch.int32))
+            self._collect("tokens", encoded.tokens.cpu())
         full = sum(part.nbytes for parts in self._parts.values() for part in parts) >= _SHARD_BYTES
         if full or time.monotonic() - self._opened >= _SHARD_SECONDS:
             self.flush()
@@ -331,8 +336,8 @@ class _ShardWriter:
         if not self._batch:
             return
         arrays = {name: np.concatenate(parts) for name, parts in self._parts.items()}
-        if "tokens" in arrays and arrays["tokens"].max() < 2**16:
-            arrays["tokens"] = arrays["tokens"].astype(np.uint16)
+        if "tokens" in arrays:
+            arrays["tokens"] = arrays["tokens"].astype(token_dtype(int(arrays["tokens"].max())))
         name = hashlib.sha256("".join(key for _, key in self._batch).encode()).hexdigest()[:16]
         paths = {array: shard_file(self._directory, name, array) for array in arrays}
         with exclusive(self._directory / _LOCK):

@@ -8,9 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from prod9.measures.metrics import (
+    LARGEST_HISTOGRAM,
     CombinedMetric,
     codebook_usage,
     foreground,
+    level_histogram,
     level_usage,
     perplexity,
     psnr,
@@ -129,8 +131,9 @@ class AutoencoderTrainer(AbstractAlgorithm):
         """Count scores of reconstructions of whole volumes in [0, 1], in evaluation mode, without gradient.
 
         Means over the volumes: psnr and psnr_brain in dB (the latter over those with any foreground), ssim, l1; with
-        an LPIPS network lpips. Over all tokens of the set: codebook_usage, perplexity and per channel level_usage_0 …;
-        for continuous latents kl, and latent_std over all values of z_mu (stage 2 wants it near 1). combined_metric.
+        an LPIPS network lpips. Over all tokens of the set: per channel level_usage_0 …, and codebook_usage and
+        perplexity of vocabularies up to ``LARGEST_HISTOGRAM`` tokens; for continuous latents kl, and latent_std over
+        all values of z_mu (stage 2 wants it near 1). combined_metric.
         """
         with torch.no_grad(), _evaluating(self.autoencoder):
             output = self.autoencoder(x)
@@ -152,14 +155,12 @@ class AutoencoderTrainer(AbstractAlgorithm):
     def summarise(self, tally: Tally) -> Losses:
         """Return the scores of the set that ``tally`` is of."""
         metrics = tally.averages()
-        histogram = tally.counts.get("tokens")
-        if histogram is not None and isinstance(self.autoencoder, TokenAutoencoder):
-            per_level = level_usage(histogram, self.autoencoder.levels)
-            metrics |= {
-                "codebook_usage": codebook_usage(histogram),
-                "perplexity": perplexity(histogram),
-                **{f"level_usage_{i}": share for i, share in enumerate(per_level)},
-            }
+        if "tokens" in tally.counts:
+            histogram = tally.counts["tokens"]
+            metrics |= {"codebook_usage": codebook_usage(histogram), "perplexity": perplexity(histogram)}
+        if "digits" in tally.counts and isinstance(self.autoencoder, TokenAutoencoder):
+            per_level = level_usage(tally.counts["digits"], self.autoencoder.levels)
+            metrics |= {f"level_usage_{i}": share for i, share in enumerate(per_level)}
         if "latent" in tally.counts:
             count, total, squares = tally.counts["latent"]
             metrics["latent_std"] = ((squares - total**2 / count) / (count - 1)).clamp_min(0).sqrt().float()
@@ -169,7 +170,10 @@ class AutoencoderTrainer(AbstractAlgorithm):
 
     def _counts(self, output: AutoencoderOutput) -> dict[str, Tensor]:
         if output.tokens is not None and isinstance(self.autoencoder, TokenAutoencoder):
-            return {"tokens": token_histogram(output.tokens, self.autoencoder.vocab_size)}
+            counts = {"digits": level_histogram(output.tokens, self.autoencoder.levels)}
+            if self.autoencoder.vocab_size <= LARGEST_HISTOGRAM:
+                counts["tokens"] = token_histogram(output.tokens, self.autoencoder.vocab_size)
+            return counts
         if output.z_sigma is None:
             return {}
         z = exact(output.z_mu)

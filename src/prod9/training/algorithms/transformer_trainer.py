@@ -140,7 +140,7 @@ class TransformerTrainer(AbstractAlgorithm):
     ) -> list[Float[Tensor, "L L"]]:
         """Return, for each level, how often each true digit (row) was taken for each digit (column)."""
         vocabulary = self.decoder.vocabulary
-        rows, columns = vocabulary.digits[target.flatten()], vocabulary.digits[guess.flatten()]
+        rows, columns = vocabulary.digits(target.flatten()), vocabulary.digits(guess.flatten())
         return [
             count_values(rows[:, i] * level + columns[:, i], level**2).view(level, level).float()
             for i, level in enumerate(vocabulary.levels)
