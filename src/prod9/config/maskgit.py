@@ -26,6 +26,10 @@ class DecoderSection(Section):
     groups: Literal["balanced", "dense", "per_level"] | list[list[int]] = Field(
         default="balanced", description="How the vocabulary factorises over the FSQ levels."
     )
+    coupling_channels: Count = Field(
+        default=0,
+        description="Width of the perceptron through which the groups of a token depend on each other; 0: independent.",
+    )
     dropout: Fraction = Field(default=0.1, description="Dropout in attention output and MLP.")
     num_bands: PositiveInt | None = Field(
         default=None, description="Frequency bands per axis; null: as many as fit."

@@ -101,12 +101,9 @@ class Branches:
         every = torch.cat([rows + i * tokens.numel() for i in range(self.count)])
         repeats = (self.count, 1, 1, 1)
         joint = self._run(tokens.repeat(repeats), mask.repeat(repeats), self.every, every)
-        first, *others = (TokenLogits(v, joint.vocabulary) for v in joint.values.chunk(self.count))
+        first, *others = joint.chunk(self.count)
         result = first.guided(others[0], ramp * self.scale) if self.scale else first
-        if not self.control_scale:
-            return result
-        lead = first.values.float() - others[-1].values.float()
-        return TokenLogits(result.values.float() + ramp * self.control_scale * lead, joint.vocabulary)
+        return result.led(first, others[-1], ramp * self.control_scale) if self.control_scale else result
 
     def _run(self, tokens: Tensor, mask: Tensor, branches: tuple[Any, Any], rows: Tensor) -> TokenLogits:
         prepared, control = branches
@@ -140,8 +137,7 @@ def apply_control(
     logits = decoder(tokens, mask, prepared, residuals, rows)
     if output.logits is None:
         return logits
-    values = logits.values + strength * output.logits.values.to(logits.values.dtype)
-    return TokenLogits(values, logits.vocabulary)
+    return logits.plus(strength * output.logits.values)
 
 
 def _joined(parts: list[Any]) -> Any:

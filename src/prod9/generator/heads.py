@@ -1,13 +1,14 @@
 """The output of a decoder: a distribution over FSQ tokens that factorises over groups of levels.
 
 A token, one of V = L_1 · … · L_Z values, is a tuple of digits, one per level. One group of all levels is the usual
-softmax over V. Several groups are independent given the hidden state: 15360 logits become 304 (two groups, the
-published optimum: MaskBit, arXiv 2409.16211) or 35 (one group per level). The log-probability of a token is the sum
-over groups, so the dense distribution can be computed when it is needed.
+softmax over V. With several groups 15360 logits become 304 (two groups, the published optimum: MaskBit, arXiv
+2409.16211) or 35 (one group per level). Groups are independent given the hidden state, or coupled one after the other
+(:mod:`prod9.generator.coupling`). The log-probability of a token is the sum over groups, so the dense distribution can
+be computed when it is needed.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Literal
@@ -17,6 +18,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
+from prod9.generator.coupling import Chain, GroupCoupling
 from prod9.types import Logits
 
 Groups = Literal["balanced", "dense", "per_level"] | Sequence[Sequence[int]]
@@ -159,33 +161,72 @@ class TokenLogits:
     """Unnormalised log-probabilities ``[... K]``, the groups one after the other.
 
     The leading axes are ``[B h w d]``, or ``[R]`` where a decoder was called with ``rows``.
+
+    Attributes:
+        values: the logits of each group by itself.
+        vocabulary: of the tokens.
+        coupling: corrects the logits of a group by the values of those before it; None for independent groups.
+        terms: weights and predictions of which these logits are a sum (guidance); empty for a single prediction.
     """
 
     values: Tensor
     vocabulary: TokenVocabulary
+    coupling: GroupCoupling | None = None
+    terms: tuple[tuple[float, "TokenLogits"], ...] = ()
 
     def split(self) -> tuple[Tensor, ...]:
-        """Return the float32 logits of each group."""
+        """Return the float32 logits of each group by itself."""
         return self.values.float().split(self.vocabulary.sizes, dim=-1)
+
+    def chain(self) -> Chain:
+        """Return the logits of each group given those before it, which independent groups don't depend on."""
+        terms = self.terms or ((1.0, self),)
+        return Chain([(w, t.values.float(), t.coupling) for w, t in terms], self.vocabulary.sizes)
+
+    @property
+    def marginal(self) -> "TokenLogits":
+        """These logits with independent groups."""
+        return TokenLogits(self.values, self.vocabulary)
 
     def rows(self, index: Int64[Tensor, " R"]) -> "TokenLogits":
         """Return the logits of some of the flattened positions."""
-        return TokenLogits(self.values.flatten(0, -2).index_select(0, index), self.vocabulary)
+        return self._with(lambda values: values.flatten(0, -2).index_select(0, index))
+
+    def chunk(self, count: int) -> "list[TokenLogits]":
+        """Return ``count`` equal parts along the first axis."""
+        return [TokenLogits(v, self.vocabulary, self.coupling) for v in self.values.chunk(count)]
+
+    def plus(self, values: Float[Tensor, "... K"]) -> "TokenLogits":
+        """Return these logits with ``values`` added to those of each group by itself."""
+        return self._with(lambda own: own + values.to(own.dtype))
 
     def guided(self, unconditional: "TokenLogits", scale: float) -> "TokenLogits":
         """Return classifier-free guidance: these logits plus ``scale`` times their difference to ``unconditional``.
 
-        Logits add over groups, so this equals guidance of the dense distribution.
+        Logits add over groups, so this equals guidance of the dense distribution. Coupled groups are guided one after
+        the other, each given the same values of those before it.
         """
         values = torch.lerp(unconditional.values.float(), self.values.float(), 1.0 + scale)
-        return TokenLogits(values, self.vocabulary)
+        return self._sum(values, ((1.0 + scale, self), (-scale, unconditional)))
+
+    def led(self, ahead: "TokenLogits", behind: "TokenLogits", scale: float) -> "TokenLogits":
+        """Return these logits plus ``scale`` times the difference of ``ahead`` to ``behind``."""
+        values = self.values.float() + scale * (ahead.values.float() - behind.values.float())
+        return self._sum(values, ((1.0, self), (scale, ahead), (-scale, behind)))
+
+    def _sum(self, values: Tensor, parts: Sequence[tuple[float, "TokenLogits"]]) -> "TokenLogits":
+        """Return the weighted sum of ``parts``, whose own values sum to ``values``."""
+        if all(part.coupling is None for _, part in parts):
+            return TokenLogits(values, self.vocabulary)
+        terms = [(w * own, term) for w, part in parts for own, term in part.terms or ((1.0, part),)]
+        return TokenLogits(values, self.vocabulary, self.coupling, tuple(terms))
 
     def dense(self) -> Logits:
         """Return log-probabilities of every token, ``[B V h w d]``, of logits ``[B h w d K]``, where V is small."""
-        parts = [logits.log_softmax(-1) for logits in self.split()]
-        members = self.vocabulary.members(torch.arange(self.vocabulary.vocab_size, device=self.values.device))
-        picked = (part[..., members[:, g]] for g, part in enumerate(parts))
-        return torch.stack(list(picked)).sum(0).movedim(-1, 1)
+        every = torch.arange(self.vocabulary.vocab_size, device=self.values.device)
+        lead = self.values.shape[:-1]
+        wide = self._with(lambda values: values[..., None, :].expand(*lead, len(every), -1))
+        return wide.log_prob(every.expand(*lead, -1)).movedim(-1, 1)
 
     def log_prob(self, tokens: Int64[Tensor, "..."]) -> Float[Tensor, "..."]:
         """Return the log-probability of ``tokens``, shaped like them."""
@@ -199,24 +240,27 @@ class TokenLogits:
         Smoothing each group by the same share smooths the joint distribution, since the uniform distribution over
         tokens is the product of those over groups.
         """
-        members = self.vocabulary.members(tokens.flatten())
+        members = self.vocabulary.members(tokens)
         losses = [
             F.cross_entropy(
-                part.flatten(0, -2), members[:, g], reduction="none", label_smoothing=label_smoothing
+                part.flatten(0, -2),
+                members[..., g].flatten(),
+                reduction="none",
+                label_smoothing=label_smoothing,
             )
-            for g, part in enumerate(self.split())
+            for g, part in enumerate(self._given(members))
         ]
         return torch.stack(losses).sum(0).view(tokens.shape)
 
     def level_distance(self, tokens: Int64[Tensor, "..."]) -> Float[Tensor, "..."]:
         """Return the expected distance to the true digits, summed over levels, each divided by L − 1.
 
-        This is the Wasserstein-1 distance of each level's marginal to the true digit. Unlike cross-entropy, it is
-        smaller for neighbouring levels than for distant ones.
+        This is the Wasserstein-1 distance of each level's marginal to the true digit, given the true values of earlier
+        groups if they are coupled. Unlike cross-entropy, it is smaller for neighbouring levels than for distant ones.
         """
         truth = self.vocabulary.digits(tokens.flatten())
         total = torch.zeros(truth.shape[0], device=truth.device)
-        for g, part in enumerate(self.split()):
+        for g, part in enumerate(self._given(self.vocabulary.members(tokens))):
             probs = part.flatten(0, -2).softmax(-1)
             digits = self.vocabulary.group_digits(g)
             for column, level in enumerate(self.vocabulary.groups[g]):
@@ -225,7 +269,7 @@ class TokenLogits:
         return total.view(tokens.shape)
 
     def expected(self, values: Sequence[Tensor]) -> Float[Tensor, "... Z"]:
-        """Return the mean of each level under the distribution; ``values`` has one tensor ``[L]`` per level."""
+        """Return the mean of each level under its marginal; ``values`` has one tensor ``[L]`` per level."""
         means: dict[int, Tensor] = {}
         for g, part in enumerate(self.split()):
             probs, digits = part.softmax(-1), self.vocabulary.group_digits(g)
@@ -234,13 +278,12 @@ class TokenLogits:
         return torch.stack([means[level] for level in range(len(values))], dim=-1)
 
     def mode(self) -> Int64[Tensor, "..."]:
-        """Return the most likely token."""
-        return self.vocabulary.join([part.argmax(-1) for part in self.split()])
-
-    @property
-    def confidence(self) -> Float[Tensor, "..."]:
-        """Log-probability of the most likely token."""
-        return torch.stack([part.amax(-1) - part.logsumexp(-1) for part in self.split()]).sum(0)
+        """Return the most likely token; of coupled groups the most likely values one after the other."""
+        chain, values = self.chain(), []
+        for g in range(len(self.vocabulary.sizes)):
+            values.append(chain.logits(g).argmax(-1))
+            chain.add(g, values[-1])
+        return self.vocabulary.join(values)
 
     def sample(
         self,
@@ -266,7 +309,9 @@ class TokenLogits:
         this share of the probability; 1 keeps all.
         """
         values, log_prob = [], torch.zeros(uniform.shape[:-1], device=uniform.device)
-        for part, u in zip(self.split(), uniform.unbind(-1), strict=True):
+        chain = self.chain()
+        for g, u in enumerate(uniform.unbind(-1)):
+            part = chain.logits(g)
             logits = part if temperature == 1.0 else part / temperature
             weights = (logits - logits.amax(-1, keepdim=True)).exp_()
             kept = weights if top_p == 1.0 else _nucleus(weights, top_p)
@@ -274,7 +319,20 @@ class TokenLogits:
             chosen = weights.gather(-1, value[..., None])[..., 0]
             log_prob = log_prob + (chosen / weights.sum(-1)).log()
             values.append(value)
+            chain.add(g, value)
         return Draw(self.vocabulary.join(values), log_prob)
+
+    def _given(self, members: Int64[Tensor, "... G"]) -> Iterator[Tensor]:
+        """Yield the logits of each group given the values ``members`` of those before it."""
+        chain = self.chain()
+        for g in range(len(self.vocabulary.sizes)):
+            yield chain.logits(g)
+            chain.add(g, members[..., g])
+
+    def _with(self, change: Callable[[Tensor], Tensor]) -> "TokenLogits":
+        """Return these logits with the values of every prediction changed alike."""
+        terms = tuple((weight, term._with(change)) for weight, term in self.terms)
+        return TokenLogits(change(self.values), self.vocabulary, self.coupling, terms)
 
 
 def _nucleus(weights: Tensor, top_p: float) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from prod9.autoencoder.native.recompute import call
 from prod9.generator.context import BlockContext
+from prod9.generator.coupling import GroupCoupling
 from prod9.generator.folding import fold, folded_slots, positions_grid, unfold
 from prod9.generator.heads import Groups, TokenLogits, TokenVocabulary
 from prod9.generator.modules import AdaLNZeroBlock, SinCosPosEmbed, normalise
@@ -51,6 +52,7 @@ class DecoderOptions(TypedDict):
     mlp_ratio: NotRequired[float]
     patch_size: NotRequired[int]
     groups: NotRequired[Groups]
+    coupling_channels: NotRequired[int]
     dropout: NotRequired[float]
     num_bands: NotRequired[int | None]
     use_checkpointing: NotRequired[bool]
@@ -71,6 +73,7 @@ class AbstractTokenDecoder(nn.Module, ABC):
         mlp_ratio: width of the MLP over ``embed_dim``.
         patch_size: p folds p³ tokens into one position; each of them is still hidden or visible by itself.
         groups: factorisation of the vocabulary, see ``partition_levels``.
+        coupling_channels: width of the perceptron that couples the groups of a token; 0 leaves them independent.
         dropout: in the output of attention and in the MLP.
         num_bands: frequencies per axis of the positions; None for as many as fit.
         use_checkpointing: recompute activations in the backward pass.
@@ -87,6 +90,7 @@ class AbstractTokenDecoder(nn.Module, ABC):
         mlp_ratio: float = 4.0,
         patch_size: int = 1,
         groups: Groups = "balanced",
+        coupling_channels: int = 0,
         dropout: float = 0.1,
         num_bands: int | None = None,
         use_checkpointing: bool = False,
@@ -107,6 +111,9 @@ class AbstractTokenDecoder(nn.Module, ABC):
         )
         self.modulation = nn.Linear(embed_dim, 2 * embed_dim)
         self.head = nn.Linear(embed_dim, patch_size**3 * self.vocabulary.num_logits)
+        self.coupling = None
+        if coupling_channels and len(self.vocabulary.sizes) > 1:
+            self.coupling = GroupCoupling(sizes=self.vocabulary.sizes, channels=coupling_channels)
         self._initialise()
 
     @property
@@ -128,6 +135,8 @@ class AbstractTokenDecoder(nn.Module, ABC):
         zero = [self.head, self.modulation, *(block.modulation for block in self.adaln_blocks)]
         for layer in zero:
             nn.init.zeros_(layer.weight)
+        if self.coupling is not None:
+            self.coupling.initialise()
 
     @abstractmethod
     def prepare(self, condition: Any) -> Any:
@@ -189,6 +198,7 @@ class AbstractTokenDecoder(nn.Module, ABC):
             patch_size=self.patch_size,
             grid=grid,
             rows=rows,
+            coupling=self.coupling,
         )
 
     def check_residuals(self, residuals: Sequence[Tensor] | None) -> None:
@@ -244,12 +254,13 @@ def predict_tokens(
     patch_size: int,
     grid: Sequence[int],
     rows: Int64[Tensor, " R"] | None,
+    coupling: GroupCoupling | None = None,
 ) -> TokenLogits:
     """Apply ``head`` (linear, from E to p³ · K) to all positions, or to the flattened tokens ``rows`` alone."""
     if rows is None:
-        return TokenLogits(unfold(head(features), grid, patch_size), vocabulary)
+        return TokenLogits(unfold(head(features), grid, patch_size), vocabulary, coupling)
     flat = features.flatten(0, 1)
     if patch_size == 1:
-        return TokenLogits(head(flat.index_select(0, rows)), vocabulary)
+        return TokenLogits(head(flat.index_select(0, rows)), vocabulary, coupling)
     every = head(flat).unflatten(-1, (patch_size**3, -1)).flatten(0, 1)
-    return TokenLogits(every.index_select(0, folded_slots(rows, grid, patch_size)), vocabulary)
+    return TokenLogits(every.index_select(0, folded_slots(rows, grid, patch_size)), vocabulary, coupling)

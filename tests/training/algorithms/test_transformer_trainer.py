@@ -101,6 +101,45 @@ def test_ordinal_term_is_added_with_its_weight():
     assert losses["ordinal"] > 0
 
 
+def test_coupled_groups_are_trained_together_and_by_themselves():
+    decoder = shaken_decoder(groups="per_level", coupling_channels=8)
+    losses = make_trainer(decoder).compute_losses(*make_batch(), generator=torch.Generator().manual_seed(0))
+    assert set(losses) == {"cross_entropy", "marginal", "total"}
+    torch.testing.assert_close(losses["total"], losses["cross_entropy"] + losses["marginal"])
+    losses["total"].backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in decoder.coupling.parameters())
+
+
+def test_coupling_learns_digits_that_the_others_determine():
+    decoder = TransformerDecoder(
+        levels=[4, 4],
+        embed_dim=24,
+        num_blocks=2,
+        num_heads=2,
+        groups="per_level",
+        coupling_channels=16,
+        dropout=0.0,
+    )
+    trainer = make_trainer(decoder, condition_dropout=0.0)
+    generator = torch.Generator().manual_seed(0)
+    optimizer = torch.optim.Adam(decoder.parameters(), lr=1e-2)
+    for _ in range(150):
+        digit = torch.randint(4, (4, 4, 4, 4), generator=generator)
+        condition = MaskGiTCondition(torch.zeros(4, dtype=torch.int64))
+        losses = trainer.compute_losses(digit + 4 * (3 - digit), condition, generator=generator)
+        optimizer.zero_grad()
+        losses["total"].backward()
+        optimizer.step()
+    # One digit in four is random, and the other follows from it: the coupled loss is half of the independent one.
+    assert losses["cross_entropy"] < 0.6 * losses["marginal"]
+    with torch.no_grad():
+        decoder.eval()
+        hidden = torch.ones(1, 4, 4, 4, dtype=torch.bool)
+        logits = decoder(hidden.long(), hidden, decoder.prepare(MaskGiTCondition(torch.tensor([0]))))
+        first, second = decoder.vocabulary.digits(logits.sample(generator)).unbind(-1)
+    assert (first + second == 3).float().mean() > 0.95
+
+
 def test_condition_dropout_of_one_is_unconditional_training():
     tokens, condition = make_batch()
     decoder = shaken_decoder()

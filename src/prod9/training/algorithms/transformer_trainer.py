@@ -55,7 +55,9 @@ class TransformerTrainer(AbstractAlgorithm):
         foreground: Bool[Tensor, "B h w d"] | None = None,
         seg: Integer[Tensor, "B H W D"] | None = None,
     ) -> dict[str, Tensor]:
-        """Return ``total``, ``cross_entropy`` and, if weighted, ``ordinal``; means over hidden tokens.
+        """Return ``total``, ``cross_entropy``, with coupled groups ``marginal``, and, if weighted, ``ordinal``.
+
+        All are means over hidden tokens; ``marginal`` is the cross-entropy of each group by itself.
 
         Args:
             tokens: whole grids.
@@ -85,6 +87,10 @@ class TransformerTrainer(AbstractAlgorithm):
             )
         }
         losses["total"] = losses["cross_entropy"]
+        if logits.coupling is not None:
+            # Expected codes are those of each group by itself, and the coupling reads its logits.
+            losses["marginal"] = weighted_mean(logits.marginal.cross_entropy(target), weights)
+            losses["total"] = losses["total"] + losses["marginal"]
         if self.ordinal_weight > 0:
             losses["ordinal"] = weighted_mean(logits.level_distance(target), weights)
             losses["total"] = losses["total"] + self.ordinal_weight * losses["ordinal"]
