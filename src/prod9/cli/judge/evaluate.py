@@ -10,6 +10,7 @@ from prod9.cli import shared
 from prod9.cli.judge.options import (
     ExtractorOptions,
     GridOption,
+    JudgedOptions,
     OutputDirOption,
     ReplicatesOption,
     RunOptions,
@@ -17,7 +18,7 @@ from prod9.cli.judge.options import (
     grouped,
 )
 from prod9.cli.judge.reporting import reporting
-from prod9.cli.shared import OverwriteOption, new_app
+from prod9.cli.shared import DebugOption, JsonOption, OverwriteOption, new_app
 from prod9.devices import torch_device
 from prod9.errors import ConfigError
 
@@ -88,6 +89,59 @@ def images(
         result.judge.save(output_dir / CLASSIFIER)
     _finish(result.evaluation, output_dir, options.as_json)
     kept.unlink(missing_ok=True)
+
+
+@app.command("samples")
+@grouped
+def samples(
+    real: Annotated[
+        Path, typer.Argument(metavar="REAL", help="Folder of real patients, of any known layout or none.")
+    ],
+    sampled: Annotated[
+        Path,
+        typer.Argument(
+            metavar="SAMPLES", help="A folder of `prod9 generate translate --patient DIR --num-samples N`."
+        ),
+    ],
+    options: JudgedOptions,
+    output_dir: OutputDirOption = Path("evaluation_samples"),
+    split: Annotated[
+        Path | None,
+        typer.Option("--split", metavar="FILE", help="A run's split.json: score its test patients only."),
+    ] = None,
+    fit: Annotated[
+        bool,
+        typer.Option(
+            "--fit/--no-fit",
+            help="Bring the mean of the samples to the truth's brightness and contrast, the samples with it.",
+        ),
+    ] = True,
+    resample: Annotated[
+        bool, typer.Option("--resample", help="Bring registered samples to the real volume's voxels.")
+    ] = False,
+    replicates: ReplicatesOption = 100,
+    overwrite: OverwriteOption = False,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Compare several samples of each case with the truth: are they as far apart as they are from it?
+
+    Correlation of the samples' spread with the error of their mean, coverage of intervals with a calibration
+    curve, their width, CRPS, PSNR and spectra, by modality, with intervals over patients.
+    """
+    _check_folder(output_dir, overwrite)
+    from prod9.evaluation.samples.evaluate import SampleSettings, evaluate_samples
+
+    settings = SampleSettings(
+        split=None if split is None else str(split),
+        fit=fit,
+        resample=resample,
+        replicates=replicates,
+        **options.settings(),
+    )
+    with reporting() as report:
+        evaluation = evaluate_samples(real, sampled, settings, report=report)
+    _finish(evaluation, output_dir, as_json)
 
 
 @app.command("utility")

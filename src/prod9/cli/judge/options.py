@@ -43,8 +43,8 @@ class RunOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SetOptions:
-    """Which volumes are compared, and how they are read."""
+class JudgedOptions:
+    """Which volumes are compared."""
 
     modality: ModalityOption = None
     layout: Annotated[
@@ -54,10 +54,6 @@ class SetOptions:
         str,
         typer.Option("--label-scheme", metavar="NAME", help="Meaning of the labels in real segmentations."),
     ] = "auto"
-    spacing: Annotated[
-        Spacing | None,
-        typer.Option("--spacing", metavar="X Y Z", help="Resample all volumes to this voxel size in mm."),
-    ] = None
     skip_bad: SkipBadOption = False
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of all draws.")] = 0
 
@@ -66,6 +62,16 @@ class SetOptions:
         given = {field.name: getattr(self, field.name) for field in fields(self)}
         modalities = given.pop("modality")
         return given | ({"modalities": tuple(modalities)} if modalities else {})
+
+
+@dataclass(frozen=True, kw_only=True)
+class SetOptions(JudgedOptions):
+    """Which volumes are compared, and how they are read."""
+
+    spacing: Annotated[
+        Spacing | None,
+        typer.Option("--spacing", metavar="X Y Z", help="Resample all volumes to this voxel size in mm."),
+    ] = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ def print_scores(evaluation: "Evaluation") -> None:
     """Print one table for each group of scores over all modalities; the files hold the other scores."""
     groups: dict[str, list[Row]] = {}
     for row in evaluation.scores:
-        if row.get("modality", "all") == "all":
+        if row.get("modality", "all") == "all" or (row["group"] == "samples" and row["region"] == "brain"):
             groups.setdefault(row["group"], []).append(row)
     for group, rows in groups.items():
         if group == "paired":
@@ -24,16 +24,37 @@ def print_scores(evaluation: "Evaluation") -> None:
             _print_by_region(
                 rows, "paired", "metric", lambda row: f"{row['metric']} {ARROWS[row['better']]}", totals
             )
+        elif group == "samples":
+            _print_samples(rows)
         elif group == "utility":
             title = "utility: Dice, and Dice over that of real"
             _print_by_region(rows, title, "trained on", _trained_on, {"patients": "num_training"})
         else:
             _print_sets(rows)
-    if evaluation.command == "evaluate utility":
+    if evaluation.command in ("evaluate utility", "evaluate samples"):
         return
     shared.console.print(
         "↑ higher is better, ↓ lower is better, = as near to the floor as possible; ? too few patients to rely on: a "
         "Fréchet distance needs 2 D. Floor: real patients against each other, in the numbers of 'matched'.",
+    )
+
+
+def _print_samples(rows: Sequence[Row]) -> None:
+    """Print the scores in the brain with a column for each modality, and what a calibrated model would have."""
+    brain = [row for row in rows if row["region"] == "brain"]
+    modalities = list(dict.fromkeys(row["modality"] for row in brain))
+    counted = f"{brain[0]['num_generated']} of {brain[0]['patients_real']} patients"
+    table = _table(f"samples in the brain: {counted}", "metric", *modalities, "calibrated", wrap=True)
+    for metric in dict.fromkeys(row["metric"] for row in brain):
+        own = {row["modality"]: row for row in brain if row["metric"] == metric}
+        first = own[modalities[0]]
+        unit = f" {first['unit']}" if first["unit"] else ""
+        cells = [_with_interval(own[name]) for name in modalities]
+        table.add_row(f"{metric}{unit} {ARROWS[first['better']]}", *cells, _number(first["floor"]))
+    shared.console.print(table)
+    shared.console.print(
+        "↑ higher is better, ↓ lower is better, = as near to 'calibrated' as possible: a model whose samples and truth "
+        "cannot be told apart. The files hold the tumour and the calibration curve too."
     )
 
 

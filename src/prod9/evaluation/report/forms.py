@@ -127,10 +127,26 @@ class ScoreForm(Form):
         return ", ".join([*found, *([f"D {self.dimensions}"] if self.dimensions else [])])
 
 
+class PointForm(Form):
+    """A point of a calibration curve."""
+
+    nominal: FiniteFloat
+    coverage: FiniteFloat
+
+
+class CurveForm(Form):
+    """A curve of ``evaluation.json``."""
+
+    name: Word
+    modality: Word
+    points: list[PointForm] = []
+
+
 class EvaluationForm(Form):
     """``evaluation.json``."""
 
     scores: list[ScoreForm] = []
+    curves: list[CurveForm] = []
     warnings: list[str] = []
 
 
