@@ -44,6 +44,13 @@ def images(
     paired: Annotated[
         bool, typer.Option("--paired", help="Also compare volumes of the same case and modality.")
     ] = False,
+    denoised: Annotated[
+        bool,
+        typer.Option(
+            "--denoised/--no-denoised",
+            help="Also compare both sets after denoising them alike; takes longer.",
+        ),
+    ] = True,
     resample: Annotated[
         bool, typer.Option("--resample", help="Bring registered pairs to the real volume's voxels.")
     ] = False,
@@ -70,6 +77,7 @@ def images(
     networks = asdict(extractors)
     settings = ImageSettings(
         extractors=tuple(networks.pop("extractor") or ["random"]),
+        denoised=denoised,
         paired=paired,
         resample=resample,
         split=None if split is None else str(split),
