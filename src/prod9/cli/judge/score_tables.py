@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 
 ARROWS = {"higher": "↑", "lower": "↓", "floor": "="}
 Row = Mapping[str, Any]
+_KINDS = {"dice": "steered", "dice_reconstructions": "real, reconstructed", "dice_real": "real"}
 
 
 def print_scores(evaluation: "Evaluation") -> None:
@@ -24,6 +25,19 @@ def print_scores(evaluation: "Evaluation") -> None:
             _print_by_region(
                 rows, "paired", "metric", lambda row: f"{row['metric']} {ARROWS[row['better']]}", totals
             )
+        elif group == "control":
+            title = "control: Dice of what segmenters find with what was asked for"
+            _print_by_region(rows, title, "volumes", _kind, {"patients": "patients_real"})
+        elif group == "agreement":
+            title = "agreement of modalities: score (real patients)"
+            _print_by_region(
+                rows,
+                title,
+                "metric",
+                lambda row: row["metric"],
+                {"patients": "patients_generated"},
+                floor=True,
+            )
         elif group == "samples":
             _print_samples(rows)
         elif group == "utility":
@@ -31,7 +45,7 @@ def print_scores(evaluation: "Evaluation") -> None:
             _print_by_region(rows, title, "trained on", _trained_on, {"patients": "num_training"})
         else:
             _print_sets(rows)
-    if evaluation.command in ("evaluate utility", "evaluate samples"):
+    if evaluation.command != "evaluate images":
         return
     shared.console.print(
         "↑ higher is better, ↓ lower is better, = as near to the floor as possible; ? too few patients to rely on: a "
@@ -58,12 +72,22 @@ def _print_samples(rows: Sequence[Row]) -> None:
     )
 
 
+def _kind(row: Row) -> str:
+    return _KINDS[row["metric"]]
+
+
 def _trained_on(row: Row) -> str:
     return row["trained_on"] if row["metric"] == "dice" else f"{row['trained_on']} / real"
 
 
 def _print_by_region(
-    rows: Sequence[Row], title: str, first: str, label: Callable[[Row], str], totals: Mapping[str, str]
+    rows: Sequence[Row],
+    title: str,
+    first: str,
+    label: Callable[[Row], str],
+    totals: Mapping[str, str],
+    *,
+    floor: bool = False,
 ) -> None:
     """Print a table with one column per region.
 
@@ -73,12 +97,16 @@ def _print_by_region(
         first: title of the first column.
         label: content of the first column; rows of one label share a line.
         totals: title of each further column → key of its number.
+        floor: show that of each score in brackets.
     """
     regions = list(dict.fromkeys(row["region"] for row in rows))
     table = _table(title, first, *regions, *totals, wrap=True)
     for name in dict.fromkeys(map(label, rows)):
         own = {row["region"]: row for row in rows if label(row) == name}
-        cells = [_with_interval(own[region]) for region in regions]
+        cells = [
+            _with_interval(own[region]) + (f" ({_number(own[region]['floor'])})" if floor else "")
+            for region in regions
+        ]
         table.add_row(name, *cells, *(str(own[regions[0]][key]) for key in totals.values()))
     shared.console.print(table)
 
