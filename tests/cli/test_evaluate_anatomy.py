@@ -98,11 +98,11 @@ def test_classes_that_are_shown_and_that_are_not(real: Path, split: Path, tmp_pa
         found[shown] = {(r["metric"], r["modality"], r["region"]): r for r in rows}
     for word in ("steered", "enhancing", "tumour_core", "Written:"):
         assert word in ran.out
-    ring = "dice", "T1ce", "enhancing"
+    ring = "dice_steered", "T1ce", "enhancing"
     assert found[True][ring]["value"] > 0.4
     assert found[False][ring]["value"] < 0.2
     assert found[True][ring]["floor"] == found[True]["dice_real", "T1ce", "enhancing"]["value"]
-    row = found[True]["dice", "all", "whole_tumour"]
+    row = found[True]["dice_steered", "all", "whole_tumour"]
     assert (row["num_generated"], row["patients_generated"]) == (6, 3)
     assert row["low"] <= row["value"] <= row["high"]
     assert found[True]["dice_real", "all", "whole_tumour"]["patients_real"] == 4

@@ -27,7 +27,8 @@ class Score:
     """One figure, with everything that is needed to read it.
 
     Attributes:
-        group: ``paired``, ``samples``, ``distribution``, ``diversity``, ``appearance``, ``classifier`` or ``utility``.
+        group: ``paired``, ``samples``, ``distribution``, ``diversity``, ``appearance``, ``denoised``, ``classifier``,
+            ``control``, ``agreement`` or ``utility``.
         metric: its name.
         value: NaN where it is undefined; ``note`` then gives the reason.
         better: ``higher``, ``lower``, or ``floor`` where the real volumes' own figure is best.

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 ARROWS = {"higher": "↑", "lower": "↓", "floor": "="}
 Row = Mapping[str, Any]
-_KINDS = {"dice": "steered", "dice_reconstructions": "real, reconstructed", "dice_real": "real"}
+_KINDS = {"dice_steered": "steered", "dice_reconstructions": "real, reconstructed", "dice_real": "real"}
 
 
 def print_scores(evaluation: "Evaluation") -> None:

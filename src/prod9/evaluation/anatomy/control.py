@@ -178,7 +178,7 @@ def _steered_overlaps(given: Sequence[tuple[Entry, Tensor, Tensor]], finders: Fi
         asked = torch.stack([masks for _, _, masks in own])
         patients = tuple(entry.patient_id for entry, _, _ in own)
         yield _Overlaps(
-            "dice", name, _dice_by_region(found, asked), tuple(e.case_id for e, _, _ in own), patients
+            "dice_steered", name, _dice_by_region(found, asked), tuple(e.case_id for e, _, _ in own), patients
         )
 
 
@@ -212,7 +212,9 @@ def _scores(overlaps: Sequence[_Overlaps], settings: ControlSettings) -> Iterato
     for modality in ["all", *names] if len(names) > 1 else ["all"]:
         own = [one for one in overlaps if modality in ("all", one.modality)]
         kinds = [
-            kind for kind in ("dice", "dice_reconstructions", "dice_real") if any(o.kind == kind for o in own)
+            kind
+            for kind in ("dice_steered", "dice_reconstructions", "dice_real")
+            if any(o.kind == kind for o in own)
         ]
         for r, region in enumerate(REGIONS):
             values = {
@@ -256,7 +258,11 @@ def _score(
     )
     mean = values.nanmean().item()
     ceiling = highest.nanmean().item()
-    floor = Floor(mean, ceiling, (counted, counted)) if kind == "dice" and math.isfinite(ceiling) else None
+    floor = (
+        Floor(mean, ceiling, (counted, counted))
+        if kind == "dice_steered" and math.isfinite(ceiling)
+        else None
+    )
     note = None if counted else "no volume was asked for this region"
     return Score(
         group=GROUP,
@@ -284,5 +290,5 @@ def _cases(overlaps: Sequence[_Overlaps]) -> Iterator[Mapping[str, Any]]:
                     "modality": one.modality,
                     "set": one.kind,
                     "region": region,
-                    "dice": value,
+                    "dice_steered": value,
                 }

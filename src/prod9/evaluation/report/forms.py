@@ -27,6 +27,11 @@ TITLES = {
     "calibration_error": "mean difference of coverage and nominal level",
     "width_90": "width of the 90% interval",
     "spectrum_ratio": "spectrum distance of samples over that of their mean",
+    "dice_steered": "Dice with what was asked for",
+    "dice_real": "Dice in real scans",
+    "dice_reconstructions": "Dice in reconstructions of real scans",
+    "tumour_agreement": "Dice of tumours found in both modalities",
+    "mutual_information": "mutual information of both modalities",
     **{f"coverage_{level}": f"coverage of the {level}% interval" for level in (50, 80, 90, 95)},
 }
 """Metrics whose names say too little by themselves."""

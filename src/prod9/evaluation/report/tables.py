@@ -24,23 +24,33 @@ _BESIDE = {
     "psnr_brain": ("psnr_brain_pca", "PCA codec of equal rate {:.1f} dB"),
     "dice_whole_tumour": ("dice_whole_tumour_base", "without control {:.2f}"),
 }
-
-
 _CALIBRATION = {
     "calibration": "Coverage of Student's intervals by their nominal level",
     "calibration_ranks": "Coverage of the intervals between ordered samples",
 }
-
-
 _AGAINST_REAL = (
-    "Intervals hold 95%. The orange tick and the column real against real show the score of two sets of "
+    "The orange tick and the column real against real show the score of two sets of "
     "real patients; compare it only with the column matched, which has the same number of patients. N: patients of "
     "the smaller set; D: dimensions; ?: too few patients to rely on, for a Fréchet distance fewer than 2 D."
 )
-_CALIBRATED = (
-    "Intervals hold 95% and are over patients, N. The orange tick and the column calibrated show the score of a model "
-    "whose samples cannot be told from the truth."
-)
+_FLOORS = {
+    "samples": (
+        "calibrated",
+        "The orange tick and the column calibrated show the score of a model whose samples "
+        "cannot be told from the truth. N: patients.",
+    ),
+    "control": (
+        "highest",
+        "The orange tick and the column highest show the Dice in reconstructions of real scans, or else in scans: no "
+        "steered volume can be expected to reach more.",
+    ),
+    "agreement": (
+        "real patients",
+        "The orange tick and the column real patients show the same score of held-out real patients; as near to it as "
+        "possible is best.",
+    ),
+}
+"""Groups whose floor is no comparison of real with real volumes: the title of its column, and what it means."""
 
 
 @dataclass(frozen=True)
@@ -148,8 +158,8 @@ def _scores(group: str, rows: list[ScoreForm], source: str) -> Table:
         ]
         for row in rows
     ]
-    note = f"{source}. {_CALIBRATED if group == 'samples' else _AGAINST_REAL}"
-    floor = "calibrated" if group == "samples" else "real against real"
+    floor, about = _FLOORS.get(group, ("real against real", _AGAINST_REAL))
+    note = f"{source}. Intervals hold 95%. {about}"
     head = ["score", "value", "interval", "matched", floor, "N, D", "", "note"]
     return Table(group.capitalize(), head, body, frozenset({1, 2, 3, 4}), note)
 
