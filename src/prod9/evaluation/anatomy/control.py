@@ -288,7 +288,7 @@ def _cases(overlaps: Sequence[_Overlaps]) -> Iterator[Mapping[str, Any]]:
                 yield {
                     "case": case,
                     "modality": one.modality,
-                    "set": one.kind,
+                    "set": one.kind.removeprefix("dice_"),
                     "region": region,
-                    "dice_steered": value,
+                    "dice": value,
                 }
