@@ -32,6 +32,12 @@ def check_control(control: dict[str, Any], folder: Path) -> None:
         interval = control["intervals"][key]
         assert (interval is None) == (control["patients"] < 2), "one patient says nothing of others"
         assert interval is None or interval[0] <= control[key] <= interval[1]
+    by_class = control["dice_by_class"]
+    assert by_class, "some patient has a tumour"
+    assert set(by_class) <= {"whole_tumour", "tumour_core", "enhancing"}
+    for scores in by_class.values():
+        assert {"controlled", "base", "reconstructions", "real", "share", "interval"} == set(scores)
+        assert 0.0 <= scores["controlled"] <= 1.0
     steered = {name: len(list(folder.glob(f"{name}_*.nii.gz"))) for name in ("seg", "T1ce", "FLAIR")}
     assert set(steered.values()) == {steered["seg"]}
     assert steered["seg"] >= control["patients"] >= 1

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from prod9.evaluation.judges.segmenter import TumourUNet, dice, train_segmenter
+from prod9.evaluation.judges.segmenter import Segmenter, TumourUNet, dice, train_segmenter
+from prod9.evaluation.sets.patients import region_masks
 
 from .conftest import toy_brains
 
@@ -71,3 +72,18 @@ def test_several_modalities_and_regions():
     masks = torch.rand(2, 3, 16, 16, 16) > 0.5
     segmenter = train_segmenter(torch.rand(2, 2, 16, 16, 16), masks, steps=1, seed=0)
     assert segmenter.predict(x).shape == logits.shape
+
+
+def test_one_region_of_several():
+    network = TumourUNet(num_regions=3)
+    volumes = torch.rand(2, 1, 12, 12, 12)
+    every = Segmenter(network, threshold=0.4).predict(volumes)
+    for region in range(3):
+        one = Segmenter(network, threshold=0.4, region=region).predict(volumes)
+        assert torch.equal(one, every[:, region : region + 1])
+
+
+def test_masks_of_regions_are_nested():
+    seg = torch.tensor([0, 1, 2, 3]).view(1, 1, 4, 1, 1)
+    masks = region_masks(seg).flatten(2)[0].tolist()
+    assert masks == [[False, True, True, True], [False, True, False, True], [False, False, False, True]]

@@ -1,5 +1,7 @@
 """The demo's stage 3: volumes generated under the segmentations of held-out patients, and how well they follow."""
 
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +11,8 @@ from torch import Tensor
 from prod9.demo.scores import Judges, Metrics, interval_of
 from prod9.demo.translation import SegmenterOf
 from prod9.evaluation.control import ControlScores, score_control
+from prod9.evaluation.judges.segmenter import Segmenter
+from prod9.evaluation.sets.patients import REGIONS, region_masks
 from prod9.measures.montage import write_montage
 from prod9.pipelines.steering import AbstractControlPipeline
 from prod9.volumes import write
@@ -23,6 +27,7 @@ def score_stage3(
     judges: Judges,
     *,
     segmenter_of: SegmenterOf,
+    class_segmenter: Segmenter,
     folder: Path,
     picture: Path,
     seed: int,
@@ -33,12 +38,14 @@ def score_stage3(
         pipeline: stage 3 of either family.
         judges: hold the sets of volumes.
         segmenter_of: gives a segmenter trained on real volumes of a class label; it reads the tumour back.
+        class_segmenter: of every region of the tumour in T1ce, where the core and its enhancing ring are seen.
         folder: where the volumes go, with the segmentations that steered them.
         picture: where the picture goes.
         seed: of the first sample; the k-th has this seed plus k.
     """
     folder.mkdir(parents=True, exist_ok=True)
     scores: dict[str, ControlScores] = {}
+    by_class: Metrics = {}
     rows: list[list[tuple[str, np.ndarray]]] = []
     owners = torch.zeros(0, dtype=torch.int64)
     for name in MODALITIES:
@@ -53,14 +60,15 @@ def score_stage3(
             seg_file = folder / f"seg_{k:04d}.nii.gz"
             write(seg_file, segs[k].numpy(), pipeline.generator.affine, dtype=np.uint8)
         again = judges.reconstructions["test"].of(label)
-        scores[name] = score_control(
-            segmenter_of(label),
-            held_out.lesions[ill],
-            controlled=controlled,
-            base=base,
-            reconstructions=again.volumes[ill],
-            real=held_out.volumes[ill],
-        )
+        sets = {
+            "controlled": controlled,
+            "base": base,
+            "reconstructions": again.volumes[ill],
+            "real": held_out.volumes[ill],
+        }
+        scores[name] = score_control(segmenter_of(label), held_out.lesions[ill], **sets)
+        if name == MODALITIES[0]:
+            by_class = _score_classes(class_segmenter, held_out.segs[ill], owners, sets)
         rows += _draw(name, held_out.volumes[ill], segs, controlled, base)
     write_montage(picture, rows)
     every = list(scores.values())
@@ -69,12 +77,27 @@ def score_stage3(
         "dice_whole_tumour_base": _mean([s.base for s in every]),
         "dice_whole_tumour_reconstructions": _mean([s.reconstructions for s in every]),
         **{name: s.to_dict() for name, s in scores.items()},
+        "dice_by_class": by_class,
         "patients": len(owners.unique()),
         "intervals": {
             key: interval_of(torch.stack([s.cases[kind] for s in every]).mean(0), owners, most=1.0)
             for key, kind in (("dice_whole_tumour", "controlled"), ("dice_whole_tumour_base", "base"))
         },
     }
+
+
+def _score_classes(segmenter: Segmenter, segs: Tensor, owners: Tensor, sets: Mapping[str, Tensor]) -> Metrics:
+    """Return the Dice of each region of the tumour in each set, with the interval of that with control."""
+    masks, found = region_masks(segs), {}
+    for r, region in enumerate(REGIONS):
+        asked = masks[:, r : r + 1]
+        there = asked.flatten(1).any(1)
+        if not there.any():
+            continue
+        scores = score_control(replace(segmenter, region=r), asked, **sets)
+        interval = interval_of(scores.cases["controlled"], owners[there], most=1.0)
+        found[region] = scores.to_dict() | {"interval": interval}
+    return found
 
 
 def _generate(

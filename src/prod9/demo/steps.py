@@ -19,7 +19,7 @@ from prod9.config.schema import RunConfig
 from prod9.data.layouts.find import find_cases
 from prod9.data.simulated.cohort import simulate_cohort
 from prod9.data.stores.translations import content_key
-from prod9.demo.control import score_stage3
+from prod9.demo.control import MODALITIES, score_stage3
 from prod9.demo.families import VARIANTS
 from prod9.demo.pictures import write_pictures
 from prod9.demo.plan import DemoPlan, starter_weights
@@ -30,6 +30,7 @@ from prod9.demo.translation import score_translations
 from prod9.devices import torch_device
 from prod9.errors import DataError
 from prod9.evaluation.judges.segmenter import Segmenter, train_segmenter
+from prod9.evaluation.sets.patients import region_masks
 from prod9.files import atomic_write
 from prod9.json_files import read_json, read_object, without_nan, write_json
 from prod9.models.checkpoint_manager import CheckpointManager
@@ -236,6 +237,12 @@ class _Demo:
             )
         return self._segmenters[label]
 
+    def _class_segmenter(self, judges: Judges, modality: str) -> Segmenter:
+        """Return a segmenter of every region of a tumour, trained on real training volumes of ``modality``."""
+        real = judges.sets["train"].of(judges.label_map[modality])
+        masks = region_masks(real.segs)
+        return train_segmenter(real.volumes, masks, steps=2 * self.plan.judge_steps, seed=self.plan.seed)
+
     def _control(self, generator: Path, judges: Judges) -> Metrics:
         run = self._train(self.plan.stage3(generator), self.plan.names.control)
         picture = self.plan.output_dir / "control.png"
@@ -246,6 +253,7 @@ class _Demo:
                 _PIPELINES[self.plan.family][1].from_checkpoint(run, device=torch_device(self.device)),
                 judges,
                 segmenter_of=lambda label: self._segmenter(judges, label),
+                class_segmenter=self._class_segmenter(judges, MODALITIES[0]),
                 folder=self.plan.run_dir / "control",
                 picture=picture,
                 seed=self.plan.seed,

@@ -15,6 +15,7 @@ from prod9.evaluation.judges.networks import coarsen
 from prod9.evaluation.paired_files import Case, score_pairs
 from prod9.evaluation.score_table import Evaluation, Score
 from prod9.evaluation.set_scores import score_sets
+from prod9.evaluation.sets.denoised import Levels, measure_noise
 from prod9.evaluation.sets.pair import Resampling, SetPair
 from prod9.evaluation.sets.rows import PROBABILITIES, SetRows, describe_set
 from prod9.evaluation.sets.training_patients import find_training_patients
@@ -43,6 +44,7 @@ class ImageSettings(SetSettings):
         classifier: a file that an earlier evaluation wrote; None to train a classifier where one is needed.
         classifier_steps: training steps of that classifier.
         inception_score: also compute the Inception Score.
+        denoised: also compare the volumes of both sets after they were denoised alike.
         paired: also compare volumes of the same case.
         resample: bring the generated volume of a pair to the voxels of the real one.
     """
@@ -52,6 +54,7 @@ class ImageSettings(SetSettings):
     classifier: str | None = None
     classifier_steps: int = 400
     inception_score: bool = False
+    denoised: bool = True
     paired: bool = False
     resample: bool = False
 
@@ -122,13 +125,19 @@ def evaluate_images(
         real, generated, bad, grid=settings.grid, spacing=settings.spacing
     )
     judge, trained = _find_judge(settings, real, preparation, bad, report)
-    pair, names = _describe(settings, (real, generated), preparation, judge, bad, device, report)
+    noise = measure_noise(real, preparation, bad) if settings.denoised else None
+    pair, names = _describe(settings, (real, generated), preparation, judge, noise, bad, device, report)
     scores += score_sets(pair.generated, pair.real, names, pair.resampling)
     if judge is not None:
         scores += score_with_judge(judge, pair, inception=settings.inception_score)
     evaluation = Evaluation(
         command="evaluate images",
-        settings={**asdict(settings), "grid": list(preparation.grid), "extractor_names": names},
+        settings={
+            **asdict(settings),
+            "grid": list(preparation.grid),
+            "extractor_names": names,
+            "noise_levels": noise,
+        },
         sets={
             "real": _about(real_root, pair.real) | {"training_patients": trained_on.to_dict()},
             "generated": _about(generated_root, pair.generated),
@@ -213,6 +222,7 @@ def _describe(
     sets: tuple[Sequence[Entry], Sequence[Entry]],
     preparation: Preparation,
     judge: Judge | None,
+    noise: Levels | None,
     bad: BadFiles,
     device: torch.device,
     report: Report,
@@ -233,6 +243,7 @@ def _describe(
             extractors,
             bad,
             describe=describe,
+            noise=noise,
             device=device,
             progress=partial(report, what),
         )

@@ -27,7 +27,8 @@ class Score:
     """One figure, with everything that is needed to read it.
 
     Attributes:
-        group: ``paired``, ``distribution``, ``diversity``, ``appearance``, ``classifier`` or ``utility``.
+        group: ``paired``, ``samples``, ``distribution``, ``diversity``, ``appearance``, ``denoised``, ``classifier``,
+            ``control``, ``agreement`` or ``utility``.
         metric: its name.
         value: NaN where it is undefined; ``note`` then gives the reason.
         better: ``higher``, ``lower``, or ``floor`` where the real volumes' own figure is best.
@@ -82,6 +83,7 @@ class Evaluation:
         sets: paths and sizes of the sets.
         scores: rows of plain values.
         cases: rows of plain values, one for each case and region.
+        curves: named curves: plain values with the coordinates of their points.
         skipped: files that could not be used.
         left_out: volumes without a fault that did not count.
         warnings: sentences.
@@ -93,6 +95,7 @@ class Evaluation:
     sets: Mapping[str, Any]
     scores: Sequence[Mapping[str, Any]]
     cases: Sequence[Mapping[str, Any]] = ()
+    curves: Sequence[Mapping[str, Any]] = ()
     skipped: Sequence[Any] = ()
     left_out: Sequence[LeftOut] = ()
     warnings: list[str] = field(default_factory=list)

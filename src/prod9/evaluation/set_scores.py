@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from prod9.evaluation.judges.features import MAX_SLICES
 from prod9.evaluation.score_table import Score
+from prod9.evaluation.sets import denoised
 from prod9.evaluation.sets.appearance import (
     RADIOMICS,
     histogram_distance,
@@ -66,6 +67,10 @@ def _scores(pair: SetPair, extractors: Sequence[str]) -> Iterator[Score]:
     for distance in _APPEARANCE:
         yield _compare(distance, pair)
     yield from _compare_detail(pair)
+    if denoised.EDGES in pair.real.rows:
+        for distance in _denoised_distances(extractors):
+            yield _compare(distance, pair)
+        yield _compare_ratio(pair, "edge_ratio", "denoised", _rows(denoised.EDGES))
     yield _compare_diversity(pair)
 
 
@@ -214,6 +219,21 @@ _APPEARANCE = (
 )
 
 
+def _denoised_distances(extractors: Sequence[str]) -> Iterator[_Distance]:
+    """Yield the distances of volumes that were denoised alike, beside those of the volumes as they are."""
+    for name in extractors:
+        for distance in _distances_of(name):
+            if distance.metric in ("kid", "kid_standardised"):
+                yield _of_denoised(distance, denoised.name_denoised(name))
+    by_metric = {distance.metric: distance for distance in _APPEARANCE}
+    yield _of_denoised(by_metric["radiomic_distance"], denoised.name_denoised(RADIOMICS))
+    yield _of_denoised(by_metric["spectrum_distance_db"], denoised.SPECTRUM)
+
+
+def _of_denoised(distance: _Distance, rows: str) -> _Distance:
+    return replace(distance, metric=f"{distance.metric}_denoised", pick=_rows(rows), group="denoised")
+
+
 def _compare(distance: _Distance, pair: SetPair) -> Score:
     a, b = distance.pick(pair.generated), distance.pick(pair.real)
     dimensions = distance.directions(pair.fewest_patients, a.shape[-1])
@@ -349,3 +369,35 @@ def _compare_detail(pair: SetPair) -> Iterator[Score]:
             floor=Floor(value, theirs.mean().item(), (members[0].num_patients, members[1].num_patients)),
             reliable=pair.fewest_patients >= FEW,
         )
+    yield _compare_ratio(pair, "noise_ratio", "appearance", lambda found: found.rows[DETAIL][:, :1])
+
+
+def _compare_ratio(pair: SetPair, metric: str, group: str, pick: Callable[[SetRows], Tensor]) -> Score:
+    """Return the mean of a column of the generated set over that of the real one; 1 is best.
+
+    Args:
+        pair: both sets.
+        metric: name of the ratio.
+        group: of the table.
+        pick: returns the column ``[N 1]`` of a set.
+    """
+    own, theirs = (pick(rows)[:, 0].double() for rows in (pair.generated, pair.real))
+
+    def ratio(a: Tensor, b: Tensor) -> IndexedScore:
+        return lambda i, j: (a[i].mean() / b[j].mean()).item()
+
+    value = ratio(own, theirs)(torch.arange(len(own)), torch.arange(len(theirs)))
+    known = math.isfinite(value)
+    interval = pair.score_interval(ratio(own, theirs), least=0.0) if known else None
+    means = f"{own.mean().item():.3g} in generated, {theirs.mean().item():.3g} in real volumes"
+    return pair.score(
+        means,
+        pair.why_no_interval(interval) if known else "it is 0 in the real volumes",
+        group=group,
+        metric=metric,
+        value=value if known else math.nan,
+        better="floor",
+        interval=interval,
+        floor=pair.floor(ratio(own, theirs), ratio(theirs, theirs), fewest=1) if known else None,
+        reliable=pair.fewest_patients >= FEW,
+    )

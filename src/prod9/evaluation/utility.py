@@ -41,19 +41,28 @@ MIN_PATIENTS, MIN_SEEDS = 10, 3
 
 
 @dataclass(frozen=True, kw_only=True)
-class UtilitySettings(SetSettings):
-    """What is asked for; with ``split``, networks are trained on the real train patients and tested on test patients.
+class TrainedSettings(SetSettings):
+    """What is asked of segmenters that are trained on real patients; with ``split``, on its train patients.
 
     Attributes:
-        heldout: a folder of real patients to test on instead of a split.
+        heldout: a folder of real patients to test on instead of the split's test patients.
         steps: training steps of each network.
-        seeds: networks that are trained on each set.
     """
 
     modalities: tuple[str, ...] = MODALITIES
     replicates: int = 1000
     heldout: str | None = None
     steps: int = 400
+
+
+@dataclass(frozen=True, kw_only=True)
+class UtilitySettings(TrainedSettings):
+    """What is asked for.
+
+    Attributes:
+        seeds: networks that are trained on each set.
+    """
+
     seeds: int = 3
 
 
@@ -77,7 +86,7 @@ def evaluate_utility(
         report: called with the progress of each part.
     """
     device, bad = device or torch.device("cpu"), BadFiles(skip=settings.skip_bad)
-    training, held_out = _real_cases(real_root, settings)
+    training, held_out = real_cases(real_root, settings)
     synthetic = find_cases(synthetic_root, modalities=settings.modalities, require_seg=True)
     for root in (real_root, synthetic_root, *map(Path, filter(None, [settings.heldout]))):
         layout = "auto" if root == synthetic_root else settings.layout
@@ -126,7 +135,8 @@ def evaluate_utility(
 # -- patients -------------------------------------------------------------------------------------
 
 
-def _real_cases(root: Path, settings: UtilitySettings) -> tuple[list[Case], list[Case]]:
+def real_cases(root: Path, settings: TrainedSettings) -> tuple[list[Case], list[Case]]:
+    """Return the cases to train on and those to test on; ConfigError where it is not said which, DataError for none."""
     cases = _find(root, settings)
     if settings.heldout is not None:
         held_out = _find(Path(settings.heldout), settings)
@@ -156,7 +166,7 @@ def _real_cases(root: Path, settings: UtilitySettings) -> tuple[list[Case], list
     return training, held_out
 
 
-def _find(root: Path, settings: UtilitySettings) -> list[Case]:
+def _find(root: Path, settings: TrainedSettings) -> list[Case]:
     return find_cases(
         root,
         layout=settings.layout,

@@ -10,14 +10,16 @@ from prod9.cli import shared
 from prod9.cli.judge.options import (
     ExtractorOptions,
     GridOption,
+    JudgedOptions,
     OutputDirOption,
     ReplicatesOption,
     RunOptions,
     SetOptions,
+    TrainedOptions,
     grouped,
 )
 from prod9.cli.judge.reporting import reporting
-from prod9.cli.shared import OverwriteOption, new_app
+from prod9.cli.shared import DebugOption, JsonOption, OverwriteOption, new_app
 from prod9.devices import torch_device
 from prod9.errors import ConfigError
 
@@ -43,6 +45,13 @@ def images(
     paired: Annotated[
         bool, typer.Option("--paired", help="Also compare volumes of the same case and modality.")
     ] = False,
+    denoised: Annotated[
+        bool,
+        typer.Option(
+            "--denoised/--no-denoised",
+            help="Also compare both sets after denoising them alike; takes longer.",
+        ),
+    ] = True,
     resample: Annotated[
         bool, typer.Option("--resample", help="Bring registered pairs to the real volume's voxels.")
     ] = False,
@@ -69,6 +78,7 @@ def images(
     networks = asdict(extractors)
     settings = ImageSettings(
         extractors=tuple(networks.pop("extractor") or ["random"]),
+        denoised=denoised,
         paired=paired,
         resample=resample,
         split=None if split is None else str(split),
@@ -90,6 +100,130 @@ def images(
     kept.unlink(missing_ok=True)
 
 
+@app.command("samples")
+@grouped
+def samples(
+    real: Annotated[
+        Path, typer.Argument(metavar="REAL", help="Folder of real patients, of any known layout or none.")
+    ],
+    sampled: Annotated[
+        Path,
+        typer.Argument(
+            metavar="SAMPLES", help="A folder of `prod9 generate translate --patient DIR --num-samples N`."
+        ),
+    ],
+    options: JudgedOptions,
+    output_dir: OutputDirOption = Path("evaluation_samples"),
+    split: Annotated[
+        Path | None,
+        typer.Option("--split", metavar="FILE", help="A run's split.json: score its test patients only."),
+    ] = None,
+    fit: Annotated[
+        bool,
+        typer.Option(
+            "--fit/--no-fit",
+            help="Bring the mean of the samples to the truth's brightness and contrast, the samples with it.",
+        ),
+    ] = True,
+    resample: Annotated[
+        bool, typer.Option("--resample", help="Bring registered samples to the real volume's voxels.")
+    ] = False,
+    replicates: ReplicatesOption = 100,
+    overwrite: OverwriteOption = False,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Compare several samples of each case with the truth: are they as far apart as they are from it?
+
+    Correlation of the samples' spread with the error of their mean, coverage of intervals with a calibration
+    curve, their width, CRPS, PSNR and spectra, by modality, with intervals over patients.
+    """
+    _check_folder(output_dir, overwrite)
+    from prod9.evaluation.samples.evaluate import SampleSettings, evaluate_samples
+
+    settings = SampleSettings(
+        split=None if split is None else str(split),
+        fit=fit,
+        resample=resample,
+        replicates=replicates,
+        **options.settings(),
+    )
+    with reporting() as report:
+        evaluation = evaluate_samples(real, sampled, settings, report=report)
+    _finish(evaluation, output_dir, as_json)
+
+
+@app.command("control")
+@grouped
+def control(
+    real: Annotated[Path, typer.Argument(metavar="REAL", help="Folder of real patients with segmentations.")],
+    steered: Annotated[
+        Path, typer.Argument(metavar="STEERED", help="A folder of `prod9 generate control --seg`.")
+    ],
+    sets: SetOptions,
+    trained: TrainedOptions,
+    options: RunOptions,
+    output_dir: OutputDirOption = Path("evaluation_control"),
+    autoencoder: Annotated[
+        str | None,
+        typer.Option(
+            "--autoencoder",
+            metavar="PATH",
+            help="Also score reconstructions of this run, checkpoint or export.",
+        ),
+    ] = None,
+    grid: GridOption = None,
+    replicates: ReplicatesOption = 1000,
+    overwrite: OverwriteOption = False,
+) -> None:
+    """Score the lesions of steered volumes class by class, with segmenters trained on real scans.
+
+    Dice of whole tumour, tumour core and enhancing tumour between what a segmenter of the modality finds and what
+    was asked for, beside its Dice in held-out scans and in their reconstructions.
+    """
+    _check_folder(output_dir, overwrite)
+    from prod9.evaluation.anatomy.control import ControlSettings, evaluate_control
+
+    settings = ControlSettings(
+        autoencoder=autoencoder, grid=grid, replicates=replicates, **trained.settings(), **sets.settings()
+    )
+    with reporting() as report:
+        evaluation = evaluate_control(
+            real, steered, settings, device=torch_device(options.device), report=report
+        )
+    _finish(evaluation, output_dir, options.as_json)
+
+
+@app.command("patients")
+@grouped
+def patients(
+    real: Annotated[Path, typer.Argument(metavar="REAL", help="Folder of real patients with segmentations.")],
+    made: Annotated[Path, typer.Argument(metavar="MADE", help="A folder of `prod9 generate patients`.")],
+    sets: SetOptions,
+    trained: TrainedOptions,
+    options: RunOptions,
+    output_dir: OutputDirOption = Path("evaluation_patients"),
+    grid: GridOption = None,
+    replicates: ReplicatesOption = 1000,
+    overwrite: OverwriteOption = False,
+) -> None:
+    """Score whether the modalities of a made patient agree: one head with one tumour.
+
+    For every pair of modalities, the Dice between what segmenters of both find, and the mutual information of both,
+    beside those of held-out real patients.
+    """
+    _check_folder(output_dir, overwrite)
+    from prod9.evaluation.anatomy.agreement import evaluate_patients
+    from prod9.evaluation.utility import TrainedSettings
+
+    settings = TrainedSettings(grid=grid, replicates=replicates, **trained.settings(), **sets.settings())
+    with reporting() as report:
+        evaluation = evaluate_patients(
+            real, made, settings, device=torch_device(options.device), report=report
+        )
+    _finish(evaluation, output_dir, options.as_json)
+
+
 @app.command("utility")
 @grouped
 def utility(
@@ -98,20 +232,9 @@ def utility(
         Path, typer.Argument(metavar="SYNTHETIC", help="A folder of `prod9 generate patients`.")
     ],
     sets: SetOptions,
+    trained: TrainedOptions,
     options: RunOptions,
     output_dir: OutputDirOption = Path("evaluation_utility"),
-    split: Annotated[
-        Path | None,
-        typer.Option(
-            "--split",
-            metavar="FILE",
-            help="A run's split.json: train on its train, test on its test patients.",
-        ),
-    ] = None,
-    heldout: Annotated[
-        Path | None, typer.Option("--heldout", metavar="DIR", help="Real patients to test on instead.")
-    ] = None,
-    steps: Annotated[int, typer.Option("--steps", min=1, help="Training steps of each network.")] = 400,
     seeds: Annotated[int, typer.Option("--seeds", min=1, help="Networks trained on each set.")] = 3,
     grid: GridOption = None,
     replicates: ReplicatesOption = 1000,
@@ -121,19 +244,11 @@ def utility(
 
     Dice of whole tumour, tumour core and enhancing tumour, with intervals over patients and seeds.
     """
-    if split is not None and heldout is not None:
-        raise ConfigError("expected --split FILE or --heldout DIR, got both; leave one out")
     _check_folder(output_dir, overwrite)
     from prod9.evaluation.utility import UtilitySettings, evaluate_utility
 
     settings = UtilitySettings(
-        split=None if split is None else str(split),
-        heldout=None if heldout is None else str(heldout),
-        grid=grid,
-        steps=steps,
-        seeds=seeds,
-        replicates=replicates,
-        **sets.settings(),
+        grid=grid, seeds=seeds, replicates=replicates, **trained.settings(), **sets.settings()
     )
     with reporting() as report:
         evaluation = evaluate_utility(

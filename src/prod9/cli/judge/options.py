@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from prod9.cli.shared import DebugOption, DeviceOption, JsonOption
+from prod9.errors import ConfigError
 
 Grid = tuple[int, int, int]
 Spacing = tuple[float, float, float]
@@ -43,8 +44,8 @@ class RunOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SetOptions:
-    """Which volumes are compared, and how they are read."""
+class JudgedOptions:
+    """Which volumes are compared."""
 
     modality: ModalityOption = None
     layout: Annotated[
@@ -54,10 +55,6 @@ class SetOptions:
         str,
         typer.Option("--label-scheme", metavar="NAME", help="Meaning of the labels in real segmentations."),
     ] = "auto"
-    spacing: Annotated[
-        Spacing | None,
-        typer.Option("--spacing", metavar="X Y Z", help="Resample all volumes to this voxel size in mm."),
-    ] = None
     skip_bad: SkipBadOption = False
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of all draws.")] = 0
 
@@ -66,6 +63,44 @@ class SetOptions:
         given = {field.name: getattr(self, field.name) for field in fields(self)}
         modalities = given.pop("modality")
         return given | ({"modalities": tuple(modalities)} if modalities else {})
+
+
+@dataclass(frozen=True, kw_only=True)
+class SetOptions(JudgedOptions):
+    """Which volumes are compared, and how they are read."""
+
+    spacing: Annotated[
+        Spacing | None,
+        typer.Option("--spacing", metavar="X Y Z", help="Resample all volumes to this voxel size in mm."),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedOptions:
+    """Real patients that segmenters are trained and tested on."""
+
+    split: Annotated[
+        Path | None,
+        typer.Option(
+            "--split",
+            metavar="FILE",
+            help="A run's split.json: train on its train, test on its test patients.",
+        ),
+    ] = None
+    heldout: Annotated[
+        Path | None, typer.Option("--heldout", metavar="DIR", help="Real patients to test on instead.")
+    ] = None
+    steps: Annotated[int, typer.Option("--steps", min=1, help="Training steps of each network.")] = 400
+
+    def settings(self) -> dict[str, Any]:
+        """Return the fields of :class:`~prod9.evaluation.utility.TrainedSettings`; ConfigError for both folders."""
+        if self.split is not None and self.heldout is not None:
+            raise ConfigError("expected --split FILE or --heldout DIR, got both; leave one out")
+        return {
+            "split": None if self.split is None else str(self.split),
+            "heldout": None if self.heldout is None else str(self.heldout),
+            "steps": self.steps,
+        }
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,13 +10,14 @@ if TYPE_CHECKING:
 
 ARROWS = {"higher": "↑", "lower": "↓", "floor": "="}
 Row = Mapping[str, Any]
+_KINDS = {"dice_steered": "steered", "dice_reconstructions": "real, reconstructed", "dice_real": "real"}
 
 
 def print_scores(evaluation: "Evaluation") -> None:
     """Print one table for each group of scores over all modalities; the files hold the other scores."""
     groups: dict[str, list[Row]] = {}
     for row in evaluation.scores:
-        if row.get("modality", "all") == "all":
+        if row.get("modality", "all") == "all" or (row["group"] == "samples" and row["region"] == "brain"):
             groups.setdefault(row["group"], []).append(row)
     for group, rows in groups.items():
         if group == "paired":
@@ -24,12 +25,27 @@ def print_scores(evaluation: "Evaluation") -> None:
             _print_by_region(
                 rows, "paired", "metric", lambda row: f"{row['metric']} {ARROWS[row['better']]}", totals
             )
+        elif group == "control":
+            title = "control: Dice of what segmenters find with what was asked for"
+            _print_by_region(rows, title, "volumes", _kind, {"patients": "patients_real"})
+        elif group == "agreement":
+            title = "agreement of modalities: score (real patients)"
+            _print_by_region(
+                rows,
+                title,
+                "metric",
+                lambda row: row["metric"],
+                {"patients": "patients_generated"},
+                floor=True,
+            )
+        elif group == "samples":
+            _print_samples(rows)
         elif group == "utility":
             title = "utility: Dice, and Dice over that of real"
             _print_by_region(rows, title, "trained on", _trained_on, {"patients": "num_training"})
         else:
             _print_sets(rows)
-    if evaluation.command == "evaluate utility":
+    if evaluation.command != "evaluate images":
         return
     shared.console.print(
         "↑ higher is better, ↓ lower is better, = as near to the floor as possible; ? too few patients to rely on: a "
@@ -37,12 +53,41 @@ def print_scores(evaluation: "Evaluation") -> None:
     )
 
 
+def _print_samples(rows: Sequence[Row]) -> None:
+    """Print the scores in the brain with a column for each modality, and what a calibrated model would have."""
+    brain = [row for row in rows if row["region"] == "brain"]
+    modalities = list(dict.fromkeys(row["modality"] for row in brain))
+    counted = f"{brain[0]['num_generated']} of {brain[0]['patients_real']} patients"
+    table = _table(f"samples in the brain: {counted}", "metric", *modalities, "calibrated", wrap=True)
+    for metric in dict.fromkeys(row["metric"] for row in brain):
+        own = {row["modality"]: row for row in brain if row["metric"] == metric}
+        first = own[modalities[0]]
+        unit = f" {first['unit']}" if first["unit"] else ""
+        cells = [_with_interval(own[name]) for name in modalities]
+        table.add_row(f"{metric}{unit} {ARROWS[first['better']]}", *cells, _number(first["floor"]))
+    shared.console.print(table)
+    shared.console.print(
+        "↑ higher is better, ↓ lower is better, = as near to 'calibrated' as possible: a model whose samples and truth "
+        "cannot be told apart. The files hold the tumour and the calibration curve too."
+    )
+
+
+def _kind(row: Row) -> str:
+    return _KINDS[row["metric"]]
+
+
 def _trained_on(row: Row) -> str:
     return row["trained_on"] if row["metric"] == "dice" else f"{row['trained_on']} / real"
 
 
 def _print_by_region(
-    rows: Sequence[Row], title: str, first: str, label: Callable[[Row], str], totals: Mapping[str, str]
+    rows: Sequence[Row],
+    title: str,
+    first: str,
+    label: Callable[[Row], str],
+    totals: Mapping[str, str],
+    *,
+    floor: bool = False,
 ) -> None:
     """Print a table with one column per region.
 
@@ -52,12 +97,16 @@ def _print_by_region(
         first: title of the first column.
         label: content of the first column; rows of one label share a line.
         totals: title of each further column → key of its number.
+        floor: show that of each score in brackets.
     """
     regions = list(dict.fromkeys(row["region"] for row in rows))
     table = _table(title, first, *regions, *totals, wrap=True)
     for name in dict.fromkeys(map(label, rows)):
         own = {row["region"]: row for row in rows if label(row) == name}
-        cells = [_with_interval(own[region]) for region in regions]
+        cells = [
+            _with_interval(own[region]) + (f" ({_number(own[region]['floor'])})" if floor else "")
+            for region in regions
+        ]
         table.add_row(name, *cells, *(str(own[regions[0]][key]) for key in totals.values()))
     shared.console.print(table)
 

@@ -77,10 +77,17 @@ class TumourUNet(nn.Module):
 
 @dataclass(frozen=True)
 class Segmenter:
-    """A trained network in evaluation mode, and a threshold on the probability of a voxel."""
+    """A trained network in evaluation mode.
+
+    Attributes:
+        network: trained on one region or several.
+        threshold: on the probability of a voxel.
+        region: number of the only one that is predicted; None for all.
+    """
 
     network: TumourUNet
     threshold: float = 0.5
+    region: int | None = None
 
     @torch.no_grad()
     def probabilities(self, volumes: Volume, *, batch_size: int = 4) -> Float[Tensor, "B R H W D"]:
@@ -89,7 +96,8 @@ class Segmenter:
 
     def predict(self, volumes: Volume) -> Lesions:
         """Return the masks of the lesions that it finds."""
-        return self.probabilities(volumes) > self.threshold
+        found = self.probabilities(volumes) > self.threshold
+        return found if self.region is None else found[:, self.region : self.region + 1]
 
 
 def train_segmenter(

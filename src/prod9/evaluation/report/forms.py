@@ -14,6 +14,28 @@ def _number_or_none(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+TITLES = {
+    "noise_level": "noise level",
+    "noise_ratio": "noise level over that of scans",
+    "edge_ratio": "sharpness of tissue borders over that of scans",
+    "kid_denoised": "kid after denoising both sets alike",
+    "kid_standardised_denoised": "kid_standardised after denoising both sets alike",
+    "radiomic_distance_denoised": "radiomic_distance after denoising both sets alike",
+    "spectrum_distance_db_denoised": "spectrum_distance_db after denoising both sets alike",
+    "spread_correlation": "spread with error of the mean, correlation",
+    "spread_ratio": "spread over error of the mean",
+    "calibration_error": "mean difference of coverage and nominal level",
+    "width_90": "width of the 90% interval",
+    "spectrum_ratio": "spectrum distance of samples over that of their mean",
+    "dice_steered": "Dice with what was asked for",
+    "dice_real": "Dice in real scans",
+    "dice_reconstructions": "Dice in reconstructions of real scans",
+    "tumour_agreement": "Dice of tumours found in both modalities",
+    "mutual_information": "mutual information of both modalities",
+    **{f"coverage_{level}": f"coverage of the {level}% interval" for level in (50, 80, 90, 95)},
+}
+"""Metrics whose names say too little by themselves."""
+
 Number = Annotated[float | None, BeforeValidator(_number_or_none)]
 Word = Annotated[str, Field(max_length=10_000)]
 
@@ -110,7 +132,13 @@ class ScoreForm(Form):
     @property
     def words(self) -> str:
         """Return the metric and what it is computed on."""
-        parts = (self.metric, self.trained_on, self.modality, self.region, self.extractor)
+        parts = (
+            TITLES.get(self.metric, self.metric),
+            self.trained_on,
+            self.modality,
+            self.region,
+            self.extractor,
+        )
         return " · ".join(part for part in parts if part not in (None, "all"))
 
     @property
@@ -127,10 +155,26 @@ class ScoreForm(Form):
         return ", ".join([*found, *([f"D {self.dimensions}"] if self.dimensions else [])])
 
 
+class PointForm(Form):
+    """A point of a calibration curve."""
+
+    nominal: FiniteFloat
+    coverage: FiniteFloat
+
+
+class CurveForm(Form):
+    """A curve of ``evaluation.json``."""
+
+    name: Word
+    modality: Word
+    points: list[PointForm] = []
+
+
 class EvaluationForm(Form):
     """``evaluation.json``."""
 
     scores: list[ScoreForm] = []
+    curves: list[CurveForm] = []
     warnings: list[str] = []
 
 

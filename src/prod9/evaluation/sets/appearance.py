@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from prod9.measures.metrics import GENERATED_BACKGROUND, foreground, frechet_distance
+from prod9.measures.noise import noise_level
 
 Plain = Float[Tensor, "H W D"]
 Row = Float[Tensor, " K"]
@@ -89,32 +90,26 @@ def spectrum_distance(a: Rows, b: Float[Tensor, "M K"]) -> float:
 def detail(volume: Plain) -> Row:
     """Return the noise level and the edge score of the brain, as shares of the intensity range; zeros without a brain.
 
-    The noise level is the standard deviation of the white noise whose median second difference of neighbours would be
-    the same. Anatomy is mostly smooth from voxel to voxel and hardly changes a median. The edge score is the mean of
-    the largest tenth of the first differences. Both are means over the axes. Blur lowers both; noise raises the first
-    more than the second.
+    For the noise level see :func:`~prod9.measures.noise.noise_level`. The edge score is the mean of the largest tenth
+    of the first differences, averaged over the axes. Blur lowers both; noise raises the first more than the second.
     """
     brain = foreground(volume, above=GENERATED_BACKGROUND)
-    box = _box(brain)
+    box = box_of(brain)
     inside, image = brain[box], volume[box].float().clamp(0.0, 1.0)
-    noise, edges = [], []
+    edges = []
     for axis in range(3):
         length = image.shape[axis]
         if length < 3:
             continue
-        left, middle, right = (image.narrow(axis, k, length - 2) for k in range(3))
         kept = inside.narrow(axis, 0, length - 2) & inside.narrow(axis, 1, length - 2)
         kept &= inside.narrow(axis, 2, length - 2)
         if not kept.any():
             continue
-        second = (left - 2 * middle + right)[kept].abs()
-        first = ((right - left) / 2)[kept].abs()
-        # White noise: second differences have six times the variance, and a median deviation is 0.6745 deviations.
-        noise.append(second.median() / (0.6745 * 6**0.5))
+        first = (image.narrow(axis, 2, length - 2) - image.narrow(axis, 0, length - 2))[kept].abs() / 2
         edges.append(first.topk(max(1, len(first) // 10)).values.mean())
-    if not noise:
+    if not edges:
         return torch.zeros(2)
-    return torch.stack([torch.stack(noise).mean(), torch.stack(edges).mean()])
+    return torch.stack([noise_level(image, inside).nan_to_num(0.0), torch.stack(edges).mean()])
 
 
 def radiomics(volume: Plain) -> Row:
@@ -126,7 +121,7 @@ def radiomics(volume: Plain) -> Row:
     """
     brain = foreground(volume, above=GENERATED_BACKGROUND)
     first = _first_order(volume[brain].double(), brain.float().mean().double())
-    box = _box(brain)
+    box = box_of(brain)
     brain = brain[box]
     grey = _levels(volume[box])
     texture = []
@@ -162,7 +157,7 @@ def _first_order(values: Tensor, share: Tensor) -> Tensor:
     return torch.cat([moments, percentiles, entropy[None], share[None]])
 
 
-def _box(brain: Tensor) -> tuple[slice, ...]:
+def box_of(brain: Tensor) -> tuple[slice, ...]:
     """Return the smallest box that holds the brain; the whole volume without a brain."""
     box = []
     for others in ((1, 2), (0, 2), (0, 1)):

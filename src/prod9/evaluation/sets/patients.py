@@ -27,6 +27,12 @@ MAX_BYTES = 8 << 30
 """Most memory that the volumes of all patients may take."""
 
 
+def region_masks(seg: Tensor) -> Tensor:
+    """Return bool masks ``[… R H W D]`` of ``REGIONS`` from canonical labels ``[… 1 H W D]``."""
+    masks = [torch.isin(seg, torch.tensor(labels, device=seg.device)) for labels in REGIONS.values()]
+    return torch.cat(masks, dim=-4)
+
+
 @dataclass(frozen=True)
 class PatientSet:
     """Cases with their lesions.
@@ -96,7 +102,7 @@ def read_patients(
     bad: BadFiles,
     report: Report,
 ) -> PatientSet:
-    """Read cases with their segmentations; DataError when none of them can be read.
+    """Read cases with their segmentations, empty masks where there is none; DataError when no case can be read.
 
     Args:
         what: name of the set.
@@ -124,10 +130,9 @@ def read_patients(
         except DataError as error:
             bad.report(first_entry(case, modalities), error)
             continue
-        assert found.seg is not None  # asked for
-        seg = torch.from_numpy(found.seg)
         images.append(dequantise(found.images))
-        masks.append(torch.stack([torch.isin(seg, torch.tensor(v)) for v in REGIONS.values()]))
+        seg = torch.zeros(images[-1].shape[1:]) if found.seg is None else torch.from_numpy(found.seg)
+        masks.append(region_masks(seg[None]))
         kept.append(case)
         report(f"Reading {what}", done, len(cases))
     if not kept:

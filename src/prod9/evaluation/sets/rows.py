@@ -12,6 +12,7 @@ from torch import Tensor
 from prod9.errors import DataError
 from prod9.evaluation.judges.features import SliceExtractor
 from prod9.evaluation.sets import appearance
+from prod9.evaluation.sets.denoised import Levels, describe_denoised
 from prod9.evaluation.sets.entries import require_finite
 from prod9.evaluation.sets.volume_sets import BadFiles, Entry, Preparation
 from prod9.measures.metrics import ms_ssim3d
@@ -89,6 +90,7 @@ def describe_set(
     bad: BadFiles,
     *,
     describe: Mapping[str, Describe] | None = None,
+    noise: Levels | None = None,
     device: torch.device = CPU,
     progress: Progress | None = None,
 ) -> SetRows:
@@ -102,6 +104,7 @@ def describe_set(
         extractors: of features.
         bad: notes files that cannot be used.
         describe: functions that make further rows, by name, such as class probabilities.
+        noise: also keep rows of the volumes without noise of these levels; by default there are none.
         device: where features are computed.
         progress: called after each volume.
     """
@@ -114,6 +117,10 @@ def describe_set(
         try:
             volume = preparation.read(entry)
             described = _describe(volume, extractors, describe or {}, device)
+            if noise is not None:
+                described |= describe_denoised(
+                    volume[0, 0], noise.get(entry.modality, 0.0), extractors, device
+                )
             slices = {
                 extractor.name: [plane.cpu() for plane in extractor.planes(volume.to(device))]
                 for extractor in extractors
