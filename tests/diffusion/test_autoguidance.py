@@ -69,7 +69,12 @@ def test_under_control_the_networks_are_compared_without_it():
     residual = ControlResiduals((), torch.full((1,), 0.1))
     sampler = make_sampler(autoguidance_scale=3.0)
     got = moved(
-        sampler, strong, weak=weak, controlnet=lambda *_: residual, control=torch.zeros(2, 1, 1, 1, 1), control_guidance_scale=2.0
+        sampler,
+        strong,
+        weak=weak,
+        controlnet=lambda *_: residual,
+        control=torch.zeros(2, 1, 1, 1, 1),
+        control_guidance_scale=2.0,
     )
     assert got == pytest.approx(2.1 + 2.0 * 0.1 + 3.0 * 1.5, rel=1e-5)
 

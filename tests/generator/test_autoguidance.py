@@ -36,7 +36,7 @@ def test_scale_0_does_not_call_the_weak_model():
 
 
 def test_a_scale_without_a_weak_model_is_refused(fixed):
-    with pytest.raises(ValueError, match="weak: expected a weaker decoder for autoguidance_scale 1.5"):
+    with pytest.raises(ValueError, match=r"weak: expected a weaker decoder for autoguidance_scale 1\.5"):
         drawn(make_sampler(steps=4, autoguidance_scale=1.5), fixed)
 
 
