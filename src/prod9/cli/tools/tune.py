@@ -200,43 +200,36 @@ def _pipeline(
     opened: "Opened", config: "RunConfig", weak: str | None, autoencoder: str | None, device: str
 ) -> "tuple[AbstractLabelPipeline, Any, Build]":
     """Return what draws, the section of its sampler, and what makes a sampler of such a section."""
+    from prod9.config.load import of_class
+    from prod9.config.schema import MaisiDiffusionConfig, TransformerConfig
     from prod9.models.factory import ModelFactory
 
-    changes: dict[str, Any] = {"weak_model": weak or "auto"}
-    if config.stage == "maisi_diffusion":
+    chosen = of_class(config, (TransformerConfig, MaisiDiffusionConfig))
+    scale = chosen.sampler.autoguidance_scale if weak else 0.0
+    own = chosen.sampler.model_copy(update={"weak_model": weak or "auto", "autoguidance_scale": scale})
+    # A scale above 0 makes the pipeline load the weak model, whatever the model's own scale is.
+    loading = own.model_copy(update={"autoguidance_scale": 1.0}) if weak else own
+    how: dict[str, Any] = {
+        "settings": chosen.model_copy(update={"sampler": loading}),
+        "autoencoder": autoencoder,
+        "device": torch_device(device),
+    }
+    if chosen.stage == "maisi_diffusion":
         from prod9.pipelines.maisi import MAISIPipeline
 
-        own = config.sampler.model_copy(update=changes | _scale(config.sampler, weak))
-        settings = config.model_copy(update={"sampler": _loading(own, weak)})
-        pipeline = MAISIPipeline.from_checkpoint(
-            opened, settings=settings, autoencoder=autoencoder, device=torch_device(device)
-        )
-        flow = config.flow
+        flow = chosen.flow
+        pipeline = MAISIPipeline.from_checkpoint(opened, **how)
         return pipeline, own, lambda s: ModelFactory.create_flow_sampler(s, flow, autoguided=True)
-    if config.stage != "transformer" or config.model.kind != "label_conditional":
+    if chosen.model.kind != "label_conditional":
         raise ConfigError(
             f"{opened.path}: expected a model that generates from a label alone, got one of kind "
-            f"{config.model.kind!r}, which makes a volume from others; name a run of the stage2_label configs"
+            f"{chosen.model.kind!r}, which makes a volume from others; name a run of the stage2_label configs"
         )
     from prod9.pipelines.maskgit import MaskGiTPipeline
 
-    own = config.sampler.model_copy(update=changes | _scale(config.sampler, weak))
-    settings = config.model_copy(update={"sampler": _loading(own, weak)})
-    pipeline = MaskGiTPipeline.from_checkpoint(
-        opened, settings=settings, autoencoder=autoencoder, device=torch_device(device)
-    )
-    masking = config.masking
+    masking = chosen.masking
+    pipeline = MaskGiTPipeline.from_checkpoint(opened, **how)
     return pipeline, own, lambda s: ModelFactory.create_sampler(s, masking, autoguided=True)
-
-
-def _scale(sampler: Any, weak: str | None) -> dict[str, float]:
-    """Return the model's own scale of autoguidance: 0 where there is no weak model."""
-    return {"autoguidance_scale": sampler.autoguidance_scale if weak else 0.0}
-
-
-def _loading(sampler: Any, weak: str | None) -> Any:
-    """Return a section that makes a pipeline load the weak model, whatever the model's own scale is."""
-    return sampler.model_copy(update={"autoguidance_scale": 1.0}) if weak else sampler
 
 
 def _write_sampler(path: Path, search: "Search", tuned: "Tuned") -> None:
