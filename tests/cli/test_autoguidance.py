@@ -96,6 +96,16 @@ def test_an_export_takes_the_weak_model_along(folder, tmp_path):
     assert not list((tmp_path / "no").glob("*"))
 
 
+def test_a_fine_tuned_run_keeps_no_early_weights(folder, tmp_path):
+    ran = run(
+        "prod9-train-transformer", "train", "--config", folder / "stage2.yaml", "--init-from", folder / "stage2",
+        "--output-dir", tmp_path / "tuned", "--set", f"data.store_dir={folder}/stage2/store", "--set",
+        "callbacks.checkpoint.keep_early=0.25", "--set", "callbacks.num_samples=0", "--json",
+    )  # fmt: skip
+    assert ran.code == 0, ran.err
+    assert not list((tmp_path / "tuned/checkpoints").glob("early-*"))
+
+
 def test_a_flow_is_guided_by_its_early_weights(flow, tmp_path):
     _, plain = generated(flow / "flow", tmp_path / "plain", "--steps", 2)
     ran, guided = generated(flow / "flow", tmp_path / "on", "--steps", 2, "--autoguidance", STRONG)

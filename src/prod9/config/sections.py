@@ -103,7 +103,8 @@ class CheckpointConfig(Section):
     )
     keep_early: Annotated[float, Field(gt=0.0, lt=1.0)] | None = Field(
         default=None,
-        description="Also keep the weights at this share of the steps, for autoguidance; null: no such file.",
+        description="Also keep the weights at this share of the steps, to guide by (autoguidance), unless the run "
+        "starts from trained weights; null: no such file.",
     )
 
 

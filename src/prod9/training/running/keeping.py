@@ -72,7 +72,13 @@ class KeepCheckpoints(Checkpoint):
         self._new_best: Entry | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Delete best checkpoints that are in no ranking because the run was killed before it wrote the ranking."""
+        """Delete best checkpoints that are in no ranking because the run was killed before it wrote the ranking.
+
+        A run that starts from trained weights (``--init-from``) keeps no early ones: they are not weaker.
+        """
+        module = cast(AbstractLightning, pl_module)
+        if module.step == 0 and not module.fresh:
+            self.early_step = None
         if trainer.is_global_zero and self.tidies:
             settle(self.folder, self.best)
 
