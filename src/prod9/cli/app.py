@@ -13,6 +13,7 @@ GROUPS = {
     "generate": "generate.group",
     "evaluate": "judge.evaluate",
     "configs": "tools.configs",
+    "tune": "tools.tune",
     "weights": "tools.weights",
 }
 """Groups of commands: name and module of this package that holds their ``app``."""

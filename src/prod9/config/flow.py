@@ -138,6 +138,15 @@ class RectifiedFlowSamplerConfig(Section):
     guidance_interval: Range = Field(
         default=(0.0, 1.0), description="Share of the steps [from, to) that is guided."
     )
+    autoguidance_scale: NonNegative = Field(
+        default=0.0,
+        description="Guidance away from an earlier or smaller network; 0 loads none. It adds to `guidance_scale`, on "
+        "the same steps.",
+    )
+    weak_model: str = Field(
+        default="auto",
+        description="That network: a run, checkpoint or export; `auto`: the earliest checkpoint that the run keeps.",
+    )
 
 
 class DiffusionLossConfig(Section):

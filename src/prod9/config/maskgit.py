@@ -170,6 +170,15 @@ class SamplerConfig(Section):
     guidance_schedule: Literal["constant", "linear", "cosine"] = Field(
         default="constant", description="How guidance grows over its interval."
     )
+    autoguidance_scale: NonNegative = Field(
+        default=0.0,
+        description="Guidance away from an earlier or smaller network; 0 loads none. It adds to `guidance_scale`, on "
+        "the same steps.",
+    )
+    weak_model: str = Field(
+        default="auto",
+        description="That network: a run, checkpoint or export; `auto`: the earliest checkpoint that the run keeps.",
+    )
     remasking: Fraction = Field(
         default=0.0, description="η of ReMDM: how many of the drawn tokens each step draws anew; 0 for none."
     )

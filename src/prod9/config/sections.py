@@ -101,6 +101,11 @@ class CheckpointConfig(Section):
     every_steps: PositiveInt | None = Field(
         default=None, description="Save `last` so often; null: after validation."
     )
+    keep_early: Annotated[float, Field(gt=0.0, lt=1.0)] | None = Field(
+        default=None,
+        description="Also keep the weights at this share of the steps, to guide by (autoguidance), unless the run "
+        "starts from trained weights; null: no such file.",
+    )
 
 
 class EarlyStoppingConfig(Section):

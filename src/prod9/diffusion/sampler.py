@@ -46,6 +46,8 @@ class RectifiedFlowSampler:
         guidance_scale: factor of the difference between conditional and unconditional velocity that is added to the
             conditional one; 0 runs no second branch. MAISI's scale is larger by 1.
         guidance_interval: the share of the steps, ``[from, to)``, that is guided.
+        autoguidance_scale: factor of the difference between this network's velocity and that of a weaker one, which is
+            added too, on the same steps (arXiv 2406.02507); 0 needs no weaker one.
 
     Example:
         >>> import torch
@@ -66,6 +68,7 @@ class RectifiedFlowSampler:
         solver: str = "euler",
         guidance_scale: float = 0.0,
         guidance_interval: Sequence[float] = (0.0, 1.0),
+        autoguidance_scale: float = 0.0,
     ) -> None:
         if steps < 1:
             raise ValueError(f"steps: expected at least 1, got {steps}; use for example 30")
@@ -80,6 +83,15 @@ class RectifiedFlowSampler:
         self.solver = solver
         self.guidance_scale = guidance_scale
         self.guidance_interval = (start, end)
+        self.autoguidance_scale = autoguidance_scale
+
+    @property
+    def evaluations(self) -> int:
+        """Evaluations of networks per sample, each branch of guidance counted, without control."""
+        start, end = self.guidance_interval
+        guided = sum(start <= i / self.steps < end for i in range(self.steps))
+        branches = (self.guidance_scale != 0.0) + (self.autoguidance_scale != 0.0)
+        return (self.steps + guided * branches) * (2 if self.solver == "heun" else 1)
 
     @torch.no_grad()
     def sample(
@@ -90,6 +102,7 @@ class RectifiedFlowSampler:
         generator: torch.Generator | Sequence[torch.Generator],
         *,
         callback: Callable[[FlowState], None] | None = None,
+        weak: Velocity | None = None,
     ) -> Latent:
         """Return float32 latents of ``shape`` on the condition's device.
 
@@ -102,10 +115,12 @@ class RectifiedFlowSampler:
             generator: one for the batch, or one per sample, so that a sample does not depend on its batch; on any
                 device.
             callback: called after every step.
+            weak: the weaker network of ``autoguidance_scale``; needed unless that is 0.
         """
+        self._require(weak)
 
         def evaluate(x: Tensor, time: Tensor, guided: bool) -> Tensor:
-            return self._guided(velocity, x, time, condition, guided)
+            return self._guided(velocity, x, time, condition, guided, weak)
 
         return self._integrate(evaluate, shape, condition.device, generator, callback)
 
@@ -122,11 +137,12 @@ class RectifiedFlowSampler:
         control_strength: float = 1.0,
         control_guidance_scale: float = 0.0,
         callback: Callable[[FlowState], None] | None = None,
+        weak: Velocity | None = None,
     ) -> Latent:
         """Return latents as :meth:`sample` does, steered by a control network.
 
-        The unconditional branch of ``guidance_scale`` drops condition and control. For the other arguments see
-        :meth:`sample`.
+        The unconditional branch of ``guidance_scale`` drops condition and control. The weaker network is compared with
+        this one without control, which costs a further evaluation. For the other arguments see :meth:`sample`.
 
         Args:
             controlnet: computes the residuals at each step.
@@ -141,8 +157,14 @@ class RectifiedFlowSampler:
             )
         if control_strength == 0:
             return self.sample(
-                lambda x, t, c: velocity(x, t, c, None), shape, condition, generator, callback=callback
+                lambda x, t, c: velocity(x, t, c, None),
+                shape,
+                condition,
+                generator,
+                callback=callback,
+                weak=weak,
             )
+        self._require(weak)
 
         def evaluate(x: Tensor, time: Tensor, guided: bool) -> Tensor:
             residuals = controlnet(x, time, condition, control).scaled(control_strength)
@@ -151,9 +173,10 @@ class RectifiedFlowSampler:
             if guided and self.guidance_scale != 0.0:
                 free = velocity(x, time, condition.unconditional(), None).float()
                 result = result + self.guidance_scale * (steered - free)
-            if guided and control_guidance_scale != 0.0:
+            if guided and (control_guidance_scale != 0.0 or self.autoguidance_scale != 0.0):
                 base = velocity(x, time, condition, None).float()
                 result = result + control_guidance_scale * (steered - base)
+                return self._away(weak, base, x, time, condition, result)
             return result
 
         return self._integrate(evaluate, shape, condition.device, generator, callback)
@@ -186,13 +209,44 @@ class RectifiedFlowSampler:
         return self.scheduler.network_time(torch.full((len(x),), t, dtype=torch.float32, device=x.device))
 
     def _guided(
-        self, velocity: Velocity, x: Tensor, time: Tensor, condition: FlowCondition, guided: bool
+        self,
+        velocity: Velocity,
+        x: Tensor,
+        time: Tensor,
+        condition: FlowCondition,
+        guided: bool,
+        weak: Velocity | None,
     ) -> Tensor:
-        if not guided or self.guidance_scale == 0.0:
+        if not guided:
             return velocity(x, time, condition).float()
-        both = condition.cat(condition.unconditional())
-        v, free = velocity(torch.cat([x, x]), torch.cat([time, time]), both).float().chunk(2)
-        return v + self.guidance_scale * (v - free)
+        if self.guidance_scale == 0.0:
+            v = result = velocity(x, time, condition).float()
+        else:
+            both = condition.cat(condition.unconditional())
+            v, free = velocity(torch.cat([x, x]), torch.cat([time, time]), both).float().chunk(2)
+            result = v + self.guidance_scale * (v - free)
+        return self._away(weak, v, x, time, condition, result)
+
+    def _away(
+        self,
+        weak: Velocity | None,
+        strong: Tensor,
+        x: Tensor,
+        time: Tensor,
+        condition: FlowCondition,
+        result: Tensor,
+    ) -> Tensor:
+        """Return ``result`` with the scaled difference of ``strong`` to the weaker network's velocity added."""
+        if weak is None or self.autoguidance_scale == 0.0:
+            return result
+        return result + self.autoguidance_scale * (strong - weak(x, time, condition).float())
+
+    def _require(self, weak: Velocity | None) -> None:
+        if weak is None and self.autoguidance_scale != 0.0:
+            raise ValueError(
+                f"weak: expected a weaker network for autoguidance_scale {self.autoguidance_scale}, got None; pass "
+                "one, or set the scale to 0"
+            )
 
 
 def _advance(x: Tensor, lost: Tensor, change: Tensor) -> tuple[Tensor, Tensor]:

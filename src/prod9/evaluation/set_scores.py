@@ -1,7 +1,7 @@
 """Scores of a generated set against a real one, from the rows of numbers that are kept of their volumes."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -57,6 +57,19 @@ def score_sets(
     if len({*generated.modalities, *real.modalities}) > 1:
         pairs += [everything.of(name) for name in generated.modalities if name in real.modalities]
     return [score for pair in pairs for score in _scores(pair, extractors)]
+
+
+def score_metrics(pair: SetPair, extractor: str, metrics: Collection[str]) -> dict[str, Score]:
+    """Return those distances over both sets that ``metrics`` names, and the diversity, by metric.
+
+    Args:
+        pair: both sets.
+        extractor: name of the extractor that made the rows.
+        metrics: names of distances.
+    """
+    chosen = [one for one in (*_distances_of(extractor), *_APPEARANCE) if one.metric in metrics]
+    scores = [*(_compare(distance, pair) for distance in chosen), _compare_diversity(pair)]
+    return {score.metric: score for score in scores}
 
 
 def _scores(pair: SetPair, extractors: Sequence[str]) -> Iterator[Score]:

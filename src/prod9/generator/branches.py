@@ -1,4 +1,4 @@
-"""One prediction of a sampling step: conditional, unconditional and uncontrolled branches in one batch."""
+"""One prediction of a sampling step: all branches of guidance, those of one network in one batch."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -29,6 +29,18 @@ class ControlResult(Protocol):
 
 
 @dataclass(frozen=True)
+class Weak:
+    """A weaker network to guide away from (autoguidance, arXiv 2406.02507).
+
+    decoder: of the same tokens and conditions. scale: factor of the step from its prediction to that of the base, added
+    to the base's; not 0.
+    """
+
+    decoder: MaskedDecoder
+    scale: float
+
+
+@dataclass(frozen=True)
 class Control:
     """A control network and its encoded condition.
 
@@ -54,7 +66,8 @@ class Branches:
     """Prepares the branches of guidance once, and predicts with all of them in one batch.
 
     The first branch has the condition; the second has neither condition nor control; a third, with the condition but
-    without control, is added where control has a guidance scale of its own.
+    without control, is added where control has a guidance scale of its own, or where a weak network is compared with
+    it, which knows no control. The weak network has a batch of its own. Every difference is added to the first branch.
 
     Args:
         decoder: the base.
@@ -63,6 +76,7 @@ class Branches:
         ramps: for each step the share of the guidance that is applied; at 0 the first branch runs alone.
         scale: of the guidance away from the second branch; 0 leaves that branch out.
         control: None for the decoder alone.
+        weak: None for no autoguidance.
     """
 
     def __init__(
@@ -74,16 +88,20 @@ class Branches:
         ramps: Sequence[float],
         scale: float,
         control: Control | None = None,
+        weak: Weak | None = None,
     ) -> None:
         # Strength 0 equals the base bit for bit, at no further cost.
         self.control = control = None if control is None or control.strength == 0 else control
         self.decoder, self.ramps = decoder, ramps
         self.scale = scale if any(ramps) else 0.0
         self.control_scale = control.guidance_scale if control is not None and any(ramps) else 0.0
+        self.weak = weak if any(ramps) else None
+        self.weak_prepared = None if self.weak is None else self.weak.decoder.prepare(condition)
         conditions, controls = [condition], [] if control is None else [control.control]
         if self.scale:
             conditions.append(condition.unconditional())
-        if self.control_scale:
+        self.has_plain = bool(self.control_scale or (self.weak and control))
+        if self.has_plain:
             conditions.append(condition)
         self.count = len(conditions)
         if control is not None:
@@ -96,14 +114,20 @@ class Branches:
     def predict(self, step: int, tokens: Tensor, mask: Tensor, rows: Tensor) -> TokenLogits:
         """Return the guided logits ``[R K]`` of the flattened ``rows`` at ``step``."""
         ramp = self.ramps[step]
-        if self.count == 1 or ramp == 0:
+        if ramp == 0 or (self.count == 1 and self.weak is None):
             return self._run(tokens, mask, self.first, rows)
         every = torch.cat([rows + i * tokens.numel() for i in range(self.count)])
         repeats = (self.count, 1, 1, 1)
         joint = self._run(tokens.repeat(repeats), mask.repeat(repeats), self.every, every)
         first, *others = joint.chunk(self.count)
         result = first.guided(others[0], ramp * self.scale) if self.scale else first
-        return result.led(first, others[-1], ramp * self.control_scale) if self.control_scale else result
+        plain = others[-1] if self.has_plain else first
+        if self.control_scale:
+            result = result.led(first, plain, ramp * self.control_scale)
+        if self.weak is not None:
+            weak = self.weak.decoder(tokens, mask, self.weak_prepared, rows=rows)
+            result = result.led(plain, weak, ramp * self.weak.scale)
+        return result
 
     def _run(self, tokens: Tensor, mask: Tensor, branches: tuple[Any, Any], rows: Tensor) -> TokenLogits:
         prepared, control = branches

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from prod9.autoencoder.checks import require_choice
 from prod9.conditions import Condition
-from prod9.generator.branches import Branches, Control, ControlResult
+from prod9.generator.branches import Branches, Control, ControlResult, Weak
 from prod9.generator.heads import TokenLogits
 from prod9.generator.orders import FIXED_ORDERS, RevealQueue, draw_orders
 from prod9.generator.token_decoder import MaskedDecoder
@@ -113,6 +113,8 @@ class MaskGiTSampler:
             conditional one; 0 runs no second branch.
         guidance_interval: the share of the steps, ``[from, to)``, that is guided.
         guidance_schedule: a key of ``GUIDANCE_SCHEDULES``, the growth of the scale over the interval.
+        autoguidance_scale: factor of the difference between this decoder's prediction and that of a weaker one, which
+            is added too, on the same steps and with the same growth (arXiv 2406.02507); 0 needs no weaker one.
         remasking: η in [0, 1] of ReMDM's rescaled schedule (arXiv 2503.00307). Each step hides some drawn tokens
             again, so that they can be drawn again beside later neighbours, and reveals as many more to keep the
             schedule. Useful with many steps.
@@ -141,6 +143,7 @@ class MaskGiTSampler:
         guidance_scale: float = 0.0,
         guidance_interval: Sequence[float] = (0.0, 1.0),
         guidance_schedule: str = "constant",
+        autoguidance_scale: float = 0.0,
         remasking: float = 0.0,
     ) -> None:
         require_choice("order", order, ("confidence", *FIXED_ORDERS))
@@ -160,6 +163,7 @@ class MaskGiTSampler:
         self.top_p = top_p
         self.guidance_scale = guidance_scale
         self.guidance_schedule = guidance_schedule
+        self.autoguidance_scale = autoguidance_scale
         self.remasking = remasking
         self.guidance_interval = start, end = float(guidance_interval[0]), float(guidance_interval[1])
         if not 0.0 <= start <= end <= 1.0:
@@ -177,6 +181,7 @@ class MaskGiTSampler:
         initial_tokens: TokenGrid | None = None,
         initial_mask: TokenMask | None = None,
         callback: Callable[[SamplerState], None] | None = None,
+        weak: MaskedDecoder | None = None,
     ) -> TokenGrid:
         """Return int64 tokens of ``shape`` (B, h, w, d) on the device of ``condition``.
 
@@ -188,8 +193,9 @@ class MaskGiTSampler:
             initial_tokens: start from these; together with ``initial_mask``.
             initial_mask: True where a token is drawn; the others are kept.
             callback: called after each step that revealed something.
+            weak: the weaker decoder of ``autoguidance_scale``, in evaluation mode; needed unless that is 0.
         """
-        run = _Run(self, decoder, tuple(shape), condition, generator, initial_tokens, initial_mask)
+        run = _Run(self, decoder, tuple(shape), condition, generator, initial_tokens, initial_mask, weak=weak)
         return self._finish(run, callback)
 
     @torch.no_grad()
@@ -207,11 +213,12 @@ class MaskGiTSampler:
         initial_tokens: TokenGrid | None = None,
         initial_mask: TokenMask | None = None,
         callback: Callable[[SamplerState], None] | None = None,
+        weak: MaskedDecoder | None = None,
     ) -> TokenGrid:
         """Return tokens as :meth:`sample` does, drawn under a control network.
 
-        The unconditional branch of ``guidance_scale`` drops condition and control. For the other arguments see
-        :meth:`sample`.
+        The unconditional branch of ``guidance_scale`` drops condition and control. The weaker decoder is compared with
+        this one without control, which costs a further branch. For the other arguments see :meth:`sample`.
 
         Args:
             controlnet: called at each step as ``controlnet(tokens, mask, prepared, control, rows=rows)``, for the
@@ -222,7 +229,9 @@ class MaskGiTSampler:
                 added, inside of ``guidance_interval``.
         """
         steer = Control(controlnet, control, control_strength, control_guidance_scale)
-        run = _Run(self, decoder, tuple(shape), condition, generator, initial_tokens, initial_mask, steer)
+        run = _Run(
+            self, decoder, tuple(shape), condition, generator, initial_tokens, initial_mask, steer, weak
+        )
         return self._finish(run, callback)
 
     def _finish(self, run: "_Run", callback: Callable[[SamplerState], None] | None) -> TokenGrid:
@@ -230,6 +239,15 @@ class MaskGiTSampler:
             if run.reveal(step) and callback is not None:
                 callback(SamplerState(step + 1, self.steps, run.tokens, run.mask))
         return run.tokens
+
+    @property
+    def evaluations(self) -> int:
+        """Evaluations of networks per sample, each branch of guidance counted, without control.
+
+        Fewer if a step has nothing to reveal.
+        """
+        branches = (self.guidance_scale != 0.0) + (self.autoguidance_scale != 0.0)
+        return self.steps + sum(ramp > 0 for ramp in self.guidance_ramp()) * branches
 
     def guidance_ramp(self) -> list[float]:
         """Return for each step the share of the guidance scale that is applied; 0 outside of the interval."""
@@ -254,7 +272,13 @@ class _Run:
         initial_tokens: Tensor | None,
         initial_mask: Tensor | None,
         control: Control | None = None,
+        weak: MaskedDecoder | None = None,
     ) -> None:
+        scale = sampler.autoguidance_scale
+        if scale and weak is None:
+            raise ValueError(
+                f"weak: expected a weaker decoder for autoguidance_scale {scale}, got None; pass one, or set it to 0"
+            )
         if (initial_tokens is None) != (initial_mask is None):
             raise ValueError("initial_tokens, initial_mask: expected together, got one; give both or neither")
         self.sampler = sampler
@@ -287,6 +311,7 @@ class _Run:
             ramps=sampler.guidance_ramp(),
             scale=sampler.guidance_scale,
             control=control,
+            weak=None if weak is None or not scale else Weak(weak, scale),
         )
         self.queue = None
         if sampler.order in FIXED_ORDERS:

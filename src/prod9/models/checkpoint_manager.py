@@ -53,9 +53,10 @@ from prod9.models.checkpoint_opening import require_schedule as require_schedule
 from prod9.models.checkpoint_weights import build_for
 from prod9.models.checkpoint_weights import load_strictly as load_strictly
 from prod9.models.checkpoint_weights import weights_of as weights_of
-from prod9.models.exporting import export_whole
+from prod9.models.exporting import export_guided, export_whole
 from prod9.models.factory import ModelFactory
 from prod9.models.released import RECTIFIED_FLOW
+from prod9.models.weak import open_weak
 from prod9.stages import STAGES, first_stage_of
 
 Device = str | torch.device
@@ -225,6 +226,16 @@ class CheckpointManager:
         return load_base(loaded, "diffusion", load, path)
 
     @staticmethod
+    def load_weak(loaded: Loaded[N], place: str, *, device: Device = "cpu") -> Loaded[N]:
+        """Load the weaker network that guides the stage-2 network ``loaded``; see :func:`open_weak`."""
+        opened = open_weak(loaded, place)
+        loaders: dict[str, Callable[..., Loaded[Any]]] = {
+            "transformer": CheckpointManager.load_transformer,
+            "maisi_diffusion": CheckpointManager.load_diffusion,
+        }
+        return loaders[opened.header["stage"]](opened, device=device)
+
+    @staticmethod
     def from_pretrained(folder: str | Path, *, device: Device = "cpu") -> Loaded[Any]:
         """Load what ``folder`` holds, whichever stage it is."""
         opened = open_checkpoint(folder)
@@ -265,6 +276,7 @@ class CheckpointManager:
         dtype: torch.dtype = torch.float32,
         autoencoder: str | Path | None = None,
         transformer: str | Path | None = None,
+        weak: str | None = None,
     ) -> Path:
         """Write the network of ``checkpoint`` to ``folder`` as safetensors, config, model card and manifest.
 
@@ -278,6 +290,8 @@ class CheckpointManager:
                 both folders can be moved and shared together.
             transformer: the same for a refiner or a stage 3: a transformer or, for MAISI, a diffusion network; its own
                 autoencoder is recorded with it.
+            weak: of a stage 2, the weaker network to take along for autoguidance, into the folder ``weak``; as for
+                :func:`open_weak`.
 
         Raises CheckpointError, and leaves nothing, when a base cannot be found.
         """
@@ -293,7 +307,21 @@ class CheckpointManager:
                     f"{transformer}; leave it out."
                 )
             given[stage.base_key] = open_checkpoint(transformer, stage=stage.bases[stage.base_key])
-        return export_whole(opened, Path(folder), dtype=dtype, given=given, open_input=open_checkpoint)
+        if weak is None:
+            return export_whole(opened, Path(folder), dtype=dtype, given=given, open_input=open_checkpoint)
+        if stage.base_key != "autoencoder":
+            raise CheckpointError(
+                f"{opened.path}: expected a stage 2 to take a weak model along, got stage {stage.name}; export its "
+                "stage 2 with --weak-model, and name that export."
+            )
+        return export_guided(
+            opened,
+            open_weak(opened, weak),
+            Path(folder),
+            dtype=dtype,
+            given=given,
+            open_input=open_checkpoint,
+        )
 
 
 def _section(opened: Opened, name: str, kind: Any) -> Any:

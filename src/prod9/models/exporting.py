@@ -13,6 +13,7 @@ from prod9.models import export as exports
 from prod9.models.checkpoint_header import Header, Opened
 from prod9.models.checkpoint_places import describe_input, find_recorded, recorded_places
 from prod9.models.checkpoint_weights import weights_of
+from prod9.models.weak import WEAK
 from prod9.stages import STAGES
 
 
@@ -59,6 +60,32 @@ def export_whole(
         if not existed:
             shutil.rmtree(folder, ignore_errors=True)
         raise
+
+
+def export_guided(
+    opened: Opened,
+    weak: Opened,
+    folder: Path,
+    *,
+    dtype: torch.dtype,
+    given: Mapping[str, Opened],
+    open_input: Callable[[Path], Opened],
+) -> Path:
+    """Write ``opened`` as :func:`export_whole` does, and ``weak`` into a folder below, on the same autoencoder.
+
+    Raises CheckpointError when a base cannot be found; nothing is left then.
+    """
+    existed = folder.exists()
+    export_whole(opened, folder, dtype=dtype, given=given, open_input=open_input)
+    try:
+        base = given.get("autoencoder") or open_input(folder / "autoencoder")
+        export_whole(weak, folder / WEAK, dtype=dtype, given={"autoencoder": base}, open_input=open_input)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        if existed:
+            folder.mkdir()
+        raise
+    return folder
 
 
 def _inner_names(opened: Opened, given: Mapping[str, Opened]) -> list[str]:

@@ -156,10 +156,16 @@ class ModelFactory:
         return MaskGiTScheduler(**masking.kwargs())
 
     @staticmethod
-    def create_sampler(sampler: SamplerConfig, masking: MaskingConfig) -> MaskGiTSampler:
-        """Build the sampler of a decoder trained with ``masking``; ``sampler.scheduler`` wins over its schedule."""
+    def create_sampler(
+        sampler: SamplerConfig, masking: MaskingConfig, *, autoguided: bool = False
+    ) -> MaskGiTSampler:
+        """Build the sampler of a decoder trained with ``masking``; ``sampler.scheduler`` wins over its schedule.
+
+        autoguided: whether it is given a weaker decoder too; without one, as in the pictures of a training,
+        ``sampler.autoguidance_scale`` does not count.
+        """
         scheduler = MaskGiTScheduler(scheduler_type=sampler.scheduler or masking.scheduler_type)
-        return MaskGiTSampler(scheduler=scheduler, **sampler.kwargs("scheduler"))
+        return MaskGiTSampler(scheduler=scheduler, **_sampling(sampler, autoguided, "scheduler"))
 
     @staticmethod
     def create_diffusion(model: RectifiedFlowModelConfig, *, latent_channels: int) -> DiffusionModelRF:
@@ -172,9 +178,12 @@ class ModelFactory:
         return RectifiedFlowSchedulerRF(**flow.kwargs())
 
     @staticmethod
-    def create_flow_sampler(sampler: RectifiedFlowSamplerConfig, flow: FlowConfig) -> RectifiedFlowSampler:
-        """Build the sampler of a network that was trained with ``flow``."""
-        return RectifiedFlowSampler(scheduler=ModelFactory.create_flow_scheduler(flow), **sampler.kwargs())
+    def create_flow_sampler(
+        sampler: RectifiedFlowSamplerConfig, flow: FlowConfig, *, autoguided: bool = False
+    ) -> RectifiedFlowSampler:
+        """Build the sampler of a network that was trained with ``flow``; autoguided: see :meth:`create_sampler`."""
+        scheduler = ModelFactory.create_flow_scheduler(flow)
+        return RectifiedFlowSampler(scheduler=scheduler, **_sampling(sampler, autoguided))
 
     @staticmethod
     def create_inference_wrapper(
@@ -188,3 +197,10 @@ class ModelFactory:
         if isinstance(sliding_window, dict):
             sliding_window = SlidingWindowSection.model_validate(sliding_window)
         return AutoencoderInferenceWrapper(autoencoder, SlidingWindowConfig(**sliding_window.kwargs())).eval()
+
+
+def _sampling(
+    sampler: SamplerConfig | RectifiedFlowSamplerConfig, autoguided: bool, *exclude: str
+) -> dict[str, Any]:
+    """Return the keywords of a sampler; the file of a weak model is none of them."""
+    return sampler.kwargs("weak_model", *exclude, *(() if autoguided else ("autoguidance_scale",)))

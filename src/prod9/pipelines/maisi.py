@@ -20,7 +20,7 @@ from prod9.diffusion.sampler import RectifiedFlowSampler
 from prod9.models.checkpoint_manager import CheckpointManager, Source
 from prod9.models.factory import ModelFactory
 from prod9.pipelines.labels import AbstractLabelPipeline, VolumeGrid
-from prod9.pipelines.recorded import Overrides, config_of, grid_of
+from prod9.pipelines.recorded import Overrides, config_of, grid_of, hash_of, weak_of
 from prod9.system.progress import Share
 
 _LOG = logging.getLogger("prod9")
@@ -36,6 +36,7 @@ class MAISIPipeline(AbstractLabelPipeline):
         grid: voxels ``(H, W, D)``, a multiple of the autoencoder's factor times that of the U-Net.
         spacing: mm to condition on, by default that of ``affine``; one that the network was not trained with is
             accepted with a warning.
+        weak: the weaker network of the sampler's ``autoguidance_scale``; None where that is 0.
         others: see :class:`AbstractLabelPipeline`.
     """
 
@@ -51,6 +52,7 @@ class MAISIPipeline(AbstractLabelPipeline):
         spacing: Sequence[float] | None = None,
         device: str | torch.device = "cpu",
         sha256: dict[str, str] | None = None,
+        weak: DiffusionModelRF | None = None,
         **volumes: Unpack[VolumeGrid],
     ) -> None:
         factor, grid = autoencoder.autoencoder.downsampling_factor, volumes["grid"]
@@ -63,6 +65,7 @@ class MAISIPipeline(AbstractLabelPipeline):
             )
         super().__init__(autoencoder=autoencoder, sampler=sampler, device=device, sha256=sha256, **volumes)
         self.diffusion = diffusion.to(self.device).eval()
+        self.weak = None if weak is None else weak.to(self.device).eval()
         self.scale_factor = scale_factor
         trained = np.linalg.norm(self.affine[:3, :3], axis=0)
         self.spacing = trained if spacing is None else np.asarray(spacing, dtype=np.float64)
@@ -94,14 +97,16 @@ class MAISIPipeline(AbstractLabelPipeline):
         loaded = CheckpointManager.load_diffusion(path, device=device)
         config = config_of(loaded, MaisiDiffusionConfig, overrides=overrides, settings=settings)
         stage1 = CheckpointManager.load_vae(loaded, path=autoencoder, device=device)
+        weak = weak_of(loaded, config, device)
         return cls(
             diffusion=loaded.network,
             autoencoder=ModelFactory.create_inference_wrapper(stage1.network, config.sliding_window),
-            sampler=ModelFactory.create_flow_sampler(config.sampler, config.flow),
+            sampler=ModelFactory.create_flow_sampler(config.sampler, config.flow, autoguided=True),
             scale_factor=float(loaded.header["data"]["scale_factor"]),
             spacing=spacing,
             device=device,
-            sha256={"diffusion": loaded.sha256, "autoencoder": stage1.sha256},
+            sha256={"diffusion": loaded.sha256, "autoencoder": stage1.sha256, **hash_of(weak)},
+            weak=None if weak is None else weak.network,
             **grid_of(loaded),
         )
 
@@ -139,6 +144,7 @@ class MAISIPipeline(AbstractLabelPipeline):
             condition.to(self.device),
             [torch.Generator(self.device).manual_seed(s) for s in seeds],
             callback=None if report is None else lambda state: report(0.9 * state.step / state.steps),
+            weak=None if self.weak is None else self.weak.predict,
             **arguments,
         )
         return latents / self.scale_factor

@@ -25,7 +25,7 @@ from prod9.models.factory import ModelFactory
 from prod9.pipelines.labels import AbstractLabelPipeline, VolumeGrid
 from prod9.pipelines.labels import GeneratedVolume as GeneratedVolume
 from prod9.pipelines.labels import derived_seed as derived_seed
-from prod9.pipelines.recorded import Overrides, config_of, grid_of
+from prod9.pipelines.recorded import Overrides, config_of, grid_of, hash_of, weak_of
 from prod9.system.progress import FineProgress, Share
 
 
@@ -35,6 +35,7 @@ class MaskGiTPipeline(AbstractLabelPipeline):
     Args:
         decoder: predicts tokens; put in evaluation mode and moved to ``device``.
         config: of the run, with the changes made to it; None for a label-conditional decoder without one.
+        weak: the weaker decoder of the sampler's ``autoguidance_scale``; None where that is 0.
         others: see :class:`AbstractLabelPipeline`.
     """
 
@@ -49,6 +50,7 @@ class MaskGiTPipeline(AbstractLabelPipeline):
         device: str | torch.device = "cpu",
         sha256: dict[str, str] | None = None,
         config: TransformerConfig | None = None,
+        weak: AbstractTokenDecoder | None = None,
         **volumes: Unpack[VolumeGrid],
     ) -> None:
         factor, grid = autoencoder.autoencoder.downsampling_factor, volumes["grid"]
@@ -58,6 +60,7 @@ class MaskGiTPipeline(AbstractLabelPipeline):
             )
         super().__init__(autoencoder=autoencoder, sampler=sampler, device=device, sha256=sha256, **volumes)
         self.decoder = decoder.to(self.device).eval()
+        self.weak = None if weak is None else weak.to(self.device).eval()
         self.config = config
         self.kind = "label_conditional" if config is None else config.model.kind
         self.context = ContextConfig() if config is None else config.in_context
@@ -100,13 +103,15 @@ class MaskGiTPipeline(AbstractLabelPipeline):
         settings: RunConfig | None,
     ) -> "MaskGiTPipeline":
         config = config_of(loaded, TransformerConfig, overrides=overrides, settings=settings)
+        weak = weak_of(loaded, config, device)
         pipeline = cls(
             decoder=loaded.network,
             autoencoder=ModelFactory.create_inference_wrapper(stage1.network, config.sliding_window),
-            sampler=ModelFactory.create_sampler(config.sampler, config.masking),
+            sampler=ModelFactory.create_sampler(config.sampler, config.masking, autoguided=True),
             device=device,
-            sha256={"transformer": loaded.sha256, "autoencoder": stage1.sha256},
+            sha256={"transformer": loaded.sha256, "autoencoder": stage1.sha256, **hash_of(weak)},
             config=config,
+            weak=None if weak is None else weak.network,
             **grid_of(loaded),
         )
         pipeline._loaded = loaded, stage1
@@ -217,6 +222,7 @@ class MaskGiTPipeline(AbstractLabelPipeline):
             condition.to(self.device),
             generator=[torch.Generator(self.device).manual_seed(s) for s in seeds],
             callback=callback,
+            weak=self.weak,
             **arguments,
         )
 

@@ -20,6 +20,7 @@ from prod9.models.checkpoint_manager import CheckpointManager
 from prod9.pipelines.control import ControlPipeline
 from prod9.pipelines.maskgit import MaskGiTPipeline, derived_seed
 from prod9.pipelines.placement import HEAD_THRESHOLD
+from prod9.pipelines.recorded import Overrides
 from prod9.pipelines.segmentation import PlacedSegmentation
 from prod9.pipelines.steering import repeated
 from prod9.pipelines.translation import TranslationPipeline
@@ -110,6 +111,7 @@ class PatientPipeline:
         control_strength: float | None = None,
         start_with: str | None = None,
         refine: bool = True,
+        overrides: Overrides = (),
     ) -> "PatientPipeline":
         """Build from run folders, checkpoints or exports, each of which samples as its own config defines.
 
@@ -124,8 +126,11 @@ class PatientPipeline:
             control_strength: instead of the recorded ones.
             start_with: see the class.
             refine: correct translations with the translator's refiner, where there is one.
+            overrides: changes to the sampler of the label-conditional model, as of ``from_checkpoint``.
         """
-        first = MaskGiTPipeline.from_checkpoint(model, device=device, autoencoder=autoencoder)
+        first = MaskGiTPipeline.from_checkpoint(
+            model, device=device, autoencoder=autoencoder, overrides=overrides
+        )
         opened = CheckpointManager.open(in_context, stage="transformer")
         same = opened.header["inputs"].get("autoencoder", {}).get("sha256") == first.sha256["autoencoder"]
         translator = TranslationPipeline.from_checkpoint(
@@ -153,7 +158,10 @@ class PatientPipeline:
                     f"{path}: expected one control network per model, got a second one; leave one out."
                 )
             steering[place] = ControlPipeline.from_checkpoint(
-                control, device=device, transformer=bases[place], overrides=changes
+                control,
+                device=device,
+                transformer=bases[place],
+                overrides=[*changes, *(overrides if place == "first_control" else ())],
             )
         return cls(first=first, translator=translator, start_with=start_with, **steering)
 

@@ -3,11 +3,13 @@
 from typing import Any, TypeVar
 
 import numpy as np
+import torch
 
 from prod9.config.load import Overrides as Overrides
-from prod9.config.schema import RunConfig
+from prod9.config.schema import MaisiDiffusionConfig, RunConfig, TransformerConfig
 from prod9.config.sections import RunSection
-from prod9.models.checkpoint_header import Loaded, recorded_config
+from prod9.models.checkpoint_header import Loaded, N, recorded_config
+from prod9.models.checkpoint_manager import CheckpointManager
 from prod9.pipelines.labels import VolumeGrid
 from prod9.pipelines.placement import GridPlacement
 
@@ -36,6 +38,21 @@ def config_of(
         return config
     shared = SAMPLING & type(config).model_fields.keys() & type(settings).model_fields.keys()
     return config.model_copy(update={name: getattr(settings, name) for name in shared})
+
+
+def weak_of(
+    loaded: Loaded[N], config: TransformerConfig | MaisiDiffusionConfig, device: str | torch.device
+) -> Loaded[N] | None:
+    """Return the weaker network that ``config.sampler`` guides ``loaded`` by; None without autoguidance."""
+    sampler = config.sampler
+    if sampler.autoguidance_scale == 0:
+        return None
+    return CheckpointManager.load_weak(loaded, sampler.weak_model, device=device)
+
+
+def hash_of(weak: Loaded[Any] | None) -> dict[str, str]:
+    """Return what the record of a pipeline's networks says of the weaker one; nothing where there is none."""
+    return {} if weak is None else {"weak": weak.sha256}
 
 
 def grid_of(loaded: Loaded[Any]) -> VolumeGrid:

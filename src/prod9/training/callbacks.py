@@ -66,6 +66,11 @@ class SampleImages(Callback):
             )
 
 
+def _early_step(config: RunConfig) -> int | None:
+    share = config.callbacks.checkpoint.keep_early
+    return None if share is None else max(1, round(share * config.training.max_steps))
+
+
 def build_callbacks(
     config: RunConfig, module: AbstractLightning, *, watch: Watch | None = None, tidies: bool = False
 ) -> list[Callback]:
@@ -89,6 +94,7 @@ def build_callbacks(
         mode=mode,
         save_top_k=section.checkpoint.save_top_k,
         every_steps=section.checkpoint.every_steps,
+        early_step=_early_step(config),
         tidies=tidies,
     )
     callbacks: list[Callback] = []

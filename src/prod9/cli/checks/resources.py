@@ -17,8 +17,9 @@ GIB = 1024**3
 
 
 def wanted_disk(config: "RunConfig", needs: "Resources", volumes: int) -> int:
-    """Return the bytes a run writes: checkpoints (best ones, the last and the one before) and tokens."""
-    checkpoints = (config.callbacks.checkpoint.save_top_k + 2) * needs.checkpoint_bytes
+    """Return the bytes a run writes: checkpoints (best ones, the last, the one before and the early one) and tokens."""
+    keeping = config.callbacks.checkpoint
+    checkpoints = (keeping.save_top_k + 2 + (keeping.keep_early is not None)) * needs.checkpoint_bytes
     cached = volumes * 2 * math.prod(config.data.grid) if config.data.cache == "disk" else 0
     return checkpoints + volumes * needs.store_bytes_per_volume + cached
 

@@ -20,6 +20,8 @@ from prod9.cli.shared import (
     SetOption,
 )
 from prod9.cli.stage import ModelOption, OptionalConfigOption
+from prod9.errors import ConfigError
+from prod9.system.machine import expand
 
 LabelsOption = Annotated[
     list[str] | None,
@@ -89,7 +91,43 @@ class Samples:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TokenSampler:
+class Sampling:
+    """A sampler from a file, and guidance by a weaker network; None leaves a value of the config as it is."""
+
+    sampler_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--sampler",
+            metavar="FILE",
+            help="YAML with a sampler section, as `prod9 tune sampler` writes it.",
+        ),
+    ] = None
+    autoguidance_scale: Annotated[
+        float | None,
+        typer.Option(
+            "--autoguidance",
+            metavar="SCALE",
+            help="Guidance away from a weaker model (--weak-model); 0 for none.",
+        ),
+    ] = None
+    weak_model: Annotated[
+        str | None,
+        typer.Option(
+            "--weak-model",
+            metavar="PATH|auto",
+            help="Run, checkpoint or export of that model; auto: the run's own earliest checkpoint.",
+        ),
+    ] = None
+
+    def changes(self) -> list[tuple[str, Any]]:
+        """Return the changes to a config that the options ask for; those of single options win over the file's."""
+        given = asdict(self)
+        changes = _of_file(given.pop("sampler_file"))
+        return changes + [(f"sampler.{name}", value) for name, value in given.items() if value is not None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenSampler(Sampling):
     """How tokens are drawn; None leaves a value of the config as it is."""
 
     steps: Annotated[int | None, typer.Option("--steps", help="Steps of the sampler.")] = None
@@ -108,10 +146,6 @@ class TokenSampler:
         float | None, typer.Option("--remasking", help="Share of the drawn tokens to draw again; 0 for none.")
     ] = None
 
-    def changes(self) -> list[tuple[str, Any]]:
-        """Return the changes to a config that the options ask for."""
-        return [(f"sampler.{name}", value) for name, value in asdict(self).items() if value is not None]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Sampler(TokenSampler):
@@ -127,6 +161,26 @@ class Sampler(TokenSampler):
     solver: Annotated[
         str | None, typer.Option("--solver", metavar="euler|heun", help="MAISI: how the flow is integrated.")
     ] = None
+
+
+def _of_file(file: Path | None) -> list[tuple[str, Any]]:
+    """Return the changes to a config that a file with a ``sampler`` section asks for; ConfigError for any other."""
+    if file is None:
+        return []
+    from prod9.config.load import merge_config
+
+    if not expand(file).is_file():
+        raise ConfigError(
+            f"--sampler: expected a YAML file with a sampler section, got no file {file}; check the path"
+        )
+    values = merge_config(expand(file))
+    section = values.get("sampler")
+    if set(values) != {"sampler"} or not isinstance(section, dict):
+        raise ConfigError(
+            f"{file}: expected a `sampler` section and nothing else, got {', '.join(map(str, values)) or 'nothing'}; "
+            "name a sampler.yaml of `prod9 tune sampler`, or use --config for a whole config"
+        )
+    return [(f"sampler.{name}", value) for name, value in section.items()]
 
 
 def grouped(command: Callable[..., None]) -> Callable[..., None]:

@@ -14,6 +14,7 @@ from prod9.cli.generate.options import (
     LabelSchemeOption,
     RefineOption,
     SampleSeedOption,
+    Sampling,
     SegsOption,
     Target,
     grouped,
@@ -69,6 +70,7 @@ def generate_patients(
     ] = None,
     control_strength: ControlStrengthOption = None,
     refine: RefineOption = True,
+    sampling: Sampling,
     seed: SampleSeedOption = 0,
     autoencoder: AutoencoderOption = None,
     device: DeviceOption = "auto",
@@ -78,10 +80,12 @@ def generate_patients(
 
     One modality is made from its label, each other one in context from those made before. With segmentations
     and control networks the lesions lie where the segmentations have them, and each segmentation is written as the
-    patient's `-seg`. Run it again with a larger --num, or after an interruption, and only what is missing is made.
+    patient's `-seg`. --sampler and --autoguidance are about the first modality. Run it again with a larger --num, or
+    after an interruption, and only what is missing is made.
     """
     files = find_segmentations(seg or [])
     require_models(model, in_context, autoencoder, *(control or []))
+    changes = sampling.changes()
     from prod9.pipelines.patients import PatientPipeline
 
     pipeline = PatientPipeline.from_checkpoints(
@@ -93,6 +97,7 @@ def generate_patients(
         control_strength=control_strength,
         start_with=None if first is None else known_as(first, list(SUFFIXES)),
         refine=refine,
+        overrides=changes,
     )
     unknown = [name for name in pipeline.order if name not in SUFFIXES]
     if unknown:
@@ -112,6 +117,7 @@ def generate_patients(
             "control_strength": control_strength,
             "first": pipeline.start_with,
             "seed": seed,
+            **({"sampler": dict(changes)} if changes else {}),
         },
         make=lambda folder: _generate(pipeline, folder, list(files), segs, num, seed),
         report=partial(report_made, total=num, noun="patient"),

@@ -73,7 +73,13 @@ def sampling_settings(config: "RunConfig") -> dict[str, Any]:
     """Return the sections of a config that decide what is sampled, as plain values."""
     from prod9.pipelines.recorded import SAMPLING
 
-    return config.model_dump(mode="json", include=set(SAMPLING))
+    settings = config.model_dump(mode="json", include=set(SAMPLING))
+    sampler = settings.get("sampler", {})
+    if not sampler.get("autoguidance_scale"):
+        # As written before there was autoguidance: such folders can still be filled further.
+        for name in ("autoguidance_scale", "weak_model"):
+            sampler.pop(name, None)
+    return settings
 
 
 def sampler_report(pipeline: "AbstractLabelPipeline") -> dict[str, Any]:
@@ -82,6 +88,8 @@ def sampler_report(pipeline: "AbstractLabelPipeline") -> dict[str, Any]:
         "grid": list(pipeline.grid),
         "tokens": list(pipeline.latent_grid),
         "steps": pipeline.steps,
+        "evaluations": pipeline.sampler.evaluations,
+        **({"weak_model": pipeline.sha256["weak"][:12]} if "weak" in pipeline.sha256 else {}),
         "device": str(pipeline.device),
     }
 

@@ -11,7 +11,14 @@ import typer
 
 from prod9.cli import shared
 from prod9.cli.generate.inputs import CUT
-from prod9.cli.generate.options import Model, RefineOption, ResampleOption, Samples, grouped
+from prod9.cli.generate.options import (
+    Model,
+    RefineOption,
+    ResampleOption,
+    Samples,
+    Sampling,
+    grouped,
+)
 from prod9.cli.generate.outputs import Inputs, OutputFolder, inputs_of, require_distinct
 from prod9.cli.generate.run import (
     build_pipeline,
@@ -123,6 +130,7 @@ def translate(
     refine: RefineOption = True,
     autoencoder: AutoencoderOption = None,
     samples: Samples,
+    sampling: Sampling,
     overwrite: OverwriteOption = False,
     check: CheckOption = False,
     as_json: JsonOption = False,
@@ -139,13 +147,18 @@ def translate(
         )
     if refiner is not None and not refine:
         raise ConfigError("expected --refiner PATH or --no-refine, got both; leave one out")
+    if sampling.autoguidance_scale and decode == "mean" and samples.num_samples == 1:
+        raise ConfigError(
+            "--autoguidance: expected samples to guide, got --decode mean with one of them, which draws none; leave "
+            "one of the options out, or add --num-samples"
+        )
     if patient and output_dir is None:
         raise ConfigError("expected --output-dir DIR with --patient, got none; add it")
     job = job_from_sources(source, target, output) if source else None
     cases, shown = find_patients(patient or []), find_patients(example or [])
     require_models(refiner, autoencoder)
     load = partial(_load, autoencoder=autoencoder, refiner=refiner, refine=refine)
-    pipeline, config = build_pipeline("transformer", load, model)
+    pipeline, config = build_pipeline("transformer", load, model, sampling.changes())
     known = pipeline.generator.label_names()
     if job is not None:
         jobs, complete = [job.spelt(known)], []

@@ -37,6 +37,15 @@ def export(
             help="For stage 3 or a refiner: the exported transformer or diffusion network to record, likewise.",
         ),
     ] = None,
+    weak_model: Annotated[
+        str | None,
+        typer.Option(
+            "--weak-model",
+            metavar="PATH|auto",
+            help="For stage 2: take along the model that --autoguidance of `prod9 generate` guides by; auto: the "
+            "run's own earliest checkpoint.",
+        ),
+    ] = None,
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
@@ -58,7 +67,7 @@ def export(
 
     dtype = torch.float16 if half else torch.float32
     folder = CheckpointManager.export(
-        model, output_dir, dtype=dtype, autoencoder=autoencoder, transformer=transformer
+        model, output_dir, dtype=dtype, autoencoder=autoencoder, transformer=transformer, weak=weak_model
     )
     files = {
         path.relative_to(folder).as_posix(): path.stat().st_size

@@ -5,6 +5,7 @@ Only the rows stay in memory: a few hundred megabytes at most for a thousand vol
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from prod9.evaluation.judges.features import SliceExtractor
 from prod9.evaluation.sets import appearance
 from prod9.evaluation.sets.denoised import Levels, describe_denoised
 from prod9.evaluation.sets.entries import require_finite
-from prod9.evaluation.sets.volume_sets import BadFiles, Entry, Preparation
+from prod9.evaluation.sets.volume_sets import BadFiles, Entry
 from prod9.measures.metrics import ms_ssim3d
 from prod9.system.progress import Progress
 
@@ -22,6 +23,15 @@ HISTOGRAM, SPECTRUM, DETAIL = "histogram", "spectrum", "detail"
 PROBABILITIES = "probabilities"
 AXES = (0, 1, 2)
 CPU = torch.device("cpu")
+
+
+class Reader(Protocol):
+    """Reads the volumes of a set, as a ``Preparation`` does."""
+
+    def read(self, entry: Entry) -> Tensor:
+        """Return float32 ``[1 1 H W D]`` in [0, 1]; DataError for a file that cannot be used."""
+        ...
+
 
 Describe = Callable[[Tensor], Tensor]
 """A volume ``[1 1 H W D]`` → its row ``[1 K]``."""
@@ -85,7 +95,7 @@ class SetRows:
 @torch.no_grad()
 def describe_set(
     entries: Sequence[Entry],
-    preparation: Preparation,
+    preparation: Reader,
     extractors: Sequence[SliceExtractor],
     bad: BadFiles,
     *,

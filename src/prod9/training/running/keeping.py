@@ -10,8 +10,16 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.trainer.states import TrainerFn
 
 from prod9.json_files import write_json
-from prod9.models.checkpoint_file import LAST, link_checkpoint, remove_checkpoint
+from prod9.models.checkpoint_file import (
+    LAST,
+    link_checkpoint,
+    read_checkpoint,
+    remove_checkpoint,
+    write_checkpoint,
+)
 from prod9.models.run_folder import METRICS, find_checkpoints, write_index
+from prod9.models.weak import EARLY
+from prod9.system.folders import finals
 from prod9.training.lightning.base import AbstractLightning
 
 log = logging.getLogger("prod9")
@@ -38,6 +46,7 @@ class KeepCheckpoints(Checkpoint):
         mode: ``min`` or ``max``.
         save_top_k: how many of the best ones are kept.
         every_steps: save also after this number of steps.
+        early_step: keep the weights of this step in a file of their own, for autoguidance; None for no such file.
         tidies: delete best checkpoints that are in no ranking when the training starts.
     """
 
@@ -49,6 +58,7 @@ class KeepCheckpoints(Checkpoint):
         mode: str,
         save_top_k: int = 1,
         every_steps: int | None = None,
+        early_step: int | None = None,
         tidies: bool = False,
     ) -> None:
         self.folder = folder
@@ -56,20 +66,30 @@ class KeepCheckpoints(Checkpoint):
         self.mode = mode
         self.save_top_k = save_top_k
         self.every_steps = every_steps
+        self.early_step = early_step
         self.best: list[Entry] = []
         self.tidies = tidies
         self._new_best: Entry | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Delete best checkpoints that are in no ranking because the run was killed before it wrote the ranking."""
+        """Delete best checkpoints that are in no ranking because the run was killed before it wrote the ranking.
+
+        A run that starts from trained weights (``--init-from``) keeps no early ones: they are not weaker.
+        """
+        module = cast(AbstractLightning, pl_module)
+        if module.step == 0 and not module.fresh:
+            self.early_step = None
         if trainer.is_global_zero and self.tidies:
             settle(self.folder, self.best)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save ``last`` after the configured steps."""
-        if self.every_steps and cast(AbstractLightning, pl_module).step % self.every_steps == 0:
+        """Save ``last`` after the configured steps, and the early weights once."""
+        step = cast(AbstractLightning, pl_module).step
+        if step == self.early_step:
+            self._save_early(trainer, step)
+        if self.every_steps and step % self.every_steps == 0:
             self.save_last(trainer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -117,6 +137,19 @@ class KeepCheckpoints(Checkpoint):
         if trainer.is_global_zero:
             write_index(self.folder, self.best)
             link_checkpoint(self.folder / entry["file"], self.folder / LAST, keep_previous=True)
+
+    def _save_early(self, trainer: Trainer, step: int) -> None:
+        """Keep the weights of ``step``, averaged where there is an average, without the state of their training."""
+        path = self.folder / EARLY.format(step=step)
+        # All ranks save together; the average replaces the weights only in a whole checkpoint.
+        trainer.save_checkpoint(path)
+        if trainer.is_global_zero:
+            content, _ = read_checkpoint(path)
+            write_checkpoint({name: content[name] for name in ("prod9", "state_dict")}, path)
+            for other in finals(self.folder, "early-step=*.ckpt"):
+                if other != path:  # of a run that ended before it had anything to go on from
+                    remove_checkpoint(other)
+        trainer.strategy.barrier("KeepCheckpoints early")
 
     def state_dict(self) -> dict[str, Any]:
         """Return the ranking, so that a resumed run goes on comparing."""
