@@ -103,6 +103,7 @@ class RectifiedFlowSampler:
                 device.
             callback: called after every step.
         """
+        condition = condition.in_steps(self.steps)
 
         def evaluate(x: Tensor, time: Tensor, guided: bool) -> Tensor:
             return self._guided(velocity, x, time, condition, guided)

@@ -31,6 +31,7 @@ from prod9.diffusion.diffusion_model import DiffusionModelRF
 from prod9.generator.token_decoder import AbstractTokenDecoder
 from prod9.models.checkpoint_header import recorded_config
 from prod9.models.checkpoint_manager import CheckpointManager, Loaded, Opened
+from prod9.models.distilled import require_flow
 from prod9.models.factory import ModelFactory
 from prod9.training.algorithms.base import Losses
 from prod9.training.algorithms.control_flow import FlowControl, RegionContrast
@@ -370,6 +371,7 @@ class FlowControlRecipe(AbstractControlRecipe[MaisiControlNetConfig, FlowControl
         """Load ``inputs.diffusion`` and its autoencoder."""
         path = named_input(config, "diffusion", what="diffusion network", example="maisi_diffusion")
         base = CheckpointManager.load_diffusion(opened or path)
+        require_flow(base.header, base.path)
         return FlowControlBases(base, CheckpointManager.load_vae(base, path=config.inputs.autoencoder))
 
     @classmethod
