@@ -116,7 +116,8 @@ def test_a_batch_holds_every_length_and_only_true_starts():
     assert counts.tolist() == [100, 100, 100]
     places = (1.0 - segments.start) * segments.steps
     assert torch.equal(places, places.round())
-    assert places.min() == 0 and bool((places < segments.steps).all())
+    assert places.min() == 0
+    assert bool((places < segments.steps).all())
 
 
 def test_a_student_without_a_teacher_says_so():

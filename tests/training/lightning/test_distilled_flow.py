@@ -122,12 +122,10 @@ def test_what_cannot_be_distilled_is_refused(flow, make_config, make_student):
     train(config, init_from=flow.output_dir)
 
     # Neither a flow, nor a student, nor a control network starts from a student.
-    for other in (make_config("maisi_diffusion", "tuned"), make_student("grandchild")):
-        with pytest.raises(
-            CheckpointError,
-            match="expected a flow, got a network that was distilled to 1, 2 steps|got others",
-        ):
-            train(other, init_from=config.output_dir)
+    with pytest.raises(CheckpointError, match="expected a flow, got a network that was distilled"):
+        train(make_config("maisi_diffusion", "tuned"), init_from=config.output_dir)
+    with pytest.raises(CheckpointError, match="expected a flow, got a network that was distilled"):
+        train(make_student("grandchild"), init_from=config.output_dir)
     steered = make_config("maisi_controlnet", "control", inputs={"diffusion": config.output_dir})
     with pytest.raises(CheckpointError, match="expected a flow, got a network that was distilled"):
         ControlNetLightning(steered)

@@ -18,7 +18,7 @@ from prod9.models.checkpoint_manager import (
     weights_of,
 )
 from prod9.models.checkpoint_places import describe_input, find_recorded
-from prod9.models.distilled import DISTILLED, require_flow
+from prod9.models.distilled import DISTILLED
 from prod9.models.factory import ModelFactory
 from prod9.stages import STAGES
 from prod9.training.algorithms.distillation_trainer import Teacher
@@ -46,8 +46,7 @@ class DistilledFrom:
 
     @classmethod
     def opened(cls, opened: Opened, config: MaisiDiffusionConfig) -> "DistilledFrom":
-        """Load the teacher of the new run ``config``; CheckpointError for one that is distilled itself."""
-        require_flow(opened.header, opened.path)
+        """Load the teacher of the new run ``config``; CheckpointError for one of another flow."""
         loaded = CheckpointManager.load_diffusion(opened)
         assert config.distillation is not None
         own = recorded_config(loaded, MaisiDiffusionConfig)

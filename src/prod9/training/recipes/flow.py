@@ -100,13 +100,13 @@ class FlowRecipe(AbstractRecipe[MaisiDiffusionConfig, Loaded[AutoencoderKlMaisi]
         """Keep the scale that the weights of ``header`` were trained with; CheckpointError for those of a DDPM."""
         require_schedule(header, RECTIFIED_FLOW, "The weights to start from")
         self.scale_factor = float(header["data"]["scale_factor"])
-        if self.config.distillation is None:
-            require_flow(header, "The weights to start from")
-        elif self.teacher is None:  # resumed or measured: the teacher is where the run keeps it
+        if self.config.distillation is not None and self.teacher is None:
+            # Resumed or measured: the teacher is where the run keeps it.
             self._learn_from(DistilledFrom.recorded(header, self.config))
 
     def take_weights(self, opened: Opened) -> None:
         """Load the weights of another run; those of a teacher lack the embedding of the step size, which stays 0."""
+        require_flow(opened.header, opened.path)
         if self.config.distillation is None:
             super().take_weights(opened)
             return
