@@ -14,13 +14,14 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import _harness
 import torch
 
 from prod9 import volumes
 from prod9.config.load import load_config
+from prod9.config.schema import MaisiDiffusionConfig, MaisiVAEConfig
 from prod9.diffusion.condition import FlowCondition
 from prod9.diffusion.sampler import RectifiedFlowSampler
 from prod9.diffusion.scheduler import RectifiedFlowSchedulerRF
@@ -34,7 +35,8 @@ _METRICS = {"kid": "KID", "spectrum_distance_db": "spectrum, dB", "ms_ssim_pairs
 
 def cost(bench: _harness.Bench) -> None:
     """Time steps of the demo's network beside the decoding of what they make."""
-    config, vae = load_config("demo/maisi_diffusion"), load_config("demo/maisi_vae")
+    config = cast(MaisiDiffusionConfig, load_config("demo/maisi_diffusion"))
+    vae = cast(MaisiVAEConfig, load_config("demo/maisi_vae"))
     torch.manual_seed(0)
     autoencoder = ModelFactory.create_autoencoder(vae.model).eval()
     network = ModelFactory.create_diffusion(config.model, latent_channels=autoencoder.latent_channels).eval()

@@ -287,8 +287,8 @@ class MaisiControlNetConfig(ControlSection):
         ):
             if scale != 0.0:
                 raise ValueError(
-                    f"{key}: expected 0 with start, since the base alone knows no flow from the sources, got {scale:g}; "
-                    "set it to 0"
+                    f"{key}: expected 0 with start, since the base alone knows no flow from the sources, got "
+                    f"{scale:g}; set it to 0"
                 )
 
     @model_validator(mode="after")

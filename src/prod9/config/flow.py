@@ -160,7 +160,7 @@ class DistillationConfig(Section):
     )
     teacher: RectifiedFlowSamplerConfig | None = Field(
         default=None,
-        description="How the teacher is sampled; its guidance becomes part of the student. Null: as its checkpoint says.",
+        description="How the teacher is sampled; its guidance becomes part of the student. Null: as its file says.",
     )
 
 
@@ -202,8 +202,8 @@ class MaisiDiffusionConfig(RunSection):
             )
         if known and sampler.steps not in known:
             raise ValueError(
-                f"sampler.steps: expected {_either(known)}, the numbers of steps that this network is distilled to, got "
-                f"{sampler.steps}; use one of these, or sample its teacher"
+                f"sampler.steps: expected {_either(known)}, the numbers of steps that this network is distilled to, "
+                f"got {sampler.steps}; use one of these, or sample its teacher"
             )
         if known and sampler.guidance_scale != 0.0:
             raise ValueError(

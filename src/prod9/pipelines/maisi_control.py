@@ -111,7 +111,7 @@ class MAISIControlPipeline(AbstractControlPipeline):
         )
 
     def _origin(self, label: int, images: np.ndarray | None) -> torch.Tensor:
-        """Return the mean latent ``[1 Z h w d]`` of the sources ``[B N H W D]``, alike for all B, in the flow's scale."""
+        """Return the mean latent ``[1 Z h w d]`` of ``images [B N H W D]``, alike for all B, in the flow's scale."""
         target = next(name for name, number in self.generator.label_map.items() if number == label)
         shown = [] if images is None else [
             torch.from_numpy(np.ascontiguousarray(images[0, slot]))

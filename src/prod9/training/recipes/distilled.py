@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from prod9.config.schema import MaisiDiffusionConfig
 from prod9.diffusion.diffusion_model import DiffusionModelRF
 from prod9.errors import CheckpointError, ConfigError
@@ -91,13 +93,13 @@ class DistilledFrom:
         return cls(network, teacher, loaded.path, record)
 
 
-def load_student(network: DiffusionModelRF, opened: Opened) -> None:
+def load_student(network: nn.Module, opened: Opened) -> None:
     """Load the weights of a teacher, strictly but for the embedding of the step size, which it lacks."""
     prefix = STAGES[opened.header["stage"]].prefix
     load_strictly(network, with_step_sizes(network, weights_of(opened.state_dict, prefix)), opened.path)
 
 
-def with_step_sizes(network: Any, state: Mapping[str, Any]) -> dict[str, Any]:
+def with_step_sizes(network: nn.Module, state: Mapping[str, Any]) -> dict[str, Any]:
     """Return ``state`` with the embedding of the step size of ``network`` where it has none."""
     own = {name: value for name, value in network.state_dict().items() if name.startswith(_STEP_SIZES)}
     return {**own, **state}
