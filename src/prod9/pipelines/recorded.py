@@ -11,7 +11,7 @@ from prod9.models.checkpoint_header import Loaded, recorded_config
 from prod9.pipelines.labels import VolumeGrid
 from prod9.pipelines.placement import GridPlacement
 
-SAMPLING = frozenset({"control", "sampler", "start", "masking", "flow", "sliding_window"})
+SAMPLING = frozenset({"control", "distillation", "sampler", "start", "masking", "flow", "sliding_window"})
 """Sections of a config that decide what is sampled, where it has them."""
 C = TypeVar("C", bound=RunSection)
 

@@ -70,10 +70,11 @@ def build_pipeline(
 
 
 def sampling_settings(config: "RunConfig") -> dict[str, Any]:
-    """Return the sections of a config that decide what is sampled, as plain values."""
+    """Return the sections of a config that decide what is sampled, as plain values; not those that are null."""
     from prod9.pipelines.recorded import SAMPLING
 
-    return config.model_dump(mode="json", include=set(SAMPLING))
+    sections = config.model_dump(mode="json", include=set(SAMPLING))
+    return {name: section for name, section in sections.items() if section is not None}
 
 
 def sampler_report(pipeline: "AbstractLabelPipeline") -> dict[str, Any]:
