@@ -91,15 +91,20 @@ def make_sets(args: argparse.Namespace) -> Iterator[Made]:
 
 def quality(args: argparse.Namespace) -> list[dict[str, Any]]:
     """Return a row for each set; print them as a table in Markdown."""
-    settings = ImageSettings(split=args.split, replicates=args.replicates)
+    how: dict[str, Any] = {}
+    if args.autoencoder:
+        how = {"extractors": ("autoencoder",), "autoencoder": args.autoencoder}
+    settings = ImageSettings(split=args.split, replicates=args.replicates, **how)
     rows, reference = [], Path(args.output) / f"flow_{STEPS[-1]}"
-    for made in make_sets(args):
+    for made in list(make_sets(args)):
         row: dict[str, Any] = {"model": made.model, "steps": made.steps}
         scores = evaluate_images(Path(args.scans), made.folder, settings).evaluation.scores
         row |= _picked(scores, _METRICS)
         row["volumes"] = next(score["num_generated"] for score in scores if score["modality"] == "all")
         if made.folder != reference:
-            own = evaluate_images(reference, made.folder, ImageSettings(replicates=0)).evaluation.scores
+            own = evaluate_images(
+                reference, made.folder, ImageSettings(replicates=0, **how)
+            ).evaluation.scores
             row["kid_to_flow_30"] = _picked(own, {"kid": "KID"})["kid"]["value"]
         rows.append(row)
         print(_line(row), flush=True)
@@ -130,6 +135,9 @@ def main() -> None:
     parser.add_argument("--flow", help="run or checkpoint of a flow")
     parser.add_argument("--student", help="run or checkpoint that was distilled from it")
     parser.add_argument("--scans", help="folder of real volumes")
+    parser.add_argument(
+        "--autoencoder", help="stage 1 whose features KID compares, instead of a random network's"
+    )
     parser.add_argument("--split", help="a split.json: only its test patients are compared")
     parser.add_argument("-n", "--number", type=int, default=32, help="volumes of each modality")
     parser.add_argument("-o", "--output", default="few_steps", help="folder of the volumes")
