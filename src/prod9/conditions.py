@@ -24,7 +24,7 @@ class Condition(ABC):
     def __len__(self) -> int:
         return len(self._first)
 
-    def __getitem__(self, samples: slice) -> Self:
+    def __getitem__(self, samples: slice | Tensor) -> Self:
         return replace(self, **{name: value[samples] for name, value in self.given.items()})
 
     @property

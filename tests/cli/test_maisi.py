@@ -151,6 +151,38 @@ def test_mistakes_are_named(folder, tmp_path):
     assert "0 means unknown" in label.err
 
 
+def test_a_flow_is_distilled_and_generates_in_one_step(folder, tmp_path):
+    config = folder / "student.yaml"
+    config.write_text(
+        f"extends: {folder}/flow.yaml\noutput_dir: {folder}/student\nmodel: {{num_step_sizes: 2}}\n"
+        "distillation: {kind: shortcut}\nloss: {condition_dropout: 0.0}\nsampler: {steps: 2}\n"
+    )
+    train = ("prod9-train-maisi-diffusion", "train", "--config", config)
+    start = ("--init-from", folder / "flow")
+    for options in ((), ("--check",)):
+        alone = run(*train, *options)
+        assert alone.code == 2
+        assert "distillation: expected a teacher" in alone.err
+    assert run(*train, *start, "--check").code == 0
+    ran = run(*train, *start, "--json")
+    assert ran.code == 0, ran.err
+    assert ran.json["metrics"]["val/loss_in_1"] > 0
+    generate = ("prod9-generate", "label", "--model", folder / "student", "--label", "T2", "-n", 1)
+    made = run(*generate, "-o", tmp_path / "made", "--steps", 1, "--json")
+    assert made.code == 0, made.err
+    settings = json.loads((tmp_path / "made" / "manifest.json").read_text())["settings"]
+    assert settings["sampler"]["steps"] == 1
+    assert settings["distillation"]["kind"] == "shortcut"
+    for option, value, message in (
+        ("--steps", 8, "sampler.steps: expected 1 or 2"),
+        ("--guidance-scale", 1.5, "sampler.guidance_scale: expected 0"),
+    ):
+        refused = run(*generate, "-o", tmp_path / "refused", option, value)
+        assert refused.code == 2
+        assert message in refused.err
+        assert not (tmp_path / "refused").exists()
+
+
 def test_weights_are_listed_and_what_is_no_weight_is_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("PROD9_WEIGHTS_DIR", str(tmp_path))
     listed = run("prod9", "weights", "list", "--json")

@@ -193,6 +193,7 @@ class MemoryData(LightningDataModule):
                 "has_seg": torch.tensor(index != 3),
                 "images": torch.rand(2, 16, 16, 16, generator=generator),
                 "modality": "T1",
+                "source_latent": torch.randn(2, 4, 4, 4, generator=generator),
             }
         if isinstance(self.config, RefinerConfig):
             volumes = torch.rand(6, 16, 16, 16, generator=generator)

@@ -241,6 +241,15 @@ class FlowControlLossConfig(ControlLossSection):
     )
 
 
+class SourceStartConfig(Section):
+    """SourceStart: the flow starts at the mean latent of the sources instead of at noise (WFM, arXiv 2604.21146)."""
+
+    noise: NonNegative = Field(
+        default=0.1,
+        description="Deviation of the noise on top of that mean, in deviations of the latents: samples differ by it.",
+    )
+
+
 class MaisiControlNetConfig(ControlSection):
     """Stage 3, MAISI."""
 
@@ -252,11 +261,35 @@ class MaisiControlNetConfig(ControlSection):
     )
     loss: FlowControlLossConfig = Field(default=FlowControlLossConfig(), description="Loss.")
     sampler: RectifiedFlowSamplerConfig = Field(default=RectifiedFlowSamplerConfig(), description="Sampler.")
+    start: SourceStartConfig | None = Field(
+        default=None,
+        description="Start at the mean of the sources, for translation in 1 or 2 steps; null starts at noise.",
+    )
 
     @property
     def seg_key(self) -> str | None:
         """The key that makes the run learn from segmentations; None if it does not."""
         return "condition.conditions" if self.condition.takes_seg else None
+
+    def _require_start(self) -> None:
+        if self.start is None:
+            return
+        sources = self.condition.source_modalities
+        # A target is never its own source, so that of two one is left.
+        if len(sources) < 2:
+            raise ValueError(
+                "start: expected at least two condition.source_modalities to start from, of which a target that is one "
+                f"of them leaves the other, got {list(sources) or 'none'}; name more, or set start to null"
+            )
+        for key, scale in (
+            ("sampler.guidance_scale", self.sampler.guidance_scale),
+            ("control.control_guidance_scale", self.control.control_guidance_scale),
+        ):
+            if scale != 0.0:
+                raise ValueError(
+                    f"{key}: expected 0 with start, since the base alone knows no flow from the sources, got "
+                    f"{scale:g}; set it to 0"
+                )
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
@@ -274,6 +307,7 @@ class MaisiControlNetConfig(ControlSection):
                 f"condition.source_modalities: expected some of data.modalities {list(self.data.modalities)}, got "
                 f"{', '.join(unknown)}"
             )
+        self._require_start()
         if self.model.encoder == "maisi" and "label" in condition.conditions:
             raise ValueError(
                 "model.encoder: expected condition_encoder for the condition label, which the published encoder "

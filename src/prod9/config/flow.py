@@ -86,8 +86,18 @@ class RectifiedFlowModelConfig(Section):
     include_bottom_region_index_input: bool = Field(
         default=False, description="Condition on the body region of the last slice."
     )
+    num_step_sizes: PositiveInt | None = Field(
+        default=None,
+        description="With `distillation`: numbers of steps that it learns to sample in, of 1, 2, 4 and so on; null for "
+        "a flow.",
+    )
     use_checkpointing: bool = Field(default=False, description="Recompute activations in the backward pass.")
     native_ops: bool = Field(default=True, description="Fast operators with the same weights and results.")
+
+    @property
+    def known_steps(self) -> tuple[int, ...]:
+        """The numbers of steps that it samples in; none for a flow, which takes any."""
+        return tuple(2**k for k in range(self.num_step_sizes or 0))
 
     @property
     def downsampling_factor(self) -> int:
@@ -149,6 +159,20 @@ class RectifiedFlowSamplerConfig(Section):
     )
 
 
+class DistillationConfig(Section):
+    """DistillationTrainer: the run of `--init-from` is the teacher, and its weights are the first of the student."""
+
+    kind: Literal["shortcut"] = Field(
+        default="shortcut",
+        description="The mean velocity over a step is the teacher's for the shortest step, else that of two of the "
+        "student's steps of half the length.",
+    )
+    teacher: RectifiedFlowSamplerConfig | None = Field(
+        default=None,
+        description="How the teacher is sampled; its guidance becomes part of the student. Null: as its file says.",
+    )
+
+
 class DiffusionLossConfig(Section):
     """DiffusionTrainer."""
 
@@ -172,6 +196,40 @@ class MaisiDiffusionConfig(RunSection):
     loss: DiffusionLossConfig = Field(default=DiffusionLossConfig(), description="Loss.")
     flow: FlowConfig = Field(default=FlowConfig(), description="Flow.")
     sampler: RectifiedFlowSamplerConfig = Field(default=RectifiedFlowSamplerConfig(), description="Sampler.")
+    distillation: DistillationConfig | None = Field(
+        default=None, description="Distil a trained flow to a few steps; null trains a flow."
+    )
+
+    @model_validator(mode="after")
+    def _student_is_whole(self) -> Self:
+        sampler, known = self.sampler, self.model.known_steps
+        if (self.distillation is None) != (not known):
+            raise ValueError(
+                "model.num_step_sizes: expected a number with distillation and null without, got "
+                f"{self.model.num_step_sizes} {'without' if self.distillation is None else 'with'} it; use "
+                f"{'null' if self.distillation is None else '3, for 1, 2 and 4 steps'}"
+            )
+        if known and sampler.steps not in known:
+            raise ValueError(
+                f"sampler.steps: expected {_either(known)}, the numbers of steps that this network is distilled to, "
+                f"got {sampler.steps}; use one of these, or sample its teacher"
+            )
+        if known and sampler.guidance_scale != 0.0:
+            raise ValueError(
+                "sampler.guidance_scale: expected 0 for a distilled network, whose teacher's guidance is part of it, "
+                f"got {sampler.guidance_scale:g}; set it to 0"
+            )
+        if known and sampler.solver != "euler":
+            raise ValueError(
+                "sampler.solver: expected euler for a distilled network, which predicts the mean velocity of a whole "
+                f"step, got {sampler.solver}; use euler"
+            )
+        if known and self.loss.condition_dropout > 0:
+            raise ValueError(
+                "loss.condition_dropout: expected 0 with distillation, which learns the teacher's guided velocity and "
+                f"hides no label, got {self.loss.condition_dropout:g}; set it to 0"
+            )
+        return self
 
     @model_validator(mode="after")
     def _labels_fit(self) -> Self:
@@ -197,3 +255,7 @@ class MaisiDiffusionConfig(RunSection):
                 "only, got true; set it to false, or use ddp"
             )
         return self
+
+
+def _either(numbers: tuple[int, ...]) -> str:
+    return " or ".join(filter(None, [", ".join(map(str, numbers[:-1])), str(numbers[-1])]))

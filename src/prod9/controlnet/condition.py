@@ -19,12 +19,14 @@ class ControlCondition(MaskedCondition):
     """A batch of control conditions; None for what is not given, but one of them is needed.
 
     seg: integer ``[B H W D]`` on the voxel grid, classes from 0 (background). label: int64 ``[B]``. images:
-    float32 ``[B N H W D]`` in [0, 1], one channel per source modality, all 0 where a source is missing.
+    float32 ``[B N H W D]`` in [0, 1], one channel per source modality, all 0 where a source is missing. origin: float32
+    ``[B Z h w d]``, the latent at which a flow starts instead of at noise.
     """
 
     seg: Tensor | None = None
     label: Tensor | None = None
     images: Tensor | None = None
+    origin: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.seg is None and self.label is None and self.images is None:

@@ -19,13 +19,15 @@ class FlowCondition(Condition):
 
     label: int64 ``[B]``, the class to generate, 0 where it is unknown. spacing: float32 ``[B 3]``, sides of a voxel of
     the image in mm. top_region, bottom_region: float32 ``[B 4]``, one-hot, the body regions
-    (head and neck, chest, abdomen, pelvis) of the first and last slice. None for what a network does not take.
+    (head and neck, chest, abdomen, pelvis) of the first and last slice. steps: int64 ``[B]``, the number of steps that
+    carry a sample from noise to data, which samplers fill in. None for what a network does not take.
     """
 
     label: Tensor
     spacing: Tensor | None = None
     top_region: Tensor | None = None
     bottom_region: Tensor | None = None
+    steps: Tensor | None = None
 
     @classmethod
     def of_heads(cls, label: Tensor, spacing: Tensor) -> "FlowCondition":
@@ -33,6 +35,10 @@ class FlowCondition(Condition):
         region = torch.zeros(len(label), 4, device=label.device)
         region[:, HEAD] = 1.0
         return cls(label, spacing.to(torch.float32), region, region)
+
+    def in_steps(self, steps: Tensor | int) -> "FlowCondition":
+        """Return the batch for sampling in ``steps``: one number for all samples, or one for each, ``[B]``."""
+        return replace(self, steps=torch.as_tensor(steps, device=self.device).expand(len(self)))
 
     def drop(self, where: Tensor) -> "FlowCondition":
         """Return the batch with the labels of bool ``where [B]`` unknown; the geometry stays known."""

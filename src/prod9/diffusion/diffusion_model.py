@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NotRequired, TypedDict, Unpack
 
+import torch
 from monai.apps.generation.maisi.networks.diffusion_model_unet_maisi import DiffusionModelUNetMaisi
 from torch import Tensor, nn
 
@@ -72,6 +73,9 @@ class DiffusionModelRF(DiffusionModelUNetMaisi):
         include_spacing_input: condition on the spacing of the image.
         include_top_region_index_input: condition on the body region of the first slice.
         include_bottom_region_index_input: condition on the body region of the last slice.
+        num_step_sizes: condition on the number of steps of the sampling run, of 1, 2, 4, … in all ``num_step_sizes``
+            numbers. Its embedding is added to that of the time and starts at zero: a network that starts from weights
+            without it first computes what those compute. None for a flow, which knows no step size.
         use_checkpointing: recompute activations in the backward pass.
         native_ops: use the faster layers of this package.
         **unet: see :class:`UNetOptions`.
@@ -92,6 +96,7 @@ class DiffusionModelRF(DiffusionModelUNetMaisi):
     up_blocks: Any
     middle_block: Any
     out: Any
+    time_embed: Any
 
     def __init__(
         self,
@@ -99,6 +104,7 @@ class DiffusionModelRF(DiffusionModelUNetMaisi):
         include_spacing_input: bool = True,
         include_top_region_index_input: bool = False,
         include_bottom_region_index_input: bool = False,
+        num_step_sizes: int | None = None,
         use_checkpointing: bool = False,
         native_ops: bool = True,
         **unet: Unpack[UNetOptions],
@@ -113,6 +119,11 @@ class DiffusionModelRF(DiffusionModelUNetMaisi):
         self.latent_channels = unet["latent_channels"]
         self.downsampling_factor = 2 ** (len(unet["num_channels"]) - 1)
         self.use_checkpointing = use_checkpointing
+        self.num_step_sizes = num_step_sizes
+        if num_step_sizes is not None:
+            width = self.time_embed[-1].out_features
+            self.step_size_embedding = nn.Embedding(num_step_sizes, width)
+            nn.init.zeros_(self.step_size_embedding.weight)
         if native_ops:
             use_native_unet(self)
 
@@ -137,6 +148,7 @@ class DiffusionModelRF(DiffusionModelUNetMaisi):
             top_region_index_tensor=top_region,
             bottom_region_index_tensor=bottom_region,
             spacing_tensor=spacing,
+            steps=condition.steps,
         )
 
     def geometry_embedding(self, condition: FlowCondition) -> Tensor:
@@ -199,11 +211,14 @@ class DiffusionModelRF(DiffusionModelUNetMaisi):
         top_region_index_tensor: Tensor | None = None,
         bottom_region_index_tensor: Tensor | None = None,
         spacing_tensor: Tensor | None = None,
+        steps: Tensor | None = None,
     ) -> Latent:
-        """Return the velocity from the arguments of MONAI's forward; see ``predict`` for those of this package."""
+        """Return the velocity from the arguments of MONAI's forward and ``steps``; see ``predict``."""
         if self.num_class_embeds is not None and class_labels is None:
             raise ValueError("class_labels: expected by this network, got None; pass one per sample")
         emb = self._get_time_and_class_embedding(x, timesteps, class_labels)
+        if self.num_step_sizes is not None:
+            emb = emb + self.step_size_embedding(step_size_index(steps, self.num_step_sizes)).to(emb.dtype)
         emb = self._get_input_embeddings(
             emb, top_region_index_tensor, bottom_region_index_tensor, spacing_tensor
         )
@@ -215,3 +230,20 @@ class DiffusionModelRF(DiffusionModelUNetMaisi):
 
     def _call(self, block: nn.Module, *arguments: Any) -> Any:
         return call(block, *arguments, recompute=self.use_checkpointing)
+
+
+def step_size_index(steps: Tensor | None, num_step_sizes: int) -> Tensor:
+    """Return the place of each of ``steps [B]`` among 1, 2, 4, …; ValueError for other numbers, or for None."""
+    known = [2**k for k in range(num_step_sizes)]
+    names = f"{', '.join(map(str, known[:-1]))} or {known[-1]}" if len(known) > 1 else "1"
+    if steps is None:
+        raise ValueError(f"steps: expected {names} in the condition of this network, got None; add them")
+    index = steps.float().log2().round().long()
+    # One sync per call, as for labels.
+    wrong = (index < 0) | (index >= num_step_sizes) | (torch.pow(2, index.clamp_min(0)) != steps)
+    if bool(wrong.any()):
+        got = sorted(set(steps[wrong].tolist()))
+        raise ValueError(
+            f"steps: expected {names}, which this network was distilled to, got {got}; use one of these"
+        )
+    return index

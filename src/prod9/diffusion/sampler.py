@@ -35,6 +35,23 @@ class FlowState:
     x_t: Tensor
 
 
+@dataclass(frozen=True)
+class SourceStart:
+    """Where a flow of translation starts: at the mean latent of the sources with a little noise.
+
+    Attributes:
+        origin: that mean ``[B Z h w d]``, in the scale of the network.
+        noise: deviation of the noise on top; 0 gives one translation for all seeds.
+    """
+
+    origin: Tensor
+    noise: float
+
+    def at(self, noise: Tensor) -> Tensor:
+        """Return the start that standard normal ``noise [B Z h w d]`` gives."""
+        return self.origin.to(noise.device, noise.dtype) + self.noise * noise
+
+
 class RectifiedFlowSampler:
     """Integrates a velocity from t = 1 to 0.
 
@@ -118,6 +135,7 @@ class RectifiedFlowSampler:
             weak: the weaker network of ``autoguidance_scale``; needed unless that is 0.
         """
         self._require(weak)
+        condition = condition.in_steps(self.steps)
 
         def evaluate(x: Tensor, time: Tensor, guided: bool) -> Tensor:
             return self._guided(velocity, x, time, condition, guided, weak)
@@ -136,6 +154,7 @@ class RectifiedFlowSampler:
         control: Tensor,
         control_strength: float = 1.0,
         control_guidance_scale: float = 0.0,
+        start: SourceStart | None = None,
         callback: Callable[[FlowState], None] | None = None,
         weak: Velocity | None = None,
     ) -> Latent:
@@ -150,6 +169,7 @@ class RectifiedFlowSampler:
             control_strength: factor of the residuals; 0 equals the base bit for bit, without calls of ``controlnet``.
             control_guidance_scale: factor of the difference between steered and base velocity that is added, inside of
                 ``guidance_interval``.
+            start: where the flow starts instead of at noise; the base alone (a strength of 0) always starts at noise.
         """
         if control_strength < 0:
             raise ValueError(
@@ -179,7 +199,7 @@ class RectifiedFlowSampler:
                 return self._away(weak, base, x, time, condition, result)
             return result
 
-        return self._integrate(evaluate, shape, condition.device, generator, callback)
+        return self._integrate(evaluate, shape, condition.device, generator, callback, start)
 
     def _integrate(
         self,
@@ -188,14 +208,16 @@ class RectifiedFlowSampler:
         device: torch.device,
         generator: torch.Generator | Sequence[torch.Generator],
         callback: Callable[[FlowState], None] | None,
+        start: SourceStart | None = None,
     ) -> Tensor:
-        """Follow ``evaluate(x_t, network times, guided)`` from noise to data."""
+        """Follow ``evaluate(x_t, network times, guided)`` from noise, or from ``start``, to data."""
         x = draw_noise(shape, generator).to(device)
+        x = x if start is None else start.at(x)
         lost = torch.zeros_like(x)
         times = self.scheduler.times(self.steps, shape[2:])
-        start, end = self.guidance_interval
+        first, end = self.guidance_interval
         for i, (t, t_next) in enumerate(pairwise(times)):
-            guided = start <= i / self.steps < end
+            guided = first <= i / self.steps < end
             v = evaluate(x, self._network_time(x, t), guided)
             if self.solver == "heun":
                 ahead = self.scheduler.step(x, v, t, t_next)

@@ -12,6 +12,8 @@ import torch
 from prod9.config.schema import MaisiControlNetConfig, RunConfig
 from prod9.controlnet.condition import ControlCondition
 from prod9.controlnet.controlnet_model import ControlNetRF
+from prod9.diffusion.sampler import SourceStart
+from prod9.errors import ConfigError
 from prod9.models.checkpoint_manager import CheckpointManager, Source
 from prod9.pipelines.maisi import MAISIPipeline
 from prod9.pipelines.recorded import Overrides, config_of
@@ -27,6 +29,8 @@ class MAISIControlPipeline(AbstractControlPipeline):
 
     generator: MAISIPipeline
     controlnet: ControlNetRF
+    start_noise: float | None = None
+    """Deviation of the noise at the start of a flow from the mean of the sources; None for a flow from noise."""
 
     @classmethod
     def from_checkpoint(
@@ -52,7 +56,9 @@ class MAISIControlPipeline(AbstractControlPipeline):
             autoencoder=autoencoder or config.inputs.autoencoder,
             settings=config,
         )
-        return cls._of_loaded(loaded, config.control, generator)
+        pipeline = cls._of_loaded(loaded, config.control, generator)
+        pipeline.start_noise = None if config.start is None else config.start.noise
+        return pipeline
 
     @property
     def condition_type(self) -> str:
@@ -79,12 +85,20 @@ class MAISIControlPipeline(AbstractControlPipeline):
         images: np.ndarray | None = None,
         report: Share | None = None,
     ) -> torch.Tensor:
-        """Return latents ``[B Z h w d]`` of the class ``label`` under control, in the autoencoder's scale."""
+        """Return latents ``[B Z h w d]`` of the class ``label`` under control, in the autoencoder's scale.
+
+        A flow from the mean of the sources raises ConfigError where there is no source beside the target.
+        """
         condition = ControlCondition(
             seg=None if segs is None else torch.from_numpy(np.ascontiguousarray(segs)),
             label=torch.full((len(seeds),), label, dtype=torch.int64),
             images=None if images is None else torch.from_numpy(np.ascontiguousarray(images)),
         )
+        start = {}
+        if self.start_noise is not None and self.control_strength > 0:
+            start["start"] = SourceStart(
+                self._origin(label, images).expand(len(seeds), -1, -1, -1, -1), self.start_noise
+            )
         return self.generator.sample_latents(
             self.generator.condition_of(label, len(seeds)),
             seeds=seeds,
@@ -93,4 +107,23 @@ class MAISIControlPipeline(AbstractControlPipeline):
             control=self.controlnet.encode(condition.to(self.generator.device)),
             control_strength=self.control_strength,
             control_guidance_scale=self.control_guidance_scale,
+            **start,
         )
+
+    def _origin(self, label: int, images: np.ndarray | None) -> torch.Tensor:
+        """Return the mean latent ``[1 Z h w d]`` of ``images [B N H W D]``, alike for all B, in the flow's scale."""
+        target = next(name for name, number in self.generator.label_map.items() if number == label)
+        shown = [] if images is None else [
+            torch.from_numpy(np.ascontiguousarray(images[0, slot]))
+            for slot, name in enumerate(self.source_modalities)
+            if name != target and images[0, slot].any()
+        ]  # fmt: skip
+        if not shown:
+            raise ConfigError(
+                f"sources: expected one of {', '.join(self.source_modalities)} other than {target} for a flow that "
+                "starts at the mean of the sources, got none; pass --source NAME=FILE."
+            )
+        # One at a time: encoding is where the memory goes.
+        encode = self.generator.autoencoder.encode
+        latents = [encode(image[None, None].to(self.generator.device))[0] for image in shown]
+        return torch.stack(latents).mean(0) * self.generator.scale_factor

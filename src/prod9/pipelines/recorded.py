@@ -13,7 +13,7 @@ from prod9.models.checkpoint_manager import CheckpointManager
 from prod9.pipelines.labels import VolumeGrid
 from prod9.pipelines.placement import GridPlacement
 
-SAMPLING = frozenset({"control", "sampler", "masking", "flow", "sliding_window"})
+SAMPLING = frozenset({"control", "distillation", "sampler", "start", "masking", "flow", "sliding_window"})
 """Sections of a config that decide what is sampled, where it has them."""
 C = TypeVar("C", bound=RunSection)
 

@@ -5,7 +5,8 @@ build the networks. The rules, with bytes per value b = 4 (float32 on CPU) or 2 
 
 - tokens: (H/f)(W/f)(D/f) for a grid of H × W × D voxels, f = space_to_depth · 2^(resolutions − 1).
 - state of training: 16 bytes per parameter (weight, gradient and AdamW's two moments in float32), 4 more
-  with an average of the weights. The frozen base of a control network adds 4 bytes per parameter.
+  with an average of the weights. The frozen base of a control network, or the teacher of a
+  distilled flow, adds 4 bytes per parameter.
 - activations, stage 1: a normalised convolution keeps its input before and after the norm and after the
   activation, 4 + 4 + b bytes per value (norms run in float32 under autocast), a bare one its input, b bytes.
   Training passes are one crop batch or one whole volume, whichever is larger. The discriminator sees real
@@ -116,6 +117,8 @@ def estimate(
     footprint = _FOOTPRINTS[config.stage](config, half_bytes(config, device), *below)
     parameters = count(config, base, autoencoder)
     frozen = 0 if base is None else count(base, None, autoencoder)
+    if getattr(config, "distillation", None) is not None:
+        frozen = parameters  # the teacher has the student's size
     average = 0 if config.training.ema is None else _EMA_BYTES
     state = parameters * (_STATE_BYTES + average) + frozen * _FROZEN_BYTES
     return Resources(

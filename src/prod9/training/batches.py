@@ -77,11 +77,15 @@ class ControlTokenBatch(Tokens):
 
 
 class ControlLatentBatch(LatentBatch):
-    """Stage 3, latents; ``seg`` and ``has_seg`` as for tokens. images: ``[B N H W D]``, where sources steer."""
+    """Stage 3, latents; ``seg`` and ``has_seg`` as for tokens.
+
+    images: ``[B N H W D]``, where sources steer. source_latent: their mean ``[B Z h w d]``, where a flow starts there.
+    """
 
     seg: Tensor
     has_seg: Tensor
     images: NotRequired[Tensor]
+    source_latent: NotRequired[Tensor]
 
 
 class RefinerBatch(Named):

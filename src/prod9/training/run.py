@@ -147,6 +147,8 @@ def _train(
         _require_inputs(start, module)
     if init_from is not None:
         module.start_from(CheckpointManager.open(init_from, stage=config.stage))
+    elif start is None:
+        module.recipe.begin_anew()
     if is_first_rank():
         write_text(output_dir / "config.yaml", dump_config(config))
         for name, place in module.recipe.kept_inputs().items():

@@ -46,3 +46,42 @@ def test_a_target_never_sees_itself() -> None:
     images = dataset[0]["images"]
     assert torch.equal(images[0], dequantise(cases.images[0][0]))
     assert not images[1].any()
+
+
+class Stored:
+    """Latents of two cases of four modalities, each full of a number of its own."""
+
+    def __init__(self) -> None:
+        self.items = [
+            {"case_id": case, "modality": name, "flipped": flip}
+            for case in "ab"
+            for name in NAMES
+            for flip in (False, True)
+        ]
+        self.store = self
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, key: int) -> dict:
+        return self.items[key]
+
+    def describe(self, key: int) -> dict:
+        return self.items[key]
+
+    def latent(self, key: int) -> torch.Tensor:
+        return torch.full((1, 2, 2, 2), float(key))
+
+
+def test_the_mean_latent_is_that_of_the_sources_that_are_shown() -> None:
+    stored = Stored()
+    dataset = SourceImages(stored, Cases(), modalities=NAMES, slots=(0, 2), averages=True)  # type: ignore[arg-type]
+    for key, item in enumerate(stored.items):
+        shown = [
+            place
+            for place, other in enumerate(stored.items)
+            if other["case_id"] == item["case_id"]
+            and other["flipped"] == item["flipped"]
+            and other["modality"] in {"T1", "T2"} - {item["modality"]}
+        ]
+        assert dataset[key]["source_latent"].unique().tolist() == [np.mean(shown)]

@@ -168,11 +168,13 @@ class FlowControlBases(Bases[MaisiControlNetConfig]):
 
     def __init__(self, config: MaisiControlNetConfig) -> None:
         from prod9.models.checkpoint_manager import require_schedule
+        from prod9.models.distilled import require_flow
         from prod9.models.released import RECTIFIED_FLOW
 
         super().__init__(config)
         self.opened, self.base = _open(config, MaisiDiffusionConfig)
         require_schedule(self.opened.header, RECTIFIED_FLOW, self.opened.path)
+        require_flow(self.opened.header, self.opened.path)
         self.autoencoder = KLModelConfig.model_validate(self.opened.header["architecture"]["autoencoder"])
         # Published weights are fine-tuned on other grids and data than theirs.
         if "released" not in self.opened.header["data"]:

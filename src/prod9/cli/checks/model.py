@@ -20,6 +20,13 @@ def check_start(config: "RunConfig", networks: "dict[str, nn.Module]", path: str
     from prod9.models.checkpoint_manager import CheckpointManager, load_strictly, weights_of
 
     opened = CheckpointManager.open(path, stage=config.stage)
+    if config.stage == "maisi_diffusion":
+        from prod9.models.distilled import require_flow
+        from prod9.training.recipes.distilled import load_student
+
+        require_flow(opened.header, opened.path)
+        load_student(networks["diffusion"], opened)
+        return
     decoder, kind = networks.get("decoder"), opened.header["config"]["model"]["kind"]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that loading into the meta device keeps nothing

@@ -89,6 +89,10 @@ def check_run(
     needs = bases.needs("cuda" if chosen.type == "cuda" else "cpu")
     if init_from is not None:
         check_start(config, bases.networks(), init_from)
+    elif what == "train" and resume is None and config.stage == "maisi_diffusion" and config.distillation:
+        from prod9.training.recipes.distilled import no_teacher
+
+        raise no_teacher()
     if what == "train" and resume is None:  # last, since it says least about the config
         require_fresh(Path(config.output_dir))
     memory, disk = device_memory(str(chosen)), free_disk(Path(config.output_dir))

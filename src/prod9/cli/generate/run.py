@@ -70,10 +70,11 @@ def build_pipeline(
 
 
 def sampling_settings(config: "RunConfig") -> dict[str, Any]:
-    """Return the sections of a config that decide what is sampled, as plain values."""
+    """Return the sections of a config that decide what is sampled, as plain values; not those that are null."""
     from prod9.pipelines.recorded import SAMPLING
 
-    settings = config.model_dump(mode="json", include=set(SAMPLING))
+    sections = config.model_dump(mode="json", include=set(SAMPLING))
+    settings = {name: section for name, section in sections.items() if section is not None}
     sampler = settings.get("sampler", {})
     if not sampler.get("autoguidance_scale"):
         # As written before there was autoguidance: such folders can still be filled further.

@@ -48,24 +48,43 @@ class SourceImages(Dataset[dict[str, Any]]):
         modalities: names in the order of a case's images.
         slots: places of the sources among them. The slot of the target's own modality holds zeros, since the image
             itself would give the answer away.
+        averages: also give the mean latent of those sources.
     """
 
     def __init__(
-        self, latents: LatentDataset, cases: CaseCache, *, modalities: Sequence[str], slots: Sequence[int]
+        self,
+        latents: LatentDataset,
+        cases: CaseCache,
+        *,
+        modalities: Sequence[str],
+        slots: Sequence[int],
+        averages: bool = False,
     ) -> None:
         self._latents = latents
         self._cases = cases
         self._modalities = tuple(modalities)
         self._slots = tuple(slots)
         self._place = {case.case_id: place for place, case in enumerate(cases.cases)}
+        self._found: dict[tuple[str, str, bool], int] = {}
+        if averages:
+            described = (latents.store.describe(index) for index in range(len(latents)))
+            self._found = {
+                (d["case_id"], d["modality"], bool(d["flipped"])): i for i, d in enumerate(described)
+            }
 
     def __len__(self) -> int:
         return len(self._latents)
 
     def __getitem__(self, key: int | SampleKey) -> dict[str, Any]:
-        """Return the sample of the latent with ``images``."""
+        """Return the sample of the latent with ``images`` and, where it is asked for, ``source_latent`` [Z h w d]."""
         item = self._latents[key]
         volumes = self._cases[self._place[item["case_id"]]].images
         target = self._modalities.index(item["modality"])
         images = torch.stack([dequantise(volumes[slot]) * float(slot != target) for slot in self._slots])
-        return {**item, "images": images.flip(1) if item["flipped"] else images}
+        item = {**item, "images": images.flip(1) if item["flipped"] else images}
+        return {**item, "source_latent": self._mean_latent(item)} if self._found else item
+
+    def _mean_latent(self, item: dict[str, Any]) -> Tensor:
+        names = [self._modalities[slot] for slot in self._slots if self._modalities[slot] != item["modality"]]
+        places = [self._found[item["case_id"], name, bool(item["flipped"])] for name in names]
+        return torch.stack([self._latents.store.latent(place) for place in places]).mean(0)

@@ -10,6 +10,7 @@ from prod9.controlnet.condition import ControlCondition
 from prod9.controlnet.controlnet_model import ControlNetRF
 from prod9.diffusion.condition import FlowCondition
 from prod9.diffusion.diffusion_model import DiffusionModelRF
+from prod9.diffusion.sampler import SourceStart
 from prod9.diffusion.scheduler import RectifiedFlowSchedulerRF, noise_like
 from prod9.training.algorithms.base import weighted_mean
 from prod9.training.algorithms.control_family import AbstractControlFamily, Measured
@@ -70,6 +71,8 @@ class FlowControl(AbstractControlFamily[FlowCondition, FlowStep]):
         objective: ``velocity``, the only one.
         distance: ``l2`` or ``l1`` between velocities.
         contrast: another term of the loss, where there is one.
+        start_noise: deviation of the noise on top of ``control.origin``, where that is given. Samples whose control
+            is dropped start at noise, as the base does.
     """
 
     def __init__(
@@ -81,6 +84,7 @@ class FlowControl(AbstractControlFamily[FlowCondition, FlowStep]):
         objective: str = "velocity",
         distance: str = "l2",
         contrast: RegionContrast | None = None,
+        start_noise: float = 0.0,
     ) -> None:
         for name, value, known in (
             ("objective", objective, ("velocity",)),
@@ -96,6 +100,7 @@ class FlowControl(AbstractControlFamily[FlowCondition, FlowStep]):
         self.objective = objective
         self.distance = DISTANCES[distance]
         self.contrast_settings = contrast
+        self.start_noise = start_noise
 
     def step(
         self,
@@ -106,14 +111,19 @@ class FlowControl(AbstractControlFamily[FlowCondition, FlowStep]):
         generator: torch.Generator,
     ) -> FlowStep:
         """Put latents somewhere between data and noise, and predict their velocity."""
-        sample, times = self._corrupt(target, generator)
+        sample, times = self._corrupt(target, control, generator)
         velocity = self._controlled(sample, times, condition, control)
         known = (~control.is_dropped).float().view(-1, 1, 1, 1)
         return FlowStep(sample, times, condition, control, velocity, weights * known)
 
-    def _corrupt(self, x_0: Tensor, generator: torch.Generator) -> tuple[FlowSample, Tensor]:
+    def _corrupt(
+        self, x_0: Tensor, control: ControlCondition, generator: torch.Generator
+    ) -> tuple[FlowSample, Tensor]:
         t = self.scheduler.sample_times(x_0.shape, generator).to(x_0.device)
         noise = noise_like(x_0, generator)
+        if control.origin is not None:
+            start = SourceStart(control.origin, self.start_noise).at(noise)
+            noise = torch.where(control.is_dropped.view(-1, 1, 1, 1, 1), noise, start)
         return self.scheduler.corrupt(x_0, noise, t), self.scheduler.network_time(t)
 
     def _controlled(
@@ -138,7 +148,7 @@ class FlowControl(AbstractControlFamily[FlowCondition, FlowStep]):
         self, target: Tensor, condition: FlowCondition, control: ControlCondition, generator: torch.Generator
     ) -> Measured:
         """Return the ``loss`` of each position with and without control."""
-        sample, times = self._corrupt(target, generator)
+        sample, times = self._corrupt(target, control, generator)
         predicted = {
             "": self._controlled(sample, times, condition, control),
             "_base": self.base.predict(sample.x_t, times, condition).float(),

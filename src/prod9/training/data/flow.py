@@ -18,6 +18,7 @@ class BraTSDiffusionDataModule(AbstractBraTSDataModule):
         config: of the run.
         encoded: the autoencoder of the latents.
         source_images: modalities whose images stand beside the latents, for stage 3; none by default.
+        averages: the mean latent of those modalities stands beside them, too.
     """
 
     def __init__(
@@ -26,10 +27,12 @@ class BraTSDiffusionDataModule(AbstractBraTSDataModule):
         *,
         encoded: EncodedSource,
         source_images: Sequence[str] = (),
+        averages: bool = False,
     ) -> None:
         super().__init__(config, reads_images=bool(source_images), progress=encoded.progress)
         self._encoded = encoded
         self._source_images = tuple(source_images)
+        self._averages = averages
 
     def build_dataset(self, part: Part) -> LatentDataset | SourceImages:
         """Return the encoded volumes of the patients of ``part``."""
@@ -38,7 +41,9 @@ class BraTSDiffusionDataModule(AbstractBraTSDataModule):
             return latents
         order = self.config.data.modalities
         slots = [order.index(name) for name in self._source_images]
-        return SourceImages(latents, self._cache(part), modalities=order, slots=slots)
+        return SourceImages(
+            latents, self._cache(part), modalities=order, slots=slots, averages=self._averages
+        )
 
     @property
     def spacing(self) -> tuple[float, ...]:

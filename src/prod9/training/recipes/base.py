@@ -178,6 +178,9 @@ class AbstractRecipe(ABC, Generic[C, B, T]):
             if state or position == 0:
                 load_strictly(network, state, opened.path)
 
+    def begin_anew(self) -> None:
+        """Refuse (ConfigError) to start a run from no other weights, where it needs some."""
+
     def inherit(self, header: Header) -> None:
         """Take over what belongs to the weights of ``header`` beside them; nothing by default."""
 

@@ -28,9 +28,11 @@ from prod9.controlnet.condition import ControlCondition
 from prod9.data.splits import Split
 from prod9.diffusion.condition import FlowCondition
 from prod9.diffusion.diffusion_model import DiffusionModelRF
+from prod9.diffusion.sampler import SourceStart
 from prod9.generator.token_decoder import AbstractTokenDecoder
 from prod9.models.checkpoint_header import recorded_config
 from prod9.models.checkpoint_manager import CheckpointManager, Loaded, Opened
+from prod9.models.distilled import require_flow
 from prod9.models.factory import ModelFactory
 from prod9.training.algorithms.base import Losses
 from prod9.training.algorithms.control_flow import FlowControl, RegionContrast
@@ -148,6 +150,11 @@ class AbstractControlRecipe(AbstractRecipe[C, B, T]):
     def control(self, batch: T) -> ControlCondition:
         """Return the condition of the control network; dropped where a segmentation is missing."""
 
+    def start_of(self, control: ControlCondition) -> dict[str, Any]:
+        """Return where the sampler starts, as keywords; nothing by default."""
+        del control
+        return {}
+
     @abstractmethod
     def decode(self, stored: Tensor) -> np.ndarray:
         """Return the volume ``[H W D]`` in [0, 1] of tokens or latents as they are stored, a batch of one."""
@@ -221,14 +228,15 @@ class AbstractControlRecipe(AbstractRecipe[C, B, T]):
 
     def _draw(self, one: T, index: int, draws: Draws) -> list[Tensor]:
         """Return what is sampled for a batch of one, with control and without, from the same random numbers."""
-        condition, shape = self.condition(one), (1, *self.sample_shape)
+        condition, shape, control = self.condition(one), (1, *self.sample_shape), self.control(one)
         controlled = self.sampler.sample_with_controlnet(
             self.steered,
             shape,
             condition,
             [draws.for_sample(index)],
             controlnet=self.steering,
-            control=self.controlnet.encode(self.control(one)),
+            control=self.controlnet.encode(control),
+            **self.start_of(control),
             **self.config.control.kwargs(),
         )
         base = self.sampler.sample(self.steered, shape, condition, [draws.for_sample(index)])
@@ -357,6 +365,7 @@ class FlowControlRecipe(AbstractControlRecipe[MaisiControlNetConfig, FlowControl
             else RegionContrast(
                 switch_step=round(contrast.switch_fraction * max_steps), **contrast.kwargs("switch_fraction")
             ),
+            start_noise=0.0 if config.start is None else config.start.noise,
             **config.loss.kwargs("contrast", *_WEIGHTS),
         )
         self.algorithm = ControlNetTrainer(family=family, **_weights(config.loss))
@@ -370,6 +379,7 @@ class FlowControlRecipe(AbstractControlRecipe[MaisiControlNetConfig, FlowControl
         """Load ``inputs.diffusion`` and its autoencoder."""
         path = named_input(config, "diffusion", what="diffusion network", example="maisi_diffusion")
         base = CheckpointManager.load_diffusion(opened or path)
+        require_flow(base.header, base.path)
         return FlowControlBases(base, CheckpointManager.load_vae(base, path=config.inputs.autoencoder))
 
     @classmethod
@@ -377,7 +387,8 @@ class FlowControlRecipe(AbstractControlRecipe[MaisiControlNetConfig, FlowControl
         cls, config: MaisiControlNetConfig, bases: FlowControlBases, encoding: Encoding
     ) -> AbstractDataModule:
         """Return latents with segmentations."""
-        inner = latent_data_module(config, bases.autoencoder, encoding, config.condition.source_modalities)
+        sources, averages = config.condition.source_modalities, config.start is not None
+        inner = latent_data_module(config, bases.autoencoder, encoding, sources, averages=averages)
         return ControlNetDataModule(
             config, inner=inner, base_split=Split.from_dict(bases.base.header["split"])
         )
@@ -406,7 +417,19 @@ class FlowControlRecipe(AbstractControlRecipe[MaisiControlNetConfig, FlowControl
             label=batch["label"] if "label" in wanted.conditions else None,
             dropped=~batch["has_seg"] if wanted.takes_seg else None,
             images=batch.get("images") if "image" in wanted.conditions else None,
+            origin=self._origin(batch),
         )
+
+    def _origin(self, batch: ControlLatentBatch) -> Tensor | None:
+        """Return where the flow starts, in the scale of the base; None for noise."""
+        found = batch.get("source_latent")
+        return None if self.config.start is None or found is None else found * self.bases.scale_factor
+
+    def start_of(self, control: ControlCondition) -> dict[str, Any]:
+        """Return the sampler's start as a keyword, where the flow starts at the sources."""
+        if self.config.start is None or control.origin is None or bool(control.is_dropped.any()):
+            return {}
+        return {"start": SourceStart(control.origin, self.config.start.noise)}
 
     def decode(self, stored: Tensor) -> np.ndarray:
         """Return the volume of a latent."""

@@ -1,5 +1,6 @@
 """The recipe of stage 2 of MAISI: a rectified flow over the latents of a trained autoencoder."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,14 +10,17 @@ from prod9.autoencoder.autoencoder_maisi import AutoencoderKlMaisi
 from prod9.config.schema import MaisiDiffusionConfig
 from prod9.diffusion.condition import FlowCondition
 from prod9.models.checkpoint_manager import CheckpointManager, Header, Loaded, Opened, require_schedule
+from prod9.models.distilled import DISTILLED, require_flow
 from prod9.models.factory import ModelFactory
 from prod9.models.released import RECTIFIED_FLOW
 from prod9.training.algorithms.base import Losses
 from prod9.training.algorithms.diffusion_trainer import DiffusionTrainer
+from prod9.training.algorithms.distillation_trainer import DistillationTrainer
 from prod9.training.algorithms.tally import Tally
 from prod9.training.batches import LatentBatch
 from prod9.training.data.module import AbstractDataModule
 from prod9.training.recipes.base import AbstractRecipe, Draws, Encoding, Panel, Samples, named_input
+from prod9.training.recipes.distilled import TEACHER, DistilledFrom, load_student, no_teacher
 from prod9.training.recipes.frozen import FrozenAutoencoder, latent_data_module
 
 _BINS = 64
@@ -31,18 +35,27 @@ class FlowRecipe(AbstractRecipe[MaisiDiffusionConfig, Loaded[AutoencoderKlMaisi]
 
     metrics = ("loss", "loss_near_data", "loss_near_noise", "sample_distance")
     convolutional = True
-    algorithm: DiffusionTrainer
+    algorithm: DiffusionTrainer | DistillationTrainer
 
     def __init__(self, config: MaisiDiffusionConfig, bases: Loaded[AutoencoderKlMaisi] | None = None) -> None:
         super().__init__(config, bases)
         self.autoencoder = FrozenAutoencoder(self.bases, config)
         self.latent_channels = self.bases.network.latent_channels
         self.diffusion = ModelFactory.create_diffusion(config.model, latent_channels=self.latent_channels)
-        self.algorithm = DiffusionTrainer(
-            network=self.diffusion,
-            scheduler=ModelFactory.create_flow_scheduler(config.flow),
-            **config.loss.kwargs(),
-        )
+        scheduler = ModelFactory.create_flow_scheduler(config.flow)
+        self.teacher: DistilledFrom | None = None
+        self.device = torch.device("cpu")
+        if config.distillation is None:
+            self.algorithm = DiffusionTrainer(
+                network=self.diffusion, scheduler=scheduler, **config.loss.kwargs()
+            )
+        else:
+            self.algorithm = DistillationTrainer(
+                network=self.diffusion,
+                scheduler=scheduler,
+                num_step_sizes=len(config.model.known_steps),
+                distance=config.loss.distance,
+            )
         self.sampler = ModelFactory.create_flow_sampler(config.sampler, config.flow)
         self.scale_factor: float | None = None
 
@@ -75,8 +88,11 @@ class FlowRecipe(AbstractRecipe[MaisiDiffusionConfig, Loaded[AutoencoderKlMaisi]
         return {"autoencoder": self.describe(self.bases)}
 
     def place(self, device: torch.device) -> None:
-        """Bring the autoencoder to ``device``."""
+        """Bring the autoencoder, and the teacher where there is one, to ``device``."""
+        self.device = device
         self.autoencoder.place(device)
+        if self.teacher is not None:
+            self.teacher.network.to(device)
 
     # -- the scale of the latents -------------------------------------------------------------------
 
@@ -84,6 +100,33 @@ class FlowRecipe(AbstractRecipe[MaisiDiffusionConfig, Loaded[AutoencoderKlMaisi]
         """Keep the scale that the weights of ``header`` were trained with; CheckpointError for those of a DDPM."""
         require_schedule(header, RECTIFIED_FLOW, "The weights to start from")
         self.scale_factor = float(header["data"]["scale_factor"])
+        if self.config.distillation is not None and self.teacher is None:
+            # Resumed or measured: the teacher is where the run keeps it.
+            self._learn_from(DistilledFrom.recorded(header, self.config))
+
+    def take_weights(self, opened: Opened) -> None:
+        """Load the weights of another run; those of a teacher lack the embedding of the step size, which stays 0."""
+        require_flow(opened.header, opened.path)
+        if self.config.distillation is None:
+            super().take_weights(opened)
+            return
+        self._learn_from(DistilledFrom.opened(opened, self.config))
+        load_student(self.diffusion, opened)
+
+    def _learn_from(self, teacher: DistilledFrom) -> None:
+        assert isinstance(self.algorithm, DistillationTrainer)
+        teacher.network.to(self.device)
+        self.teacher, self.algorithm.teacher = teacher, teacher.teacher
+
+    def begin_anew(self) -> None:
+        """Refuse a student without a teacher (ConfigError)."""
+        if self.config.distillation is not None:
+            raise no_teacher()
+
+    def kept_inputs(self) -> dict[str, Path]:
+        """Return the autoencoder and the teacher."""
+        kept = super().kept_inputs()
+        return kept if self.teacher is None else kept | {TEACHER: self.teacher.path}
 
     def prepare(self, data: Any) -> None:
         """Measure the latents of a run that is new."""
@@ -91,8 +134,9 @@ class FlowRecipe(AbstractRecipe[MaisiDiffusionConfig, Loaded[AutoencoderKlMaisi]
             self.scale_factor = 1.0 / data.latent_std
 
     def header_data(self) -> dict[str, Any]:
-        """Return the scale of the latents."""
-        return {"scale_factor": self.scale_factor}
+        """Return the scale of the latents, and what a student was distilled from."""
+        scale = {"scale_factor": self.scale_factor}
+        return scale if self.teacher is None else scale | {DISTILLED: self.teacher.record}
 
     def _scaled(self, batch: LatentBatch) -> Tensor:
         assert self.scale_factor is not None  # measured, resumed or inherited

@@ -86,12 +86,22 @@ def latent_data_module(
     autoencoder: Loaded[AutoencoderKlMaisi],
     encoding: Encoding,
     source_images: Sequence[str] = (),
+    *,
+    averages: bool = False,
 ) -> AbstractSegmentedDataModule:
-    """Return the data module of a stage on the latents of ``autoencoder``, with the scans of ``source_images``."""
+    """Return the data module of a stage on the latents of ``autoencoder``, with the scans of ``source_images``.
+
+    Args:
+        config: of the run.
+        autoencoder: that of the latents.
+        encoding: how volumes are encoded.
+        source_images: modalities whose scans stand beside the latents.
+        averages: whether their mean latent does, too.
+    """
     encoded = _source(autoencoder, config, encoding)
     if config.data.kind == "medmnist3d":
         return MedMNIST3DFlowDataModule(config, encoded=encoded)
-    return BraTSDiffusionDataModule(config, encoded=encoded, source_images=source_images)
+    return BraTSDiffusionDataModule(config, encoded=encoded, source_images=source_images, averages=averages)
 
 
 def _source(base: Stage1, config: RunSection, encoding: Encoding) -> EncodedSource:
