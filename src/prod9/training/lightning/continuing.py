@@ -26,10 +26,11 @@ def refuse_others(
         split: of its patients now.
     """
     place = config.output_dir
-    if header["architecture"] != architecture:
+    found = _completed(header["architecture"], architecture, config)
+    if found != architecture:
         raise CheckpointError(
             f"{place}: expected a checkpoint of the configured architecture, got another "
-            f"({difference(header['architecture'], architecture)}); restore the setting, or "
+            f"({difference(found, architecture)}); restore the setting, or "
             "start in a new output_dir."
         )
     if header["split"] != split.to_dict():
@@ -45,6 +46,17 @@ def refuse_others(
             f"{'with' if had_muon else 'without'} it, got the other, which cannot go on from its state; restore "
             "the setting, or start in a new output_dir with --init-from."
         )
+
+
+def _completed(found: Mapping[str, Any], wanted: Mapping[str, Any], config: RunConfig) -> dict[str, Any]:
+    """Return ``found`` with the defaults of options of the model that its checkpoint is older than."""
+    kind, own = type(config.model), config.model.model_dump(mode="json")
+    return {
+        name: kind.model_construct(**section).model_dump(mode="json", warnings=False)
+        if wanted.get(name) == own
+        else section
+        for name, section in found.items()
+    }
 
 
 def conditions_of(trainer: Any) -> dict[str, Any]:
