@@ -160,6 +160,15 @@ class Stage1Config(RunSection, Generic[M, L]):
 
     model: M = Field(description="Autoencoder.")
     loss: L = Field(description="Loss.")
+    freeze_encoder: bool = Field(
+        default=False,
+        description="Train the decoder of `--init-from` alone: latents and tokens stay, and so do models on them.",
+    )
+
+    @property
+    def needs_start(self) -> bool:
+        """Whether a new run has to begin with the weights of another: an encoder that is kept was trained before."""
+        return self.freeze_encoder
 
     @model_validator(mode="after")
     def _sides_fit_the_downsampling(self) -> Self:

@@ -39,6 +39,12 @@ def refuse_others(
             "division of data.root: held-out ones may have been trained on. Restore the data and split.json, "
             "or start in a new output_dir."
         )
+    frozen, now = header["config"].get("freeze_encoder", False), config.needs_start
+    if frozen != now:
+        raise CheckpointError(
+            f"{place}: freeze_encoder: expected {str(frozen).lower()}, as in the checkpoint, got {str(now).lower()}; "
+            "restore the setting, or start in a new output_dir with --init-from."
+        )
     had_muon, has_muon = bool(header["config"]["training"].get("muon")), config.training.muon is not None
     if had_muon != has_muon:
         raise CheckpointError(
