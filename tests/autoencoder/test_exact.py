@@ -39,7 +39,14 @@ def relative(a, b):
 
 @pytest.mark.parametrize("kind", ["kl", "fsq"])
 @pytest.mark.parametrize(
-    "options", [{}, {"use_convtranspose": True}, {"space_to_depth": 2}, {"native_ops": False}]
+    "options",
+    [
+        {},
+        {"use_convtranspose": True},
+        {"space_to_depth": 2},
+        {"space_to_depth": 2, "front_end": "haar"},
+        {"native_ops": False},
+    ],
 )
 def test_it_equals_the_whole_pass(kind, options):
     network = build(kind, **options)

@@ -19,6 +19,8 @@ from tests.harness import Ran, run
 
 SHRINKS = yaml.safe_load((Path(__file__).parents[1] / "architecture" / "shrinks.yaml").read_text())
 DATA = Path("outputs/demo/data")
+STARTS = {"demo/stage1_sharp": "demo/stage1"}
+"""Configs that start from the weights of another."""
 
 
 @cache
@@ -55,6 +57,9 @@ def trained(folder: Path) -> Callable[[str], Ran]:
         for base in bases(name):
             assert train(base).code == 0, f"{base}: {train(base).err}"
         changes = [f"--set={change}" for group in SHRINKS[name].values() for change in group]
+        if name in STARTS:
+            assert train(STARTS[name]).code == 0
+            changes += ["--init-from", merged(STARTS[name])["output_dir"]]
         command = STAGES[merged(name)["stage"]].command
         return run(command, "train", "--config", name, *changes, "--json")
 

@@ -77,7 +77,9 @@ def stage1():
     )
 
 
-def test_stage_1_is_close_to_what_a_network_keeps(stage1):
+@pytest.mark.parametrize("front_end", ["fold", "haar"])
+def test_stage_1_is_close_to_what_a_network_keeps(stage1, front_end):
+    stage1 = stage1.model_copy(update={"model": stage1.model.model_copy(update={"front_end": front_end})})
     network = AutoencoderFSQ(**stage1.model.kwargs())
     parameters = sum(p.numel() for p in network.parameters())
     assert estimate(stage1).parameters == parameters

@@ -5,9 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from prod9.data.splits import Split
 from prod9.errors import CheckpointError, ConfigError
+from prod9.training.lightning.continuing import refuse_others
 from prod9.training.run import train
-from tests.training.tiny import write_autoencoder
+from tests.training.tiny import AUTOENCODER, write_autoencoder
 
 
 def assert_same(a, b, name=""):
@@ -139,6 +141,24 @@ def test_another_architecture_is_refused_naming_the_difference(make_config, memo
         train(wider, resume="auto")
 
 
+def test_a_checkpoint_older_than_an_option_goes_on_without_it(make_config):
+    split = Split(train=("a",), val=("b",), test=("c",))
+    fold, haar = (
+        make_config("autoencoder", "run", model={**AUTOENCODER, "front_end": kind})
+        for kind in ("fold", "haar")
+    )
+    sections = {c.model.front_end: {"autoencoder": c.model.model_dump(mode="json")} for c in (fold, haar)}
+    older = {k: v for k, v in sections["fold"]["autoencoder"].items() if k != "front_end"}
+    header = {
+        "architecture": {"autoencoder": older},
+        "split": split.to_dict(),
+        "config": fold.model_dump(mode="json"),
+    }
+    refuse_others(header, fold, architecture=sections["fold"], split=split)
+    with pytest.raises(CheckpointError, match="front_end: fold there, haar here"):
+        refuse_others(header, haar, architecture=sections["haar"], split=split)
+
+
 @pytest.mark.parametrize("before", [None, {}])
 def test_the_state_of_another_optimizer_is_refused(make_config, memory_data, before):
     train(make_config("transformer", "run", training={"muon": before}))
@@ -163,7 +183,6 @@ def test_a_run_with_muon_goes_on_as_if_it_had_not_stopped(stage, make_config, me
 
 
 def test_other_patients_are_refused(make_config, memory_data, monkeypatch):
-    from prod9.data.splits import Split
     from tests.training.tiny import MemoryData
 
     train(make_config("transformer", "run", training={"max_steps": 2}))

@@ -8,12 +8,12 @@ import torch
 from monai.apps.generation.maisi.networks.autoencoderkl_maisi import AutoencoderKlMaisi
 from torch import Tensor, nn
 
-from prod9.autoencoder.checks import require_multiples
+from prod9.autoencoder.checks import require_choice, require_multiples
 from prod9.autoencoder.native.full_precision import apply_in_full
 from prod9.autoencoder.native.layout import inference_layout
 from prod9.autoencoder.native.ops import bfloat16_pays, use_native_ops
 from prod9.autoencoder.native.recompute import call
-from prod9.autoencoder.native.voxel_folding import fold_voxels, unfold_voxels
+from prod9.autoencoder.native.voxel_folding import FRONT_ENDS
 from prod9.types import Latent, Volume, VolumeOut
 
 Runner = Callable[[Iterable[nn.Module], Tensor], Tensor]
@@ -30,6 +30,7 @@ class BackboneOptions(TypedDict):
     out_channels: NotRequired[int]
     attention_levels: NotRequired[Sequence[bool] | None]
     space_to_depth: NotRequired[int]
+    front_end: NotRequired[str]
     use_checkpointing: NotRequired[bool]
     use_convtranspose: NotRequired[bool]
     norm_float16: NotRequired[bool]
@@ -54,6 +55,7 @@ class MaisiBackbone(AutoencoderKlMaisi):
         out_channels: channels of the reconstructions.
         attention_levels: whether each resolution has self-attention; None for none.
         space_to_depth: n folds n³ voxels into channels before the network and unfolds them after it.
+        front_end: ``fold`` takes the voxels as channels, ``haar`` their Haar bands; then n is a power of 2 from 2 on.
         use_checkpointing: recompute activations in the backward pass.
         use_convtranspose: enlarge by transposed convolutions instead of interpolation.
         norm_float16: return normalised values in float16; not on CPUs.
@@ -81,6 +83,7 @@ class MaisiBackbone(AutoencoderKlMaisi):
         out_channels: int = 1,
         attention_levels: Sequence[bool] | None = None,
         space_to_depth: int = 1,
+        front_end: str = "fold",
         use_checkpointing: bool = False,
         use_convtranspose: bool = False,
         norm_float16: bool = False,
@@ -89,6 +92,11 @@ class MaisiBackbone(AutoencoderKlMaisi):
         save_mem: bool = False,
         native_ops: bool = True,
     ) -> None:
+        require_choice("front_end", front_end, FRONT_ENDS)
+        if front_end == "haar" and (space_to_depth < 2 or space_to_depth.bit_count() > 1):
+            raise ValueError(
+                f"space_to_depth: expected a power of 2 from 2 on for front_end haar, got {space_to_depth}; use 2"
+            )
         super().__init__(
             spatial_dims=3,
             in_channels=in_channels * space_to_depth**3,
@@ -106,6 +114,7 @@ class MaisiBackbone(AutoencoderKlMaisi):
             save_mem=save_mem,
         )
         self.space_to_depth = space_to_depth
+        self._front = FRONT_ENDS[front_end]
         self.downsampling_factor = space_to_depth * 2 ** (len(num_channels) - 1)
         self.norm_float16 = norm_float16
         self.save_mem = save_mem
@@ -129,14 +138,15 @@ class MaisiBackbone(AutoencoderKlMaisi):
         *body, last = self.encoder.blocks
         dtype = self.last_layer.dtype
         with self._precision(x.device.type):
-            h = self._run(body, fold_voxels(x.to(dtype), self.space_to_depth))
+            h = self._run(body, self._front.fold(x.to(dtype), self.space_to_depth))
         return apply_in_full(last, heads, h.to(dtype))
 
     def decode(self, z: Latent) -> VolumeOut:
         """Return the volume of a latent, in the dtype of ``z``, under autocast too."""
         with self._precision(z.device.type):
             h = self._run(self.decoder.blocks, self.post_quant_conv(z.to(self.last_layer.dtype)))
-        return unfold_voxels(h, self.space_to_depth).to(z.dtype)
+        # In the dtype of z, since autocast may leave half precision, whose sums of bands would be rounded again.
+        return self._front.unfold(h.to(z.dtype), self.space_to_depth)
 
     def _standardise(self, z: Latent) -> None:
         """Rescale ``quant_conv_mu`` in place so that its output ``z`` gets mean 0 and std 1 in each channel."""

@@ -53,7 +53,11 @@ ModelOption = Annotated[
 ]
 AutoencoderOption = Annotated[
     str | None,
-    typer.Option("--autoencoder", metavar="PATH", help="Where stage 1 is now, if it has moved."),
+    typer.Option(
+        "--autoencoder",
+        metavar="PATH",
+        help="Where stage 1 is now, if it has moved; or one tuned from it with freeze_encoder.",
+    ),
 ]
 ResumeOption = Annotated[
     str | None,

@@ -28,6 +28,10 @@ class AutoencoderSection(Section):
     space_to_depth: PositiveInt = Field(
         default=1, description="Fold n³ voxels into channels first: n times coarser at almost no cost."
     )
+    front_end: Literal["fold", "haar"] = Field(
+        default="fold",
+        description="Fold the voxels themselves, or their orthonormal Haar bands; `haar` needs a power of 2 from 2 on.",
+    )
     use_checkpointing: bool = Field(default=False, description="Recompute activations in the backward pass.")
     use_convtranspose: bool = Field(default=False, description="Transposed convolutions in the decoder.")
     norm_float16: bool = Field(default=False, description="MAISI's half-precision norm; refused on CPU.")
@@ -46,6 +50,15 @@ class AutoencoderSection(Section):
     @model_validator(mode="after")
     def _resolutions_agree(self) -> Self:
         check_resolutions(self, "num_res_blocks", "attention_levels")
+        return self
+
+    @model_validator(mode="after")
+    def _haar_halves(self) -> Self:
+        if self.front_end == "haar" and (self.space_to_depth < 2 or self.space_to_depth.bit_count() > 1):
+            raise ValueError(
+                f"space_to_depth: expected a power of 2 from 2 on for front_end haar, got {self.space_to_depth}; "
+                "use 2, or front_end fold"
+            )
         return self
 
 
@@ -147,6 +160,15 @@ class Stage1Config(RunSection, Generic[M, L]):
 
     model: M = Field(description="Autoencoder.")
     loss: L = Field(description="Loss.")
+    freeze_encoder: bool = Field(
+        default=False,
+        description="Train the decoder of `--init-from` alone: latents and tokens stay, and so do models on them.",
+    )
+
+    @property
+    def needs_start(self) -> bool:
+        """Whether a new run has to begin with the weights of another: an encoder that is kept was trained before."""
+        return self.freeze_encoder
 
     @model_validator(mode="after")
     def _sides_fit_the_downsampling(self) -> Self:

@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 
 from prod9.config.data import AnyDataConfig
 from prod9.config.types import Count, Fraction, NonNegative, Positive, PositiveInt, Range, Section, Triple
+from prod9.errors import ConfigError
 from prod9.stages import GENERATORS
 
 # -- training -------------------------------------------------------------------------------------
@@ -218,6 +219,19 @@ class RunSection(Section):
     def seg_key(self) -> str | None:
         """The key that makes the run learn from segmentations; None if it does not."""
         return None
+
+    @property
+    def needs_start(self) -> bool:
+        """Whether a new run has to begin with the weights of another, by ``--init-from``."""
+        return False
+
+    def require_start(self, init_from: str | Path | None) -> None:
+        """Refuse a new run from random weights where it makes no sense; ConfigError."""
+        if self.needs_start and init_from is None:
+            raise ConfigError(
+                "--init-from: expected a run or checkpoint whose encoder is kept, as freeze_encoder is true, got none; "
+                "name one, or set freeze_encoder to false"
+            )
 
     def base_path(self, key: str) -> str | None:
         """Return the path of a base under ``inputs.key``; None if it is not set, or there is no such key."""

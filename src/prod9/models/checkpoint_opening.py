@@ -11,6 +11,7 @@ from torch import Tensor
 
 from prod9.errors import CheckpointError
 from prod9.models import export as exports
+from prod9.models.checkpoint_encoder import has_encoder_of
 from prod9.models.checkpoint_file import read_checkpoint
 from prod9.models.checkpoint_header import (
     Header,
@@ -157,9 +158,12 @@ def find_base(loaded: Loaded[Any] | Opened, name: str, load: Callable[[Source], 
 
 
 def require_recorded(loaded: Loaded[Any] | Opened, name: str, base: Loaded[Any] | Opened) -> None:
-    """Refuse a base other than the one that ``loaded`` records as ``name``."""
+    """Refuse a base other than the one that ``loaded`` records as ``name``.
+
+    An autoencoder that was tuned from that one with a frozen encoder is taken: it has the same latents and tokens.
+    """
     recorded = loaded.header["inputs"][name]["sha256"]
-    if base.sha256 != recorded:
+    if base.sha256 != recorded and not has_encoder_of(base, recorded):
         raise CheckpointError(
             f"{base.path}: expected the {name} that {loaded.path} was trained on (SHA-256 "
             f"{recorded[:12]}…), got {base.sha256[:12]}…; its tokens mean something else. "

@@ -141,6 +141,8 @@ def _train(
     base: Opened | None = None,
 ) -> RunResult:
     began, output_dir = time.monotonic(), Path(config.output_dir)
+    if start is None:
+        config.require_start(init_from)
     bases = load_bases(config, start, base)
     module = build_module(config, bases)
     if start is not None:

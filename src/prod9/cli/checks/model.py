@@ -17,6 +17,7 @@ def check_start(config: "RunConfig", networks: "dict[str, nn.Module]", path: str
     networks: on the meta device, the main one first.
     """
     from prod9.generator.single_stream import TransformerDecoderSingleStream
+    from prod9.models.checkpoint_encoder import require_same_encoding
     from prod9.models.checkpoint_manager import CheckpointManager, load_strictly, weights_of
 
     opened = CheckpointManager.open(path, stage=config.stage)
@@ -27,6 +28,8 @@ def check_start(config: "RunConfig", networks: "dict[str, nn.Module]", path: str
         require_flow(opened.header, opened.path)
         load_student(networks["diffusion"], opened)
         return
+    if (config.stage == "autoencoder" or config.stage == "maisi_vae") and config.freeze_encoder:
+        require_same_encoding(config, opened)
     decoder, kind = networks.get("decoder"), opened.header["config"]["model"]["kind"]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that loading into the meta device keeps nothing

@@ -87,6 +87,8 @@ def check_run(
     _check_models(config, bases, checkpoint if checkpoint is not None else resumed)
     _check_trainer(config, device)
     needs = bases.needs("cuda" if chosen.type == "cuda" else "cpu")
+    if what == "train" and resume is None:
+        config.require_start(init_from)
     if init_from is not None:
         check_start(config, bases.networks(), init_from)
     elif what == "train" and resume is None and config.stage == "maisi_diffusion" and config.distillation:

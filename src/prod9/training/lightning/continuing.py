@@ -26,10 +26,11 @@ def refuse_others(
         split: of its patients now.
     """
     place = config.output_dir
-    if header["architecture"] != architecture:
+    found = _completed(header["architecture"], architecture, config)
+    if found != architecture:
         raise CheckpointError(
             f"{place}: expected a checkpoint of the configured architecture, got another "
-            f"({difference(header['architecture'], architecture)}); restore the setting, or "
+            f"({difference(found, architecture)}); restore the setting, or "
             "start in a new output_dir."
         )
     if header["split"] != split.to_dict():
@@ -38,6 +39,12 @@ def refuse_others(
             "division of data.root: held-out ones may have been trained on. Restore the data and split.json, "
             "or start in a new output_dir."
         )
+    frozen, now = header["config"].get("freeze_encoder", False), config.needs_start
+    if frozen != now:
+        raise CheckpointError(
+            f"{place}: freeze_encoder: expected {str(frozen).lower()}, as in the checkpoint, got {str(now).lower()}; "
+            "restore the setting, or start in a new output_dir with --init-from."
+        )
     had_muon, has_muon = bool(header["config"]["training"].get("muon")), config.training.muon is not None
     if had_muon != has_muon:
         raise CheckpointError(
@@ -45,6 +52,17 @@ def refuse_others(
             f"{'with' if had_muon else 'without'} it, got the other, which cannot go on from its state; restore "
             "the setting, or start in a new output_dir with --init-from."
         )
+
+
+def _completed(found: Mapping[str, Any], wanted: Mapping[str, Any], config: RunConfig) -> dict[str, Any]:
+    """Return ``found`` with the defaults of options of the model that its checkpoint is older than."""
+    kind, own = type(config.model), config.model.model_dump(mode="json")
+    return {
+        name: kind.model_construct(**section).model_dump(mode="json", warnings=False)
+        if wanted.get(name) == own
+        else section
+        for name, section in found.items()
+    }
 
 
 def conditions_of(trainer: Any) -> dict[str, Any]:

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from prod9.config.schema import AutoencoderConfig, AutoencoderLossConfig, MaisiVAEConfig, MaisiVAELossConfig
 from prod9.measures.metrics import CombinedMetric
 from prod9.measures.perceptual import build_perceptual
-from prod9.models.checkpoint_manager import Opened
+from prod9.models.checkpoint_encoder import ENCODER_PARTS, encoder_record, require_same_encoding, sources_of
+from prod9.models.checkpoint_manager import Header, Opened
 from prod9.models.factory import ModelFactory
 from prod9.training.algorithms.autoencoder_trainer import AutoencoderTrainer
 from prod9.training.algorithms.base import Losses
@@ -43,6 +44,11 @@ class AbstractGANRecipe(AbstractRecipe[AutoencoderConfig | MaisiVAEConfig, None,
         super().__init__(config, bases)
         adversarial, combined = config.loss.adversarial, config.callbacks.combined_metric
         self.autoencoder = ModelFactory.create_autoencoder(config.model)
+        # SHA-256 of the checkpoints that have this very encoder.
+        self.encoder_of: list[str] = []
+        self.source: str | None = None
+        for name, part in self.autoencoder.named_children():
+            part.requires_grad_(not (config.freeze_encoder and name in ENCODER_PARTS))
         self.discriminator = (
             ModelFactory.create_discriminator(adversarial.discriminator) if adversarial.weight else None
         )
@@ -75,6 +81,24 @@ class AbstractGANRecipe(AbstractRecipe[AutoencoderConfig | MaisiVAEConfig, None,
     def architecture(self) -> dict[str, Any]:
         """Return what rebuilds the autoencoder; only training needs the discriminator."""
         return {"autoencoder": self.config.model.model_dump(mode="json")}
+
+    def take_weights(self, opened: Opened) -> None:
+        """Load the weights of another run; with a frozen encoder, refuse a network that encodes differently."""
+        if self.config.freeze_encoder:
+            require_same_encoding(self.config, opened)
+            self.source = opened.sha256
+        super().take_weights(opened)
+
+    def inherit(self, header: Header) -> None:
+        """Take over whose encoder that of ``header`` is."""
+        self.encoder_of = sources_of(header)
+
+    def header_data(self) -> dict[str, Any]:
+        """Return, for a frozen encoder, whose it is, so that models on its latents take this autoencoder too."""
+        if not self.config.freeze_encoder:
+            return {}
+        sources = [*self.encoder_of, *([self.source] if self.source else [])]
+        return {"encoder": encoder_record(self.autoencoder.state_dict(), sources)}
 
     def peak_rates(self) -> list[float]:
         """Return the peak rates of autoencoder and discriminator; one schedule scales both."""

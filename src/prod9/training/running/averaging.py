@@ -2,6 +2,7 @@
 
 from typing import Any, cast
 
+import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import EMAWeightAveraging
 
@@ -35,6 +36,12 @@ class BatchEMA(EMAWeightAveraging):
         average = self._average_model
         assert average is not None
         average.update_parameters(pl_module)
+        # The average of equal values can differ from them in the last bit, which a frozen encoder must keep.
+        pairs = zip(average.module.parameters(), pl_module.parameters(), strict=True)
+        with torch.no_grad():
+            for kept, weight in pairs:
+                if not weight.requires_grad:
+                    kept.copy_(weight)
         if cast(AbstractLightning, pl_module).step < self.start_step:
             # A count of zero makes the next update a copy.
             average.n_averaged.zero_()
