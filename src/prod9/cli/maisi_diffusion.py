@@ -9,6 +9,6 @@ from prod9.cli.stage import add_run_commands
 app = new_app(
     "Train MAISI's diffusion network on the latents of a trained autoencoder, and generate with it."
 )
-add_run_commands(app, "maisi_diffusion")
+add_run_commands(app, "maisi_diffusion", "maisi_detail")
 app.command("generate")(generate_labels)
 main = partial(run_app, app)

@@ -10,6 +10,6 @@ app = new_app(
     "Train the stage-2 transformer on the tokens of a trained autoencoder, or the refiner of its translations, "
     "and generate with it."
 )
-add_run_commands(app, "transformer", "refiner")
+add_run_commands(app, "transformer", "refiner", "detail", "translation_detail")
 app.command("generate")(generate_labels)
 main = partial(run_app, app)

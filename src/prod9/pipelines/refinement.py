@@ -73,10 +73,10 @@ def find_refiner(model: Source, generator: MaskGiTPipeline) -> LoadedRefiner | N
     return None
 
 
-def places_beside(model: Path) -> list[Path]:
-    """Return where the refiner of a run folder, checkpoint file or export folder is looked for."""
+def places_beside(model: Path, what: str = "refiner") -> list[Path]:
+    """Return where the refiner, or ``what`` else, of a run folder, checkpoint file or export folder is looked for."""
     model = expand(model).absolute()
     run = model if model.is_dir() else model.parent
     if run.name == "checkpoints":
         run = run.parent
-    return [run.with_name(f"{run.name}_refiner"), run / "refiner"]
+    return [run.with_name(f"{run.name}_{what}"), run / what]
