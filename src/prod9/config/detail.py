@@ -110,6 +110,11 @@ class DetailSection(RunSection):
         """Soft volumes that are made of each scan."""
         return 1
 
+    @property
+    def decode(self) -> Literal["mean", "sample"] | None:
+        """Which translations the soft volumes are; None for reconstructions."""
+        return None
+
     @model_validator(mode="after")
     def _labels_fit(self) -> Self:
         wanted = max(self.data.label_map.values()) + 1
@@ -171,3 +176,8 @@ class TranslationDetailConfig(DetailSection):
     def copies(self) -> int:
         """Soft volumes that are made of each scan."""
         return self.translations.per_target
+
+    @property
+    def decode(self) -> Literal["mean", "sample"]:
+        """Which translations the soft volumes are."""
+        return self.translations.decode

@@ -24,26 +24,25 @@ Answer = Callable[[Tensor, Tensor, DetailCondition], Tensor]
 class DetailFlow:
     """The line from a soft volume to a scan, and steps along it.
 
-        With the detail r = scan − soft of deviation ``residual``, and the start noise s · ε, the volume at time t is
-        soft + d with d = (1 − t) s ε + t r, of variance D = (1 − t)² s² + t² residual². The velocity r − s ε is estimated
-        as (t residual² − (1 − t) s²) / D · d + s · residual / √D · answer: the first part is the best linear guess from d,
-        and the second has the deviation that this guess leaves.
+    With the detail r = scan − soft of deviation ``residual``, and the start noise s · ε, the volume at time t is
+    soft + d with d = (1 − t) s ε + t r, of variance D = (1 − t)² s² + t² residual². The velocity r − s ε is estimated
+    as (t residual² − (1 − t) s²) / D · d + s · residual / √D · answer: the first part is the best linear guess from d
+    and the second has the deviation that this guess leaves.
 
-        Args:
-            start_noise: standard deviation s of the noise that is added to the soft volume.
-            residual: usual deviation of a scan from its soft volume, in the head.
+    Args:
+        start_noise: standard deviation s of the noise that is added to the soft volume.
+        residual: usual deviation of a scan from its soft volume, in the head.
 
-        Example:
-            >>> import torch
-            >>> from prod9.detail.condition import DetailCondition
-    from prod9.diffusion.sampler import draw_noise
-            >>> from prod9.detail.flow import DetailFlow
-            >>> flow, soft = DetailFlow(start_noise=0.05, residual=0.05), torch.full((1, 1, 4, 4, 4), 0.5)
-            >>> told = DetailCondition(soft, torch.tensor([0]), torch.tensor([0.0]), soft > 0)
-            >>> generator = torch.Generator().manual_seed(0)
-            >>> # A network that knows nothing leaves the soft volume as it is.
-            >>> flow.sample(lambda drawn, time, told: torch.zeros_like(drawn), told, 1, generator).unique().tolist()
-            [0.5]
+    Example:
+        >>> import torch
+        >>> from prod9.detail.condition import DetailCondition
+        >>> from prod9.detail.flow import DetailFlow
+        >>> flow, soft = DetailFlow(start_noise=0.05, residual=0.05), torch.full((1, 1, 4, 4, 4), 0.5)
+        >>> told = DetailCondition(soft, torch.tensor([0]), torch.tensor([0.0]), soft > 0)
+        >>> generator = torch.Generator().manual_seed(0)
+        >>> # A network that knows nothing leaves the soft volume as it is.
+        >>> flow.sample(lambda drawn, time, told: torch.zeros_like(drawn), told, 1, generator).unique().tolist()
+        [0.5]
     """
 
     def __init__(self, *, start_noise: float = 0.05, residual: float = 0.05) -> None:

@@ -23,6 +23,7 @@ class Block:
     share: float
 
     def kept_bytes(self, half: int) -> float:
+        """Return what it keeps, per voxel of the folded volume; half: bytes of a value in matrix products."""
         # The convolutions' inputs, the norms' inputs and, for the first, the modulated and activated values.
         return self.share * (half * (self.inputs + self.outputs) + (8 + 4 + half) * self.outputs)
 

@@ -37,8 +37,8 @@ class AbstractDetailRecipe(AbstractRecipe[C, B, DetailBatch]):
     """
 
     metrics = (
-        "loss", "psnr_fitted", "psnr_fitted_1", "psnr_fitted_soft", "noise", "noise_1", "noise_soft", "edges", "edges_1",
-        "edges_soft",
+        "loss", "psnr_fitted", "psnr_fitted_1", "psnr_fitted_soft", "noise", "noise_1", "noise_soft",
+        "edges", "edges_1", "edges_soft",
     )  # fmt: skip
     convolutional = True
     algorithm: DetailTrainer

@@ -23,7 +23,8 @@ log = logging.getLogger("prod9")
 class Translator:
     """A stage-2 run that makes a modality from others, as ``inputs`` of ``config`` names it.
 
-    refiner: corrects what it makes. Its networks are loaded when the first translation is asked for: with all of them in the store, never.
+    Its networks are loaded when the first translation is asked for: with all of them in the store, never. ``refiner``,
+    where there is one, corrects what it makes.
     """
 
     config: RefinerConfig | TranslationDetailConfig
