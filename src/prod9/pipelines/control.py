@@ -16,13 +16,11 @@ from prod9.errors import ConfigError
 from prod9.generator.condition import MaskGiTCondition
 from prod9.generator.controlnet_maskgit import ControlNetMaskGiT
 from prod9.models.checkpoint_manager import CheckpointManager, Source
-from prod9.pipelines.detail import DetailChoice
+from prod9.pipelines.detail import BESIDE, DetailChoice
 from prod9.pipelines.maskgit import MaskGiTPipeline
 from prod9.pipelines.recorded import Overrides, config_of
 from prod9.pipelines.steering import AbstractControlPipeline
 from prod9.system.progress import Share
-
-_BESIDE = DetailChoice()
 
 
 class ControlPipeline(AbstractControlPipeline):
@@ -44,7 +42,7 @@ class ControlPipeline(AbstractControlPipeline):
         autoencoder: Source | None = None,
         overrides: Overrides = (),
         settings: RunConfig | None = None,
-        detail: DetailChoice | None = _BESIDE,
+        detail: DetailChoice | None = BESIDE,
     ) -> "ControlPipeline":
         """Build from a stage-3 run folder, checkpoint file or export folder.
 

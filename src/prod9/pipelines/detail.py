@@ -50,6 +50,10 @@ class DetailChoice:
             )
 
 
+BESIDE = DetailChoice()
+"""What lies beside the model, if anything does, as it was trained to be used."""
+
+
 class DetailPipeline:
     """Sharpens volumes on the model's grid with a trained detail flow.
 
@@ -172,8 +176,8 @@ class DetailPipeline:
         """
         if label not in self.label_map or label not in self.levels:
             raise ConfigError(
-                f"label: expected one of {', '.join(self.levels)}, which the detail flow was trained on, got {label!r}; "
-                "pass --no-detail for others"
+                f"label: expected one of {', '.join(self.levels)}, which the detail flow was trained on, got "
+                f"{label!r}; pass --no-detail for others"
             )
         generator = torch.Generator(self.device).manual_seed(seed)
         # Drawn also when a level was asked for, so that volumes of all levels share their start noise.
@@ -264,12 +268,18 @@ class DetailBase:
 
 
 def find_detail(
-    choice: DetailChoice | None, base: DetailBase, device: str | torch.device
+    choice: DetailChoice | None, base: DetailBase, device: str | torch.device, *, required: bool = True
 ) -> DetailPipeline | None:
     """Return the detail flow that was chosen, or what lies beside the model and fits; None where there is none.
 
     For a run or an export folder ``RUN`` it is looked for in ``RUN_detail`` and ``RUN/detail``. Raises CheckpointError
     where the one that was named does not fit, ConfigError for steps or noise that it does not know.
+
+    Args:
+        choice: which, and how; None for none.
+        base: what it has to belong to.
+        device: where to compute.
+        required: refuse (ConfigError) steps and noise that are asked for where there is none.
     """
     if choice is None:
         return None
@@ -282,6 +292,8 @@ def find_detail(
             continue  # of another kind of volumes, which lies where it should
         except CheckpointError as error:
             log.warning("%s Going on without that detail flow.", error)
+    if required:
+        choice.require(None)
     return None
 
 

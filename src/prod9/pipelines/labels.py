@@ -221,8 +221,8 @@ class AbstractLabelPipeline(ABC):
         """Yield samples ``start … start + num_samples - 1`` of ``label`` (its name or class label).
 
         Sample k draws from a generator of its own, seeded with ``derived_seed(seed + k, label)`` on the pipeline's
-        device, and is decoded and sharpened alone: it does not depend on ``batch_size``, ``start`` or the samples beside
-        it, and sample k of another label has nothing in common with it.
+        device, and is decoded and sharpened alone: it does not depend on ``batch_size``, ``start`` or the samples
+        beside it, and sample k of another label has nothing in common with it.
 
         Args:
             label: name or class label.

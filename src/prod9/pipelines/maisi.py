@@ -19,14 +19,13 @@ from prod9.diffusion.diffusion_model import DiffusionModelRF
 from prod9.diffusion.sampler import RectifiedFlowSampler
 from prod9.models.checkpoint_manager import CheckpointManager, Source
 from prod9.models.factory import ModelFactory
-from prod9.pipelines.detail import DetailBase, DetailChoice, find_detail
+from prod9.pipelines.detail import BESIDE, DetailBase, DetailChoice, find_detail
 from prod9.pipelines.labels import AbstractLabelPipeline, VolumeGrid
 from prod9.pipelines.recorded import Overrides, config_of, grid_of
 from prod9.system.progress import Share
 
 _LOG = logging.getLogger("prod9")
 _SAME_MM = 0.01
-_BESIDE = DetailChoice()
 
 
 class MAISIPipeline(AbstractLabelPipeline):
@@ -87,7 +86,7 @@ class MAISIPipeline(AbstractLabelPipeline):
         overrides: Overrides = (),
         settings: RunConfig | None = None,
         spacing: Sequence[float] | None = None,
-        detail: DetailChoice | None = _BESIDE,
+        detail: DetailChoice | None = BESIDE,
         beside: Sequence[Source] = (),
     ) -> "MAISIPipeline":
         """Build from a run folder, checkpoint file or export folder of stage ``maisi_diffusion``.

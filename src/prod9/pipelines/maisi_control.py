@@ -13,13 +13,11 @@ from prod9.config.schema import MaisiControlNetConfig, RunConfig
 from prod9.controlnet.condition import ControlCondition
 from prod9.controlnet.controlnet_model import ControlNetRF
 from prod9.models.checkpoint_manager import CheckpointManager, Source
-from prod9.pipelines.detail import DetailChoice
+from prod9.pipelines.detail import BESIDE, DetailChoice
 from prod9.pipelines.maisi import MAISIPipeline
 from prod9.pipelines.recorded import Overrides, config_of
 from prod9.pipelines.steering import AbstractControlPipeline
 from prod9.system.progress import Share
-
-_BESIDE = DetailChoice()
 
 
 class MAISIControlPipeline(AbstractControlPipeline):
@@ -41,7 +39,7 @@ class MAISIControlPipeline(AbstractControlPipeline):
         autoencoder: Source | None = None,
         overrides: Overrides = (),
         settings: RunConfig | None = None,
-        detail: DetailChoice | None = _BESIDE,
+        detail: DetailChoice | None = BESIDE,
     ) -> "MAISIControlPipeline":
         """Build from a stage-3 run folder, checkpoint file or export folder.
 

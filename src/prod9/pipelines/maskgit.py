@@ -22,14 +22,12 @@ from prod9.generator.modality_processor import InContextCondition
 from prod9.generator.token_decoder import AbstractTokenDecoder
 from prod9.models.checkpoint_manager import CheckpointManager, Loaded, Source, require_recorded
 from prod9.models.factory import ModelFactory
-from prod9.pipelines.detail import DetailBase, DetailChoice, find_detail
+from prod9.pipelines.detail import BESIDE, DetailBase, DetailChoice, find_detail
 from prod9.pipelines.labels import AbstractLabelPipeline, VolumeGrid
 from prod9.pipelines.labels import GeneratedVolume as GeneratedVolume
 from prod9.pipelines.labels import derived_seed as derived_seed
 from prod9.pipelines.recorded import Overrides, config_of, grid_of
 from prod9.system.progress import FineProgress, Share
-
-_BESIDE = DetailChoice()
 
 
 class MaskGiTPipeline(AbstractLabelPipeline):
@@ -76,7 +74,7 @@ class MaskGiTPipeline(AbstractLabelPipeline):
         autoencoder: Source | Loaded[AutoencoderFSQ] | None = None,
         overrides: Overrides = (),
         settings: RunConfig | None = None,
-        detail: DetailChoice | None = _BESIDE,
+        detail: DetailChoice | None = BESIDE,
     ) -> "MaskGiTPipeline":
         """Build from a stage-2 run folder, checkpoint file or export folder.
 
@@ -98,8 +96,11 @@ class MaskGiTPipeline(AbstractLabelPipeline):
         pipeline.find_detail(detail, path)
         return pipeline
 
-    def find_detail(self, choice: DetailChoice | None, *beside: Source) -> None:
-        """Sharpen volumes by the chosen detail flow, or by one that lies beside one of the models, if any does."""
+    def find_detail(self, choice: DetailChoice | None, *beside: Source, required: bool = True) -> None:
+        """Sharpen volumes by the chosen detail flow, or by one that lies beside one of the models, if any does.
+
+        required: refuse (ConfigError) steps and noise that are asked for where there is none.
+        """
         if self._loaded is None or choice is None:
             return
         stage1 = self._loaded[1]
@@ -110,7 +111,7 @@ class MaskGiTPipeline(AbstractLabelPipeline):
             beside=[*beside, stage1.path],
             label_map=self.label_map,
         )
-        self.sharpen_with(find_detail(choice, base, self.device))
+        self.sharpen_with(find_detail(choice, base, self.device, required=required))
 
     @classmethod
     def _of_loaded(

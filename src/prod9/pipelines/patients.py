@@ -17,7 +17,7 @@ from prod9.errors import ConfigError
 from prod9.generator.condition import MaskGiTCondition
 from prod9.models.checkpoint_manager import CheckpointManager
 from prod9.pipelines.control import ControlPipeline
-from prod9.pipelines.detail import DetailChoice
+from prod9.pipelines.detail import BESIDE, DetailChoice, DetailPipeline
 from prod9.pipelines.maskgit import MaskGiTPipeline, derived_seed
 from prod9.pipelines.placement import head_of as head_of
 from prod9.pipelines.segmentation import PlacedSegmentation
@@ -30,9 +30,6 @@ _SHOWS_MOST = "T2"
 
 _DARKEST = np.float32(1 / 65535)
 """Least intensity inside of a head: readers take 0 as outside, and this value survives storage in 16 bits."""
-
-
-_BESIDE = DetailChoice()
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,7 +110,7 @@ class PatientPipeline:
         control_strength: float | None = None,
         start_with: str | None = None,
         refine: bool = True,
-        detail: DetailChoice | None = _BESIDE,
+        detail: DetailChoice | None = BESIDE,
         details: Sequence[str | Path] = (),
     ) -> "PatientPipeline":
         """Build from run folders, checkpoints or exports, each of which samples as its own config defines.
@@ -134,9 +131,8 @@ class PatientPipeline:
                 the models.
         """
         chosen = _by_stage(detail, details)
-        first = MaskGiTPipeline.from_checkpoint(
-            model, device=device, autoencoder=autoencoder, detail=chosen["detail"]
-        )
+        first = MaskGiTPipeline.from_checkpoint(model, device=device, autoencoder=autoencoder, detail=None)
+        first.find_detail(chosen["detail"], model, required=False)
         opened = CheckpointManager.open(in_context, stage="transformer")
         same = opened.header["inputs"].get("autoencoder", {}).get("sha256") == first.sha256["autoencoder"]
         translator = TranslationPipeline.from_checkpoint(
@@ -144,8 +140,11 @@ class PatientPipeline:
             device=device,
             autoencoder=first.loaded_autoencoder if same else autoencoder,
             refine=refine,
-            detail=chosen["translation_detail"],
+            detail=None,
         )
+        translator.find_detail(chosen["translation_detail"], in_context, required=False)
+        if detail is not None:
+            detail.require(first.detail, translator.detail)
         bases = {"first_control": first, "translator_control": translator.generator}
         changes = [] if control_strength is None else [("control.control_strength", control_strength)]
         steering: dict[str, Any] = {}
@@ -178,6 +177,11 @@ class PatientPipeline:
             if control is not None:
                 hashes[f"{name} controlnet"] = control.generator.sha256["controlnet"]
         return hashes
+
+    @property
+    def detail(self) -> DetailPipeline | None:
+        """The detail flow of the first modality, or else that of the others; both have the same settings."""
+        return self.first.detail or self.translator.detail
 
     @property
     def steered(self) -> list[ControlPipeline]:

@@ -19,7 +19,7 @@ from prod9.generator.condition import MaskGiTCondition
 from prod9.generator.modality_processor import InContextCondition
 from prod9.generator.refiner import Refined
 from prod9.models.checkpoint_manager import Loaded, Source
-from prod9.pipelines.detail import DetailBase, DetailChoice, DetailPipeline, find_detail
+from prod9.pipelines.detail import BESIDE, DetailBase, DetailChoice, DetailPipeline, find_detail
 from prod9.pipelines.labels import DETAIL, DETAIL_STREAM, derived_seed, draw_samples
 from prod9.pipelines.maskgit import MaskGiTPipeline
 from prod9.pipelines.placement import GridPlacement
@@ -27,7 +27,6 @@ from prod9.pipelines.recorded import Overrides
 from prod9.pipelines.refinement import LoadedRefiner, find_refiner, load_refiner
 from prod9.system.progress import Share
 
-_BESIDE = DetailChoice()
 Decode = Literal["sample", "mean"]
 Volumes = Mapping[str, np.ndarray]
 """Modality → float32 ``[H W D]`` in [0, 1] on the model's grid."""
@@ -106,12 +105,12 @@ class TranslationPipeline:
         settings: RunConfig | None = None,
         refiner: Source | None = None,
         refine: bool = True,
-        detail: DetailChoice | None = _BESIDE,
+        detail: DetailChoice | None = BESIDE,
     ) -> "TranslationPipeline":
         """Build from a stage-2 run folder, checkpoint file or export folder.
 
-        Raises CheckpointError also for a refiner or a detail flow of another model, ConfigError also for a model that takes no
-        sources.
+        Raises CheckpointError also for a refiner or a detail flow of another model, ConfigError also for a model
+        that takes no sources.
 
         Args:
             refiner: its run, checkpoint or export; None for what lies beside the model, if anything does.
@@ -130,20 +129,24 @@ class TranslationPipeline:
         chosen: Refine | None = None
         if refine:
             chosen = find_refiner(path, generator) if refiner is None else load_refiner(refiner, generator)
+        pipeline = cls(generator=generator, context=generator.context, refiner=chosen)
+        pipeline.find_detail(detail, path)
+        return pipeline
+
+    def find_detail(self, choice: DetailChoice | None, *beside: Source, required: bool = True) -> None:
+        """Sharpen samples by the chosen detail flow, or by one that lies beside one of the models, if any does.
+
+        required: refuse (ConfigError) steps and noise that are asked for where there is none.
+        """
         base = DetailBase(
             stage="translation_detail",
             key="transformer",
-            sha256=generator.sha256["transformer"],
-            beside=[path],
-            label_map=generator.label_map,
-            refiner=chosen.sha256 if isinstance(chosen, LoadedRefiner) else None,
+            sha256=self.generator.sha256["transformer"],
+            beside=beside,
+            label_map=self.generator.label_map,
+            refiner=self.refiner.sha256 if isinstance(self.refiner, LoadedRefiner) else None,
         )
-        return cls(
-            generator=generator,
-            context=generator.context,
-            refiner=chosen,
-            detail=find_detail(detail, base, device),
-        )
+        self.detail = find_detail(choice, base, self.generator.device, required=required)
 
     @property
     def placement(self) -> GridPlacement:
