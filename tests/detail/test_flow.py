@@ -121,7 +121,8 @@ def test_before_training_the_network_answers_0_on_any_sides() -> None:
 def test_all_that_the_network_is_told_counts_and_absent_sources_do_not() -> None:
     network = shaken(DetailNetwork(num_sources=4, num_channels=(8, 16), detail_channels=4), "cpu").eval()
     condition, drawn, time = told(1, sources=4), volumes(1, seed=2), torch.tensor([0.3])
-    assert condition.sources is not None and condition.present is not None
+    assert condition.sources is not None
+    assert condition.present is not None
     with torch.no_grad():
         base = network(drawn, time, condition)
         changed = {

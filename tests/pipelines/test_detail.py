@@ -1,4 +1,4 @@
-"""Detail flows at the end of every pipeline: found, called with draws of their own, and refused where they don't fit."""
+"""Detail flows at the end of every pipeline: found, drawn from, and refused where they do not fit."""
 
 import logging
 from pathlib import Path
@@ -134,13 +134,13 @@ def test_sources_are_those_of_the_training_or_refused(tmp_path: Path) -> None:
     given = {"T1": volume(1), "T2": volume(2)}
     made = translations.sharpen(soft, "FLAIR", seed=0, sources=given)
     assert not np.array_equal(made, translations.sharpen(soft, "FLAIR", seed=0, sources={"T1": volume(1)}))
-    with pytest.raises(ConfigError, match="expected some of T1, T1ce, T2, FLAIR, .* got none"):
+    with pytest.raises(ConfigError, match=r"expected some of T1, T1ce, T2, FLAIR, .* got none"):
         translations.sharpen(soft, "FLAIR", seed=0)
-    with pytest.raises(ConfigError, match="expected some of T1, T1ce, T2, FLAIR, .* got PET"):
+    with pytest.raises(ConfigError, match=r"expected some of T1, T1ce, T2, FLAIR, .* got PET"):
         translations.sharpen(soft, "FLAIR", seed=0, sources={"PET": soft})
-    with pytest.raises(ConfigError, match="expected none, .* got T1, T2"):
+    with pytest.raises(ConfigError, match=r"expected none, .* got T1, T2"):
         plain.sharpen(soft, "FLAIR", seed=0, sources=given)
-    with pytest.raises(ConfigError, match="label: expected one of T1, T1ce, T2, FLAIR, .* got 'PET'"):
+    with pytest.raises(ConfigError, match=r"label: expected one of T1, T1ce, T2, FLAIR, .* got 'PET'"):
         plain.sharpen(soft, "PET", seed=0)
 
 
