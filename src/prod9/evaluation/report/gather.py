@@ -95,7 +95,7 @@ def find_runs(folder: Path) -> list[RunRecord]:
             f"{folder}: expected a run folder with config.yaml, or one that holds runs, got neither; name what a "
             "training command or `prod9 demo` wrote."
         )
-    order = ("autoencoder", "maisi_vae", "transformer", "maisi_diffusion", "refiner")
+    order = ("autoencoder", "maisi_vae", "transformer", "maisi_diffusion", *CORRECTORS)
     return sorted(runs, key=lambda r: (order.index(r.stage) if r.stage in order else len(order), r.name))
 
 

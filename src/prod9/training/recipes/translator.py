@@ -72,6 +72,7 @@ class Translator:
             overrides=[("sliding_window", self.config.sliding_window.model_dump(mode="json"))],
             refiner=self.refiner,
             refine=self.refiner is not None,
+            detail=None,
         )
 
 
