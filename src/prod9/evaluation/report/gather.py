@@ -12,6 +12,7 @@ import yaml
 
 from prod9.errors import DataError
 from prod9.evaluation.report.forms import Result, mapping, number, objects, parse
+from prod9.stages import CORRECTORS
 
 Curves = dict[str, list[tuple[float, float]]]
 _DEPTH = 3
