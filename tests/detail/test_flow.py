@@ -141,16 +141,23 @@ def test_all_that_the_network_is_told_counts_and_absent_sources_do_not() -> None
         assert torch.equal(network(drawn, time, replace(condition, sources=held)), base)
 
 
-def test_a_single_voxel_is_seen() -> None:
-    network = shaken(DetailNetwork(num_channels=(8, 16), detail_channels=4), "cpu").eval()
-    condition, drawn = told(1), torch.zeros(1, 1, *SIDES)
-    brighter = drawn.clone()
+def test_single_voxels_are_decided_at_full_resolution_and_guided_from_afar() -> None:
+    network = shaken(DetailNetwork(num_channels=(8, 16), detail_channels=4, detail_convs=1), "cpu").eval()
+    condition, time = told(1), torch.tensor([0.5])
+    brighter = torch.zeros(1, 1, *SIDES)
     brighter[0, 0, 3, 3, 3] = 1.0
+
+    def reach() -> list[int]:
+        with torch.no_grad():
+            change = network(brighter, time, condition) - network(brighter * 0, time, condition)
+        places = (change[0, 0] != 0).nonzero()
+        return [*places.amin(0).tolist(), *places.amax(0).tolist()]
+
+    everywhere = [1, 1, 1, *(side - 2 for side in SIDES)]
+    assert reach() == everywhere
     with torch.no_grad():
-        change = network(brighter, torch.tensor([0.5]), condition) - network(
-            drawn, torch.tensor([0.5]), condition
-        )
-    assert change.abs().flatten().argmax() == brighter.flatten().argmax()
+        network.guide.weight.zero_()
+    assert reach() == [2, 2, 2, 4, 4, 4]
 
 
 def test_sources_that_do_not_fit_are_refused() -> None:

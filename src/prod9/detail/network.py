@@ -98,9 +98,9 @@ class DetailNetwork(nn.Module):
 
         drawn: what the flow has added to the soft volume by then, in units of what is usual at that time.
         """
-        facts = self.embedding(self._told(time, condition))
         # Tissues have similar intensities in [0, 1]; a larger scale separates them from the first steps on.
         given = torch.cat([condition.soft, *self._sources(condition)], dim=1).sub(0.5).mul(4.0)
+        facts = self.embedding(self._told(time, condition))
         x = pad_to_multiple(torch.cat([drawn, given], dim=1), self.multiple)
         x = x.contiguous(memory_format=torch.channels_last_3d)
         light = F.silu(self.light_modulation(convolve(self.light, x), facts))
