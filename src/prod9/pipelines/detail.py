@@ -17,9 +17,9 @@ from prod9.detail.network import DetailNetwork
 from prod9.errors import CheckpointError, ConfigError
 from prod9.models.checkpoint_header import WrongStageError, recorded_config
 from prod9.models.checkpoint_manager import CheckpointManager, Loaded, Source
+from prod9.models.checkpoint_places import places_beside
 from prod9.models.factory import ModelFactory
 from prod9.pipelines.placement import head_of
-from prod9.pipelines.refinement import places_beside
 
 log = logging.getLogger("prod9")
 

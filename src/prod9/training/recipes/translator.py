@@ -12,7 +12,7 @@ from prod9.data.splits import Split
 from prod9.errors import CheckpointError, ConfigError
 from prod9.models.checkpoint_header import recorded_config
 from prod9.models.checkpoint_manager import CheckpointManager, Opened, require_recorded
-from prod9.pipelines.refinement import places_beside
+from prod9.models.checkpoint_places import places_beside
 from prod9.pipelines.translation import TranslationPipeline
 from prod9.training.recipes.base import named_input
 
