@@ -15,7 +15,7 @@ from prod9.config.tables import markdown_table
 from prod9.models.meta import count_parameters
 from prod9.planning.estimates import Resources, estimate
 from prod9.planning.footprint import Device
-from prod9.stages import STAGES
+from prod9.stages import CORRECTORS, STAGES
 
 BLOCK = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end generated -->)", re.DOTALL)
 
@@ -59,7 +59,7 @@ def bases_of(config: RunConfig, configs: dict[str, RunConfig]) -> list[RunConfig
 def need_of(config: RunConfig, configs: dict[str, RunConfig]) -> Resources:
     """Return what training a shipped config needs, on the device that it names or else on a GPU."""
     below: dict[str, Any] = {}
-    if config.stage != "refiner":  # which is trained on volumes
+    if config.stage not in CORRECTORS:  # which are trained on volumes
         below = {
             {1: "autoencoder", 2: "base"}[STAGES[base.stage].number]: base
             for base in bases_of(config, configs)

@@ -9,6 +9,7 @@ stage  what it does                      where
 1      volume to tokens or latent        ``prod9.autoencoder``
 2      learn the tokens (MaskGiT)        ``prod9.generator``
 2      correct translations (MaskGiT)    ``prod9.generator.refiner``
+2      sharpen volumes                   ``prod9.detail``
 2      learn the latent (MAISI)          ``prod9.diffusion``
 3      steer with segmentations          ``prod9.generator``, ``prod9.controlnet``
 -      what the stages are               ``prod9.stages``

@@ -5,7 +5,7 @@ Imports nothing but the standard library and prod9's errors, so that every modul
 Example:
     >>> from prod9.stages import STAGES, first_stage_of, stages_of
     >>> [stage.name for stage in stages_of("maisi")]
-    ['maisi_vae', 'maisi_diffusion', 'maisi_controlnet']
+    ['maisi_vae', 'maisi_diffusion', 'maisi_detail', 'maisi_controlnet']
     >>> STAGES["transformer"].command, first_stage_of(STAGES["transformer"]).name
     ('prod9-train-transformer', 'autoencoder')
 """
@@ -34,6 +34,7 @@ class Stage:
         bases: the stages that it builds on, by the key of ``inputs`` that names them. The first is required.
         configs: names of its configs in the demo, and of those that ``prod9 plan`` writes.
         is_planned: whether ``prod9 plan`` writes them.
+        corrects: whether its network makes no volumes of its own but corrects those of others.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Stage:
     bases: Mapping[str, str] = field(default_factory=dict)
     configs: tuple[str, ...] = ()
     is_planned: bool = True
+    corrects: bool = False
 
     @property
     def prefix(self) -> str:
@@ -89,6 +91,31 @@ STAGES: Mapping[str, Stage] = {
             bases={"transformer": "transformer"},
             configs=("stage2_refiner",),
             is_planned=False,
+            corrects=True,
+        ),
+        Stage(
+            name="detail",
+            family="maskgit",
+            number=2,
+            command="prod9-train-transformer",
+            title="Detail flow of MaskGiT volumes",
+            weights="detail",
+            bases={"autoencoder": "autoencoder"},
+            configs=("stage1_detail",),
+            is_planned=False,
+            corrects=True,
+        ),
+        Stage(
+            name="translation_detail",
+            family="maskgit",
+            number=2,
+            command="prod9-train-transformer",
+            title="Detail flow of MaskGiT translations",
+            weights="detail",
+            bases={"transformer": "transformer"},
+            configs=("stage2_detail",),
+            is_planned=False,
+            corrects=True,
         ),
         Stage(
             name="maskgit_controlnet",
@@ -120,6 +147,18 @@ STAGES: Mapping[str, Stage] = {
             configs=("maisi_diffusion",),
         ),
         Stage(
+            name="maisi_detail",
+            family="maisi",
+            number=2,
+            command="prod9-train-maisi-diffusion",
+            title="Detail flow of MAISI volumes",
+            weights="detail",
+            bases={"autoencoder": "maisi_vae"},
+            configs=("maisi_vae_detail",),
+            is_planned=False,
+            corrects=True,
+        ),
+        Stage(
             name="maisi_controlnet",
             family="maisi",
             number=3,
@@ -135,8 +174,10 @@ STAGES: Mapping[str, Stage] = {
 
 AUTOENCODERS = tuple(name for name, stage in STAGES.items() if stage.number == 1)
 """Stage 1 of each family."""
-GENERATORS = tuple(name for name, stage in STAGES.items() if stage.base_key == "autoencoder")
+GENERATORS = tuple(name for name, stage in STAGES.items() if stage.number == 2 and not stage.corrects)
 """Stage 2 of each family, which trains on what an autoencoder encodes."""
+CORRECTORS = tuple(name for name, stage in STAGES.items() if stage.corrects)
+"""Those of stage 2 that train on volumes."""
 CONTROLS = tuple(name for name, stage in STAGES.items() if stage.number == 3)
 """Stage 3 of each family."""
 

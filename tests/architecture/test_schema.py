@@ -15,6 +15,9 @@ from prod9.config.schema import (
     ControlNetMaskGiTModelConfig,
     ControlNetRFModelConfig,
     DecoderModelConfig,
+    DetailFlowConfig,
+    DetailLossConfig,
+    DetailModelConfig,
     DiffusionLossConfig,
     DiscriminatorConfig,
     FlowConfig,
@@ -32,6 +35,7 @@ from prod9.config.schema import (
     SingleStreamModelConfig,
     SlidingWindowSection,
     TransformerLossConfig,
+    TranslationDetailModelConfig,
 )
 from prod9.diffusion.diffusion_model import UNetOptions
 
@@ -76,6 +80,14 @@ CONSTRUCTORS = [
         {"levels"},
     ),
     (RefinerModelConfig, "prod9.generator.refiner:Refiner", set()),
+    (DetailModelConfig, "prod9.detail.network:DetailNetwork", {"num_sources"}),
+    (TranslationDetailModelConfig, "prod9.detail.network:DetailNetwork", {"num_sources"}),
+    (DetailFlowConfig, "prod9.detail.flow:DetailFlow", set()),
+    (
+        DetailLossConfig,
+        "prod9.training.algorithms.detail_trainer:DetailTrainer",
+        {"network", "flow", "steps"},
+    ),
     (RefinerLossConfig, "prod9.training.algorithms.refiner_trainer:RefinerTrainer", {"refiner"}),
     (
         ControlNetMaskGiTModelConfig,

@@ -165,7 +165,7 @@ def needs():
 @pytest.mark.parametrize("name", [n for n in shipped_configs() if n.startswith("maskgit/brats")])
 def test_brats_configs_hold_7776_tokens_and_fit_their_gpu(name, needs):
     need = needs[name]
-    if "refiner" not in name:  # which works on volumes
+    if "refiner" not in name and "detail" not in name:  # which works on volumes
         assert (need.latent_grid, need.tokens) == ((18, 24, 18), 7776)
     # A fifth of the device stays free for the context, the allocator and what the estimate leaves out.
     assert need.memory_gib < 0.8 * (80 if "80gb" in name else 24)

@@ -67,6 +67,24 @@ STAGES: dict[str, tuple[str, str, dict[str, Any]]] = {
             "model": {"num_channels": [8, 8], "space_to_depth": 2, "detail_channels": 4},
         },
     ),
+    "detail": (
+        "prod9-train-transformer",
+        "detail",
+        {
+            "inputs": {"autoencoder": "stage1"},
+            "model": {"num_channels": [8, 8], "detail_channels": 4},
+            "sampler": {"steps": 2},
+        },
+    ),
+    "translation_detail": (
+        "prod9-train-transformer",
+        "translation_detail",
+        {
+            "inputs": {"transformer": "translator"},
+            "model": {"kind": "translation_detail", "num_channels": [8, 8], "detail_channels": 4},
+            "sampler": {"steps": 2},
+        },
+    ),
     "stage3": (
         "prod9-train-maskgit-controlnet",
         "maskgit_controlnet",
@@ -77,6 +95,16 @@ STAGES: dict[str, tuple[str, str, dict[str, Any]]] = {
         "prod9-train-maisi-diffusion",
         "maisi_diffusion",
         {"inputs": {"autoencoder": "maisi_vae"}, "model": _FLOW, "data": _LABELLED},
+    ),
+    "maisi_detail": (
+        "prod9-train-maisi-diffusion",
+        "maisi_detail",
+        {
+            "inputs": {"autoencoder": "maisi_vae"},
+            "model": {"num_classes": 5, "num_channels": [8, 8], "detail_channels": 4},
+            "sampler": {"steps": 2},
+            "data": _LABELLED,
+        },
     ),
     "maisi_controlnet": (
         "prod9-train-maisi-controlnet",

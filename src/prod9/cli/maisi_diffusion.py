@@ -7,8 +7,8 @@ from prod9.cli.shared import new_app, run_app
 from prod9.cli.stage import add_run_commands
 
 app = new_app(
-    "Train MAISI's diffusion network on the latents of a trained autoencoder, and generate with it."
+    "Train MAISI's diffusion network on the latents of a trained autoencoder, or a detail flow, and generate with it."
 )
-add_run_commands(app, "maisi_diffusion")
+add_run_commands(app, "maisi_diffusion", "maisi_detail")
 app.command("generate")(generate_labels)
 main = partial(run_app, app)

@@ -7,9 +7,9 @@ from prod9.cli.shared import new_app, run_app
 from prod9.cli.stage import add_run_commands
 
 app = new_app(
-    "Train the stage-2 transformer on the tokens of a trained autoencoder, or the refiner of its translations, "
-    "and generate with it."
+    "Train the stage-2 transformer on the tokens of a trained autoencoder, the refiner of its translations, or a "
+    "detail flow, and generate with it."
 )
-add_run_commands(app, "transformer", "refiner")
+add_run_commands(app, "transformer", "refiner", "detail", "translation_detail")
 app.command("generate")(generate_labels)
 main = partial(run_app, app)

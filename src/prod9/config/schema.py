@@ -29,6 +29,19 @@ from prod9.config.control import (
     RegionContrastConfig,
 )
 from prod9.config.data import AugmentConfig, DataConfig, IntensityConfig, MedMNIST3DDataConfig, SplitConfig
+from prod9.config.detail import (
+    DetailConfig,
+    DetailFlowConfig,
+    DetailLossConfig,
+    DetailModelConfig,
+    DetailSamplerConfig,
+    DetailSection,
+    MaisiDetailConfig,
+    ReconstructionDetailSection,
+    ReconstructionsConfig,
+    TranslationDetailConfig,
+    TranslationDetailModelConfig,
+)
 from prod9.config.flow import (
     DiffusionLossConfig,
     FlowConfig,
@@ -71,26 +84,32 @@ from prod9.config.types import Section
 __all__ = [
     "CONFIGS", "AdversarialConfig", "AugmentConfig", "AutoencoderConfig", "AutoencoderLossConfig",
     "CallbacksConfig", "CheckpointConfig", "CombinedMetricConfig", "ContextConfig", "ControlConditionConfig",
-    "ControlNetLossConfig", "ControlNetMaskGiTModelConfig", "ControlNetRFModelConfig", "ControlSamplingConfig",
-    "DataConfig", "DecoderModelConfig", "DiffusionLossConfig", "DiscriminatorConfig", "EMAConfig",
-    "EarlyStoppingConfig", "FSQModelConfig", "FlowConfig", "FlowControlConditionConfig",
-    "FlowControlLossConfig", "InputsConfig", "IntensityConfig", "KLModelConfig", "LabelConditionalModelConfig",
-    "LrScheduleConfig", "MaisiControlNetConfig", "MaisiDiffusionConfig", "MaisiVAEConfig", "MaisiVAELossConfig",
-    "MaskGiTControlNetLightningConfig", "MaskingConfig", "MedMNIST3DDataConfig", "MuonConfig",
-    "PerceptualConfig", "RectifiedFlowModelConfig", "RectifiedFlowSamplerConfig", "RefinerConfig",
+    "ControlNetLossConfig", "ControlNetMaskGiTModelConfig", "ControlNetRFModelConfig",
+    "ControlSamplingConfig", "DataConfig", "DecoderModelConfig", "DetailConfig", "DetailFlowConfig",
+    "DetailLossConfig", "DetailModelConfig", "DetailSamplerConfig", "DetailSection", "DiffusionLossConfig",
+    "DiscriminatorConfig", "EMAConfig", "EarlyStoppingConfig", "FSQModelConfig", "FlowConfig",
+    "FlowControlConditionConfig", "FlowControlLossConfig", "InputsConfig", "IntensityConfig", "KLModelConfig",
+    "LabelConditionalModelConfig", "LrScheduleConfig", "MaisiControlNetConfig", "MaisiDetailConfig",
+    "MaisiDiffusionConfig", "MaisiVAEConfig", "MaisiVAELossConfig", "MaskGiTControlNetLightningConfig",
+    "MaskingConfig", "MedMNIST3DDataConfig", "MuonConfig", "PerceptualConfig", "ReconstructionDetailSection",
+    "ReconstructionsConfig", "RectifiedFlowModelConfig", "RectifiedFlowSamplerConfig", "RefinerConfig",
     "RefinerLossConfig", "RefinerModelConfig", "RegionContrastConfig", "RunConfig", "RunSection",
     "SamplerConfig", "SchedulerType", "Section", "SingleStreamModelConfig", "SlidingWindowSection",
     "SplitConfig", "Stage1Config", "TrainerConfig", "TrainingConfig", "TransformerConfig",
-    "TransformerLossConfig", "TransformerModelConfig", "TranslationsConfig",
+    "TransformerLossConfig", "TransformerModelConfig", "TranslationDetailConfig",
+    "TranslationDetailModelConfig", "TranslationsConfig",
 ]  # fmt: skip
 
 RunConfig = (
     AutoencoderConfig
     | TransformerConfig
     | RefinerConfig
+    | DetailConfig
+    | TranslationDetailConfig
     | MaskGiTControlNetLightningConfig
     | MaisiVAEConfig
     | MaisiDiffusionConfig
+    | MaisiDetailConfig
     | MaisiControlNetConfig
 )
 CONFIGS: Mapping[str, type[RunConfig]] = {

@@ -4,7 +4,7 @@ Every file has a typed header (``Header``), so a file of another stage or of ano
 by name, before any weight is looked at. Weights are loaded strictly; nothing is ever unpickled.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, overload
@@ -20,14 +20,17 @@ from prod9.config.schema import (
     ControlConditionConfig,
     ControlNetMaskGiTModelConfig,
     ControlNetRFModelConfig,
+    DetailModelConfig,
     FlowControlConditionConfig,
     FSQModelConfig,
     KLModelConfig,
     RectifiedFlowModelConfig,
     RefinerModelConfig,
     TransformerModelConfig,
+    TranslationDetailModelConfig,
 )
 from prod9.controlnet.controlnet_model import ControlNetRF
+from prod9.detail.network import DetailNetwork
 from prod9.diffusion.diffusion_model import DiffusionModelRF
 from prod9.errors import CheckpointError
 from prod9.generator.controlnet_maskgit import ControlNetMaskGiT
@@ -60,6 +63,8 @@ from prod9.models.weak import open_weak
 from prod9.stages import STAGES, first_stage_of
 
 Device = str | torch.device
+DETAILS = ("detail", "translation_detail", "maisi_detail")
+"""The stages of detail flows."""
 Place = Source | Loaded[Any] | None
 """Where a base is now, or the base itself; None for where it was."""
 
@@ -201,6 +206,19 @@ class CheckpointManager:
         return _load(opened, lambda: ModelFactory.create_refiner(section), device)
 
     @staticmethod
+    def load_detail(
+        path: Source, *, stage: str | Sequence[str] = DETAILS, device: Device = "cpu", prefer: Prefer = "best"
+    ) -> Loaded[DetailNetwork]:
+        """Load the network of a detail flow.
+
+        The levels of noise of its training scans are ``header["data"]["noise"]``, the base that it belongs to is in
+        ``header["inputs"]``.
+        """
+        opened = open_checkpoint(path, stage=stage, prefer=prefer)
+        section = _section(opened, "detail", TranslationDetailModelConfig | DetailModelConfig)
+        return _load(opened, lambda: ModelFactory.create_detail(section), device)
+
+    @staticmethod
     def load_vae(
         loaded: Loaded[Any] | Opened, *, path: Place = None, device: Device = "cpu"
     ) -> Loaded[AutoencoderKlMaisi]:
@@ -245,6 +263,7 @@ class CheckpointManager:
             "maisi_diffusion": CheckpointManager.load_diffusion,
             "transformer": CheckpointManager.load_transformer,
             "refiner": CheckpointManager.load_refiner,
+            **dict.fromkeys(DETAILS, CheckpointManager.load_detail),
             "maskgit_controlnet": CheckpointManager.load_controlnet,
             "maisi_controlnet": CheckpointManager.load_flow_controlnet,
         }

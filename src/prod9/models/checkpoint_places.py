@@ -9,6 +9,7 @@ from prod9.models import export as exports
 from prod9.models.checkpoint_file import link_checkpoint, recorded_sha256
 from prod9.models.run_folder import CHECKPOINTS, INPUTS
 from prod9.models.run_folder import write_index as write_index
+from prod9.system.machine import expand
 
 
 def describe_input(path: Path, sha256: str, base: Path) -> dict[str, str]:
@@ -80,3 +81,12 @@ def sha256_at(place: Path) -> str | None:
         return recorded_sha256(place) if place.is_file() else None
     except (OSError, CheckpointError):
         return None
+
+
+def places_beside(model: Path, what: str = "refiner") -> list[Path]:
+    """Return where the refiner, or ``what`` else, of a run folder, checkpoint file or export folder is looked for."""
+    model = expand(model).absolute()
+    run = model if model.is_dir() else model.parent
+    if run.name == "checkpoints":
+        run = run.parent
+    return [run.with_name(f"{run.name}_{what}"), run / what]

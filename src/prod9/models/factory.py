@@ -16,6 +16,8 @@ from prod9.config.schema import (
     ControlNetMaskGiTModelConfig,
     ControlNetRFModelConfig,
     DecoderModelConfig,
+    DetailFlowConfig,
+    DetailModelConfig,
     DiscriminatorConfig,
     FlowConfig,
     FlowControlConditionConfig,
@@ -33,6 +35,8 @@ from prod9.config.schema import (
 )
 from prod9.controlnet.controlnet_model import ControlNetRF
 from prod9.controlnet.factory import build_control_network
+from prod9.detail.flow import DetailFlow
+from prod9.detail.network import DetailNetwork
 from prod9.diffusion.diffusion_model import DiffusionModelRF
 from prod9.diffusion.sampler import RectifiedFlowSampler
 from prod9.diffusion.scheduler import RectifiedFlowSchedulerRF
@@ -149,6 +153,16 @@ class ModelFactory:
     def create_refiner(model: RefinerModelConfig) -> Refiner:
         """Build the refiner of translations."""
         return Refiner(**model.kwargs())
+
+    @staticmethod
+    def create_detail(model: DetailModelConfig) -> DetailNetwork:
+        """Build the network of a detail flow, with sources or without as ``model.kind`` says."""
+        return DetailNetwork(num_sources=model.num_sources, **model.kwargs())
+
+    @staticmethod
+    def create_detail_flow(flow: DetailFlowConfig) -> DetailFlow:
+        """Build the detail flow, one for training and sampling."""
+        return DetailFlow(**flow.kwargs())
 
     @staticmethod
     def create_scheduler(masking: MaskingConfig) -> MaskGiTScheduler:

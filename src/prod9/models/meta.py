@@ -7,6 +7,7 @@ from torch import nn
 
 from prod9.config.schema import (
     AutoencoderConfig,
+    DetailSection,
     FSQModelConfig,
     KLModelConfig,
     MaisiControlNetConfig,
@@ -63,6 +64,11 @@ def _refiner(config: RefinerConfig) -> list[nn.Module]:
     return [ModelFactory.create_refiner(config.model)]
 
 
+def _detail(config: DetailSection, autoencoder: Autoencoder | None = None) -> list[nn.Module]:
+    del autoencoder  # its volumes are all that counts
+    return [ModelFactory.create_detail(config.model)]
+
+
 def _control_maskgit(
     config: MaskGiTControlNetLightningConfig, autoencoder: FSQModelConfig, base: TransformerConfig
 ) -> list[nn.Module]:
@@ -90,6 +96,9 @@ _BUILDERS: Mapping[str, Callable[..., list[nn.Module]]] = {
     "transformer": _transformer,
     "maisi_diffusion": _flow,
     "refiner": _refiner,
+    "detail": _detail,
+    "translation_detail": _detail,
+    "maisi_detail": _detail,
     "maskgit_controlnet": _control_maskgit,
     "maisi_controlnet": _control_flow,
 }

@@ -16,6 +16,7 @@ from prod9.errors import ConfigError
 from prod9.generator.condition import MaskGiTCondition
 from prod9.generator.controlnet_maskgit import ControlNetMaskGiT
 from prod9.models.checkpoint_manager import CheckpointManager, Source
+from prod9.pipelines.detail import BESIDE, DetailChoice
 from prod9.pipelines.maskgit import MaskGiTPipeline
 from prod9.pipelines.recorded import Overrides, config_of
 from prod9.pipelines.steering import AbstractControlPipeline
@@ -41,11 +42,12 @@ class ControlPipeline(AbstractControlPipeline):
         autoencoder: Source | None = None,
         overrides: Overrides = (),
         settings: RunConfig | None = None,
+        detail: DetailChoice | None = BESIDE,
     ) -> "ControlPipeline":
         """Build from a stage-3 run folder, checkpoint file or export folder.
 
         transformer: where stage 2 is now, if it has moved; its hash is compared with the recorded one. It may be
-        a pipeline, whose networks are then used. The other arguments and the errors are those of
+        a pipeline, whose networks are then used, its detail flow too. The other arguments and the errors are those of
         :meth:`MaskGiTPipeline.from_checkpoint`.
         """
         loaded = CheckpointManager.load_controlnet(path, device=device)
@@ -53,12 +55,15 @@ class ControlPipeline(AbstractControlPipeline):
         if isinstance(transformer, MaskGiTPipeline):
             generator = transformer.as_base_of(loaded, config)
         else:
+            opened = CheckpointManager.open_recorded(loaded, "transformer", path=transformer)
             generator = MaskGiTPipeline.from_checkpoint(
-                CheckpointManager.open_recorded(loaded, "transformer", path=transformer),
+                opened,
                 device=device,
                 autoencoder=autoencoder or config.inputs.autoencoder,
                 settings=config,
+                detail=None,
             )
+            generator.find_detail(detail, loaded.path, opened)
         return cls._of_loaded(loaded, config.control, generator)
 
     @property

@@ -132,7 +132,7 @@ class InpaintingPipeline:
             report=None if progress is None else lambda done: progress(done, num_samples),
         )
         return (
-            Inpainted(self._composed(job, self.generator.decode_tokens(tokens)), index, seed + index)
+            Inpainted(self._composed(job, self._decoded(tokens, label, seed + index)), index, seed + index)
             for index, tokens in samples
         )
 
@@ -157,6 +157,10 @@ class InpaintingPipeline:
         return self.control.sample_tokens(
             condition, segs=segs, labels=[label] * count, seeds=seeds, report=report, **given
         )
+
+    def _decoded(self, tokens: torch.Tensor, label: str, seed: int) -> np.ndarray:
+        """Return what was drawn, on the model's grid."""
+        return self.generator.sharpened(self.generator.decode_tokens(tokens), label, seed)
 
     @torch.inference_mode()
     def _ready(

@@ -13,9 +13,14 @@ from prod9.autoencoder.inference import AutoencoderInferenceWrapper
 from prod9.diffusion.sampler import RectifiedFlowSampler
 from prod9.errors import ConfigError
 from prod9.generator.maskgit import MaskGiTSampler
+from prod9.pipelines.detail import DetailPipeline
 from prod9.pipelines.placement import GridPlacement
 from prod9.system.progress import FineProgress, Share, within
 
+DETAIL = "detail"
+"""The role of a detail flow among the checkpoints that a pipeline uses."""
+DETAIL_STREAM = 1
+"""Sets what a detail flow draws apart from what the sampler draws with the same seed and label."""
 Draw = Callable[[Sequence[int], Share], torch.Tensor]
 """Called with one seed per sample and a report of the share done; returns a latent or token grid per seed."""
 
@@ -135,6 +140,14 @@ class AbstractLabelPipeline(ABC):
         self.latent_grid = tuple(side // factor for side in self.grid)
         self.affine = np.asarray(volumes["affine"], dtype=np.float64)
         self._placement = volumes.get("placement")
+        self.detail: DetailPipeline | None = None
+
+    def sharpen_with(self, detail: DetailPipeline | None) -> None:
+        """Sharpen generated volumes by ``detail`` from now on; None leaves them as they are decoded."""
+        self.detail = detail
+        self.sha256 = {role: sha256 for role, sha256 in self.sha256.items() if role != DETAIL}
+        if detail is not None:
+            self.sha256[DETAIL] = detail.sha256
 
     @property
     def steps(self) -> int:
@@ -165,6 +178,20 @@ class AbstractLabelPipeline(ABC):
         """Return the volume of one latent ``[1 Z h w d]``: float32 ``[H W D]`` in [0, 1]."""
         return self.autoencoder.decode(latent)[0, 0].float().clamp(0.0, 1.0).cpu().numpy()
 
+    def sharpened(self, volume: np.ndarray, label: str, seed: int) -> np.ndarray:
+        """Return a decoded volume as the detail flow sharpens it, or as it is where there is none.
+
+        Args:
+            volume: float32 ``[H W D]`` in [0, 1].
+            label: name of its class.
+            seed: that of the run plus the index of the volume.
+        """
+        if self.detail is None:
+            return volume
+        return self.detail.sharpen(
+            volume, label, seed=derived_seed(seed, self.label_map[label], DETAIL_STREAM)
+        )
+
     def label_names(self) -> list[str]:
         """Return the names that can be generated, in the order of their class labels."""
         return sorted(self.label_map, key=self.label_map.__getitem__)
@@ -194,8 +221,8 @@ class AbstractLabelPipeline(ABC):
         """Yield samples ``start … start + num_samples - 1`` of ``label`` (its name or class label).
 
         Sample k draws from a generator of its own, seeded with ``derived_seed(seed + k, label)`` on the pipeline's
-        device, and is decoded alone: it does not depend on ``batch_size``, ``start`` or the samples beside
-        it, and sample k of another label has nothing in common with it.
+        device, and is decoded and sharpened alone: it does not depend on ``batch_size``, ``start`` or the samples
+        beside it, and sample k of another label has nothing in common with it.
 
         Args:
             label: name or class label.
@@ -245,6 +272,12 @@ class AbstractLabelPipeline(ABC):
         affine = self.affine if affine is None else affine
         # One volume at a time: decoding is where the memory goes, and a batch would not be faster.
         return (
-            GeneratedVolume(self.decode_sample(sample), affine.copy(), name, index, seed + index)
+            GeneratedVolume(
+                self.sharpened(self.decode_sample(sample), name, seed + index),
+                affine.copy(),
+                name,
+                index,
+                seed + index,
+            )
             for index, sample in samples
         )

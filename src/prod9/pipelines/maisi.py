@@ -19,6 +19,7 @@ from prod9.diffusion.diffusion_model import DiffusionModelRF
 from prod9.diffusion.sampler import RectifiedFlowSampler
 from prod9.models.checkpoint_manager import CheckpointManager, Source
 from prod9.models.factory import ModelFactory
+from prod9.pipelines.detail import BESIDE, DetailBase, DetailChoice, find_detail
 from prod9.pipelines.labels import AbstractLabelPipeline, VolumeGrid
 from prod9.pipelines.recorded import Overrides, config_of, grid_of, hash_of, weak_of
 from prod9.system.progress import Share
@@ -88,17 +89,23 @@ class MAISIPipeline(AbstractLabelPipeline):
         overrides: Overrides = (),
         settings: RunConfig | None = None,
         spacing: Sequence[float] | None = None,
+        detail: DetailChoice | None = BESIDE,
+        beside: Sequence[Source] = (),
     ) -> "MAISIPipeline":
         """Build from a run folder, checkpoint file or export folder of stage ``maisi_diffusion``.
 
-        spacing: mm of a voxel, by default as trained. The other arguments and the errors are those of
+        The arguments that are not listed, and the errors, are those of
         :meth:`prod9.pipelines.maskgit.MaskGiTPipeline.from_checkpoint`.
+
+        Args:
+            spacing: mm of a voxel, by default as trained.
+            beside: more models beside which a detail flow is looked for.
         """
         loaded = CheckpointManager.load_diffusion(path, device=device)
         config = config_of(loaded, MaisiDiffusionConfig, overrides=overrides, settings=settings)
         stage1 = CheckpointManager.load_vae(loaded, path=autoencoder, device=device)
         weak = weak_of(loaded, config, device)
-        return cls(
+        pipeline = cls(
             diffusion=loaded.network,
             autoencoder=ModelFactory.create_inference_wrapper(stage1.network, config.sliding_window),
             sampler=ModelFactory.create_flow_sampler(config.sampler, config.flow, autoguided=True),
@@ -109,6 +116,15 @@ class MAISIPipeline(AbstractLabelPipeline):
             weak=None if weak is None else weak.network,
             **grid_of(loaded),
         )
+        base = DetailBase(
+            stage="maisi_detail",
+            key="autoencoder",
+            sha256=stage1.sha256,
+            beside=[*beside, path, stage1.path],
+            label_map=pipeline.label_map,
+        )
+        pipeline.sharpen_with(find_detail(detail, base, device))
+        return pipeline
 
     def sample_label(self, label: int, seeds: Sequence[int], report: Share) -> torch.Tensor:
         """Return latents ``[B Z h w d]`` of the class ``label``, in the autoencoder's scale."""

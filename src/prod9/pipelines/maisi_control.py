@@ -15,6 +15,7 @@ from prod9.controlnet.controlnet_model import ControlNetRF
 from prod9.diffusion.sampler import SourceStart
 from prod9.errors import ConfigError
 from prod9.models.checkpoint_manager import CheckpointManager, Source
+from prod9.pipelines.detail import BESIDE, DetailChoice
 from prod9.pipelines.maisi import MAISIPipeline
 from prod9.pipelines.recorded import Overrides, config_of
 from prod9.pipelines.steering import AbstractControlPipeline
@@ -42,6 +43,7 @@ class MAISIControlPipeline(AbstractControlPipeline):
         autoencoder: Source | None = None,
         overrides: Overrides = (),
         settings: RunConfig | None = None,
+        detail: DetailChoice | None = BESIDE,
     ) -> "MAISIControlPipeline":
         """Build from a stage-3 run folder, checkpoint file or export folder.
 
@@ -55,6 +57,8 @@ class MAISIControlPipeline(AbstractControlPipeline):
             device=device,
             autoencoder=autoencoder or config.inputs.autoencoder,
             settings=config,
+            detail=detail,
+            beside=[loaded.path],
         )
         pipeline = cls._of_loaded(loaded, config.control, generator)
         pipeline.start_noise = None if config.start is None else config.start.noise

@@ -22,6 +22,7 @@ from prod9.generator.modality_processor import InContextCondition
 from prod9.generator.token_decoder import AbstractTokenDecoder
 from prod9.models.checkpoint_manager import CheckpointManager, Loaded, Source, require_recorded
 from prod9.models.factory import ModelFactory
+from prod9.pipelines.detail import BESIDE, DetailBase, DetailChoice, find_detail
 from prod9.pipelines.labels import AbstractLabelPipeline, VolumeGrid
 from prod9.pipelines.labels import GeneratedVolume as GeneratedVolume
 from prod9.pipelines.labels import derived_seed as derived_seed
@@ -76,6 +77,7 @@ class MaskGiTPipeline(AbstractLabelPipeline):
         autoencoder: Source | Loaded[AutoencoderFSQ] | None = None,
         overrides: Overrides = (),
         settings: RunConfig | None = None,
+        detail: DetailChoice | None = BESIDE,
     ) -> "MaskGiTPipeline":
         """Build from a stage-2 run folder, checkpoint file or export folder.
 
@@ -88,10 +90,31 @@ class MaskGiTPipeline(AbstractLabelPipeline):
                 the recorded one.
             overrides: changes to the recorded config, e.g. ``["sampler.steps=8", ("sampler.guidance_scale", 2.0)]``.
             settings: a checked config whose sampling sections are used instead of the recorded ones.
+            detail: the detail flow that sharpens volumes; by default what lies beside the model or its autoencoder, if
+                anything does, and None for none.
         """
         loaded = CheckpointManager.load_transformer(path, device=device)
         stage1 = CheckpointManager.load_upstream(loaded, path=autoencoder, device=device)
-        return cls._of_loaded(loaded, stage1, device, overrides, settings)
+        pipeline = cls._of_loaded(loaded, stage1, device, overrides, settings)
+        pipeline.find_detail(detail, path)
+        return pipeline
+
+    def find_detail(self, choice: DetailChoice | None, *beside: Source, required: bool = True) -> None:
+        """Sharpen volumes by the chosen detail flow, or by one that lies beside one of the models, if any does.
+
+        required: refuse (ConfigError) steps and noise that are asked for where there is none.
+        """
+        if self._loaded is None or choice is None:
+            return
+        stage1 = self._loaded[1]
+        base = DetailBase(
+            stage="detail",
+            key="autoencoder",
+            sha256=stage1.sha256,
+            beside=[*beside, stage1.path],
+            label_map=self.label_map,
+        )
+        self.sharpen_with(find_detail(choice, base, self.device, required=required))
 
     @classmethod
     def _of_loaded(
@@ -127,7 +150,9 @@ class MaskGiTPipeline(AbstractLabelPipeline):
                 "transformer: expected a pipeline of a checkpoint; build it with from_checkpoint."
             )
         require_recorded(control, "transformer", self._loaded[0])
-        return self._of_loaded(*self._loaded, self.device, (), settings)
+        pipeline = self._of_loaded(*self._loaded, self.device, (), settings)
+        pipeline.sharpen_with(self.detail)
+        return pipeline
 
     @property
     def loaded_autoencoder(self) -> Loaded[AutoencoderFSQ] | None:

@@ -6,20 +6,20 @@ either model keep the lesion in its place, and the segmentation is the ground tr
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from scipy import ndimage
 
 from prod9.errors import ConfigError
 from prod9.generator.condition import MaskGiTCondition
 from prod9.models.checkpoint_manager import CheckpointManager
 from prod9.pipelines.control import ControlPipeline
+from prod9.pipelines.detail import BESIDE, DetailChoice, DetailPipeline
 from prod9.pipelines.maskgit import MaskGiTPipeline, derived_seed
-from prod9.pipelines.placement import HEAD_THRESHOLD
+from prod9.pipelines.placement import head_of as head_of
 from prod9.pipelines.recorded import Overrides
 from prod9.pipelines.segmentation import PlacedSegmentation
 from prod9.pipelines.steering import repeated
@@ -112,6 +112,8 @@ class PatientPipeline:
         start_with: str | None = None,
         refine: bool = True,
         overrides: Overrides = (),
+        detail: DetailChoice | None = BESIDE,
+        details: Sequence[str | Path] = (),
     ) -> "PatientPipeline":
         """Build from run folders, checkpoints or exports, each of which samples as its own config defines.
 
@@ -127,10 +129,15 @@ class PatientPipeline:
             start_with: see the class.
             refine: correct translations with the translator's refiner, where there is one.
             overrides: changes to the sampler of the label-conditional model, as of ``from_checkpoint``.
+            detail: how volumes are sharpened; None for not.
+            details: detail flows of either model, whose stage decides which it belongs to; others are looked for beside
+                the models.
         """
+        chosen = _by_stage(detail, details)
         first = MaskGiTPipeline.from_checkpoint(
-            model, device=device, autoencoder=autoencoder, overrides=overrides
+            model, device=device, autoencoder=autoencoder, overrides=overrides, detail=None
         )
+        first.find_detail(chosen["detail"], model, required=False)
         opened = CheckpointManager.open(in_context, stage="transformer")
         same = opened.header["inputs"].get("autoencoder", {}).get("sha256") == first.sha256["autoencoder"]
         translator = TranslationPipeline.from_checkpoint(
@@ -138,7 +145,11 @@ class PatientPipeline:
             device=device,
             autoencoder=first.loaded_autoencoder if same else autoencoder,
             refine=refine,
+            detail=None,
         )
+        translator.find_detail(chosen["translation_detail"], in_context, required=False)
+        if detail is not None:
+            detail.require(first.detail, translator.detail)
         bases = {"first_control": first, "translator_control": translator.generator}
         changes = [] if control_strength is None else [("control.control_strength", control_strength)]
         steering: dict[str, Any] = {}
@@ -174,6 +185,11 @@ class PatientPipeline:
             if control is not None:
                 hashes[f"{name} controlnet"] = control.generator.sha256["controlnet"]
         return hashes
+
+    @property
+    def detail(self) -> DetailPipeline | None:
+        """The detail flow of the first modality, or else that of the others; both have the same settings."""
+        return self.first.detail or self.translator.detail
 
     @property
     def steered(self) -> list[ControlPipeline]:
@@ -225,6 +241,7 @@ class PatientPipeline:
         tokens = sample(condition, seeds=[derived_seed(seed, label)], report=within(report, 0, part))
         volume = self.first.decode_tokens(tokens)
         head = head_of(volume)
+        volume = self.first.sharpened(volume, self.start_with, seed)
         images = {self.start_with: _stripped(volume, head)}
         for done, name in enumerate(self.order[1:], start=1):
             label = self.translator.generator.label_map[name]
@@ -241,16 +258,19 @@ class PatientPipeline:
         return images, head
 
 
-def head_of(volume: np.ndarray) -> np.ndarray:
-    """Return bool, True in the head of a decoded, skull-stripped volume: its largest part, with holes closed.
-
-    Decoding leaves the background near 0, not at 0, the value by which readers and training recognise it.
-    """
-    parts, count = ndimage.label(volume > HEAD_THRESHOLD)  # pyright: ignore[reportGeneralTypeIssues]
-    if count == 0:
-        return np.ones(volume.shape, dtype=bool)
-    sizes = np.bincount(parts.ravel())[1:]
-    return ndimage.binary_fill_holes(parts == 1 + int(sizes.argmax()))  # pyright: ignore[reportReturnType]
+def _by_stage(choice: DetailChoice | None, paths: Sequence[str | Path]) -> dict[str, DetailChoice | None]:
+    """Return the choice for each stage of detail flows."""
+    chosen = dict.fromkeys(("detail", "translation_detail"), choice)
+    for path in paths:
+        opened = CheckpointManager.open(path, stage=tuple(chosen))
+        stage = opened.header["stage"]
+        if choice is None or chosen[stage] != choice:
+            got = "a second one" if choice is not None else "one where none is wanted"
+            raise ConfigError(
+                f"{path}: expected at most one detail flow of stage {stage}, got {got}; leave it out."
+            )
+        chosen[stage] = replace(choice, path=opened)
+    return chosen
 
 
 def _stripped(volume: np.ndarray, head: np.ndarray) -> np.ndarray:

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 from monai import transforms as mt
+from scipy import ndimage
 
 from prod9.data.placement import GridPlacement as GridPlacement
 from prod9.data.placement import Placed as Placed
@@ -37,6 +38,18 @@ def align(files: Mapping[str, VolumeFile], *, resample: bool = False) -> dict[st
         name: file if same_grid(file.header, first.header) else _resampled(file, first.header)
         for name, file in files.items()
     }
+
+
+def head_of(volume: np.ndarray) -> np.ndarray:
+    """Return bool, True in the head of a decoded, skull-stripped volume: its largest part, with holes closed.
+
+    Decoding leaves the background near 0, not at 0, the value by which readers and training recognise it.
+    """
+    parts, count = ndimage.label(volume > HEAD_THRESHOLD)  # pyright: ignore[reportGeneralTypeIssues]
+    if count == 0:
+        return np.ones(volume.shape, dtype=bool)
+    sizes = np.bincount(parts.ravel())[1:]
+    return ndimage.binary_fill_holes(parts == 1 + int(sizes.argmax()))  # pyright: ignore[reportReturnType]
 
 
 def _resampled(file: VolumeFile, reference: VolumeHeader) -> VolumeFile:

@@ -10,8 +10,8 @@ from torch import Tensor
 from prod9.errors import CheckpointError
 from prod9.generator.refiner import Refined, Refiner
 from prod9.models.checkpoint_manager import CheckpointManager, Source
+from prod9.models.checkpoint_places import places_beside as places_beside
 from prod9.pipelines.maskgit import MaskGiTPipeline
-from prod9.system.machine import expand
 
 log = logging.getLogger("prod9")
 
@@ -71,12 +71,3 @@ def find_refiner(model: Source, generator: MaskGiTPipeline) -> LoadedRefiner | N
         except CheckpointError as error:
             log.warning("%s Going on without a refiner.", error)
     return None
-
-
-def places_beside(model: Path) -> list[Path]:
-    """Return where the refiner of a run folder, checkpoint file or export folder is looked for."""
-    model = expand(model).absolute()
-    run = model if model.is_dir() else model.parent
-    if run.name == "checkpoints":
-        run = run.parent
-    return [run.with_name(f"{run.name}_refiner"), run / "refiner"]

@@ -1,10 +1,11 @@
-"""From some modalities of a patient to a missing one: encode, sample in context, decode, refine.
+"""From some modalities of a patient to a missing one: encode, sample in context, decode, refine, sharpen.
 
 Input and output volumes are on the model's grid; :mod:`prod9.pipelines.placement` brings files there and back.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal, Protocol
 
 import numpy as np
@@ -18,7 +19,8 @@ from prod9.generator.condition import MaskGiTCondition
 from prod9.generator.modality_processor import InContextCondition
 from prod9.generator.refiner import Refined
 from prod9.models.checkpoint_manager import Loaded, Source
-from prod9.pipelines.labels import draw_samples
+from prod9.pipelines.detail import BESIDE, DetailBase, DetailChoice, DetailPipeline, find_detail
+from prod9.pipelines.labels import DETAIL, DETAIL_STREAM, derived_seed, draw_samples
 from prod9.pipelines.maskgit import MaskGiTPipeline
 from prod9.pipelines.placement import GridPlacement
 from prod9.pipelines.recorded import Overrides
@@ -61,7 +63,7 @@ class Translation:
         volumes: the samples, in [0, 1]; with ``decode="mean"`` and one sample the mean itself.
         mean: of the samples, or the volume of the expected codes.
         deviation: of several samples, per voxel; None for a single one. It is their standard deviation and, with a
-            refiner, the deviation that the refiner expects within each, added as variances.
+            refiner and no detail flow, the deviation that the refiner expects within each, added as variances.
     """
 
     volumes: tuple[np.ndarray, ...]
@@ -76,14 +78,21 @@ class TranslationPipeline:
         generator: loads, samples and decodes.
         context: the numbers of sources and examples that the decoder was trained on.
         refiner: improves decoded volumes with the sources at full resolution; None where there is none.
+        detail: sharpens refined volumes; None where there is none.
     """
 
     def __init__(
-        self, *, generator: MaskGiTPipeline, context: ContextConfig, refiner: Refine | None = None
+        self,
+        *,
+        generator: MaskGiTPipeline,
+        context: ContextConfig,
+        refiner: Refine | None = None,
+        detail: DetailPipeline | None = None,
     ) -> None:
         self.generator = generator
         self.context = context
         self.refiner = refiner
+        self.detail = detail
 
     @classmethod
     def from_checkpoint(
@@ -96,19 +105,21 @@ class TranslationPipeline:
         settings: RunConfig | None = None,
         refiner: Source | None = None,
         refine: bool = True,
+        detail: DetailChoice | None = BESIDE,
     ) -> "TranslationPipeline":
         """Build from a stage-2 run folder, checkpoint file or export folder.
 
-        Raises CheckpointError also for a refiner of another model, ConfigError also for a model that takes no
-        sources.
+        Raises CheckpointError also for a refiner or a detail flow of another model, ConfigError also for a model
+        that takes no sources.
 
         Args:
             refiner: its run, checkpoint or export; None for what lies beside the model, if anything does.
             refine: False loads no refiner.
+            detail: the detail flow; by default what lies beside the model, if anything does, and None for none.
             others: see :meth:`MaskGiTPipeline.from_checkpoint`.
         """
         generator = MaskGiTPipeline.from_checkpoint(
-            path, device=device, autoencoder=autoencoder, overrides=overrides, settings=settings
+            path, device=device, autoencoder=autoencoder, overrides=overrides, settings=settings, detail=None
         )
         if generator.kind == "label_conditional":
             raise ConfigError(
@@ -118,7 +129,24 @@ class TranslationPipeline:
         chosen: Refine | None = None
         if refine:
             chosen = find_refiner(path, generator) if refiner is None else load_refiner(refiner, generator)
-        return cls(generator=generator, context=generator.context, refiner=chosen)
+        pipeline = cls(generator=generator, context=generator.context, refiner=chosen)
+        pipeline.find_detail(detail, path)
+        return pipeline
+
+    def find_detail(self, choice: DetailChoice | None, *beside: Source, required: bool = True) -> None:
+        """Sharpen samples by the chosen detail flow, or by one that lies beside one of the models, if any does.
+
+        required: refuse (ConfigError) steps and noise that are asked for where there is none.
+        """
+        base = DetailBase(
+            stage="translation_detail",
+            key="transformer",
+            sha256=self.generator.sha256["transformer"],
+            beside=beside,
+            label_map=self.generator.label_map,
+            refiner=self.refiner.sha256 if isinstance(self.refiner, LoadedRefiner) else None,
+        )
+        self.detail = find_detail(choice, base, self.generator.device, required=required)
 
     @property
     def placement(self) -> GridPlacement:
@@ -127,9 +155,11 @@ class TranslationPipeline:
 
     @property
     def sha256(self) -> dict[str, str]:
-        """SHA-256 of each checkpoint used, by role; with ``refiner`` if one was loaded from a file."""
-        of_refiner = {"refiner": self.refiner.sha256} if isinstance(self.refiner, LoadedRefiner) else {}
-        return {**self.generator.sha256, **of_refiner}
+        """SHA-256 of each checkpoint used, by role; with ``refiner`` and ``detail`` where there are any."""
+        more = {"refiner": self.refiner.sha256} if isinstance(self.refiner, LoadedRefiner) else {}
+        if self.detail is not None:
+            more[DETAIL] = self.detail.sha256
+        return {**self.generator.sha256, **more}
 
     @property
     def max_sources(self) -> int:
@@ -190,6 +220,9 @@ class TranslationPipeline:
     ) -> Translation:
         """Return ``target`` made from ``sources``, whose order does not matter; 0 outside of the head.
 
+        With a detail flow, samples are sharp. One that was trained on means starts from the refined mean in every
+        sample, and no tokens are drawn; under control (``sample``), tokens are drawn all the same.
+
         Args:
             sources: modality → volume on the grid.
             target: the modality to make.
@@ -201,14 +234,15 @@ class TranslationPipeline:
             decode: ``sample``, or ``mean``: the mean is decoded from the expected codes (least squared error, no
                 draw), and samples are drawn only for a deviation, when ``num_samples`` is above 1.
             examples: other patients, each with the target and any of the sources' modalities.
-            refine: False leaves volumes as they are decoded.
+            refine: False leaves volumes as they are decoded, and draws no detail.
             batch_size: samples drawn together; none depends on it.
             sample: draws tokens instead of the generator's own ``sample_tokens``, e.g. under control.
             progress: called with the share done.
         """
         self.check(list(sources), target, num_examples=len(examples))
         condition = self._condition(sources, target, examples)
-
+        detail = self.detail if refine else None
+        inside = _head(sources) if head is None else head
         within: list[np.ndarray] = []
 
         def finish(volume: np.ndarray) -> np.ndarray:
@@ -216,28 +250,58 @@ class TranslationPipeline:
                 better, error = self.refined(volume, sources, target, head)
                 within.append(error)
                 return better
-            return np.where(_head(sources) if head is None else head, volume, np.float32(0.0))
+            return np.where(inside, volume, np.float32(0.0))
+
+        def expected() -> np.ndarray:
+            return finish(self.generator.decode_latent(self.generator.expected_codes(condition)))
 
         drawn: list[np.ndarray] = []
         if decode == "sample" or num_samples > 1:
-            draw = sample or self.generator.sample_tokens
-            samples = draw_samples(
-                lambda seeds, report: draw(_repeated(condition, len(seeds)), seeds=seeds, report=report),
-                label=self.generator.label_map[target],
-                num_samples=num_samples,
-                seed=seed,
-                batch_size=batch_size,
-                report=None if progress is None else lambda done: progress(done / num_samples),
-            )
-            drawn = [finish(self.generator.decode_tokens(tokens)) for _, tokens in samples]
-        deviation = _deviation(drawn, within) if num_samples > 1 else None
+            if detail is not None and detail.decode == "mean" and sample is None:
+                drawn = [expected()] * num_samples
+            else:
+                samples = draw_samples(
+                    partial(_draw, sample or self.generator.sample_tokens, condition),
+                    label=self.generator.label_map[target],
+                    num_samples=num_samples,
+                    seed=seed,
+                    batch_size=batch_size,
+                    report=None if progress is None else lambda done: progress(done / num_samples),
+                )
+                drawn = [finish(self.generator.decode_tokens(tokens)) for _, tokens in samples]
+            if detail is not None:
+                drawn = self._sharp(detail, drawn, sources, target, inside, seed)
+        # Sharp samples differ as the truth may; what the refiner expects within each would count it twice.
+        deviation = _deviation(drawn, within if detail is None else ()) if num_samples > 1 else None
         if decode == "mean":
-            mean = finish(self.generator.decode_latent(self.generator.expected_codes(condition)))
+            mean = expected()
         else:
             mean = drawn[0] if num_samples == 1 else np.asarray(np.mean(drawn, axis=0, dtype=np.float32))
         if progress is not None:
             progress(1.0)
         return Translation(tuple(drawn or [mean]), mean, deviation)
+
+    def _sharp(
+        self,
+        detail: DetailPipeline,
+        drawn: Sequence[np.ndarray],
+        sources: Volumes,
+        target: str,
+        head: np.ndarray,
+        seed: int,
+    ) -> list[np.ndarray]:
+        """Return samples ``drawn`` as ``detail`` sharpens them, sample k with what it draws for ``seed + k``."""
+        label = self.generator.label_map[target]
+        return [
+            detail.sharpen(
+                volume,
+                target,
+                seed=derived_seed(seed + index, label, DETAIL_STREAM),
+                head=head,
+                sources=sources,
+            )
+            for index, volume in enumerate(drawn)
+        ]
 
     def _condition(
         self, sources: Volumes, target: str, examples: Sequence[Volumes]
@@ -312,6 +376,16 @@ def _deviation(samples: Sequence[np.ndarray], within: Sequence[np.ndarray]) -> n
     if within:
         variance = variance + 2 * np.mean(np.square(within), axis=0, dtype=np.float32)
     return np.asarray(np.sqrt(variance))
+
+
+def _draw(
+    sample: Callable[..., Tensor],
+    condition: InContextCondition | MaskGiTCondition,
+    seeds: Sequence[int],
+    report: Share,
+) -> Tensor:
+    """Return one token grid per seed."""
+    return sample(_repeated(condition, len(seeds)), seeds=seeds, report=report)
 
 
 def _repeated(

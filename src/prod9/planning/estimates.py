@@ -41,6 +41,7 @@ from prod9.config.schema import (
 )
 from prod9.planning.autoencoder import autoencoder_footprint
 from prod9.planning.control import control_flow_footprint, control_maskgit_footprint
+from prod9.planning.detail import detail_footprint
 from prod9.planning.flow import flow_footprint
 from prod9.planning.footprint import GIB, Device, Footprint, half_bytes
 from prod9.planning.refiner import refiner_footprint
@@ -63,6 +64,9 @@ _FOOTPRINTS: Mapping[str, Callable[..., Footprint]] = {
     "transformer": transformer_footprint,
     "maisi_diffusion": flow_footprint,
     "refiner": refiner_footprint,
+    "detail": detail_footprint,
+    "translation_detail": detail_footprint,
+    "maisi_detail": detail_footprint,
     "maskgit_controlnet": control_maskgit_footprint,
     "maisi_controlnet": control_flow_footprint,
 }
@@ -87,7 +91,7 @@ class Resources(Footprint):
 
     @property
     def tokens(self) -> int:
-        """Tokens of a whole volume; 0 for a refiner, which works on volumes."""
+        """Tokens of a whole volume; 0 for what works on volumes."""
         return prod(self.latent_grid)
 
     @property

@@ -15,7 +15,7 @@ from prod9.planning.footprint import Footprint
 
 
 @dataclass(frozen=True)
-class _Block:
+class Block:
     """From ``inputs`` to ``outputs`` channels; ``share``: its voxels over those of the folded volume."""
 
     inputs: int
@@ -23,6 +23,7 @@ class _Block:
     share: float
 
     def kept_bytes(self, half: int) -> float:
+        """Return what it keeps, per voxel of the folded volume; half: bytes of a value in matrix products."""
         # The convolutions' inputs, the norms' inputs and, for the first, the modulated and activated values.
         return self.share * (half * (self.inputs + self.outputs) + (8 + 4 + half) * self.outputs)
 
@@ -45,11 +46,11 @@ def refiner_footprint(config: RefinerConfig, half: int) -> Footprint:
     )
 
 
-def _blocks(model: RefinerModelConfig) -> list[_Block]:
+def _blocks(model: RefinerModelConfig) -> list[Block]:
     widths, more = model.num_channels, model.num_res_blocks - 1
     shares = [0.125**level for level in range(len(widths))]
-    down = [_Block(width, width, share) for width, share in zip(widths, shares, strict=True)]
+    down = [Block(width, width, share) for width, share in zip(widths, shares, strict=True)]
     blocks = [block for block in down for _ in range(model.num_res_blocks)]
     for (fine, coarse), share in zip(pairwise(widths), shares, strict=False):
-        blocks += [_Block(fine + coarse, fine, share), *[_Block(fine, fine, share)] * more]
+        blocks += [Block(fine + coarse, fine, share), *[Block(fine, fine, share)] * more]
     return blocks

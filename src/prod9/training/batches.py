@@ -101,3 +101,9 @@ class RefinerBatch(Named):
     present: Tensor
     region: Tensor
     label: Tensor
+
+
+class DetailBatch(RefinerBatch):
+    """Soft volumes of scans, as ``decoded``. clean: the target without noise."""
+
+    clean: Tensor

@@ -14,11 +14,13 @@ from prod9.config.schema import (
     MaisiDiffusionConfig,
     MaisiVAEConfig,
     MaskGiTControlNetLightningConfig,
+    ReconstructionDetailSection,
     RefinerConfig,
     RunConfig,
     RunSection,
     Stage1Config,
     TransformerConfig,
+    TranslationDetailConfig,
 )
 from prod9.errors import ConfigError
 from prod9.planning.estimates import Autoencoder, Base, Resources, estimate
@@ -34,7 +36,7 @@ if TYPE_CHECKING:
 _PREPARATION = ("spacing", "intensity")
 _MEANING = ("grid", "spacing", "intensity", "label_map")
 """Keys of ``data`` that decide the meaning of latents, and of latents and labels."""
-C = TypeVar("C", bound=RunConfig)
+C = TypeVar("C", bound=RunSection)
 K = TypeVar("K", bound=RunSection)
 E = TypeVar("E", TransformerConfig, MaisiDiffusionConfig)
 M = TypeVar("M", FSQModelConfig, KLModelConfig)
@@ -47,7 +49,7 @@ class Bases(Generic[C]):
         config: of the run.
         opened: the base that ``inputs`` must name; None for a stage 1.
         base: the config of a stage 2 that the run steers; None for other stages.
-        autoencoder: the stage-1 model below; None for a stage 1 and for a refiner.
+        autoencoder: the stage-1 model below; None for a stage 1 and for what trains on volumes.
     """
 
     opened: "Opened | None" = None
@@ -140,12 +142,29 @@ class RefinerBases(Bases[RefinerConfig]):
 
         translator = load_translator(config)
         self.opened = translator.opened
-        fewest = translator.num_sources[0]
-        if len(config.data.modalities) <= fewest:
-            raise ConfigError(
-                f"data.modalities: expected at least {fewest + 1}, a target and the sources that inputs.transformer "
-                f"takes, got {', '.join(config.data.modalities)}; add one."
-            )
+        _require_sources(config, translator.num_sources[0])
+
+
+class TranslationDetailBases(Bases[TranslationDetailConfig]):
+    """A detail flow on the translator, and its refiner, whose translations it sharpens."""
+
+    def __init__(self, config: TranslationDetailConfig) -> None:
+        super().__init__(config)
+        from prod9.training.recipes.translator import load_refined_translator
+
+        translator = load_refined_translator(config)
+        self.opened = translator.opened
+        _require_sources(config, translator.num_sources[0])
+
+
+class ReconstructionDetailBases(Bases[ReconstructionDetailSection]):
+    """A detail flow on the autoencoder whose reconstructions it sharpens."""
+
+    def __init__(self, config: ReconstructionDetailSection) -> None:
+        super().__init__(config)
+        from prod9.training.recipes.reconstructor import load_reconstructor
+
+        self.opened = load_reconstructor(config).opened
 
 
 class ControlBases(Bases[MaskGiTControlNetLightningConfig]):
@@ -199,6 +218,9 @@ _BASES: Mapping[str, type[Bases[Any]]] = {
     "transformer": TransformerBases,
     "maisi_diffusion": FlowBases,
     "refiner": RefinerBases,
+    "detail": ReconstructionDetailBases,
+    "translation_detail": TranslationDetailBases,
+    "maisi_detail": ReconstructionDetailBases,
     "maskgit_controlnet": ControlBases,
     "maisi_controlnet": FlowControlBases,
 }
@@ -222,6 +244,15 @@ def _open(config: RunSection, kind: type[K]) -> "tuple[Opened, K]":
     key = str(stage.base_key)
     opened = CheckpointManager.open(str(config.base_path(key)), stage=stage.bases[key])
     return opened, recorded_config(opened, kind)
+
+
+def _require_sources(config: RunSection, fewest: int) -> None:
+    names = config.data.modalities
+    if len(names) <= fewest:
+        raise ConfigError(
+            f"data.modalities: expected at least {fewest + 1}, a target and the sources that inputs.transformer "
+            f"takes, got {', '.join(names)}; add one."
+        )
 
 
 def _require_grid(config: RunSection, unit: int, where: str) -> None:

@@ -13,6 +13,7 @@ import typer
 from prod9.cli.generate.inputs import find_segmentations, named_files, warn_of
 from prod9.cli.generate.options import (
     ControlStrengthOption,
+    Detail,
     LabelSchemeOption,
     LabelsOption,
     Model,
@@ -27,6 +28,7 @@ from prod9.cli.generate.run import (
     Series,
     build_pipeline,
     carry_out,
+    detail_settings,
     disk_mb,
     make_series,
     require_models,
@@ -81,6 +83,7 @@ def generate_control(
     autoencoder: AutoencoderOption = None,
     samples: Samples,
     sampler: Sampler,
+    detail: Detail,
     target: Target,
 ) -> None:
     """Generate volumes with lesions where a segmentation has them: `NAME_T1ce_0000.nii.gz` and so on.
@@ -96,8 +99,9 @@ def generate_control(
         raise ConfigError(f"--reference: expected a single segmentation to go with it, got {len(files)}")
     if images and len(files) > 1:
         raise ConfigError(f"--source: expected a single segmentation to go with it, got {len(files)}")
-    require_models(stage2, autoencoder)
-    load = partial(_load, stage2=stage2, autoencoder=autoencoder)
+    detail.check(detail.path)
+    require_models(stage2, autoencoder, detail.path)
+    load = partial(_load, stage2=stage2, autoencoder=autoencoder, detail=detail)
     pipeline, config = build_pipeline(CONTROLS, load, model, [*sampler.changes(), *changes])
     labels = chosen_labels(label, pipeline.generator.label_names())
     images = spelt("--source", images, pipeline.source_modalities)
@@ -140,6 +144,7 @@ def generate_control(
             "sha256": pipeline.generator.sha256,
             "seed": samples.seed,
             **sampling_settings(config),
+            **detail_settings(pipeline.generator.detail),
         },
         make=lambda folder: _make(folder, placed, inputs, series),
         report=partial(report_made, total=count),
@@ -179,8 +184,9 @@ def _placed(
 
 
 def _load(
-    source: "Source", *, settings: "RunConfig", stage2: str | None, **chosen: Any
+    source: "Source", *, settings: "RunConfig", stage2: str | None, detail: Detail, **chosen: Any
 ) -> "AbstractControlPipeline":
+    chosen["detail"] = detail.choice()
     if settings.stage == "maisi_controlnet":
         from prod9.pipelines.maisi_control import MAISIControlPipeline
 

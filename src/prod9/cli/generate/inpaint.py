@@ -10,6 +10,7 @@ import typer
 
 from prod9.cli import shared
 from prod9.cli.generate.options import (
+    Detail,
     LabelSchemeOption,
     Model,
     ResampleOption,
@@ -23,6 +24,7 @@ from prod9.cli.generate.run import (
     Series,
     build_pipeline,
     carry_out,
+    detail_settings,
     make_series,
     require_models,
     sampling_settings,
@@ -131,6 +133,7 @@ def inpaint(
     autoencoder: AutoencoderOption = None,
     samples: Samples,
     sampler: TokenSampler,
+    detail: Detail,
     target: Target,
 ) -> None:
     """Draw a region of a volume again: `NAME_0000.nii.gz` and so on, with a manifest.
@@ -150,8 +153,9 @@ def inpaint(
     for file in files.values():
         for text in volumes.cautions(volumes.read_header(file)).values():
             shared.warn(text)
-    require_models(control, autoencoder)
-    load = partial(_load, autoencoder=autoencoder, control=control, blend=blend, margin=margin)
+    detail.check(detail.path)
+    require_models(control, autoencoder, detail.path)
+    load = partial(_load, autoencoder=autoencoder, control=control, blend=blend, margin=margin, detail=detail)
     pipeline, config = build_pipeline("transformer", load, model, sampler.changes())
     generator = pipeline.generator
     asked = _Asked(files, known_as(label, generator.label_names()), label_scheme, healthy, resample)
@@ -167,6 +171,7 @@ def inpaint(
             "tokens": list(generator.latent_grid),
             "steps": generator.steps,
             "device": str(generator.device),
+            **detail_settings(generator.detail),
         },
         settings=lambda: {
             "command": "generate inpaint",
@@ -179,6 +184,7 @@ def inpaint(
             "blend": blend,
             "margin": margin,
             **sampling_settings(config),
+            **detail_settings(generator.detail),
         },
         make=lambda folder: make_series(folder, [_series(pipeline, asked, samples)]),
         report=partial(report_made, total=samples.num_samples),
@@ -186,12 +192,13 @@ def inpaint(
 
 
 def _load(
-    source: "Source", *, control: str | None, blend: float, margin: int, **chosen: Any
+    source: "Source", *, control: str | None, blend: float, margin: int, detail: Detail, **chosen: Any
 ) -> "InpaintingPipeline":
     from prod9.pipelines.control import ControlPipeline
     from prod9.pipelines.inpainting import InpaintingPipeline
     from prod9.pipelines.maskgit import MaskGiTPipeline
 
+    chosen["detail"] = detail.choice()
     if control is None:
         generator = MaskGiTPipeline.from_checkpoint(source, **chosen)
         return InpaintingPipeline(generator=generator, blend=blend, margin=margin)

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from prod9.cli.generate.options import LabelsOption, Model, Sampler, Samples, Target, grouped
+from prod9.cli.generate.options import Detail, LabelsOption, Model, Sampler, Samples, Target, grouped
 from prod9.cli.generate.outputs import report_made
 from prod9.cli.generate.run import (
     Series,
     build_pipeline,
     carry_out,
+    detail_settings,
     disk_mb,
     make_series,
     require_models,
@@ -51,6 +52,7 @@ def generate_labels(
     ] = None,
     samples: Samples,
     sampler: Sampler,
+    detail: Detail,
     target: Target,
 ) -> None:
     """Generate volumes of a class label: `T1_0000.nii.gz` and so on, with a manifest.
@@ -63,8 +65,9 @@ def generate_labels(
 
         for file in example:
             read_header(file)
-    require_models(autoencoder)
-    load = partial(_load, autoencoder=autoencoder, spacing=spacing)
+    detail.check(detail.path)
+    require_models(autoencoder, detail.path)
+    load = partial(_load, autoencoder=autoencoder, spacing=spacing, detail=detail)
     pipeline, config = build_pipeline(GENERATORS, load, model, sampler.changes())
     labels = chosen_labels(label, pipeline.label_names())
     shown = _shown(pipeline, labels, example or [])
@@ -103,8 +106,10 @@ def _load(
     *,
     settings: "RunConfig",
     spacing: tuple[float, float, float] | None,
+    detail: Detail,
     **chosen: Any,
 ) -> "AbstractLabelPipeline":
+    chosen["detail"] = detail.choice()
     if settings.stage == "maisi_diffusion":
         from prod9.pipelines.maisi import MAISIPipeline
 
@@ -147,6 +152,7 @@ def _settings(
         "sha256": pipeline.sha256,
         "seed": seed,
         **sampling_settings(config),
+        **detail_settings(pipeline.detail),
         **({"spacing": list(spacing)} if spacing is not None else {}),
         **({"examples": [sha256(file) for file in examples]} if examples else {}),
     }

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
@@ -22,6 +22,9 @@ from prod9.cli.shared import (
 from prod9.cli.stage import ModelOption, OptionalConfigOption
 from prod9.errors import ConfigError
 from prod9.system.machine import expand
+
+if TYPE_CHECKING:
+    from prod9.pipelines.detail import DetailChoice
 
 LabelsOption = Annotated[
     list[str] | None,
@@ -88,6 +91,91 @@ class Samples:
     ] = 1
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Volumes sampled together.")] = 1
     seed: SampleSeedOption = 0
+
+
+NO_DETAIL = "--no-detail"
+NoDetailOption = Annotated[
+    bool, typer.Option(NO_DETAIL, help="Leave volumes as soft as they are decoded or refined.")
+]
+DetailStepsOption = Annotated[
+    int | None,
+    typer.Option("--detail-steps", min=1, help="Steps of the detail flow; more are slower. [as trained]"),
+]
+NoiseOption = Annotated[
+    str,
+    typer.Option(
+        "--noise",
+        metavar="LEVEL|scans",
+        help="Noise of the result, in intensities of 0 to 1; 0: none; scans: drawn from the training scans'.",
+    ),
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetailUse:
+    """How volumes are sharpened."""
+
+    no_detail: NoDetailOption = False
+    detail_steps: DetailStepsOption = None
+    noise: NoiseOption = "scans"
+
+    @property
+    def path(self) -> str | None:
+        """The detail flow that was named; None for none."""
+        return None
+
+    def check(self, *paths: str | None) -> None:
+        """Refuse (ConfigError) options that contradict each other, and a level that is no number.
+
+        paths: the detail flows that were named.
+        """
+        named = any(path is not None for path in paths)
+        given = {
+            "--detail": named,
+            "--detail-steps": self.detail_steps is not None,
+            "--noise": self._level() is not None,
+        }
+        extra = [name for name, there in given.items() if there]
+        if self.no_detail and extra:
+            raise ConfigError(f"expected {NO_DETAIL} or {extra[0]}, got both; leave one out")
+
+    def choice(self) -> "DetailChoice | None":
+        """Return what was chosen; None for no detail flow."""
+        if self.no_detail:
+            return None
+        from prod9.pipelines.detail import DetailChoice
+
+        return DetailChoice(path=self.path, steps=self.detail_steps, noise=self._level())
+
+    def _level(self) -> float | None:
+        """Return the level of noise; None for that of scans."""
+        if self.noise == "scans":
+            return None
+        try:
+            return float(self.noise)
+        except ValueError as error:
+            raise ConfigError(
+                f"--noise: expected a level such as 0.02, 0 for none, or scans, got {self.noise!r}; choose one of these"
+            ) from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class Detail(DetailUse):
+    """Which detail flow sharpens volumes, and how."""
+
+    detail: Annotated[
+        str | None,
+        typer.Option(
+            "--detail",
+            metavar="RUN|CHECKPOINT|EXPORT",
+            help="Detail flow that sharpens volumes. [RUN_detail beside the model or its autoencoder]",
+        ),
+    ] = None
+
+    @property
+    def path(self) -> str | None:
+        """The detail flow that was named."""
+        return self.detail
 
 
 @dataclass(frozen=True, kw_only=True)

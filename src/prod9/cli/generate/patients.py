@@ -11,6 +11,7 @@ from prod9.cli import shared
 from prod9.cli.generate.inputs import find_segmentations
 from prod9.cli.generate.options import (
     ControlStrengthOption,
+    DetailUse,
     LabelSchemeOption,
     RefineOption,
     SampleSeedOption,
@@ -20,7 +21,7 @@ from prod9.cli.generate.options import (
     grouped,
 )
 from prod9.cli.generate.outputs import Inputs, OutputFolder, digest_of, report_made
-from prod9.cli.generate.run import carry_out, disk_mb, require_models
+from prod9.cli.generate.run import carry_out, detail_settings, disk_mb, require_models
 from prod9.cli.naming import known_as
 from prod9.cli.shared import DeviceOption
 from prod9.cli.stage import AutoencoderOption
@@ -71,6 +72,15 @@ def generate_patients(
     control_strength: ControlStrengthOption = None,
     refine: RefineOption = True,
     sampling: Sampling,
+    detail: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--detail",
+            metavar="RUN|CHECKPOINT|EXPORT",
+            help="Detail flow of either model; repeatable. [RUN_detail beside each model]",
+        ),
+    ] = None,
+    use: DetailUse,
     seed: SampleSeedOption = 0,
     autoencoder: AutoencoderOption = None,
     device: DeviceOption = "auto",
@@ -84,7 +94,8 @@ def generate_patients(
     after an interruption, and only what is missing is made.
     """
     files = find_segmentations(seg or [])
-    require_models(model, in_context, autoencoder, *(control or []))
+    use.check(*(detail or []))
+    require_models(model, in_context, autoencoder, *(control or []), *(detail or []))
     changes = sampling.changes()
     from prod9.pipelines.patients import PatientPipeline
 
@@ -98,6 +109,8 @@ def generate_patients(
         start_with=None if first is None else known_as(first, list(SUFFIXES)),
         refine=refine,
         overrides=changes,
+        detail=use.choice(),
+        details=detail or [],
     )
     unknown = [name for name in pipeline.order if name not in SUFFIXES]
     if unknown:
@@ -118,6 +131,7 @@ def generate_patients(
             "first": pipeline.start_with,
             "seed": seed,
             **({"sampler": dict(changes)} if changes else {}),
+            **detail_settings(pipeline.detail),
         },
         make=lambda folder: _generate(pipeline, folder, list(files), segs, num, seed),
         report=partial(report_made, total=num, noun="patient"),
@@ -154,6 +168,7 @@ def _describe(pipeline: "PatientPipeline", num_segs: int, num: int) -> dict[str,
         "segmentations": num_segs,
         "control": ", ".join(name for name, control in steered.items() if control) or "none",
         "refined": pipeline.translator.refiner is not None,
+        **detail_settings(pipeline.detail),
         "grid": list(grid),
         "device": str(pipeline.first.device),
         "disk_mb": disk_mb(num * len(pipeline.order), grid, bytes_per_voxel=2),

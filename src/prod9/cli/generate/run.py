@@ -23,6 +23,7 @@ from prod9.system.progress import within
 
 if TYPE_CHECKING:
     from prod9.config.schema import RunConfig
+    from prod9.pipelines.detail import DetailPipeline
     from prod9.pipelines.labels import AbstractLabelPipeline
 
 P = TypeVar("P")
@@ -83,6 +84,11 @@ def sampling_settings(config: "RunConfig") -> dict[str, Any]:
     return settings
 
 
+def detail_settings(detail: "DetailPipeline | None") -> dict[str, Any]:
+    """Return what a manifest and ``--check`` say of a detail flow; nothing where there is none."""
+    return {} if detail is None else {"detail": detail.settings}
+
+
 def sampler_report(pipeline: "AbstractLabelPipeline") -> dict[str, Any]:
     """Return the lines of ``--check`` about the sampler."""
     return {
@@ -92,6 +98,7 @@ def sampler_report(pipeline: "AbstractLabelPipeline") -> dict[str, Any]:
         "evaluations": pipeline.sampler.evaluations,
         **({"weak_model": pipeline.sha256["weak"][:12]} if "weak" in pipeline.sha256 else {}),
         "device": str(pipeline.device),
+        **detail_settings(pipeline.detail),
     }
 
 

@@ -12,6 +12,7 @@ import typer
 from prod9.cli import shared
 from prod9.cli.generate.inputs import CUT
 from prod9.cli.generate.options import (
+    Detail,
     Model,
     RefineOption,
     ResampleOption,
@@ -22,6 +23,7 @@ from prod9.cli.generate.options import (
 from prod9.cli.generate.outputs import Inputs, OutputFolder, inputs_of, require_distinct
 from prod9.cli.generate.run import (
     build_pipeline,
+    detail_settings,
     how_to_go_on,
     require_models,
     sampler_report,
@@ -131,6 +133,7 @@ def translate(
     autoencoder: AutoencoderOption = None,
     samples: Samples,
     sampling: Sampling,
+    detail: Detail,
     overwrite: OverwriteOption = False,
     check: CheckOption = False,
     as_json: JsonOption = False,
@@ -156,8 +159,9 @@ def translate(
         raise ConfigError("expected --output-dir DIR with --patient, got none; add it")
     job = job_from_sources(source, target, output) if source else None
     cases, shown = find_patients(patient or []), find_patients(example or [])
-    require_models(refiner, autoencoder)
-    load = partial(_load, autoencoder=autoencoder, refiner=refiner, refine=refine)
+    detail.check(detail.path)
+    require_models(refiner, autoencoder, detail.path)
+    load = partial(_load, autoencoder=autoencoder, refiner=refiner, refine=refine, detail=detail)
     pipeline, config = build_pipeline("transformer", load, model, sampling.changes())
     known = pipeline.generator.label_names()
     if job is not None:
@@ -180,6 +184,7 @@ def translate(
         **vars(asked),
         "examples": [{name: one["sha256"] for name, one in inputs_of(case.images).items()} for case in shown],
         **sampling_settings(config),
+        **detail_settings(pipeline.detail),
     }
     failed: dict[Job, str] = {}
     with _results(job, output_dir, settings, overwrite, samples.num_samples) as results:
@@ -217,10 +222,10 @@ def _results(
     return nullcontext(_LooseFiles(job.output.parent))
 
 
-def _load(source: "Source", **chosen: Any) -> "TranslationPipeline":
+def _load(source: "Source", *, detail: Detail, **chosen: Any) -> "TranslationPipeline":
     from prod9.pipelines.translation import TranslationPipeline
 
-    return TranslationPipeline.from_checkpoint(source, **chosen)
+    return TranslationPipeline.from_checkpoint(source, detail=detail.choice(), **chosen)
 
 
 def _example(pipeline: "TranslationPipeline", case: "Case", resample: bool) -> "dict[str, np.ndarray]":
@@ -307,4 +312,5 @@ def _describe(pipeline: "TranslationPipeline", jobs: Sequence[Job], model: str) 
         "targets": ", ".join(sorted({job.target for job in jobs})),
         "refiner": pipeline.sha256.get("refiner", "none")[:12],
         **sampler_report(pipeline.generator),
+        **detail_settings(pipeline.detail),
     }

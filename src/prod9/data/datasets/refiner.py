@@ -1,4 +1,4 @@
-"""Samples of a translation with its sources and the real scan: what a refiner is trained on."""
+"""Samples of a soft volume with its sources and the real scan: what a refiner and a detail flow are trained on."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from prod9.data.stores.translations import VolumeStore
 
 @dataclass(frozen=True)
 class TranslationItem:
-    """One translation of a case.
+    """One translation, or reconstruction, of a scan of a case.
 
     Attributes:
         key: of the decoded volume in the store.
@@ -48,6 +48,7 @@ class RefinerDataset(Dataset[dict[str, Any]]):
         crop_size: voxels of a training crop; None takes whole volumes.
         flip_prob: share of training samples that are mirrored.
         seed: of the run.
+        clean: key by case and modality of the scans without noise in the store; None without them.
     """
 
     cases: CaseCache
@@ -59,6 +60,7 @@ class RefinerDataset(Dataset[dict[str, Any]]):
     crop_size: tuple[int, int, int] | None
     flip_prob: float
     seed: int
+    clean: Sequence[Sequence[str]] | None = None
 
     def __len__(self) -> int:
         return len(self.items)
@@ -66,7 +68,8 @@ class RefinerDataset(Dataset[dict[str, Any]]):
     def __getitem__(self, key: int | SampleKey) -> dict[str, Any]:
         """Return ``decoded`` and ``target`` [1 H W D], ``sources`` [K H W D], ``present`` [K], ``region`` and names.
 
-        ``region``, bool [1 H W D], is where the case's segmentation has any class; nowhere without one.
+        ``region``, bool [1 H W D], is where the case's segmentation has any class; nowhere without one. ``clean``
+        [1 H W D], where it is kept, is the target without noise.
         """
         item = self.items[index_of(key)]
         target = self.modalities[item.target]
@@ -84,7 +87,11 @@ class RefinerDataset(Dataset[dict[str, Any]]):
             slot = self.label_map[self.modalities[m]]
             sources[slot], present[slot] = prepared(dequantise(images[m])), True
         labels = np.zeros(images.shape[1:], np.uint8) if case.seg is None else case.seg
+        more = (
+            {} if self.clean is None else {"clean": prepared(self.store[self.clean[item.case][item.target]])}
+        )
         return {
+            **more,
             "decoded": prepared(self.store[item.key]),
             "sources": sources,
             "present": present,

@@ -12,6 +12,7 @@ import yaml
 
 from prod9.errors import DataError
 from prod9.evaluation.report.forms import Result, mapping, number, objects, parse
+from prod9.stages import CORRECTORS
 
 Curves = dict[str, list[tuple[float, float]]]
 _DEPTH = 3
@@ -95,7 +96,7 @@ def find_runs(folder: Path) -> list[RunRecord]:
             f"{folder}: expected a run folder with config.yaml, or one that holds runs, got neither; name what a "
             "training command or `prod9 demo` wrote."
         )
-    order = ("autoencoder", "maisi_vae", "transformer", "maisi_diffusion", "refiner")
+    order = ("autoencoder", "maisi_vae", "transformer", "maisi_diffusion", *CORRECTORS)
     return sorted(runs, key=lambda r: (order.index(r.stage) if r.stage in order else len(order), r.name))
 
 

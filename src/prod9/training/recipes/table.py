@@ -9,6 +9,7 @@ from prod9.errors import ConfigError
 from prod9.training.recipes.autoencoders import FSQRecipe, KLRecipe
 from prod9.training.recipes.base import AbstractRecipe
 from prod9.training.recipes.control import FlowControlRecipe, TokenControlRecipe
+from prod9.training.recipes.detail import ReconstructionDetailRecipe, TranslationDetailRecipe
 from prod9.training.recipes.flow import FlowRecipe
 from prod9.training.recipes.refiner import RefinerRecipe
 from prod9.training.recipes.transformers import InContextRecipe, LabelConditionalRecipe, TranslationRecipe
@@ -25,9 +26,12 @@ RECIPES: dict[str, Recipe | Mapping[str, Recipe]] = {
         "single_stream": InContextRecipe,
     },
     "refiner": RefinerRecipe,
+    "detail": ReconstructionDetailRecipe,
+    "translation_detail": TranslationDetailRecipe,
     "maskgit_controlnet": TokenControlRecipe,
     "maisi_vae": KLRecipe,
     "maisi_diffusion": FlowRecipe,
+    "maisi_detail": ReconstructionDetailRecipe,
     "maisi_controlnet": FlowControlRecipe,
 }
 """By stage, and by ``model.kind`` where a stage has several kinds."""

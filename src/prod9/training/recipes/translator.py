@@ -1,31 +1,37 @@
-"""Translator: the trained model whose translations a refiner learns to correct."""
+"""Translator: the trained model whose translations a refiner learns to correct, and a detail flow to sharpen."""
 
-from dataclasses import dataclass
+import logging
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 import torch
 
-from prod9.config.schema import RefinerConfig, TransformerConfig
+from prod9.config.schema import RefinerConfig, TransformerConfig, TranslationDetailConfig
 from prod9.data.splits import Split
-from prod9.errors import ConfigError
+from prod9.errors import CheckpointError, ConfigError
 from prod9.models.checkpoint_header import recorded_config
-from prod9.models.checkpoint_manager import CheckpointManager, Opened
+from prod9.models.checkpoint_manager import CheckpointManager, Opened, require_recorded
+from prod9.models.checkpoint_places import places_beside
 from prod9.pipelines.translation import TranslationPipeline
 from prod9.training.recipes.base import named_input
+
+log = logging.getLogger("prod9")
 
 
 @dataclass(frozen=True, eq=False)
 class Translator:
     """A stage-2 run that makes a modality from others, as ``inputs`` of ``config`` names it.
 
-    Its networks are loaded when the first translation is asked for: with all of them in the store, never.
+    Its networks are loaded when the first translation is asked for: with all of them in the store, never. ``refiner``,
+    where there is one, corrects what it makes.
     """
 
-    config: RefinerConfig
+    config: RefinerConfig | TranslationDetailConfig
     opened: Opened
     recorded: TransformerConfig
     device: str | torch.device = "cpu"
+    refiner: Opened | None = None
 
     @property
     def split(self) -> Split:
@@ -47,10 +53,11 @@ class Translator:
         parts = [self.opened.sha256, autoencoder, self.config.sliding_window.model_dump_json()]
         if self.config.translations.decode == "sample":
             parts += [self.recorded.sampler.model_dump_json(), self.recorded.masking.model_dump_json()]
-        return [*parts, self.config.translations.decode]
+        refiner = [] if self.refiner is None else [self.refiner.sha256]
+        return [*parts, self.config.translations.decode, *refiner]
 
     def __call__(self, sources: dict[str, np.ndarray], target: str, *, seed: int) -> np.ndarray:
-        """Return ``target`` as decoded, float32 ``[H W D]`` in [0, 1]; ``sources`` are on the grid."""
+        """Return ``target`` as decoded or refined, float32 ``[H W D]`` in [0, 1]; ``sources`` are on the grid."""
         translation = self._pipeline.translate(
             sources, target, seed=seed, decode=self.config.translations.decode
         )
@@ -63,14 +70,19 @@ class Translator:
             device=self.device,
             autoencoder=self.config.inputs.autoencoder,
             overrides=[("sliding_window", self.config.sliding_window.model_dump(mode="json"))],
-            refine=False,
+            refiner=self.refiner,
+            refine=self.refiner is not None,
+            detail=None,
         )
 
 
 def load_translator(
-    config: RefinerConfig, *, device: str | torch.device = "cpu", opened: Opened | None = None
+    config: RefinerConfig | TranslationDetailConfig,
+    *,
+    device: str | torch.device = "cpu",
+    opened: Opened | None = None,
 ) -> Translator:
-    """Read the header of ``inputs.transformer``, and refuse what can't be refined with ``config`` (ConfigError)."""
+    """Read the header of ``inputs.transformer``, and refuse what ``config`` does not fit (ConfigError)."""
     path = named_input(config, "transformer", what="translator", example="stage2")
     opened = CheckpointManager.open(opened or path, stage="transformer")
     recorded = recorded_config(opened, TransformerConfig)
@@ -87,3 +99,29 @@ def load_translator(
                 "its way alone"
             )
     return Translator(config, opened, recorded, device)
+
+
+def load_refined_translator(
+    config: TranslationDetailConfig, *, device: str | torch.device = "cpu", opened: Opened | None = None
+) -> Translator:
+    """Return the same with the refiner of ``inputs.refiner``, or with what lies beside the translator, if anything."""
+    translator = load_translator(config, device=device, opened=opened)
+    named = config.inputs.refiner
+    if named is not None:
+        refiner = CheckpointManager.open(named, stage="refiner")
+        require_recorded(refiner, "transformer", translator.opened)
+        return replace(translator, refiner=refiner)
+    return replace(translator, refiner=_refiner_beside(translator.opened))
+
+
+def _refiner_beside(translator: Opened) -> Opened | None:
+    for place in places_beside(translator.path, "refiner"):
+        try:
+            refiner = CheckpointManager.open(place, stage="refiner")
+            require_recorded(refiner, "transformer", translator)
+        except CheckpointError as error:
+            if place.is_dir():
+                log.warning("%s Going on without a refiner.", error)
+            continue
+        return refiner
+    return None
