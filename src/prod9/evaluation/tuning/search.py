@@ -33,7 +33,8 @@ FILE = "search.json"
 DEFAULT_COUNT = 12
 
 Section = SamplerConfig | RectifiedFlowSamplerConfig
-Build = Callable[[Section], MaskGiTSampler | RectifiedFlowSampler]
+Build = Callable[[Any], MaskGiTSampler | RectifiedFlowSampler]
+"""From the section of the family of the pipeline to a sampler."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,7 +130,8 @@ class Search:
         batch_size: int = 1,
         report: Report = silent,
     ) -> None:
-        self.pipeline, self.own, self.build, self.family = pipeline, own, build, family
+        self.pipeline, self.own, self.build = pipeline, own, build
+        self.family: Family = family
         self.scans, self.extractor, self.settings, self.path = scans, extractor, settings, path
         self.batch_size, self.report = batch_size, report
         self.about = json.loads(json.dumps({**about, "settings": asdict(settings)}))
