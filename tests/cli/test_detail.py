@@ -151,12 +151,20 @@ def test_translations_are_sharp_and_the_mean_is_what_it_was(
     assert settings(tmp_path / "sharp")["detail"] == {"steps": 2, "noise": "scans"}
 
 
-def test_an_export_is_whole_and_is_used_in_its_place(models: Path, tmp_path: Path) -> None:
-    ran = run("prod9", "export", models / "label_detail", tmp_path / "shared")
+def test_exports_lie_beside_each_other_as_runs_do(models: Path, tmp_path: Path) -> None:
+    whole = tmp_path / "whole"
+    for args in (
+        [models / "label_detail", whole],
+        [models / "label", tmp_path / "label"],
+        [models / "label_detail", tmp_path / "label_detail", "--autoencoder", tmp_path / "label" / "autoencoder"],
+    ):  # fmt: skip
+        ran = run("prod9", "export", *args)
+        assert ran.code == 0, ran.err
+    assert (whole / "autoencoder" / "model.safetensors").is_file()
+    exported = ["--model", tmp_path / "label", "--label", "T1", "-o", tmp_path / "out", "--json"]
+    ran = run("prod9", "generate", "label", *exported)
     assert ran.code == 0, ran.err
-    assert (tmp_path / "shared" / "autoencoder" / "model.safetensors").is_file()
-    ran = label(models, tmp_path / "out", "--detail", tmp_path / "shared")
-    assert ran.code == 0, ran.err
+    assert settings(tmp_path / "out")["detail"] == {"steps": 2, "noise": "scans"}
     beside = label(models, tmp_path / "beside")
     assert beside.code == 0
     np.testing.assert_array_equal(

@@ -25,6 +25,7 @@ def flow(folder: Path, name: str = "run_detail", **how: Any) -> Path:
 
 
 def base(folder: Path, **changes: Any) -> DetailBase:
+    (folder / "run").mkdir(parents=True, exist_ok=True)
     values: dict[str, Any] = {
         "stage": "detail", "key": "autoencoder", "sha256": BASE, "beside": [folder / "run"], "label_map": LABELS,
     }  # fmt: skip
@@ -43,7 +44,7 @@ def test_what_lies_beside_a_model_is_used_and_other_kinds_are_passed_over(
 ) -> None:
     assert find_detail(DetailChoice(), base(tmp_path), "cpu") is None
     flow(tmp_path, stage="translation_detail", key="transformer")
-    with caplog.at_level(logging.WARNING):
+    with caplog.at_level(logging.WARNING, logger="prod9"):
         assert find_detail(DetailChoice(), base(tmp_path), "cpu") is None
     assert not caplog.text
     flow(tmp_path, "run/detail")
@@ -65,7 +66,7 @@ def test_a_flow_of_another_model_is_refused_by_name_and_passed_over_otherwise(
         CheckpointError, match=r"detail flow of the autoencoder in use \(aaaaaaaaaaaa…\), got that of"
     ):
         find_detail(DetailChoice(path=other), base(tmp_path), "cpu")
-    with caplog.at_level(logging.WARNING):
+    with caplog.at_level(logging.WARNING, logger="prod9"):
         assert find_detail(DetailChoice(), base(tmp_path), "cpu") is None
     assert "Going on without that detail flow" in caplog.text
     labels = flow(tmp_path, "labels", labels={"T1": 1, "T2": 2})

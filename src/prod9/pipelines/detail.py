@@ -191,10 +191,10 @@ class DetailPipeline:
         inside = head_of(soft) if head is None else head
         given = self._sources(sources or {}, soft.shape)
         told = DetailCondition(
-            soft=torch.from_numpy(np.ascontiguousarray(soft, dtype=np.float32))[None, None],
+            soft=torch.from_numpy(np.array(soft, dtype=np.float32))[None, None],
             label=torch.tensor([self.label_map[label]]),
             noise=torch.tensor([level], dtype=torch.float32),
-            head=torch.from_numpy(np.ascontiguousarray(np.broadcast_to(inside, soft.shape)))[None, None],
+            head=torch.from_numpy(np.array(np.broadcast_to(inside, soft.shape)))[None, None],
             **given,
         )
         sharp = self.flow.sample(self.network, told.to(self.device), self.steps, generator)
@@ -215,7 +215,7 @@ class DetailPipeline:
             return {}
         held, present = torch.zeros(1, slots, *shape), torch.zeros(1, slots, dtype=torch.bool)
         for name, volume in sources.items():
-            held[0, self.label_map[name]] = torch.from_numpy(np.ascontiguousarray(volume))
+            held[0, self.label_map[name]] = torch.from_numpy(np.array(volume))
             present[0, self.label_map[name]] = True
         return {"sources": held, "present": present}
 

@@ -73,7 +73,7 @@ def load_reconstructor(
     opened = CheckpointManager.open(opened or path, stage=stage)
     for key in ("spacing", "intensity"):
         ours, theirs = config.data.model_dump(mode="json")[key], opened.header["data"][key]
-        if ours != theirs and None not in (ours, theirs):
+        if ours and theirs and ours != theirs:  # an old header may not know them
             raise ConfigError(
                 f"data.{key}: expected that of {opened.path}, {theirs}, got {ours}; it reconstructs volumes prepared "
                 "its way alone"
