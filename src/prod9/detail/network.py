@@ -151,7 +151,8 @@ class DetailNetwork(nn.Module):
         skips.pop()
         for narrow, blocks in zip(reversed(self.narrow), reversed(self.up), strict=True):
             # Added, not joined: the convolutions of the finest blocks are most of the cost.
-            h = F.interpolate(convolve(narrow, h), scale_factor=2.0, mode="trilinear")
+            coarse = convolve(narrow, h)  # pyright: ignore[reportArgumentType]
+            h = F.interpolate(coarse, scale_factor=2.0, mode="trilinear")
             h = self._run(blocks, h + skips.pop(), facts)
         return convolve(self.guide, h)
 

@@ -260,7 +260,7 @@ class PatientPipeline:
 
 def _by_stage(choice: DetailChoice | None, paths: Sequence[str | Path]) -> dict[str, DetailChoice | None]:
     """Return the choice for each stage of detail flows."""
-    chosen = dict.fromkeys(("detail", "translation_detail"), choice)
+    chosen: dict[str, DetailChoice | None] = dict.fromkeys(("detail", "translation_detail"), choice)
     for path in paths:
         opened = CheckpointManager.open(path, stage=tuple(chosen))
         stage = opened.header["stage"]

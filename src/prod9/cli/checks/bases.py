@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from prod9.config.schema import (
     AutoencoderConfig,
+    DetailConfig,
     FSQModelConfig,
     KLModelConfig,
     MaisiControlNetConfig,
+    MaisiDetailConfig,
     MaisiDiffusionConfig,
     MaisiVAEConfig,
     MaskGiTControlNetLightningConfig,
-    ReconstructionDetailSection,
     RefinerConfig,
     RunConfig,
     RunSection,
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 _PREPARATION = ("spacing", "intensity")
 _MEANING = ("grid", "spacing", "intensity", "label_map")
 """Keys of ``data`` that decide the meaning of latents, and of latents and labels."""
-C = TypeVar("C", bound=RunSection)
+C = TypeVar("C", bound=RunConfig)
 K = TypeVar("K", bound=RunSection)
 E = TypeVar("E", TransformerConfig, MaisiDiffusionConfig)
 M = TypeVar("M", FSQModelConfig, KLModelConfig)
@@ -157,10 +158,10 @@ class TranslationDetailBases(Bases[TranslationDetailConfig]):
         _require_sources(config, translator.num_sources[0])
 
 
-class ReconstructionDetailBases(Bases[ReconstructionDetailSection]):
+class ReconstructionDetailBases(Bases[DetailConfig | MaisiDetailConfig]):
     """A detail flow on the autoencoder whose reconstructions it sharpens."""
 
-    def __init__(self, config: ReconstructionDetailSection) -> None:
+    def __init__(self, config: DetailConfig | MaisiDetailConfig) -> None:
         super().__init__(config)
         from prod9.training.recipes.reconstructor import load_reconstructor
 

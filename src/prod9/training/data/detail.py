@@ -4,7 +4,7 @@ from typing import Protocol
 
 import numpy as np
 
-from prod9.config.schema import ReconstructionDetailSection, TranslationDetailConfig
+from prod9.config.schema import DetailConfig, MaisiDetailConfig, TranslationDetailConfig
 from prod9.data.datasets.refiner import TranslationItem
 from prod9.data.preprocessing import dequantise
 from prod9.system.progress import Progress
@@ -32,7 +32,7 @@ class BraTSReconstructionDetailDataModule(AbstractSoftDataModule):
 
     def __init__(
         self,
-        config: ReconstructionDetailSection,
+        config: DetailConfig | MaisiDetailConfig,
         *,
         reconstructor: ReconstructsScans,
         progress: Progress | None = None,

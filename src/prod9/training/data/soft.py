@@ -11,7 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prod9.config.schema import DetailSection, RefinerConfig
+from prod9.config.schema import (
+    DetailConfig,
+    MaisiDetailConfig,
+    RefinerConfig,
+    TranslationDetailConfig,
+)
 from prod9.data.datasets.refiner import RefinerDataset, TranslationItem
 from prod9.data.preprocessing import dequantise
 from prod9.data.splits import Part, Split
@@ -71,7 +76,7 @@ class AbstractSoftDataModule(AbstractBraTSDataModule):
 
     def __init__(
         self,
-        config: RefinerConfig | DetailSection,
+        config: RefinerConfig | DetailConfig | MaisiDetailConfig | TranslationDetailConfig,
         *,
         maker: MakesSoft,
         copies: int,
@@ -186,7 +191,7 @@ class AbstractTranslationsDataModule(AbstractSoftDataModule):
 
     def __init__(
         self,
-        config: RefinerConfig | DetailSection,
+        config: RefinerConfig | DetailConfig | MaisiDetailConfig | TranslationDetailConfig,
         *,
         translator: TranslatesScans,
         copies: int,

@@ -1,14 +1,13 @@
 """The recipes of detail flows: from a soft volume to the scan, with the noise that is asked for."""
 
-from abc import abstractmethod
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from prod9.config.schema import DetailSection, ReconstructionDetailSection, TranslationDetailConfig
+from prod9.config.schema import DetailConfig, MaisiDetailConfig, TranslationDetailConfig
 from prod9.detail.condition import DetailCondition
 from prod9.measures.metrics import foreground
 from prod9.measures.noise import noise_level
@@ -26,7 +25,7 @@ from prod9.training.recipes.base import AbstractRecipe, Draws, Encoding, Panel, 
 from prod9.training.recipes.reconstructor import Reconstructor, load_reconstructor
 from prod9.training.recipes.translator import Translator, load_refined_translator
 
-C = TypeVar("C", bound=DetailSection)
+C = TypeVar("C", bound=DetailConfig | MaisiDetailConfig | TranslationDetailConfig)
 B = TypeVar("B", Reconstructor, Translator)
 
 
@@ -52,10 +51,8 @@ class AbstractDetailRecipe(AbstractRecipe[C, B, DetailBatch]):
         )
         self.noise: dict[str, list[float]] = {}
 
-    @property
-    @abstractmethod
-    def base_key(self) -> str:
-        """The key of ``inputs`` that names what makes the soft volumes."""
+    base_key: ClassVar[str]
+    """The key of ``inputs`` that names what makes the soft volumes."""
 
     def networks(self) -> dict[str, nn.Module]:
         """Return the network."""
@@ -133,19 +130,19 @@ class AbstractDetailRecipe(AbstractRecipe[C, B, DetailBatch]):
         return DetailPairs(told, scan, batch["clean"], batch["region"])
 
 
-class ReconstructionDetailRecipe(AbstractDetailRecipe[ReconstructionDetailSection, Reconstructor]):
+class ReconstructionDetailRecipe(AbstractDetailRecipe[DetailConfig | MaisiDetailConfig, Reconstructor]):
     """Stages ``detail`` and ``maisi_detail``."""
 
     base_key = "autoencoder"
 
     @staticmethod
-    def load_bases(config: ReconstructionDetailSection, opened: Opened | None = None) -> Reconstructor:
+    def load_bases(config: DetailConfig | MaisiDetailConfig, opened: Opened | None = None) -> Reconstructor:
         """Open the autoencoder of ``inputs.autoencoder``."""
         return load_reconstructor(config, opened=opened)
 
     @classmethod
     def data_module(
-        cls, config: ReconstructionDetailSection, bases: Reconstructor, encoding: Encoding
+        cls, config: DetailConfig | MaisiDetailConfig, bases: Reconstructor, encoding: Encoding
     ) -> AbstractDataModule:
         """Return the reconstructions of ``config``."""
         reconstructor = replace(bases, device=encoding.device)

@@ -8,7 +8,7 @@ import torch
 
 from prod9.autoencoder.autoencoder_fsq import AutoencoderFSQ
 from prod9.autoencoder.inference import AutoencoderInferenceWrapper
-from prod9.config.schema import ReconstructionDetailSection
+from prod9.config.schema import DetailConfig, MaisiDetailConfig
 from prod9.data.splits import Split
 from prod9.errors import ConfigError
 from prod9.models.checkpoint_manager import CheckpointManager, Opened
@@ -24,7 +24,7 @@ class Reconstructor:
     Its network is loaded when the first reconstruction is asked for: with all of them in the store, never.
     """
 
-    config: ReconstructionDetailSection
+    config: DetailConfig | MaisiDetailConfig
     opened: Opened
     device: str | torch.device = "cpu"
 
@@ -65,7 +65,10 @@ class Reconstructor:
 
 
 def load_reconstructor(
-    config: ReconstructionDetailSection, *, device: str | torch.device = "cpu", opened: Opened | None = None
+    config: DetailConfig | MaisiDetailConfig,
+    *,
+    device: str | torch.device = "cpu",
+    opened: Opened | None = None,
 ) -> Reconstructor:
     """Read the header of ``inputs.autoencoder``, and refuse what ``config`` does not fit (ConfigError)."""
     stage = STAGES[type(config).model_fields["stage"].default].bases["autoencoder"]
