@@ -89,7 +89,7 @@ class Candidates:
     def stage1(self, kind: str, factor: int) -> Iterator[Values]:
         """Yield stage 1. kind: ``fsq`` or ``kl``. factor: voxels that a latent position spans along each axis."""
         stage, name, latent = {
-            "fsq": ("autoencoder", "stage1", {"levels": [8, 8, 8, 6, 5]}),
+            "fsq": ("autoencoder", "stage1", {"levels": [6] * 10}),
             "kl": ("maisi_vae", "maisi_vae", {"latent_channels": 4}),
         }[kind]
         (space_to_depth, resolutions), grid = _FOLDS[kind][factor], self.fingerprint["grid"]
@@ -216,6 +216,8 @@ class Candidates:
                     "embed_dim": width,
                     "num_blocks": blocks,
                     "num_heads": heads,
+                    "groups": "per_level",
+                    "coupling_channels": 128,
                     "use_checkpointing": checkpointing,
                     **model,
                 },

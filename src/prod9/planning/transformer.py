@@ -18,8 +18,12 @@ def transformer_footprint(config: TransformerConfig, half: int, autoencoder: FSQ
     per_position = (
         block + 4 * width * model.num_blocks if model.use_checkpointing else block * model.num_blocks
     )
-    copies, token_bytes = 2 if data.store_flips else 1, 2 if prod(levels) <= 2**16 else 4
+    copies = 2 if data.store_flips else 1
+    token_bytes = 2 if prod(levels) <= 2**16 else 4 if prod(levels) <= 2**31 else 8
     kept = (positions + _context_positions(config, grid)) * per_position + positions * 3 * 4 * logits
+    # The coupling keeps its hidden layer before and after the activation, for each group after the first.
+    coupled = _num_groups(levels, model.groups) - 1
+    kept += prod(grid) * coupled * 2 * 4 * model.coupling_channels
     return Footprint(
         latent_grid=grid,
         positions=positions,
@@ -42,6 +46,13 @@ def _context_positions(config: TransformerConfig, grid: Sequence[int]) -> int:
         return 0
     positions = prod(latent_grid(grid, config.model.patch_size * config.model.context_stride))
     return config.in_context.slots(config.data.images_per_case) * (positions + 1) + 1
+
+
+def _num_groups(levels: Sequence[int], groups: str | list[list[int]]) -> int:
+    """Return how many groups of levels a token has."""
+    if isinstance(groups, list):
+        return len(groups)
+    return {"dense": 1, "balanced": min(2, len(levels))}.get(groups, len(levels))
 
 
 def _num_logits(levels: Sequence[int], groups: str | list[list[int]]) -> int:
