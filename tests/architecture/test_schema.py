@@ -117,7 +117,8 @@ CONSTRUCTORS = [
     (
         FlowControlLossConfig,
         f"{_CONTROL} prod9.training.algorithms.control_flow:FlowControl",
-        {"family", "base", "controlnet", "scheduler"},
+        # The noise at the start is that of the section `start`.
+        {"family", "base", "controlnet", "scheduler", "start_noise"},
     ),
     (MaskingConfig, "prod9.generator.maskgit:MaskGiTScheduler", set()),
     (SamplerConfig, "prod9.generator.maskgit:MaskGiTSampler", set()),

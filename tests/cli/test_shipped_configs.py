@@ -12,14 +12,18 @@ from typing import Any
 import pytest
 import yaml
 
-from prod9.config.load import merge_config, shipped_configs
+from prod9.config.load import load_config, merge_config, shipped_configs
 from prod9.stages import STAGES
 from tests.fixtures import write_brats_tree, write_medmnist3d
 from tests.harness import Ran, run
 
 SHRINKS = yaml.safe_load((Path(__file__).parents[1] / "architecture" / "shrinks.yaml").read_text())
 DATA = Path("outputs/demo/data")
-STARTS = {"demo/stage1_sharp": "demo/stage1"}
+STARTS = {
+    "demo/stage1_sharp": "demo/stage1",
+    "demo/maisi_few_steps": "demo/maisi_diffusion",
+    "maisi/diffusion/brats_few_steps": "maisi/diffusion/brats",
+}
 """Configs that start from the weights of another."""
 
 
@@ -59,7 +63,7 @@ def trained(folder: Path) -> Callable[[str], Ran]:
         changes = [f"--set={change}" for group in SHRINKS[name].values() for change in group]
         if name in STARTS:
             assert train(STARTS[name]).code == 0
-            changes += ["--init-from", merged(STARTS[name])["output_dir"]]
+            changes += ["--init-from", str(load_config(STARTS[name]).output_dir)]
         command = STAGES[merged(name)["stage"]].command
         return run(command, "train", "--config", name, *changes, "--json")
 

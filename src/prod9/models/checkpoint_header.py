@@ -20,6 +20,9 @@ from prod9.volumes import MAX_VOXELS
 FORMAT = 1
 DIGEST = "digest"
 """Key of the header with the digest of everything else in the file."""
+DISTILLED = "distilled"
+"""Key of the header's ``data``: ``steps`` that the network knows, its ``teacher`` by place and SHA-256, and the
+``sampler`` of the teacher, whose guidance is part of the network."""
 N = TypeVar("N", bound=nn.Module)
 C = TypeVar("C", bound=RunSection)
 
@@ -242,3 +245,14 @@ def make_header(
         "inputs": inputs,
         "data": data,
     }
+
+
+def require_flow(header: Header, source: str | Path) -> None:
+    """Refuse (CheckpointError) a distilled network where the velocities of a flow are needed."""
+    record = header["data"].get(DISTILLED)
+    if record is not None:
+        steps = ", ".join(map(str, record["steps"]))
+        raise CheckpointError(
+            f"{source}: expected a flow, got a network that was distilled to {steps} steps, which predicts mean "
+            f"velocities of whole steps; use its teacher (SHA-256 {record['teacher']['sha256'][:12]}…)."
+        )

@@ -187,8 +187,8 @@ class FlowControlBases(Bases[MaisiControlNetConfig]):
     """Stage 3 of MAISI on its flow."""
 
     def __init__(self, config: MaisiControlNetConfig) -> None:
+        from prod9.models.checkpoint_header import require_flow
         from prod9.models.checkpoint_manager import require_schedule
-        from prod9.models.distilled import require_flow
         from prod9.models.released import RECTIFIED_FLOW
 
         super().__init__(config)

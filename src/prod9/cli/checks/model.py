@@ -22,7 +22,7 @@ def check_start(config: "RunConfig", networks: "dict[str, nn.Module]", path: str
 
     opened = CheckpointManager.open(path, stage=config.stage)
     if config.stage == "maisi_diffusion":
-        from prod9.models.distilled import require_flow
+        from prod9.models.checkpoint_header import require_flow
         from prod9.training.recipes.distilled import load_student
 
         require_flow(opened.header, opened.path)

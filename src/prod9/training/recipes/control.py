@@ -30,9 +30,8 @@ from prod9.diffusion.condition import FlowCondition
 from prod9.diffusion.diffusion_model import DiffusionModelRF
 from prod9.diffusion.sampler import SourceStart
 from prod9.generator.token_decoder import AbstractTokenDecoder
-from prod9.models.checkpoint_header import recorded_config
+from prod9.models.checkpoint_header import recorded_config, require_flow
 from prod9.models.checkpoint_manager import CheckpointManager, Loaded, Opened
-from prod9.models.distilled import require_flow
 from prod9.models.factory import ModelFactory
 from prod9.training.algorithms.base import Losses
 from prod9.training.algorithms.control_flow import FlowControl, RegionContrast

@@ -10,7 +10,7 @@ from torch import nn
 from prod9.config.schema import MaisiDiffusionConfig
 from prod9.diffusion.diffusion_model import DiffusionModelRF
 from prod9.errors import CheckpointError, ConfigError
-from prod9.models.checkpoint_header import recorded_config
+from prod9.models.checkpoint_header import DISTILLED, recorded_config
 from prod9.models.checkpoint_manager import (
     CheckpointManager,
     Header,
@@ -20,7 +20,6 @@ from prod9.models.checkpoint_manager import (
     weights_of,
 )
 from prod9.models.checkpoint_places import describe_input, find_recorded
-from prod9.models.distilled import DISTILLED
 from prod9.models.factory import ModelFactory
 from prod9.stages import STAGES
 from prod9.training.algorithms.distillation_trainer import Teacher

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from prod9.autoencoder.autoencoder_maisi import AutoencoderKlMaisi
 from prod9.config.schema import MaisiDiffusionConfig
 from prod9.diffusion.condition import FlowCondition
+from prod9.models.checkpoint_header import DISTILLED, require_flow
 from prod9.models.checkpoint_manager import CheckpointManager, Header, Loaded, Opened, require_schedule
-from prod9.models.distilled import DISTILLED, require_flow
 from prod9.models.factory import ModelFactory
 from prod9.models.released import RECTIFIED_FLOW
 from prod9.training.algorithms.base import Losses
