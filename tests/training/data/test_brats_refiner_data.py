@@ -119,7 +119,7 @@ def test_the_number_of_sources_is_the_translators(cohort: Path) -> None:
 def test_patients_that_the_translator_saw_may_not_be_held_out(cohort: Path) -> None:
     data, _ = make(cohort)
     seen = Average(train=data.split.val)
-    with pytest.raises(ConfigError, match="a translator that was trained on 1 that this run holds out"):
+    with pytest.raises(ConfigError, match="a model that was trained on 1 that this run holds out"):
         make(cohort, seen)
 
 

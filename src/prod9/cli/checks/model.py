@@ -26,7 +26,9 @@ def check_start(config: "RunConfig", networks: "dict[str, nn.Module]", path: str
         from prod9.training.recipes.distilled import load_student
 
         require_flow(opened.header, opened.path)
-        load_student(networks["diffusion"], opened)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that loading into the meta device keeps nothing
+            load_student(networks["diffusion"], opened)
         return
     if (config.stage == "autoencoder" or config.stage == "maisi_vae") and config.freeze_encoder:
         require_same_encoding(config, opened)
