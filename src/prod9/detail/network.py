@@ -3,7 +3,6 @@
 import math
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -11,11 +10,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from prod9.autoencoder.native.conv import convolve
-from prod9.autoencoder.native.recompute import call
-from prod9.autoencoder.native.voxel_folding import fold_voxels, unfold_voxels
+from prod9.autoencoder.native.voxel_folding import unfold_voxels
 from prod9.autoencoder.padding import crop, pad_to_multiple
 from prod9.detail.condition import DetailCondition
-from prod9.generator.refiner import Modulation, RefinerBlock
+from prod9.generator.refiner import Modulation, RefinerBlock, descend, run_blocks
 from prod9.types import Time, Volume, VolumeOut
 
 _FREQUENCIES = 4
@@ -141,22 +139,10 @@ class DetailNetwork(nn.Module):
 
     def _guide(self, x: Volume, facts: Tensor) -> VolumeOut:
         """Return the U-Net's output, one value per channel and voxel of each block."""
-        folded = fold_voxels(x, self.space_to_depth).contiguous(memory_format=torch.channels_last_3d)
-        h, skips = convolve(self.stem, folded), []
-        for level, blocks in enumerate(self.down):
-            if level > 0:
-                h = convolve(self.pool[level - 1], h)  # pyright: ignore[reportArgumentType]
-            h = self._run(blocks, h, facts)
-            skips.append(h)
-        skips.pop()
+        *skips, h = descend(self, x, facts)
         for narrow, blocks in zip(reversed(self.narrow), reversed(self.up), strict=True):
             # Added, not joined: the convolutions of the finest blocks are most of the cost.
             coarse = convolve(narrow, h)  # pyright: ignore[reportArgumentType]
             h = F.interpolate(coarse, scale_factor=2.0, mode="trilinear")
-            h = self._run(blocks, h + skips.pop(), facts)
+            h = run_blocks(blocks, h + skips.pop(), facts, self.use_checkpointing)
         return convolve(self.guide, h)
-
-    def _run(self, blocks: Any, h: Tensor, facts: Tensor) -> Tensor:
-        for block in blocks:
-            h = call(block, h, facts, recompute=self.use_checkpointing)
-        return h

@@ -7,7 +7,7 @@ before training.
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -211,17 +211,10 @@ class Refiner(nn.Module):
 
     def _guide(self, x: Tensor, facts: Tensor) -> Tensor:
         """Return the U-Net's output, added to the hidden values of each block of voxels."""
-        folded = fold_voxels(x, self.space_to_depth).contiguous(memory_format=torch.channels_last_3d)
-        h, skips = convolve(self.stem, folded), []
-        for level, blocks in enumerate(self.down):
-            if level > 0:
-                h = convolve(self.pool[level - 1], h)  # pyright: ignore[reportArgumentType]
-            h = self._run(blocks, h, facts)
-            skips.append(h)
-        skips.pop()
+        *skips, h = descend(self, x, facts)
         for blocks in reversed(self.up):
             h = F.interpolate(h, scale_factor=2.0, mode="trilinear")
-            h = self._run(blocks, torch.cat([h, skips.pop()], dim=1), facts)
+            h = run_blocks(blocks, torch.cat([h, skips.pop()], dim=1), facts, self.use_checkpointing)
         return convolve(self.guide, h)
 
     def _enlarged(self, guide: Tensor, sides: Sequence[int]) -> Tensor:
@@ -238,10 +231,35 @@ class Refiner(nn.Module):
         rows = torch.matmul(w, rows.flatten(2))
         return torch.matmul(h, rows.flatten(1)).view(-1, guide.shape[0])
 
-    def _run(self, blocks: Any, h: Tensor, facts: Tensor) -> Tensor:
-        for block in blocks:
-            h = call(block, h, facts, recompute=self.use_checkpointing)
-        return h
+
+@runtime_checkable
+class HasEncoder(Protocol):
+    """A U-Net over blocks of voxels: what :func:`descend` reads of it."""
+
+    stem: nn.Conv3d
+    down: nn.ModuleList
+    pool: nn.ModuleList
+    space_to_depth: int
+    use_checkpointing: bool
+
+
+def descend(network: HasEncoder, x: Volume, facts: Tensor) -> list[Tensor]:
+    """Return the output of each resolution of the encoder of ``network``, from fine to coarse."""
+    folded = fold_voxels(x, network.space_to_depth).contiguous(memory_format=torch.channels_last_3d)
+    h, levels = convolve(network.stem, folded), []
+    for level, blocks in enumerate(network.down):
+        if level > 0:
+            h = convolve(network.pool[level - 1], h)  # pyright: ignore[reportArgumentType]
+        h = run_blocks(blocks, h, facts, network.use_checkpointing)
+        levels.append(h)
+    return levels
+
+
+def run_blocks(blocks: Any, h: Volume, facts: Tensor, recompute: bool) -> VolumeOut:
+    """Pass ``h`` through the blocks of one resolution. recompute: their activations in the backward pass."""
+    for block in blocks:
+        h = call(block, h, facts, recompute=recompute)
+    return h
 
 
 def _linear(side: int, factor: int, like: Tensor) -> Float[Tensor, "large small"]:
