@@ -4,7 +4,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from prod9.config.refiner import RefinerInputsConfig, TranslationsConfig
+from prod9.config.refiner import RefinerInputsConfig, TranslationsConfig, require_classes
 from prod9.config.sections import InputsConfig, RunSection
 from prod9.config.types import Fraction, Ints, NonNegative, Positive, PositiveInt, Section
 
@@ -117,12 +117,7 @@ class DetailSection(RunSection):
 
     @model_validator(mode="after")
     def _labels_fit(self) -> Self:
-        wanted = max(self.data.label_map.values()) + 1
-        if self.model.num_classes != wanted:
-            raise ValueError(
-                f"model.num_classes: expected {wanted}, one more than the largest label of data.label_map, "
-                f"got {self.model.num_classes}; set it to {wanted}"
-            )
+        require_classes(self.model.num_classes, self.data.label_map)
         return self
 
 

@@ -1,5 +1,6 @@
 """The sections and the root of the refiner, which corrects decoded translations with the help of their sources."""
 
+from collections.abc import Mapping
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
@@ -64,6 +65,16 @@ class TranslationsConfig(Section):
     )
 
 
+def require_classes(num_classes: int, label_map: Mapping[str, int]) -> None:
+    """Refuse (ValueError) a network with another number of classes than ``label_map`` has labels."""
+    wanted = max(label_map.values()) + 1
+    if num_classes != wanted:
+        raise ValueError(
+            f"model.num_classes: expected {wanted}, one more than the largest label of data.label_map, "
+            f"got {num_classes}; set it to {wanted}"
+        )
+
+
 class RefinerConfig(RunSection):
     """Refiner of translations, MaskGiT."""
 
@@ -75,10 +86,5 @@ class RefinerConfig(RunSection):
 
     @model_validator(mode="after")
     def _labels_fit(self) -> Self:
-        wanted = max(self.data.label_map.values()) + 1
-        if self.model.num_classes != wanted:
-            raise ValueError(
-                f"model.num_classes: expected {wanted}, one more than the largest label of data.label_map, "
-                f"got {self.model.num_classes}; set it to {wanted}"
-            )
+        require_classes(self.model.num_classes, self.data.label_map)
         return self
