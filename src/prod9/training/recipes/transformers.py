@@ -14,6 +14,7 @@ from prod9.errors import CheckpointError
 from prod9.generator.condition import MaskGiTCondition
 from prod9.generator.modality_processor import PADDING, InContextCondition
 from prod9.generator.single_stream import TransformerDecoderSingleStream
+from prod9.measures.metrics import level_histogram
 from prod9.models.checkpoint_manager import CheckpointManager, Loaded, Opened
 from prod9.models.factory import ModelFactory
 from prod9.training.algorithms.base import Losses
@@ -216,13 +217,6 @@ class InContextRecipe(AbstractTransformerRecipe[InContextCondition]):
 
 def level_distance(sampled: Tensor, real: Tensor, levels: tuple[int, ...]) -> Tensor:
     """Return the total variation distance of the digits of tokens, averaged over the ``levels``; on the CPU."""
-    distances, stride = [], 1
-    for level in levels:
-        shares = [
-            torch.bincount(((tokens.flatten() // stride) % level).cpu(), minlength=level).float()
-            / tokens.numel()
-            for tokens in (sampled, real)
-        ]
-        distances.append(0.5 * (shares[0] - shares[1]).abs().sum())
-        stride *= level
-    return torch.stack(distances).mean()
+    shares = [level_histogram(tokens, levels).cpu().float() / tokens.numel() for tokens in (sampled, real)]
+    gaps = (shares[0] - shares[1]).abs().split(list(levels))
+    return torch.stack([0.5 * gap.sum() for gap in gaps]).mean()
