@@ -9,7 +9,7 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from prod9.config.autoencoders import AutoencoderSection, Stage1Config, Stage1LossSection, check_resolutions
-from prod9.config.sections import InputsConfig, RunSection
+from prod9.config.sections import AutoguidanceSection, InputsConfig, RunSection
 from prod9.config.types import (
     Bools,
     Count,
@@ -135,7 +135,7 @@ class FlowConfig(Section):
     base_size: PositiveInt = Field(default=32**3, description="Latent voxels that are not shifted.")
 
 
-class RectifiedFlowSamplerConfig(Section):
+class RectifiedFlowSamplerConfig(AutoguidanceSection):
     """RectifiedFlowSampler."""
 
     steps: PositiveInt = Field(default=30, description="Steps from noise to data; 10 to 30 are enough.")
@@ -147,15 +147,6 @@ class RectifiedFlowSamplerConfig(Section):
     )
     guidance_interval: Range = Field(
         default=(0.0, 1.0), description="Share of the steps [from, to) that is guided."
-    )
-    autoguidance_scale: NonNegative = Field(
-        default=0.0,
-        description="Guidance away from an earlier or smaller network; 0 loads none. It adds to `guidance_scale`, on "
-        "the same steps.",
-    )
-    weak_model: str = Field(
-        default="auto",
-        description="That network: a run, checkpoint or export; `auto`: the earliest checkpoint that the run keeps.",
     )
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from prod9.config.sections import InputsConfig, RegionWeights, RunSection
+from prod9.config.sections import AutoguidanceSection, InputsConfig, RegionWeights, RunSection
 from prod9.config.types import Count, Fraction, NonNegative, Positive, PositiveInt, Range, Section
 
 SchedulerType = Literal["log", "log2", "linear", "sqrt", "cosine", "arccos"]
@@ -144,7 +144,7 @@ class MaskingConfig(Section):
     scheduler_type: SchedulerType = Field(default="log", description="Share of hidden tokens over time.")
 
 
-class SamplerConfig(Section):
+class SamplerConfig(AutoguidanceSection):
     """MaskGiTSampler."""
 
     scheduler: SchedulerType | None = Field(
@@ -169,15 +169,6 @@ class SamplerConfig(Section):
     )
     guidance_schedule: Literal["constant", "linear", "cosine"] = Field(
         default="constant", description="How guidance grows over its interval."
-    )
-    autoguidance_scale: NonNegative = Field(
-        default=0.0,
-        description="Guidance away from an earlier or smaller network; 0 loads none. It adds to `guidance_scale`, on "
-        "the same steps.",
-    )
-    weak_model: str = Field(
-        default="auto",
-        description="That network: a run, checkpoint or export; `auto`: the earliest checkpoint that the run keeps.",
     )
     remasking: Fraction = Field(
         default=0.0, description="η of ReMDM: how many of the drawn tokens each step draws anew; 0 for none."

@@ -189,6 +189,20 @@ class RegionWeights(Section):
     region_margin: Count = Field(default=1, description="How many positions around a class count as near it.")
 
 
+class AutoguidanceSection(Section):
+    """What the samplers of both families know of a weaker network."""
+
+    autoguidance_scale: NonNegative = Field(
+        default=0.0,
+        description="Guidance away from an earlier or smaller network; 0 loads none. It adds to `guidance_scale`, on "
+        "the same steps.",
+    )
+    weak_model: str = Field(
+        default="auto",
+        description="That network: a run, checkpoint or export; `auto`: the earliest checkpoint that the run keeps.",
+    )
+
+
 class RunSection(Section):
     """The base of every root.
 
