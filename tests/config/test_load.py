@@ -234,3 +234,10 @@ def test_stage2_takes_fsdp_but_neither_compiles_nor_reorders_weights_with_it(wri
     text = errors_of(maisi, "trainer.strategy=fsdp")
     assert "training.channels_last: expected false with trainer.strategy fsdp" in text
     load_config(maisi, overrides=["trainer.strategy=fsdp", "training.channels_last=false"])
+
+
+def test_weights_for_classes_that_no_mask_has_are_refused():
+    for name in ("demo/stage3", "demo/maisi_controlnet"):
+        load_config(name, overrides=["loss.class_weights=[1, 1, 3]"])
+        with pytest.raises(ConfigError, match=r"loss.class_weights: expected at most 3 factors.*got 4"):
+            load_config(name, overrides=["loss.class_weights=[1, 1, 1, 3]"])

@@ -35,6 +35,16 @@ class ControlLossSection(RegionWeights):
     )
 
 
+def require_known_classes(loss: ControlLossSection, condition: ControlConditionSection) -> None:
+    """Refuse weights for classes that no segmentation has."""
+    given, known = len(loss.class_weights), condition.num_mask_classes - 1
+    if given > known:
+        raise ValueError(
+            f"loss.class_weights: expected at most {known} factors, one for each class of condition.num_mask_classes "
+            f"but the background, got {given}; remove the last ones"
+        )
+
+
 class ControlSamplingConfig(Section):
     """How strongly control steers when sampling."""
 
@@ -143,6 +153,7 @@ class MaskGiTControlNetLightningConfig(ControlSection):
     @model_validator(mode="after")
     def _classes_are_those_of_the_masks(self) -> Self:
         condition = self.condition
+        require_known_classes(self.loss, condition)
         if self.data.kind == "medmnist3d" and condition.takes_seg and condition.num_mask_classes != 2:
             raise ValueError(
                 "condition.num_mask_classes: expected 2 for data.kind medmnist3d, whose masks are foreground and "
@@ -294,6 +305,7 @@ class MaisiControlNetConfig(ControlSection):
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
         condition, contrast = self.condition, self.loss.contrast
+        require_known_classes(self.loss, condition)
         if self.data.kind == "medmnist3d" and (
             condition.source_modalities or (condition.takes_seg and condition.num_mask_classes != 2)
         ):

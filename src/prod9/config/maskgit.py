@@ -137,6 +137,13 @@ class TransformerLossConfig(RegionWeights):
         default=0.0, description="Weight of the ordinal per-level distance loss."
     )
 
+    @property
+    def weighted_region(self) -> str | None:
+        """The key that makes the loss read segmentations; None if it reads none."""
+        if self.class_weights:
+            return "loss.class_weights"
+        return None if self.region_weight == 1.0 else "loss.region_weight"
+
 
 class MaskingConfig(Section):
     """MaskGiTScheduler for training, and for sampling unless ``sampler.scheduler`` names another."""
@@ -202,7 +209,7 @@ class TransformerConfig(RunSection):
     @property
     def seg_key(self) -> str | None:
         """The key that makes the run learn from segmentations; None if it does not."""
-        return None if self.loss.region_weight == 1.0 else "loss.region_weight"
+        return self.loss.weighted_region
 
     @model_validator(mode="after")
     def _medmnist3d_fits(self) -> Self:
@@ -218,10 +225,10 @@ class TransformerConfig(RunSection):
             raise ValueError(
                 f"model.num_classes: expected {wanted} for {self.data.name}, got {self.model.num_classes}"
             )
-        if self.loss.region_weight != 1.0:
+        if key := self.loss.weighted_region:
             raise ValueError(
-                "loss.region_weight: expected 1 for data.kind medmnist3d, which has no segmentations, got "
-                f"{self.loss.region_weight}"
+                f"{key}: expected its default for data.kind medmnist3d, which has no segmentations, got another value; "
+                "remove it"
             )
         context = self.in_context
         if self.model.kind == "single_stream" and (

@@ -9,7 +9,17 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from prod9.config.data import AnyDataConfig
-from prod9.config.types import Count, Fraction, NonNegative, Positive, PositiveInt, Range, Section, Triple
+from prod9.config.types import (
+    Count,
+    Fraction,
+    NonNegative,
+    Positive,
+    PositiveInt,
+    Positives,
+    Range,
+    Section,
+    Triple,
+)
 from prod9.errors import ConfigError
 from prod9.stages import GENERATORS
 
@@ -187,6 +197,11 @@ class RegionWeights(Section):
         description="Loss weight of positions in or near a segmented class; 1 weighs all alike. MAISI uses 100.",
     )
     region_margin: Count = Field(default=1, description="How many positions around a class count as near it.")
+    class_weights: Positives = Field(
+        default=(),
+        description="Factors of `region_weight` for the classes 1, 2, …, such as [1, 1, 3] for three times the weight "
+        "on enhancing tumour; 1 for classes beyond the list. Near several classes the largest counts.",
+    )
 
 
 class AutoguidanceSection(Section):

@@ -122,6 +122,15 @@ def test_lesions_weigh_more_and_background_less():
     assert region_of(ControlCondition(label=torch.zeros(1, dtype=torch.int64)), GRID, margin=0) is None
 
 
+def test_classes_have_weights_of_their_own_and_the_largest_nearby_counts():
+    trainer = make_trainer(region_weight=5.0, region_margin=1, class_weights=(1.0, 1.0, 3.0))
+    seg = torch.zeros(1, *VOXELS, dtype=torch.uint8)
+    seg[:, 0, 0, 1], seg[:, 0, 0, 5] = 3, 1
+    tokens = torch.zeros(1, *GRID, dtype=torch.int64)
+    weights = trainer.position_weights(tokens, ControlCondition(seg), None)
+    assert weights[0, 0, 0].tolist() == [15.0, 15.0, 5.0, 5.0]
+
+
 def test_the_teacher_sees_more_and_something_is_left_to_predict():
     mask = torch.rand(6, *GRID, generator=seeded(3)) < 0.5
     mask[0] = False

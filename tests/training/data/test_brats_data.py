@@ -320,7 +320,7 @@ class TestRegions:
         for file in root.rglob("*seg*"):
             file.unlink()
         with pytest.raises(
-            ConfigError, match=r"loss.region_weight: .* no case of the train split .* set it to 1"
+            ConfigError, match=r"loss.region_weight: .* no case of the train split .* remove the key"
         ):
             stage2.make(loss={"region_weight": 5.0}).setup("fit")
 

@@ -10,9 +10,8 @@ from torch import Tensor
 
 from prod9.controlnet.condition import ControlCondition
 from prod9.measures.metrics import inception_score, num_directions, principal_frechet
-from prod9.training.algorithms.base import AbstractAlgorithm
 from prod9.training.algorithms.control_family import AbstractControlFamily, K, S
-from prod9.training.algorithms.control_regions import position_weights, region_of
+from prod9.training.algorithms.control_regions import AbstractWeightedAlgorithm, region_of
 from prod9.training.algorithms.tally import Tally, mean_of
 from prod9.types import Latent, TokenGrid, Volume
 
@@ -21,24 +20,19 @@ _UNCONDITIONAL_SHARE = 0.5
 
 
 @dataclass(kw_only=True, eq=False)
-class ControlNetTrainer(AbstractAlgorithm, Generic[K, S]):
+class ControlNetTrainer(AbstractWeightedAlgorithm, Generic[K, S]):
     """Losses and metrics of a control network of either family; steps no optimizer and owns no network.
 
     Attributes:
         family: a TokenControl or a FlowControl, which holds the networks and the objective.
         control_dropout: share of the samples trained without control; half of them lose the base's condition too.
         anchor_weight: of the squared distance to the base where control is absent.
-        background_weight: of positions outside of the head.
-        region_weight: of positions in or within ``region_margin`` positions of a segmented class.
-        region_margin: in positions of the latent.
     """
 
     family: AbstractControlFamily[K, S]
     control_dropout: float = 0.1
     anchor_weight: float = 1.0
-    background_weight: float = 0.25
     region_weight: float = 20.0
-    region_margin: int = 1
 
     def compute_losses(
         self,
@@ -90,13 +84,7 @@ class ControlNetTrainer(AbstractAlgorithm, Generic[K, S]):
         self, target: TokenGrid | Latent, control: ControlCondition, foreground: Tensor | None
     ) -> Float[Tensor, "B h w d"]:
         """Return what each position weighs in the loss: background, brain, or in and about a segmented class."""
-        return position_weights(
-            target,
-            foreground=foreground,
-            background_weight=self.background_weight,
-            region=region_of(control, target.shape[-3:], margin=self.region_margin),
-            region_weight=self.region_weight,
-        )
+        return self.weights_of(target, foreground=foreground, seg=control.seg, is_dropped=control.is_dropped)
 
     # -- metrics --------------------------------------------------------------------------------------
 

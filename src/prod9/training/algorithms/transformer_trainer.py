@@ -10,8 +10,8 @@ from prod9.generator.heads import TokenLogits
 from prod9.generator.maskgit import MaskGiTScheduler
 from prod9.generator.token_decoder import MaskedDecoder
 from prod9.measures.metrics import count_values
-from prod9.training.algorithms.base import AbstractAlgorithm, Droppable, weighted_mean
-from prod9.training.algorithms.control_regions import position_weights, segmented_positions
+from prod9.training.algorithms.base import Droppable, weighted_mean
+from prod9.training.algorithms.control_regions import AbstractWeightedAlgorithm
 from prod9.training.algorithms.tally import Tally, mean_of
 from prod9.types import MaskedSample, TokenGrid
 
@@ -19,7 +19,7 @@ _LOW_TIME, _HIGH_TIME = 0.8, 0.2
 
 
 @dataclass(kw_only=True, eq=False)
-class TransformerTrainer(AbstractAlgorithm):
+class TransformerTrainer(AbstractWeightedAlgorithm):
     """Losses and metrics of a masked decoder; steps no optimizer and owns no network.
 
     Attributes:
@@ -27,9 +27,6 @@ class TransformerTrainer(AbstractAlgorithm):
         scheduler: γ.
         label_smoothing: share given to the uniform distribution.
         condition_dropout: share of samples trained without condition, for guidance.
-        background_weight: weight in the loss of tokens without foreground.
-        region_weight: weight of tokens in or within ``region_margin`` tokens of a segmented class.
-        region_margin: in tokens.
         ordinal_weight: of the expected distance to the true levels.
     """
 
@@ -37,9 +34,6 @@ class TransformerTrainer(AbstractAlgorithm):
     scheduler: MaskGiTScheduler
     label_smoothing: float = 0.1
     condition_dropout: float = 0.1
-    background_weight: float = 0.25
-    region_weight: float = 1.0
-    region_margin: int = 1
     ordinal_weight: float = 0.0
 
     def generate_training_data(self, tokens: TokenGrid, *, generator: torch.Generator) -> MaskedSample:
@@ -73,14 +67,7 @@ class TransformerTrainer(AbstractAlgorithm):
             condition = condition.drop((draws < self.condition_dropout).to(tokens.device))
         logits, rows = self._predict_hidden(sample, condition)
         target = sample.target.flatten()[rows]
-        near = None if seg is None else segmented_positions(seg, tokens.shape[1:], margin=self.region_margin)
-        weights = position_weights(
-            tokens,
-            foreground=foreground,
-            background_weight=self.background_weight,
-            region=near,
-            region_weight=self.region_weight,
-        ).flatten()[rows]
+        weights = self.weights_of(tokens, foreground=foreground, seg=seg).flatten()[rows]
         losses = {
             "cross_entropy": weighted_mean(
                 logits.cross_entropy(target, label_smoothing=self.label_smoothing), weights

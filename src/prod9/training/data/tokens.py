@@ -32,7 +32,8 @@ class AbstractBraTSTokenDataModule(AbstractBraTSDataModule):
     def build_dataset(self, part: Part) -> Dataset[dict[str, Any]]:
         """Return the encoded volumes of the patients of ``part``."""
         samples = self.build_samples(part, self._encoded.open(self, part))
-        if part != "train" or self.config.loss.region_weight == 1.0:
+        key = self.config.loss.weighted_region
+        if part != "train" or key is None:
             return samples
         directory = self.config.store_dir / "segmentations"
         with self.report(f"Reading {part} segmentations") as progress:
@@ -41,7 +42,7 @@ class AbstractBraTSTokenDataModule(AbstractBraTSDataModule):
             )
         if not segmentations.num_segmented:
             raise ConfigError(
-                f"loss.region_weight: expected segmentations to weigh by, got no case of the {part} split in "
-                f"{self.config.data.root} with one; add them, or set it to 1."
+                f"{key}: expected segmentations to weigh by, got no case of the {part} split in "
+                f"{self.config.data.root} with one; add them, or remove the key."
             )
         return SegmentedSamples(samples, segmentations)

@@ -52,7 +52,14 @@ _METRICS = (
     "loss", "loss_base", "loss_region", "loss_region_base", "classifier_accuracy",
     *_SAMPLES, *(f"{name}_base" for name in _SAMPLES),
 )  # fmt: skip
-_WEIGHTS = ("control_dropout", "anchor_weight", "background_weight", "region_weight", "region_margin")
+_WEIGHTS = (
+    "control_dropout",
+    "anchor_weight",
+    "background_weight",
+    "region_weight",
+    "region_margin",
+    "class_weights",
+)
 """Keywords of ControlNetTrainer; all other fields of the loss are those of its family."""
 
 
