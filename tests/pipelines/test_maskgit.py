@@ -11,9 +11,11 @@ from prod9.config.schema import (
     SamplerConfig,
     SlidingWindowSection,
 )
+from prod9.data.intensity import IntensityScaling
 from prod9.errors import ConfigError
 from prod9.models.factory import ModelFactory
 from prod9.pipelines.maskgit import GeneratedVolume, MaskGiTPipeline, derived_seed
+from prod9.pipelines.placement import GridPlacement, head_of
 
 LABELS = {"T1": 0, "T2": 2, "FLAIR": 1}
 
@@ -55,6 +57,21 @@ def test_volumes_are_in_range_and_differ(pipeline: MaskGiTPipeline) -> None:
         assert 0.0 <= volume.data.min() < volume.data.max() <= 1.0
         np.testing.assert_array_equal(volume.affine, np.diag([2.0, 2.0, 2.0, 1.0]))
     assert not np.array_equal(volumes[0].data, volumes[1].data)
+
+
+def test_what_was_trained_on_skull_stripped_scans_has_a_background_of_0() -> None:
+    pipeline = build()
+    decoded = draw(pipeline)
+    intensity = IntensityScaling("percentile", lower=0.0, upper=99.5)
+    pipeline.placement = GridPlacement(spacing=None, grid=pipeline.grid, intensity=intensity)
+    for volume, whole in zip(draw(pipeline), decoded, strict=True):
+        head = head_of(whole.data)
+        assert 0.0 < head.mean() < 1.0, "the decoded volume should have a background"
+        assert np.array_equal(volume.data > 0.0, head)
+        assert np.allclose(volume.data[head], whole.data[head], atol=2e-5)
+    pipeline.placement = GridPlacement(spacing=None, grid=pipeline.grid, intensity=intensity, crop=False)
+    assert all(np.array_equal(a.data, b.data) for a, b in zip(draw(pipeline), decoded, strict=True))
+    assert not pipeline.is_stripped
 
 
 @pytest.mark.parametrize("order", ["halton", "random", "confidence"])

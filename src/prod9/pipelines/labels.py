@@ -14,7 +14,7 @@ from prod9.diffusion.sampler import RectifiedFlowSampler
 from prod9.errors import ConfigError
 from prod9.generator.maskgit import MaskGiTSampler
 from prod9.pipelines.detail import DetailPipeline
-from prod9.pipelines.placement import GridPlacement
+from prod9.pipelines.placement import GridPlacement, stripped
 from prod9.system.progress import FineProgress, Share, within
 
 DETAIL = "detail"
@@ -192,6 +192,23 @@ class AbstractLabelPipeline(ABC):
             volume, label, seed=derived_seed(seed, self.label_map[label], DETAIL_STREAM)
         )
 
+    def finished(self, volume: np.ndarray, label: str, seed: int) -> np.ndarray:
+        """Return a decoded volume sharpened and, if scans were skull-stripped, with exactly 0 outside of the head.
+
+        The arguments are those of :meth:`sharpened`.
+        """
+        volume = self.sharpened(volume, label, seed)
+        return stripped(volume) if self.is_stripped else volume
+
+    @property
+    def is_stripped(self) -> bool:
+        """Whether the training scans were heads on a background of exactly 0, brighter than its surroundings.
+
+        Not so with a ``range`` of raw values, as of a CT, whose lungs are nearly as dark as the air around the body.
+        """
+        placement = self._placement
+        return placement is not None and placement.crop and placement.intensity.mode == "percentile"
+
     def label_names(self) -> list[str]:
         """Return the names that can be generated, in the order of their class labels."""
         return sorted(self.label_map, key=self.label_map.__getitem__)
@@ -273,7 +290,7 @@ class AbstractLabelPipeline(ABC):
         # One volume at a time: decoding is where the memory goes, and a batch would not be faster.
         return (
             GeneratedVolume(
-                self.sharpened(self.decode_sample(sample), name, seed + index),
+                self.finished(self.decode_sample(sample), name, seed + index),
                 affine.copy(),
                 name,
                 index,

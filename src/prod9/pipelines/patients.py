@@ -20,6 +20,7 @@ from prod9.pipelines.control import ControlPipeline
 from prod9.pipelines.detail import BESIDE, DetailChoice, DetailPipeline
 from prod9.pipelines.maskgit import MaskGiTPipeline, derived_seed
 from prod9.pipelines.placement import head_of as head_of
+from prod9.pipelines.placement import stripped
 from prod9.pipelines.recorded import Overrides
 from prod9.pipelines.segmentation import PlacedSegmentation
 from prod9.pipelines.steering import repeated
@@ -28,9 +29,6 @@ from prod9.system.progress import Share, within
 
 _SHOWS_MOST = "T2"
 """It shows fluid, both kinds of matter and the whole of a lesion, so the other modalities follow it best."""
-
-_DARKEST = np.float32(1 / 65535)
-"""Least intensity inside of a head: readers take 0 as outside, and this value survives storage in 16 bits."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -242,7 +240,7 @@ class PatientPipeline:
         volume = self.first.decode_tokens(tokens)
         head = head_of(volume)
         volume = self.first.sharpened(volume, self.start_with, seed)
-        images = {self.start_with: _stripped(volume, head)}
+        images = {self.start_with: stripped(volume, head)}
         for done, name in enumerate(self.order[1:], start=1):
             label = self.translator.generator.label_map[name]
             made = self.translator.translate(
@@ -254,7 +252,7 @@ class PatientPipeline:
                 progress=within(report, done * part, part),
             )
             # What is not head in one modality is not head in any, as in a skull-stripped scan.
-            images[name] = _stripped(made.mean, head)
+            images[name] = stripped(made.mean, head)
         return images, head
 
 
@@ -271,11 +269,6 @@ def _by_stage(choice: DetailChoice | None, paths: Sequence[str | Path]) -> dict[
             )
         chosen[stage] = replace(choice, path=opened)
     return chosen
-
-
-def _stripped(volume: np.ndarray, head: np.ndarray) -> np.ndarray:
-    """Return ``volume`` with exactly 0 outside of ``head`` and more than 0 inside."""
-    return np.where(head, np.maximum(volume, _DARKEST), np.float32(0.0))
 
 
 def _steered(

@@ -16,11 +16,14 @@ from prod9.data.placement import share_beyond as share_beyond
 from prod9.data.window import layers_of
 from prod9.volumes import VolumeFile, VolumeHeader
 
-HEAD_THRESHOLD = 0.1
+HEAD_THRESHOLD = 0.14
 """Decoded intensities above it are head: decoding blurs the border, and leaves the background near 0, not at 0.
 
-Of 0.02, 0.04, 0.06 and 0.1 the last found the heads of the simulated cohort best (Dice 0.93 to 0.98).
+Of 0.02 to 0.2 it found the heads in 64 reconstructions of the simulated cohort best (Dice 0.966 to 0.989 by modality,
+size 1.02 times that of the scans' heads; 0.1 has 0.958 to 0.988). Half the intensity of a border is about there.
 """
+DARKEST = np.float32(1 / 65535)
+"""Least intensity inside of a head: readers take 0 as outside, and this value survives storage in 16 bits."""
 
 
 def align(files: Mapping[str, VolumeFile], *, resample: bool = False) -> dict[str, VolumeFile]:
@@ -50,6 +53,15 @@ def head_of(volume: np.ndarray) -> np.ndarray:
         return np.ones(volume.shape, dtype=bool)
     sizes = np.bincount(parts.ravel())[1:]
     return ndimage.binary_fill_holes(parts == 1 + int(sizes.argmax()))  # pyright: ignore[reportReturnType]
+
+
+def stripped(volume: np.ndarray, head: np.ndarray | None = None) -> np.ndarray:
+    """Return ``volume`` with exactly 0 outside of ``head`` and more than 0 inside, as a skull-stripped scan has it.
+
+    head: bool, of the shape of ``volume``; by default what :func:`head_of` finds.
+    """
+    inside = head_of(volume) if head is None else head
+    return np.where(inside, np.maximum(volume, DARKEST), np.float32(0.0))
 
 
 def _resampled(file: VolumeFile, reference: VolumeHeader) -> VolumeFile:
