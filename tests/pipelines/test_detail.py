@@ -91,8 +91,27 @@ def test_steps_and_noise_beyond_the_training_are_refused(tmp_path: Path) -> None
         DetailPipeline.from_checkpoint(path, steps=5)
     with pytest.raises(ConfigError, match=r"noise: expected 0 to 0.08, the levels that .* got 0.2"):
         DetailPipeline.from_checkpoint(path, noise=0.2)
-    with pytest.raises(ConfigError, match="expected a detail flow to ask for steps or noise, got none"):
-        find_detail(DetailChoice(noise=0.0), base(tmp_path / "elsewhere"), "cpu")
+    for wish, word in ((DetailChoice(noise=0.0), "noise"), (DetailChoice(steps=2), "steps")):
+        with pytest.raises(ConfigError, match=f"expected a detail flow to ask for {word}, got none"):
+            find_detail(wish, base(tmp_path / "elsewhere"), "cpu")
+
+
+def test_without_a_detail_flow_volumes_get_the_noise_of_the_scans(tmp_path: Path) -> None:
+    known = {"noise": {"T1": [0.01, 0.03]}}
+
+    def found(choice: DetailChoice, scans: dict[str, Any]) -> Any:
+        return find_detail(choice, base(tmp_path / "elsewhere", scans=scans), "cpu")
+
+    assert found(DetailChoice(), known).settings == {"noise": "scans"}
+    assert found(DetailChoice(noise=0.0), known).settings == {"noise": 0.0}
+    assert found(DetailChoice(noise=0.02), {}).settings == {"noise": 0.02}
+    assert found(DetailChoice(), {}) is None, "an autoencoder that was trained before levels were recorded"
+    with pytest.raises(ConfigError, match=r"noise: expected a level of 0 to 1, in intensities, got 3"):
+        found(DetailChoice(noise=3.0), known)
+    with pytest.raises(ConfigError, match="expected a detail flow to ask for steps"):
+        found(DetailChoice(steps=3), known)
+    with pytest.raises(CheckpointError, match="expected levels of noise"):
+        found(DetailChoice(), {"noise": {"T1": ["loud"]}})
 
 
 def test_draws_are_those_of_the_seed(tmp_path: Path) -> None:

@@ -19,12 +19,10 @@ from prod9.models.checkpoint_header import WrongStageError, recorded_config
 from prod9.models.checkpoint_manager import CheckpointManager, Loaded, Source
 from prod9.models.checkpoint_places import places_beside
 from prod9.models.factory import ModelFactory
+from prod9.pipelines.noise import SCANS, ScanNoise, draw_level, recorded_levels
 from prod9.pipelines.placement import head_of
 
 log = logging.getLogger("prod9")
-
-SCANS = "scans"
-"""The level of noise that stands for: drawn from those of the training scans."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,12 +39,17 @@ class DetailChoice:
     steps: int | None = None
     noise: float | None = None
 
-    def require(self, *found: "DetailPipeline | None") -> None:
-        """Refuse (ConfigError) steps and noise where no detail flow was found that could use them."""
-        if not any(found) and (self.steps is not None or self.noise is not None):
+    def require(self, *found: "Finisher | None") -> None:
+        """Refuse (ConfigError) steps where no detail flow was found, and noise where there is nothing to make it."""
+        if self.steps is not None and not any(isinstance(one, DetailPipeline) for one in found):
             raise ConfigError(
-                "detail: expected a detail flow to ask for steps or noise, got none beside the model; train one, name "
-                "it with --detail RUN, or leave --detail-steps and --noise out"
+                "detail: expected a detail flow to ask for steps, got none beside the model; train one, name it with "
+                "--detail RUN, or leave --detail-steps out"
+            )
+        if self.noise is not None and not any(found):
+            raise ConfigError(
+                "detail: expected a detail flow to ask for noise, got none beside the model; train one, name it with "
+                "--detail RUN, or leave --noise out"
             )
 
 
@@ -128,7 +131,7 @@ class DetailPipeline:
                 f"detail-steps: expected 1 to {most}, as many as {loaded.path} was trained for, got {steps}; choose "
                 "fewer"
             )
-        levels = _levels(loaded.path, data)
+        levels = recorded_levels(loaded.path, data)
         loudest = round(max(1.0, config.loss.max_level) * max(max(values) for values in levels.values()), 4)
         if noise is not None and not (math.isfinite(noise) and 0.0 <= noise <= loudest):
             raise ConfigError(
@@ -182,12 +185,7 @@ class DetailPipeline:
         generator = torch.Generator(self.device).manual_seed(seed)
         # Drawn also when a level was asked for, so that volumes of all levels share their start noise.
         share = torch.rand((), generator=generator, device=self.device).item()
-        quantiles = self.levels[label]
-        level = (
-            np.interp(share, np.linspace(0, 1, len(quantiles)), quantiles)
-            if self.noise is None
-            else self.noise
-        )
+        level = draw_level(self.levels[label], share) if self.noise is None else self.noise
         inside = head_of(soft) if head is None else head
         given = self._sources(sources or {}, soft.shape)
         told = DetailCondition(
@@ -231,6 +229,8 @@ class DetailBase:
         beside: the runs, checkpoints and exports beside which it is looked for.
         label_map: of the model.
         refiner: hash of the refiner that corrects the soft volumes; None without one.
+        scans: the ``data`` of the autoencoder's header, which may hold the noise of its training scans: what to add
+            where there is no detail flow. None adds none, as to translations: no noise of ours would be the scan's.
     """
 
     stage: str
@@ -239,6 +239,7 @@ class DetailBase:
     beside: Sequence[Source]
     label_map: Mapping[str, int]
     refiner: str | None = None
+    scans: Mapping[str, Any] | None = None
 
     def places(self) -> Iterator[Path]:
         """Yield the folders where it may be, the nearest first."""
@@ -269,11 +270,12 @@ class DetailBase:
 
 def find_detail(
     choice: DetailChoice | None, base: DetailBase, device: str | torch.device, *, required: bool = True
-) -> DetailPipeline | None:
-    """Return the detail flow that was chosen, or what lies beside the model and fits; None where there is none.
+) -> "Finisher | None":
+    """Return the detail flow that was chosen, or what lies beside the model and fits, or else the noise of scans.
 
-    For a run or an export folder ``RUN`` it is looked for in ``RUN_detail`` and ``RUN/detail``. Raises CheckpointError
-    where the one that was named does not fit, ConfigError for steps or noise that it does not know.
+    None where there is nothing of these. For a run or an export folder ``RUN`` it is looked for in ``RUN_detail`` and
+    ``RUN/detail``. Raises CheckpointError where the one that was named does not fit, ConfigError for steps or noise
+    that it does not know.
 
     Args:
         choice: which, and how; None for none.
@@ -292,9 +294,22 @@ def find_detail(
             continue  # of another kind of volumes, which lies where it should
         except CheckpointError as error:
             log.warning("%s Going on without that detail flow.", error)
+    found = _scan_noise(choice, base)
     if required:
-        choice.require(None)
-    return None
+        choice.require(found)
+    return found
+
+
+def _scan_noise(choice: DetailChoice, base: DetailBase) -> ScanNoise | None:
+    """Return what adds the noise of scans to volumes without detail flow; None where it is not known or not wanted."""
+    if base.scans is None:
+        return None
+    levels = recorded_levels(Path(base.key), base.scans) if base.scans.get("noise") else {}
+    if choice.noise is not None and not (math.isfinite(choice.noise) and 0.0 <= choice.noise <= 1.0):
+        raise ConfigError(
+            f"noise: expected a level of 0 to 1, in intensities, got {choice.noise}; choose one of them"
+        )
+    return ScanNoise(levels=levels, noise=choice.noise) if levels or choice.noise is not None else None
 
 
 def _load(path: Source, choice: DetailChoice, base: DetailBase, device: str | torch.device) -> DetailPipeline:
@@ -303,24 +318,5 @@ def _load(path: Source, choice: DetailChoice, base: DetailBase, device: str | to
     return DetailPipeline.of_loaded(loaded, choice.steps, choice.noise, device)
 
 
-def _levels(path: Path, data: Mapping[str, Any]) -> dict[str, list[float]]:
-    """Return the recorded levels of noise; CheckpointError where they are none."""
-    levels = data.get("noise")
-    if (
-        not isinstance(levels, dict)
-        or not levels
-        or not all(_are_levels(values) for values in levels.values())
-    ):
-        raise CheckpointError(
-            f"{path}: expected levels of noise in data.noise of the header, got {str(levels)[:60]}; use another "
-            "checkpoint of the run, or copy the file again."
-        )
-    return levels
-
-
-def _are_levels(values: Any) -> bool:
-    return (
-        isinstance(values, list)
-        and len(values) > 0
-        and all(isinstance(v, int | float) and math.isfinite(v) and v >= 0 for v in values)
-    )
+Finisher = DetailPipeline | ScanNoise
+"""What is done to a volume after decoding."""

@@ -13,7 +13,7 @@ from prod9.autoencoder.inference import AutoencoderInferenceWrapper
 from prod9.diffusion.sampler import RectifiedFlowSampler
 from prod9.errors import ConfigError
 from prod9.generator.maskgit import MaskGiTSampler
-from prod9.pipelines.detail import DetailPipeline
+from prod9.pipelines.detail import Finisher
 from prod9.pipelines.placement import GridPlacement, stripped
 from prod9.system.progress import FineProgress, Share, within
 
@@ -140,13 +140,13 @@ class AbstractLabelPipeline(ABC):
         self.latent_grid = tuple(side // factor for side in self.grid)
         self.affine = np.asarray(volumes["affine"], dtype=np.float64)
         self._placement = volumes.get("placement")
-        self.detail: DetailPipeline | None = None
+        self.detail: Finisher | None = None
 
-    def sharpen_with(self, detail: DetailPipeline | None) -> None:
-        """Sharpen generated volumes by ``detail`` from now on; None leaves them as they are decoded."""
+    def sharpen_with(self, detail: Finisher | None) -> None:
+        """Finish generated volumes by ``detail`` from now on; None leaves them as they are decoded."""
         self.detail = detail
         self.sha256 = {role: sha256 for role, sha256 in self.sha256.items() if role != DETAIL}
-        if detail is not None:
+        if detail is not None and detail.sha256:
             self.sha256[DETAIL] = detail.sha256
 
     @property

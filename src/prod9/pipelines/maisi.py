@@ -122,6 +122,7 @@ class MAISIPipeline(AbstractLabelPipeline):
             sha256=stage1.sha256,
             beside=[*beside, path, stage1.path],
             label_map=pipeline.label_map,
+            scans=stage1.header["data"],
         )
         pipeline.sharpen_with(find_detail(detail, base, device))
         return pipeline

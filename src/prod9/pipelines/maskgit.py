@@ -113,6 +113,7 @@ class MaskGiTPipeline(AbstractLabelPipeline):
             sha256=stage1.sha256,
             beside=[*beside, stage1.path],
             label_map=self.label_map,
+            scans=stage1.header["data"],
         )
         self.sharpen_with(find_detail(choice, base, self.device, required=required))
 

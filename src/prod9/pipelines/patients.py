@@ -17,8 +17,10 @@ from prod9.errors import ConfigError
 from prod9.generator.condition import MaskGiTCondition
 from prod9.models.checkpoint_manager import CheckpointManager
 from prod9.pipelines.control import ControlPipeline
-from prod9.pipelines.detail import BESIDE, DetailChoice, DetailPipeline
+from prod9.pipelines.detail import BESIDE, DetailChoice, Finisher
+from prod9.pipelines.labels import DETAIL_STREAM
 from prod9.pipelines.maskgit import MaskGiTPipeline, derived_seed
+from prod9.pipelines.noise import ScanNoise
 from prod9.pipelines.placement import head_of as head_of
 from prod9.pipelines.placement import stripped
 from prod9.pipelines.recorded import Overrides
@@ -185,8 +187,8 @@ class PatientPipeline:
         return hashes
 
     @property
-    def detail(self) -> DetailPipeline | None:
-        """The detail flow of the first modality, or else that of the others; both have the same settings."""
+    def detail(self) -> Finisher | None:
+        """What finishes the first modality, or else the others; both have the same settings."""
         return self.first.detail or self.translator.detail
 
     @property
@@ -239,7 +241,9 @@ class PatientPipeline:
         tokens = sample(condition, seeds=[derived_seed(seed, label)], report=within(report, 0, part))
         volume = self.first.decode_tokens(tokens)
         head = head_of(volume)
-        volume = self.first.sharpened(volume, self.start_with, seed)
+        noise = self.first.detail if isinstance(self.first.detail, ScanNoise) else None
+        if noise is None:
+            volume = self.first.sharpened(volume, self.start_with, seed)
         images = {self.start_with: stripped(volume, head)}
         for done, name in enumerate(self.order[1:], start=1):
             label = self.translator.generator.label_map[name]
@@ -253,6 +257,10 @@ class PatientPipeline:
             )
             # What is not head in one modality is not head in any, as in a skull-stripped scan.
             images[name] = stripped(made.mean, head)
+        if noise is not None:  # to all at the end: a translation follows its source, not the noise in it
+            labels = self.first.label_map
+            seeds = {name: derived_seed(seed, labels[name], DETAIL_STREAM) for name in images}
+            images = {name: noise.sharpen(v, name, seed=seeds[name], head=head) for name, v in images.items()}
         return images, head
 
 

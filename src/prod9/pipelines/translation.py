@@ -146,7 +146,8 @@ class TranslationPipeline:
             label_map=self.generator.label_map,
             refiner=self.refiner.sha256 if isinstance(self.refiner, LoadedRefiner) else None,
         )
-        self.detail = find_detail(choice, base, self.generator.device, required=required)
+        found = find_detail(choice, base, self.generator.device, required=required)
+        self.detail = found if isinstance(found, DetailPipeline) else None
 
     @property
     def placement(self) -> GridPlacement:

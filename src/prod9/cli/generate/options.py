@@ -95,7 +95,8 @@ class Samples:
 
 NO_DETAIL = "--no-detail"
 NoDetailOption = Annotated[
-    bool, typer.Option(NO_DETAIL, help="Leave volumes as soft as they are decoded or refined.")
+    bool,
+    typer.Option(NO_DETAIL, help="Leave volumes as soft, and free of noise, as they are decoded or refined."),
 ]
 DetailStepsOption = Annotated[
     int | None,
@@ -106,7 +107,7 @@ NoiseOption = Annotated[
     typer.Option(
         "--noise",
         metavar="LEVEL|scans",
-        help="Noise of the result, in intensities of 0 to 1; 0: none; scans: drawn from the training scans'.",
+        help="Noise of the result, in intensities of 0 to 1; 0: none; scans: as in the training scans.",
     ),
 ]
 

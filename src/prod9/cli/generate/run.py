@@ -23,7 +23,7 @@ from prod9.system.progress import within
 
 if TYPE_CHECKING:
     from prod9.config.schema import RunConfig
-    from prod9.pipelines.detail import DetailPipeline
+    from prod9.pipelines.detail import Finisher
     from prod9.pipelines.labels import AbstractLabelPipeline
 
 P = TypeVar("P")
@@ -84,7 +84,7 @@ def sampling_settings(config: "RunConfig") -> dict[str, Any]:
     return settings
 
 
-def detail_settings(detail: "DetailPipeline | None") -> dict[str, Any]:
+def detail_settings(detail: "Finisher | None") -> dict[str, Any]:
     """Return what a manifest and ``--check`` say of a detail flow; nothing where there is none."""
     return {} if detail is None else {"detail": detail.settings}
 

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from prod9.config.schema import RunConfig
 from prod9.data.datasets.brats import CachedAllModalitiesDataset, CachedRandomModalityDataset
@@ -18,12 +19,15 @@ from prod9.data.stores.cache import CaseCache, case_digest
 from prod9.data.stores.latents import StoreItem
 from prod9.data.stores.segmentations import SegmentationStore, build_segmentation_store
 from prod9.errors import DataError
+from prod9.measures.noise import noise_level
 from prod9.system.progress import Progress
 from prod9.system.wording import plural
 from prod9.training.data.module import AbstractSegmentedDataModule
 from prod9.volumes import read_header
 
 _LOG = logging.getLogger(__name__)
+_QUANTILES = 11
+_MEASURED_CASES = 64
 
 
 class AbstractBraTSDataModule(AbstractSegmentedDataModule):
@@ -122,6 +126,21 @@ class AbstractBraTSDataModule(AbstractSegmentedDataModule):
         ]
         self._builder.hashes.save()
         return items
+
+    def noise_levels(self) -> dict[str, list[float]]:
+        """Return the levels of noise of at most 64 training patients by modality: quantiles 0, 0.1, … 1."""
+        cases = self._cache("train")
+        chosen = np.linspace(0, len(cases) - 1, min(len(cases), _MEASURED_CASES)).round().astype(int)
+        levels = []
+        for number in chosen:
+            images = dequantise(cases[int(number)].images)
+            levels.append(noise_level(images, images > 0))
+        found = torch.stack(levels).nan_to_num(0.0).quantile(torch.linspace(0, 1, _QUANTILES), dim=0)
+        # Rounded: six digits are more than any estimate has, and headers stay readable.
+        return {
+            name: [round(value, 6) for value in found[:, place].tolist()]
+            for place, name in enumerate(self.config.data.modalities)
+        }
 
     def _cache(self, part: Part) -> CaseCache:
         if part not in self._caches:

@@ -94,6 +94,10 @@ class AbstractDataModule(LightningDataModule, ABC):
             return 0
         return round(self.config.data.whole_volume_fraction * self.config.training.max_steps)
 
+    def noise_levels(self) -> dict[str, list[float]]:
+        """Return quantiles of the noise levels of training scans by modality; nothing where that is not known."""
+        return {}
+
     @cached_property
     def reference_affine(self) -> np.ndarray:
         """Affine of a volume on the grid, for generated volumes: 4×4, voxel → RAS mm, axis-aligned."""

@@ -24,12 +24,8 @@ from prod9.data.stores.cache import CaseCache
 from prod9.data.stores.translations import VolumeStore, content_key
 from prod9.errors import ConfigError
 from prod9.measures.denoise import denoised
-from prod9.measures.noise import noise_level
 from prod9.system.progress import Progress
 from prod9.training.data.brats import AbstractBraTSDataModule
-
-_QUANTILES = 11
-_MEASURED_CASES = 64
 
 
 class MakesSoft(Protocol):
@@ -116,21 +112,6 @@ class AbstractSoftDataModule(AbstractBraTSDataModule):
             seed=self.config.seed,
             clean=clean,
         )
-
-    def noise_levels(self) -> dict[str, list[float]]:
-        """Return the levels of noise of at most 64 training patients by modality: quantiles 0, 0.1, … 1."""
-        cases = self._cache("train")
-        chosen = np.linspace(0, len(cases) - 1, min(len(cases), _MEASURED_CASES)).round().astype(int)
-        levels = []
-        for number in chosen:
-            images = dequantise(cases[int(number)].images)
-            levels.append(noise_level(images, images > 0))
-        found = torch.stack(levels).nan_to_num(0.0).quantile(torch.linspace(0, 1, _QUANTILES), dim=0)
-        # Rounded: six digits are more than any estimate has, and headers stay readable.
-        return {
-            name: [round(value, 6) for value in found[:, place].tolist()]
-            for place, name in enumerate(self.config.data.modalities)
-        }
 
     def _items(self, cases: CaseCache) -> list[TranslationItem]:
         names = self.config.data.modalities

@@ -47,6 +47,7 @@ class AbstractGANRecipe(AbstractRecipe[AutoencoderConfig | MaisiVAEConfig, None,
         # SHA-256 of the checkpoints that have this very encoder.
         self.encoder_of: list[str] = []
         self.source: str | None = None
+        self.noise: dict[str, list[float]] = {}
         for name, part in self.autoencoder.named_children():
             part.requires_grad_(not (config.freeze_encoder and name in ENCODER_PARTS))
         self.discriminator = (
@@ -93,12 +94,17 @@ class AbstractGANRecipe(AbstractRecipe[AutoencoderConfig | MaisiVAEConfig, None,
         """Take over whose encoder that of ``header`` is."""
         self.encoder_of = sources_of(header)
 
+    def prepare(self, data: AbstractDataModule) -> None:
+        """Measure the noise of the training scans, which decoding removes."""
+        self.noise = data.noise_levels()
+
     def header_data(self) -> dict[str, Any]:
-        """Return, for a frozen encoder, whose it is, so that models on its latents take this autoencoder too."""
-        if not self.config.freeze_encoder:
-            return {}
-        sources = [*self.encoder_of, *([self.source] if self.source else [])]
-        return {"encoder": encoder_record(self.autoencoder.state_dict(), sources)}
+        """Return the noise of scans and, for a frozen encoder, whose it is, so that its latents' models take this."""
+        record: dict[str, Any] = {"noise": self.noise} if self.noise else {}
+        if self.config.freeze_encoder:
+            sources = [*self.encoder_of, *([self.source] if self.source else [])]
+            record["encoder"] = encoder_record(self.autoencoder.state_dict(), sources)
+        return record
 
     def peak_rates(self) -> list[float]:
         """Return the peak rates of autoencoder and discriminator; one schedule scales both."""
