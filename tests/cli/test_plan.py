@@ -84,7 +84,7 @@ def test_a_plan_of_a_medmnist3d_file(tmp_path: Path) -> None:
 
 def test_a_plan_for_a_gpu_elsewhere(tmp_path: Path, cohort: Path) -> None:
     fingerprint = tmp_path / "fp.json"
-    assert run("prod9", "data", "info", cohort, "-o", fingerprint).code == 0
+    assert run("prod9", "data", "info", cohort, "--output", fingerprint).code == 0
     args = [fingerprint, "-o", tmp_path / "plan", "--memory", 24, "--runs-dir", "elsewhere", "--json"]
     ran = run("prod9", "plan", *args)
     assert ran.code == 0, ran.err

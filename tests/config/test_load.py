@@ -234,3 +234,13 @@ def test_stage2_takes_fsdp_but_neither_compiles_nor_reorders_weights_with_it(wri
     text = errors_of(maisi, "trainer.strategy=fsdp")
     assert "training.channels_last: expected false with trainer.strategy fsdp" in text
     load_config(maisi, overrides=["trainer.strategy=fsdp", "training.channels_last=false"])
+
+
+@pytest.mark.parametrize(
+    ("given", "spelt"), [("[t1n, T1C, t2w, t2f]", ("T1", "T1ce", "T2", "FLAIR")), ("[t1gd]", ("T1ce",))]
+)
+def test_modalities_are_taken_by_every_name_that_people_use(given, spelt):
+    config = load_config(
+        "maskgit/brats/stage1/fsq_x8", overrides=[f"data.modalities={given}"], environ={"BRATS_DIR": "/d"}
+    )
+    assert config.data.modalities == spelt

@@ -22,12 +22,13 @@ from prod9.cli.shared import (
 app = new_app("See it work: from nothing to generated brains on this machine.")
 
 
-@app.command()
+@app.command(example="prod9 demo --stages all --budget 20m")
 def demo(
     output_dir: Annotated[
         Path | None,
         typer.Option(
             "--output-dir",
+            "-o",
             metavar="DIR",
             help="Where everything goes; default outputs/demo, with -maisi and -quick after it for those.",
         ),
@@ -67,8 +68,8 @@ def demo(
             help="What to add to the first two stages: translation (MaskGiT alone), control, or all.",
         ),
     ] = "",
-    num_patients: Annotated[
-        int | None, typer.Option("--num-patients", min=14, help="Size of the simulated cohort.")
+    num_samples: Annotated[
+        int | None, typer.Option("--num-samples", "-n", min=14, help="Patients of the simulated cohort.")
     ] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of cohort, training and sampling.")] = 0,
     device: DeviceOption = "auto",
@@ -90,7 +91,7 @@ def demo(
         quick=quick,
         from_scratch=from_scratch,
         budget_minutes=None if budget is None else parse_minutes(budget),
-        num_patients=num_patients,
+        num_patients=num_samples,
         seed=seed,
         stages=stages,
         family=family,

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 app = new_app("Encode the volumes of a stage-2 run once, ahead of training.")
 
 
-@app.command()
+@app.command(example="prod9 encode -c demo/stage2_label")
 def encode(
     config: ConfigOption,
     overrides: SetOption = None,

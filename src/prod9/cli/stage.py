@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from prod9.cli import shared
-from prod9.cli.parsing import ResumeCommand
+from prod9.cli.front.completion import config_names
+from prod9.cli.parsing import App, ResumeCommand
 from prod9.cli.shared import (
     CheckOption,
-    ConfigOption,
     DebugOption,
     DeviceOption,
     JsonOption,
@@ -28,17 +28,29 @@ from prod9.cli.shared import (
     SetOption,
 )
 from prod9.errors import ConfigError
+from prod9.stages import STAGES
 
 if TYPE_CHECKING:
     from prod9.config.schema import RunConfig
     from prod9.models.checkpoint_manager import Source
 
+NeededConfigOption = Annotated[
+    str | None,
+    typer.Option(
+        "--config",
+        "-c",
+        metavar="NAME_OR_PATH",
+        autocompletion=config_names,
+        help="A YAML file, or the name of a shipped config (`prod9 configs list`).",
+    ),
+]
 OptionalConfigOption = Annotated[
     str | None,
     typer.Option(
         "--config",
         "-c",
         metavar="NAME_OR_PATH",
+        autocompletion=config_names,
         help="A YAML file or shipped name; without it, the config recorded in --model.",
     ),
 ]
@@ -55,7 +67,7 @@ AutoencoderOption = Annotated[
     str | None,
     typer.Option(
         "--autoencoder",
-        metavar="PATH",
+        metavar="RUN|CHECKPOINT|EXPORT",
         help="Where stage 1 is now, if it has moved; or one tuned from it with freeze_encoder.",
     ),
 ]
@@ -70,7 +82,9 @@ ResumeOption = Annotated[
 InitFromOption = Annotated[
     str | None,
     typer.Option(
-        "--init-from", metavar="PATH", help="Start from the weights of this run or checkpoint (fine-tune)."
+        "--init-from",
+        metavar="RUN|CHECKPOINT|EXPORT",
+        help="Start from the weights of this run or checkpoint (fine-tune).",
     ),
 ]
 
@@ -134,12 +148,14 @@ def load_for_model(
     return config_from_dict(opened.header["config"], source=str(opened.path), overrides=changes), opened
 
 
-def add_run_commands(app: typer.Typer, *stages: str) -> None:
+def add_run_commands(app: App, *stages: str) -> None:
     """Add ``train``, ``validate`` and ``test`` of ``stages`` to ``app``; config or model decide which stage it is."""
+    first = STAGES[stages[0]]
+    program, name = ("prod9" if len(stages) == len(STAGES) else first.command), first.configs[0]
 
-    @app.command(cls=ResumeCommand)
+    @app.command(cls=ResumeCommand, example=f"{program} train --config demo/{name}")
     def train(
-        config: ConfigOption,
+        config: NeededConfigOption = None,
         overrides: SetOption = None,
         output_dir: OutputDirOption = None,
         device: DeviceOption = "auto",
@@ -154,6 +170,12 @@ def add_run_commands(app: typer.Typer, *stages: str) -> None:
     ) -> None:
         """Train, validate and save as the config says; `--resume` goes on where a run stopped."""
         began = time.monotonic()
+        if config is None:
+            raise ConfigError(
+                "--config: expected a YAML file or the name of a shipped config, got none; `prod9 plan DIR` writes "
+                "configs for your scans, `prod9 configs list` shows those that are shipped, and "
+                f"`{program} train --config demo/{name}` trains on the demo's patients"
+            )
         run_config = shared.load(config, stage=stages, overrides=overrides, output_dir=output_dir, seed=seed)
         ends = None if max_time is None else began + parse_time(max_time)
         if resume is not None and init_from is not None:
@@ -168,11 +190,12 @@ def add_run_commands(app: typer.Typer, *stages: str) -> None:
         else:
             _train(run_config, resume=resume, init_from=init_from, device=device, ends=ends, as_json=as_json)
 
-    for name, text in (
+    for what, text in (
         ("validate", "Measure a trained model on the validation patients."),
         ("test", "Measure a trained model on the test patients, which nothing else sees."),
     ):
-        app.command(name, help=text)(_evaluation_command(name, stages))
+        example = f"{program} {what} --model outputs/demo/starter/{name}"
+        app.command(what, help=text, example=example)(_evaluation_command(what, stages))
 
 
 def _evaluation_command(name: str, stages: Sequence[str]) -> Callable[..., None]:

@@ -65,7 +65,10 @@ def generate_control(
     source: Annotated[
         list[str] | None,
         typer.Option(
-            "--source", metavar="NAME=FILE", help="MAISI: a source image, e.g. T1=t1.nii.gz; repeatable."
+            "--source",
+            "-s",
+            metavar="NAME=FILE",
+            help="MAISI: a source image, e.g. T1=t1.nii.gz; repeatable.",
         ),
     ] = None,
     label: LabelsOption = None,
@@ -77,7 +80,10 @@ def generate_control(
     stage2: Annotated[
         str | None,
         typer.Option(
-            "--transformer", "--diffusion", metavar="PATH", help="Where stage 2 is now, if it has moved."
+            "--transformer",
+            "--diffusion",
+            metavar="RUN|CHECKPOINT|EXPORT",
+            help="Where stage 2 is now, if it has moved.",
         ),
     ] = None,
     autoencoder: AutoencoderOption = None,

@@ -12,7 +12,9 @@ from prod9.cli import shared
 from prod9.cli.generate.options import Model, Target, grouped
 from prod9.cli.generate.outputs import Inputs, OutputFolder, inputs_of
 from prod9.cli.generate.run import build_pipeline, carry_out, sampling_settings
+from prod9.cli.parsing import App
 from prod9.errors import ConfigError, DataError
+from prod9.stages import STAGES
 from prod9.system.machine import expand
 from prod9.system.wording import plural
 
@@ -29,11 +31,11 @@ LATENTS = {
 """The option of ``infer`` that writes the latents, by stage."""
 
 
-def add_infer(app: typer.Typer, stage: Stage1) -> None:
+def add_infer(app: App, stage: Stage1) -> None:
     """Add ``infer`` to the commands of a stage-1 family."""
     option, text = LATENTS[stage]
 
-    @app.command()
+    @app.command(example=f"{STAGES[stage].command} infer brain.nii.gz -m outputs/demo/starter/stage1 -o made")
     @grouped
     def infer(
         inputs: Annotated[

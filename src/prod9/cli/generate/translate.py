@@ -110,9 +110,11 @@ def translate(
         Path | None,
         typer.Option("--output-dir", "-o", metavar="DIR", help="Results of --patient; made if missing."),
     ] = None,
-    example: Annotated[
+    example_patient: Annotated[
         list[Path] | None,
-        typer.Option("--example", metavar="DIR", help="Another patient who has the target; repeatable."),
+        typer.Option(
+            "--example-patient", metavar="DIR", help="Another patient who has the target; repeatable."
+        ),
     ] = None,
     decode: Annotated[
         str,
@@ -158,7 +160,7 @@ def translate(
     if patient and output_dir is None:
         raise ConfigError("expected --output-dir DIR with --patient, got none; add it")
     job = job_from_sources(source, target, output) if source else None
-    cases, shown = find_patients(patient or []), find_patients(example or [])
+    cases, shown = find_patients(patient or []), find_patients(example_patient or [])
     detail.check(detail.path)
     require_models(refiner, autoencoder, detail.path)
     load = partial(_load, autoencoder=autoencoder, refiner=refiner, refine=refine, detail=detail)

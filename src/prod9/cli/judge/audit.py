@@ -22,7 +22,9 @@ _SHOWN = 10
 app = new_app("Find copies of training patients among generated volumes.")
 
 
-@app.command()
+@app.command(
+    example="prod9 audit --generated outputs/demo/starter/volumes --run outputs/demo/starter/stage2_label"
+)
 @grouped
 def audit(
     generated: Annotated[
@@ -34,6 +36,7 @@ def audit(
         str | None,
         typer.Option(
             "--model",
+            "-m",
             metavar="RUN|CHECKPOINT|EXPORT",
             help="Compare latents too, of this run's autoencoder; with --run its own by default.",
         ),

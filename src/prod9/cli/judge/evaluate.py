@@ -31,7 +31,7 @@ app = new_app("Measure generated volumes against real ones.")
 FILE = "evaluation.json"
 
 
-@app.command("images")
+@app.command("images", example="prod9 evaluate images outputs/demo/data outputs/demo/starter/volumes")
 @grouped
 def images(
     real: Annotated[
@@ -100,7 +100,7 @@ def images(
     kept.unlink(missing_ok=True)
 
 
-@app.command("samples")
+@app.command("samples", example="prod9 evaluate samples outputs/demo/data made")
 @grouped
 def samples(
     real: Annotated[
@@ -153,7 +153,7 @@ def samples(
     _finish(evaluation, output_dir, as_json)
 
 
-@app.command("control")
+@app.command("control", example="prod9 evaluate control outputs/demo/data steered")
 @grouped
 def control(
     real: Annotated[Path, typer.Argument(metavar="REAL", help="Folder of real patients with segmentations.")],
@@ -168,7 +168,7 @@ def control(
         str | None,
         typer.Option(
             "--autoencoder",
-            metavar="PATH",
+            metavar="RUN|CHECKPOINT|EXPORT",
             help="Also score reconstructions of this run, checkpoint or export.",
         ),
     ] = None,
@@ -194,7 +194,7 @@ def control(
     _finish(evaluation, output_dir, options.as_json)
 
 
-@app.command("patients")
+@app.command("patients", example="prod9 evaluate patients outputs/demo/data made")
 @grouped
 def patients(
     real: Annotated[Path, typer.Argument(metavar="REAL", help="Folder of real patients with segmentations.")],
@@ -224,7 +224,7 @@ def patients(
     _finish(evaluation, output_dir, options.as_json)
 
 
-@app.command("utility")
+@app.command("utility", example="prod9 evaluate utility outputs/demo/data made")
 @grouped
 def utility(
     real: Annotated[Path, typer.Argument(metavar="REAL", help="Folder of real patients with segmentations.")],

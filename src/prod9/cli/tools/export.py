@@ -10,7 +10,7 @@ from prod9.cli.shared import DebugOption, JsonOption, console, new_app, print_js
 app = new_app("Write a trained model as safetensors with its config, a model card and a manifest.")
 
 
-@app.command()
+@app.command(example="prod9 export outputs/demo/starter/stage2 shared/translate")
 def export(
     model: Annotated[
         str, typer.Argument(metavar="RUN|CHECKPOINT", help="What to share: a run folder or a checkpoint.")
@@ -23,7 +23,7 @@ def export(
         str | None,
         typer.Option(
             "--autoencoder",
-            metavar="EXPORT",
+            metavar="RUN|CHECKPOINT|EXPORT",
             help="For stage 2: the exported autoencoder to record, so that both folders can move together; without it, "
             "the one it was trained on is exported too, into a folder below.",
         ),
@@ -33,7 +33,7 @@ def export(
         typer.Option(
             "--transformer",
             "--diffusion",
-            metavar="EXPORT",
+            metavar="RUN|CHECKPOINT|EXPORT",
             help="For stage 3 or a refiner: the exported transformer or diffusion network to record, likewise.",
         ),
     ] = None,

@@ -23,13 +23,11 @@ GIB = 1024**3
 app = new_app("Choose grid, crops, batches and networks for a dataset and a machine.")
 
 
-@app.command()
+@app.command(example="prod9 plan ~/brats -o plan --memory 24")
 def plan(
     data: Annotated[
         Path,
-        typer.Argument(
-            metavar="DIR|FINGERPRINT", help="A dataset, or what `prod9 data info -o` wrote of it."
-        ),
+        typer.Argument(metavar="DIR|FINGERPRINT", help="A dataset, or what `prod9 data info` wrote of it."),
     ],
     output_dir: Annotated[
         Path, typer.Option("--output-dir", "-o", metavar="DIR", help="Where the configs go; made if missing.")

@@ -33,7 +33,7 @@ NO_WEAK = "none"
 app = new_app("Choose settings on validation patients.")
 
 
-@app.command("sampler")
+@app.command("sampler", example="prod9 tune sampler outputs/demo/starter/stage2_label -o outputs/tuned")
 def tune_sampler(
     model: Annotated[
         str, typer.Argument(metavar="RUN", help="A run, checkpoint or export that generates from a label.")
@@ -45,8 +45,8 @@ def tune_sampler(
     data: Annotated[
         Path | None, typer.Option("--data", metavar="DIR", help="Where the run's patients are now.")
     ] = None,
-    volumes: Annotated[
-        int, typer.Option("--volumes", min=2, help="Volumes per label in the last round.")
+    num_samples: Annotated[
+        int, typer.Option("--num-samples", "-n", min=2, help="Volumes per label in the last round.")
     ] = 16,
     budget: Annotated[
         str | None,
@@ -89,7 +89,7 @@ def tune_sampler(
     from prod9.models.checkpoint_manager import CheckpointManager
 
     opened = CheckpointManager.open(opened)
-    settings = TuneSettings(volumes=volumes, evaluations=evaluations, seconds=seconds, seed=seed)
+    settings = TuneSettings(volumes=num_samples, evaluations=evaluations, seconds=seconds, seed=seed)
     if overwrite:
         (output_dir / FILE).unlink(missing_ok=True)
     again = f"What was measured is in {output_dir}; the same command goes on from there."
