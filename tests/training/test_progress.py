@@ -24,7 +24,10 @@ def test_progress_shows_step_rate_time_left_and_values(terminal, make_config, me
     assert "6/6" in shown
     assert "steps/s" in shown
     assert "left" in shown
-    assert "loss (val)" in shown
+    assert "Validation at step 6 of 6: loss " in shown
+    assert "guessing all tokens alike has " in shown
+    assert "best so far" in shown
+    assert "val/" not in shown
 
 
 def test_a_resumed_run_does_not_count_the_steps_before_in_its_rate(monkeypatch):

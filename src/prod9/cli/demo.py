@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from prod9.cli.front.after import tell_next
 from prod9.cli.shared import (
     DebugOption,
     DeviceOption,
@@ -105,6 +106,8 @@ def demo(
         print_json(block)
     else:
         _summarise(block, output_dir)
+        run = plan.run_dir / names.generator
+        tell_next("prod9", "generate", "label", "-m", run, "-n", 4, "-o", output_dir / "more")
 
 
 def _say(text: str) -> None:

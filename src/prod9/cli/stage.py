@@ -6,6 +6,7 @@ The module of a stage adds its own (``infer`` or ``generate``)::
     add_run_commands(app, "autoencoder")
 """
 
+import os
 import re
 import time
 from collections.abc import Callable, Sequence
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from prod9.cli import shared
+from prod9.cli.front.after import tell_after_training, tell_next, use_of
 from prod9.cli.front.completion import config_names
 from prod9.cli.parsing import App, ResumeCommand
 from prod9.cli.shared import (
@@ -188,7 +190,15 @@ def add_run_commands(app: App, *stages: str) -> None:
         elif check:
             report_check(run_config, device=device, as_json=as_json, resume=resume, init_from=init_from)
         else:
-            _train(run_config, resume=resume, init_from=init_from, device=device, ends=ends, as_json=as_json)
+            _train(
+                run_config,
+                given=config,
+                resume=resume,
+                init_from=init_from,
+                device=device,
+                ends=ends,
+                as_json=as_json,
+            )
 
     for what, text in (
         ("validate", "Measure a trained model on the validation patients."),
@@ -227,15 +237,27 @@ def _evaluation_command(name: str, stages: Sequence[str]) -> Callable[..., None]
 def _train(
     config: "RunConfig",
     *,
+    given: str,
     resume: str | None,
     init_from: str | None,
     device: str,
     ends: float | None,
     as_json: bool,
 ) -> None:
-    """Train. ends: the time, by ``time.monotonic``, at which to save and stop."""
+    """Train.
+
+    Args:
+        config: of the run.
+        given: ``--config``.
+        resume: as the option.
+        init_from: as the option.
+        device: as the option.
+        ends: the time, by ``time.monotonic``, at which to save and stop.
+        as_json: as the option.
+    """
     from prod9.cli.checks.run import check_inputs
 
+    _say_first(config, given)
     again = f"What was saved is in {config.output_dir}; run the same command with --resume to go on."
     with shared.resumable(again):
         check_inputs(config)  # what takes milliseconds goes before the seconds that importing Lightning takes
@@ -247,7 +269,23 @@ def _train(
         left = None if ends is None else ends - time.monotonic()
         result = train(config, resume=resume, init_from=init_from, device=device, max_seconds=left, base=base)
     summary = {"checkpoint": str(result.checkpoint), "step": result.step, "metrics": result.metrics}
-    _print_result(summary, as_json)
+    if as_json:
+        shared.print_json(summary)
+        return
+    if result.headline:
+        shared.console.print(f"Trained for {result.step} steps: {result.headline}.")
+    shared.console.print(f"Checkpoint: {result.checkpoint}")
+    shared.console.print(f"Every score: {Path(config.output_dir) / 'metrics.json'}")
+    tell_after_training(config, given)
+
+
+def _say_first(config: "RunConfig", given: str) -> None:
+    """Say what begins, before the seconds that the libraries take."""
+    if int(os.environ.get("LOCAL_RANK", "0")) == 0:
+        shared.messages.print(
+            f"Training: {STAGES[config.stage].title}, {config.training.max_steps} steps of {given}, on "
+            f"{config.data.root}, into {config.output_dir}. Loading libraries and looking through the data …"
+        )
 
 
 def _evaluate(name: str, config: "RunConfig", checkpoint: "Source", *, device: str, as_json: bool) -> None:
@@ -257,7 +295,20 @@ def _evaluate(name: str, config: "RunConfig", checkpoint: "Source", *, device: s
     from prod9.training.run import test, validate
 
     metrics = {"validate": validate, "test": test}[name](config, checkpoint, device=device)
-    _print_result({"checkpoint": str(checkpoint), "metrics": metrics}, as_json)
+    if as_json:
+        shared.print_json({"checkpoint": str(getattr(checkpoint, "path", checkpoint)), "metrics": metrics})
+        return
+    from prod9.training.recipes.table import recipe_of
+
+    told = recipe_of(config).headline.sentence(metrics, part={"validate": "val", "test": "test"}[name])
+    for key, value in sorted(metrics.items()):
+        shared.console.print(f"{key:<28} {value:.4f}")
+    if told:
+        shared.console.print(f"{told[:1].upper()}{told[1:]}.")
+    place = getattr(checkpoint, "path", checkpoint)
+    shared.console.print(f"Checkpoint: {place}")
+    if used := use_of(config, place):
+        tell_next(*used)
 
 
 def report_check(config: "RunConfig", *, device: str, as_json: bool, **how: Any) -> None:
@@ -291,12 +342,3 @@ def _shown(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{name}: {item}" for name, item in value.items())
     return " × ".join(map(str, value)) if isinstance(value, list) else str(value)
-
-
-def _print_result(result: dict[str, Any], as_json: bool) -> None:
-    if as_json:
-        shared.print_json(result)
-        return
-    for name, value in sorted(result["metrics"].items()):
-        shared.console.print(f"{name:<28} {value:.4f}")
-    shared.console.print(f"Checkpoint: {result['checkpoint']}")

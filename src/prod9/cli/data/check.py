@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from prod9.cli.front.after import tell_next
 from prod9.cli.front.places import one_file
 from prod9.cli.shared import FAILED, DebugOption, JsonOption, console, messages, print_json, progress
 from prod9.errors import ConfigError
@@ -85,6 +86,8 @@ def check(
             console.print(f"Page: {html}")
     if not report.ok:
         raise typer.Exit(FAILED)
+    if not as_json:
+        tell_next("prod9", "plan", root, "-o", "plan")
 
 
 def info(
@@ -133,6 +136,7 @@ def info(
     console.print(f"Suggested: {spacing}data.grid {content['grid']}.")
     if output is not None:
         console.print(f"Fingerprint: {output}")
+    tell_next("prod9", "plan", output or root, "-o", "plan")
 
 
 def _checked(

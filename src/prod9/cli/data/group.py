@@ -7,6 +7,7 @@ import typer
 
 from prod9.cli.data.check import check, counting, info
 from prod9.cli.data.unpack import unpack
+from prod9.cli.front.after import tell_next
 from prod9.cli.front.spacing import SPACING, checked_side, side_of
 from prod9.cli.shared import DebugOption, JsonOption, console, new_app, print_json, resumable, run_app
 from prod9.system.wording import plural
@@ -71,6 +72,7 @@ def simulate(
     console.print(
         f"{plural(cohort.subjects, 'simulated patient')}, {with_tumour} with a tumour: {cohort.root}",
     )
+    tell_next("prod9", "data", "check", cohort.root, "--deep")
 
 
 def main() -> None:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from prod9.cli.front.after import tell_next
 from prod9.cli.shared import DebugOption, JsonOption, OverwriteOption, console, print_json
 from prod9.data.cases import PARTS, Part
 from prod9.errors import ConfigError, DataError
@@ -77,6 +78,7 @@ def unpack(
         print_json({"output_dir": str(output_dir), "made": made})
     else:
         console.print(f"{plural(made, 'volume')} in {output_dir}")
+        tell_next("prod9", "generate", "label", "-m", "RUN", "-l", chosen[0], "-o", f"{output_dir}_generated")
 
 
 def _write(image: "np.ndarray", path: Path, seg_path: Path, *, is_shape: bool, overwrite: bool) -> None:

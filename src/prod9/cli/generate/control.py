@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from prod9.cli.front.after import data_of
 from prod9.cli.generate.inputs import find_segmentations, named_files, warn_of
 from prod9.cli.generate.options import (
     ControlStrengthOption,
@@ -153,7 +154,7 @@ def generate_control(
             **detail_settings(pipeline.generator.detail),
         },
         make=lambda folder: _make(folder, placed, inputs, series),
-        report=partial(report_made, total=count),
+        report=partial(report_made, total=count, scored_by=("prod9", "evaluate", "control", data_of(config))),
         described=lambda: {"segmentations": _hashes({**files, **images})},
     )
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from prod9.cli.front.after import data_of
 from prod9.cli.front.spacing import SPACING, checked_spacing, spacing_of
 from prod9.cli.generate.options import Detail, LabelsOption, Model, Sampler, Samples, Target, grouped
 from prod9.cli.generate.outputs import report_made
@@ -103,7 +104,7 @@ def generate_labels(
                 for name in labels
             ],
         ),
-        report=partial(report_made, total=count),
+        report=partial(report_made, total=count, scored_by=("prod9", "evaluate", "images", data_of(config))),
     )
 
 

@@ -134,7 +134,12 @@ def generate_patients(
             **detail_settings(pipeline.detail),
         },
         make=lambda folder: _generate(pipeline, folder, list(files), segs, num_samples, seed),
-        report=partial(report_made, total=num_samples, noun="patient"),
+        report=partial(
+            report_made,
+            total=num_samples,
+            noun="patient",
+            scored_by=("prod9", "evaluate", "patients", "REAL_PATIENTS"),
+        ),
     )
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from prod9.cli import shared
+from prod9.cli.front.after import tell_next
 from prod9.cli.generate.inputs import CUT
 from prod9.cli.generate.options import (
     Detail,
@@ -201,6 +202,9 @@ def translate(
         if complete:
             lack = "lacks" if len(complete) == 1 else "lack"
             shared.console.print(f"{plural(complete, 'patient')} {lack} nothing; --target makes one again.")
+        if patient and target is not None:
+            scores = ("samples",) if samples.num_samples > 1 else ("images", "--paired")
+            tell_next("prod9", "evaluate", *scores, patient[0], where, "-o", f"{where}_scores")
     if failed:
         raise DataError(
             f"{len(failed)} of {plural(jobs, 'translation')} failed:\n" + "\n".join(failed.values())

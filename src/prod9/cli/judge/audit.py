@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from prod9.cli import shared
+from prod9.cli.front.after import tell_after_scores
 from prod9.cli.judge.options import AuditedOptions, ModalityOption, RunOptions, SkipBadOption, grouped
 from prod9.cli.judge.reporting import reporting
-from prod9.cli.shared import FAILED, console, messages, new_app
+from prod9.cli.shared import FAILED, console, errors, messages, new_app
 from prod9.devices import torch_device
 from prod9.errors import ConfigError
 from prod9.system.wording import plural
@@ -103,6 +104,8 @@ def audit(
     else:
         _print(result, output_dir)
     result.write_pictures(output_dir / PICTURE, voxels)
+    if not options.as_json:
+        tell_after_scores(generated, output_dir)
     if not result.passed:
         raise typer.Exit(FAILED)
 
@@ -163,4 +166,4 @@ def _print(result: "Audit", folder: Path) -> None:
         f"{len(result.suspects)} of {len(result.sets.generated)} suspect ({result.share:.1%}; limit "
         f"{result.max_share:.1%}): {'passed' if result.passed else failed}. {folder}"
     )
-    (console if result.passed else messages).print(verdict)
+    (console if result.passed else errors).print(verdict)

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from prod9.cli.front.after import tell_next
 from prod9.cli.front.places import one_file
 from prod9.cli.shared import DebugOption, JsonOption, console, new_app, print_json
 
@@ -52,4 +53,5 @@ def report(
     if as_json:
         print_json({"report": str(written), "megabytes": round(megabytes, 2)})
     else:
-        console.print(f"{written} ({megabytes:.1f} MB)")
+        console.print(f"{written} ({megabytes:.1f} MB); open it in any browser")
+        tell_next("prod9", "card", folder)

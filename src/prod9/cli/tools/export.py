@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from prod9.cli.front.after import tell_next, use_of
 from prod9.cli.shared import DebugOption, JsonOption, console, new_app, print_json
 
 app = new_app("Write a trained model as safetensors with its config, a model card and a manifest.")
@@ -63,12 +64,14 @@ def export(
     check_writable(output_dir)
     import torch
 
+    from prod9.config.load import config_from_dict
     from prod9.models.checkpoint_manager import CheckpointManager
 
     dtype = torch.float16 if half else torch.float32
     folder = CheckpointManager.export(
         model, output_dir, dtype=dtype, autoencoder=autoencoder, transformer=transformer, weak=weak_model
     )
+    exported = config_from_dict(CheckpointManager.open(folder).header["config"], source=str(folder))
     files = {
         path.relative_to(folder).as_posix(): path.stat().st_size
         for path in sorted(folder.rglob("*"))
@@ -80,3 +83,5 @@ def export(
     for name, size in files.items():
         console.print(f"{name:34} {size / 1e6:8.2f} MB")
     console.print(str(folder))
+    if used := use_of(exported, folder):
+        tell_next(*used)

@@ -93,7 +93,7 @@ def plan(
     for row in report:
         console.print(f"{row['config']}: {_described(row)}")
     for row in report:
-        console.print(f"  {row['command']} train --config {row['config']}")
+        console.print(f"  prod9 train --config {row['config']}")
 
 
 def _fingerprint(data: Path) -> dict[str, Any]:

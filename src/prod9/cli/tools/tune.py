@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from prod9.cli import shared
+from prod9.cli.front.after import tell_next
 from prod9.cli.judge.reporting import reporting
 from prod9.cli.shared import (
     DebugOption,
@@ -119,6 +120,17 @@ def tune_sampler(
     console.print(
         f"Validation patients: {len(patients)} ({', '.join(patients[:3])} …). Written: {output_dir / SAMPLER}, {FILE}, "
         f"{PICTURE}"
+    )
+    tell_next(
+        "prod9",
+        "generate",
+        "label",
+        "-m",
+        model,
+        "--sampler",
+        output_dir / SAMPLER,
+        "-o",
+        output_dir / "volumes",
     )
 
 
