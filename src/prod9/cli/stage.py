@@ -6,8 +6,6 @@ The module of a stage adds its own (``infer`` or ``generate``)::
     add_run_commands(app, "autoencoder")
 """
 
-import os
-import re
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,7 +15,9 @@ import typer
 
 from prod9.cli import shared
 from prod9.cli.front.after import tell_after_training, tell_next, use_of
+from prod9.cli.front.before import say_memory, say_what_begins
 from prod9.cli.front.completion import config_names
+from prod9.cli.front.times import parse_time as parse_time
 from prod9.cli.parsing import App, ResumeCommand
 from prod9.cli.shared import (
     CheckOption,
@@ -97,22 +97,12 @@ MaxTimeOption = Annotated[
         "--max-time", metavar="TIME", help="Save and stop after so long, e.g. 90m, 11h30m or 1-12:00:00."
     ),
 ]
-_UNITS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
-
-
-def parse_time(text: str) -> float:
-    """Return the seconds of a time such as ``90m``, ``11h30m``, ``01:30:00`` or SLURM's ``1-12:00:00``; ConfigError."""
-    clock = re.fullmatch(r"(?:(\d{1,4})-)?(\d{1,4}):(\d\d)(?::(\d\d))?", text.strip())
-    units = re.fullmatch(r"(?:\d+(?:\.\d+)?[dhms])+", text.strip())
-    seconds = 0.0
-    if clock:
-        days, hours, minutes, rest = (int(part or 0) for part in clock.groups())
-        seconds = days * 86400.0 + hours * 3600 + minutes * 60 + rest
-    elif units:
-        seconds = sum(float(number) * _UNITS[unit] for number, unit in re.findall(r"([\d.]+)([dhms])", text))
-    if not 0 < seconds < 1e9:
-        raise ConfigError(f"--max-time: expected a time such as 90m, 11h30m or 01:30:00, got {text!r}")
-    return seconds
+CalibrateOption = Annotated[
+    bool,
+    typer.Option(
+        "--calibrate/--no-calibrate", help="Measure a few steps to tell the time of a run; else estimate it."
+    ),
+]
 
 
 def load_for_model(
@@ -166,6 +156,7 @@ def add_run_commands(app: App, *stages: str) -> None:
         init_from: InitFromOption = None,
         max_time: MaxTimeOption = None,
         check: CheckOption = False,
+        calibrate: CalibrateOption = True,
         print_config: PrintConfigOption = False,
         as_json: JsonOption = False,
         debug: DebugOption = False,
@@ -188,7 +179,14 @@ def add_run_commands(app: App, *stages: str) -> None:
         if print_config:
             shared.print_config(run_config)
         elif check:
-            report_check(run_config, device=device, as_json=as_json, resume=resume, init_from=init_from)
+            report_check(
+                run_config,
+                device=device,
+                as_json=as_json,
+                resume=resume,
+                init_from=init_from,
+                calibrate=calibrate,
+            )
         else:
             _train(
                 run_config,
@@ -257,13 +255,16 @@ def _train(
     """
     from prod9.cli.checks.run import check_inputs
 
-    _say_first(config, given)
     again = f"What was saved is in {config.output_dir}; run the same command with --resume to go on."
     with shared.resumable(again):
         check_inputs(config)  # what takes milliseconds goes before the seconds that importing Lightning takes
+        say_what_begins(config, given)
         from prod9.cli.checks.bases import check_bases
 
-        base = check_bases(config).opened
+        bases = check_bases(config)
+        say_memory(config, bases, device)
+        base = bases.opened
+        del bases
         from prod9.training.run import train
 
         left = None if ends is None else ends - time.monotonic()
@@ -277,15 +278,6 @@ def _train(
     shared.console.print(f"Checkpoint: {result.checkpoint}")
     shared.console.print(f"Every score: {Path(config.output_dir) / 'metrics.json'}")
     tell_after_training(config, given)
-
-
-def _say_first(config: "RunConfig", given: str) -> None:
-    """Say what begins, before the seconds that the libraries take."""
-    if int(os.environ.get("LOCAL_RANK", "0")) == 0:
-        shared.messages.print(
-            f"Training: {STAGES[config.stage].title}, {config.training.max_steps} steps of {given}, on "
-            f"{config.data.root}, into {config.output_dir}. Loading libraries and looking through the data …"
-        )
 
 
 def _evaluate(name: str, config: "RunConfig", checkpoint: "Source", *, device: str, as_json: bool) -> None:

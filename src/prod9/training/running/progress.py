@@ -3,6 +3,7 @@
 import time
 from typing import Any, cast
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from rich.progress import (
@@ -13,6 +14,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from prod9.models.run_folder import peak_memory_gib
 from prod9.system.terminal import PlainColumn
 from prod9.system.terminal import PlainConsole as Console
 from prod9.system.verbosity import is_verbose
@@ -36,6 +38,7 @@ class RunProgress(Callback):
         self._started = self._printed = time.monotonic()
         self._first_step = 0
         self._best: tuple[float, int] | None = None
+        self._told_memory = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the bar at the step that the run resumes from."""
@@ -122,8 +125,24 @@ class RunProgress(Callback):
         self._printed = time.monotonic()
         total, rate = module.config.training.max_steps, self._rate(module)
         left = duration((total - module.step) / rate) if rate else "unknown time"
-        parts = (f"step {module.step}/{total}", f"{rate:.2f} steps/s", f"{left} left", self._text())
+        parts = (
+            f"step {module.step}/{total}",
+            f"{rate:.2f} steps/s",
+            f"{left} left",
+            self._text(),
+            self._memory(module),
+        )
         self.console.print(f"{module.config.stage}: " + ", ".join(part for part in parts if part))
+
+    def _memory(self, module: AbstractLightning) -> str:
+        """Return, once, the most memory that was held so far."""
+        if self._told_memory:
+            return ""
+        self._told_memory = True
+        device = module.device
+        if device.type == "cuda":
+            return f"{torch.cuda.max_memory_allocated(device) / 2**30:.1f} GiB of memory at the peak so far"
+        return f"{peak_memory_gib():.1f} GiB of memory at the peak so far"
 
     def _stop(self) -> None:
         if self._bar is not None:
