@@ -269,6 +269,8 @@ def run(app: typer.Typer, args: Sequence[str] | None = None) -> int:
         return INTERRUPTED
     except Exception as error:
         return _report(error, debug=DEBUG_FLAG in arguments)
+    finally:
+        set_verbosity("normal")
     return DONE
 
 
