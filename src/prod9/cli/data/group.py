@@ -8,6 +8,7 @@ import typer
 from prod9.cli.data.check import check, counting, info
 from prod9.cli.data.unpack import unpack
 from prod9.cli.front.after import tell_next
+from prod9.cli.front.places import one_folder
 from prod9.cli.front.spacing import SPACING, checked_side, side_of
 from prod9.cli.shared import DebugOption, JsonOption, console, new_app, print_json, resumable, run_app
 from prod9.system.wording import plural
@@ -20,9 +21,12 @@ app.command(example="prod9 data unpack organmnist3d.npz -o outputs/organs -n 2")
 
 @app.command(example="prod9 data simulate outputs/patients -n 12")
 def simulate(
+    new_folder: Annotated[
+        Path | None, typer.Argument(metavar="DIR", help="Folder of the cohort; made if missing.")
+    ] = None,
     output_dir: Annotated[
-        Path, typer.Argument(metavar="OUTPUT_DIR", help="Folder of the cohort; made if missing.")
-    ],
+        Path | None, typer.Option("--output-dir", "-o", metavar="DIR", help="The same, as an option.")
+    ] = None,
     num_samples: Annotated[
         int, typer.Option("--num-samples", "-n", min=1, help="Patients; a larger number extends a cohort.")
     ] = 40,
@@ -45,6 +49,7 @@ def simulate(
     They are made from the MNI152 template to try the software, and are no evidence about real patients. Complete
     patients are kept, so an interrupted run continues where it stopped.
     """
+    output_dir = one_folder(new_folder, output_dir)
     from prod9.data.simulated.cohort import simulate_cohort
 
     hint = "Stopped; complete patients are kept, and the same command goes on from here."

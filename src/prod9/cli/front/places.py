@@ -5,6 +5,14 @@ from pathlib import Path
 from prod9.errors import ConfigError
 
 
+def one_folder(given: Path | None, output_dir: Path | None) -> Path:
+    """Return the folder that was named once, as an argument or by ``--output-dir``; else ConfigError."""
+    if (given is None) == (output_dir is None):
+        got = "neither" if given is None else "both"
+        raise ConfigError(f"expected a folder as DIR or by --output-dir DIR, got {got}; name it once")
+    return given if given is not None else Path(str(output_dir))
+
+
 def one_file(output: Path | None, output_dir: Path | None, name: str, *, or_in: Path | None = None) -> Path:
     """Return the file to write; ConfigError for both options, for a folder that is named like a file, and for nothing.
 

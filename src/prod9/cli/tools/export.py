@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from prod9.cli.front.after import tell_next, use_of
+from prod9.cli.front.places import one_folder
 from prod9.cli.shared import DebugOption, JsonOption, console, new_app, print_json
 
 app = new_app("Write a trained model as safetensors with its config, a model card and a manifest.")
@@ -16,7 +17,12 @@ def export(
     model: Annotated[
         str, typer.Argument(metavar="RUN|CHECKPOINT", help="What to share: a run folder or a checkpoint.")
     ],
-    output_dir: Annotated[Path, typer.Argument(metavar="DIR", help="The export folder; new or empty.")],
+    new_folder: Annotated[
+        Path | None, typer.Argument(metavar="DIR", help="The export folder; new or empty.")
+    ] = None,
+    output_dir: Annotated[
+        Path | None, typer.Option("--output-dir", "-o", metavar="DIR", help="The same, as an option.")
+    ] = None,
     half: Annotated[
         bool, typer.Option("--half", help="Keep weights as float16: half the size, cast back when loaded.")
     ] = False,
@@ -54,6 +60,7 @@ def export(
 
     Every command that takes `--model` or `inputs` takes the folder.
     """
+    output_dir = one_folder(new_folder, output_dir)
     from prod9.errors import ConfigError
     from prod9.files import check_writable
 
