@@ -176,6 +176,11 @@ def add_run_commands(app: App, *stages: str) -> None:
                 "--resume and --init-from: expected one of them, since the first goes on with a run and the other "
                 "starts a new one, got both; leave one out"
             )
+        if not calibrate and not check:
+            raise ConfigError(
+                "--no-calibrate: expected --check with it, which tells the time of a run, got none; add it, or leave "
+                "the option out"
+            )
         if print_config:
             shared.print_config(run_config)
         elif check:

@@ -8,7 +8,8 @@ import logging
 from typing import Literal
 
 Level = Literal["quiet", "normal", "verbose"]
-_LOGGED: dict[Level, int] = {"quiet": logging.ERROR, "normal": logging.WARNING, "verbose": logging.INFO}
+_LOGGED: dict[Level, int] = {"quiet": logging.ERROR, "normal": logging.NOTSET, "verbose": logging.INFO}
+"""NOTSET leaves it to the root logger, which is at WARNING unless a program says otherwise."""
 _level: Level = "normal"
 
 

@@ -46,7 +46,7 @@ def use_of(config: "RunConfig", run: str | Path) -> list[str]:
     known = {
         "run": str(run),
         "data": str(config.data.root),
-        "label": str(config.data.modalities[-1]),
+        "label": list(config.data.label_map)[-1],
         "base": base,
     }
     if "{base}" in template and base is None:

@@ -46,7 +46,7 @@ class RunProgress(Callback):
             return
         module = cast(AbstractLightning, pl_module)
         self._started = time.monotonic()
-        self._printed = self._started - PLAIN_INTERVAL_S + FIRST_PLAIN_S
+        self._printed = self._started - max(PLAIN_INTERVAL_S - FIRST_PLAIN_S, 0.0)
         self._first_step = module.step
         if self.console.is_terminal:
             self._bar = Progress(
