@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from prod9.config.schema import RunConfig
 
 _MESSAGES = PlainConsole(stderr=True)
+_DEVICES = {"cpu": "cpu", "gpu": "cuda", "mps": "mps"}
+"""``trainer.accelerator`` → the device that it means; any other leaves it to ``--device``."""
 
 
 def say_what_begins(config: "RunConfig", given: str) -> None:
@@ -24,8 +26,8 @@ def say_what_begins(config: "RunConfig", given: str) -> None:
 
 
 def _is_first_process() -> bool:
-    """Return whether this is the only process of a run, or the first of this machine; known without torch."""
-    return os.environ.get("LOCAL_RANK", "0") == "0"
+    """Return whether this is the only process of a run, or the first of them; known without torch."""
+    return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
 
 
 def say_memory(config: "RunConfig", bases: "Bases[Any]", device: str) -> None:
@@ -34,7 +36,8 @@ def say_memory(config: "RunConfig", bases: "Bases[Any]", device: str) -> None:
         return
     from prod9.cli.checks.resources import GIB, device_memory
 
-    chosen = torch_device(device)
+    asked = _DEVICES.get(config.trainer.accelerator, device) if device == "auto" else device
+    chosen = torch_device(asked)
     needs, there = bases.needs("cuda" if chosen.type == "cuda" else "cpu"), device_memory(str(chosen))
     of = "" if there is None else f" of {there / GIB:.1f}"
     _MESSAGES.print(
