@@ -18,6 +18,9 @@ from prod9.errors import ConfigError
 
 Family = Literal["maskgit", "maisi"]
 FAMILIES: tuple[Family, ...] = get_args(Family)
+_LABEL = "prod9 generate label -m {run} -l {label} -n 4 -o {run}/volumes"
+_TRANSLATE = "prod9 generate translate -m {run} -p {data} -t {label} -o {run}/translations"
+_CONTROL = "prod9 generate control -m {run} --seg {data} -l {label} -o {run}/steered"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +38,8 @@ class Stage:
         configs: names of its configs in the demo, and of those that ``prod9 plan`` writes.
         is_planned: whether ``prod9 plan`` writes them.
         corrects: whether its network makes no volumes of its own but corrects those of others.
+        uses: a command that uses a trained run, by ``model.kind`` or by ``""`` for any, with ``{run}``, ``{data}`` (the
+            folder of the patients), ``{label}`` (the last modality) and ``{base}`` (what it builds on) to fill in.
     """
 
     name: str
@@ -47,6 +52,11 @@ class Stage:
     configs: tuple[str, ...] = ()
     is_planned: bool = True
     corrects: bool = False
+    uses: Mapping[str, str] = field(default_factory=dict)
+
+    def use(self, kind: str = "") -> str:
+        """Return the command that uses a trained run whose model is of ``kind``; empty where there is none."""
+        return self.uses.get(kind, self.uses.get("", ""))
 
     @property
     def prefix(self) -> str:
@@ -70,6 +80,7 @@ STAGES: Mapping[str, Stage] = {
             title="FSQ autoencoder",
             weights="autoencoder",
             configs=("stage1",),
+            uses={"": "prod9-train-autoencoder infer {data} -m {run} -o {run}/reconstructed"},
         ),
         Stage(
             name="transformer",
@@ -80,6 +91,7 @@ STAGES: Mapping[str, Stage] = {
             weights="decoder",
             bases={"autoencoder": "autoencoder"},
             configs=("stage2_label", "stage2"),
+            uses={"label_conditional": _LABEL, "": _TRANSLATE},
         ),
         Stage(
             name="refiner",
@@ -92,6 +104,9 @@ STAGES: Mapping[str, Stage] = {
             configs=("stage2_refiner",),
             is_planned=False,
             corrects=True,
+            uses={
+                "": "prod9 generate translate -m {base} --refiner {run} -p {data} -t {label} -o {run}/translations"
+            },
         ),
         Stage(
             name="detail",
@@ -116,6 +131,9 @@ STAGES: Mapping[str, Stage] = {
             configs=("stage2_detail",),
             is_planned=False,
             corrects=True,
+            uses={
+                "": "prod9 generate translate -m {base} --detail {run} -p {data} -t {label} -o {run}/translations"
+            },
         ),
         Stage(
             name="maskgit_controlnet",
@@ -126,6 +144,7 @@ STAGES: Mapping[str, Stage] = {
             weights="controlnet",
             bases={"transformer": "transformer"},
             configs=("stage3",),
+            uses={"": _CONTROL},
         ),
         Stage(
             name="maisi_vae",
@@ -135,6 +154,7 @@ STAGES: Mapping[str, Stage] = {
             title="MAISI autoencoder",
             weights="autoencoder",
             configs=("maisi_vae",),
+            uses={"": "prod9-train-maisi-vae infer {data} -m {run} -o {run}/reconstructed"},
         ),
         Stage(
             name="maisi_diffusion",
@@ -145,6 +165,7 @@ STAGES: Mapping[str, Stage] = {
             weights="diffusion",
             bases={"autoencoder": "maisi_vae"},
             configs=("maisi_diffusion",),
+            uses={"": _LABEL},
         ),
         Stage(
             name="maisi_detail",
@@ -167,6 +188,7 @@ STAGES: Mapping[str, Stage] = {
             weights="controlnet",
             bases={"diffusion": "maisi_diffusion"},
             configs=("maisi_controlnet",),
+            uses={"": _CONTROL},
         ),
     )
 }
@@ -192,6 +214,12 @@ def stage_named(name: str) -> Stage:
 def stages_of(family: Family) -> list[Stage]:
     """Return the stages of ``family`` in the order in which they are trained."""
     return [stage for stage in STAGES.values() if stage.family == family]
+
+
+def stages_on(stage: Stage) -> list[Stage]:
+    """Return the stages that build on ``stage``: generators and control networks first, then what corrects them."""
+    found = [one for one in STAGES.values() if stage.name in one.bases.values()]
+    return sorted(found, key=lambda one: one.corrects)
 
 
 def first_stage_of(stage: Stage) -> Stage:

@@ -56,11 +56,11 @@ def test_a_run_gives_its_patients_and_too_few_are_refused(workspace, tmp_path):
 
 def test_report_and_card_of_a_trained_run(workspace, tmp_path):
     page = tmp_path / "page.html"
-    ran = run("prod9", "report", str(workspace.run2), "-o", str(page), "--json")
+    ran = run("prod9", "report", str(workspace.run2), "--output", str(page), "--json")
     assert ran.code == 0, ran.err
     assert ran.json["megabytes"] < 12
     assert "Real, held out" in page.read_text()
-    assert run("prod9", "report", str(workspace.run2), "-o", str(tmp_path / "page.txt")).code == 2
+    assert run("prod9", "report", str(workspace.run2), "--output", str(tmp_path / "page.txt")).code == 2
     cards = run("prod9", "card", str(workspace.run1), "-o", str(tmp_path / "cards"))
     assert cards.code == 0, cards.err
     assert "FSQ autoencoder" in (tmp_path / "cards" / "MODEL_CARD.md").read_text()

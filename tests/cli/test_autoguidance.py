@@ -138,7 +138,19 @@ def test_a_search_writes_the_knee_and_goes_on_where_it_stopped(family, request, 
     base = request.getfixturevalue("folder" if family == "maskgit" else "flow")
     model = base / ("stage2" if family == "maskgit" else "flow")
     out, budget = tmp_path / "out", 3300 if family == "maskgit" else 2000
-    arguments = ["prod9", "tune", "sampler", model, "-o", out, "--volumes", 4, "--budget", budget, "--json"]
+    arguments = [
+        "prod9",
+        "tune",
+        "sampler",
+        model,
+        "-o",
+        out,
+        "--num-samples",
+        4,
+        "--budget",
+        budget,
+        "--json",
+    ]
     ran = run(*arguments)
     assert ran.code == 0, ran.err
     found = ran.json

@@ -30,7 +30,7 @@ def test_a_cohort_that_grows(tmp_path: Path, capsys: pytest.CaptureFixture[str])
 
 
 @pytest.mark.parametrize(
-    "option", [("--num-subjects", "0"), ("--spacing", "0.1"), ("--seed", "-1"), ("--workers", "0")]
+    "option", [("--num-samples", "0"), ("--spacing", "0.1"), ("--seed", "-1"), ("--workers", "0")]
 )
 def test_wrong_options(tmp_path: Path, option: tuple[str, str]) -> None:
     assert run(app, ["data", "simulate", str(tmp_path / "cohort"), *option]) == 2

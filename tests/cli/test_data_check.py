@@ -78,7 +78,7 @@ def test_a_page_is_written_outside_the_data_only(tmp_path: Path) -> None:
 
 def test_info_writes_the_fingerprint(tmp_path: Path) -> None:
     write_brats_tree(tmp_path / "data", 3)
-    ran = run("prod9", "data", "info", tmp_path / "data", "-o", tmp_path / "fp.json")
+    ran = run("prod9", "data", "info", tmp_path / "data", "--output", tmp_path / "fp.json")
     assert ran.code == 0, ran.err
     assert "Suggested: data.spacing [4.0, 4.0, 4.0], data.grid [16, 16, 16]" in ran.out
     ran = run("prod9", "data", "info", tmp_path / "data", "--json")
@@ -89,7 +89,7 @@ def test_info_refuses_faulty_data(tmp_path: Path) -> None:
     write_brats_tree(tmp_path / "data", 3)
     bad = next((tmp_path / "data").rglob("*t2w.nii.gz"))
     bad.write_bytes(bad.read_bytes()[:-50])
-    ran = run("prod9", "data", "info", tmp_path / "data", "-o", tmp_path / "fp.json")
+    ran = run("prod9", "data", "info", tmp_path / "data", "--output", tmp_path / "fp.json")
     assert ran.code == 1
     assert str(bad) in ran.err
     assert not (tmp_path / "fp.json").exists()

@@ -160,7 +160,7 @@ def test_names_and_options_that_do_not_fit(file: Path, tmp_path: Path) -> None:
 
 
 def test_the_fingerprint(file: Path, tmp_path: Path) -> None:
-    ran = run("prod9", "data", "info", file, "-o", tmp_path / "fp.json")
+    ran = run("prod9", "data", "info", file, "--output", tmp_path / "fp.json")
     assert ran.code == 0, ran.err
     assert "Suggested: data.grid [32, 32, 32]" in ran.out
     content = json.loads((tmp_path / "fp.json").read_text())

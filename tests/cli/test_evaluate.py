@@ -221,7 +221,7 @@ def test_extractors_that_cannot_be_had(real: Path, flat: Path, tmp_path: Path) -
 
 def test_utility(real: Path, tmp_path: Path) -> None:
     made = write_patients(tmp_path / "made", 4, first=80)
-    options = ("--modality", "FLAIR", "--steps", 2, "--seeds", 2, "--replicates", 20)
+    options = ("--modality", "FLAIR", "--training-steps", 2, "--seeds", 2, "--replicates", 20)
     ran = evaluate("utility", real, made, *options, "-o", tmp_path / "out", code=2)
     assert "--split FILE" in ran.err
     assert "--heldout DIR" in ran.err
@@ -248,7 +248,7 @@ def test_utility(real: Path, tmp_path: Path) -> None:
 
 def test_a_heldout_folder_and_different_seeds(real: Path, tmp_path: Path) -> None:
     heldout = write_patients(tmp_path / "heldout", 2, first=30)
-    options = ("--modality", "FLAIR", "--steps", 2, "--seeds", 1, "--heldout", heldout)
+    options = ("--modality", "FLAIR", "--training-steps", 2, "--seeds", 1, "--heldout", heldout)
     for seed in (0, 1):
         evaluate("utility", real, real, *options, "--seed", seed, "-o", tmp_path / str(seed))
     values = [[row["value"] for row in rows(tmp_path / str(seed))] for seed in (0, 1)]

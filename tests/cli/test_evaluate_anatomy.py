@@ -14,7 +14,7 @@ from tests.harness import run
 
 SIDE = 24
 LABELS = {"t1c": "T1ce", "t2f": "FLAIR"}
-STEPS = ("--steps", 30, "--replicates", 50)
+STEPS = ("--training-steps", 30, "--replicates", 50)
 
 
 def radius(centre: np.ndarray, side: int = SIDE) -> np.ndarray:

@@ -126,7 +126,7 @@ def test_few_shot(trained: Path) -> None:
               "--output-dir", trained / "few", "--json")  # fmt: skip
     assert ran.code == 0, ran.err
     unpacked = run("prod9", "data", "unpack", trained / "medmnist" / "organmnist3d.npz", "-o", trained / "nifti",
-                   "--part", "train", "--label", "liver", "--label", "kidney-right", "--json")  # fmt: skip
+                   "--subset", "train", "--label", "liver", "--label", "kidney-right", "--json")  # fmt: skip
     assert unpacked.code == 0, unpacked.err
     assert len(unpacked.json["made"]) == 4
     liver = trained / "nifti" / "organmnist3d-train-00000_liver.nii.gz"
@@ -221,7 +221,7 @@ def test_maisi_from_the_class(trained: Path) -> None:
 def test_what_cannot_be_unpacked(tmp_path: Path) -> None:
     path = write_medmnist3d(tmp_path)
     for args, text in (
-        ((path, "--part", "all"), "--part: expected train, val, test"),
+        ((path, "--subset", "all"), "--subset: expected train, val, test"),
         ((path, "--label", "brain"), "got brain"),
         ((path.rename(tmp_path / "other.npz"),), "expected organmnist3d"),
     ):

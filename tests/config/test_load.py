@@ -241,3 +241,13 @@ def test_weights_for_classes_that_no_mask_has_are_refused():
         load_config(name, overrides=["loss.class_weights=[1, 1, 3]"])
         with pytest.raises(ConfigError, match=r"loss.class_weights: expected at most 3 factors.*got 4"):
             load_config(name, overrides=["loss.class_weights=[1, 1, 1, 3]"])
+
+
+@pytest.mark.parametrize(
+    ("given", "spelt"), [("[t1n, T1C, t2w, t2f]", ("T1", "T1ce", "T2", "FLAIR")), ("[t1gd]", ("T1ce",))]
+)
+def test_modalities_are_taken_by_every_name_that_people_use(given, spelt):
+    config = load_config(
+        "maskgit/brats/stage1/fsq_x8", overrides=[f"data.modalities={given}"], environ={"BRATS_DIR": "/d"}
+    )
+    assert config.data.modalities == spelt

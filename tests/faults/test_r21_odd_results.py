@@ -107,7 +107,7 @@ def test_r21_a_file_in_the_place_of_the_folder_is_one_error(tmp_path):
     run = write_run(tmp_path, data=tmp_path)
     (tmp_path / "file").write_text("x")
     for place in (tmp_path / "file" / "r.html", tmp_path / "file" / "deeper" / "r.html"):
-        ran = run_command("prod9", "report", run, "-o", place)
+        ran = run_command("prod9", "report", run, "--output", place)
         assert ran.code == 1
         assert "cannot be written" in ran.err
 

@@ -87,3 +87,21 @@ def test_other_spacings_are_resampled() -> None:
 def test_too_little_memory_is_refused(device: Device) -> None:
     with pytest.raises(ConfigError, match=r"expected at least .* GiB for the smallest network"):
         plan_stages(fingerprint(), memory_bytes=GIB // 10, device=device, output_dir="runs")
+
+
+def test_a_small_cohort_gets_the_largest_batch_of_the_smallest_network() -> None:
+    few = fingerprint(cases=16, modalities=dict.fromkeys(MODALITIES, 16), grid=[48, 64, 48])
+    stage2 = plan_stages(few, memory_bytes=24 * GIB, device="cuda", output_dir="runs")[1]
+    assert stage2.config.data.batch_size == 4
+    assert not stage2.values["model"]["use_checkpointing"]
+
+
+def test_memory_that_is_there_is_used_for_larger_batches_in_fewer_steps() -> None:
+    some = fingerprint(grid=[48, 64, 48])
+    small, large = (
+        plan_stages(some, memory_bytes=memory * GIB, device="cuda", output_dir="runs")[1]
+        for memory in (4, 80)
+    )
+    assert large.config.data.batch_size == 16
+    assert large.peak_bytes > small.peak_bytes
+    assert large.config.training.max_steps * 16 == 200_000 * 4

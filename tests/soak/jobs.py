@@ -220,7 +220,7 @@ def _generate(base: Path, folder: Path) -> int:
 
 def _simulate(folder: Path) -> int:
     return command(
-        "prod9", "data", "simulate", folder / "out", "--num-subjects", 6, "--spacing", 8, "--workers", 1
+        "prod9", "data", "simulate", folder / "out", "--num-samples", 6, "--spacing", 8, "--workers", 1
     )
 
 

@@ -1,6 +1,7 @@
 """The progress line of a training run."""
 
 import io
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -20,11 +21,14 @@ def test_progress_shows_step_rate_time_left_and_values(terminal, make_config, me
     quiet = {"loggers": [], "progress": True, "accelerator": "cpu"}
     train(make_config("transformer", "run", trainer=quiet, callbacks={"num_samples": 0}))
 
-    shown = text.getvalue()
+    shown = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", text.getvalue())
     assert "6/6" in shown
     assert "steps/s" in shown
     assert "left" in shown
-    assert "loss (val)" in shown
+    assert "Validation at step 6 of 6: loss " in shown
+    assert "guessing all tokens alike has " in shown
+    assert "best so far" in shown
+    assert "val/" not in shown
 
 
 def test_a_resumed_run_does_not_count_the_steps_before_in_its_rate(monkeypatch):

@@ -1,12 +1,12 @@
 """``prod9``: the command that holds all others."""
 
+from collections.abc import Mapping
 from importlib import import_module
-from typing import Annotated
 
-import typer
-
-import prod9
+from prod9.cli.parsing import Group
 from prod9.cli.shared import new_app, run_app
+from prod9.cli.stage import add_run_commands
+from prod9.stages import STAGES
 
 GROUPS = {
     "data": "data.group",
@@ -28,28 +28,27 @@ COMMANDS = {
     "report": "judge.report",
 }
 """Single commands: name and module of this package whose ``app`` holds just that one."""
+PANELS: Mapping[str, tuple[str, ...]] = {
+    "Try it": ("demo", "app", "doctor"),
+    "Your data": ("data", "plan", "configs"),
+    "Train": ("train", "finetune", "validate", "test", "encode"),
+    "Generate": ("generate", "merge", "tune"),
+    "Judge": ("evaluate", "audit", "report"),
+    "Share": ("export", "card", "weights"),
+}
+"""Titles in the help, in the order of the work, and what stands below each."""
+
+
+class _InOrderOfWork(Group):
+    order = tuple(name for names in PANELS.values() for name in names)
+
 
 app = new_app(
     "Generative models of 3D medical images: from NIfTI folders to NIfTI volumes.\n\n"
-    "Start with `prod9 demo`. Training has commands of its own: `prod9-train-autoencoder`, `prod9-train-transformer` "
-    "and `prod9-train-maskgit-controlnet`; `prod9-train-maisi-vae`, `prod9-train-maisi-diffusion` and "
-    "`prod9-train-maisi-controlnet`."
+    "Start with `prod9 demo`; on data of your own with `prod9 data check DIR`, then `prod9 plan DIR`, which prints the "
+    "commands that follow.",
+    cls=_InOrderOfWork,
 )
-
-
-def _print_version(wanted: bool) -> None:
-    if wanted:
-        typer.echo(f"prod9 {prod9.__version__}")
-        raise typer.Exit
-
-
-@app.callback(help=app.info.help)
-def root(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
-    ] = False,
-) -> None:
-    """Hold the options of ``prod9`` itself."""
 
 
 def main() -> None:
@@ -58,12 +57,17 @@ def main() -> None:
 
 
 def _mount() -> None:
+    panels = {name: panel for panel, names in PANELS.items() for name in names}
+    add_run_commands(app, *STAGES)
     for name, module in GROUPS.items():
-        app.add_typer(import_module(f"{__package__}.{module}").app, name=name)
+        group = import_module(f"{__package__}.{module}").app
+        app.add_typer(group, name=name, rich_help_panel=panels.get(name, "More"))
     for name, module in COMMANDS.items():
         (command,) = import_module(f"{__package__}.{module}").app.registered_commands
         command.name = name
         app.registered_commands.append(command)
+    for command in app.registered_commands:
+        command.rich_help_panel = panels.get(str(command.name), "More")
 
 
 _mount()

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from prod9.cli.front.after import tell_next
 from prod9.cli.shared import (
     DebugOption,
     DeviceOption,
@@ -22,12 +23,13 @@ from prod9.cli.shared import (
 app = new_app("See it work: from nothing to generated brains on this machine.")
 
 
-@app.command()
+@app.command(example="prod9 demo --stages all --budget 20m")
 def demo(
     output_dir: Annotated[
         Path | None,
         typer.Option(
             "--output-dir",
+            "-o",
             metavar="DIR",
             help="Where everything goes; default outputs/demo, with -maisi and -quick after it for those.",
         ),
@@ -67,8 +69,8 @@ def demo(
             help="What to add to the first two stages: translation (MaskGiT alone), control, or all.",
         ),
     ] = "",
-    num_patients: Annotated[
-        int | None, typer.Option("--num-patients", min=14, help="Size of the simulated cohort.")
+    num_samples: Annotated[
+        int | None, typer.Option("--num-samples", "-n", min=14, help="Patients of the simulated cohort.")
     ] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of cohort, training and sampling.")] = 0,
     device: DeviceOption = "auto",
@@ -90,7 +92,7 @@ def demo(
         quick=quick,
         from_scratch=from_scratch,
         budget_minutes=None if budget is None else parse_minutes(budget),
-        num_patients=num_patients,
+        num_patients=num_samples,
         seed=seed,
         stages=stages,
         family=family,
@@ -104,6 +106,8 @@ def demo(
         print_json(block)
     else:
         _summarise(block, output_dir)
+        run = plan.run_dir / names.generator
+        tell_next("prod9", "generate", "label", "-m", run, "-n", 4, "-o", output_dir / "more")
 
 
 def _say(text: str) -> None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from prod9.cli import shared
+from prod9.cli.front.after import tell_next
 from prod9.cli.shared import (
     FAILED,
     ConfigOption,
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 app = new_app("Encode the volumes of a stage-2 run once, ahead of training.")
 
 
-@app.command()
+@app.command(example="prod9 encode -c demo/stage2_label")
 def encode(
     config: ConfigOption,
     overrides: SetOption = None,
@@ -80,6 +81,8 @@ def encode(
         "damaged": list(report.damaged),
     }
     _print(result, as_json)
+    if not as_json and not report.damaged:
+        tell_next("prod9", "train", "--config", config)
     if report.damaged:
         raise typer.Exit(FAILED)
 

@@ -10,5 +10,9 @@ app = new_app(
     "Train what steers MAISI's flow by a segmentation, source images or a label, and generate with it."
 )
 add_run_commands(app, "maisi_controlnet")
-app.command("generate")(generate_control)
+app.command(
+    "generate",
+    example="prod9-train-maisi-controlnet generate "
+    "-m outputs/demo-maisi/starter/maisi_controlnet --seg seg.nii.gz -o made",
+)(generate_control)
 main = partial(run_app, app)

@@ -10,5 +10,9 @@ app = new_app(
     "Train MAISI's diffusion network on the latents of a trained autoencoder, or a detail flow, and generate with it."
 )
 add_run_commands(app, "maisi_diffusion", "maisi_detail")
-app.command("generate")(generate_labels)
+app.command(
+    "generate",
+    example="prod9-train-maisi-diffusion generate "
+    "-m outputs/demo-maisi/starter/maisi_diffusion -l FLAIR -o made",
+)(generate_labels)
 main = partial(run_app, app)

@@ -8,5 +8,8 @@ from prod9.cli.stage import add_run_commands
 
 app = new_app("Train what steers a stage-2 transformer by a segmentation or a label, and generate with it.")
 add_run_commands(app, "maskgit_controlnet")
-app.command("generate")(generate_control)
+app.command(
+    "generate",
+    example="prod9-train-maskgit-controlnet generate -m outputs/demo/starter/stage3 --seg seg.nii.gz -o made",
+)(generate_control)
 main = partial(run_app, app)

@@ -1,27 +1,12 @@
-"""Reads the names of modalities and classes that users type: in any case, and by every known alias."""
+"""Reads the names of labels that users type: in any case, and by every known alias."""
 
-from collections.abc import Mapping, Sequence
-from typing import TypeVar
+from collections.abc import Sequence
 
 from prod9.errors import ConfigError
+from prod9.modalities import known_as as known_as
+from prod9.modalities import spelt as spelt
 
 ALL = "all"
-V = TypeVar("V")
-
-
-def known_as(name: str, known: Sequence[str]) -> str:
-    """Return the one of ``known`` that ``name`` means, or ``name`` itself if there is none.
-
-    ``T1CE``, ``t1c`` and ``t1gd`` mean ``T1ce``, ``t2f`` means ``FLAIR``. An exact match wins.
-    """
-    if name in known:
-        return name
-    from prod9.data.layouts.names import TOKENS
-
-    asked = name.strip().casefold()
-    alike = [one for one in known if one.casefold() == asked]
-    alike = alike or [one for one in known if one == TOKENS.get(asked)]
-    return alike[0] if len(alike) == 1 else name
 
 
 def chosen_labels(given: Sequence[str] | None, known: Sequence[str]) -> list[str]:
@@ -36,14 +21,3 @@ def chosen_labels(given: Sequence[str] | None, known: Sequence[str]) -> list[str
             f"other. {ALL} means all of them."
         )
     return list(dict.fromkeys(names))
-
-
-def spelt(option: str, given: Mapping[str, V], known: Sequence[str]) -> dict[str, V]:
-    """Return ``given`` with its names as spelt in ``known``; ConfigError when two mean the same."""
-    found: dict[str, V] = {}
-    for name, value in given.items():
-        right = known_as(name, known)
-        if right in found:
-            raise ConfigError(f"{option}: expected one of {right}, got it twice; leave one out.")
-        found[right] = value
-    return found

@@ -6,12 +6,44 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import typer
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup
+
+from prod9.cli.front.common import in_present_words, with_common_options
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-class Command(TyperCommand):
+class _PlainHelp:
+    """Keeps the names of types out of a help: a flag has none, and the name of an argument says enough."""
+
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        for one in self.params:  # pyright: ignore[reportAttributeAccessIssue]
+            if one.param_type_name == "argument":
+                one.display_type_rich = lambda ctx: None
+
+    def get_params(self, ctx: Any) -> Any:
+        """Return all parameters, those of Typer itself included, with flags that show no type."""
+        found = super().get_params(ctx)  # pyright: ignore[reportAttributeAccessIssue]
+        for one in found:
+            if getattr(one, "is_flag", False):
+                one.metavar = ""
+        return found
+
+
+class Group(_PlainHelp, TyperGroup):
+    """A group of commands, in the order in which they were added to ``order`` or, without it, were registered."""
+
+    order: Sequence[str] = ()
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Return the names of the commands as the help shows them."""
+        names = super().list_commands(ctx)
+        places = {name: place for place, name in enumerate(self.order)}
+        return sorted(names, key=lambda name: places.get(name, len(places)))
+
+
+class Command(_PlainHelp, TyperCommand):
     """A command that refuses an option whose value is missing, or empty as an unset variable of a shell leaves it.
 
     Click takes whatever follows: in ``--output-dir --check`` the folder would be called ``--check``, and the run start.
@@ -22,6 +54,7 @@ class Command(TyperCommand):
         options: dict[str, Any] = {
             name: one for one in self.params for name in (*one.opts, *one.secondary_opts)
         }
+        args = in_present_words(args, list(options))
         given = args[: args.index("--")] if "--" in args else args
         for position, argument in enumerate(given):
             name, equals, value = argument.partition("=") if argument.startswith("--") else (argument, "", "")
@@ -59,13 +92,28 @@ class App(typer.Typer):
         *,
         cls: type[TyperCommand] = Command,
         help: str | None = None,
+        example: str | None = None,
         **settings: Any,
     ) -> Callable[[F], F]:
-        """Register a function as a command; ``help`` is its docstring unless given."""
+        """Register a function as a command.
+
+        Args:
+            name: of the command; by default that of the function.
+            cls: how its line is read.
+            help: by default its docstring.
+            example: a line that can be typed as it is, shown below the help.
+            settings: further ones of Typer.
+        """
         add = super().command
+        if example is not None:
+            settings["epilog"] = f"Example: `{example}`"
 
         def register(function: F) -> F:
-            return add(name, cls=cls, help=help or documentation(function), **settings)(function)
+            text = help or documentation(function)
+            add(name or function.__name__.replace("_", "-"), cls=cls, help=text, **settings)(
+                with_common_options(function)
+            )
+            return function
 
         return register
 

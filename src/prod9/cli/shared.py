@@ -23,17 +23,20 @@ import logging
 import re
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from prod9.cli.parsing import App
+import prod9
+from prod9.cli.front.completion import config_names
+from prod9.cli.parsing import App, Group
 from prod9.errors import Prod9Error
 from prod9.json_files import without_nan
 from prod9.system.stopping import watching
 from prod9.system.terminal import PlainColumn, PlainConsole, replace_unknown_characters
+from prod9.system.verbosity import set_verbosity
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -47,7 +50,9 @@ _DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
 console = PlainConsole()
 """Standard output: results."""
 messages = PlainConsole(stderr=True)
-"""Standard error: messages, warnings, progress."""
+"""Standard error: messages, warnings, progress; nothing of it after ``--quiet``."""
+errors = PlainConsole(stderr=True, errors=True)
+"""Standard error: what ended the command."""
 
 
 def _checked_device(value: str) -> str:
@@ -62,6 +67,7 @@ ConfigOption = Annotated[
         "--config",
         "-c",
         metavar="NAME_OR_PATH",
+        autocompletion=config_names,
         help="A YAML file, or the name of a shipped config (`prod9 configs list`).",
     ),
 ]
@@ -73,7 +79,7 @@ SetOption = Annotated[
 ]
 OutputDirOption = Annotated[
     str | None,
-    typer.Option("--output-dir", metavar="DIR", help="Write here, not to the config's output_dir."),
+    typer.Option("--output-dir", "-o", metavar="DIR", help="Write here, not to the config's output_dir."),
 ]
 DeviceOption = Annotated[
     str,
@@ -109,20 +115,39 @@ class Interrupted(Prod9Error):  # noqa: N818 (an interrupt is no error)
         self.exit_code = exit_code
 
 
-def new_app(text: str) -> typer.Typer:
-    """Return an empty command group with prod9's settings; ``text`` is its help.
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"prod9 {prod9.__version__}")
+        raise typer.Exit
 
-    The empty callback keeps it a group when it holds a single command.
+
+def new_app(text: str, cls: type[Group] = Group) -> App:
+    """Return an empty command group with prod9's settings.
+
+    The callback keeps it a group when it holds a single command.
+
+    text: its help. cls: decides the order of its commands.
     """
     app = App(
+        cls=cls,
         help=text,
         no_args_is_help=True,
-        add_completion=False,
         pretty_exceptions_enable=False,
         rich_markup_mode="markdown",
         context_settings={"help_option_names": ["-h", "--help"]},
     )
-    app.callback(help=text)(lambda: None)
+
+    @app.callback(help=text)
+    def root(
+        version: Annotated[
+            bool,
+            typer.Option(
+                "--version", metavar="", callback=_print_version, is_eager=True, help="Print the version."
+            ),
+        ] = False,
+    ) -> None:
+        """Hold the options of the group itself."""
+
     return app
 
 
@@ -165,10 +190,19 @@ def print_json(value: Any) -> None:
     sys.stdout.write(json.dumps(without_nan(value), indent=2, allow_nan=False) + "\n")
 
 
+def print_table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print columns of text to stdout, one line a row whatever the width of the terminal: nothing is cut or folded."""
+    table = [list(titles), *map(list, rows)]
+    widths = [max(len(row[place]) for row in table) for place in range(len(titles))]
+    for number, row in enumerate(table):
+        line = "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()
+        console.print(line, style="bold" if number == 0 else None)
+
+
 def print_error(message: str) -> None:
     """Print one message to stderr."""
-    messages.print("Error:", style="bold red", end=" ")
-    messages.print(message)
+    errors.print("Error:", style="bold red", end=" ")
+    errors.print(message)
 
 
 def warn(message: str) -> None:
@@ -222,6 +256,7 @@ def run(app: typer.Typer, args: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if args is None else args)
     replace_unknown_characters()
     logging.getLogger("prod9").addHandler(_TO_MESSAGES)
+    set_verbosity("normal")
     try:
         typer.main.get_command(app)(args=arguments)
     except SystemExit as stop:
@@ -234,6 +269,8 @@ def run(app: typer.Typer, args: Sequence[str] | None = None) -> int:
         return INTERRUPTED
     except Exception as error:
         return _report(error, debug=DEBUG_FLAG in arguments)
+    finally:
+        set_verbosity("normal")
     return DONE
 
 
@@ -245,7 +282,7 @@ class _ToMessages(logging.Handler):
         messages.print(record.getMessage())
 
 
-_TO_MESSAGES = _ToMessages(logging.WARNING)
+_TO_MESSAGES = _ToMessages(logging.INFO)
 
 
 def run_app(app: typer.Typer) -> NoReturn:
@@ -263,7 +300,7 @@ def _message(error: Prod9Error) -> str:
 
 def _report(error: Exception, *, debug: bool) -> int:
     if debug:
-        messages.print_exception()
+        errors.print_exception()
     if isinstance(error, Prod9Error):
         print_error(_message(error))
         return error.exit_code

@@ -6,7 +6,6 @@ The module of a stage adds its own (``infer`` or ``generate``)::
     add_run_commands(app, "autoencoder")
 """
 
-import re
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,10 +14,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from prod9.cli import shared
-from prod9.cli.parsing import ResumeCommand
+from prod9.cli.front.after import tell_after_training, tell_next, use_of
+from prod9.cli.front.before import say_memory, say_what_begins
+from prod9.cli.front.completion import config_names
+from prod9.cli.front.times import parse_time as parse_time
+from prod9.cli.parsing import App, ResumeCommand
 from prod9.cli.shared import (
     CheckOption,
-    ConfigOption,
     DebugOption,
     DeviceOption,
     JsonOption,
@@ -28,17 +30,29 @@ from prod9.cli.shared import (
     SetOption,
 )
 from prod9.errors import ConfigError
+from prod9.stages import STAGES
 
 if TYPE_CHECKING:
     from prod9.config.schema import RunConfig
     from prod9.models.checkpoint_manager import Source
 
+NeededConfigOption = Annotated[
+    str | None,
+    typer.Option(
+        "--config",
+        "-c",
+        metavar="NAME_OR_PATH",
+        autocompletion=config_names,
+        help="A YAML file, or the name of a shipped config (`prod9 configs list`).",
+    ),
+]
 OptionalConfigOption = Annotated[
     str | None,
     typer.Option(
         "--config",
         "-c",
         metavar="NAME_OR_PATH",
+        autocompletion=config_names,
         help="A YAML file or shipped name; without it, the config recorded in --model.",
     ),
 ]
@@ -55,7 +69,7 @@ AutoencoderOption = Annotated[
     str | None,
     typer.Option(
         "--autoencoder",
-        metavar="PATH",
+        metavar="RUN|CHECKPOINT|EXPORT",
         help="Where stage 1 is now, if it has moved; or one tuned from it with freeze_encoder.",
     ),
 ]
@@ -70,7 +84,9 @@ ResumeOption = Annotated[
 InitFromOption = Annotated[
     str | None,
     typer.Option(
-        "--init-from", metavar="PATH", help="Start from the weights of this run or checkpoint (fine-tune)."
+        "--init-from",
+        metavar="RUN|CHECKPOINT|EXPORT",
+        help="Start from the weights of this run or checkpoint (fine-tune).",
     ),
 ]
 
@@ -81,22 +97,12 @@ MaxTimeOption = Annotated[
         "--max-time", metavar="TIME", help="Save and stop after so long, e.g. 90m, 11h30m or 1-12:00:00."
     ),
 ]
-_UNITS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
-
-
-def parse_time(text: str) -> float:
-    """Return the seconds of a time such as ``90m``, ``11h30m``, ``01:30:00`` or SLURM's ``1-12:00:00``; ConfigError."""
-    clock = re.fullmatch(r"(?:(\d{1,4})-)?(\d{1,4}):(\d\d)(?::(\d\d))?", text.strip())
-    units = re.fullmatch(r"(?:\d+(?:\.\d+)?[dhms])+", text.strip())
-    seconds = 0.0
-    if clock:
-        days, hours, minutes, rest = (int(part or 0) for part in clock.groups())
-        seconds = days * 86400.0 + hours * 3600 + minutes * 60 + rest
-    elif units:
-        seconds = sum(float(number) * _UNITS[unit] for number, unit in re.findall(r"([\d.]+)([dhms])", text))
-    if not 0 < seconds < 1e9:
-        raise ConfigError(f"--max-time: expected a time such as 90m, 11h30m or 01:30:00, got {text!r}")
-    return seconds
+CalibrateOption = Annotated[
+    bool,
+    typer.Option(
+        "--calibrate/--no-calibrate", help="Measure a few steps to tell the time of a run; else estimate it."
+    ),
+]
 
 
 def load_for_model(
@@ -134,12 +140,14 @@ def load_for_model(
     return config_from_dict(opened.header["config"], source=str(opened.path), overrides=changes), opened
 
 
-def add_run_commands(app: typer.Typer, *stages: str) -> None:
+def add_run_commands(app: App, *stages: str) -> None:
     """Add ``train``, ``validate`` and ``test`` of ``stages`` to ``app``; config or model decide which stage it is."""
+    first = STAGES[stages[0]]
+    program, name = ("prod9" if len(stages) == len(STAGES) else first.command), first.configs[0]
 
-    @app.command(cls=ResumeCommand)
+    @app.command(cls=ResumeCommand, example=f"{program} train --config demo/{name}")
     def train(
-        config: ConfigOption,
+        config: NeededConfigOption = None,
         overrides: SetOption = None,
         output_dir: OutputDirOption = None,
         device: DeviceOption = "auto",
@@ -148,12 +156,19 @@ def add_run_commands(app: typer.Typer, *stages: str) -> None:
         init_from: InitFromOption = None,
         max_time: MaxTimeOption = None,
         check: CheckOption = False,
+        calibrate: CalibrateOption = True,
         print_config: PrintConfigOption = False,
         as_json: JsonOption = False,
         debug: DebugOption = False,
     ) -> None:
         """Train, validate and save as the config says; `--resume` goes on where a run stopped."""
         began = time.monotonic()
+        if config is None:
+            raise ConfigError(
+                "--config: expected a YAML file or the name of a shipped config, got none; `prod9 plan DIR` writes "
+                "configs for your scans, `prod9 configs list` shows those that are shipped, and "
+                f"`{program} train --config demo/{name}` trains on the demo's patients"
+            )
         run_config = shared.load(config, stage=stages, overrides=overrides, output_dir=output_dir, seed=seed)
         ends = None if max_time is None else began + parse_time(max_time)
         if resume is not None and init_from is not None:
@@ -161,18 +176,39 @@ def add_run_commands(app: typer.Typer, *stages: str) -> None:
                 "--resume and --init-from: expected one of them, since the first goes on with a run and the other "
                 "starts a new one, got both; leave one out"
             )
+        if not calibrate and not check:
+            raise ConfigError(
+                "--no-calibrate: expected --check with it, which tells the time of a run, got none; add it, or leave "
+                "the option out"
+            )
         if print_config:
             shared.print_config(run_config)
         elif check:
-            report_check(run_config, device=device, as_json=as_json, resume=resume, init_from=init_from)
+            report_check(
+                run_config,
+                device=device,
+                as_json=as_json,
+                resume=resume,
+                init_from=init_from,
+                calibrate=calibrate,
+            )
         else:
-            _train(run_config, resume=resume, init_from=init_from, device=device, ends=ends, as_json=as_json)
+            _train(
+                run_config,
+                given=config,
+                resume=resume,
+                init_from=init_from,
+                device=device,
+                ends=ends,
+                as_json=as_json,
+            )
 
-    for name, text in (
+    for what, text in (
         ("validate", "Measure a trained model on the validation patients."),
         ("test", "Measure a trained model on the test patients, which nothing else sees."),
     ):
-        app.command(name, help=text)(_evaluation_command(name, stages))
+        example = f"{program} {what} --model outputs/demo/starter/{name}"
+        app.command(what, help=text, example=example)(_evaluation_command(what, stages))
 
 
 def _evaluation_command(name: str, stages: Sequence[str]) -> Callable[..., None]:
@@ -204,27 +240,49 @@ def _evaluation_command(name: str, stages: Sequence[str]) -> Callable[..., None]
 def _train(
     config: "RunConfig",
     *,
+    given: str,
     resume: str | None,
     init_from: str | None,
     device: str,
     ends: float | None,
     as_json: bool,
 ) -> None:
-    """Train. ends: the time, by ``time.monotonic``, at which to save and stop."""
+    """Train.
+
+    Args:
+        config: of the run.
+        given: ``--config``.
+        resume: as the option.
+        init_from: as the option.
+        device: as the option.
+        ends: the time, by ``time.monotonic``, at which to save and stop.
+        as_json: as the option.
+    """
     from prod9.cli.checks.run import check_inputs
 
     again = f"What was saved is in {config.output_dir}; run the same command with --resume to go on."
     with shared.resumable(again):
         check_inputs(config)  # what takes milliseconds goes before the seconds that importing Lightning takes
+        say_what_begins(config, given)
         from prod9.cli.checks.bases import check_bases
 
-        base = check_bases(config).opened
+        bases = check_bases(config)
+        say_memory(config, bases, device)
+        base = bases.opened
+        del bases
         from prod9.training.run import train
 
         left = None if ends is None else ends - time.monotonic()
         result = train(config, resume=resume, init_from=init_from, device=device, max_seconds=left, base=base)
     summary = {"checkpoint": str(result.checkpoint), "step": result.step, "metrics": result.metrics}
-    _print_result(summary, as_json)
+    if as_json:
+        shared.print_json(summary)
+        return
+    if result.headline:
+        shared.console.print(f"Trained for {result.step} steps: {result.headline}.")
+    shared.console.print(f"Checkpoint: {result.checkpoint}")
+    shared.console.print(f"Every score: {Path(config.output_dir) / 'metrics.json'}")
+    tell_after_training(config, given)
 
 
 def _evaluate(name: str, config: "RunConfig", checkpoint: "Source", *, device: str, as_json: bool) -> None:
@@ -234,7 +292,20 @@ def _evaluate(name: str, config: "RunConfig", checkpoint: "Source", *, device: s
     from prod9.training.run import test, validate
 
     metrics = {"validate": validate, "test": test}[name](config, checkpoint, device=device)
-    _print_result({"checkpoint": str(checkpoint), "metrics": metrics}, as_json)
+    if as_json:
+        shared.print_json({"checkpoint": str(getattr(checkpoint, "path", checkpoint)), "metrics": metrics})
+        return
+    from prod9.training.recipes.table import recipe_of
+
+    told = recipe_of(config).headline.sentence(metrics, part={"validate": "val", "test": "test"}[name])
+    for key, value in sorted(metrics.items()):
+        shared.console.print(f"{key:<28} {value:.4f}")
+    if told:
+        shared.console.print(f"{told[:1].upper()}{told[1:]}.")
+    place = getattr(checkpoint, "path", checkpoint)
+    shared.console.print(f"Checkpoint: {place}")
+    if used := use_of(config, place):
+        tell_next(*used)
 
 
 def report_check(config: "RunConfig", *, device: str, as_json: bool, **how: Any) -> None:
@@ -268,12 +339,3 @@ def _shown(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{name}: {item}" for name, item in value.items())
     return " × ".join(map(str, value)) if isinstance(value, list) else str(value)
-
-
-def _print_result(result: dict[str, Any], as_json: bool) -> None:
-    if as_json:
-        shared.print_json(result)
-        return
-    for name, value in sorted(result["metrics"].items()):
-        shared.console.print(f"{name:<28} {value:.4f}")
-    shared.console.print(f"Checkpoint: {result['checkpoint']}")

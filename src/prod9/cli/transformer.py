@@ -11,5 +11,8 @@ app = new_app(
     "detail flow, and generate with it."
 )
 add_run_commands(app, "transformer", "refiner", "detail", "translation_detail")
-app.command("generate")(generate_labels)
+app.command(
+    "generate",
+    example="prod9-train-transformer generate -m outputs/demo/starter/stage2_label -l FLAIR -o made",
+)(generate_labels)
 main = partial(run_app, app)

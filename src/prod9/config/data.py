@@ -3,12 +3,14 @@
 Imported by :mod:`prod9.config.schema`; import the sections from there.
 """
 
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from prod9.config.types import Count, Fraction, Names, PositiveInt, Section, Spacing, Triple
 from prod9.files import is_plain_name
+from prod9.modalities import DEFAULT_LABEL_MAP, known_as
 
 _MAX_NAME = 64
 
@@ -142,6 +144,19 @@ class DataConfig(VolumesSection):
     def images_per_case(self) -> int:
         """Number of co-registered images per case."""
         return len(self.modalities)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _spell_modalities(cls, values: Any) -> Any:
+        """Put the names that people use for modalities, such as t1c and T2w, into those of ``label_map``."""
+        given = values.get("modalities") if isinstance(values, dict) else None
+        labels = values.get("label_map", DEFAULT_LABEL_MAP) if given else None
+        if not isinstance(given, list | tuple) or not isinstance(labels, Mapping):
+            return values
+        known = [name for name in labels if isinstance(name, str)]
+        return values | {
+            "modalities": [known_as(one, known) if isinstance(one, str) else one for one in given]
+        }
 
     @model_validator(mode="after")
     def _labels_cover_modalities(self) -> Self:

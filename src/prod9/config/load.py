@@ -5,6 +5,7 @@ and may hold ``${VARIABLE}`` or ``${VARIABLE:default}`` in any value. Everything
 at once, as one :class:`~prod9.errors.ConfigError`. Nothing here imports torch.
 """
 
+import logging
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -21,6 +22,7 @@ from prod9.errors import ConfigError
 from prod9.stages import STAGES
 from prod9.system.machine import expand
 
+log = logging.getLogger("prod9")
 CONFIG_ROOT = Path(__file__).resolve().parent.parent / "configs"
 _VARIABLE = re.compile(r"\$\{([^{}]*)\}")
 _VARIABLE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -56,6 +58,7 @@ def load_config(
         ('autoencoder', 10)
     """
     path = find_config(name_or_path)
+    log.info("Config: %s.", path)
     values = merge_config(path)
     literal: dict[Key, str] = {}
     for override in overrides:

@@ -93,7 +93,9 @@ def _read(file: Path, stage: str | Sequence[str] | None) -> Opened:
         content, tensors, digest = exports.read_export(file)
         header = check_header(file, content, stage)
         prefix = STAGES[header["stage"]].prefix
-        return Opened(header, {prefix + name: tensor for name, tensor in tensors.items()}, file, digest)
+        return _told(
+            Opened(header, {prefix + name: tensor for name, tensor in tensors.items()}, file, digest)
+        )
     content, digest = read_checkpoint(file)
     header, state = content.get("prod9"), content.get("state_dict")
     if not isinstance(header, dict) or not isinstance(state, dict):
@@ -109,7 +111,20 @@ def _read(file: Path, stage: str | Sequence[str] | None) -> Opened:
                 f"{file}: expected weights that are tensors, got something else under {str(name)[:60]!r}; use another "
                 "checkpoint of the run, or copy the file again."
             )
-    return Opened(checked, state, file, digest)
+    return _told(Opened(checked, state, file, digest))
+
+
+def _told(opened: Opened) -> Opened:
+    """Return ``opened`` after noting what it is."""
+    header = opened.header
+    log.info(
+        "Opened %s: %s, step %s, SHA-256 %s….",
+        opened.path,
+        header["stage"],
+        header["step"],
+        opened.sha256[:12],
+    )
+    return opened
 
 
 def load_base(

@@ -119,6 +119,7 @@ class InpaintingPipeline:
             resample: bring a region of other voxels to those of ``source``.
             progress: called with the samples done, fractions included, and ``num_samples``.
         """
+        label = self.generator.known_label(label)
         self.check(label, seg is not None)
         job = self._ready(source, region_on(source, region, resample=resample), region.header, label, seg)
         number = self.generator.label_map[label]

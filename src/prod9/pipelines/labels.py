@@ -13,6 +13,7 @@ from prod9.autoencoder.inference import AutoencoderInferenceWrapper
 from prod9.diffusion.sampler import RectifiedFlowSampler
 from prod9.errors import ConfigError
 from prod9.generator.maskgit import MaskGiTSampler
+from prod9.modalities import known_as
 from prod9.pipelines.detail import Finisher
 from prod9.pipelines.placement import GridPlacement, stripped
 from prod9.system.progress import FineProgress, Share, within
@@ -214,7 +215,8 @@ class AbstractLabelPipeline(ABC):
         return sorted(self.label_map, key=self.label_map.__getitem__)
 
     def known_label(self, label: str | int) -> str:
-        """Return the name of ``label``, which is a name or a class label; ConfigError for any other."""
+        """Return the name of ``label``: a name in any case, one of its aliases, or a class label; else ConfigError."""
+        label = known_as(label, list(self.label_map)) if isinstance(label, str) else label
         for name, value in self.label_map.items():
             if label in (name, value) and not isinstance(label, bool):
                 return name

@@ -141,6 +141,7 @@ class AbstractControlPipeline(ABC):
         that strength 0 gives exactly that volume. Volumes lie where the segmentation lies.
         """
         has_images = seg is not None and seg.images is not None
+        label = self.generator.known_label(label)
         self.check(label, seg is not None and seg.has_seg, has_images)
         number = self.generator.label_map[label]
 

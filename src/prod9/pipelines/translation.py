@@ -18,6 +18,7 @@ from prod9.errors import ConfigError
 from prod9.generator.condition import MaskGiTCondition
 from prod9.generator.modality_processor import InContextCondition
 from prod9.generator.refiner import Refined
+from prod9.modalities import known_as, spelt
 from prod9.models.checkpoint_manager import Loaded, Source
 from prod9.pipelines.detail import BESIDE, DetailBase, DetailChoice, DetailPipeline, find_detail
 from prod9.pipelines.labels import DETAIL, DETAIL_STREAM, derived_seed, draw_samples
@@ -225,8 +226,8 @@ class TranslationPipeline:
         sample, and no tokens are drawn; under control (``sample``), tokens are drawn all the same.
 
         Args:
-            sources: modality → volume on the grid.
-            target: the modality to make.
+            sources: modality, in any case or by an alias → volume on the grid.
+            target: the modality to make, likewise.
             head: bool ``[H W D]``, True in the head; by default where any source is above 0, which leaves holes
                 where all sources have the darkest intensity.
             num_samples: how many to draw, sample k from ``derived_seed(seed + k, label of target)``, so that two
@@ -240,6 +241,9 @@ class TranslationPipeline:
             sample: draws tokens instead of the generator's own ``sample_tokens``, e.g. under control.
             progress: called with the share done.
         """
+        known = self.generator.label_names()
+        sources, target = spelt("sources", sources, known), known_as(target, known)
+        examples = [spelt("examples", one, known) for one in examples]
         self.check(list(sources), target, num_examples=len(examples))
         condition = self._condition(sources, target, examples)
         detail = self.detail if refine else None

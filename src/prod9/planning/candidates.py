@@ -19,13 +19,15 @@ _WIDTHS: Mapping[Device, Sequence[tuple[int, int, int]]] = {
     "cpu": ((16, 32, 64), (8, 16, 32)),
 }
 _CROPS = (128, 96, 80, 64, 48, 32)
-_BATCHES = (4, 2, 1)
+_BATCHES: Mapping[Device, tuple[int, ...]] = {"cuda": (16, 8, 4, 2, 1), "cpu": (4, 2, 1)}
+_USUAL_BATCH = 4
+"""The batch that the steps are meant for; larger ones take fewer steps, so that the run sees as many volumes."""
 _SMALL_BATCHES: Mapping[Device, tuple[int, ...]] = {"cuda": (32, 16, 8, 4, 2, 1), "cpu": (8, 4, 2, 1)}
 """For MedMNIST3D, whose samples are small and many."""
 _WHOLE_VOXELS = 64**3
 """Training takes volumes up to this size whole."""
 _DECODERS: Mapping[Device, Sequence[tuple[int, int, int]]] = {
-    "cuda": ((768, 24, 12), (512, 12, 8), (384, 12, 6), (256, 8, 4), (128, 6, 4)),
+    "cuda": ((1024, 24, 16), (768, 24, 12), (512, 12, 8), (384, 12, 6), (256, 8, 4), (128, 6, 4)),
     "cpu": ((192, 6, 6), (128, 6, 4), (64, 4, 4)),
 }
 """Width, blocks, heads."""
@@ -93,10 +95,11 @@ class Candidates:
             "kl": ("maisi_vae", "maisi_vae", {"latent_channels": 4}),
         }[kind]
         (space_to_depth, resolutions), grid = _FOLDS[kind][factor], self.fingerprint["grid"]
-        steps, on_cuda = _STEPS[self.device][0], self.device == "cuda"
+        on_cuda = self.device == "cuda"
         augment = {"flip_prob": 0.5, "gamma_prob": 0.2, "scale_prob": 0.2}
         for widths, checkpointing in product(_WIDTHS[self.device], (False, True)):
             for crop, batch in _crops(grid, factor, self._batches()):
+                steps = self._steps(_STEPS[self.device][0], batch)
                 yield {
                     "stage": stage,
                     "output_dir": f"{self.output_dir}/{name}",
@@ -168,7 +171,9 @@ class Candidates:
                     "use_checkpointing": checkpointing,
                 },
                 "sampler": dict(_FLOW_SAMPLER),
-                "training": _training(_STEPS[self.device][1], 1e-4 if on_cuda else 5e-4, [0.9, 0.99]),
+                "training": _training(
+                    self._steps(_STEPS[self.device][1], batch), 1e-4 if on_cuda else 5e-4, [0.9, 0.99]
+                ),
             }
 
     def control_maskgit(self) -> Iterator[Values]:
@@ -223,7 +228,7 @@ class Candidates:
                 },
                 "masking": dict(_MASKING),
                 "sampler": {**_MASKGIT_SAMPLER, **(sampler or {})},
-                "training": _training(steps, rate, [0.9, 0.98]),
+                "training": _training(self._steps(steps, batch), rate, [0.9, 0.98]),
                 **sections,
             }
 
@@ -240,7 +245,7 @@ class Candidates:
                 # A foreground is no rare lesion.
                 "loss": {"region_weight": 1.0, "background_weight": 1.0} if self.small else {},
                 "control": {"control_guidance_scale": 0.5},
-                "training": _training(steps, rate, [0.9, 0.98]),
+                "training": _training(self._steps(steps, batch), rate, [0.9, 0.98]),
             }
 
     def _data(
@@ -291,8 +296,15 @@ class Candidates:
         }
 
     def _batches(self) -> tuple[int, ...]:
-        """Return the batch sizes to try, the largest first."""
-        return _SMALL_BATCHES[self.device] if self.small else _BATCHES
+        """Return the batch sizes to try, the largest first, and none beyond the images of a tenth of the cases."""
+        if self.small:
+            return _SMALL_BATCHES[self.device]
+        most = max(_USUAL_BATCH, self.fingerprint["cases"] * len(self.modalities) // 10)
+        return tuple(batch for batch in _BATCHES[self.device] if batch <= most)
+
+    def _steps(self, steps: int, batch: int) -> int:
+        """Return the steps of a run with ``batch``, which are ``steps`` up to the usual batch."""
+        return steps if self.small else steps * _USUAL_BATCH // max(_USUAL_BATCH, batch)
 
 
 def _training(steps: int, rate: float, betas: list[float] | None = None) -> Values:

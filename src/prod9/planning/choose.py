@@ -103,7 +103,7 @@ class _Chooser:
                 peak = int(peak / OVERHEAD) + _PROCESS_BYTES
             peaks.append(peak)
             if peak <= self.budget:
-                last = StagePlan(
+                fitting = StagePlan(
                     values=values,
                     config=config,
                     resources=needs,
@@ -111,7 +111,10 @@ class _Chooser:
                     multiplications=work(config, needs),
                 )
                 if needs.parameters <= most_parameters:
-                    return last
+                    return fitting
+                # Of the smallest network, the first that fits has the largest batch.
+                if last is None or needs.parameters < last.resources.parameters:
+                    last = fitting
         if last is not None:
             return last
         raise ConfigError(

@@ -13,6 +13,8 @@ from rich.console import Console
 from rich.progress import Task, TextColumn
 from rich.text import Text
 
+from prod9.system.verbosity import is_quiet
+
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]")
 """Characters that move the cursor, set colours or reverse the direction of text; not line feed and tab."""
 
@@ -25,13 +27,23 @@ def plain(text: str) -> str:
 class PlainConsole(Console):
     """A console that prints strings literally: no markup, no emoji codes, no control characters.
 
-    It follows ``sys.stdout``, or ``sys.stderr``; lines are not broken and numbers not coloured. settings: of Rich's
-    Console.
+    It follows ``sys.stdout``, or ``sys.stderr``; lines are not broken and numbers not coloured. On stderr it prints
+    nothing after ``--quiet``, unless it is for ``errors``. settings: of Rich's Console.
     """
 
-    def __init__(self, *, stderr: bool = False, **settings: Any) -> None:
+    def __init__(self, *, stderr: bool = False, errors: bool = False, **settings: Any) -> None:
+        self._may_be_silent = stderr and not errors
         plainly: dict[str, Any] = {"soft_wrap": True, "highlight": False, "markup": False, "emoji": False}
         super().__init__(stderr=stderr, **{**plainly, **settings})
+
+    @property
+    def quiet(self) -> bool:
+        """Whether nothing is printed."""
+        return self._silent or (self._may_be_silent and is_quiet())
+
+    @quiet.setter
+    def quiet(self, wanted: bool) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
+        self._silent = wanted
 
     def render_str(self, text: str, **settings: Any) -> Text:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Return ``text`` as it is, whatever ``markup`` and ``emoji`` ask for."""

@@ -43,6 +43,7 @@ from prod9.training.lightning.base import AbstractLightning
 from prod9.training.lightning.building import build_data_module as build_data_module
 from prod9.training.lightning.building import build_module as build_module
 from prod9.training.lightning.building import load_bases as load_bases
+from prod9.training.recipes.table import recipe_of
 from prod9.training.running.ending import ended_with_a_hint, is_first_rank, say
 from prod9.training.running.keeping import settle
 from prod9.training.running.slurm import was_requeued
@@ -56,11 +57,12 @@ log = logging.getLogger("prod9")
 
 @dataclass(frozen=True)
 class RunResult:
-    """The result of a run: its best checkpoint, the metrics of its last validation, the steps done."""
+    """The result of a run: its best checkpoint, the metrics of its last validation, the steps done, and in words."""
 
     checkpoint: Path
     metrics: dict[str, float]
     step: int
+    headline: str = ""
 
 
 def train(
@@ -165,7 +167,8 @@ def _train(
     with quiet(), _session(config, trainer, module, began, start, init_from):
         trainer.fit(module, datamodule=data, ckpt_path=str(start.path) if start else None)
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if "/" in name}
-    return RunResult(CheckpointManager.resolve(output_dir), metrics, module.step)
+    told = module.recipe.headline.sentence(metrics, constants=module.recipe.yardsticks())
+    return RunResult(CheckpointManager.resolve(output_dir), metrics, module.step, told)
 
 
 def _require_inputs(opened: Opened, module: AbstractLightning) -> None:
@@ -237,7 +240,8 @@ def _finished(config: RunConfig, start: Opened) -> RunResult:
         recorded = {name: math.nan if value is None else float(value) for name, value in values.items()}
     except (DataError, KeyError, TypeError, ValueError):
         recorded = {}
-    return RunResult(CheckpointManager.resolve(output_dir), recorded, step)
+    told = recipe_of(config).headline.sentence(recorded)
+    return RunResult(CheckpointManager.resolve(output_dir), recorded, step, told)
 
 
 def _changed_keys(before: Any, now: Any, prefix: str = "") -> Iterator[str]:

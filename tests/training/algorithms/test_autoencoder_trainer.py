@@ -8,7 +8,7 @@ from torch import nn
 
 from prod9.measures.metrics import CombinedMetric
 from prod9.measures.perceptual import FeatureMatching, FocalFrequencyLoss
-from prod9.training.algorithms.autoencoder_trainer import AutoencoderTrainer
+from prod9.training.algorithms.autoencoder_trainer import AutoencoderTrainer, _averages
 from prod9.training.losses import VAEGANLoss
 from prod9.types import AutoencoderOutput
 
@@ -194,7 +194,7 @@ def test_metrics_are_deterministic_and_restore_the_mode(setup):
     assert networks.autoencoder.training
     assert not networks.autoencoder.encoder.training
     assert set(metrics) == {
-        "psnr", "psnr_brain", "ssim", "l1", "lpips", "combined_metric",
+        "psnr", "psnr_brain", "psnr_brain_averages", "ssim", "l1", "lpips", "combined_metric",
         "codebook_usage", "perplexity", "level_usage_0", "level_usage_1",
     }  # fmt: skip
     assert all(torch.equal(metrics[k], again[k]) for k in metrics)
@@ -228,3 +228,10 @@ def test_perceptual_networks_stay_out_of_state_dicts():
 def test_an_adversarial_loss_needs_a_discriminator():
     with pytest.raises(ValueError, match="discriminator: expected one for an adversarial weight"):
         AutoencoderTrainer(autoencoder=TinyAutoencoder(), discriminator=None, loss=VAEGANLoss(**OPTIONS))
+
+
+def test_the_yardstick_is_what_one_number_per_cell_holds():
+    ramp = torch.linspace(0, 1, 16).expand(1, 1, 16, 16, 16)
+    assert torch.allclose(_averages(torch.full_like(ramp, 0.3), (4, 4, 4)), torch.full_like(ramp, 0.3))
+    inner = slice(2, -2)  # beyond the centres of the outermost cells nothing can be interpolated
+    assert torch.allclose(_averages(ramp, (4, 4, 4))[..., inner], ramp[..., inner], atol=1e-5)

@@ -58,6 +58,7 @@ def check_run(
     checkpoint: "Source | None" = None,
     resume: str | None = None,
     init_from: str | None = None,
+    calibrate: bool = True,
 ) -> dict[str, Any]:
     """Check all that can be checked without training, and return what was found as plain values.
 
@@ -71,6 +72,7 @@ def check_run(
         checkpoint: a trained model that must fit the stage.
         resume: as ``--resume``: None for a new run, ``auto``, or a path.
         init_from: a run or checkpoint whose weights the run starts from.
+        calibrate: measure a few steps for the time that the run takes; False estimates it.
     """
     from prod9.cli.checks.bases import check_bases
     from prod9.cli.checks.data import check_data
@@ -99,6 +101,16 @@ def check_run(
         require_fresh(Path(config.output_dir))
     memory, disk = device_memory(str(chosen)), free_disk(Path(config.output_dir))
     wanted = wanted_disk(config, needs, inputs.num_volumes) if what == "train" else 0
+    errors = shortages(needs.memory_bytes, memory, wanted, disk) if what == "train" else []
+    told: dict[str, Any] = {}
+    if what == "train":
+        from prod9.cli.checks.cost import cost_of
+
+        fits = memory is None or needs.memory_bytes <= memory
+        cost = cost_of(
+            config, needs, bases.autoencoder, device=chosen, fits=fits, measures=calibrate and not errors
+        )
+        told["time"] = cost.to_dict()
     return {
         "stage": config.stage,
         "cases": inputs.num_cases,
@@ -111,7 +123,8 @@ def check_run(
         "device": str(chosen),
         "memory_gib": round(needs.memory_gib, 2),
         "disk_gib": round(wanted / GIB, 2),
-        "errors": shortages(needs.memory_bytes, memory, wanted, disk) if what == "train" else [],
+        **told,
+        "errors": errors,
         "warnings": data.warnings + check_workers(config),
     }
 

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from prod9.cli.front.after import tell_next
+from prod9.cli.front.places import one_file
 from prod9.cli.shared import FAILED, DebugOption, JsonOption, console, messages, print_json, progress
 from prod9.errors import ConfigError
 from prod9.system.progress import Progress
@@ -26,16 +28,20 @@ RootArgument = Annotated[
         help="Folder with cases, a .csv, .tsv or .json list of cases, or a MedMNIST3D .npz file.",
     ),
 ]
-LayoutOption = Annotated[str, typer.Option("--layout", help="Layout, if `auto` is wrong (data.layout).")]
+LayoutOption = Annotated[
+    str, typer.Option("--layout", metavar="NAME", help="Layout, if `auto` is wrong (data.layout).")
+]
 SchemeOption = Annotated[
     str,
     typer.Option(
         "--label-scheme",
+        metavar="NAME|TABLE",
         help="Meaning of the label values, e.g. brats2015 or whole_tumor (data.label_scheme).",
     ),
 ]
 ModalityOption = Annotated[
-    list[str] | None, typer.Option("--modality", help="Modality that every case needs; repeatable.")
+    list[str] | None,
+    typer.Option("--modality", metavar="NAME", help="Modality that every case needs; repeatable."),
 ]
 WorkersOption = Annotated[int, typer.Option("--workers", "-j", min=1, help="Files read at a time.")]
 
@@ -80,14 +86,20 @@ def check(
             console.print(f"Page: {html}")
     if not report.ok:
         raise typer.Exit(FAILED)
+    if not as_json:
+        tell_next("prod9", "plan", root, "-o", "plan")
 
 
 def info(
     root: RootArgument,
     output: Annotated[
         Path | None,
+        typer.Option("--output", metavar="FILE", help="File for the fingerprint, which `prod9 plan` takes."),
+    ] = None,
+    output_dir: Annotated[
+        Path | None,
         typer.Option(
-            "--output", "-o", metavar="FILE", help="File for the fingerprint, which `prod9 plan` takes."
+            "--output-dir", "-o", metavar="DIR", help="Instead of --output: folder of fingerprint.json."
         ),
     ] = None,
     layout: LayoutOption = "auto",
@@ -101,7 +113,9 @@ def info(
 
     Every voxel is read. A dataset with errors is refused; see `prod9 data check --deep`.
     """
-    _keep_out(output, root, "--output")
+    if output is not None or output_dir is not None:
+        output = one_file(output, output_dir, "fingerprint.json")
+    _keep_out(output, root, "--output-dir" if output_dir is not None else "--output")
     from prod9.data.checking.fingerprint import fingerprint, write_fingerprint
     from prod9.data.checking.medmnist import MedMNIST3DReport, fingerprint_medmnist3d
 
@@ -122,6 +136,7 @@ def info(
     console.print(f"Suggested: {spacing}data.grid {content['grid']}.")
     if output is not None:
         console.print(f"Fingerprint: {output}")
+    tell_next("prod9", "plan", output or root, "-o", "plan")
 
 
 def _checked(

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from prod9.cli.front.after import tell_next
 from prod9.cli.shared import DebugOption, JsonOption, OverwriteOption, console, print_json
 from prod9.data.cases import PARTS, Part
 from prod9.errors import ConfigError, DataError
@@ -24,7 +25,9 @@ def unpack(
     output_dir: Annotated[
         Path, typer.Option("--output-dir", "-o", metavar="DIR", help="Where the volumes go; made if missing.")
     ],
-    part: Annotated[str, typer.Option("--part", metavar="train|val|test", help="Part of the file.")] = "test",
+    subset: Annotated[
+        str, typer.Option("--subset", metavar="train|val|test", help="Which samples of the file.")
+    ] = "test",
     label: Annotated[
         list[str] | None, typer.Option("--label", "-l", metavar="NAME", help="Class; repeatable. [all]")
     ] = None,
@@ -42,8 +45,8 @@ def unpack(
     gives no size. The foreground is above Otsu's threshold; for binary shapes it is the shape.
     """
     parts: dict[str, Part] = {side: side for side in PARTS}
-    if part not in parts:
-        raise ConfigError(f"--part: expected {', '.join(PARTS)}, got {part!r}; choose one.")
+    if subset not in parts:
+        raise ConfigError(f"--subset: expected {', '.join(PARTS)}, got {subset!r}; choose one.")
     from prod9.config.data import MEDMNIST3D_CLASSES
 
     name, _, size = file.name.removesuffix(".npz").partition("_")
@@ -61,8 +64,8 @@ def unpack(
     from prod9.files import check_writable
 
     opened = open_medmnist3d(file.parent, name, int(size or 28))
-    images, labels = opened.read(parts[part], len(classes))
-    names = opened.identities(parts[part])
+    images, labels = opened.read(parts[subset], len(classes))
+    names = opened.identities(parts[subset])
     check_writable(output_dir)
     made: list[str] = []
     for wanted in chosen:
@@ -75,6 +78,7 @@ def unpack(
         print_json({"output_dir": str(output_dir), "made": made})
     else:
         console.print(f"{plural(made, 'volume')} in {output_dir}")
+        tell_next("prod9", "generate", "label", "-m", "RUN", "-l", chosen[0], "-o", f"{output_dir}_generated")
 
 
 def _write(image: "np.ndarray", path: Path, seg_path: Path, *, is_shape: bool, overwrite: bool) -> None:

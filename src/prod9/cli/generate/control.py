@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from prod9.cli.front.after import data_of
 from prod9.cli.generate.inputs import find_segmentations, named_files, warn_of
 from prod9.cli.generate.options import (
     ControlStrengthOption,
@@ -65,7 +66,10 @@ def generate_control(
     source: Annotated[
         list[str] | None,
         typer.Option(
-            "--source", metavar="NAME=FILE", help="MAISI: a source image, e.g. T1=t1.nii.gz; repeatable."
+            "--source",
+            "-s",
+            metavar="NAME=FILE",
+            help="MAISI: a source image, e.g. T1=t1.nii.gz; repeatable.",
         ),
     ] = None,
     label: LabelsOption = None,
@@ -77,7 +81,10 @@ def generate_control(
     stage2: Annotated[
         str | None,
         typer.Option(
-            "--transformer", "--diffusion", metavar="PATH", help="Where stage 2 is now, if it has moved."
+            "--transformer",
+            "--diffusion",
+            metavar="RUN|CHECKPOINT|EXPORT",
+            help="Where stage 2 is now, if it has moved.",
         ),
     ] = None,
     autoencoder: AutoencoderOption = None,
@@ -147,7 +154,7 @@ def generate_control(
             **detail_settings(pipeline.generator.detail),
         },
         make=lambda folder: _make(folder, placed, inputs, series),
-        report=partial(report_made, total=count),
+        report=partial(report_made, total=count, scored_by=("prod9", "evaluate", "control", data_of(config))),
         described=lambda: {"segmentations": _hashes({**files, **images})},
     )
 

@@ -8,11 +8,25 @@ from prod9.cli.generate.translate import translate
 from prod9.cli.shared import new_app, run_app
 
 app = new_app("Generate volumes with trained models.")
-app.command("translate")(translate)
-app.command("control")(generate_control)
-app.command("inpaint")(inpaint)
-app.command("patients")(generate_patients)
-app.command("label")(generate_labels)
+app.command("label", example="prod9 generate label -m outputs/demo/starter/stage2_label -l FLAIR -o made")(
+    generate_labels
+)
+app.command(
+    "translate",
+    example="prod9 generate translate -m outputs/demo/starter/stage2 -p outputs/demo/data -t FLAIR -o made",
+)(translate)
+app.command(
+    "inpaint",
+    example="prod9 generate inpaint -m outputs/demo/starter/stage2_label -s T1=t1.nii.gz -r region.nii.gz -o made",
+)(inpaint)
+app.command(
+    "control", example="prod9 generate control -m outputs/demo/starter/stage3 --seg seg.nii.gz -o made"
+)(generate_control)
+app.command(
+    "patients",
+    example="prod9 generate patients -m outputs/demo/starter/stage2_label --in-context outputs/demo/starter/stage2 "
+    "-n 4 -o made",
+)(generate_patients)
 
 
 def main() -> None:

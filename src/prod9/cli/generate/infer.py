@@ -9,10 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from prod9.cli import shared
+from prod9.cli.front.after import tell_next
 from prod9.cli.generate.options import Model, Target, grouped
 from prod9.cli.generate.outputs import Inputs, OutputFolder, inputs_of
 from prod9.cli.generate.run import build_pipeline, carry_out, sampling_settings
+from prod9.cli.parsing import App
 from prod9.errors import ConfigError, DataError
+from prod9.stages import STAGES
 from prod9.system.machine import expand
 from prod9.system.wording import plural
 
@@ -29,11 +32,11 @@ LATENTS = {
 """The option of ``infer`` that writes the latents, by stage."""
 
 
-def add_infer(app: typer.Typer, stage: Stage1) -> None:
+def add_infer(app: App, stage: Stage1) -> None:
     """Add ``infer`` to the commands of a stage-1 family."""
     option, text = LATENTS[stage]
 
-    @app.command()
+    @app.command(example=f"{STAGES[stage].command} infer brain.nii.gz -m outputs/demo/starter/stage1 -o made")
     @grouped
     def infer(
         inputs: Annotated[
@@ -63,7 +66,7 @@ def add_infer(app: typer.Typer, stage: Stage1) -> None:
             },
             make=lambda folder: _reconstruct(pipeline, folder, files, save_latents, failed),
             report=lambda folder, made, as_json: _report(
-                folder, made, [name for name in files if name not in failed], pipeline, as_json
+                folder, made, [name for name in files if name not in failed], pipeline, as_json, inputs[0]
             ),
         )
         if failed:
@@ -214,7 +217,12 @@ def _grid(pipeline: "ReconstructionPipeline") -> str:
 
 
 def _report(
-    folder: OutputFolder, made: list[str], names: list[str], pipeline: "ReconstructionPipeline", as_json: bool
+    folder: OutputFolder,
+    made: list[str],
+    names: list[str],
+    pipeline: "ReconstructionPipeline",
+    as_json: bool,
+    given: Path,
 ) -> None:
     entries = {name: folder.files[name] for name in names}
     scores = {
@@ -232,3 +240,7 @@ def _report(
     if means:
         shown = ", ".join(texts[key].format(mean) for key, mean in means.items())
         shared.console.print(f"{shown}, on {measured_on}")
+    if given.is_dir():
+        tell_next(
+            "prod9", "evaluate", "images", given, folder.path, "--paired", "-o", f"{folder.path}_scores"
+        )

@@ -106,11 +106,19 @@ class _Asked:
 def inpaint(
     *,
     model: Model,
-    source: Annotated[Path, typer.Option("--source", "-s", metavar="FILE", help="The volume.")],
+    source: Annotated[
+        str,
+        typer.Option(
+            "--source", "-s", metavar="NAME=FILE", help="The volume and its modality, e.g. T1=t1.nii.gz."
+        ),
+    ],
     region: Annotated[
         Path, typer.Option("--region", "-r", metavar="FILE", help="Not 0 where to draw, on the same voxels.")
     ],
-    label: Annotated[str, typer.Option("--label", "-l", metavar="NAME", help="Its modality, e.g. T1.")],
+    label: Annotated[
+        str | None,
+        typer.Option("--label", "-l", metavar="NAME", help="Its modality, if --source names only the file."),
+    ] = None,
     blend: Annotated[
         float, typer.Option("--blend", min=0.0, help="Voxels inwards over which the border is blended.")
     ] = 2.0,
@@ -148,10 +156,11 @@ def inpaint(
         )
     from prod9 import volumes
 
-    given = {"source": source, "region": region, "seg": seg}
+    label, file = _named(source, label)
+    given = {"source": file, "region": region, "seg": seg}
     files = {name: expand(file) for name, file in given.items() if file is not None}
-    for file in files.values():
-        for text in volumes.cautions(volumes.read_header(file)).values():
+    for each in files.values():
+        for text in volumes.cautions(volumes.read_header(each)).values():
             shared.warn(text)
     detail.check(detail.path)
     require_models(control, autoencoder, detail.path)
@@ -189,6 +198,19 @@ def inpaint(
         make=lambda folder: make_series(folder, [_series(pipeline, asked, samples)]),
         report=partial(report_made, total=samples.num_samples),
     )
+
+
+def _named(source: str, label: str | None) -> tuple[str, Path]:
+    """Return modality and file of ``NAME=FILE``, or of a file and ``--label``; ConfigError for both and for neither."""
+    name, equals, file = source.partition("=")
+    if not equals or expand(source).exists():
+        name, file = "", source
+    if bool(name) == (label is not None) or not file:
+        got = f"{source} and --label {label}" if label is not None else source
+        raise ConfigError(
+            f"--source: expected NAME=FILE such as T1=t1.nii.gz, or a file with --label NAME, got {got}; correct it"
+        )
+    return name or str(label), Path(file)
 
 
 def _load(

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from prod9.cli.front.after import data_of
+from prod9.cli.front.spacing import SPACING, checked_spacing, spacing_of
 from prod9.cli.generate.options import Detail, LabelsOption, Model, Sampler, Samples, Target, grouped
 from prod9.cli.generate.outputs import report_made
 from prod9.cli.generate.run import (
@@ -47,8 +49,13 @@ def generate_labels(
     ] = None,
     autoencoder: AutoencoderOption = None,
     spacing: Annotated[
-        tuple[float, float, float] | None,
-        typer.Option("--spacing", metavar="X Y Z", help="MAISI: mm of a voxel; default: as trained."),
+        str | None,
+        typer.Option(
+            "--spacing",
+            metavar=SPACING,
+            callback=checked_spacing,
+            help="MAISI: mm of a voxel; default: as trained.",
+        ),
     ] = None,
     samples: Samples,
     sampler: Sampler,
@@ -67,7 +74,7 @@ def generate_labels(
             read_header(file)
     detail.check(detail.path)
     require_models(autoencoder, detail.path)
-    load = partial(_load, autoencoder=autoencoder, spacing=spacing, detail=detail)
+    load = partial(_load, autoencoder=autoencoder, spacing=spacing_of(spacing), detail=detail)
     pipeline, config = build_pipeline(GENERATORS, load, model, sampler.changes())
     labels = chosen_labels(label, pipeline.label_names())
     shown = _shown(pipeline, labels, example or [])
@@ -82,7 +89,7 @@ def generate_labels(
             **sampler_report(pipeline),
             "disk_mb": disk_mb(count, pipeline.grid),
         },
-        settings=lambda: _settings(pipeline, config, samples.seed, spacing, example or []),
+        settings=lambda: _settings(pipeline, config, samples.seed, spacing_of(spacing), example or []),
         make=lambda folder: make_series(
             folder,
             [
@@ -97,7 +104,7 @@ def generate_labels(
                 for name in labels
             ],
         ),
-        report=partial(report_made, total=count),
+        report=partial(report_made, total=count, scored_by=("prod9", "evaluate", "images", data_of(config))),
     )
 
 

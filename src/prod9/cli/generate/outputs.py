@@ -7,13 +7,14 @@ and made from the same content, and makes the others again. Results of other set
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from prod9.cli.front.after import tell_next
 from prod9.cli.generate.writers import Writer, sweep
 from prod9.cli.shared import console, messages, print_json
 from prod9.errors import ConfigError, DataError
@@ -299,11 +300,28 @@ def require_distinct(results: Iterable[tuple[str, object]]) -> None:
 
 
 def report_made(
-    folder: OutputFolder, made: list[str], as_json: bool, *, total: int, noun: str = "volume"
+    folder: OutputFolder,
+    made: list[str],
+    as_json: bool,
+    *,
+    total: int,
+    noun: str = "volume",
+    scored_by: Sequence[str] = (),
 ) -> None:
-    """Print how many of ``total`` results were made and kept, and where they are."""
+    """Print how many of the results were made and kept, where they are, and the command that scores them.
+
+    Args:
+        folder: of the results.
+        made: names of those that this command made.
+        as_json: as the option.
+        total: number of all results.
+        noun: what they are.
+        scored_by: ``prod9 evaluate`` and its words up to the folder of the results; nothing for none.
+    """
     result = {"output_dir": str(folder.path), "made": made, "kept": total - len(made)}
     if as_json:
         print_json(result)
     else:
         console.print(f"{plural(made, noun)} made, {result['kept']} kept, in {folder.path}")
+        if scored_by:
+            tell_next(*scored_by, folder.path, "-o", f"{folder.path}_scores", note="against real scans")

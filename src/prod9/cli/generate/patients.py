@@ -48,7 +48,7 @@ what the models were asked for, not what somebody found in the scans.
 @grouped
 def generate_patients(
     *,
-    num: Annotated[int, typer.Option("--num", "-n", min=1, help="Patients to make.")],
+    num_samples: Annotated[int, typer.Option("--num-samples", "-n", min=1, help="Patients to make.")],
     model: Annotated[
         str, typer.Option("--model", "-m", metavar="RUN|CHECKPOINT|EXPORT", help="Label-conditional model.")
     ],
@@ -90,8 +90,8 @@ def generate_patients(
 
     One modality is made from its label, each other one in context from those made before. With segmentations
     and control networks the lesions lie where the segmentations have them, and each segmentation is written as the
-    patient's `-seg`. --sampler and --autoguidance are about the first modality. Run it again with a larger --num, or
-    after an interruption, and only what is missing is made.
+    patient's `-seg`. --sampler and --autoguidance are about the first modality. Run it again with a larger
+    --num-samples, or after an interruption, and only what is missing is made.
     """
     files = find_segmentations(seg or [])
     use.check(*(detail or []))
@@ -120,10 +120,10 @@ def generate_patients(
         )
     pipeline.check(bool(files))
     # Patient k follows segmentation k, and the first again when there are fewer.
-    segs = [_placed(pipeline, path, label_scheme) for path in list(files.values())[:num]]
+    segs = [_placed(pipeline, path, label_scheme) for path in list(files.values())[:num_samples]]
     carry_out(
         target,
-        describe=lambda: _describe(pipeline, len(segs), num),
+        describe=lambda: _describe(pipeline, len(segs), num_samples),
         settings=lambda: {
             "command": "generate patients",
             "sha256": pipeline.sha256,
@@ -133,8 +133,13 @@ def generate_patients(
             **({"sampler": dict(changes)} if changes else {}),
             **detail_settings(pipeline.detail),
         },
-        make=lambda folder: _generate(pipeline, folder, list(files), segs, num, seed),
-        report=partial(report_made, total=num, noun="patient"),
+        make=lambda folder: _generate(pipeline, folder, list(files), segs, num_samples, seed),
+        report=partial(
+            report_made,
+            total=num_samples,
+            noun="patient",
+            scored_by=("prod9", "evaluate", "patients", "REAL_PATIENTS"),
+        ),
     )
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from prod9.cli import shared
+from prod9.cli.front.after import tell_next
 from prod9.cli.generate.inputs import CUT
 from prod9.cli.generate.options import (
     Detail,
@@ -110,9 +111,11 @@ def translate(
         Path | None,
         typer.Option("--output-dir", "-o", metavar="DIR", help="Results of --patient; made if missing."),
     ] = None,
-    example: Annotated[
+    example_patient: Annotated[
         list[Path] | None,
-        typer.Option("--example", metavar="DIR", help="Another patient who has the target; repeatable."),
+        typer.Option(
+            "--example-patient", metavar="DIR", help="Another patient who has the target; repeatable."
+        ),
     ] = None,
     decode: Annotated[
         str,
@@ -158,7 +161,7 @@ def translate(
     if patient and output_dir is None:
         raise ConfigError("expected --output-dir DIR with --patient, got none; add it")
     job = job_from_sources(source, target, output) if source else None
-    cases, shown = find_patients(patient or []), find_patients(example or [])
+    cases, shown = find_patients(patient or []), find_patients(example_patient or [])
     detail.check(detail.path)
     require_models(refiner, autoencoder, detail.path)
     load = partial(_load, autoencoder=autoencoder, refiner=refiner, refine=refine, detail=detail)
@@ -199,6 +202,9 @@ def translate(
         if complete:
             lack = "lacks" if len(complete) == 1 else "lack"
             shared.console.print(f"{plural(complete, 'patient')} {lack} nothing; --target makes one again.")
+        if patient and target is not None:
+            scores = ("samples",) if samples.num_samples > 1 else ("images", "--paired")
+            tell_next("prod9", "evaluate", *scores, patient[0], where, "-o", f"{where}_scores")
     if failed:
         raise DataError(
             f"{len(failed)} of {plural(jobs, 'translation')} failed:\n" + "\n".join(failed.values())

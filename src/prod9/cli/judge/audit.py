@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from prod9.cli import shared
+from prod9.cli.front.after import tell_after_scores
 from prod9.cli.judge.options import AuditedOptions, ModalityOption, RunOptions, SkipBadOption, grouped
 from prod9.cli.judge.reporting import reporting
-from prod9.cli.shared import FAILED, console, messages, new_app
+from prod9.cli.shared import FAILED, console, errors, messages, new_app
 from prod9.devices import torch_device
 from prod9.errors import ConfigError
 from prod9.system.wording import plural
@@ -22,7 +23,9 @@ _SHOWN = 10
 app = new_app("Find copies of training patients among generated volumes.")
 
 
-@app.command()
+@app.command(
+    example="prod9 audit --generated outputs/demo/starter/volumes --run outputs/demo/starter/stage2_label"
+)
 @grouped
 def audit(
     generated: Annotated[
@@ -34,6 +37,7 @@ def audit(
         str | None,
         typer.Option(
             "--model",
+            "-m",
             metavar="RUN|CHECKPOINT|EXPORT",
             help="Compare latents too, of this run's autoencoder; with --run its own by default.",
         ),
@@ -100,6 +104,8 @@ def audit(
     else:
         _print(result, output_dir)
     result.write_pictures(output_dir / PICTURE, voxels)
+    if not options.as_json:
+        tell_after_scores(generated, output_dir)
     if not result.passed:
         raise typer.Exit(FAILED)
 
@@ -160,4 +166,4 @@ def _print(result: "Audit", folder: Path) -> None:
         f"{len(result.suspects)} of {len(result.sets.generated)} suspect ({result.share:.1%}; limit "
         f"{result.max_share:.1%}): {'passed' if result.passed else failed}. {folder}"
     )
-    (console if result.passed else messages).print(verdict)
+    (console if result.passed else errors).print(verdict)

@@ -10,7 +10,7 @@ from prod9.cli.shared import DebugOption, JsonOption, console, new_app, print_js
 app = new_app("Write a model card and a data card from what a run recorded.")
 
 
-@app.command()
+@app.command(example="prod9 card outputs/demo/starter/stage2")
 def card(
     folder: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="A run folder.")],
     output_dir: Annotated[

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from prod9.cli import shared
+from prod9.cli.front.after import tell_after_scores
 from prod9.cli.judge.options import (
     ExtractorOptions,
     GridOption,
@@ -31,7 +32,7 @@ app = new_app("Measure generated volumes against real ones.")
 FILE = "evaluation.json"
 
 
-@app.command("images")
+@app.command("images", example="prod9 evaluate images outputs/demo/data outputs/demo/starter/volumes")
 @grouped
 def images(
     real: Annotated[
@@ -96,11 +97,11 @@ def images(
         )
     if result.judge is not None:
         result.judge.save(output_dir / CLASSIFIER)
-    _finish(result.evaluation, output_dir, options.as_json)
+    _finish(result.evaluation, output_dir, options.as_json, real, generated)
     kept.unlink(missing_ok=True)
 
 
-@app.command("samples")
+@app.command("samples", example="prod9 evaluate samples outputs/demo/data made")
 @grouped
 def samples(
     real: Annotated[
@@ -150,10 +151,10 @@ def samples(
     )
     with reporting() as report:
         evaluation = evaluate_samples(real, sampled, settings, report=report)
-    _finish(evaluation, output_dir, as_json)
+    _finish(evaluation, output_dir, as_json, real, sampled)
 
 
-@app.command("control")
+@app.command("control", example="prod9 evaluate control outputs/demo/data steered")
 @grouped
 def control(
     real: Annotated[Path, typer.Argument(metavar="REAL", help="Folder of real patients with segmentations.")],
@@ -168,7 +169,7 @@ def control(
         str | None,
         typer.Option(
             "--autoencoder",
-            metavar="PATH",
+            metavar="RUN|CHECKPOINT|EXPORT",
             help="Also score reconstructions of this run, checkpoint or export.",
         ),
     ] = None,
@@ -191,10 +192,10 @@ def control(
         evaluation = evaluate_control(
             real, steered, settings, device=torch_device(options.device), report=report
         )
-    _finish(evaluation, output_dir, options.as_json)
+    _finish(evaluation, output_dir, options.as_json, real, steered)
 
 
-@app.command("patients")
+@app.command("patients", example="prod9 evaluate patients outputs/demo/data made")
 @grouped
 def patients(
     real: Annotated[Path, typer.Argument(metavar="REAL", help="Folder of real patients with segmentations.")],
@@ -221,10 +222,10 @@ def patients(
         evaluation = evaluate_patients(
             real, made, settings, device=torch_device(options.device), report=report
         )
-    _finish(evaluation, output_dir, options.as_json)
+    _finish(evaluation, output_dir, options.as_json, real, made)
 
 
-@app.command("utility")
+@app.command("utility", example="prod9 evaluate utility outputs/demo/data made")
 @grouped
 def utility(
     real: Annotated[Path, typer.Argument(metavar="REAL", help="Folder of real patients with segmentations.")],
@@ -254,7 +255,7 @@ def utility(
         evaluation = evaluate_utility(
             real, synthetic, settings, device=torch_device(options.device), report=report
         )
-    _finish(evaluation, output_dir, options.as_json)
+    _finish(evaluation, output_dir, options.as_json, real, synthetic)
 
 
 def _check_folder(output_dir: Path, overwrite: bool) -> None:
@@ -267,7 +268,7 @@ def _check_folder(output_dir: Path, overwrite: bool) -> None:
     check_writable(output_dir)
 
 
-def _finish(evaluation: "Evaluation", output_dir: Path, as_json: bool) -> None:
+def _finish(evaluation: "Evaluation", output_dir: Path, as_json: bool, real: Path, generated: Path) -> None:
     files = evaluation.write(output_dir)
     for item in evaluation.skipped:
         shared.messages.print(f"Skipped: {item.reason}")
@@ -282,3 +283,4 @@ def _finish(evaluation: "Evaluation", output_dir: Path, as_json: bool) -> None:
 
     print_scores(evaluation)
     shared.console.print(f"Written: {', '.join(str(file) for file in files)}")
+    tell_after_scores(generated, output_dir, real)

@@ -10,11 +10,11 @@ from typing import Annotated, Any
 
 import typer
 
+from prod9.cli.front.spacing import SPACING, checked_spacing, spacing_of
 from prod9.cli.shared import DebugOption, DeviceOption, JsonOption
 from prod9.errors import ConfigError
 
 Grid = tuple[int, int, int]
-Spacing = tuple[float, float, float]
 ModalityOption = Annotated[
     list[str] | None,
     typer.Option("--modality", metavar="NAME", help="Compare only this one; repeatable. [all]"),
@@ -53,7 +53,9 @@ class JudgedOptions:
     ] = "auto"
     label_scheme: Annotated[
         str,
-        typer.Option("--label-scheme", metavar="NAME", help="Meaning of the labels in real segmentations."),
+        typer.Option(
+            "--label-scheme", metavar="NAME|TABLE", help="Meaning of the labels in real segmentations."
+        ),
     ] = "auto"
     skip_bad: SkipBadOption = False
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of all draws.")] = 0
@@ -61,6 +63,8 @@ class JudgedOptions:
     def settings(self) -> dict[str, Any]:
         """Return the fields of :class:`~prod9.evaluation.settings.SetSettings` that were given."""
         given = {field.name: getattr(self, field.name) for field in fields(self)}
+        if "spacing" in given:
+            given["spacing"] = spacing_of(given["spacing"])
         modalities = given.pop("modality")
         return given | ({"modalities": tuple(modalities)} if modalities else {})
 
@@ -70,8 +74,13 @@ class SetOptions(JudgedOptions):
     """Which volumes are compared, and how they are read."""
 
     spacing: Annotated[
-        Spacing | None,
-        typer.Option("--spacing", metavar="X Y Z", help="Resample all volumes to this voxel size in mm."),
+        str | None,
+        typer.Option(
+            "--spacing",
+            metavar=SPACING,
+            callback=checked_spacing,
+            help="Resample all volumes to this voxel size in mm.",
+        ),
     ] = None
 
 
@@ -90,7 +99,9 @@ class TrainedOptions:
     heldout: Annotated[
         Path | None, typer.Option("--heldout", metavar="DIR", help="Real patients to test on instead.")
     ] = None
-    steps: Annotated[int, typer.Option("--steps", min=1, help="Training steps of each network.")] = 400
+    training_steps: Annotated[
+        int, typer.Option("--training-steps", min=1, help="Steps of training of each network.")
+    ] = 400
 
     def settings(self) -> dict[str, Any]:
         """Return the fields of :class:`~prod9.evaluation.utility.TrainedSettings`; ConfigError for both folders."""
@@ -99,7 +110,7 @@ class TrainedOptions:
         return {
             "split": None if self.split is None else str(self.split),
             "heldout": None if self.heldout is None else str(self.heldout),
-            "steps": self.steps,
+            "steps": self.training_steps,
         }
 
 
@@ -118,7 +129,11 @@ class ExtractorOptions:
     ] = None
     autoencoder: Annotated[
         str | None,
-        typer.Option("--autoencoder", metavar="PATH", help="Run, checkpoint or export of that extractor."),
+        typer.Option(
+            "--autoencoder",
+            metavar="RUN|CHECKPOINT|EXPORT",
+            help="Run, checkpoint or export of that extractor.",
+        ),
     ] = None
     classifier: Annotated[
         str | None,

@@ -5,18 +5,24 @@ from typing import Annotated
 
 import typer
 
+from prod9.cli.front.after import tell_next
+from prod9.cli.front.places import one_file
 from prod9.cli.shared import DebugOption, JsonOption, console, new_app, print_json
 
 app = new_app("Write a report that opens in any browser, without a network.")
 
 
-@app.command()
+@app.command(example="prod9 report outputs/demo/starter")
 def report(
     folder: Annotated[
         Path, typer.Argument(metavar="RUN_DIR", help="A run, or a folder of runs such as the demo's.")
     ],
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Default: RUN_DIR/report.html.")
+        Path | None, typer.Option("--output", metavar="FILE", help="Default: RUN_DIR/report.html.")
+    ] = None,
+    output_dir: Annotated[
+        Path | None,
+        typer.Option("--output-dir", "-o", metavar="DIR", help="Instead of --output: folder of report.html."),
     ] = None,
     generated: Annotated[
         Path | None,
@@ -39,7 +45,7 @@ def report(
     from prod9.errors import ConfigError
     from prod9.evaluation.report.page import Sources, write_report
 
-    output = output or folder / "report.html"
+    output = one_file(output, output_dir, "report.html", or_in=folder)
     if output.suffix.lower() not in (".html", ".htm"):
         raise ConfigError(f"--output: expected a file ending in .html, got {output}; rename it.")
     written = write_report(folder, output, Sources(generated, include or ()))
@@ -47,4 +53,5 @@ def report(
     if as_json:
         print_json({"report": str(written), "megabytes": round(megabytes, 2)})
     else:
-        console.print(f"{written} ({megabytes:.1f} MB)")
+        console.print(f"{written} ({megabytes:.1f} MB); open it in any browser")
+        tell_next("prod9", "card", folder)

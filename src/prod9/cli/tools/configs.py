@@ -9,10 +9,10 @@ from prod9.cli.shared import (
     DebugOption,
     JsonOption,
     SetOption,
-    console,
     new_app,
     print_config,
     print_json,
+    print_table,
 )
 
 app = new_app("List, show and explain configurations.")
@@ -21,11 +21,9 @@ NameArgument = Annotated[str, typer.Argument(metavar="NAME_OR_PATH", help="A shi
 StageOption = Annotated[str | None, typer.Option("--stage", metavar="STAGE", help="Only this stage.")]
 
 
-@app.command("list")
+@app.command("list", example="prod9 configs list")
 def list_configs(as_json: JsonOption = False, debug: DebugOption = False) -> None:
     """List the shipped configs: name, stage and first comment line."""
-    from rich.table import Column, Table
-
     from prod9.config.load import merge_config, shipped_configs
 
     rows = [
@@ -35,13 +33,10 @@ def list_configs(as_json: JsonOption = False, debug: DebugOption = False) -> Non
     if as_json:
         print_json(rows)
         return
-    table = Table(Column("name", no_wrap=True), "stage", "about", box=None)
-    for row in rows:
-        table.add_row(row["name"], row["stage"], row["about"])
-    console.print(table)
+    print_table(("name", "stage", "about"), [tuple(row.values()) for row in rows])
 
 
-@app.command()
+@app.command(example="prod9 configs show demo/stage1 > mine.yaml")
 def show(name: NameArgument, overrides: SetOption = None, debug: DebugOption = False) -> None:
     """Print a config with everything it extends and every default; variables stay as written."""
     from prod9.config.load import load_config
@@ -49,7 +44,7 @@ def show(name: NameArgument, overrides: SetOption = None, debug: DebugOption = F
     print_config(load_config(name, overrides=overrides or (), fill_variables=False))
 
 
-@app.command()
+@app.command(example="prod9 configs schema --stage autoencoder")
 def schema(stage: StageOption = None, as_json: JsonOption = False, debug: DebugOption = False) -> None:
     """Print every key with its type, default and meaning; `--json` prints a JSON schema for editors."""
     from prod9.config.schema import CONFIGS

@@ -28,7 +28,7 @@ VARIABLES = ("BRATS_DIR", "MEDMNIST_DIR", "PROD9_WEIGHTS_DIR", "PROD9_RUNS", "PR
 app = new_app("Report versions, devices, memory, disk, weights and optional packages.")
 
 
-@app.command()
+@app.command(example="prod9 doctor")
 def doctor(as_json: JsonOption = False, debug: DebugOption = False) -> None:
     """Report versions, devices, memory, disk, weights found and optional packages."""
     report = examine()

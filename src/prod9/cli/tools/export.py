@@ -5,17 +5,24 @@ from typing import Annotated
 
 import typer
 
+from prod9.cli.front.after import tell_next, use_of
+from prod9.cli.front.places import one_folder
 from prod9.cli.shared import DebugOption, JsonOption, console, new_app, print_json
 
 app = new_app("Write a trained model as safetensors with its config, a model card and a manifest.")
 
 
-@app.command()
+@app.command(example="prod9 export outputs/demo/starter/stage2 shared/translate")
 def export(
     model: Annotated[
         str, typer.Argument(metavar="RUN|CHECKPOINT", help="What to share: a run folder or a checkpoint.")
     ],
-    output_dir: Annotated[Path, typer.Argument(metavar="DIR", help="The export folder; new or empty.")],
+    new_folder: Annotated[
+        Path | None, typer.Argument(metavar="DIR", help="The export folder; new or empty.")
+    ] = None,
+    output_dir: Annotated[
+        Path | None, typer.Option("--output-dir", "-o", metavar="DIR", help="The same, as an option.")
+    ] = None,
     half: Annotated[
         bool, typer.Option("--half", help="Keep weights as float16: half the size, cast back when loaded.")
     ] = False,
@@ -23,7 +30,7 @@ def export(
         str | None,
         typer.Option(
             "--autoencoder",
-            metavar="EXPORT",
+            metavar="RUN|CHECKPOINT|EXPORT",
             help="For stage 2: the exported autoencoder to record, so that both folders can move together; without it, "
             "the one it was trained on is exported too, into a folder below.",
         ),
@@ -33,7 +40,7 @@ def export(
         typer.Option(
             "--transformer",
             "--diffusion",
-            metavar="EXPORT",
+            metavar="RUN|CHECKPOINT|EXPORT",
             help="For stage 3 or a refiner: the exported transformer or diffusion network to record, likewise.",
         ),
     ] = None,
@@ -53,6 +60,7 @@ def export(
 
     Every command that takes `--model` or `inputs` takes the folder.
     """
+    output_dir = one_folder(new_folder, output_dir)
     from prod9.errors import ConfigError
     from prod9.files import check_writable
 
@@ -63,12 +71,14 @@ def export(
     check_writable(output_dir)
     import torch
 
+    from prod9.config.load import config_from_dict
     from prod9.models.checkpoint_manager import CheckpointManager
 
     dtype = torch.float16 if half else torch.float32
     folder = CheckpointManager.export(
         model, output_dir, dtype=dtype, autoencoder=autoencoder, transformer=transformer, weak=weak_model
     )
+    exported = config_from_dict(CheckpointManager.open(folder).header["config"], source=str(folder))
     files = {
         path.relative_to(folder).as_posix(): path.stat().st_size
         for path in sorted(folder.rglob("*"))
@@ -80,3 +90,5 @@ def export(
     for name, size in files.items():
         console.print(f"{name:34} {size / 1e6:8.2f} MB")
     console.print(str(folder))
+    if used := use_of(exported, folder):
+        tell_next(*used)

@@ -1,6 +1,5 @@
 """``prod9 plan``: configs that fit a dataset and a machine."""
 
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -8,12 +7,15 @@ import typer
 
 from prod9.cli import shared
 from prod9.cli.shared import DebugOption, DeviceOption, JsonOption, OverwriteOption, console, new_app
+from prod9.cli.stage import CalibrateOption
 from prod9.devices import torch_device
 from prod9.errors import ConfigError
 from prod9.stages import FAMILIES, STAGES, Family, stages_of
 from prod9.system import machine
+from prod9.system.wording import duration
 
 if TYPE_CHECKING:
+    from prod9.cli.checks.cost import Cost
     from prod9.config.schema import RunConfig
     from prod9.planning.choose import StagePlan
     from prod9.planning.footprint import Device
@@ -23,13 +25,11 @@ GIB = 1024**3
 app = new_app("Choose grid, crops, batches and networks for a dataset and a machine.")
 
 
-@app.command()
+@app.command(example="prod9 plan ~/brats -o plan --memory 24")
 def plan(
     data: Annotated[
         Path,
-        typer.Argument(
-            metavar="DIR|FINGERPRINT", help="A dataset, or what `prod9 data info -o` wrote of it."
-        ),
+        typer.Argument(metavar="DIR|FINGERPRINT", help="A dataset, or what `prod9 data info` wrote of it."),
     ],
     output_dir: Annotated[
         Path, typer.Option("--output-dir", "-o", metavar="DIR", help="Where the configs go; made if missing.")
@@ -46,6 +46,7 @@ def plan(
         typer.Option("--memory", min=0.1, metavar="GIB", help="Plan for a GPU of this size, wherever it is."),
     ] = None,
     device: DeviceOption = "auto",
+    calibrate: CalibrateOption = True,
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
     debug: DebugOption = False,
@@ -55,7 +56,7 @@ def plan(
     Translation needs two modalities, control needs segmentations; a MedMNIST3D file has examples and foregrounds
     instead. The fingerprint gives the size of heads and the modalities that every case has, the device its memory.
     Each config comes with its estimated peak memory, the disk for it and its tokens and, for this machine, the time
-    per step.
+    that it takes, from a few measured steps.
     """
     if family not in (*FAMILIES, "all"):
         raise ConfigError(f"--family: expected {', '.join(FAMILIES)} or all, got {family!r}")
@@ -82,11 +83,11 @@ def plan(
         )
         for one in chosen
     ]
-    rates = None if memory is not None else _rates(device)
+    costs = {} if memory is not None else _costs(plans, device, measures=calibrate)
     report = []
     for name, stage in (pair for plan in plans for pair in plan.items()):
         path = output_dir / f"{name}.yaml"
-        row = _row(stage, path, rates, images_of(fingerprint))
+        row = _row(stage, path, costs.get(name), images_of(fingerprint))
         report.append(row)
         _write(path, stage, row, most_workers=machine.cores() if memory is None else None)
     if as_json:
@@ -95,7 +96,7 @@ def plan(
     for row in report:
         console.print(f"{row['config']}: {_described(row)}")
     for row in report:
-        console.print(f"  {row['command']} train --config {row['config']}")
+        console.print(f"  prod9 train --config {row['config']}")
 
 
 def _fingerprint(data: Path) -> dict[str, Any]:
@@ -136,39 +137,35 @@ def _machine(device: str) -> "tuple[Device, int]":
     return ("cuda" if chosen.type == "cuda" else "cpu"), memory
 
 
-def _rates(device: str) -> tuple[float, float]:
-    """Return the multiply-adds per second of a convolution and of a matrix product, as in training on ``device``."""
-    import torch
-    from torch.nn import functional as F
+def _costs(
+    plans: "list[dict[str, StagePlan[RunConfig]]]", device: str, *, measures: bool
+) -> "dict[str, Cost]":
+    """Return what each stage costs on this machine. A control network's estimate is corrected as its base's was."""
+    from prod9.cli.checks.cost import cost_of
 
-    chosen = torch_device(device)
-    half = torch.bfloat16 if chosen.type == "cuda" else torch.float32
-    image = torch.ones(1, 32, 32, 32, 32, device=chosen, dtype=half)
-    kernel = torch.ones(32, 32, 3, 3, 3, device=chosen, dtype=half)
-    matrix = torch.ones(1024, 512, device=chosen, dtype=half)
+    costs: dict[str, Cost] = {}
+    for plan in plans:
+        stage1 = next(iter(plan.values()))
+        below = getattr(stage1.config, "model", None)
+        factor = None
+        for name, stage in plan.items():
+            shared.messages.print(f"Timing {name} …")
+            costs[name] = cost_of(
+                stage.config,
+                stage.resources,
+                below,
+                device=torch_device(device),
+                measures=measures,
+                work=stage.multiplications,
+                factor=factor,
+            )
+            factor = costs[name].factor or factor
+    return costs
 
-    def rate(work: float, run: Any) -> float:
-        best = float("inf")
-        for _ in range(4):
-            began = time.perf_counter()
-            run()
-            if chosen.type == "cuda":
-                torch.cuda.synchronize(chosen)
-            best = min(best, time.perf_counter() - began)
-        return work / best
 
-    convolution = rate(32**3 * 27 * 32 * 32, lambda: F.conv3d(image, kernel, padding=1))
-    return convolution, rate(1024 * 512 * 1024, lambda: matrix @ matrix.T)
-
-
-def _row(
-    stage: "StagePlan[RunConfig]", path: Path, rates: tuple[float, float] | None, volumes: int
-) -> dict[str, Any]:
+def _row(stage: "StagePlan[RunConfig]", path: Path, cost: "Cost | None", volumes: int) -> dict[str, Any]:
     needs, config = stage.resources, stage.config
     trained = STAGES[config.stage]
-    # Transformers, and what steers them, multiply matrices; all other networks convolve.
-    is_transformer = trained.family == "maskgit" and trained.number > 1
-    rate = None if rates is None else rates[is_transformer]
     kept = config.callbacks.checkpoint.save_top_k + 2
     return {
         "config": str(path),
@@ -180,7 +177,8 @@ def _row(
         "memory_gib": round(stage.peak_bytes / GIB, 2),
         "store_gib": round(volumes * needs.store_bytes_per_volume / GIB, 3),
         "checkpoints_gib": round(kept * needs.checkpoint_bytes / GIB, 3),
-        "seconds_per_step": None if rate is None else round(stage.multiplications / rate, 3),
+        "seconds_per_step": None if cost is None else cost.seconds_per_step,
+        "time_source": None if cost is None else cost.source,
         "steps": config.training.max_steps,
     }
 
@@ -193,8 +191,10 @@ def _described(row: dict[str, Any]) -> str:
         f"{row['store_gib'] + row['checkpoints_gib']:.1f} GiB of disk",
     ]
     if row["seconds_per_step"] is not None:
-        hours = row["seconds_per_step"] * row["steps"] / 3600
-        parts.append(f"about {row['seconds_per_step']:.2g} s a step, {hours:.1f} h for {row['steps']:,}")
+        time = duration(row["seconds_per_step"] * row["steps"])
+        parts.append(
+            f"about {row['seconds_per_step']:.2g} s per step, {time} for {row['steps']:,} ({row['time_source']})"
+        )
     return ", ".join(parts)
 
 

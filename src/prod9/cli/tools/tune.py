@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from prod9.cli import shared
+from prod9.cli.front.after import tell_next
 from prod9.cli.judge.reporting import reporting
 from prod9.cli.shared import (
     DebugOption,
@@ -33,7 +34,7 @@ NO_WEAK = "none"
 app = new_app("Choose settings on validation patients.")
 
 
-@app.command("sampler")
+@app.command("sampler", example="prod9 tune sampler outputs/demo/starter/stage2_label -o outputs/tuned")
 def tune_sampler(
     model: Annotated[
         str, typer.Argument(metavar="RUN", help="A run, checkpoint or export that generates from a label.")
@@ -45,8 +46,8 @@ def tune_sampler(
     data: Annotated[
         Path | None, typer.Option("--data", metavar="DIR", help="Where the run's patients are now.")
     ] = None,
-    volumes: Annotated[
-        int, typer.Option("--volumes", min=2, help="Volumes per label in the last round.")
+    num_samples: Annotated[
+        int, typer.Option("--num-samples", "-n", min=2, help="Volumes per label in the last round.")
     ] = 16,
     budget: Annotated[
         str | None,
@@ -89,7 +90,7 @@ def tune_sampler(
     from prod9.models.checkpoint_manager import CheckpointManager
 
     opened = CheckpointManager.open(opened)
-    settings = TuneSettings(volumes=volumes, evaluations=evaluations, seconds=seconds, seed=seed)
+    settings = TuneSettings(volumes=num_samples, evaluations=evaluations, seconds=seconds, seed=seed)
     if overwrite:
         (output_dir / FILE).unlink(missing_ok=True)
     again = f"What was measured is in {output_dir}; the same command goes on from there."
@@ -119,6 +120,17 @@ def tune_sampler(
     console.print(
         f"Validation patients: {len(patients)} ({', '.join(patients[:3])} …). Written: {output_dir / SAMPLER}, {FILE}, "
         f"{PICTURE}"
+    )
+    tell_next(
+        "prod9",
+        "generate",
+        "label",
+        "-m",
+        model,
+        "--sampler",
+        output_dir / SAMPLER,
+        "-o",
+        output_dir / "volumes",
     )
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from prod9.cli.shared import DebugOption, JsonOption, console, messages, new_app, print_json
+from prod9.cli.shared import DebugOption, JsonOption, console, messages, new_app, print_json, print_table
 from prod9.errors import CheckpointError, ConfigError, Prod9Error
 from prod9.system.machine import expand
 from prod9.system.wording import plural
@@ -19,12 +19,13 @@ app = new_app(
 )
 
 NameOption = Annotated[
-    str | None, typer.Option("--name", help="Which network it is, if the file's name does not say.")
+    str | None,
+    typer.Option("--name", metavar="NAME", help="Which network it is, if the file's name does not say."),
 ]
 FileArgument = Annotated[Path, typer.Argument(metavar="FILE", help="The publisher's file.")]
 
 
-@app.command("list")
+@app.command("list", example="prod9 weights list")
 def list_weights(as_json: JsonOption = False, debug: DebugOption = False) -> None:
     """List the known networks: file, source, licence, and where it was found."""
     keys = ("name", "file", "source", "licence", "config", "parameters", "found")
@@ -36,16 +37,11 @@ def list_weights(as_json: JsonOption = False, debug: DebugOption = False) -> Non
     if as_json:
         print_json(rows)
         return
-    from rich.table import Column, Table
-
-    others = [Column(name, overflow="fold") for name in ("file", "source", "licence", "found")]
-    table = Table(Column("name", no_wrap=True), *others, box=None)
-    for row in rows:
-        table.add_row(row["name"], row["file"], row["source"], row["licence"], row["found"] or "no")
-    console.print(table)
+    shown = ("name", "file", "source", "licence", "found")
+    print_table(shown, [[row[key] or "no" for key in shown] for row in rows])
 
 
-@app.command()
+@app.command(example="prod9 weights verify autoencoder_epoch273.pt")
 def verify(
     files: Annotated[
         list[Path] | None, typer.Argument(metavar="[FILE…]", help="Files to verify; default: all found.")
@@ -78,7 +74,7 @@ def verify(
         raise CheckpointError(f"{len(failed)} of {plural(chosen, 'file')} failed:\n" + "\n".join(failed))
 
 
-@app.command("import")
+@app.command("import", example="prod9 weights import autoencoder_epoch273.pt")
 def import_weights(
     file: FileArgument,
     output_dir: Annotated[

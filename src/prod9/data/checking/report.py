@@ -17,6 +17,7 @@ from prod9.data.layouts.names import MODALITIES
 from prod9.data.layouts.scan import conversion, foreign_files
 from prod9.data.splits import Split
 from prod9.errors import DataError
+from prod9.modalities import known_as
 from prod9.system.progress import Progress
 from prod9.system.wording import are, listing, plural
 
@@ -91,9 +92,10 @@ def check_dataset(
     dataset = scan_dataset(root, layout=layout, label_scheme=label_scheme)
     if not dataset.cases and not dataset.problems:
         raise DataError(no_cases(root))
+    declared = dict.fromkeys(name for case in dataset.cases for name in case.images)
+    modalities = [known_as(name, list(dict.fromkeys([*MODALITIES, *declared]))) for name in modalities]
     if modalities:
         require_known(dataset.cases, modalities)
-    declared = dict.fromkeys(name for case in dataset.cases for name in case.images)
     wanted = tuple(modalities) or (tuple(declared) if dataset.layout in _OWN_NAMES else MODALITIES)
     headers = check_headers(dataset.cases, progress=None if deep else progress)
     report = Report(root=root, dataset=dataset, modalities=wanted, headers=headers)

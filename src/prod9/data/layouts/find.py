@@ -92,6 +92,7 @@ def scan_dataset(root: str | Path, *, layout: str = "auto", label_scheme: str = 
     kind = detect_layout(root) if layout == "auto" else layout
     scan = LAYOUTS.get(kind, scan_brats)(root)
     cases = [_named(case, layout, label_scheme) for case in scan.cases]
+    _LOG.info("Found %s in the layout %s in %s.", plural(cases, "case"), kind, root)
     wrong = {
         case.case_id: text
         for case in cases

@@ -13,22 +13,14 @@ from pathlib import Path
 
 from prod9.data.cases import Case
 from prod9.data.layouts.visits import is_container, is_visit, split_visit
+from prod9.modalities import DEFAULT_LABEL_MAP as DEFAULT_LABEL_MAP
+from prod9.modalities import MODALITIES as MODALITIES
+from prod9.modalities import SEG as SEG
+from prod9.modalities import TOKENS as TOKENS
 from prod9.volumes import Channel
 
-MODALITIES = ("T1", "T1ce", "T2", "FLAIR")
-DEFAULT_LABEL_MAP: Mapping[str, int] = {name: label for label, name in enumerate(MODALITIES)}
-SEG = "seg"
-
-# "t1ce" holds "t1", "t2f" holds "t2": the pattern tries the longest first.
-TOKENS: Mapping[str, str] = {
-    **dict.fromkeys(("t1gd", "t1gad", "t1ce", "t1c", "ct1", "t1_gd", "t1-gd", "t1_ce", "t1-ce"), "T1ce"),
-    **dict.fromkeys(("t1n", "t1w", "t1"), "T1"),
-    **dict.fromkeys(("flair", "fla", "t2f", "t2flair", "t2_flair", "t2-flair"), "FLAIR"),
-    **dict.fromkeys(("t2w", "t2"), "T2"),
-    **dict.fromkeys(("segm", "seg"), SEG),
-}
-"""Last word of a name, in lower case → its meaning."""
 _SUFFIX = re.compile(r"\.nii(\.gz)?$", re.IGNORECASE)
+# "t1ce" holds "t1", "t2f" holds "t2": the pattern tries the longest first.
 _LAST_TOKEN = re.compile(rf"(?:^|[-_. ])({'|'.join(sorted(TOKENS, key=len, reverse=True))})$", re.IGNORECASE)
 
 # Words before "seg": a lesion, as expected of a segmentation here, or another structure of the head.

@@ -195,7 +195,7 @@ def _simulate_all(
 def _check(num_subjects: int, spacing_mm: float, num_workers: int) -> None:
     if num_subjects < 1 or num_workers < 1:
         raise ConfigError(
-            f"--num-subjects and --workers: expected at least 1, got {num_subjects} and {num_workers}; raise them."
+            f"--num-samples and --workers: expected at least 1, got {num_subjects} and {num_workers}; raise them."
         )
     if not 1.0 <= spacing_mm <= 8.0:
         raise ConfigError(f"--spacing: expected 1 to 8 mm, got {spacing_mm:g}; 3 suits a quick look.")

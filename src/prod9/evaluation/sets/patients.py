@@ -88,7 +88,7 @@ def require_sizes(grid: Grid, num_modalities: int, num_cases: int) -> None:
     if wanted > MAX_BYTES:
         raise ConfigError(
             f"expected volumes that fit into {MAX_BYTES >> 30} GiB, got {num_cases} patients of {grid} voxels, "
-            f"{wanted / 2**30:.0f} GiB; use larger voxels (--spacing 2 2 2 with --grid), or fewer patients."
+            f"{wanted / 2**30:.0f} GiB; use larger voxels (--spacing 2 with --grid), or fewer patients."
         )
 
 

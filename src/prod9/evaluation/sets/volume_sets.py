@@ -21,6 +21,7 @@ from prod9.errors import DataError
 from prod9.evaluation.sets.entries import BadFiles as BadFiles
 from prod9.evaluation.sets.entries import Entry as Entry
 from prod9.evaluation.sets.entries import entry_by_name, read_manifest
+from prod9.modalities import known_as
 from prod9.pipelines.placement import GridPlacement
 from prod9.volumes import VolumeFile, VolumeHeader
 
@@ -71,11 +72,12 @@ def find_volumes(
     entries += _beside_cases(root, dataset, bad)
     if not entries:
         raise DataError(f"{root}: expected volumes (.nii or .nii.gz), got none; check the path.")
+    there = sorted({entry.modality for entry in entries})
+    modalities = [known_as(name, there) for name in modalities]
     chosen = [entry for entry in entries if not modalities or entry.modality in modalities]
     if not chosen:
-        there = ", ".join(sorted({entry.modality for entry in entries}))
         raise DataError(
-            f"{root}: expected volumes of {', '.join(modalities)}, got {there}; correct --modality."
+            f"{root}: expected volumes of {', '.join(modalities)}, got {', '.join(there)}; correct --modality."
         )
     _note_others(entries, chosen, f"of other modalities than {', '.join(modalities)}", bad)
     if split is not None:

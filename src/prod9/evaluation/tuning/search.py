@@ -159,8 +159,9 @@ class Search:
         best = min(range(len(points)), key=lambda i: points[i][1])
         if not math.isfinite(points[best][1]):
             raise ConfigError(
-                f"--volumes: expected enough volumes for a floor of every score, got {self.settings.volumes} per label "
-                f"and {self.scans.num_patients} validation patients; raise --volumes"
+                "--num-samples: expected enough volumes for a floor of every score, got "
+                f"{self.settings.volumes} per label and {self.scans.num_patients} validation "
+                "patients; raise --num-samples"
             )
         tuned = Tuned(rounds, front(points), knee(points), best, dropped)
         self._write(tuned)
@@ -202,7 +203,7 @@ class Search:
             least = space.planned(costs[:2], settings.volumes)
             raise ConfigError(
                 f"--budget: expected at least {least:,.0f} evaluations for two settings and {settings.volumes} volumes "
-                f"per label, got {budget:,.0f}; raise it, or lower --volumes"
+                f"per label, got {budget:,.0f}; raise it, or lower --num-samples"
             )
         return count
 

@@ -1,11 +1,12 @@
 """GAN training of an autoencoder, without Lightning."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from prod9.measures.metrics import (
     LARGEST_HISTOGRAM,
@@ -131,9 +132,10 @@ class AutoencoderTrainer(AbstractAlgorithm):
         """Count scores of reconstructions of whole volumes in [0, 1], in evaluation mode, without gradient.
 
         Means over the volumes: psnr and psnr_brain in dB (the latter over those with any foreground), ssim, l1; with
-        an LPIPS network lpips. Over all tokens of the set: per channel level_usage_0 …, and codebook_usage and
-        perplexity of vocabularies up to ``LARGEST_HISTOGRAM`` tokens; for continuous latents kl, and latent_std over
-        all values of z_mu (stage 2 wants it near 1). combined_metric.
+        an LPIPS network lpips. psnr_brain_averages is what one number per cell of the latent grid, interpolated, has
+        as psnr_brain. Over all tokens of the set: per channel level_usage_0 …, and codebook_usage and perplexity of
+        vocabularies up to ``LARGEST_HISTOGRAM`` tokens; for continuous latents kl, and latent_std over all values of
+        z_mu (stage 2 wants it near 1). combined_metric.
         """
         with torch.no_grad(), _evaluating(self.autoencoder):
             output = self.autoencoder(x)
@@ -142,6 +144,9 @@ class AutoencoderTrainer(AbstractAlgorithm):
             means = {
                 "psnr": mean_of(psnr(reconstruction, x)),
                 "psnr_brain": mean_of(psnr(reconstruction, x, mask=brain), brain.flatten(1).any(1)),
+                "psnr_brain_averages": mean_of(
+                    psnr(_averages(x, output.z_mu.shape[2:]), x, mask=brain), brain.flatten(1).any(1)
+                ),
                 "ssim": mean_of(ssim3d(reconstruction, x)),
                 "l1": mean_of((reconstruction - x).abs().flatten(1).mean(1)),
             }
@@ -178,6 +183,16 @@ class AutoencoderTrainer(AbstractAlgorithm):
             return {}
         z = exact(output.z_mu)
         return {"latent": torch.stack([z.new_tensor(z.numel()), z.sum(), z.square().sum()])}
+
+
+def _averages(x: Volume, grid: Sequence[int]) -> Volume:
+    """Return ``x`` as its averages over the cells of ``grid`` give it back by linear interpolation.
+
+    What is lost is what one number per cell cannot hold: a yardstick that needs no training.
+    """
+    return F.interpolate(
+        F.adaptive_avg_pool3d(x, tuple(grid)), size=x.shape[2:], mode="trilinear", align_corners=False
+    )
 
 
 @contextmanager

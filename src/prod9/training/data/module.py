@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from rich.progress import BarColumn, MofNCompleteColumn, TimeRemainingColumn
 from rich.progress import Progress as ProgressBar
 from torch.utils.data import DataLoader, Dataset, Subset
@@ -193,7 +194,10 @@ class AbstractDataModule(LightningDataModule, ABC):
             MofNCompleteColumn(),
             TimeRemainingColumn(),
         )
-        with ProgressBar(*columns, transient=True, console=PlainConsole(stderr=True)) as bar:
+        console = PlainConsole(stderr=True)
+        if not console.is_terminal and getattr(rank_zero_only, "rank", 0) in {0, None}:
+            console.print(f"{description} …")
+        with ProgressBar(*columns, transient=True, console=console) as bar:
             task = bar.add_task(description, total=None)
             yield lambda done, total: bar.update(task, completed=done, total=total)
 

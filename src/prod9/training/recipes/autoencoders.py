@@ -20,12 +20,13 @@ from prod9.training.data.medmnist3d import MedMNIST3DDataModule
 from prod9.training.data.module import AbstractDataModule
 from prod9.training.losses import VAEGANLoss
 from prod9.training.recipes.base import AbstractRecipe, Draws, Encoding, Panel, Samples, as_array
+from prod9.training.recipes.headline import Headline, Yardstick
 from prod9.types import AutoencoderOutput
 
 METRIC_LPIPS = "alex"
 """The LPIPS network that is reported: the one that its authors recommend for comparing images."""
 
-_RECONSTRUCTION = ("psnr", "psnr_brain", "ssim", "l1", "lpips", "combined_metric")
+_RECONSTRUCTION = ("psnr", "psnr_brain", "ssim", "l1", "lpips", "combined_metric", "psnr_brain_averages")
 
 
 class AbstractGANRecipe(AbstractRecipe[AutoencoderConfig | MaisiVAEConfig, None, VolumeBatch]):
@@ -36,6 +37,18 @@ class AbstractGANRecipe(AbstractRecipe[AutoencoderConfig | MaisiVAEConfig, None,
     """
 
     monitor = ("val/combined_metric", "max")
+    headline = Headline(
+        text="reconstruction {value} dB inside the brain (PSNR)",
+        metric="psnr_brain",
+        mode="max",
+        digits=1,
+        yardsticks=(
+            Yardstick(
+                text="averages of the voxels below each cell of the latent grid have {value} dB",
+                metric="psnr_brain_averages",
+            ),
+        ),
+    )
     convolutional = True
     draws_latent: ClassVar[bool]
     algorithm: AutoencoderTrainer

@@ -23,6 +23,7 @@ from prod9.models.checkpoint_places import describe_input
 from prod9.training.algorithms.base import Losses
 from prod9.training.algorithms.tally import Tally
 from prod9.training.data.module import AbstractDataModule
+from prod9.training.recipes.headline import Headline
 
 C = TypeVar("C", bound=RunSection)
 """The configuration of a stage."""
@@ -88,6 +89,7 @@ class AbstractRecipe(ABC, Generic[C, B, T]):
     Attributes:
         monitor: the metric that picks checkpoints, and its direction.
         metrics: what a validation usually measures, without ``val/``; one for each level or region may come on top.
+        headline: what a validation says on the screen.
         convolutional: whether ``training.channels_last`` applies to its networks.
         config: of the run.
         bases: the stages that it builds on, loaded.
@@ -97,6 +99,7 @@ class AbstractRecipe(ABC, Generic[C, B, T]):
 
     monitor: ClassVar[tuple[str, str]] = ("val/loss", "min")
     metrics: ClassVar[tuple[str, ...]]
+    headline: ClassVar[Headline]
     convolutional: ClassVar[bool] = False
     algorithm: Any
 
@@ -193,6 +196,10 @@ class AbstractRecipe(ABC, Generic[C, B, T]):
     def start_note(self) -> str | None:
         """Return what to say about the first weights of a new run; None for nothing."""
         return None
+
+    def yardsticks(self) -> dict[str, float]:
+        """Return scores to compare the headline's with that follow from the configuration, by name."""
+        return {}
 
     def begin_validation(self) -> None:
         """Forget the batches of the last validation."""

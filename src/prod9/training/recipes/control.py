@@ -46,6 +46,7 @@ from prod9.training.recipes.conditions import CONDITIONS, Condition
 from prod9.training.recipes.control_samples import ControlSamples
 from prod9.training.recipes.flow import flow_condition
 from prod9.training.recipes.frozen import FrozenAutoencoder, latent_data_module, token_data_module
+from prod9.training.recipes.headline import Headline, Yardstick
 
 _SAMPLES = ("fid", "kid", "inception_score", "region_contrast", "foreground_dice")
 _METRICS = (
@@ -124,6 +125,13 @@ class AbstractControlRecipe(AbstractRecipe[C, B, T]):
     """
 
     metrics = _METRICS
+    headline = Headline(
+        text="loss {value} under control",
+        metric="loss",
+        digits=3,
+        yardsticks=(Yardstick(text="{value} without it", metric="loss_base"),),
+        also=(Yardstick(text="{value} where something is segmented", metric="loss_region"),),
+    )
     base_name: ClassVar[str]
     stored: ClassVar[str]
     config: Any

@@ -22,6 +22,7 @@ from prod9.training.batches import DetailBatch
 from prod9.training.data.detail import BraTSReconstructionDetailDataModule, BraTSTranslationDetailDataModule
 from prod9.training.data.module import AbstractDataModule
 from prod9.training.recipes.base import AbstractRecipe, Draws, Encoding, Panel, Samples, as_array
+from prod9.training.recipes.headline import Headline, Yardstick
 from prod9.training.recipes.reconstructor import Reconstructor, load_reconstructor
 from prod9.training.recipes.translator import Translator, load_refined_translator
 
@@ -39,6 +40,13 @@ class AbstractDetailRecipe(AbstractRecipe[C, B, DetailBatch]):
         "loss", "psnr_fitted", "psnr_fitted_1", "psnr_fitted_soft", "noise", "noise_1", "noise_soft",
         "edges", "edges_1", "edges_soft",
     )  # fmt: skip
+    headline = Headline(
+        text="error of the predicted velocity {value}",
+        metric="loss",
+        digits=3,
+        also=(Yardstick(text="edges {value} times as strong as in the scans", metric="edges"),),
+        yardsticks=(Yardstick(text="soft volumes have edges {value} times as strong", metric="edges_soft"),),
+    )
     convolutional = True
     algorithm: DetailTrainer
 

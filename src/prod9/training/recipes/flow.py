@@ -1,5 +1,6 @@
 """The recipe of stage 2 of MAISI: a rectified flow over the latents of a trained autoencoder."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from prod9.training.data.module import AbstractDataModule
 from prod9.training.recipes.base import AbstractRecipe, Draws, Encoding, Panel, Samples, named_input
 from prod9.training.recipes.distilled import TEACHER, DistilledFrom, load_student, no_teacher
 from prod9.training.recipes.frozen import FrozenAutoencoder, latent_data_module
+from prod9.training.recipes.headline import Headline, Yardstick
 
 _BINS = 64
 
@@ -34,6 +36,12 @@ class FlowRecipe(AbstractRecipe[MaisiDiffusionConfig, Loaded[AutoencoderKlMaisi]
     """
 
     metrics = ("loss", "loss_near_data", "loss_near_noise", "sample_distance")
+    headline = Headline(
+        text="error of the predicted velocity {value}",
+        metric="loss",
+        digits=3,
+        yardsticks=(Yardstick(text="predicting none has about {value}", metric="no_prediction"),),
+    )
     convolutional = True
     algorithm: DiffusionTrainer | DistillationTrainer
 
@@ -86,6 +94,15 @@ class FlowRecipe(AbstractRecipe[MaisiDiffusionConfig, Loaded[AutoencoderKlMaisi]
     def inputs(self) -> dict[str, dict[str, str]]:
         """Return where the autoencoder is and its hash."""
         return {"autoencoder": self.describe(self.bases)}
+
+    def yardsticks(self) -> dict[str, float]:
+        """Return the error of the velocity 0: latents and noise have a deviation of 1 each.
+
+        Not for a distilled network, whose error is against its teacher.
+        """
+        if not isinstance(self.algorithm, DiffusionTrainer):
+            return {}
+        return {"no_prediction": 2.0 if self.algorithm.distance == "l2" else 2.0 / math.sqrt(math.pi)}
 
     def place(self, device: torch.device) -> None:
         """Bring the autoencoder, and the teacher where there is one, to ``device``."""

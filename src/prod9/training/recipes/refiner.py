@@ -18,6 +18,7 @@ from prod9.training.batches import RefinerBatch
 from prod9.training.data.module import AbstractDataModule
 from prod9.training.data.refiner import BraTSRefinerDataModule
 from prod9.training.recipes.base import AbstractRecipe, Draws, Encoding, Panel, Samples, as_array
+from prod9.training.recipes.headline import Headline, Yardstick
 from prod9.training.recipes.translator import Translator, load_translator
 
 
@@ -28,6 +29,16 @@ class RefinerRecipe(AbstractRecipe[RefinerConfig, Translator, RefinerBatch]):
     metrics = (
         "psnr", "psnr_fitted", "ssim", "psnr_fitted_decoded", "psnr_fitted_sources", "expected_error", "error",
     )  # fmt: skip
+    headline = Headline(
+        text="translation {value} dB inside the brain (PSNR after fitting brightness and contrast)",
+        metric="psnr_fitted",
+        mode="max",
+        digits=1,
+        yardsticks=(
+            Yardstick(text="it had {value} dB before the refiner", metric="psnr_fitted_decoded"),
+            Yardstick(text="the refiner has {value} dB from the sources alone", metric="psnr_fitted_sources"),
+        ),
+    )
     convolutional = True
     algorithm: RefinerTrainer
 

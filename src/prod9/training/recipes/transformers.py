@@ -1,6 +1,7 @@
 """The recipes of stage 2 on tokens, one for each kind of decoder."""
 
 import logging
+import math
 from abc import abstractmethod
 from functools import reduce
 from typing import Any, Generic, TypeVar, cast
@@ -25,6 +26,7 @@ from prod9.training.data.module import AbstractDataModule
 from prod9.training.recipes.base import AbstractRecipe, Draws, Encoding, Panel, Samples, named_input
 from prod9.training.recipes.conditions import CONDITIONS
 from prod9.training.recipes.frozen import FrozenAutoencoder, token_data_module
+from prod9.training.recipes.headline import Headline, Yardstick
 
 log = logging.getLogger("prod9")
 K = TypeVar("K", MaskGiTCondition, InContextCondition)
@@ -36,6 +38,12 @@ class AbstractTransformerRecipe(
     """Stage ``transformer``. A final class says what to sample."""
 
     metrics = ("loss", "accuracy", "loss_low_mask", "loss_high_mask", "sample_distance")
+    headline = Headline(
+        text="loss {value} per hidden token",
+        metric="loss",
+        yardsticks=(Yardstick(text="guessing all tokens alike has {value}", metric="even_guess"),),
+        also=(Yardstick(text="{percent} of them predicted exactly", metric="accuracy"),),
+    )
     algorithm: TransformerTrainer
 
     def __init__(self, config: TransformerConfig, bases: Loaded[AutoencoderFSQ] | None = None) -> None:
@@ -81,6 +89,10 @@ class AbstractTransformerRecipe(
     def inputs(self) -> dict[str, dict[str, str]]:
         """Return where the autoencoder is and its hash."""
         return {"autoencoder": self.describe(self.bases)}
+
+    def yardsticks(self) -> dict[str, float]:
+        """Return the loss of a prediction that gives all tokens the same probability, in nats."""
+        return {"even_guess": sum(map(math.log, self.levels))}
 
     def place(self, device: torch.device) -> None:
         """Bring the autoencoder to ``device``."""

@@ -3,6 +3,7 @@
 import time
 from typing import Any, cast
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from rich.progress import (
@@ -13,23 +14,21 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from prod9.models.run_folder import peak_memory_gib
 from prod9.system.terminal import PlainColumn
 from prod9.system.terminal import PlainConsole as Console
+from prod9.system.verbosity import is_verbose
+from prod9.system.wording import duration
 from prod9.training.lightning.base import AbstractLightning
 
 PLAIN_INTERVAL_S = 30.0
 """Seconds between lines in a log file."""
-
-_SHOWN = {
-    "train/total": "loss",
-    "val/psnr_brain": "PSNR (val, dB)",
-    "val/loss": "loss (val)",
-    "val/accuracy": "accuracy (val)",
-}
+FIRST_PLAIN_S = 5.0
+"""Seconds of steps before the first of them, which tells how long the run will take."""
 
 
 class RunProgress(Callback):
-    """A Rich bar on a terminal, plain lines elsewhere; only the first rank prints."""
+    """A Rich bar on a terminal, plain lines elsewhere, and one line per validation; only the first rank prints."""
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(stderr=True)
@@ -38,13 +37,16 @@ class RunProgress(Callback):
         self._task: Any = None
         self._started = self._printed = time.monotonic()
         self._first_step = 0
+        self._best: tuple[float, int] | None = None
+        self._told_memory = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the bar at the step that the run resumes from."""
         if not trainer.is_global_zero:
             return
         module = cast(AbstractLightning, pl_module)
-        self._started = self._printed = time.monotonic()
+        self._started = time.monotonic()
+        self._printed = self._started - max(PLAIN_INTERVAL_S - FIRST_PLAIN_S, 0.0)
         self._first_step = module.step
         if self.console.is_terminal:
             self._bar = Progress(
@@ -84,12 +86,25 @@ class RunProgress(Callback):
             self._print(module)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Show what was measured; without a bar, print it."""
+        """Say in one line what was measured, and after ``--verbose`` every value."""
         if not trainer.is_global_zero or trainer.state.fn != TrainerFn.FITTING:
             return
-        self.values |= {name: float(value) for name, value in trainer.callback_metrics.items()}
-        if self._bar is None:
-            self._print(cast(AbstractLightning, pl_module))
+        module = cast(AbstractLightning, pl_module)
+        measured = {name: float(value) for name, value in trainer.callback_metrics.items() if "/" in name}
+        self._tell(module, measured)
+        if is_verbose():
+            for name, value in sorted(measured.items()):
+                self.console.print(f"  {name:<28} {value:.4f}")
+
+    def _tell(self, module: AbstractLightning, measured: dict[str, float]) -> None:
+        """Print the headline of a validation, and remember the best."""
+        headline, total = module.recipe.headline, module.config.training.max_steps
+        line = headline.sentence(measured, constants=module.recipe.yardsticks(), best=self._best)
+        if line:
+            self.console.print(f"Validation at step {module.step} of {total}: {line}.")
+        value = headline.value(measured)
+        if value is not None and (self._best is None or headline.is_better(value, self._best[0])):
+            self._best = value, module.step
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Close the bar."""
@@ -103,18 +118,31 @@ class RunProgress(Callback):
         return (module.step - self._first_step) / max(time.monotonic() - self._started, 1e-6)
 
     def _text(self) -> str:
-        return "  ".join(
-            f"{text} {self.values[name]:.4g}" for name, text in _SHOWN.items() if name in self.values
-        )
+        loss = self.values.get("train/total")
+        return "" if loss is None else f"loss {loss:.4g}"
 
     def _print(self, module: AbstractLightning) -> None:
         self._printed = time.monotonic()
         total, rate = module.config.training.max_steps, self._rate(module)
-        left = (total - module.step) / rate if rate else float("inf")
-        self.console.print(
-            f"{module.config.stage}: step {module.step}/{total}, {rate:.2f} steps/s, {left:.0f} s left, "
-            f"{self._text()}"
+        left = duration((total - module.step) / rate) if rate else "unknown time"
+        parts = (
+            f"step {module.step}/{total}",
+            f"{rate:.2f} steps/s",
+            f"{left} left",
+            self._text(),
+            self._memory(module),
         )
+        self.console.print(f"{module.config.stage}: " + ", ".join(part for part in parts if part))
+
+    def _memory(self, module: AbstractLightning) -> str:
+        """Return, once, the most memory that was held so far."""
+        if self._told_memory:
+            return ""
+        self._told_memory = True
+        device = module.device
+        if device.type == "cuda":
+            return f"{torch.cuda.max_memory_allocated(device) / 2**30:.1f} GiB of memory at the peak so far"
+        return f"{peak_memory_gib():.1f} GiB of memory at the peak so far"
 
     def _stop(self) -> None:
         if self._bar is not None:

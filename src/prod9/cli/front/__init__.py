@@ -1,0 +1,1 @@
+"""What a user meets first: options that every command has, the order of the help, shell completion, what comes next."""
