@@ -16,12 +16,9 @@ def known_as(name: str, known: Sequence[str]) -> str:
     """
     if name in known:
         return name
-    from prod9.data.layouts.names import TOKENS
+    from prod9.data.layouts.names import known_as as find
 
-    asked = name.strip().casefold()
-    alike = [one for one in known if one.casefold() == asked]
-    alike = alike or [one for one in known if one == TOKENS.get(asked)]
-    return alike[0] if len(alike) == 1 else name
+    return find(name, known)
 
 
 def chosen_labels(given: Sequence[str] | None, known: Sequence[str]) -> list[str]:

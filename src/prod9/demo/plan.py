@@ -6,7 +6,6 @@ one; times in minutes are those of a two-core laptop.
 
 import re
 from dataclasses import dataclass, replace
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from prod9.config.load import load_config, of_class
 from prod9.config.schema import AutoencoderConfig, MaisiVAEConfig, RunConfig
 from prod9.demo.families import Family, family_named
 from prod9.errors import ConfigError
+from prod9.models.named.packaged import PACKAGED
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ def starter_weights(stage: str) -> Path:
     They were trained on simulated patients of another seed than any demo's, by the commands in ``weights/README.md``,
     and exported with ``prod9 export --half``.
     """
-    return Path(str(files("prod9.demo"))) / "weights" / stage
+    return PACKAGED[stage].folder
 
 
 def make_plan(

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from prod9.autoencoder.inference import AutoencoderInferenceWrapper
+from prod9.data.layouts.names import known_as
 from prod9.diffusion.sampler import RectifiedFlowSampler
 from prod9.errors import ConfigError
 from prod9.generator.maskgit import MaskGiTSampler
@@ -197,9 +198,11 @@ class AbstractLabelPipeline(ABC):
         return sorted(self.label_map, key=self.label_map.__getitem__)
 
     def known_label(self, label: str | int) -> str:
-        """Return the name of ``label``, which is a name or a class label; ConfigError for any other."""
+        """Return the name of ``label``, which is a name in any case, an alias or a class label; ConfigError for any
+        other."""
+        asked = known_as(label, self.label_names()) if isinstance(label, str) else label
         for name, value in self.label_map.items():
-            if label in (name, value) and not isinstance(label, bool):
+            if asked in (name, value) and not isinstance(label, bool):
                 return name
         names = self.label_names()
         numbers = ", ".join(str(self.label_map[name]) for name in names)
@@ -212,7 +215,7 @@ class AbstractLabelPipeline(ABC):
         self,
         label: str | int,
         *,
-        num_samples: int,
+        num_samples: int = 1,
         seed: int = 0,
         batch_size: int = 1,
         start: int = 0,

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from prod9.models.released import FeatureNetwork, Released
 
 app = new_app(
-    "List, verify and import published weights. Nothing is downloaded: get the files from their publishers."
+    "List the packaged models; list, verify and import published weights. Nothing is downloaded: get the files from "
+    "their publishers."
 )
 
 NameOption = Annotated[
@@ -26,23 +27,55 @@ FileArgument = Annotated[Path, typer.Argument(metavar="FILE", help="The publishe
 
 @app.command("list")
 def list_weights(as_json: JsonOption = False, debug: DebugOption = False) -> None:
-    """List the known networks: file, source, licence, and where it was found."""
+    """List the packaged models, which work at once, then the published networks: source, licence, where found."""
+    packaged, published = _packaged_rows(), _published_rows()
+    if as_json:
+        print_json([*packaged, *published])
+        return
+    from rich.table import Column, Table
+
+    names = ("--model", "what it does", "MB", "licence", "trained on")
+    table = Table(
+        Column(names[0], no_wrap=True), *(Column(name, overflow="fold") for name in names[1:]), box=None
+    )
+    for row in packaged:
+        size = f"{row['bytes'] / 1e6:.1f}"
+        table.add_row("\n".join(row["names"]), row["does"], size, row["licence"], row["trained_on"])
+    console.print("Packaged with prod9:")
+    console.print(table)
+    others = [Column(name, overflow="fold") for name in ("file", "source", "licence", "found")]
+    table = Table(Column("name", no_wrap=True), *others, box=None)
+    for row in published:
+        table.add_row(row["name"], row["file"], row["source"], row["licence"], row["found"] or "no")
+    console.print("\nPublished by others, to import with `prod9 weights import`:")
+    console.print(table)
+
+
+def _packaged_rows() -> list[dict[str, Any]]:
+    from prod9.models.named.packaged import LICENCE, PACKAGED
+
+    return [
+        {
+            "name": model.names[0],
+            "names": list(model.names),
+            "does": model.does,
+            "bytes": model.num_bytes,
+            "licence": LICENCE,
+            "trained_on": model.trained_on,
+            "found": str(model.folder),
+        }
+        for model in PACKAGED.values()
+    ]
+
+
+def _published_rows() -> list[dict[str, Any]]:
     keys = ("name", "file", "source", "licence", "config", "parameters", "found")
     rows: list[dict[str, Any]] = []
     for entry in _known().values():
         found = _find(entry.name)
         here = {"file": entry.files[0], "found": None if found is None else str(found)}
         rows.append({key: here[key] if key in here else getattr(entry, key) for key in keys})
-    if as_json:
-        print_json(rows)
-        return
-    from rich.table import Column, Table
-
-    others = [Column(name, overflow="fold") for name in ("file", "source", "licence", "found")]
-    table = Table(Column("name", no_wrap=True), *others, box=None)
-    for row in rows:
-        table.add_row(row["name"], row["file"], row["source"], row["licence"], row["found"] or "no")
-    console.print(table)
+    return rows
 
 
 @app.command()

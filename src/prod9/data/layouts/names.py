@@ -278,3 +278,16 @@ def canonical_modality(name: str) -> str:
     """Return the modality that a dataset's own word means (``t1gd`` → ``T1ce``), or the word itself."""
     kind = parse_modality(name.strip())
     return name.strip() if kind in (None, SEG) else kind
+
+
+def known_as(name: str, known: Sequence[str]) -> str:
+    """Return the one of ``known`` that ``name`` means, or ``name`` itself if there is none.
+
+    ``T1CE``, ``t1c`` and ``t1gd`` mean ``T1ce``, ``t2f`` means ``FLAIR``. An exact match wins.
+    """
+    if name in known:
+        return name
+    asked = name.strip().casefold()
+    alike = [one for one in known if one.casefold() == asked]
+    alike = alike or [one for one in known if one == TOKENS.get(asked)]
+    return alike[0] if len(alike) == 1 else name
