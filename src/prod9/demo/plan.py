@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from prod9.config.load import load_config, of_class
+from prod9.config.load import load_config, of_class, with_steps
 from prod9.config.schema import AutoencoderConfig, MaisiVAEConfig, RunConfig
 from prod9.demo.families import Family, family_named
 from prod9.errors import ConfigError
@@ -112,8 +112,7 @@ class DemoPlan:
         started = self.initial_weights(stage) is not None
         folder = f"{self.config_folder}/starter" if started else self.config_folder
         config = load_config(f"{folder}/{stage}", overrides=changes)
-        steps = max(1, round(config.training.max_steps * self.budget))
-        return config.model_copy(update={"training": config.training.model_copy(update={"max_steps": steps})})
+        return with_steps(config, config.training.max_steps * self.budget)
 
 
 def starter_weights(stage: str) -> Path:

@@ -68,7 +68,7 @@ def provenance(name: Name) -> str | None:
 
 def _saw(model: Packaged) -> str:
     text = f"{model.names[0]} saw simulated brains of {model.spacing_mm:g} mm voxels only"
-    if not model.steps:
+    if model.minutes is None:
         return f"{text}."
     return (
         f"{text}: on real scans, expect soft results. To fit it to your own patients: "

@@ -21,13 +21,13 @@ class Packaged:
         stage: the name of its config in the demo, and of its folder.
         short: the name by what it is for; None where there is just the one by its stage.
         does: what it does, in words.
-        steps: the demo's configs, in the order of training, that fine-tuning it runs through.
+        minutes: what `prod9 finetune` takes on two cores without ``--budget``; None where that was not measured.
     """
 
     stage: str
     short: str | None = None
     does: str
-    steps: tuple[str, ...] = ()
+    minutes: float | None = None
 
     @property
     def name(self) -> str:
@@ -73,19 +73,17 @@ PACKAGED: Mapping[str, Packaged] = {
             stage="stage2",
             short="translate",
             does="makes a missing T1, T1ce, T2 or FLAIR from the others",
-            steps=("stage1", "stage2", "stage2_refiner"),
+            minutes=5.0,
         ),
         Packaged(
             stage="stage2_label",
             short="label",
             does="generates a T1, T1ce, T2 or FLAIR, and draws a region again",
-            steps=("stage1", "stage2_label"),
+            minutes=5.0,
         ),
-        Packaged(
-            stage="stage1", short="autoencoder", does="turns volumes into tokens and back", steps=("stage1",)
-        ),
+        Packaged(stage="stage1", short="autoencoder", does="turns volumes into tokens and back"),
         Packaged(stage="stage2_refiner", does="corrects what demo/translate makes, which takes it by itself"),
-        Packaged(stage="maisi_vae", does="turns volumes into MAISI's latents and back", steps=("maisi_vae",)),
+        Packaged(stage="maisi_vae", does="turns volumes into MAISI's latents and back"),
     )
 }
 """By stage, the most useful first."""
