@@ -7,8 +7,8 @@ import typer
 
 from prod9.cli import shared
 from prod9.cli.shared import CheckOption, DebugOption, DeviceOption, JsonOption, SetOption, new_app
+from prod9.cli.using import use_of
 from prod9.errors import ConfigError
-from prod9.stages import STAGES
 from prod9.system.machine import expand
 from prod9.system.wording import plural
 
@@ -152,12 +152,4 @@ def _run(asked: "Asked", steps: "list[Step]", *, device: str, as_json: bool, pat
 def _use(asked: "Asked", steps: "list[Step]") -> str:
     """Return the command that uses the result."""
     config = next(step.config for step in steps if step.config.output_dir == str(asked.folder))
-    folder = asked.folder.as_posix()
-    kind = getattr(config.model, "kind", "")
-    if config.stage == "transformer" and kind != "label_conditional":
-        return f"prod9 generate translate --model {folder} --patient DIR -o OUT"
-    if config.stage in ("transformer", "maisi_diffusion"):
-        return f"prod9 generate label --model {folder} -o OUT"
-    if config.stage in ("maskgit_controlnet", "maisi_controlnet"):
-        return f"prod9 generate control --model {folder} --seg FILE -o OUT"
-    return f"{STAGES[config.stage].command} infer --model {folder} FILE -o OUT"
+    return use_of(config.stage, getattr(config.model, "kind", ""), asked.folder)

@@ -22,7 +22,7 @@ from prod9.models.checkpoint_header import (
     WrongStageError,
     check_header,
 )
-from prod9.models.checkpoint_places import named_place, recorded_places
+from prod9.models.checkpoint_places import named_place, places_beside, recorded_places
 from prod9.models.named.find import located, require_model
 from prod9.models.released import RECTIFIED_FLOW
 from prod9.models.run_folder import find_checkpoints
@@ -154,6 +154,21 @@ def find_base(loaded: Loaded[Any] | Opened, name: str, load: Callable[[Source], 
         f"{loaded.path}: expected its {name} at {' or '.join(map(str, tried))}, got nothing there; "
         f"give its present path (--{name} PATH in commands)."
     )
+
+
+def open_refiner(translator: Loaded[Any] | Opened) -> Opened | None:
+    """Return the refiner that lies beside ``translator``; None where there is none that was trained on it."""
+    for place in places_beside(translator.path):
+        if not place.is_dir():
+            continue
+        try:
+            refiner = open_checkpoint(place, stage="refiner")
+            require_recorded(refiner, "transformer", translator)
+        except CheckpointError as error:
+            log.warning("%s Going on without a refiner.", error)
+            continue
+        return refiner
+    return None
 
 
 def require_recorded(loaded: Loaded[Any] | Opened, name: str, base: Loaded[Any] | Opened) -> None:

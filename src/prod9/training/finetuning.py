@@ -15,17 +15,17 @@ from typing import Any
 
 from prod9.config.load import Overrides, config_from_dict, load_config, with_steps
 from prod9.config.schema import RunConfig
-from prod9.errors import CheckpointError, ConfigError
+from prod9.errors import ConfigError
 from prod9.json_files import read_object, write_json
 from prod9.models.checkpoint_manager import CheckpointManager, Opened
-from prod9.models.checkpoint_places import places_beside
+from prod9.models.checkpoint_opening import open_refiner
+from prod9.models.exporting import REFINER
 from prod9.models.named.packaged import packaged_at
 from prod9.models.run_folder import holds_run
 from prod9.stages import STAGES
 from prod9.training.run import RunResult, train
 
 RECORD = "finetune.json"
-REFINER = "refiner"
 _SPLIT = {"train": 0.8, "val": 0.2, "test": 0.0}
 _STEPS = 300
 """Steps of a stage whose weights are not packaged with prod9."""
@@ -101,7 +101,7 @@ def plan_finetuning(asked: Asked) -> list[Step]:
             f"{stage.title.lower()}; name the model that it corrects, whose refiner is trained along."
         )
     steps = list(_chain(opened, asked.folder, asked))
-    refiner = _refiner_of(opened)
+    refiner = open_refiner(opened) if opened.header["stage"] == "transformer" else None
     if refiner is not None:
         steps.append(_step(refiner, asked.folder / REFINER, {"transformer": asked.folder}, asked))
     return steps
@@ -169,22 +169,6 @@ def _gentler(training: Mapping[str, Any]) -> list[tuple[str, Any]]:
         ("training.lr_schedule", schedule),
         *((f"training.ema.{key}", value) for key, value in averaging.items()),
     ]
-
-
-def _refiner_of(opened: Opened) -> Opened | None:
-    """Return the refiner that lies beside the translator ``opened``; None where there is none that fits it."""
-    if opened.header["stage"] != "transformer":
-        return None
-    for place in places_beside(opened.path, REFINER):
-        if not place.is_dir():
-            continue
-        try:
-            refiner = CheckpointManager.open(place, stage="refiner")
-        except CheckpointError:
-            continue
-        if refiner.header["inputs"]["transformer"]["sha256"] == opened.sha256:
-            return refiner
-    return None
 
 
 def _claim(asked: Asked, steps: Sequence[Step]) -> None:

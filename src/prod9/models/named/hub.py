@@ -93,6 +93,37 @@ def hub_library() -> Any:
         ) from error
 
 
+def push(folder: Path, repo: str, *, private: bool = False) -> str:
+    """Send the export ``folder`` to the repository ``repo``, made if there is none; return its name with the commit.
+
+    Args:
+        folder: of the export; files of other kinds than :data:`FETCHED` stay here.
+        repo: ``org/model``, with or without ``hf:`` before it.
+        private: whether a new repository is one that only its owners see.
+
+    Raises MissingDependencyError without the extra ``hub``, ConfigError for a name of another form, CheckpointError
+    where the hub refuses or cannot be reached.
+    """
+    reference, hub = parse(repo if repo.startswith(PREFIX) else PREFIX + repo), hub_library()
+    try:
+        api = hub.HfApi()
+        api.create_repo(repo_id=reference.repo, private=private, exist_ok=True)
+        commit = api.upload_folder(
+            folder_path=str(folder),
+            repo_id=reference.repo,
+            revision=reference.revision,
+            allow_patterns=[*FETCHED],
+            commit_message="Add a model exported by prod9",
+        )
+    except Exception as error:  # the library's own, its HTTP library's, and the system's
+        first = " ".join(str(error).split())[:120]
+        raise CheckpointError(
+            f"--push {reference.repo}: expected a repository that you may write, got {type(error).__name__} ({first}); "
+            f"log in with `hf auth login`, or check the name."
+        ) from error
+    return f"{PREFIX}{reference.repo}@{commit.oid}"
+
+
 def _cached(hub: Any, reference: Reference) -> Path | None:
     try:
         return Path(hub.snapshot_download(reference.repo, revision=reference.revision, local_files_only=True))

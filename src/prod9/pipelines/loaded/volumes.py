@@ -58,6 +58,11 @@ class Result:
         return f"Result({self.label}, {sides} voxels of {spacing} mm, seed {self.seed})"
 
 
+def save_all(results: Sequence[Result], folder: str | Path) -> list[Path]:
+    """Write each of ``results`` as ``LABEL_SEED.nii.gz`` into ``folder``, made if missing, and return the paths."""
+    return [one.save(Path(folder) / f"{one.label}_{one.seed:04d}.nii.gz") for one in results]
+
+
 def volume_of(given: Given, what: str, spacing: Sequence[float] | None) -> VolumeFile:
     """Return ``given`` as a volume; ConfigError for what is none, DataError for a file that cannot be read.
 
