@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from prod9.pipelines.inpainting import InpaintingPipeline as InpaintingPipeline
     from prod9.pipelines.loaded.load import load as load
     from prod9.pipelines.loaded.volumes import Result as Result
+    from prod9.pipelines.loaded.volumes import load_volume as load_volume
     from prod9.pipelines.maisi import MAISIPipeline as MAISIPipeline
     from prod9.pipelines.maisi_control import MAISIControlPipeline as MAISIControlPipeline
     from prod9.pipelines.maskgit import MaskGiTPipeline as MaskGiTPipeline
@@ -65,6 +66,7 @@ _HOMES = {
     "TranslationPipeline": "prod9.pipelines.translation",
     "load": "prod9.pipelines.loaded.load",
     "load_config": "prod9.config.load",
+    "load_volume": "prod9.pipelines.loaded.volumes",
 }
 __all__ = [
     "ControlPipeline",
@@ -79,6 +81,7 @@ __all__ = [
     "__version__",
     "load",
     "load_config",
+    "load_volume",
 ]
 
 ensure_user_name()  # before anything imports MONAI, in every process that a run starts

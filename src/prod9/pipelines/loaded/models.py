@@ -337,11 +337,7 @@ class AutoencoderModel(Model[ReconstructionPipeline]):
         """Return the volume of a file after a pass through the latent, on its own voxels; raises DataError."""
         made = self.pipeline.reconstruct(path)
         header = made.header
-        return [
-            Result(
-                data=made.data, affine=header.affine, label="reconstruction", seed=0, header=_of_file(header)
-            )
-        ]
+        return [Result(data=made.data, affine=header.affine, label="reconstruction", header=_of_file(header))]
 
 
 def _result(volume: GeneratedVolume) -> Result:

@@ -20,21 +20,21 @@ taken to lie in RAS with voxels of the model's spacing."""
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Result:
-    """A volume that a model made.
+    """A volume that a model made, or that was read.
 
     Attributes:
         data: float32 ``[H W D]``; in [0, 1] if it was generated from a label, in the intensities of the source if it
             was made from one.
         affine: 4×4, voxel to RAS+ mm.
         label: its modality or class.
-        seed: of its sample.
+        seed: of its sample; None for a volume that was read.
         header: that of the source whose voxels it has; None for a volume on the model's grid.
     """
 
     data: np.ndarray
     affine: np.ndarray
     label: str
-    seed: int
+    seed: int | None = None
     header: VolumeHeader | None = None
 
     def save(self, path: str | Path) -> Path:
@@ -55,12 +55,29 @@ class Result:
         """Return label, shape, voxel size and seed."""
         sides = " × ".join(map(str, self.data.shape))
         spacing = " × ".join(f"{side:.3g}" for side in np.linalg.norm(self.affine[:3, :3], axis=0))
-        return f"Result({self.label}, {sides} voxels of {spacing} mm, seed {self.seed})"
+        drawn = "" if self.seed is None else f", seed {self.seed}"
+        return f"Result({self.label}, {sides} voxels of {spacing} mm{drawn})"
+
+
+def load_volume(path: str | Path) -> Result:
+    """Return the volume of a NIfTI file, in the file's own axes and intensities; raises DataError.
+
+    Example:
+        >>> import numpy as np
+        >>> import prod9
+        >>> from prod9 import volumes
+        >>> volumes.write("t1.nii.gz", np.ones((8, 9, 10)), np.eye(4))
+        >>> prod9.load_volume("t1.nii.gz")
+        Result(t1, 8 × 9 × 10 voxels of 1 × 1 × 1 mm)
+    """
+    file = volumes.read(expand(path))
+    label = Path(path).name.removesuffix(".gz").removesuffix(".nii")
+    return Result(data=file.data, affine=file.header.affine, label=label, header=file.header)
 
 
 def save_all(results: Sequence[Result], folder: str | Path) -> list[Path]:
     """Write each of ``results`` as ``LABEL_SEED.nii.gz`` into ``folder``, made if missing, and return the paths."""
-    return [one.save(Path(folder) / f"{one.label}_{one.seed:04d}.nii.gz") for one in results]
+    return [one.save(Path(folder) / f"{one.label}_{one.seed or 0:04d}.nii.gz") for one in results]
 
 
 def volume_of(given: Given, what: str, spacing: Sequence[float] | None) -> VolumeFile:
