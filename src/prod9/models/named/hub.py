@@ -57,17 +57,20 @@ def fetch(name: str) -> Path:
             and the network cannot be reached.
     """
     reference, hub = parse(name), hub_library()
-    if reference.is_pinned:
-        folder = _cached(hub, reference)
-        if folder is not None and _is_whole(folder):
-            return folder
+    cached = _cached(hub, reference)
+    if cached is not None and reference.is_pinned:
+        return cached
     try:
+        # Fails at once without a network, where the download would try again for half a minute.
+        hub.HfApi().repo_info(reference.repo, revision=reference.revision, timeout=_PATIENCE_S)
         folder = Path(
             hub.snapshot_download(
                 reference.repo, revision=reference.revision, allow_patterns=[*FETCHED], max_workers=2
             )
         )
     except Exception as error:  # the library's own, its HTTP library's, and the system's
+        if cached is not None and not isinstance(error, hub.errors.HfHubHTTPError):
+            return cached
         raise CheckpointError(_refusal(hub, name, error)) from error
     if not _is_whole(folder):
         found = ", ".join(sorted(path.name for path in folder.iterdir())[:4]) or "nothing"
