@@ -84,6 +84,9 @@ def test_what_was_pushed_is_loaded_by_its_name(tmp_path: Path, monkeypatch: pyte
     made = []
 
     class Api:
+        def repo_info(self, repo: str, **how: object) -> None:
+            pass
+
         def create_repo(self, *, repo_id: str, private: bool, exist_ok: bool) -> None:
             made.append((repo_id, private, exist_ok))
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -85,7 +86,7 @@ def test_malformed_names_of_repositories_are_refused(name: str) -> None:
         hub.parse(name)
 
 
-def stand_in(snapshot_download: object) -> SimpleNamespace:
+def stand_in(snapshot_download: Callable[..., str]) -> SimpleNamespace:
     """Return what is used of huggingface_hub, with errors of the same names and bases."""
     missing = type("LocalEntryNotFoundError", (FileNotFoundError, ValueError), {})
     http = type("HfHubHTTPError", (OSError,), {})
@@ -96,7 +97,15 @@ def stand_in(snapshot_download: object) -> SimpleNamespace:
         GatedRepoError=type("GatedRepoError", (repository,), {}),
         RevisionNotFoundError=type("RevisionNotFoundError", (http,), {}),
     )
-    return SimpleNamespace(errors=errors, snapshot_download=snapshot_download)
+    errors.HfHubHTTPError = http
+
+    def download(repo: str, **how: object) -> str:
+        if how.get("local_files_only"):
+            raise missing("not in the cache")
+        return snapshot_download(repo, **how)
+
+    api = SimpleNamespace(repo_info=lambda repo, **how: None)
+    return SimpleNamespace(errors=errors, snapshot_download=download, HfApi=lambda: api)
 
 
 def use(monkeypatch: pytest.MonkeyPatch, library: SimpleNamespace) -> None:
@@ -183,9 +192,8 @@ def test_the_librarys_own_cache_answers_without_a_network(
     shutil.copytree(export, cache / "snapshots" / COMMIT)
     (cache / "refs").mkdir()
     (cache / "refs" / "main").write_text(COMMIT, encoding="utf-8")
-    for module in (library.constants, library._snapshot_download.constants):
-        monkeypatch.setattr(module, "HF_HUB_CACHE", str(tmp_path / "hub"))
-        monkeypatch.setattr(module, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(library.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(library.constants, "HF_HUB_OFFLINE", True)
     assert CheckpointManager.open(f"hf:org/model@{COMMIT}").path == cache / "snapshots" / COMMIT
     assert located("hf:org/model") == cache / "snapshots" / COMMIT
     with pytest.raises(CheckpointError, match="connect once"):

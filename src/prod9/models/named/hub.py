@@ -19,6 +19,7 @@ INSTALL = "pip install 'prod9[hub]'"
 FETCHED = ("*.safetensors", "*.json", "*.md")
 """Files that are fetched; in subfolders too, where an export keeps what it builds on."""
 _FORM = re.compile(r"hf:(?P<repo>\w[\w.-]*/\w[\w.-]*)(?:@(?P<revision>\w[\w./-]*))?")
+_PATIENCE_S = 10
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -128,10 +129,12 @@ def push(folder: Path, repo: str, *, private: bool = False) -> str:
 
 
 def _cached(hub: Any, reference: Reference) -> Path | None:
+    """Return the export in the cache; None where there is none, or it was not fetched to its end."""
     try:
-        return Path(hub.snapshot_download(reference.repo, revision=reference.revision, local_files_only=True))
+        found = hub.snapshot_download(reference.repo, revision=reference.revision, local_files_only=True)
     except hub.errors.LocalEntryNotFoundError:
         return None
+    return Path(found) if _is_whole(Path(found)) else None
 
 
 def _is_whole(folder: Path) -> bool:
