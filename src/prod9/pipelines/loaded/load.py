@@ -74,7 +74,10 @@ def _kind_of(opened: Opened, name: str) -> tuple[type[Model[Any]], Any]:
             "another model; load that one, which takes it by itself where it lies beside it."
         )
     if stage.number == 1:
-        reconstruct = partial(ReconstructionPipeline.from_checkpoint, stage=stage.name)
+        reconstruct = partial(
+            ReconstructionPipeline.from_checkpoint,
+            stage="autoencoder" if stage.family == "maskgit" else "maisi_vae",
+        )
         return AutoencoderModel, reconstruct
     if stage.number == 3:
         steered = ControlPipeline if stage.family == "maskgit" else MAISIControlPipeline

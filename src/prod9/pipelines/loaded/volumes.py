@@ -98,8 +98,9 @@ def volume_of(given: Given, what: str, spacing: Sequence[float] | None) -> Volum
         return _of_array(given.data, given.affine, what)
     if isinstance(given, tuple) and len(given) == 2:
         return _of_array(given[0], given[1], what)
-    if hasattr(given, "dataobj") and hasattr(given, "affine"):
-        return _of_array(given.dataobj, given.affine, what)
+    dataobj, affine = getattr(given, "dataobj", None), getattr(given, "affine", None)
+    if dataobj is not None and affine is not None:
+        return _of_array(dataobj, affine, what)
     return _of_array(given, np.diag([*(spacing or (1.0, 1.0, 1.0)), 1.0]), what)
 
 
