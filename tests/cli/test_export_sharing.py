@@ -42,6 +42,7 @@ def test_a_translator_takes_its_autoencoder_and_its_refiner_along(tmp_path: Path
     assert pipeline.sha256["refiner"] == here["files"]["model.safetensors"]["sha256"]
 
 
+@pytest.mark.filterwarnings("ignore:parsing config_file:UserWarning")  # MONAI warns of configs of strangers
 def test_a_bundle_runs_our_pipeline(
     bundle: Path, workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -56,6 +57,7 @@ def test_a_bundle_runs_our_pipeline(
     check_made(tmp_path / "made", workspace)
 
 
+@pytest.mark.filterwarnings("ignore:parsing config_file:UserWarning")  # MONAI warns of configs of strangers
 def test_a_bundle_runs_from_python_too(bundle: Path, workspace: Workspace, tmp_path: Path) -> None:
     from monai.bundle import run as run_bundle
 
