@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from prod9.models.checkpoint_manager import CheckpointManager
+from tests.fixtures import write_brats_tree
 from tests.harness import Ran, Workspace, run
 
 
@@ -68,6 +69,16 @@ def test_a_packaged_translator_brings_its_autoencoder_and_refiner(
     ]  # fmt: skip
     assert shown.json["patients"] == 6
     assert not list((tmp_path / "mine").glob("*"))
+
+
+def test_without_segmentations_no_lesion_is_weighed(tmp_path: Path) -> None:
+    from prod9.training.finetuning import Asked, plan_finetuning
+
+    for with_seg, weights in ((True, [None, 5.0, 3.0]), (False, [None, 1.0, 1.0])):
+        write_brats_tree(tmp_path / str(with_seg), 3, with_seg=with_seg)
+        asked = Asked(model="demo/translate", data=tmp_path / str(with_seg), folder=tmp_path / "mine")
+        losses = [step.config.loss for step in plan_finetuning(asked)]
+        assert [getattr(loss, "region_weight", None) for loss in losses] == weights
 
 
 @pytest.mark.parametrize(

@@ -9,12 +9,14 @@ The folder that comes out is a run of the model, so that ``--model FOLDER`` take
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from prod9.config.load import Overrides, config_from_dict, load_config, with_steps
 from prod9.config.schema import RunConfig
+from prod9.data.layouts.find import find_cases
+from prod9.data.splits import divide
 from prod9.errors import ConfigError
 from prod9.json_files import read_object, write_json
 from prod9.models.checkpoint_manager import CheckpointManager, Opened
@@ -104,7 +106,7 @@ def plan_finetuning(asked: Asked) -> list[Step]:
     refiner = open_refiner(opened) if opened.header["stage"] == "transformer" else None
     if refiner is not None:
         steps.append(_step(refiner, asked.folder / REFINER, {"transformer": asked.folder}, asked))
-    return steps
+    return steps if _has_segmentations(steps[-1].config) else [_without_regions(step) for step in steps]
 
 
 def finetune(asked: Asked, steps: Sequence[Step], *, say: Say, device: str = "auto") -> dict[str, RunResult]:
@@ -169,6 +171,28 @@ def _gentler(training: Mapping[str, Any]) -> list[tuple[str, Any]]:
         ("training.lr_schedule", schedule),
         *((f"training.ema.{key}", value) for key, value in averaging.items()),
     ]
+
+
+def _has_segmentations(config: RunConfig) -> bool:
+    """Return whether a training patient has one; DataError where the patients cannot be used."""
+    data = config.data
+    cases = find_cases(
+        Path(data.root),
+        layout=data.layout,
+        label_scheme=data.label_scheme,
+        modalities=data.modalities,
+        skip_incomplete=data.skip_incomplete,
+    )
+    return any(case.seg is not None for case in divide(cases, data.split.kwargs()).select(cases, "train"))
+
+
+def _without_regions(step: Step) -> Step:
+    """Return ``step`` with all tissue weighed alike, since nothing says where lesions are."""
+    loss = step.config.loss
+    if getattr(loss, "region_weight", 1.0) == 1.0:
+        return step
+    alike = loss.model_copy(update={"region_weight": 1.0})
+    return replace(step, config=step.config.model_copy(update={"loss": alike}))
 
 
 def _claim(asked: Asked, steps: Sequence[Step]) -> None:
