@@ -175,7 +175,7 @@ def _gentler(training: Mapping[str, Any]) -> list[tuple[str, Any]]:
 
 def _has_segmentations(config: RunConfig) -> bool:
     """Return whether a training patient has one; DataError where the patients cannot be used."""
-    data = config.data
+    data: Any = config.data
     cases = find_cases(
         Path(data.root),
         layout=data.layout,
@@ -188,7 +188,7 @@ def _has_segmentations(config: RunConfig) -> bool:
 
 def _without_regions(step: Step) -> Step:
     """Return ``step`` with all tissue weighed alike, since nothing says where lesions are."""
-    loss = step.config.loss
+    loss: Any = step.config.loss
     if getattr(loss, "region_weight", 1.0) == 1.0:
         return step
     alike = loss.model_copy(update={"region_weight": 1.0})
