@@ -8,14 +8,19 @@ if TYPE_CHECKING:
     import torch
 
 
-def torch_device(name: str) -> "torch.device":
+def torch_device(name: "str | torch.device") -> "torch.device":
     """Return the device ``name``, ``auto`` being the fastest; ConfigError if the machine does not have it."""
     import torch
 
     if name == "auto":
         mps = torch.backends.mps.is_available()
         return torch.device("cuda" if torch.cuda.is_available() else "mps" if mps else "cpu")
-    device = torch.device(name)
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(
+            f"device: expected auto, cpu, mps, cuda or cuda:N, got {name!r}; use auto"
+        ) from error
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ConfigError(
             f"--device {name}: expected one of {torch.cuda.device_count()} CUDA devices; use auto"

@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -43,7 +44,9 @@ def test_the_other_lines_name_what_is_there():
         assert line.program in OTHERS, line
         if line.program == "make":
             assert line.words[1] in targets, line
-        if line.program in ("bash", "python"):
+        if line.words[1] == "-m":
+            assert find_spec(line.words[2].partition(".")[0]), line
+        elif line.program in ("bash", "python"):
             assert (ROOT / line.words[1]).is_file(), line
 
 

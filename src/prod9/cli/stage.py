@@ -61,8 +61,9 @@ ModelOption = Annotated[
     typer.Option(
         "--model",
         "-m",
-        metavar="RUN|CHECKPOINT|EXPORT",
-        help="A run folder, a checkpoint or an export folder; without it, the run of --config.",
+        metavar="NAME|PATH",
+        help="A run, checkpoint or export folder, a packaged model such as demo/label (`prod9 weights list`), or "
+        "hf:ORG/MODEL@REVISION; without it, the run of --config.",
     ),
 ]
 AutoencoderOption = Annotated[
@@ -85,8 +86,8 @@ InitFromOption = Annotated[
     str | None,
     typer.Option(
         "--init-from",
-        metavar="RUN|CHECKPOINT|EXPORT",
-        help="Start from the weights of this run or checkpoint (fine-tune).",
+        metavar="NAME|PATH",
+        help="Start from the weights of this run, checkpoint or named model (fine-tune).",
     ),
 ]
 
@@ -131,7 +132,7 @@ def load_for_model(
         loaded = shared.load(config, stage=stage, overrides=overrides, output_dir=output_dir, seed=seed)
         return loaded, Path(model or loaded.output_dir)
     if model is None:
-        raise ConfigError("expected --model RUN|CHECKPOINT|EXPORT or --config NAME_OR_PATH, got neither")
+        raise ConfigError("expected --model NAME|PATH or --config NAME_OR_PATH, got neither")
     from prod9.config.load import config_from_dict
     from prod9.models.checkpoint_manager import CheckpointManager
 

@@ -88,6 +88,12 @@ def config_from_dict(values: Mapping[str, Any], *, source: str, overrides: Overr
     return _validate(changed, literal, source)
 
 
+def with_steps(config: RunConfig, steps: float) -> RunConfig:
+    """Return ``config`` with ``steps`` training steps, rounded, and at least one."""
+    count = max(1, round(steps))
+    return config.model_copy(update={"training": config.training.model_copy(update={"max_steps": count})})
+
+
 def of_class(config: RunConfig, kind: type[C] | tuple[type[C], ...]) -> C:
     """Return ``config``, typed as one of the classes ``kind``; ConfigError if it is of another."""
     if isinstance(config, kind):

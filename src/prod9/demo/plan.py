@@ -6,14 +6,14 @@ one; times in minutes are those of a two-core laptop.
 
 import re
 from dataclasses import dataclass, replace
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from prod9.config.load import load_config, of_class
+from prod9.config.load import load_config, of_class, with_steps
 from prod9.config.schema import AutoencoderConfig, MaisiVAEConfig, RunConfig
 from prod9.demo.families import Family, family_named
 from prod9.errors import ConfigError
+from prod9.models.named.packaged import PACKAGED
 
 
 @dataclass(frozen=True)
@@ -112,8 +112,7 @@ class DemoPlan:
         started = self.initial_weights(stage) is not None
         folder = f"{self.config_folder}/starter" if started else self.config_folder
         config = load_config(f"{folder}/{stage}", overrides=changes)
-        steps = max(1, round(config.training.max_steps * self.budget))
-        return config.model_copy(update={"training": config.training.model_copy(update={"max_steps": steps})})
+        return with_steps(config, config.training.max_steps * self.budget)
 
 
 def starter_weights(stage: str) -> Path:
@@ -122,7 +121,7 @@ def starter_weights(stage: str) -> Path:
     They were trained on simulated patients of another seed than any demo's, by the commands in ``weights/README.md``,
     and exported with ``prod9 export --half``.
     """
-    return Path(str(files("prod9.demo"))) / "weights" / stage
+    return PACKAGED[stage].folder
 
 
 def make_plan(

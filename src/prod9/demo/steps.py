@@ -43,7 +43,7 @@ from prod9.pipelines.maskgit import MaskGiTPipeline
 from prod9.pipelines.recorded import Overrides
 from prod9.pipelines.translation import TranslationPipeline
 from prod9.system.folders import claimed, sweep
-from prod9.training.run import train
+from prod9.training.finetuning import train_further
 from prod9.volumes import read, write
 
 _PIPELINES = {"maskgit": (MaskGiTPipeline, ControlPipeline), "maisi": (MAISIPipeline, MAISIControlPipeline)}
@@ -178,9 +178,7 @@ class _Demo:
 
     def _train(self, config: RunConfig, stage: str, *, init_from: Path | None = None) -> Path:
         weights = self.plan.initial_weights(stage) or init_from
-        doing = "Training" if weights is None else "Fine-tuning"
-        self.report.say(f"{doing} {stage}: {config.training.max_steps} steps")
-        train(config, resume="auto", init_from=weights, device=self.device)
+        train_further(config, weights, name=stage, say=self.report.say, device=self.device)
         return Path(config.output_dir)
 
     def _generate(self, model: Path, folder: Path, changes: Overrides = ()) -> tuple[Tensor, Tensor]:

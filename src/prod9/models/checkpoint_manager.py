@@ -49,6 +49,7 @@ from prod9.models.checkpoint_opening import (
     find_base,
     load_base,
     open_checkpoint,
+    open_refiner,
     resolve,
 )
 from prod9.models.checkpoint_opening import require_recorded as require_recorded
@@ -289,7 +290,7 @@ class CheckpointManager:
 
     @staticmethod
     def export(
-        checkpoint: str | Path,
+        checkpoint: Source,
         folder: str | Path,
         *,
         dtype: torch.dtype = torch.float32,
@@ -299,7 +300,8 @@ class CheckpointManager:
     ) -> Path:
         """Write the network of ``checkpoint`` to ``folder`` as safetensors, config, model card and manifest.
 
-        What the model builds on and no argument names is exported into a folder below, so that the export is whole.
+        What the model builds on and no argument names is exported into a folder below, and so is the refiner of a
+        translator, so that the export is whole.
 
         Args:
             checkpoint: a run folder, a checkpoint or an export.
@@ -326,21 +328,16 @@ class CheckpointManager:
                     f"{transformer}; leave it out."
                 )
             given[stage.base_key] = open_checkpoint(transformer, stage=stage.bases[stage.base_key])
+        how: dict[str, Any] = {"dtype": dtype, "given": given, "open_input": open_checkpoint}
+        refiner = open_refiner(opened) if stage.name == "transformer" else None
         if weak is None:
-            return export_whole(opened, Path(folder), dtype=dtype, given=given, open_input=open_checkpoint)
+            return export_whole(opened, Path(folder), **how, refiner=refiner)
         if stage.base_key != "autoencoder":
             raise CheckpointError(
                 f"{opened.path}: expected a stage 2 to take a weak model along, got stage {stage.name}; export its "
                 "stage 2 with --weak-model, and name that export."
             )
-        return export_guided(
-            opened,
-            open_weak(opened, weak),
-            Path(folder),
-            dtype=dtype,
-            given=given,
-            open_input=open_checkpoint,
-        )
+        return export_guided(opened, open_weak(opened, weak), Path(folder), **how, refiner=refiner)
 
 
 def _section(opened: Opened, name: str, kind: Any) -> Any:

@@ -22,11 +22,11 @@ from prod9.models.checkpoint_header import (
     WrongStageError,
     check_header,
 )
-from prod9.models.checkpoint_places import named_place, recorded_places
+from prod9.models.checkpoint_places import named_place, places_beside, recorded_places
+from prod9.models.named.find import located, require_model
 from prod9.models.released import RECTIFIED_FLOW
 from prod9.models.run_folder import find_checkpoints
 from prod9.stages import STAGES
-from prod9.system.machine import expand
 
 Prefer = Literal["best", "last"]
 M = TypeVar("M", bound="Loaded[Any] | Opened")
@@ -34,14 +34,13 @@ log = logging.getLogger("prod9")
 
 
 def candidates(path: str | Path, *, prefer: Prefer = "best") -> list[Path]:
-    """Return what ``path`` may mean, first choice first; raises CheckpointError when it is nothing."""
-    path = expand(path)
+    """Return what the path or name ``path`` may mean, first choice first; raises CheckpointError when it is nothing."""
+    path = require_model(path)
     try:
         kind = path.stat().st_mode
     except (OSError, ValueError) as error:
-        got = "nothing there" if isinstance(error, FileNotFoundError) else f"none ({error})"
         raise CheckpointError(
-            f"{path}: expected a run folder, a checkpoint or an export folder, got {got}; "
+            f"{path}: expected a run folder, a checkpoint or an export folder, got none ({error}); "
             "check the path, or train that stage first."
         ) from error
     if not stat.S_ISDIR(kind) or exports.is_export(path):
@@ -162,7 +161,7 @@ def find_base(loaded: Loaded[Any] | Opened, name: str, load: Callable[[Source], 
         found = named_place(loaded.path, loaded.header, name)
         tried = [found] if found is not None else [*recorded_places(loaded.path, recorded, name)]
     for place in tried:
-        if expand(Path(place)).exists():
+        if located(place).exists():
             base = load(place)
             require_recorded(loaded, name, base)
             return base
@@ -170,6 +169,21 @@ def find_base(loaded: Loaded[Any] | Opened, name: str, load: Callable[[Source], 
         f"{loaded.path}: expected its {name} at {' or '.join(map(str, tried))}, got nothing there; "
         f"give its present path (--{name} PATH in commands)."
     )
+
+
+def open_refiner(translator: Loaded[Any] | Opened) -> Opened | None:
+    """Return the refiner that lies beside ``translator``; None where there is none that was trained on it."""
+    for place in places_beside(translator.path):
+        if not place.is_dir():
+            continue
+        try:
+            refiner = open_checkpoint(place, stage="refiner")
+            require_recorded(refiner, "transformer", translator)
+        except CheckpointError as error:
+            log.warning("%s Going on without a refiner.", error)
+            continue
+        return refiner
+    return None
 
 
 def require_recorded(loaded: Loaded[Any] | Opened, name: str, base: Loaded[Any] | Opened) -> None:

@@ -7,9 +7,10 @@ from typing import Any
 from prod9.errors import CheckpointError
 from prod9.models import export as exports
 from prod9.models.checkpoint_file import link_checkpoint, recorded_sha256
+from prod9.models.named.find import located
+from prod9.models.named.packaged import packaged_with
 from prod9.models.run_folder import CHECKPOINTS, INPUTS
 from prod9.models.run_folder import write_index as write_index
-from prod9.system.machine import expand
 
 
 def describe_input(path: Path, sha256: str, base: Path) -> dict[str, str]:
@@ -33,11 +34,14 @@ def keep_input(path: Path, name: str, run: Path) -> None:
 def recorded_places(path: Path, recorded: dict[str, str], name: str) -> list[Path]:
     """Return where the base ``name`` of the checkpoint ``path`` may be, the first choice first.
 
-    That is: its recorded path, its recorded path relative to the run, and the run's own copy.
+    That is: its recorded path, its recorded path relative to the run, the run's own copy, and the packaged model of
+    its SHA-256, which is elsewhere on another computer.
     """
     inside = path.parent.name in (CHECKPOINTS, INPUTS)
     run = path if path.is_dir() else path.parent.parent if inside else path.parent
     places = [Path(recorded["path"]), run / recorded["relative"], _own_copy(run, name)]
+    packaged = packaged_with(recorded["sha256"])
+    places += [] if packaged is None else [packaged.folder]
     return [place for position, place in enumerate(places) if position or place.is_absolute()]
 
 
@@ -85,7 +89,7 @@ def sha256_at(place: Path) -> str | None:
 
 def places_beside(model: Path, what: str = "refiner") -> list[Path]:
     """Return where the refiner, or ``what`` else, of a run folder, checkpoint file or export folder is looked for."""
-    model = expand(model).absolute()
+    model = located(model).absolute()
     run = model if model.is_dir() else model.parent
     if run.name == "checkpoints":
         run = run.parent

@@ -16,6 +16,9 @@ from prod9.models.checkpoint_weights import weights_of
 from prod9.models.weak import WEAK
 from prod9.stages import STAGES
 
+REFINER = "refiner"
+"""Folder of an export that holds the refiner of its translator."""
+
 
 def export_whole(
     opened: Opened,
@@ -24,6 +27,7 @@ def export_whole(
     dtype: torch.dtype,
     given: Mapping[str, Opened],
     open_input: Callable[[Path], Opened],
+    refiner: Opened | None = None,
 ) -> Path:
     """Write the network of ``opened`` to ``folder``, with what it builds on; return ``folder``.
 
@@ -33,6 +37,7 @@ def export_whole(
         dtype: of the floating-point weights.
         given: exports to record instead, by key; they stay where they are.
         open_input: opens a checkpoint by its path.
+        refiner: of a translator; it goes into the folder ``refiner``.
 
     Raises CheckpointError when a base cannot be found; nothing is left then.
     """
@@ -53,9 +58,13 @@ def export_whole(
         for recorded in header["inputs"].values():
             recorded["path"] = recorded["relative"]
         state = weights_of(opened.state_dict, STAGES[header["stage"]].prefix)
-        return exports.write_export(folder, dict(header), state, dtype=dtype)
+        exports.write_export(folder, dict(header), state, dtype=dtype)
+        if refiner is not None:
+            base = {"transformer": open_input(folder)}
+            export_whole(refiner, folder / REFINER, dtype=dtype, given=base, open_input=open_input)
+        return folder
     except BaseException:
-        for name in places:
+        for name in (*places, *([] if refiner is None else [REFINER])):
             shutil.rmtree(folder / name, ignore_errors=True)
         if not existed:
             shutil.rmtree(folder, ignore_errors=True)
@@ -70,13 +79,14 @@ def export_guided(
     dtype: torch.dtype,
     given: Mapping[str, Opened],
     open_input: Callable[[Path], Opened],
+    refiner: Opened | None = None,
 ) -> Path:
     """Write ``opened`` as :func:`export_whole` does, and ``weak`` into a folder below, on the same autoencoder.
 
     Raises CheckpointError when a base cannot be found; nothing is left then.
     """
     existed = folder.exists()
-    export_whole(opened, folder, dtype=dtype, given=given, open_input=open_input)
+    export_whole(opened, folder, dtype=dtype, given=given, open_input=open_input, refiner=refiner)
     try:
         base = given.get("autoencoder") or open_input(folder / "autoencoder")
         export_whole(weak, folder / WEAK, dtype=dtype, given={"autoencoder": base}, open_input=open_input)

@@ -12,6 +12,7 @@ import torch
 
 from prod9.config.schema import MaskGiTControlNetLightningConfig, RunConfig
 from prod9.controlnet.condition import ControlCondition
+from prod9.devices import torch_device
 from prod9.errors import ConfigError
 from prod9.generator.condition import MaskGiTCondition
 from prod9.generator.controlnet_maskgit import ControlNetMaskGiT
@@ -37,7 +38,7 @@ class ControlPipeline(AbstractControlPipeline):
         cls,
         path: Source,
         *,
-        device: str | torch.device = "cpu",
+        device: str | torch.device = "auto",
         transformer: Source | MaskGiTPipeline | None = None,
         autoencoder: Source | None = None,
         overrides: Overrides = (),
@@ -50,6 +51,7 @@ class ControlPipeline(AbstractControlPipeline):
         a pipeline, whose networks are then used, its detail flow too. The other arguments and the errors are those of
         :meth:`MaskGiTPipeline.from_checkpoint`.
         """
+        device = torch_device(device)
         loaded = CheckpointManager.load_controlnet(path, device=device)
         config = config_of(loaded, MaskGiTControlNetLightningConfig, overrides=overrides, settings=settings)
         if isinstance(transformer, MaskGiTPipeline):

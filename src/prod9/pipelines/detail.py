@@ -14,6 +14,7 @@ from prod9.config.schema import DetailSection
 from prod9.detail.condition import DetailCondition
 from prod9.detail.flow import DetailFlow
 from prod9.detail.network import DetailNetwork
+from prod9.devices import torch_device
 from prod9.errors import CheckpointError, ConfigError
 from prod9.models.checkpoint_header import WrongStageError, recorded_config
 from prod9.models.checkpoint_manager import CheckpointManager, Loaded, Source
@@ -107,12 +108,13 @@ class DetailPipeline:
         *,
         steps: int | None = None,
         noise: float | None = None,
-        device: str | torch.device = "cpu",
+        device: str | torch.device = "auto",
     ) -> Self:
         """Build from a run folder, checkpoint file or export folder of a detail flow; see :class:`DetailChoice`.
 
         Raises CheckpointError, and ConfigError for steps or a level of noise that it was not trained for.
         """
+        device = torch_device(device)
         return cls.of_loaded(CheckpointManager.load_detail(path, device=device), steps, noise, device)
 
     @classmethod

@@ -216,9 +216,9 @@ class AbstractLabelPipeline(ABC):
 
     def known_label(self, label: str | int) -> str:
         """Return the name of ``label``: a name in any case, one of its aliases, or a class label; else ConfigError."""
-        label = known_as(label, list(self.label_map)) if isinstance(label, str) else label
+        asked = known_as(label, self.label_names()) if isinstance(label, str) else label
         for name, value in self.label_map.items():
-            if label in (name, value) and not isinstance(label, bool):
+            if asked in (name, value) and not isinstance(label, bool):
                 return name
         names = self.label_names()
         numbers = ", ".join(str(self.label_map[name]) for name in names)
@@ -231,7 +231,7 @@ class AbstractLabelPipeline(ABC):
         self,
         label: str | int,
         *,
-        num_samples: int,
+        num_samples: int = 1,
         seed: int = 0,
         batch_size: int = 1,
         start: int = 0,

@@ -14,6 +14,7 @@ import torch
 
 from prod9.autoencoder.inference import AutoencoderInferenceWrapper
 from prod9.config.schema import MaisiDiffusionConfig, RunConfig
+from prod9.devices import torch_device
 from prod9.diffusion.condition import FlowCondition
 from prod9.diffusion.diffusion_model import DiffusionModelRF
 from prod9.diffusion.sampler import RectifiedFlowSampler
@@ -84,7 +85,7 @@ class MAISIPipeline(AbstractLabelPipeline):
         cls,
         path: Source,
         *,
-        device: str | torch.device = "cpu",
+        device: str | torch.device = "auto",
         autoencoder: Source | None = None,
         overrides: Overrides = (),
         settings: RunConfig | None = None,
@@ -101,6 +102,7 @@ class MAISIPipeline(AbstractLabelPipeline):
             spacing: mm of a voxel, by default as trained.
             beside: more models beside which a detail flow is looked for.
         """
+        device = torch_device(device)
         loaded = CheckpointManager.load_diffusion(path, device=device)
         config = config_of(loaded, MaisiDiffusionConfig, overrides=overrides, settings=settings)
         stage1 = CheckpointManager.load_vae(loaded, path=autoencoder, device=device)

@@ -12,6 +12,7 @@ import torch
 from prod9.config.schema import MaisiControlNetConfig, RunConfig
 from prod9.controlnet.condition import ControlCondition
 from prod9.controlnet.controlnet_model import ControlNetRF
+from prod9.devices import torch_device
 from prod9.diffusion.sampler import SourceStart
 from prod9.errors import ConfigError
 from prod9.models.checkpoint_manager import CheckpointManager, Source
@@ -38,7 +39,7 @@ class MAISIControlPipeline(AbstractControlPipeline):
         cls,
         path: Source,
         *,
-        device: str | torch.device = "cpu",
+        device: str | torch.device = "auto",
         diffusion: Source | None = None,
         autoencoder: Source | None = None,
         overrides: Overrides = (),
@@ -50,6 +51,7 @@ class MAISIControlPipeline(AbstractControlPipeline):
         The arguments are those of :meth:`prod9.pipelines.control.ControlPipeline.from_checkpoint`, with the
         ``diffusion`` network in the place of the transformer.
         """
+        device = torch_device(device)
         loaded = CheckpointManager.load_flow_controlnet(path, device=device)
         config = config_of(loaded, MaisiControlNetConfig, overrides=overrides, settings=settings)
         generator = MAISIPipeline.from_checkpoint(

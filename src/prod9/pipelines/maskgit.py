@@ -15,6 +15,7 @@ import torch
 from prod9.autoencoder.autoencoder_fsq import AutoencoderFSQ
 from prod9.autoencoder.inference import AutoencoderInferenceWrapper
 from prod9.config.schema import ContextConfig, RunConfig, TransformerConfig
+from prod9.devices import torch_device
 from prod9.errors import ConfigError
 from prod9.generator.condition import MaskGiTCondition
 from prod9.generator.maskgit import MaskGiTSampler
@@ -73,7 +74,7 @@ class MaskGiTPipeline(AbstractLabelPipeline):
         cls,
         path: Source,
         *,
-        device: str | torch.device = "cpu",
+        device: str | torch.device = "auto",
         autoencoder: Source | Loaded[AutoencoderFSQ] | None = None,
         overrides: Overrides = (),
         settings: RunConfig | None = None,
@@ -85,7 +86,7 @@ class MaskGiTPipeline(AbstractLabelPipeline):
 
         Args:
             path: the model, or what was opened of it.
-            device: where to compute.
+            device: where to compute; ``auto`` is the fastest that the machine has.
             autoencoder: where stage 1 is now, if it has moved, or the loaded stage 1; its hash is compared with
                 the recorded one.
             overrides: changes to the recorded config, e.g. ``["sampler.steps=8", ("sampler.guidance_scale", 2.0)]``.
@@ -93,6 +94,7 @@ class MaskGiTPipeline(AbstractLabelPipeline):
             detail: the detail flow that sharpens volumes; by default what lies beside the model or its autoencoder, if
                 anything does, and None for none.
         """
+        device = torch_device(device)
         loaded = CheckpointManager.load_transformer(path, device=device)
         stage1 = CheckpointManager.load_upstream(loaded, path=autoencoder, device=device)
         pipeline = cls._of_loaded(loaded, stage1, device, overrides, settings)
@@ -164,7 +166,7 @@ class MaskGiTPipeline(AbstractLabelPipeline):
         self,
         label: str | int,
         *,
-        num_samples: int,
+        num_samples: int = 1,
         seed: int = 0,
         batch_size: int = 1,
         start: int = 0,

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from prod9.devices import torch_device
 from prod9.errors import ConfigError
 from prod9.generator.condition import MaskGiTCondition
 from prod9.models.checkpoint_manager import CheckpointManager
@@ -106,7 +107,7 @@ class PatientPipeline:
         in_context: str | Path,
         *,
         controls: Sequence[str | Path] = (),
-        device: str | torch.device = "cpu",
+        device: str | torch.device = "auto",
         autoencoder: str | Path | None = None,
         control_strength: float | None = None,
         start_with: str | None = None,
@@ -133,6 +134,7 @@ class PatientPipeline:
             details: detail flows of either model, whose stage decides which it belongs to; others are looked for beside
                 the models.
         """
+        device = torch_device(device)
         chosen = _by_stage(detail, details)
         first = MaskGiTPipeline.from_checkpoint(
             model, device=device, autoencoder=autoencoder, overrides=overrides, detail=None

@@ -17,6 +17,7 @@ from prod9.autoencoder.inference import AutoencoderInferenceWrapper
 from prod9.config.schema import RunConfig
 from prod9.config.sections import RunSection
 from prod9.data.intensity import IntensityScaling
+from prod9.devices import torch_device
 from prod9.measures.metrics import psnr
 from prod9.models.checkpoint_manager import CheckpointManager, Source
 from prod9.models.factory import ModelFactory
@@ -83,7 +84,7 @@ class ReconstructionPipeline:
         path: Source,
         *,
         stage: Literal["autoencoder", "maisi_vae"] = "autoencoder",
-        device: str | torch.device = "cpu",
+        device: str | torch.device = "auto",
         overrides: Overrides = (),
         settings: RunConfig | None = None,
     ) -> "ReconstructionPipeline":
@@ -92,6 +93,7 @@ class ReconstructionPipeline:
         The other arguments and the errors are those of
         :meth:`prod9.pipelines.maskgit.MaskGiTPipeline.from_checkpoint`.
         """
+        device = torch_device(device)
         loaded = CheckpointManager.load_autoencoder(path, stage=stage, device=device)
         config = config_of(loaded, RunSection, overrides=overrides, settings=settings)
         data = loaded.header["data"]

@@ -129,7 +129,7 @@ class AbstractControlPipeline(ABC):
         label: str,
         *,
         seg: PlacedSegmentation | None,
-        num_samples: int,
+        num_samples: int = 1,
         seed: int = 0,
         batch_size: int = 1,
         start: int = 0,

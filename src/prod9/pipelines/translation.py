@@ -14,6 +14,7 @@ from torch import Tensor
 
 from prod9.autoencoder.autoencoder_fsq import AutoencoderFSQ
 from prod9.config.schema import ContextConfig, RunConfig
+from prod9.devices import torch_device
 from prod9.errors import ConfigError
 from prod9.generator.condition import MaskGiTCondition
 from prod9.generator.modality_processor import InContextCondition
@@ -100,7 +101,7 @@ class TranslationPipeline:
         cls,
         path: Source,
         *,
-        device: str | torch.device = "cpu",
+        device: str | torch.device = "auto",
         autoencoder: Source | Loaded[AutoencoderFSQ] | None = None,
         overrides: Overrides = (),
         settings: RunConfig | None = None,
@@ -119,6 +120,7 @@ class TranslationPipeline:
             detail: the detail flow; by default what lies beside the model, if anything does, and None for none.
             others: see :meth:`MaskGiTPipeline.from_checkpoint`.
         """
+        device = torch_device(device)
         generator = MaskGiTPipeline.from_checkpoint(
             path, device=device, autoencoder=autoencoder, overrides=overrides, settings=settings, detail=None
         )

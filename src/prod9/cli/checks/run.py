@@ -20,6 +20,7 @@ from prod9.cli.checks.resources import (
 from prod9.cli.inputs import Inputs, find_inputs
 from prod9.devices import torch_device
 from prod9.errors import ConfigError, MissingDependencyError, Prod9Error
+from prod9.models.named.find import located
 from prod9.stages import STAGES
 from prod9.system.machine import expand
 
@@ -178,7 +179,7 @@ def _check_base(name: str, path: str | None, command: str) -> None:
             f"inputs.{name}: expected the run folder or checkpoint of the {name}, got nothing; "
             f"train it with {command} and pass --set inputs.{name}=PATH"
         )
-    if not expand(path).exists():
+    if not located(path).exists():
         raise ConfigError(
             f"inputs.{name}: expected a run folder or checkpoint, got {path}, which does not exist; "
             f"train the {name} first, or correct the path"

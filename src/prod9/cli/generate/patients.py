@@ -21,7 +21,7 @@ from prod9.cli.generate.options import (
     grouped,
 )
 from prod9.cli.generate.outputs import Inputs, OutputFolder, digest_of, report_made
-from prod9.cli.generate.run import carry_out, detail_settings, disk_mb, require_models
+from prod9.cli.generate.run import announce, carry_out, detail_settings, disk_mb, require_models
 from prod9.cli.naming import known_as
 from prod9.cli.shared import DeviceOption
 from prod9.cli.stage import AutoencoderOption
@@ -96,6 +96,7 @@ def generate_patients(
     files = find_segmentations(seg or [])
     use.check(*(detail or []))
     require_models(model, in_context, autoencoder, *(control or []), *(detail or []))
+    announce(model, in_context)
     changes = sampling.changes()
     from prod9.pipelines.patients import PatientPipeline
 

@@ -17,8 +17,6 @@ from prod9.cli.generate.options import Model, Target
 from prod9.cli.generate.outputs import Inputs, OutputFolder
 from prod9.cli.stage import load_for_model, print_check
 from prod9.devices import torch_device
-from prod9.errors import CheckpointError
-from prod9.system.machine import expand
 from prod9.system.progress import within
 
 if TYPE_CHECKING:
@@ -31,17 +29,20 @@ P = TypeVar("P")
 
 def require_models(*paths: str | Path | None) -> None:
     """Refuse (CheckpointError) a path of a model with nothing there, before the seconds that importing torch takes."""
+    from prod9.models.named.find import require_model
+
     for path in paths:
-        try:
-            if path is not None:
-                expand(path).stat()
-        except FileNotFoundError as error:
-            raise CheckpointError(
-                f"{path}: expected a run folder, a checkpoint or an export folder, got nothing there; check the path, "
-                "or train that stage first."
-            ) from error
-        except (OSError, ValueError):
-            continue  # whatever reads it gives the reason
+        if path is not None:
+            require_model(path)
+
+
+def announce(*models: str | Path | None) -> None:
+    """Say what a user of each named model should know, in one line each."""
+    from prod9.models.named.find import provenance
+
+    for text in dict.fromkeys(provenance(model) for model in models if model is not None):
+        if text is not None:
+            shared.messages.print(text)
 
 
 def build_pipeline(
@@ -67,6 +68,7 @@ def build_pipeline(
         shared.print_config(config)
         raise typer.Exit
     require_models(Path(source))
+    announce(model.model)
     return build(source, settings=config, device=torch_device(model.device)), config
 
 

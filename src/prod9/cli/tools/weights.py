@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from prod9.cli.shared import DebugOption, JsonOption, console, messages, new_app, print_json, print_table
+from prod9.cli.shared import DebugOption, JsonOption, console, messages, new_app, print_json
 from prod9.errors import CheckpointError, ConfigError, Prod9Error
 from prod9.system.machine import expand
 from prod9.system.wording import plural
@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from prod9.models.released import FeatureNetwork, Released
 
 app = new_app(
-    "List, verify and import published weights. Nothing is downloaded: get the files from their publishers."
+    "List the packaged models; list, verify and import published weights. Nothing is downloaded: get the files from "
+    "their publishers."
 )
 
 NameOption = Annotated[
@@ -27,18 +28,55 @@ FileArgument = Annotated[Path, typer.Argument(metavar="FILE", help="The publishe
 
 @app.command("list", example="prod9 weights list")
 def list_weights(as_json: JsonOption = False, debug: DebugOption = False) -> None:
-    """List the known networks: file, source, licence, and where it was found."""
+    """List the packaged models, which work at once, then the published networks: source, licence, where found."""
+    packaged, published = _packaged_rows(), _published_rows()
+    if as_json:
+        print_json([*packaged, *published])
+        return
+    from rich.table import Column, Table
+
+    names = ("--model", "what it does", "MB", "licence", "trained on")
+    table = Table(
+        Column(names[0], no_wrap=True), *(Column(name, overflow="fold") for name in names[1:]), box=None
+    )
+    for row in packaged:
+        size = f"{row['bytes'] / 1e6:.1f}"
+        table.add_row("\n".join(row["names"]), row["does"], size, row["licence"], row["trained_on"])
+    console.print("Packaged with prod9:")
+    console.print(table)
+    others = [Column(name, overflow="fold") for name in ("file", "source", "licence", "found")]
+    table = Table(Column("name", no_wrap=True), *others, box=None)
+    for row in published:
+        table.add_row(row["name"], row["file"], row["source"], row["licence"], row["found"] or "no")
+    console.print("\nPublished by others, to import with `prod9 weights import`:")
+    console.print(table)
+
+
+def _packaged_rows() -> list[dict[str, Any]]:
+    from prod9.models.named.packaged import LICENCE, PACKAGED
+
+    return [
+        {
+            "name": model.names[0],
+            "names": list(model.names),
+            "does": model.does,
+            "bytes": model.num_bytes,
+            "licence": LICENCE,
+            "trained_on": model.trained_on,
+            "found": str(model.folder),
+        }
+        for model in PACKAGED.values()
+    ]
+
+
+def _published_rows() -> list[dict[str, Any]]:
     keys = ("name", "file", "source", "licence", "config", "parameters", "found")
     rows: list[dict[str, Any]] = []
     for entry in _known().values():
         found = _find(entry.name)
         here = {"file": entry.files[0], "found": None if found is None else str(found)}
         rows.append({key: here[key] if key in here else getattr(entry, key) for key in keys})
-    if as_json:
-        print_json(rows)
-        return
-    shown = ("name", "file", "source", "licence", "found")
-    print_table(shown, [[row[key] or "no" for key in shown] for row in rows])
+    return rows
 
 
 @app.command(example="prod9 weights verify autoencoder_epoch273.pt")

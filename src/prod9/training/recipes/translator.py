@@ -9,10 +9,10 @@ import torch
 
 from prod9.config.schema import RefinerConfig, TransformerConfig, TranslationDetailConfig
 from prod9.data.splits import Split
-from prod9.errors import CheckpointError, ConfigError
+from prod9.errors import ConfigError
 from prod9.models.checkpoint_header import recorded_config
 from prod9.models.checkpoint_manager import CheckpointManager, Opened, require_recorded
-from prod9.models.checkpoint_places import places_beside
+from prod9.models.checkpoint_opening import open_refiner
 from prod9.pipelines.translation import TranslationPipeline
 from prod9.training.recipes.base import named_input
 
@@ -111,17 +111,4 @@ def load_refined_translator(
         refiner = CheckpointManager.open(named, stage="refiner")
         require_recorded(refiner, "transformer", translator.opened)
         return replace(translator, refiner=refiner)
-    return replace(translator, refiner=_refiner_beside(translator.opened))
-
-
-def _refiner_beside(translator: Opened) -> Opened | None:
-    for place in places_beside(translator.path, "refiner"):
-        try:
-            refiner = CheckpointManager.open(place, stage="refiner")
-            require_recorded(refiner, "transformer", translator)
-        except CheckpointError as error:
-            if place.is_dir():
-                log.warning("%s Going on without a refiner.", error)
-            continue
-        return refiner
-    return None
+    return replace(translator, refiner=open_refiner(translator.opened))

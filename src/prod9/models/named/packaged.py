@@ -1,0 +1,108 @@
+"""The models that come with prod9, by name. A plain table; nothing here imports torch."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+PREFIX = "demo/"
+"""What the names of packaged models begin with."""
+LICENCE = "Apache-2.0"
+"""Of the packaged weights, as of the code: they saw simulated patients only."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Packaged:
+    """A model that is installed with prod9.
+
+    Attributes:
+        stage: the name of its config in the demo, and of its folder.
+        short: the name by what it is for; None where there is just the one by its stage.
+        does: what it does, in words.
+        minutes: what `prod9 finetune` takes on two cores without ``--budget``; None where that was not measured.
+    """
+
+    stage: str
+    short: str | None = None
+    does: str
+    minutes: float | None = None
+
+    @property
+    def name(self) -> str:
+        """The name by its stage."""
+        return PREFIX + self.stage
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Every name, the short one first."""
+        return (self.name,) if self.short is None else (PREFIX + self.short, self.name)
+
+    @property
+    def folder(self) -> Path:
+        """Its export folder."""
+        return Path(str(files("prod9"))) / "demo" / "weights" / self.stage
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of its weights."""
+        return (self.folder / "model.safetensors").stat().st_size
+
+    @property
+    def header(self) -> dict[str, Any]:
+        """The header of its export."""
+        return json.loads((self.folder / "config.json").read_text(encoding="utf-8"))["prod9"]
+
+    @property
+    def spacing_mm(self) -> float:
+        """Voxel size of the scans that it saw."""
+        return float(self.header["data"]["spacing"][0])
+
+    @property
+    def trained_on(self) -> str:
+        """What it saw, in words."""
+        count = len(self.header["split"]["train"])
+        return f"{count} simulated patients, {self.spacing_mm:g} mm voxels"
+
+
+PACKAGED: Mapping[str, Packaged] = {
+    model.stage: model
+    for model in (
+        Packaged(
+            stage="stage2",
+            short="translate",
+            does="makes a missing T1, T1ce, T2 or FLAIR from the others",
+            minutes=5.0,
+        ),
+        Packaged(
+            stage="stage2_label",
+            short="label",
+            does="generates a T1, T1ce, T2 or FLAIR, and draws a region again",
+            minutes=5.0,
+        ),
+        Packaged(stage="stage1", short="autoencoder", does="turns volumes into tokens and back"),
+        Packaged(stage="stage2_refiner", does="corrects what demo/translate makes, which takes it by itself"),
+        Packaged(stage="maisi_vae", does="turns volumes into MAISI's latents and back"),
+    )
+}
+"""By stage, the most useful first."""
+
+
+def packaged_named(name: str) -> Packaged | None:
+    """Return the packaged model called ``name``; None for any other name."""
+    return next((model for model in PACKAGED.values() if name in model.names), None)
+
+
+def packaged_at(folder: Path) -> Packaged | None:
+    """Return the packaged model whose folder is ``folder``; None for any other place."""
+    return next((model for model in PACKAGED.values() if model.folder == folder), None)
+
+
+def packaged_with(sha256: str) -> Packaged | None:
+    """Return the packaged model whose weights have this SHA-256; None where none has."""
+    for model in PACKAGED.values():
+        content = json.loads((model.folder / "manifest.json").read_text(encoding="utf-8"))
+        if content["files"]["model.safetensors"]["sha256"] == sha256:
+            return model
+    return None

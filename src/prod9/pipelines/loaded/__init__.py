@@ -1,0 +1,1 @@
+"""What ``prod9.load`` returns: models to call, and the volumes that they make."""

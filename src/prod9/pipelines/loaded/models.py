@@ -1,0 +1,364 @@
+"""Models that are ready to be called, one class by what it makes."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, Generic, Self, TypeVar
+
+import numpy as np
+import torch
+
+from prod9.devices import torch_device
+from prod9.errors import ConfigError
+from prod9.modalities import known_as
+from prod9.pipelines.control import ControlPipeline
+from prod9.pipelines.inpainting import InpaintingPipeline
+from prod9.pipelines.labels import AbstractLabelPipeline, GeneratedVolume
+from prod9.pipelines.loaded.volumes import Given, Result, volume_of, volumes_by_label
+from prod9.pipelines.maisi_control import MAISIControlPipeline
+from prod9.pipelines.maskgit import MaskGiTPipeline
+from prod9.pipelines.reconstruction import ReconstructionPipeline
+from prod9.pipelines.segmentation import PlacedSegmentation
+from prod9.pipelines.translation import Decode, TranslationPipeline
+
+P = TypeVar("P")
+Build = Callable[[torch.device, Sequence[Any]], P]
+"""Makes a pipeline on a device, with changes to the recorded config."""
+
+
+class Model(ABC, Generic[P]):
+    """A trained model that is ready to be called.
+
+    Args:
+        name: what the user called it.
+        title: what it is, in words.
+        build: makes its pipeline.
+        device: where to compute.
+
+    Attributes:
+        pipeline: what does the work; it has more options.
+        device: where it computes.
+    """
+
+    usage: ClassVar[str] = ""
+    """How it is called, for ``repr``."""
+
+    def __init__(self, *, name: str, title: str, build: Build[P], device: str | torch.device) -> None:
+        self.name = name
+        self.title = title
+        self.device = torch_device(device)
+        self._build = build
+        self.pipeline: P = build(self.device, ())
+        self._stepped: tuple[int, P] | None = None
+
+    @abstractmethod
+    def __call__(self, *args: Any, **kwargs: Any) -> list[Result]:
+        """Return what the model makes."""
+
+    @property
+    @abstractmethod
+    def labels(self) -> list[str]:
+        """Names of the modalities or classes that it knows."""
+
+    def to(self, device: str | torch.device) -> Self:
+        """Compute on ``device`` from now on (``auto``, ``cpu``, ``cuda``, ``cuda:N``, ``mps``), and return the model.
+
+        Raises ConfigError for a device that the machine does not have.
+        """
+        device = torch_device(device)
+        if device != self.device:
+            self.device, self._stepped = device, None
+            self.pipeline = self._build(device, ())
+        return self
+
+    def __repr__(self) -> str:
+        """Return name, kind, labels, device and how it is called."""
+        known = f", labels {', '.join(self.labels)}" if self.labels else ""
+        return f"<{self.title} {self.name!r}{known}, on {self.device}; {self.usage}>"
+
+    def _with_steps(self, steps: int | None) -> P:
+        """Return the pipeline that samples in ``steps`` steps; ConfigError for a number that the model cannot take."""
+        if steps is None:
+            return self.pipeline
+        if self._stepped is None or self._stepped[0] != steps:
+            self._stepped = steps, self._build(self.device, [("sampler.steps", steps)])
+        return self._stepped[1]
+
+
+class LabelModel(Model[AbstractLabelPipeline]):
+    """Generates volumes of a modality or class; one of MaskGiT draws regions again, too.
+
+    Example:
+        >>> import prod9
+        >>> model = prod9.load("demo/label", device="cpu")
+        >>> (volume,) = model("flair", steps=2)
+        >>> volume.data.shape, volume.label
+        ((48, 56, 48), 'FLAIR')
+        >>> volume.save("flair.nii.gz").name
+        'flair.nii.gz'
+    """
+
+    usage = "call it as model(label=…, num_samples=1, seed=0)"
+
+    @property
+    def labels(self) -> list[str]:
+        """Names of the classes, in the order of their numbers."""
+        return self.pipeline.label_names()
+
+    def __call__(
+        self,
+        label: str | int,
+        *,
+        num_samples: int = 1,
+        seed: int = 0,
+        steps: int | None = None,
+        batch_size: int = 1,
+    ) -> list[Result]:
+        """Return volumes float32 ``[H W D]`` in [0, 1], RAS, on the model's grid.
+
+        Sample k depends on ``seed + k`` and the label alone. Raises ConfigError for an unknown label.
+
+        Args:
+            label: a name in any case, one of its aliases, or a class label.
+            num_samples: how many.
+            seed: of the first.
+            steps: of the sampler; None as trained.
+            batch_size: samples drawn together.
+        """
+        pipeline = self._with_steps(steps)
+        _require_count(num_samples)
+        made = pipeline.generate(label, num_samples=num_samples, seed=seed, batch_size=batch_size)
+        return [_result(volume) for volume in made]
+
+    def inpaint(
+        self,
+        source: Given,
+        region: Given,
+        label: str,
+        *,
+        num_samples: int = 1,
+        seed: int = 0,
+        steps: int | None = None,
+        blend: float = 2.0,
+        resample: bool = False,
+    ) -> list[Result]:
+        """Return ``source`` with its region drawn again; every other voxel stays as it is, bit for bit.
+
+        Raises ConfigError for a model of another family and an unknown label, DataError for a region that is empty,
+        covers everything or lies elsewhere.
+
+        Args:
+            source: the volume.
+            region: not 0 where to draw, on the voxels of ``source``.
+            label: modality of ``source``.
+            num_samples: how many.
+            seed: of the first.
+            steps: of the sampler; None as trained.
+            blend: voxels of the model's grid over which the border is blended.
+            resample: bring a region on other voxels to those of ``source``.
+        """
+        generator = self._with_steps(steps)
+        if not isinstance(generator, MaskGiTPipeline):
+            raise ConfigError(
+                f"inpaint: expected a model of MaskGiT, got {self.name}, a {self.title.lower()}."
+            )
+        _require_count(num_samples)
+        spacing, name = generator.placement.spacing, generator.known_label(label)
+        file = volume_of(source, "source", spacing)
+        drawn = InpaintingPipeline(generator=generator, blend=blend).inpaint(
+            file,
+            volume_of(region, "region", spacing),
+            name,
+            num_samples=num_samples,
+            seed=seed,
+            resample=resample,
+        )
+        affine = file.header.affine
+        return [
+            Result(data=one.data, affine=affine, label=name, seed=one.seed, header=_of_file(file.header))
+            for one in drawn
+        ]
+
+
+class TranslationModel(Model[TranslationPipeline]):
+    """Makes a missing modality of a patient from the others.
+
+    Example:
+        >>> import numpy as np
+        >>> import prod9
+        >>> model = prod9.load("demo/translate", device="cpu")
+        >>> t1 = np.pad(np.random.default_rng(0).uniform(100, 200, (32, 40, 32)), 8)  # a path in real life
+        >>> (flair,) = model(sources={"t1": t1}, target="FLAIR", steps=2)
+        >>> flair.data.shape == t1.shape
+        True
+    """
+
+    usage = "call it as model(sources={NAME: PATH, …}, target=…)"
+
+    @property
+    def labels(self) -> list[str]:
+        """Names of the modalities, in the order of their numbers."""
+        return self.pipeline.generator.label_names()
+
+    def __call__(
+        self,
+        *,
+        sources: Mapping[str, Given],
+        target: str,
+        num_samples: int = 1,
+        seed: int = 0,
+        steps: int | None = None,
+        decode: Decode = "sample",
+        examples: Sequence[Mapping[str, Given]] = (),
+        resample: bool = False,
+        batch_size: int = 1,
+    ) -> list[Result]:
+        """Return ``target`` on the voxels, in the axes and in the intensity range of the first source.
+
+        Raises ConfigError for unknown modalities and too few or too many sources, DataError for volumes that cannot be
+        used.
+
+        Args:
+            sources: modality → volume of one patient; the names in any case, or aliases.
+            target: the modality to make.
+            num_samples: how many.
+            seed: of the first.
+            steps: of the sampler; None as trained.
+            decode: ``sample``, or ``mean`` for the least error, smoother.
+            examples: other patients who have the target, as ``sources``; for models that were trained with some.
+            resample: bring registered volumes on other voxels to those of the first.
+            batch_size: samples drawn together.
+        """
+        pipeline, known = self._with_steps(steps), self.labels
+        _require_count(num_samples)
+        placement = pipeline.placement
+        target = known_as(target, known)
+        files = volumes_by_label(sources, known, placement.spacing)
+        pipeline.check(list(files), target, num_examples=len(examples))
+        placed = placement.place(files, resample=resample)
+        shown = [
+            placement.place(volumes_by_label(one, known, placement.spacing), resample=resample).images
+            for one in examples
+        ]
+        made = pipeline.translate(
+            placed.images,
+            target,
+            head=placed.inside,
+            num_samples=num_samples,
+            seed=seed,
+            decode=decode,
+            examples=shown,
+            batch_size=batch_size,
+        )
+        header = placed.reference
+        return [
+            Result(
+                data=placed.restore(volume),
+                affine=header.affine,
+                label=target,
+                seed=seed + index,
+                header=_of_file(header),
+            )
+            for index, volume in enumerate(made.volumes)
+        ]
+
+
+class ControlModel(Model[ControlPipeline | MAISIControlPipeline]):
+    """Generates volumes whose lesions lie where a segmentation has them."""
+
+    usage = "call it as model(label=…, seg=PATH)"
+
+    @property
+    def labels(self) -> list[str]:
+        """Names of the classes, in the order of their numbers."""
+        return self.pipeline.generator.label_names()
+
+    def __call__(
+        self,
+        label: str,
+        *,
+        seg: Any = None,
+        sources: Mapping[str, Any] | None = None,
+        reference: Any = None,
+        label_scheme: str = "auto",
+        num_samples: int = 1,
+        seed: int = 0,
+        steps: int | None = None,
+        batch_size: int = 1,
+    ) -> list[Result]:
+        """Return volumes float32 ``[H W D]`` in [0, 1], RAS, on the model's grid, where the segmentation lies.
+
+        Raises ConfigError for an unknown label or a condition that the model does not take, DataError for a
+        segmentation that cannot be used.
+
+        Args:
+            label: a modality, in any case, or one of its aliases.
+            seg: path of a segmentation, or an array ``[H W D]`` of canonical labels on the model's grid.
+            sources: for models that take source images, modality → path.
+            reference: path of the scan on whose voxels ``seg`` lies.
+            label_scheme: what the values of the file mean.
+            num_samples: how many.
+            seed: of the first.
+            steps: of the sampler; None as trained.
+            batch_size: samples drawn together.
+        """
+        pipeline = self._with_steps(steps)
+        _require_count(num_samples)
+        name = pipeline.generator.known_label(label)
+        if seg is None or isinstance(seg, str) or hasattr(seg, "__fspath__"):
+            nothing = seg is None and not sources
+            placed = (
+                None
+                if nothing
+                else pipeline.place(seg, reference=reference, label_scheme=label_scheme, sources=sources)
+            )
+        else:
+            placed = _on_grid(seg, pipeline.generator)
+        made = pipeline.generate(name, seg=placed, num_samples=num_samples, seed=seed, batch_size=batch_size)
+        return [_result(volume) for volume in made]
+
+
+class AutoencoderModel(Model[ReconstructionPipeline]):
+    """Passes volumes through the latent, to see what it keeps.
+
+    Example:
+        >>> import prod9
+        >>> prod9.load("demo/autoencoder", device="cpu")
+        <FSQ autoencoder 'demo/autoencoder', on cpu; call it as model(PATH)>
+    """
+
+    usage = "call it as model(PATH)"
+
+    @property
+    def labels(self) -> list[str]:
+        """None: it takes volumes of any modality."""
+        return []
+
+    def __call__(self, path: Any) -> list[Result]:
+        """Return the volume of a file after a pass through the latent, on its own voxels; raises DataError."""
+        made = self.pipeline.reconstruct(path)
+        header = made.header
+        return [Result(data=made.data, affine=header.affine, label="reconstruction", header=_of_file(header))]
+
+
+def _result(volume: GeneratedVolume) -> Result:
+    return Result(data=volume.data, affine=volume.affine, label=volume.label, seed=volume.seed)
+
+
+def _of_file(header: Any) -> Any:
+    """Return a header whose geometry can be written back; None for that of an array."""
+    return header if header.block else None
+
+
+def _on_grid(seg: Any, generator: AbstractLabelPipeline) -> PlacedSegmentation:
+    labels = np.asarray(seg)
+    if labels.shape != generator.grid or not np.isin(labels, range(256)).all():
+        raise ConfigError(
+            f"seg: expected a path, or whole numbers on the model's grid of {generator.grid} voxels, got an array of "
+            f"shape {labels.shape}; save it as NIfTI and give its path."
+        )
+    return PlacedSegmentation(labels.astype(np.uint8), generator.affine, "field", 0.0)
+
+
+def _require_count(num_samples: int) -> None:
+    if num_samples < 1:
+        raise ConfigError(f"num_samples: expected at least 1, got {num_samples}.")
