@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from prod9.cli.shared import DebugOption, JsonOption, console, new_app, print_json
+from prod9.cli.shared import DebugOption, JsonOption, RadiologicalOption, console, new_app, print_json
 
 app = new_app("Write a report that opens in any browser, without a network.")
 
@@ -28,6 +28,7 @@ def report(
             "--include", metavar="DIR", help="Another folder with evaluation.json or audit.json; repeatable."
         ),
     ] = None,
+    radiological: RadiologicalOption = False,
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
@@ -42,7 +43,7 @@ def report(
     output = output or folder / "report.html"
     if output.suffix.lower() not in (".html", ".htm"):
         raise ConfigError(f"--output: expected a file ending in .html, got {output}; rename it.")
-    written = write_report(folder, output, Sources(generated, include or ()))
+    written = write_report(folder, output, Sources(generated, include or (), radiological))
     megabytes = written.stat().st_size / 1e6
     if as_json:
         print_json({"report": str(written), "megabytes": round(megabytes, 2)})
