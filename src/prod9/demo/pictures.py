@@ -74,7 +74,7 @@ class DemoPictures:
                 Cell("reconstructed by stage 1", _array(reconstruct(autoencoder, real)[0]), at),
                 *(Cell(f"generated {j}", _array(v)) for j, v in enumerate(generated[labels == label][:2])),
             ])  # fmt: skip
-        title = f"{MONTAGE.title} (middle slices). {self.cohort}"
+        title = f"{MONTAGE.title}: where the lesion is widest, generated ones in the middle. {self.cohort}"
         write_montage(self.output_dir / MONTAGE.file, rows, title=title, view=self.view)
         gallery = [
             (n, [_array(volume) for volume in generated[labels == k]]) for n, k in self.label_map.items()

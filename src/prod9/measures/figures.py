@@ -11,11 +11,10 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
+from prod9.html.labels import LABEL_COLOURS, LABEL_NAMES
 from prod9.measures.slices import (
     BACKGROUND,
     INK,
-    LABEL_COLOURS,
-    LABEL_NAMES,
     QUIET,
     Plane,
     View,

@@ -104,7 +104,7 @@ def write_gallery(
     axes = figure.subplots(len(rows), columns, squeeze=False)
     figure.subplots_adjust(left=0.004, right=0.996, bottom=foot / total, top=1 - (head + gap) / total, wspace=0.02,
                            hspace=gap / (wide * ratio))  # fmt: skip
-    for line, (name, volumes) in zip(axes, rows, strict=True):
+    for number, (line, (name, volumes)) in enumerate(zip(axes, rows, strict=True)):
         for axis in line:
             frame(axis)
         for k, (axis, volume) in enumerate(zip(line, volumes, strict=False)):
@@ -113,7 +113,7 @@ def write_gallery(
             axis.set_xlim(box[0], box[1])
             axis.set_ylim(box[2], box[3])
             if k == 0:
-                mark(axis, "axial", box, view, bar=True)
+                mark(axis, "axial", box, view, bar=number == 0)
         line[0].set_title(name, fontsize=9.5, color=INK, loc="left", pad=3)
     if title:
         figure.text(0.004, 1 - 0.12 / total, title, color=INK, fontsize=11, va="top")

@@ -21,11 +21,7 @@ PLANES: Mapping[Plane, tuple[int, int, int]] = {
 """Axes of RAS along the width and the height of a picture, and the one across it."""
 _ENDS = ("LR", "PA", "IS")
 _BARS_MM = (100, 50, 20, 10, 5, 2, 1)
-INK, QUIET, BACKGROUND = "#e8eef2", "#9fb0bc", "#0b0f14"
-LABEL_COLOURS = {1: "#dc3c3c", 2: "#3cc85a", 3: "#fac828", 4: "#4aa3ff"}
-"""Colour of each canonical label, the same in the viewers of the pages."""
-LABEL_NAMES = {1: "necrotic core", 2: "oedema", 3: "enhancing tumour", 4: "resection cavity"}
-"""Name of each canonical label."""
+INK, QUIET, BACKGROUND = "#e8eef2", "#9fb0bc", "#000000"
 
 
 @dataclass(frozen=True, kw_only=True)
