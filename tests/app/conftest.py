@@ -1,4 +1,4 @@
-"""The app with the packaged models, drawing in two steps; skipped where its extra is not installed."""
+"""The app with the packaged models, drawing in two steps. Test modules are skipped where its extra is not installed."""
 
 import time
 
@@ -7,30 +7,28 @@ import pytest
 
 from prod9.volumes import write
 
-pytest.importorskip("starlette", reason="needs pip install 'prod9[app]'")
-pytest.importorskip("httpx2", reason="needs pip install httpx2, which Starlette's test client uses")
-
-from starlette.testclient import TestClient
-
-from prod9.app.models import PACKAGED, Models
-from prod9.app.server import App
-
 OWN = {"x-prod9": "1"}
 AFFINE = np.diag([3.75, 3.75, 3.75, 1.0])
 
 
 @pytest.fixture(scope="session")
 def models():
+    from prod9.app.models import PACKAGED, Models
+
     return Models(names=tuple(PACKAGED), device="cpu", overrides=[("sampler.steps", 2)])
 
 
 @pytest.fixture
 def app(models, tmp_path):
+    from prod9.app.server import App
+
     return App(models=models, folder=tmp_path / "app")
 
 
 @pytest.fixture
 def client(app):
+    from starlette.testclient import TestClient
+
     return TestClient(app.server(), base_url="http://127.0.0.1", raise_server_exceptions=False)
 
 

@@ -7,14 +7,14 @@ import subprocess
 import threading
 import time
 
-import httpx2
 import pytest
 
 from tests.app.conftest import OWN
 from tests.evaluation.report.test_browser import CHROMIUM, SOFTWARE_WEBGL
 
 pytest.importorskip("uvicorn", reason="needs pip install 'prod9[app]'")
-from prod9.app.serving import server
+httpx2 = pytest.importorskip("httpx2", reason="needs pip install httpx2")
+from prod9.app.serving import server  # noqa: E402 (after the check that its extra is installed)
 
 pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (Debian: apt-get install chromium)"),

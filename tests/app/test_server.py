@@ -6,6 +6,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+pytest.importorskip("starlette", reason="needs pip install 'prod9[app]'")
+pytest.importorskip("httpx2", reason="needs pip install httpx2, which Starlette's test client uses")
+
 from prod9.app.jobs import Runner
 from prod9.errors import ConfigError
 from tests.app.conftest import OWN

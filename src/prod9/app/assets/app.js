@@ -157,14 +157,22 @@
     $("shown").onchange = () => show(all[Number($("shown").value)]).catch(fail);
   };
 
+  const encoded = async (url) => {
+    const answer = await fetch(url);
+    if (!answer.ok) throw new Error("The file is no longer there: the app was started anew. Generate again.");
+    const bytes = new Uint8Array(await answer.arrayBuffer()), parts = [];
+    for (let k = 0; k < bytes.length; k += 32768) parts.push(String.fromCharCode(...bytes.subarray(k, k + 32768)));
+    return btoa(parts.join(""));
+  };
+
   const show = async (item) => {
     if (!item || !viewer) return;
     const { NVImage } = globalThis.niivue, at = [...viewer.scene.crosshairPos];
     while (viewer.volumes.length) viewer.removeVolumeByIndex(viewer.volumes.length - 1);
-    viewer.addVolume(await NVImage.loadFromUrl({ url: item.url, name: item.name.replace(" (given)", ""), colormap: "gray", percentileFrac: 0.005 }));
+    viewer.addVolume(await NVImage.loadFromBase64({ base64: await encoded(item.url), name: item.name.replace(" (given)", ""), colormap: "gray", percentileFrac: 0.005 }));
     $("overlay-row").hidden = !item.mask;
     if (item.mask) {
-      const mask = await NVImage.loadFromUrl({ url: item.mask, name: "mask.nii.gz", opacity: Number($("overlay").value) });
+      const mask = await NVImage.loadFromBase64({ base64: await encoded(item.mask), name: item.mask.split("/").at(-1), opacity: Number($("overlay").value) });
       const map = { R: [], G: [], B: [], A: [], I: [], labels: COLOURS.map((_, k) => (k ? `label ${k}` : "")) };
       COLOURS.forEach(([r, g, b], k) => { map.R.push(r); map.G.push(g); map.B.push(b); map.A.push(k ? 255 : 0); map.I.push(k); });
       mask.setColormapLabel(map);
