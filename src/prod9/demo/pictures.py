@@ -157,6 +157,8 @@ class DemoPictures:
         folder, rows = self.run_dir / "removal", []
         region = read(folder / removal.REGION).data
         index = widest_slice(region, region.shape)
+        mm = self.view.size(0)
+        margin = removal.margin_voxels(mm)
         for name, row in scores.items():
             scan, made = (read(folder / f"{name}_{word}.nii.gz").data for word in ("scan", "removed"))
             panels = [
@@ -175,10 +177,10 @@ class DemoPictures:
             rows,
             view=self.view,
             title="A tumour removed by drawing its region again",
-            outline_name="region: the tumour and 5 mm around it",
+            outline_name=f"region: the tumour and {margin * mm:g} mm around it",
             notes=[
-                "Outside of the region every voxel is that of the scan. Region and mirror image: mean",
-                f"intensities, 0 to 1. {self.cohort}",
+                f"Slice {index + 1} of {region.shape[2]}, where the region is widest. {self.cohort}",
+                "Outside of the region every voxel is that of the scan. The numbers are means of intensities, 0 to 1.",
             ],
         )
 

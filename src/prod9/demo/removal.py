@@ -17,7 +17,12 @@ MODALITIES = ("FLAIR", "T1ce")
 """Where a tumour stands out most."""
 REGION = "region.nii.gz"
 _MARGIN_MM = 5.0
-"""The region is wider than the tumour by this: tissue next to it is brighter too."""
+"""The region is wider than the tumour by about this: tissue next to it is brighter too."""
+
+
+def margin_voxels(spacing: float) -> int:
+    """Return by how many voxels the region is wider than the tumour. spacing: mm per voxel."""
+    return max(1, round(_MARGIN_MM / spacing))
 
 
 def remove_tumour(pipeline: MaskGiTPipeline, held_out: VolumeSet, *, folder: Path, seed: int) -> Metrics:
@@ -41,9 +46,7 @@ def remove_tumour(pipeline: MaskGiTPipeline, held_out: VolumeSet, *, folder: Pat
         k = show_best(own)
         if k is None:
             return {}
-        wide = ndimage.binary_dilation(
-            own.lesions[k, 0].numpy(), iterations=max(1, round(_MARGIN_MM / spacing))
-        )
+        wide = ndimage.binary_dilation(own.lesions[k, 0].numpy(), iterations=margin_voxels(spacing))
         volume = own.volumes[k, 0].numpy()
         region = np.asarray(wide, dtype=bool) & (volume > 0)
         folder.mkdir(parents=True, exist_ok=True)
