@@ -13,6 +13,7 @@ from markupsafe import Markup
 
 from prod9.data.layouts.names import MODALITIES
 from prod9.errors import DataError, Prod9Error
+from prod9.evaluation.report import words
 from prod9.evaluation.report.demo_scores import demo_tables
 from prod9.evaluation.report.forms import AuditForm, EvaluationForm, mapping, number
 from prod9.evaluation.report.gather import Curves, RunRecord, find_results, find_runs, read_json
@@ -198,7 +199,8 @@ def _audit(audits: list[tuple[Path, AuditForm]]) -> dict[str, Any]:
         strip_chart(
             {"held out": row.held_out, "generated": row.generated},
             threshold=row.threshold,
-            title=f"{row.name}: distance to training over that to held-out (authenticity {row.authenticity:.2f})",
+            title=f"{words.embedding(row.name).capitalize()}: distance to training over that to held-out "
+            f"(authenticity {row.authenticity:.2f})",
         )
         for row in audit.embeddings
     ]

@@ -79,6 +79,13 @@ def extractor(name: str) -> str:
     return _EXTRACTORS[found[1]] if found else f"features of {_HASH.sub('', name)}"
 
 
+def embedding(name: str) -> str:
+    """Return the words for what an audit compares."""
+    return {"voxels": "voxels of the head", "latents": "latents of the autoencoder"}.get(
+        name.split("-")[0], name
+    )
+
+
 def region(name: str) -> str:
     """Return the words for a region."""
     return _REGIONS.get(name, spaced(name))
