@@ -61,7 +61,8 @@ def local_app(
             )
     if output_dir is not None:
         check_writable(output_dir)
-    names = tuple(dict.fromkeys([*(model or []), *PACKAGED]))
+    asked = list(model or [])
+    names = (*dict.fromkeys(asked), *(name for name in PACKAGED if name not in asked))
     models = Models(names=names, device=str(torch_device(device)))
     kept = (
         tempfile.TemporaryDirectory(prefix="prod9-app-")

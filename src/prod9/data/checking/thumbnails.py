@@ -63,7 +63,7 @@ def slices(scans: Mapping[str, tuple[np.ndarray, float]], labels: np.ndarray | N
     """
     if not scans:
         return None
-    last = next(reversed(scans.values()))[0].shape
+    last = list(scans.values())[-1][0].shape
     labels = None if labels is None or labels.shape != last else labels
     share = 0.5
     if labels is not None and labels.any():
