@@ -19,6 +19,7 @@ import typer
 from prod9.config.load import load_config, shipped_configs
 from prod9.demo.families import FAMILIES
 from prod9.demo.plan import make_plan
+from prod9.evaluation.report.pictures import PICTURES
 from prod9.stages import STAGES
 from tests.harness import MODULES
 
@@ -174,14 +175,7 @@ def demo_paths() -> tuple[frozenset[str], frozenset[str]]:
             parts = {*stages, "volumes", "scores"}
             holders |= {str(plan.output_dir), str(plan.run_dir)}
             leaves |= {str(plan.run_dir / part) for part in parts}
-            files = (
-                "report.html",
-                "montage.png",
-                "generated.png",
-                "metrics.json",
-                "translation.png",
-                "control.png",
-            )
+            files = ("report.html", "metrics.json", *(picture.file for picture in PICTURES))
             leaves |= {str(plan.data_dir), *(str(plan.output_dir / file) for file in files)}
     return frozenset(holders), frozenset(leaves)
 

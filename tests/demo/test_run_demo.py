@@ -13,6 +13,7 @@ import pytest
 
 from prod9.demo.plan import make_plan
 from prod9.demo.steps import Reporter, run_demo
+from prod9.evaluation.report.pictures import CONTROL, GENERATED, MONTAGE, PICTURES
 
 
 @contextmanager
@@ -71,8 +72,8 @@ def test_it_leaves_volumes_pictures_and_scores_and_goes_on(tmp_path: Path) -> No
     assert translation["FLAIR"].keys() >= {"psnr_brain", "ssim_tumour", "copy_psnr_brain", "dice_drop"}
     check_control(control, tmp_path / "from_scratch" / "control")
     assert len(list((tmp_path / "from_scratch" / "translation").glob("FLAIR_*.nii.gz"))) > 0
-    for name in ("montage.png", "generated.png", "translation.png", "control.png"):
-        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+    for picture in PICTURES:
+        assert (tmp_path / picture.file).read_bytes().startswith(b"\x89PNG")
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "Real, held out" in page
     # The cohort is too small for an audit, and the page says how to get one.
@@ -104,6 +105,6 @@ def test_the_other_family_leaves_the_same_files_and_scores(tmp_path: Path) -> No
     assert [v.name for v in volumes[:2]] == ["FLAIR_0000.nii.gz", "FLAIR_0001.nii.gz"]
     assert len(volumes) == 4 * plan.volumes_per_modality
     check_control(block["stages"]["control"], tmp_path / "maisi_from_scratch" / "control")
-    for name in ("montage.png", "generated.png", "control.png"):
-        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+    for picture in (CONTROL, MONTAGE, GENERATED):
+        assert (tmp_path / picture.file).read_bytes().startswith(b"\x89PNG")
     assert run_demo(plan, report=report, device="cpu")["stages"] == block["stages"]

@@ -18,6 +18,7 @@ GROUPS = {
 }
 """Groups of commands: name and module of this package that holds their ``app``."""
 COMMANDS = {
+    "app": "tools.local_app",
     "audit": "judge.audit",
     "card": "judge.card",
     "demo": "demo",

@@ -12,6 +12,7 @@ from prod9.cli.shared import (
     DebugOption,
     DeviceOption,
     JsonOption,
+    RadiologicalOption,
     console,
     messages,
     new_app,
@@ -73,6 +74,7 @@ def demo(
         int | None, typer.Option("--num-samples", "-n", min=14, help="Patients of the simulated cohort.")
     ] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of cohort, training and sampling.")] = 0,
+    radiological: RadiologicalOption = False,
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
     debug: DebugOption = False,
@@ -96,6 +98,7 @@ def demo(
         seed=seed,
         stages=stages,
         family=family,
+        radiological=radiological,
     )
     check_writable(output_dir)
     with resumable("Stopped; the same command goes on from here."):
@@ -134,8 +137,11 @@ def _summarise(block: dict[str, Any], output_dir: Path) -> None:
         for name, found in values.get("against_scans", {}).items():
             console.print(f"{stage:14} {name + ' against held-out scans':42} {_figure(found)}")
     console.print(f"{block['seconds'] / 60:.1f} minutes, {block['peak_rss_gib']:.1f} GiB at the peak")
-    for name in ("montage.png", "generated.png", "metrics.json", "report.html"):
-        console.print(str(output_dir / name))
+    from prod9.evaluation.report.pictures import PICTURES
+
+    for name in (*(picture.file for picture in PICTURES), "metrics.json", "report.html"):
+        if (output_dir / name).exists():
+            console.print(str(output_dir / name))
 
 
 def _interval(ends: list[float] | None) -> str:

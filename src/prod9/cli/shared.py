@@ -104,6 +104,12 @@ OverwriteOption = Annotated[
     bool, typer.Option("--overwrite", help="Replace results that are there; otherwise they are kept.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+RadiologicalOption = Annotated[
+    bool,
+    typer.Option(
+        "--radiological", help="Show the patient's right on the left, as radiologists do; else left is left."
+    ),
+]
 DebugOption = Annotated[bool, typer.Option(DEBUG_FLAG, help="On an error, print the full traceback.")]
 
 

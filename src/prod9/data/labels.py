@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from prod9.errors import ConfigError, DataError
+from prod9.html.labels import LABEL_NAMES
 from prod9.system.wording import plural
 
 _UP_TO_2021 = {0: 0, 1: 1, 2: 2, 4: 3}
@@ -71,6 +72,14 @@ _WORDS = (
     (4, re.compile(r"(resection|cavity|\brc\b)", re.IGNORECASE)),
     (3, re.compile(r"(enhanc|\bet\b)", re.IGNORECASE)),
 )
+
+
+def canonical_names(schemes: Collection[str]) -> dict[int, str]:
+    """Return canonical label → what it shows, in data of ``schemes``; labels of unknown meaning have no name."""
+    if WHOLE_TUMOR in schemes:
+        both = "whole tumour" if len(set(schemes)) == 1 else f"whole tumour, or {LABEL_NAMES[1]}"
+        return {**(LABEL_NAMES if len(set(schemes)) > 1 else {}), 1: both}
+    return {} if AS_IS in schemes else dict(LABEL_NAMES)
 
 
 def label_table(scheme: str) -> Mapping[int, int]:

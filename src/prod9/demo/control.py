@@ -13,13 +13,13 @@ from prod9.demo.translation import SegmenterOf
 from prod9.evaluation.control import ControlScores, score_control
 from prod9.evaluation.judges.segmenter import Segmenter
 from prod9.evaluation.sets.patients import REGIONS, region_masks
-from prod9.measures.montage import write_montage
 from prod9.pipelines.steering import AbstractControlPipeline
 from prod9.volumes import write
 
 MODALITIES = ("T1ce", "FLAIR")
 """Where the core of a tumour is seen best, and where its oedema is."""
-_ROWS = 3
+WITHOUT = "without_control_"
+"""Prefix of the files of the same draws without control."""
 
 
 def score_stage3(
@@ -29,7 +29,6 @@ def score_stage3(
     segmenter_of: SegmenterOf,
     class_segmenter: Segmenter,
     folder: Path,
-    picture: Path,
     seed: int,
 ) -> Metrics:
     """Generate T1ce and FLAIR under each held-out tumour, with and without control, and compare.
@@ -39,14 +38,12 @@ def score_stage3(
         judges: hold the sets of volumes.
         segmenter_of: gives a segmenter trained on real volumes of a class label; it reads the tumour back.
         class_segmenter: of every region of the tumour in T1ce, where the core and its enhancing ring are seen.
-        folder: where the volumes go, with the segmentations that steered them.
-        picture: where the picture goes.
+        folder: where the volumes go, with the segmentations that steered them, and the same draws without control.
         seed: of the first sample; the k-th has this seed plus k.
     """
     folder.mkdir(parents=True, exist_ok=True)
     scores: dict[str, ControlScores] = {}
     by_class: Metrics = {}
-    rows: list[list[tuple[str, np.ndarray]]] = []
     owners = torch.zeros(0, dtype=torch.int64)
     for name in MODALITIES:
         label = pipeline.generator.label_map[name]
@@ -55,8 +52,9 @@ def score_stage3(
         segs = held_out.segs[ill, 0]
         owners = held_out.patients[ill]
         controlled, base = _generate(pipeline, label, segs, seed)
-        for k, volume in enumerate(controlled):
+        for k, (volume, without) in enumerate(zip(controlled, base, strict=True)):
             write(folder / f"{name}_{k:04d}.nii.gz", volume[0].numpy(), pipeline.generator.affine)
+            write(folder / f"{WITHOUT}{name}_{k:04d}.nii.gz", without[0].numpy(), pipeline.generator.affine)
             seg_file = folder / f"seg_{k:04d}.nii.gz"
             write(seg_file, segs[k].numpy(), pipeline.generator.affine, dtype=np.uint8)
         again = judges.reconstructions["test"].of(label)
@@ -69,14 +67,12 @@ def score_stage3(
         scores[name] = score_control(segmenter_of(label), held_out.lesions[ill], **sets)
         if name == MODALITIES[0]:
             by_class = _score_classes(class_segmenter, held_out.segs[ill], owners, sets)
-        rows += _draw(name, held_out.volumes[ill], segs, controlled, base)
-    write_montage(picture, rows)
     every = list(scores.values())
     return {
         "dice_whole_tumour": _mean([s.controlled for s in every]),
         "dice_whole_tumour_base": _mean([s.base for s in every]),
         "dice_whole_tumour_reconstructions": _mean([s.reconstructions for s in every]),
-        **{name: s.to_dict() for name, s in scores.items()},
+        **{name: s.to_dict() | {"cases": _cases(s)} for name, s in scores.items()},
         "dice_by_class": by_class,
         "patients": len(owners.unique()),
         "intervals": {
@@ -115,20 +111,9 @@ def _generate(
     return decode(controlled), decode(base)
 
 
-def _draw(
-    name: str, real: Tensor, segs: Tensor, controlled: Tensor, base: Tensor
-) -> list[list[tuple[str, np.ndarray]]]:
-    """Return the rows of the picture: the patients with the largest tumours."""
-    largest = (segs > 0).flatten(1).sum(1).argsort(descending=True)[:_ROWS].tolist()
-    return [
-        [
-            (f"{name}: segmentation given", segs[k].float().numpy() / 3.0),
-            ("generated under it", controlled[k, 0].numpy()),
-            ("the same draws without", base[k, 0].numpy()),
-            ("the patient's own scan", real[k, 0].numpy()),
-        ]
-        for k in largest
-    ]
+def _cases(scores: ControlScores) -> dict[str, list[float]]:
+    """Return the Dice of each case with and without control."""
+    return {kind: scores.cases[kind].tolist() for kind in ("controlled", "base")}
 
 
 def _mean(values: list[float]) -> float:

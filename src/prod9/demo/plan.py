@@ -32,6 +32,7 @@ class DemoPlan:
         from_scratch: start from random weights, not from the packaged ones.
         stages: which of the family's ``extra_stages`` come after the first two.
         family: a name of ``FAMILIES``.
+        radiological: show the patient's right on the left in pictures and report.
     """
 
     output_dir: Path
@@ -45,6 +46,7 @@ class DemoPlan:
     from_scratch: bool = False
     stages: tuple[str, ...] = ()
     family: str = "maskgit"
+    radiological: bool = False
 
     @property
     def names(self) -> Family:
@@ -134,6 +136,7 @@ def make_plan(
     seed: int = 0,
     stages: str = "",
     family: str = "maskgit",
+    radiological: bool = False,
 ) -> DemoPlan:
     """Return the plan for these options; raises ConfigError for those that exclude each other.
 
@@ -146,6 +149,7 @@ def make_plan(
         seed: of the cohort, training and sampling.
         stages: as ``--stages``.
         family: a name of ``FAMILIES``.
+        radiological: show the patient's right on the left in pictures and report.
     """
     if quick and budget_minutes is not None:
         raise ConfigError(
@@ -157,6 +161,7 @@ def make_plan(
         from_scratch=from_scratch or quick,
         stages=parse_stages(stages, family),
         family=family,
+        radiological=radiological,
     )
     if quick:
         plan = replace(

@@ -75,6 +75,12 @@ class VolumeSet:
         return self.lesions.flatten(1).any(1).float().mean().item()
 
 
+def show_best(volumes: VolumeSet) -> int | None:
+    """Return the row whose lesion covers most of one axial slice, which pictures show; None without any lesion."""
+    areas = volumes.lesions[:, 0].sum((1, 2)).amax(1)
+    return int(areas.argmax()) if len(areas) and areas.any() else None
+
+
 def load_sets(config: AutoencoderConfig | MaisiVAEConfig) -> dict[Part, VolumeSet]:
     """Read the volumes of each part of the cohort, preprocessed as in training."""
     data = BraTSDataModule(config)

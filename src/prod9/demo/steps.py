@@ -21,11 +21,12 @@ from prod9.data.simulated.cohort import simulate_cohort
 from prod9.data.stores.translations import content_key
 from prod9.demo.control import MODALITIES, score_stage3
 from prod9.demo.families import VARIANTS
-from prod9.demo.pictures import write_pictures
+from prod9.demo.pictures import DemoPictures
 from prod9.demo.plan import DemoPlan, starter_weights
+from prod9.demo.removal import remove_tumour
 from prod9.demo.report import finish_demo
 from prod9.demo.scores import Judges, Metrics, score_stage1
-from prod9.demo.sets import Autoencoder, load_sets
+from prod9.demo.sets import Autoencoder, VolumeSet, load_sets
 from prod9.demo.translation import score_translations
 from prod9.devices import torch_device
 from prod9.errors import DataError
@@ -33,6 +34,7 @@ from prod9.evaluation.judges.segmenter import Segmenter, train_segmenter
 from prod9.evaluation.sets.patients import region_masks
 from prod9.files import atomic_write
 from prod9.json_files import read_json, read_object, without_nan, write_json
+from prod9.measures.slices import View
 from prod9.models.checkpoint_manager import CheckpointManager
 from prod9.models.checkpoint_places import sha256_at
 from prod9.models.run_folder import peak_memory_gib
@@ -80,7 +82,7 @@ def _sweep(plan: DemoPlan) -> None:
     """Delete the unfinished files of a killed demo; each run sweeps its own folder."""
     sweep(plan.output_dir)
     sweep(plan.run_dir)
-    for name in ("volumes", "volumes_before", "scores", "translation", "control"):
+    for name in ("volumes", "volumes_before", "scores", "translation", "control", "removal"):
         sweep(plan.run_dir / name, deep=True)
 
 
@@ -98,6 +100,7 @@ def _finish(plan: DemoPlan, report: Reporter, block: Metrics, seconds: float) ->
         run=plan.run_dir / plan.names.generator,
         generated=plan.run_dir / "volumes",
         say=report.say,
+        radiological=plan.radiological,
     )
     return block
 
@@ -130,10 +133,11 @@ class _Demo:
                 names.generator, [stage1, stage2], lambda: judges.score(generated, labels)
             ),
         }
-        write_pictures(
-            plan.output_dir, autoencoder=autoencoder, held_out=sets["test"], generated=generated, labels=labels,
-            label_map=label_map,
+        pictures = DemoPictures(
+            output_dir=plan.output_dir, run_dir=plan.run_dir, held_out=sets["test"], label_map=label_map,
+            view=View(spacing=config.data.spacing, radiological=plan.radiological),
         )  # fmt: skip
+        pictures.draw_overview(autoencoder, generated, labels)
         block: Metrics = {"stages": stages}
         if not plan.from_scratch:
             block["before_fine_tuning"] = self._kept(
@@ -143,16 +147,20 @@ class _Demo:
             stages["translation"] = self._translate(stage1, stage2, judges)
         if "control" in plan.stages:
             stages["control"] = self._control(stage2, judges)
+        removed = {} if plan.family != "maskgit" else self._remove(stage1, stage2, sets["test"])
+        if removed:
+            block["removal"] = removed
+        pictures.draw(stages, removed)
         return block
 
     def _kept(
-        self, name: str, runs: Sequence[Path], score: Callable[[], Metrics], picture: Path | None = None
+        self, name: str, runs: Sequence[Path], score: Callable[[], Metrics], folder: Path | None = None
     ) -> Metrics:
-        """Return ``score()``, or its earlier result for the same weights of ``runs`` if the picture is still there."""
+        """Return ``score()``, or its earlier result for the same weights of ``runs`` if its volumes are still there."""
         plan, path = self.plan, self.plan.run_dir / "scores" / f"{name}.json"
         weights = [str(sha256_at(CheckpointManager.resolve(run))) for run in runs]
         key = content_key(*weights, plan.seed, plan.judge_steps, plan.volumes_per_modality, __version__)
-        if path.exists() and (picture is None or picture.exists()):
+        if path.exists() and (folder is None or folder.is_dir()):
             kept = _read(path)
             if kept.get("key") == key:
                 return kept["scores"]
@@ -221,7 +229,7 @@ class _Demo:
         # The label-conditional transformer has learnt the target's tokens: only the sources are left to learn.
         translator = self._train(self.plan.in_context(stage1), "stage2", init_from=stage2)
         refiner = self._train(self.plan.refiner(translator), "stage2_refiner")
-        picture = self.plan.output_dir / "translation.png"
+        folder = self.plan.run_dir / "translation"
 
         def score() -> Metrics:
             with self.report.bar("Translating held-out patients") as progress:
@@ -230,13 +238,12 @@ class _Demo:
                     judges.sets["train"],
                     judges.sets["test"],
                     segmenter_of=lambda label: self._segmenter(judges, label),
-                    folder=self.plan.run_dir / "translation",
-                    picture=picture,
+                    folder=folder,
                     seed=self.plan.seed,
                     progress=progress,
                 )
 
-        return self._kept("translation", [stage1, translator, refiner], score, picture)
+        return self._kept("translation", [stage1, translator, refiner], score, folder)
 
     def _segmenter(self, judges: Judges, label: int) -> Segmenter:
         """Return a segmenter trained on real training volumes of ``label``; each is trained once."""
@@ -255,7 +262,7 @@ class _Demo:
 
     def _control(self, generator: Path, judges: Judges) -> Metrics:
         run = self._train(self.plan.stage3(generator), self.plan.names.control)
-        picture = self.plan.output_dir / "control.png"
+        folder = self.plan.run_dir / "control"
 
         def score() -> Metrics:
             self.report.say("Generating under the segmentations of held-out patients")
@@ -264,12 +271,23 @@ class _Demo:
                 judges,
                 segmenter_of=lambda label: self._segmenter(judges, label),
                 class_segmenter=self._class_segmenter(judges, MODALITIES[0]),
-                folder=self.plan.run_dir / "control",
-                picture=picture,
+                folder=folder,
                 seed=self.plan.seed,
             )
 
-        return self._kept("control", [generator, run], score, picture)
+        return self._kept("control", [generator, run], score, folder)
+
+    def _remove(self, stage1: Path, stage2: Path, held_out: VolumeSet) -> Metrics:
+        """Take the tumour out of a held-out scan; empty without a patient with one."""
+        folder = self.plan.run_dir / "removal"
+        if not held_out.lesions.any():
+            return {}
+
+        def remove() -> Metrics:
+            generator = MaskGiTPipeline.from_checkpoint(stage2, device=torch_device(self.device))
+            return remove_tumour(generator, held_out, folder=folder, seed=self.plan.seed)
+
+        return self._kept("removal", [stage1, stage2], remove, folder)
 
 
 def guidance(weak: Path) -> Overrides:

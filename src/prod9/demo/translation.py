@@ -18,7 +18,6 @@ from prod9.evaluation.translation import (
     TranslationSet,
     score_translation,
 )
-from prod9.measures.montage import write_montage
 from prod9.pipelines.translation import TranslationPipeline
 from prod9.system.progress import Progress
 from prod9.volumes import write
@@ -38,7 +37,6 @@ def score_translations(
     *,
     segmenter_of: SegmenterOf,
     folder: Path,
-    picture: Path,
     seed: int,
     progress: Progress,
 ) -> Metrics:
@@ -50,7 +48,6 @@ def score_translations(
         held_out: volumes of patients that no stage was trained on.
         segmenter_of: gives a segmenter trained on real volumes of a class label.
         folder: where the volumes go.
-        picture: where the picture goes.
         seed: of the samples.
         progress: called with the patients done and their number.
     """
@@ -58,7 +55,6 @@ def score_translations(
     names = pipeline.generator.label_names()
     count = len(held_out.of(pipeline.generator.label_map[names[0]]).volumes)
     scores: Metrics = {}
-    rows: list[list[tuple[str, np.ndarray]]] = []
     for position, target in enumerate(names):
         made = _translate(
             pipeline,
@@ -77,8 +73,6 @@ def score_translations(
         )
         for k, volume in enumerate(made.rows[made.result]):
             write(folder / f"{target}_{k:04d}.nii.gz", volume[0].numpy(), pipeline.generator.affine)
-        rows.append(_draw(target, _sources(pipeline, target), real, made))
-    write_montage(picture, rows)
     return scores
 
 
@@ -119,20 +113,6 @@ def _translate(
         deviation=_stack(deviations),
         sampled_mean=_stack(means),
     )
-
-
-def _draw(
-    target: str, sources: list[str], real: TranslationSet, made: Translations
-) -> list[tuple[str, np.ndarray]]:
-    """Return the patient with the largest tumour: sources, what was made, the truth, and how they differ."""
-    k = int(real.tumours.flatten(1).sum(1).argmax())
-    result, truth = made.rows[made.result][k, 0], real.targets[k, 0]
-    cells = [*zip(sources, real.sources[k], strict=True)]
-    cells += [(f"{target}, made from them", result), (f"{target}, the truth", truth)]
-    cells += [("difference x 3", ((result - truth).abs() * 3).clamp(max=1.0))]
-    if made.deviation is not None:
-        cells += [("deviation of samples x 3", (made.deviation[k, 0] * 3).clamp(max=1.0))]
-    return [(title, volume.numpy()) for title, volume in cells]
 
 
 def _stack(volumes: list[np.ndarray]) -> Tensor:

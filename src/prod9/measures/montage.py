@@ -1,71 +1,143 @@
-"""Pictures of volumes: the middle slice of each axis, side by side, many volumes in one PNG."""
+"""Pictures of many volumes: three planes each, or one axial slice each, in one PNG."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from prod9.files import atomic_write
+from prod9.measures.slices import (
+    BACKGROUND,
+    INK,
+    PLANES,
+    QUIET,
+    Plane,
+    View,
+    cut,
+    extent,
+    frame,
+    mark,
+    png,
+    widest_slices,
+    write_png,
+)
+
+_WIDTH = 4.5
+_WINDOW = "Window: 0 (black) to 1 (white) of each scan's range."
 
 
-def three_planes(volume: np.ndarray) -> np.ndarray:
-    """Return the middle slices of ``[H W D]`` across axes 2, 1 and 0 side by side, superior or anterior at the top.
+@dataclass(frozen=True, eq=False)
+class Cell:
+    """A volume in a montage.
 
-    For a volume in RAS these are the axial, coronal and sagittal planes. Smaller slices are centred on black.
+    Attributes:
+        title: above it.
+        volume: ``[H W D]`` in [0, 1].
+        at: the slice of each plane; None for the middle ones.
+        spacing: its voxel size in mm, where it differs from that of the view.
     """
-    centre = [side // 2 for side in volume.shape]
-    planes = [volume[:, :, centre[2]], volume[:, centre[1], :], volume[centre[0], :, :]]
-    images = [np.flipud(plane.T) for plane in planes]
-    height = max(image.shape[0] for image in images)
-    padded = []
-    for image in images:
-        missing = height - image.shape[0]
-        padded.append(np.pad(image, ((missing // 2, missing - missing // 2), (0, 0))))
-    return np.concatenate(padded, axis=1)
+
+    title: str
+    volume: np.ndarray
+    at: Mapping[Plane, int] | None = None
+    spacing: tuple[float, float, float] | None = None
 
 
-def write_montage(path: Path, rows: Sequence[Sequence[tuple[str, np.ndarray]]], *, title: str = "") -> None:
-    """Write rows of titled volumes ``[H W D]`` in [0, 1] to the PNG file ``path``."""
-    columns = max(len(row) for row in rows)
-    images = [[(name, three_planes(volume)) for name, volume in row] for row in rows]
-    height, width = images[0][0][1].shape
-    figure = Figure(figsize=(columns * 4.5, len(rows) * (4.5 * height / width + 0.25) + 0.35), dpi=100)
+def write_montage(
+    path: Path, rows: Sequence[Sequence[Cell]], *, title: str = "", view: View | None = None
+) -> None:
+    """Write rows of volumes in three planes to the PNG file ``path``.
+
+    view: voxel size and convention of volumes in RAS, whose sides are then marked; None for any other volumes.
+    """
+    write_png(path, _montage(rows, title, view))
+
+
+def montage(rows: Sequence[Sequence[Cell]], *, title: str = "", view: View | None = None) -> bytes:
+    """Return the content of the file that :func:`write_montage` writes."""
+    return png(_montage(rows, title, view))
+
+
+def _montage(rows: Sequence[Sequence[Cell]], title: str, view: View | None) -> Figure:
+    columns, shown = max(len(row) for row in rows), view or View()
+    boxes = [_boxes(cell, shown) for row in rows for cell in row]
+    width, height = max(box[-1][1] for box in boxes), max(max(b[3] for b in box) for box in boxes)
+    head, foot = 0.4 if title else 0.1, 0.3 if view is not None else 0.1
+    panel = _WIDTH * height / width + 0.28
+    figure = Figure(
+        figsize=(columns * _WIDTH, len(rows) * panel + head + foot), dpi=100, facecolor=BACKGROUND
+    )
     FigureCanvasAgg(figure)
     axes = figure.subplots(len(rows), columns, squeeze=False)
-    for axis in axes.flat:
-        axis.set_axis_off()
-    for line, row in zip(axes, images, strict=True):
-        for axis, (name, image) in zip(line, row, strict=False):
-            axis.imshow(image, cmap="gray", vmin=0.0, vmax=1.0, interpolation="nearest")
-            axis.set_title(name, fontsize=9)
+    total = figure.get_figheight()
+    figure.subplots_adjust(left=0.005, right=0.995, bottom=foot / total, top=1 - (head + 0.22) / total,
+                           wspace=0.02, hspace=0.28 / (panel - 0.28))  # fmt: skip
+    for line, row in zip(axes, rows, strict=True):
+        for axis in line:
+            frame(axis)
+            axis.set_xlim(0, width)
+            axis.set_ylim(0, height)
+        for k, (axis, cell) in enumerate(zip(line, row, strict=False)):
+            _draw(axis, cell, shown, height, marked=view is not None, bar=k == 0)
     if title:
-        figure.suptitle(title, fontsize=10)
-    _save(figure, path)
+        figure.text(0.01, 1 - 0.1 / total, title, color=INK, fontsize=11, va="top")
+    if view is not None:
+        words = f"Axial, coronal and sagittal planes. {view.words} {_WINDOW}"
+        figure.text(0.01, 0.1 / total, words, color=QUIET, fontsize=8.5)
+    return figure
 
 
-def write_gallery(path: Path, rows: Sequence[tuple[str, Sequence[np.ndarray]]]) -> None:
-    """Write one named row of middle axial slices for each list of volumes ``[H W D]`` in [0, 1]."""
-    columns = max(len(volumes) for _, volumes in rows)
-    strips = []
-    for _, volumes in rows:
-        slices = [np.flipud(volume[:, :, volume.shape[2] // 2].T) for volume in volumes]
-        blank = np.zeros_like(slices[0])
-        strips.append(np.concatenate([*slices, *[blank] * (columns - len(slices))], axis=1))
-    height, width = strips[0].shape
-    figure = Figure(figsize=(16, len(rows) * (16 * height / width + 0.25)), dpi=100)
+def write_gallery(
+    path: Path, rows: Sequence[tuple[str, Sequence[np.ndarray]]], *, view: View, title: str = ""
+) -> None:
+    """Write one named row of middle axial slices for each list of volumes ``[H W D]`` in RAS and [0, 1]."""
+    columns, first = max(len(volumes) for _, volumes in rows), rows[0][1][0]
+    box = extent(first, "axial", view)
+    wide, ratio = 16.0 / columns, box[3] / box[1]
+    head, foot, gap = 0.45 if title else 0.1, 0.3, 0.26
+    total = len(rows) * (wide * ratio + gap) + head + foot
+    figure = Figure(figsize=(16, total), dpi=100, facecolor=BACKGROUND)
     FigureCanvasAgg(figure)
-    axes = figure.subplots(len(rows), 1, squeeze=False)[:, 0]
-    for axis, (name, _), strip in zip(axes, rows, strips, strict=True):
-        axis.set_axis_off()
-        axis.imshow(strip, cmap="gray", vmin=0.0, vmax=1.0, interpolation="nearest")
-        axis.set_title(name, fontsize=9, loc="left")
-    _save(figure, path)
+    axes = figure.subplots(len(rows), columns, squeeze=False)
+    figure.subplots_adjust(left=0.004, right=0.996, bottom=foot / total, top=1 - (head + gap) / total, wspace=0.02,
+                           hspace=gap / (wide * ratio))  # fmt: skip
+    for number, (line, (name, volumes)) in enumerate(zip(axes, rows, strict=True)):
+        for axis in line:
+            frame(axis)
+        for k, (axis, volume) in enumerate(zip(line, volumes, strict=False)):
+            image = cut(volume, "axial", volume.shape[2] // 2, view)
+            axis.imshow(image, cmap="gray", vmin=0.0, vmax=1.0, extent=box, interpolation="bilinear")
+            axis.set_xlim(box[0], box[1])
+            axis.set_ylim(box[2], box[3])
+            if k == 0:
+                mark(axis, "axial", box, view, bar=number == 0)
+        line[0].set_title(name, fontsize=9.5, color=INK, loc="left", pad=3)
+    if title:
+        figure.text(0.004, 1 - 0.12 / total, title, color=INK, fontsize=11, va="top")
+    words = f"Middle axial slices. {view.words} {_WINDOW}"
+    figure.text(0.004, 0.1 / total, words, color=QUIET, fontsize=8.5)
+    write_png(path, figure)
 
 
-def _save(figure: Figure, path: Path) -> None:
-    figure.tight_layout()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(path) as temporary:
-        figure.savefig(temporary, format="png")
+def _boxes(cell: Cell, view: View) -> list[tuple[float, float, float, float]]:
+    """Return where the pictures of the three planes lie, side by side, in mm."""
+    view = view if cell.spacing is None else replace(view, spacing=cell.spacing)
+    boxes: list[tuple[float, float, float, float]] = []
+    for plane in PLANES:
+        boxes.append(extent(cell.volume, plane, view, boxes[-1][1] if boxes else 0.0))
+    return boxes
+
+
+def _draw(axis: Axes, cell: Cell, view: View, height: float, *, marked: bool, bar: bool) -> None:
+    at = cell.at or widest_slices(None, cell.volume.shape)
+    for plane, (left, right, _, top) in zip(PLANES, _boxes(cell, view), strict=True):
+        lift = (height - top) / 2
+        box = (left, right, lift, lift + top)
+        image = cut(cell.volume, plane, at[plane], view)
+        axis.imshow(image, cmap="gray", vmin=0.0, vmax=1.0, extent=box, interpolation="bilinear")
+        if marked:
+            mark(axis, plane, box, view, bar=bar and plane == "axial")
+    axis.set_title(cell.title, fontsize=9, color=INK, pad=3)

@@ -10,8 +10,10 @@ from typing import Any, cast
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
+from prod9.config.data import DataConfig, MedMNIST3DDataConfig
 from prod9.config.schema import RunConfig
-from prod9.measures.montage import write_montage
+from prod9.measures.montage import Cell, write_montage
+from prod9.measures.slices import View
 from prod9.system.stopping import Watch
 from prod9.training.lightning.base import AbstractLightning
 from prod9.training.recipes.table import check_monitor
@@ -61,9 +63,15 @@ class SampleImages(Callback):
         if rows and trainer.is_global_zero:
             write_montage(
                 self.folder / f"step-{module.step:06d}.png",
-                [[(panel.title, panel.data) for panel in row] for row in rows],
+                [[Cell(panel.title, panel.data) for panel in row] for row in rows],
                 title=f"{module.config.stage}, step {module.step}",
+                view=_view(module.config.data),
             )
+
+
+def _view(data: DataConfig | MedMNIST3DDataConfig) -> View | None:
+    """Return how volumes are drawn; None for MedMNIST3D, whose axes are those of no patient."""
+    return View(spacing=data.spacing) if data.kind == "brats" else None
 
 
 def _early_step(config: RunConfig) -> int | None:

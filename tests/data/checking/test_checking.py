@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from prod9.data.checking.fingerprint import fingerprint, fit_grid, read_fingerprint, write_fingerprint
 from prod9.data.checking.page import write_page
 from prod9.data.checking.report import check_dataset
-from prod9.data.checking.voxels import BINS, image_stats, thumbnail
+from prod9.data.checking.thumbnails import planes, slices
+from prod9.data.checking.voxels import BINS, image_stats
+from prod9.data.labels import canonical_names
 from prod9.errors import DataError
 from prod9.volumes import read
 from tests.data.trees import WRITERS
@@ -50,20 +52,37 @@ def test_the_box_follows_the_axes_of_ras(tmp_path: Path) -> None:
     assert (stats.box, stats.box_mm) == ((6, 2, 4), (12.0, 6.0, 4.0))
 
 
-def test_thumbnails_show_three_planes_upright(tmp_path: Path) -> None:
+def test_three_planes_stand_upright() -> None:
     data = np.zeros((20, 20, 20), dtype=np.int16)
     data[10, 10, 15:] = 100  # what is above in RAS
-    nib.save(nib.Nifti1Image(data, np.eye(4)), tmp_path / "a.nii")
-    picture = thumbnail(read(tmp_path / "a.nii"), bright=100.0)
+    picture = planes(data, bright=100.0)
     assert (picture.shape, picture.dtype) == ((96, 288), np.uint8)
     coronal = picture[:, 96:192]
     assert coronal[:20].max() == 255
     assert coronal[60:].max() == 0
 
 
-def test_a_thumbnail_keeps_its_proportions(tmp_path: Path) -> None:
-    nib.save(nib.Nifti1Image(np.ones((8, 16, 16), dtype=np.int16), np.eye(4)), tmp_path / "a.nii")
-    axial = thumbnail(read(tmp_path / "a.nii"), bright=1.0)[:, :96]
+def test_every_scan_is_shown_where_the_mask_is_widest_and_the_mask_over_the_last() -> None:
+    scan, labels = np.zeros((16, 16, 10)), np.zeros((16, 16, 10), dtype=np.uint8)
+    scan[..., 7], labels[4:8, 10:12, 7], labels[0, 0, 2] = 1.0, 3, 1
+    shown = slices({"T1": (scan, 2.0), "FLAIR": (scan, 1.0)}, labels)
+    assert shown is not None
+    assert shown.titles == ("T1", "FLAIR", "FLAIR with mask")
+    picture = shown.picture
+    assert picture.shape == (96, 3 * 96, 3)
+    assert picture[:, :96].max() == 127
+    coloured = (picture[..., 0] != picture[..., 2]).nonzero()
+    # Voxels 4 to 8 of 16 from the left, 10 to 12 of 16 from posterior, six pixels each.
+    assert (coloured[1].min() - 192, coloured[1].max() - 192) == (24, 47)
+    assert (coloured[0].min(), coloured[0].max()) == (24, 35)
+    assert slices({}, labels) is None
+    other = slices({"T1": (scan, 1.0)}, np.zeros((3, 3, 3), dtype=np.uint8))
+    assert other is not None
+    assert other.titles == ("T1",), "a mask on other voxels is not drawn"
+
+
+def test_a_thumbnail_keeps_its_proportions() -> None:
+    axial = planes(np.ones((8, 16, 16)), bright=1.0)[:, :96]
     assert (axial > 0).any(axis=0).sum() == 48, "half as wide as high"
 
 
@@ -86,9 +105,34 @@ def test_the_page_needs_nothing_from_outside(tmp_path: Path) -> None:
     assert "&lt;cohort&gt; &amp; co" in text
     assert text.count("data:image/png;base64,") == 3
     assert text.count("<svg") == 4
+    for words in ("FLAIR with mask", "oedema", "enhancing tumour", "prod9 plan", "--output-dir plan"):
+        assert words in text
     assert "default-src 'none'" in text
     assert "script" not in text
     assert "http" not in text.replace("http-equiv", "")
+
+
+def test_what_is_wrong_stands_beside_its_case_which_comes_first(tmp_path: Path) -> None:
+    write_brats_tree(tmp_path, 3)
+    names = sorted(path.name for path in tmp_path.iterdir() if path.is_dir())
+    bad = next((tmp_path / names[2]).glob("*t1n.nii.gz"))
+    image = nib.load(bad)
+    nib.save(nib.Nifti1Image(np.full(image.shape, 7, dtype=np.int16), image.affine), bad)
+    write_page(tmp_path / "page.html", check_dataset(tmp_path, deep=True))
+    text = (tmp_path / "page.html").read_text(encoding="utf-8")
+    places = [text.index(f"<h3>{name}</h3>") for name in names]
+    assert places[2] < places[0] < places[1]
+    assert "expected different intensities" in text[places[2] : places[0]]
+    assert "expected different intensities" not in text[places[0] :]
+    assert "Repair 1 error" in text
+    assert "prod9 plan" not in text
+
+
+def test_labels_have_the_names_of_their_schemes() -> None:
+    assert canonical_names({"brats2021"})[2] == "oedema"
+    assert canonical_names({"whole_tumor"})[1] == "whole tumour"
+    assert canonical_names({"as_is"}) == {}
+    assert canonical_names({"whole_tumor", "brats2023"})[1] == "whole tumour, or necrotic core"
 
 
 def test_headers_of_two_hundred_cases_take_a_second(tmp_path: Path) -> None:

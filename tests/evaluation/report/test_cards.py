@@ -22,7 +22,7 @@ def test_the_cards_tell_scores_verdict_and_division(tmp_path):
     assert fields["model-index"][0]["results"][0]["metrics"] == [
         {"name": "val/loss", "type": "val/loss", "value": 3.5}
     ]
-    assert "kid · random-0 | 0.0123 | 0.01 to 0.02 | 0.001" in model
+    assert "kernel distance (KID) · features of a random network | 0.0123 | 0.01 to 0.02 | 0.001" in model
     assert "1 of 2 generated volumes suspect (50.0%, limit 10%)" in model
     assert "**failed**" in model
     assert "not for diagnosis" in model

@@ -7,7 +7,7 @@ import typer
 
 from prod9.cli.front.after import tell_next
 from prod9.cli.front.places import one_file
-from prod9.cli.shared import DebugOption, JsonOption, console, new_app, print_json
+from prod9.cli.shared import DebugOption, JsonOption, RadiologicalOption, console, new_app, print_json
 
 app = new_app("Write a report that opens in any browser, without a network.")
 
@@ -34,6 +34,7 @@ def report(
             "--include", metavar="DIR", help="Another folder with evaluation.json or audit.json; repeatable."
         ),
     ] = None,
+    radiological: RadiologicalOption = False,
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
@@ -48,7 +49,7 @@ def report(
     output = one_file(output, output_dir, "report.html", or_in=folder)
     if output.suffix.lower() not in (".html", ".htm"):
         raise ConfigError(f"--output: expected a file ending in .html, got {output}; rename it.")
-    written = write_report(folder, output, Sources(generated, include or ()))
+    written = write_report(folder, output, Sources(generated, include or (), radiological))
     megabytes = written.stat().st_size / 1e6
     if as_json:
         print_json({"report": str(written), "megabytes": round(megabytes, 2)})

@@ -14,7 +14,8 @@ from prod9.data.checking.findings import Finding, error, note, warning
 from prod9.data.checking.fingerprint import FORMAT, fit_grid
 from prod9.data.checking.headers import sides
 from prod9.data.checking.summary import AbstractReport
-from prod9.data.checking.voxels import MAX_THUMBNAILS, CaseVoxels, array_stats, planes
+from prod9.data.checking.thumbnails import Thumbnail, planes
+from prod9.data.checking.voxels import MAX_THUMBNAILS, CaseVoxels, array_stats
 from prod9.data.layouts.medmnist import SHAPE_SETS, MedMNIST3DFile, is_published, open_medmnist3d, read_array
 from prod9.errors import DataError
 from prod9.system.progress import Progress
@@ -186,7 +187,7 @@ def _look_inside(
                 continue
             yield from _double(report.root, image, (part, names[index]), owners)
             stats = array_stats(image, (1.0, 1.0, 1.0))
-            shown = planes(image, stats.percentiles[3]) if done % step == 0 else None
+            shown = _shown(image, stats.percentiles[3]) if done % step == 0 else None
             report.voxels.append(CaseVoxels(names[index], {report.name: stats}, thumbnail=shown))
         if constant:
             yield _constant(report.root, part, constant, len(images))
@@ -218,3 +219,7 @@ def _constant(path: Path, part: Part, names: Sequence[str], total: int) -> Findi
         f"{path}: {len(names)} of {total} {part} samples {are(names)} of one intensity ({listing(names)}); nothing "
         "can be learnt from them: a newer release of the file may have corrected them.",
     )
+
+
+def _shown(image: np.ndarray, bright: float) -> Thumbnail:
+    return Thumbnail(("axis 3", "axis 2", "axis 1"), planes(image, bright))

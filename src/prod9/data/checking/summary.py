@@ -1,5 +1,6 @@
 """What the checks of a folder and of a MedMNIST3D file have in common: findings, facts, and the table of both."""
 
+import shlex
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable
@@ -35,6 +36,18 @@ class AbstractReport(ABC):
     def ok(self) -> bool:
         """Whether there is no error."""
         return not counts(self.findings)["error"]
+
+    def next_steps(self) -> list[tuple[str, str]]:
+        """Return what to do next, as (words, command)."""
+        root, number = shlex.quote(str(self.root)), counts(self.findings)["error"]
+        if number:
+            again = f"prod9 data check {root} --deep"
+            return [
+                (f"Repair {plural(number, 'error')} (their remedies are below), then check again:", again)
+            ]
+        return [
+            ("Write configs that fit these data and this machine:", f"prod9 plan {root} --output-dir plan")
+        ]
 
     def require_ok(self, what: str) -> None:
         """Raise DataError, with the first error, unless there is none. what: a dataset, or a file."""

@@ -12,8 +12,10 @@ import numpy as np
 from prod9.data.cases import Case
 from prod9.data.checking.findings import Finding, error, note, warning
 from prod9.data.checking.headers import same_content
+from prod9.data.checking.thumbnails import Thumbnail, slices
 from prod9.data.intensity import find_background
 from prod9.data.labels import canonical_seg
+from prod9.data.layouts.names import MODALITIES
 from prod9.errors import DataError, Prod9Error
 from prod9.system.progress import Progress
 from prod9.volumes import VolumeFile, read, read_channels, to_ras
@@ -22,7 +24,6 @@ PERCENTILES = (0.0, 0.5, 50.0, 99.5, 100.0)
 BINS = 48
 MAX_THUMBNAILS = 60
 """Cases that a page shows: it stays below a few MB."""
-_THUMBNAIL = 96
 _MIN_BACKGROUND = 0.01
 
 
@@ -62,7 +63,8 @@ class CaseVoxels:
         seg_values: label values in the file.
         digests: hashes of the voxels by file.
         findings: what is wrong with its files.
-        thumbnail: uint8 [h w], planes of RAS.
+        scheme: what the labels of its segmentation mean, by the name of a label scheme.
+        thumbnail: small pictures of its scans.
     """
 
     case_id: str
@@ -71,7 +73,8 @@ class CaseVoxels:
     seg_values: tuple[int, ...] = ()
     digests: dict[Path, str] = field(default_factory=dict)
     findings: list[Finding] = field(default_factory=list)
-    thumbnail: np.ndarray | None = None
+    scheme: str | None = None
+    thumbnail: Thumbnail | None = None
 
 
 def read_cases(
@@ -91,7 +94,7 @@ def read_cases(
 
 def read_case(case: Case) -> CaseVoxels:
     """Read all files of ``case``; an error in one does not hide errors in the others."""
-    result = CaseVoxels(case.case_id)
+    result, scans = CaseVoxels(case.case_id), {}
     for path in dict.fromkeys(case.images.values()):
         kinds = [kind for kind, file in case.images.items() if file == path]
         try:
@@ -100,9 +103,12 @@ def read_case(case: Case) -> CaseVoxels:
             result.findings.append(error("unreadable", str(problem), case.case_id))
             continue
         for kind, volume in zip(kinds, volumes.values(), strict=True):
-            _add_image(result, kind, volume, alone=len(kinds) == 1)
-    if case.seg is not None:
-        _add_seg(result, case)
+            if _add_image(result, kind, volume, alone=len(kinds) == 1):
+                data = np.asarray(to_ras(volume.data, volume.header.affine)[0])
+                scans[kind] = (data, result.images[kind].percentiles[3])
+    labels = None if case.seg is None else _add_seg(result, case)
+    order = sorted(scans, key=lambda kind: (*MODALITIES, kind).index(kind))
+    result.thumbnail = slices({kind: scans[kind] for kind in order}, labels)
     return result
 
 
@@ -156,7 +162,8 @@ def label_summary(results: Sequence[CaseVoxels]) -> dict[int, dict[str, float]]:
     }
 
 
-def _add_image(result: CaseVoxels, kind: str, volume: VolumeFile, *, alone: bool) -> None:
+def _add_image(result: CaseVoxels, kind: str, volume: VolumeFile, *, alone: bool) -> bool:
+    """Add the statistics of a volume, or what is wrong with it; return whether it can be shown."""
     path, data = volume.header.path, volume.data
     wrong = int(data.size - np.isfinite(data).sum())
     if wrong:
@@ -168,7 +175,7 @@ def _add_image(result: CaseVoxels, kind: str, volume: VolumeFile, *, alone: bool
                 result.case_id,
             )
         )
-        return
+        return False
     if data.min() == data.max():
         result.findings.append(
             error(
@@ -177,7 +184,7 @@ def _add_image(result: CaseVoxels, kind: str, volume: VolumeFile, *, alone: bool
                 result.case_id,
             )
         )
-        return
+        return False
     stats = image_stats(volume)
     if 1 - stats.foreground < _MIN_BACKGROUND:
         result.findings.append(
@@ -191,8 +198,7 @@ def _add_image(result: CaseVoxels, kind: str, volume: VolumeFile, *, alone: bool
     result.images[kind] = stats
     if alone:
         result.digests[path] = hashlib.blake2b(np.ascontiguousarray(data).data, digest_size=16).hexdigest()
-    if result.thumbnail is None:
-        result.thumbnail = thumbnail(volume, stats.percentiles[3])
+    return True
 
 
 def image_stats(volume: VolumeFile) -> ImageStats:
@@ -223,30 +229,8 @@ def array_stats(data: np.ndarray, spacing: Sequence[float]) -> ImageStats:
     )
 
 
-def thumbnail(volume: VolumeFile, bright: float) -> np.ndarray:
-    """Return the middle axial, coronal and sagittal slices of RAS side by side, uint8 [96 288], 0 to ``bright``."""
-    return planes(np.asarray(to_ras(volume.data, volume.header.affine)[0]), bright)
-
-
-def planes(data: np.ndarray, bright: float) -> np.ndarray:
-    """Return the middle slices of ``data [H W D]``, its axes those of RAS, as :func:`thumbnail` does."""
-    centre = [side // 2 for side in data.shape]
-    middle = [data[:, :, centre[2]], data[:, centre[1], :], data[centre[0], :, :]]
-    return np.concatenate([_small(np.flipud(plane.T) / max(bright, 1e-6)) for plane in middle], axis=1)
-
-
-def _small(plane: np.ndarray) -> np.ndarray:
-    """Return ``plane`` as uint8 [96 96] by nearest neighbours; its longer side fills the picture."""
-    longest = max(plane.shape)
-    rows, columns = (
-        np.clip(np.arange(_THUMBNAIL) * longest // _THUMBNAIL - (longest - side) // 2, -1, side)
-        for side in plane.shape
-    )
-    framed = np.pad(plane, 1)
-    return (framed[np.ix_(rows + 1, columns + 1)].clip(0, 1) * 255).astype(np.uint8)
-
-
-def _add_seg(result: CaseVoxels, case: Case) -> None:
+def _add_seg(result: CaseVoxels, case: Case) -> np.ndarray | None:
+    """Add what the segmentation of ``case`` holds; return its canonical labels in RAS, None if it cannot be read."""
     assert case.seg is not None
     try:
         volume = read(case.seg, allow_non_finite=True)
@@ -254,11 +238,13 @@ def _add_seg(result: CaseVoxels, case: Case) -> None:
     except (Prod9Error, OSError) as problem:
         code = "labels" if "expected labels" in str(problem) else "unreadable"
         result.findings.append(error(code, str(problem), case.case_id))
-        return
+        return None
     result.seg_values = tuple(np.unique(np.rint(volume.data)).astype(int).tolist())
     voxel_ml = abs(float(np.linalg.det(volume.header.affine[:3, :3]))) / 1000
     values, counts = np.unique(labels, return_counts=True)
     result.labels_ml = {int(v): float(n * voxel_ml) for v, n in zip(values, counts, strict=True) if v}
+    result.scheme = case.label_scheme
+    return np.asarray(to_ras(labels, volume.header.affine)[0])
 
 
 def _extent(present: np.ndarray) -> int:

@@ -18,7 +18,8 @@ from prod9.evaluation.audit.run import MIN_PATIENTS, Comparison, Described, comp
 from prod9.evaluation.sets.entries import require_finite
 from prod9.evaluation.sets.volume_sets import BadFiles, Entry
 from prod9.json_files import write_json
-from prod9.measures.montage import write_montage
+from prod9.measures.montage import Cell, write_montage
+from prod9.measures.slices import View
 from prod9.system.progress import Progress
 from prod9.system.wording import listing
 from prod9.volumes import VolumeFile
@@ -153,12 +154,13 @@ class Audit:
             made = made.flip(pair.mirrored) if pair.mirrored else made
             turned = ", mirrored" if pair.mirrored else ""
             rows.append([
-                (f"{pair.generated.path.name}{turned}", made.clamp(0, 1).numpy()),
-                (f"nearest in training: {pair.train.case_id} {pair.train.modality}", real.clamp(0, 1).numpy()),
-                (f"difference ({word}relative distance {min(pair.distances.values()):.2f})",
+                Cell(f"{pair.generated.path.name}{turned}", made.clamp(0, 1).numpy()),
+                Cell(f"nearest in training: {pair.train.case_id} {pair.train.modality}", real.clamp(0, 1).numpy()),
+                Cell(f"difference ({word}relative distance {min(pair.distances.values()):.2f})",
                  (made - real).abs().clamp(0, 1).numpy()),
             ])  # fmt: skip
-        write_montage(path, rows)
+        side = voxels.field_mm / _PICTURE_SIDE
+        write_montage(path, rows, view=View(spacing=(side, side, side)))
 
     def _pair(self, k: int) -> Pair:
         accusers = sorted(self.comparisons, key=lambda c: (not c.suspect[k], c.generated[k].item()))

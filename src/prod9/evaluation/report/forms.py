@@ -5,36 +5,13 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat, ValidationError
 
-_NESTED = 8
-"""Levels of nesting that are shown."""
+from prod9.evaluation.report import words
 
 
 def _number_or_none(value: Any) -> Any:
     """Return None for NaN and infinity, which other programs may write."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
-
-TITLES = {
-    "noise_level": "noise level",
-    "noise_ratio": "noise level over that of scans",
-    "edge_ratio": "sharpness of tissue borders over that of scans",
-    "kid_denoised": "kid after denoising both sets alike",
-    "kid_standardised_denoised": "kid_standardised after denoising both sets alike",
-    "radiomic_distance_denoised": "radiomic_distance after denoising both sets alike",
-    "spectrum_distance_db_denoised": "spectrum_distance_db after denoising both sets alike",
-    "spread_correlation": "spread with error of the mean, correlation",
-    "spread_ratio": "spread over error of the mean",
-    "calibration_error": "mean difference of coverage and nominal level",
-    "width_90": "width of the 90% interval",
-    "spectrum_ratio": "spectrum distance of samples over that of their mean",
-    "dice_steered": "Dice with what was asked for",
-    "dice_real": "Dice in real scans",
-    "dice_reconstructions": "Dice in reconstructions of real scans",
-    "tumour_agreement": "Dice of tumours found in both modalities",
-    "mutual_information": "mutual information of both modalities",
-    **{f"coverage_{level}": f"coverage of the {level}% interval" for level in (50, 80, 90, 95)},
-}
-"""Metrics whose names say too little by themselves."""
 
 Number = Annotated[float | None, BeforeValidator(_number_or_none)]
 Word = Annotated[str, Field(max_length=10_000)]
@@ -131,13 +108,13 @@ class ScoreForm(Form):
 
     @property
     def words(self) -> str:
-        """Return the metric and what it is computed on."""
+        """Return the metric and what it is computed on, in words."""
         parts = (
-            TITLES.get(self.metric, self.metric),
-            self.trained_on,
+            words.title(self.metric),
+            None if self.trained_on is None else f"trained on {words.spaced(self.trained_on)}",
             self.modality,
-            self.region,
-            self.extractor,
+            None if self.region is None else words.region(self.region),
+            None if self.extractor is None else words.extractor(self.extractor),
         )
         return " · ".join(part for part in parts if part not in (None, "all"))
 
@@ -212,15 +189,3 @@ def number(value: Any, default: float = 0.0) -> float:
         return float(value) if math.isfinite(value) else default
     except OverflowError:  # an integer of hundreds of digits
         return default
-
-
-def flat(values: Any, prefix: str = "", depth: int = 0) -> list[tuple[str, Any]]:
-    """Return (path, value) of the figures in nested objects, down to a few levels."""
-    if not isinstance(values, dict):
-        return [(prefix, "…" if isinstance(values, list) and depth > _NESTED else values)]
-    if depth > _NESTED:
-        return [(prefix, "…")]
-    found = []
-    for name, value in values.items():
-        found += flat(value, f"{prefix} · {name}" if prefix else str(name), depth + 1)
-    return found

@@ -13,10 +13,13 @@ from markupsafe import Markup
 
 from prod9.data.layouts.names import MODALITIES
 from prod9.errors import DataError, Prod9Error
+from prod9.evaluation.report import words
+from prod9.evaluation.report.demo_scores import demo_tables
 from prod9.evaluation.report.forms import AuditForm, EvaluationForm, mapping, number
 from prod9.evaluation.report.gather import Curves, RunRecord, find_results, find_runs, read_json
-from prod9.evaluation.report.scans import Shown, draw_montage, load_generated, load_real
-from prod9.evaluation.report.tables import demo_tables, demo_tiles, evaluation_tables
+from prod9.evaluation.report.pictures import MONTAGE, PICTURES
+from prod9.evaluation.report.scans import Shown, draw_montage, in_one_frame, load_generated, load_real
+from prod9.evaluation.report.tables import demo_tiles, evaluation_tables
 from prod9.files import atomic_write, check_writable
 from prod9.html.charts import curve_chart, strip_chart
 from prod9.html.page import data_uri, render
@@ -26,13 +29,6 @@ from prod9.system.wording import plural
 NIIVUE_VERSION = "0.69.0"
 GENERATED_FOLDERS = ("volumes", "generated", "patients")
 """Subfolders of a run in which generated volumes are looked for."""
-_PICTURES = {
-    "generated.png": "Every generated volume, one axial slice each",
-    "translation.png": "Translation of held-out patients",
-    "control.png": "Generation under the segmentations of held-out patients",
-    "montage.png": "Held-out volumes, their reconstructions, and generated ones",
-    "maisi.png": "The MAISI family: held-out, reconstructed, generated",
-}
 _CURVES = (
     ("Loss", ("train/loss", "val/loss", "train/total", "train/loss_epoch")),
     ("Reconstruction error (L1)", ("train/reconstruction", "val/l1")),
@@ -43,6 +39,7 @@ _CURVES = (
     ("Velocity error by time", ("val/loss_low", "val/loss_mid", "val/loss_high")),
 )
 _SECTIONS = {
+    "first": ("What it makes", "leads"),
     "viewer": ("Viewer", "scans"),
     "montage": ("Montage", "montage"),
     "audit": ("Copy audit", "audit"),
@@ -64,10 +61,12 @@ class Sources:
     Attributes:
         generated: folder of generated volumes; None to look in the report's own folder.
         include: folders with evaluation.json or audit.json.
+        radiological: show the patient's right on the left.
     """
 
     generated: Path | None = None
     include: Sequence[Path] = ()
+    radiological: bool = False
 
 
 def write_report(folder: Path, output: Path, sources: Sources | None = None) -> Path:
@@ -95,11 +94,12 @@ def write_report(folder: Path, output: Path, sources: Sources | None = None) -> 
     ]
     context = {
         **_heading(folder, runs),
-        **_volumes(real, generated),
+        **_volumes(real, generated, folder, radiological=sources.radiological),
         **_audit(audits),
         "tiles": demo_tiles(metrics),
         "tables": [*tables, *demo_tables(metrics)],
-        "pictures": _pictures(folder, runs),
+        "leads": _pictures(folder, leads=True),
+        "pictures": _pictures(folder, leads=False),
         "runs": [_run(run) for run in runs],
         "versions": _versions(runs),
         "missing": [*missing, *_not_run(folder, runs, audits, evaluations)],
@@ -164,8 +164,11 @@ def _heading(folder: Path, runs: list[RunRecord]) -> dict[str, Any]:
     return {"title": folder.resolve().name, "lead": lead, "chips": chips}
 
 
-def _volumes(real: list[Shown], generated: list[Shown]) -> dict[str, Any]:
-    scans = [*real, *generated]
+def _volumes(
+    real: list[Shown], generated: list[Shown], folder: Path, *, radiological: bool
+) -> dict[str, Any]:
+    scans = in_one_frame([*real, *generated])
+    real, generated = scans[: len(real)], scans[len(real) :]
     places = {"Real, held out": range(len(real)), "Generated": range(len(real), len(scans))}
     panes = [{"name": name, "volumes": list(where)} for name, where in places.items() if len(where)]
     # The panes begin with the same modality: the one in which lesions show best.
@@ -180,7 +183,11 @@ def _volumes(real: list[Shown], generated: list[Shown]) -> dict[str, Any]:
         "has_seg": any(scan.seg is not None for scan in scans),
         "has_real": bool(real),
         "panes": panes,
-        "montage": data_uri(draw_montage(real, generated)) if generated else "",
+        "radiological": radiological,
+        # A demo has a montage of its own, with the reconstructions too.
+        "montage": ""
+        if not generated or (folder / MONTAGE.file).is_file()
+        else data_uri(draw_montage(real, generated, radiological=radiological)),
     }
 
 
@@ -192,7 +199,8 @@ def _audit(audits: list[tuple[Path, AuditForm]]) -> dict[str, Any]:
         strip_chart(
             {"held out": row.held_out, "generated": row.generated},
             threshold=row.threshold,
-            title=f"{row.name}: distance to training over that to held-out (authenticity {row.authenticity:.2f})",
+            title=f"{words.embedding(row.name).capitalize()}: distance to training over that to held-out "
+            f"(authenticity {row.authenticity:.2f})",
         )
         for row in audit.embeddings
     ]
@@ -214,10 +222,10 @@ def _audit(audits: list[tuple[Path, AuditForm]]) -> dict[str, Any]:
     }
 
 
-def _pictures(folder: Path, runs: list[RunRecord]) -> list[tuple[str, str]]:
-    found = [(title, folder / name) for name, title in _PICTURES.items() if (folder / name).is_file()]
-    found += [(f"{run.name}: {run.sample.stem} of training", run.sample) for run in runs if run.sample]
-    return [(title, data_uri(path.read_bytes())) for title, path in found]
+def _pictures(folder: Path, *, leads: bool) -> list[tuple[str, str]]:
+    """Return title and content of the demo's pictures that are there: those that lead, or the others."""
+    found = [(one.title, folder / one.file) for one in PICTURES if one.leads == leads]
+    return [(title, data_uri(path.read_bytes())) for title, path in found if path.is_file()]
 
 
 def _run(run: RunRecord) -> dict[str, Any]:
@@ -236,8 +244,9 @@ def _run(run: RunRecord) -> dict[str, Any]:
         "kind": run.kind,
         "facts": " · ".join(fact for fact in facts if fact),
         "charts": _charts(run.curves),
-        "metrics": [(name, f"{value:.4g}") for name, value in run.metrics.items()],
+        "metrics": [(name, f"{value:.3g}") for name, value in run.metrics.items()],
         "config": run.config_text,
+        "sample": (run.sample.stem, data_uri(run.sample.read_bytes())) if run.sample else None,
         "hashes": [
             (name, Markup("<code>{}</code>").format(value)) for name, value in sorted(run.hashes.items())
         ],

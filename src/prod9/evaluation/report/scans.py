@@ -2,22 +2,20 @@
 
 import base64
 import gzip
-import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
 from prod9.data.labels import canonical_seg
 from prod9.data.layouts.names import MODALITIES
 from prod9.errors import DataError
 from prod9.evaluation.report.gather import RunRecord
 from prod9.evaluation.sets.volume_sets import BadFiles, Entry, find_volumes
-from prod9.measures.montage import three_planes
+from prod9.measures.montage import Cell, montage
+from prod9.measures.slices import View, widest_slices
 from prod9.volumes import encode, read, to_ras
 
 MAX_SIDE = 128
@@ -27,7 +25,7 @@ _CASES_LOOKED_AT = 6
 _COLUMNS = 4
 _HEAD = 40
 """Intensity of 255 above which a voxel counts as head when a picture is centred."""
-_BACKGROUND = "#0b0f14"
+_MARGIN_MM = 8.0
 
 
 @dataclass(frozen=True)
@@ -40,6 +38,12 @@ class Shown:
     image: np.ndarray
     affine: np.ndarray
     seg: np.ndarray | None = None
+
+    @property
+    def spacing(self) -> tuple[float, float, float]:
+        """Voxel size in mm."""
+        x, y, z = np.linalg.norm(self.affine[:3, :3], axis=0).tolist()
+        return x, y, z
 
     def to_dict(self) -> dict[str, Any]:
         """Return the volume for the viewer of the page: gzipped NIfTI as base64."""
@@ -74,37 +78,51 @@ def load_real(run: RunRecord) -> list[Shown]:
     return _first([entry for entry in entries if entry.case_id == best], "held-out", 1)
 
 
-def draw_montage(real: Sequence[Shown], generated: Sequence[Shown]) -> bytes:
-    """Return a PNG with one row per modality: the real volume, then generated ones, each in three planes."""
+def draw_montage(real: Sequence[Shown], generated: Sequence[Shown], *, radiological: bool = False) -> bytes:
+    """Return a PNG with one row per modality: the real volume, then generated ones, each in three planes.
+
+    Real volumes are cut where their lesion is widest. The volumes are those of :func:`in_one_frame`.
+    """
     kinds = list(dict.fromkeys(shown.modality for shown in [*generated, *real]))
-    rows = [[s for s in [*real, *generated] if s.modality == kind][:_COLUMNS] for kind in kinds]
-    columns = max(len(row) for row in rows)
-    figure = Figure(figsize=(columns * 4.4, len(rows) * 1.75), dpi=110, facecolor=_BACKGROUND)
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(len(rows), columns, squeeze=False)
-    for axis in axes.flat:
-        axis.set_axis_off()
-    for line, row in zip(axes, rows, strict=True):
-        for axis, shown in zip(line, row, strict=False):
-            made = shown.group == "generated"
-            planes = three_planes(_centred(shown.image, generated[0].image.shape))
-            axis.imshow(planes, cmap="gray", vmin=0, vmax=255, interpolation="bilinear")
-            title = f"{shown.modality} · {'generated' if made else 'real, held out'}"
-            axis.set_title(title, fontsize=9, color="#e8eef2" if made else "#7fd6dd", pad=3)
-    figure.tight_layout(pad=0.4)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", facecolor=_BACKGROUND)
-    return buffer.getvalue()
+    rows = [
+        [_cell(shown) for shown in [*real, *generated] if shown.modality == kind][:_COLUMNS] for kind in kinds
+    ]
+    return montage(rows, view=View(spacing=generated[0].spacing, radiological=radiological))
 
 
-def _centred(image: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Return ``image`` cut or padded to ``shape`` with its head in the middle, so that all planes have one scale."""
-    head = np.argwhere(image > _HEAD)
-    centre = (head.min(0) + head.max(0) + 1) // 2 if len(head) else np.asarray(image.shape) // 2
-    start = centre - np.asarray(shape) // 2
-    padded = np.pad(image, [(side, side) for side in shape])
-    window = tuple(slice(s + side, s + 2 * side) for s, side in zip(start.tolist(), shape, strict=True))
-    return padded[window]
+def _cell(shown: Shown) -> Cell:
+    words = "generated" if shown.group == "generated" else "real, held out"
+    at = None if shown.seg is None else widest_slices(shown.seg, shown.image.shape)
+    return Cell(f"{shown.modality}, {words}", shown.image / np.float32(255), at, shown.spacing)
+
+
+def in_one_frame(scans: Sequence[Shown]) -> list[Shown]:
+    """Return the volumes in boxes of equal size in mm with the middle of each head at 0 mm.
+
+    Then viewers that move together show the same place of different heads, at one scale.
+    """
+    middles, reach = [], np.zeros(3)
+    for shown in scans:
+        head = np.argwhere(shown.image > _HEAD)
+        low, high = (
+            (head.min(0), head.max(0) + 1) if len(head) else (np.zeros(3), np.asarray(shown.image.shape))
+        )
+        middles.append((low + high) / 2)
+        reach = np.maximum(reach, (high - low) / 2 * np.asarray(shown.spacing) + _MARGIN_MM)
+    return [_framed(shown, middle, reach) for shown, middle in zip(scans, middles, strict=True)]
+
+
+def _framed(shown: Shown, middle: np.ndarray, reach: np.ndarray) -> Shown:
+    """Return ``shown`` cut or padded to ``reach`` mm on each side of ``middle`` (in voxels), which becomes 0 mm."""
+    spacing = np.asarray(shown.spacing)
+    half = np.ceil(reach / spacing).astype(int)
+    start = np.floor(middle).astype(int) - half
+    window = tuple(slice(s + 2 * h, s + 4 * h) for s, h in zip(start.tolist(), half.tolist(), strict=True))
+    room = [(2 * h, 2 * h) for h in half.tolist()]
+    affine = np.diag([*spacing, 1.0])
+    affine[:3, 3] = (start + 0.5 - middle) * spacing
+    seg = None if shown.seg is None else np.pad(shown.seg, room)[window]
+    return replace(shown, image=np.pad(shown.image, room)[window], seg=seg, affine=affine)
 
 
 def _first(entries: Sequence[Entry], group: str, count: int) -> list[Shown]:

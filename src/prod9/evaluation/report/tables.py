@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from prod9.evaluation.report.forms import EvaluationForm, ScoreForm, flat, mapping, number
+from prod9.evaluation.report.forms import EvaluationForm, ScoreForm, mapping, number
 from prod9.html.charts import curve_chart, interval_bar
 
 _TILES = (
@@ -86,6 +86,10 @@ def demo_tiles(metrics: dict[str, Any]) -> list[Tile]:
             mark = ""
             if key == "frechet_ratio":
                 mark, beside = _about_frechet(values)
+            ends = mapping(values.get("intervals")).get(key)
+            if isinstance(ends, list) and len(ends) == 2:
+                interval = " to ".join(form.format(number(end)).removesuffix(" dB") for end in ends)
+                beside = "; ".join(part for part in (f"95% interval {interval}", beside) if part)
             tiles.append(Tile(form.format(values[key]) + mark, words, beside))
     return tiles
 
@@ -99,23 +103,6 @@ def _about_frechet(values: dict[str, Any]) -> tuple[str, str]:
     scans = mapping(mapping(values.get("against_scans")).get("frechet")).get("value")
     beside = f"; to held-out scans {number(scans):.2f}" if isinstance(scans, float) else ""
     return "" if patients >= 2 * dimensions else " ?", f"N {patients} patients, D {dimensions}{beside}"
-
-
-def demo_tables(metrics: dict[str, Any]) -> list[Table]:
-    """Return every figure of a demo by stage, beside that before fine-tuning if there is one."""
-    before = mapping(metrics.get("before_fine_tuning"))
-    tables = []
-    for stage, values in mapping(metrics.get("stages")).items():
-        figures, earlier = dict(flat(values)), dict(flat(before.get(stage) or {}))
-        earlier = {name: value for name, value in earlier.items() if name}
-        rows = [
-            [name, _short(value), *([_short(earlier[name]) if name in earlier else ""] if earlier else [])]
-            for name, value in figures.items()
-        ]
-        head = ["figure", "value", *(["before fine-tuning"] if earlier else [])]
-        note = "Measured on held-out patients only."
-        tables.append(Table(f"Demo: {stage}", head, rows, frozenset(range(1, len(head))), note))
-    return tables
 
 
 def evaluation_tables(evaluation: EvaluationForm, source: str) -> list[Table]:

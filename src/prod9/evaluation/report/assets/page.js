@@ -7,6 +7,7 @@
   const overlay = document.getElementById("overlay");
   const slices = document.getElementById("slices");
   const linked = document.getElementById("linked");
+  const radiological = document.getElementById("radiological");
   const COLOURS = [[0, 0, 0], [220, 60, 60], [60, 200, 90], [250, 200, 40]];
 
   const bytesOf = (text) => Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
@@ -50,6 +51,7 @@
   const startNiiVue = async () => {
     const { Niivue, NVImage } = await loadNiiVue();
     const viewers = [];
+    let place = null;
     const labels = { R: [], G: [], B: [], A: [], I: [], labels: ["", "necrotic core", "oedema", "enhancing tumour"] };
     COLOURS.forEach(([r, g, b], k) => { labels.R.push(r); labels.G.push(g); labels.B.push(b); labels.A.push(k ? 255 : 0); labels.I.push(k); });
     const show = async (k) => {
@@ -62,11 +64,12 @@
         viewer.addVolume(seg);
         viewer.setOpacity(1, opacity());
       }
-      if (scan.centre) viewer.scene.crosshairPos = viewer.mm2frac(scan.centre);
+      if (scan.centre) place = scan.centre;
+      if (place) (linked.checked ? viewers : [viewer]).filter((one) => one.volumes.length).forEach((one) => { one.scene.crosshairPos = one.mm2frac(place); one.drawScene(); });
       viewer.drawScene();
     };
     for (const canvas of canvases) {
-      const viewer = new Niivue({ backColor: [0.043, 0.059, 0.078, 1], show3Dcrosshair: true, isColorbar: false, dragAndDropEnabled: false, logLevel: "error", crosshairColor: [0.5, 0.84, 0.87, 0.6], crosshairWidth: 0.35, multiplanarShowRender: 0, multiplanarLayout: 2, isOrientationTextVisible: true });
+      const viewer = new Niivue({ backColor: [0.043, 0.059, 0.078, 1], show3Dcrosshair: true, isColorbar: false, dragAndDropEnabled: false, logLevel: "error", crosshairColor: [0.5, 0.84, 0.87, 0.6], crosshairWidth: 0.35, multiplanarShowRender: 0, multiplanarLayout: 2, isOrientationTextVisible: true, isRadiologicalConvention: radiological.checked, isRuler: true, rulerWidth: 2 });
       await viewer.attachToCanvas(canvas);
       viewers.push(viewer);
     }
@@ -78,6 +81,7 @@
     }
     link();
     linked.addEventListener("change", link);
+    radiological.addEventListener("change", () => viewers.forEach((viewer) => viewer.setRadiologicalConvention(radiological.checked)));
     slices.addEventListener("change", () => viewers.forEach((viewer) => viewer.setSliceType(Number(slices.value))));
     overlay?.addEventListener("input", () => viewers.forEach((viewer) => { if (viewer.volumes.length > 1) viewer.setOpacity(1, opacity()); }));
     const drawn = viewers.every((viewer) => {
@@ -113,30 +117,43 @@
         return box;
       });
     };
+    const ENDS = ["LR", "PA", "IS"];
+    const letters = (context, box) => {
+      const [low, high] = box.x === 0 && radiological.checked ? "RL" : ENDS[box.x], middle = box.left + box.width / 2, half = box.top + box.height / 2;
+      context.fillStyle = "#9fb0bc"; context.font = "12px sans-serif"; context.textAlign = "center";
+      context.fillText(low, box.left + 8, half); context.fillText(high, box.left + box.width - 8, half);
+      context.fillText(ENDS[box.y][1], middle, box.top + 14); context.fillText(ENDS[box.y][0], middle, box.top + box.height - 6);
+    };
     const draw = (k) => {
       const { image, seg, at } = panes[k], canvas = canvases[k], context = canvas.getContext("2d");
       const stride = [1, image.size[0], image.size[0] * image.size[1]];
       canvas.width = canvas.clientWidth; canvas.height = canvas.clientHeight;
+      panes[k].drawn = false;
       for (const box of boxes(canvas, image)) {
         const w = image.size[box.x], h = image.size[box.y], pixels = new ImageData(w, h);
         const base = Math.min(image.size[box.across] - 1, Math.floor(at[box.across] * image.size[box.across])) * stride[box.across];
         for (let j = 0; j < h; j += 1) for (let i = 0; i < w; i += 1) {
-          const voxel = base + i * stride[box.x] + (h - 1 - j) * stride[box.y], label = seg ? seg.data[voxel] : 0;
+          const column = box.x === 0 && radiological.checked ? w - 1 - i : i;
+          const voxel = base + column * stride[box.x] + (h - 1 - j) * stride[box.y], label = seg ? seg.data[voxel] : 0;
           const grey = image.data[voxel], mix = label ? opacity() : 0, colour = COLOURS[label] || COLOURS[1];
           pixels.data.set([0, 1, 2].map((c) => grey * (1 - mix) + colour[c] * mix).concat(255), 4 * (j * w + i));
         }
+        panes[k].drawn ||= varied(pixels.data);
         const slice = new OffscreenCanvas(w, h);
         slice.getContext("2d").putImageData(pixels, 0, 0);
         context.drawImage(slice, box.left, box.top, box.width, box.height);
+        letters(context, box);
       }
     };
     const show = async (k) => {
       const scan = scans[Number(selects[k].value)];
       panes[k].image = await parse(scan.image);
       panes[k].seg = scan.seg ? await parse(scan.seg) : null;
-      if (scan.centre) panes[k].at = scan.centre.map((mm, a) => (mm - panes[k].image.origin[a]) / (panes[k].image.size[a] * panes[k].image.step[a]));
-      draw(k);
+      if (scan.centre) (linked.checked ? panes : [panes[k]]).forEach((pane) => { if (pane.image) pane.at = at(scan.centre, pane.image); });
+      else if (linked.checked && k) panes[k].at = [...panes[0].at];
+      all();
     };
+    const at = (mm, image) => mm.map((value, a) => Math.min(0.999, Math.max(0, (value - image.origin[a]) / (image.size[a] * image.step[a]) + 0.5 / image.size[a])));
     const all = () => panes.forEach((pane, k) => { if (pane.image) draw(k); });
     for (let k = 0; k < panes.length; k += 1) {
       await show(k);
@@ -145,13 +162,15 @@
         const box = boxes(canvases[k], panes[k].image).find(({ left, width }) => event.offsetX >= left && event.offsetX < left + width);
         if (!box) return;
         const moved = linked.checked ? panes : [panes[k]];
-        moved.forEach(({ at }) => { at[box.x] = (event.offsetX - box.left) / box.width; at[box.y] = Math.min(0.999, Math.max(0, 1 - (event.offsetY - box.top) / box.height)); });
+        const share = (event.offsetX - box.left) / box.width;
+        moved.forEach(({ at }) => { at[box.x] = Math.min(0.999, box.x === 0 && radiological.checked ? 1 - share : share); at[box.y] = Math.min(0.999, Math.max(0, 1 - (event.offsetY - box.top) / box.height)); });
         all();
       });
     }
     overlay?.addEventListener("input", all);
+    radiological.addEventListener("change", all);
     addEventListener("resize", all);
-    state("canvas", canvases.every((canvas) => varied(canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data)));
+    state("canvas", panes.every((pane) => pane.drawn));
   };
 
   (hasWebGL() ? startNiiVue() : startCanvas()).catch((error) => {

@@ -1,0 +1,117 @@
+"""The models of the app: where a name leads, what a model can do, and loading it once."""
+
+from collections import OrderedDict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from prod9.demo.plan import starter_weights
+from prod9.errors import CheckpointError, ConfigError
+from prod9.models.checkpoint_manager import CheckpointManager
+from prod9.pipelines.control import ControlPipeline
+from prod9.pipelines.labels import AbstractLabelPipeline
+from prod9.pipelines.maisi import MAISIPipeline
+from prod9.pipelines.maisi_control import MAISIControlPipeline
+from prod9.pipelines.maskgit import MaskGiTPipeline
+from prod9.pipelines.recorded import Overrides
+from prod9.pipelines.steering import AbstractControlPipeline
+from prod9.pipelines.translation import TranslationPipeline
+from prod9.system.machine import expand
+
+PACKAGED = {"demo/label": "stage2_label", "demo/translate": "stage2"}
+"""Name of a packaged model → the stage of the demo that it comes from."""
+SIMULATED = (
+    "This model saw simulated brains at 3.75 mm only. On a real scan it shows how the tool works, "
+    "not what a model trained on real scans would make."
+)
+_STAGES = ("transformer", "maisi_diffusion", "maskgit_controlnet", "maisi_controlnet")
+_KEPT = 2
+"""Models that stay in memory."""
+
+Task = Literal["label", "inpaint", "translate", "control"]
+
+
+def resolve(name: str) -> Path:
+    """Return where the model ``name`` lies: a packaged one by name, or a run, checkpoint or export by path."""
+    return starter_weights(PACKAGED[name]) if name in PACKAGED else expand(Path(name))
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """A loaded model.
+
+    Attributes:
+        name: as it was asked for.
+        pipeline: what generates.
+        tasks: what it can do.
+    """
+
+    name: str
+    pipeline: AbstractLabelPipeline | TranslationPipeline | AbstractControlPipeline
+    tasks: tuple[Task, ...]
+
+    @property
+    def generator(self) -> AbstractLabelPipeline:
+        """The part that samples and decodes."""
+        return self.pipeline if isinstance(self.pipeline, AbstractLabelPipeline) else self.pipeline.generator
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what the page has to know."""
+        sources = self.pipeline.max_sources if isinstance(self.pipeline, TranslationPipeline) else 0
+        return {
+            "name": self.name,
+            "tasks": list(self.tasks),
+            "labels": self.generator.label_names(),
+            "max_sources": sources,
+            "grid": list(self.generator.grid),
+            "note": SIMULATED if self.name in PACKAGED else "",
+        }
+
+
+class Models:
+    """Loads models by name and keeps the last ones.
+
+    Args:
+        names: the models to offer.
+        device: where they work.
+        overrides: changes to the recorded config of each.
+    """
+
+    def __init__(self, *, names: tuple[str, ...], device: str, overrides: Overrides = ()) -> None:
+        self.names = names
+        self.device = device
+        self.overrides = overrides
+        self._loaded: OrderedDict[str, Model] = OrderedDict()
+
+    def get(self, name: str) -> Model:
+        """Return the model ``name``, one of those offered. Raises ConfigError for another, CheckpointError."""
+        if name not in self.names:
+            raise ConfigError(
+                f"model: expected one of {', '.join(self.names)}, got {name!r}; choose one of these."
+            )
+        if name not in self._loaded:
+            self._loaded[name] = self._load(name)
+        self._loaded.move_to_end(name)
+        while len(self._loaded) > _KEPT:
+            self._loaded.popitem(last=False)
+        return self._loaded[name]
+
+    def _load(self, name: str) -> Model:
+        opened = CheckpointManager.open(resolve(name), stage=_STAGES)
+        given: dict[str, Any] = {"device": self.device, "overrides": self.overrides}
+        stage = opened.header["stage"]
+        if stage == "maisi_diffusion":
+            return Model(name, MAISIPipeline.from_checkpoint(opened, **given), ("label",))
+        if stage == "maisi_controlnet":
+            steered = MAISIControlPipeline.from_checkpoint(opened, **given)
+            if steered.source_modalities:
+                raise CheckpointError(
+                    f"{name}: expected a control network that takes a segmentation, got one that takes source images; "
+                    "use `prod9 generate control` for it."
+                )
+            return Model(name, steered, ("control",))
+        if stage == "maskgit_controlnet":
+            return Model(name, ControlPipeline.from_checkpoint(opened, **given), ("control",))
+        if opened.header["config"]["model"]["kind"] == "label_conditional":
+            return Model(name, MaskGiTPipeline.from_checkpoint(opened, **given), ("label", "inpaint"))
+        return Model(name, TranslationPipeline.from_checkpoint(opened, **given), ("translate",))
