@@ -13,8 +13,7 @@ from torch import nn
 from prod9.autoencoder.native.full_precision import full_float32
 from prod9.autoencoder.native.norm import group_norm
 from prod9.generator.orders import halton, halton_order
-from tests.host_syncs import counted_waits
-from tests.networks import Inputs, examples, sampling_runs, training_steps
+from tests.networks import Inputs, examples
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "gpu_checks.py"
 
@@ -86,25 +85,7 @@ def test_c_group_norm_keeps_the_type_of_its_input_under_autocast(layout, dtype, 
         assert group_norm(x, nn.GroupNorm(2, 8), silu=silu).dtype == dtype
 
 
-# -- waiting for the device -----------------------------------------------------------------------------
-
-
-def test_c_steps_wait_only_where_a_comment_says_so(checks):
-    builders = {**training_steps(), **sampling_runs()}
-    assert builders.keys() == checks.WAITS.keys()
-    for name, build in builders.items():
-        step = build()
-        step()  # orders and tables are kept from then on
-        with counted_waits() as found:
-            step()
-        assert sum(found.values()) <= checks.WAITS[name], (name, found)
-
-
-def test_c_the_counter_counts():
-    x = torch.rand(4)
-    with counted_waits() as found:
-        bool(x.any()), x[x > 0.5], (x > 0.5).nonzero(), x.tolist(), float(x.sum())
-    assert sum(found.values()) == 5
+# -- orders ---------------------------------------------------------------------------------------------
 
 
 def test_c_halton_begins_where_it_did():

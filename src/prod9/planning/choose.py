@@ -62,6 +62,14 @@ class StagePlan(Generic[C_co]):
     multiplications: float
 
 
+def peak_bytes(needs: Resources, device: Device) -> int:
+    """Return the peak memory of a GPU, or of the whole process on a CPU."""
+    if device == "cuda":
+        return needs.memory_bytes
+    # No workspaces to allow for, but a process around the step.
+    return int(needs.memory_bytes / OVERHEAD) + _PROCESS_BYTES
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Chooser:
     """Takes the first candidate that fits. budget: bytes of memory to plan with."""
@@ -98,9 +106,7 @@ class _Chooser:
         for values in candidates:
             config = kind.model_validate(values)
             needs = estimate(config, count=self.count, base=base, autoencoder=autoencoder, device=self.device)
-            peak = needs.memory_bytes
-            if self.device == "cpu":  # which has no workspaces to allow for, but a process around the step
-                peak = int(peak / OVERHEAD) + _PROCESS_BYTES
+            peak = peak_bytes(needs, self.device)
             peaks.append(peak)
             if peak <= self.budget:
                 last = StagePlan(
