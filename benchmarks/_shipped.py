@@ -1,21 +1,20 @@
 """Recipes of shipped configurations with untrained networks, and batches of their real size, without any file."""
 
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from functools import cache
 from math import prod
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 
-from prod9.config.load import config_from_dict, merge_config, shipped_configs
+from prod9.config.load import load_config, merge_config, shipped_configs
 from prod9.config.schema import RunConfig, Stage1Config
 from prod9.models.checkpoint_manager import Loaded, Opened, make_header
 from prod9.models.meta import count_parameters
 from prod9.planning.estimates import Resources, estimate
 from prod9.stages import STAGES
-from prod9.training.data.encoders import Stage1  # noqa: F401 (loads the stages that recipes name)
 from prod9.training.recipes.base import AbstractRecipe
 from prod9.training.recipes.control import FlowControlBases, TokenControlBases
 from prod9.training.recipes.reconstructor import Reconstructor
@@ -25,7 +24,9 @@ from prod9.training.recipes.translator import Translator
 BRATS = ("maskgit/brats/", "maisi/autoencoder/brats", "maisi/diffusion/brats")
 STARTS = {"maisi/diffusion/brats_few_steps": "maisi/diffusion/brats"}
 """Configs that start from the weights of another."""
-Changes = dict[str, dict[str, Any]]
+SHRINKS = Path(__file__).resolve().parents[1] / "tests" / "architecture" / "shrinks.yaml"
+Changes = Callable[[str], Sequence[str]]
+"""From the name of a configuration to what is set in it, as typed after ``--set``."""
 
 
 def names() -> list[str]:
@@ -38,12 +39,26 @@ def _merged(name: str) -> dict[str, Any]:
     return merge_config(shipped_configs()[name])
 
 
-def config_of(name: str, changes: Changes | None = None) -> RunConfig:
-    """Return a shipped configuration with ``changes``, merged one level deep."""
-    values = {key: dict(value) if isinstance(value, dict) else value for key, value in _merged(name).items()}
-    for section, change in (changes or {}).items():
-        values[section] = {**values.get(section, {}), **change}
-    return config_from_dict(values, source=name)
+def unchanged(name: str) -> Sequence[str]:
+    """Return no change to the configuration ``name``."""
+    del name
+    return ()
+
+
+def of_batch(size: int) -> Changes:
+    """Return the change to batches of ``size``."""
+    return lambda name: [f"data.batch_size={size}"]
+
+
+def shrunk(name: str) -> Sequence[str]:
+    """Return the changes with which tests train ``name`` for a step."""
+    groups = yaml.safe_load(SHRINKS.read_text(encoding="utf-8"))[name]
+    return [change for changes in groups.values() for change in changes]
+
+
+def config_of(name: str, changes: Changes = unchanged) -> RunConfig:
+    """Return a shipped configuration with ``changes``."""
+    return load_config(name, overrides=list(changes(name)), fill_variables=False)
 
 
 def base_of(name: str) -> str | None:
@@ -61,9 +76,9 @@ def chain(name: str) -> list[str]:
     return [name] if below is None else [name, *chain(below)]
 
 
-def needs_of(name: str, changes: Changes | None = None, device: Any = "cpu") -> Resources:
+def needs_of(name: str, changes: Changes = unchanged, device: Any = "cpu") -> Resources:
     """Return what the plan says that a training step needs."""
-    config, *below = (config_of(one, changes if one == name else None) for one in chain(name))
+    config, *below = (config_of(one, changes) for one in chain(name))
     autoencoder = next((c.model for c in reversed(below) if isinstance(c, Stage1Config)), None)
     stage2 = below[0] if STAGES[config.stage].number == 3 else None
     if config.stage in ("refiner", "translation_detail"):
@@ -71,7 +86,7 @@ def needs_of(name: str, changes: Changes | None = None, device: Any = "cpu") -> 
     return estimate(config, count=count_parameters, base=stage2, autoencoder=autoencoder, device=device)  # type: ignore[arg-type]
 
 
-def recipe(name: str, changes: Changes | None = None) -> AbstractRecipe[Any, Any, Any]:
+def recipe(name: str, changes: Changes = unchanged) -> AbstractRecipe[Any, Any, Any]:
     """Return the recipe of ``name`` with untrained networks, upon untrained bases. changes: of every config."""
     config = config_of(name, changes)
     with torch.random.fork_rng(devices=[]):
@@ -86,7 +101,7 @@ def recipe(name: str, changes: Changes | None = None) -> AbstractRecipe[Any, Any
     return made
 
 
-def _bases(name: str, config: RunConfig, changes: Changes | None) -> Any:
+def _bases(name: str, config: RunConfig, changes: Changes) -> Any:
     below = base_of(name)
     if below is None:
         return None
@@ -189,7 +204,10 @@ def _tokens(made: Any, volumes: Any, count: int, generator: torch.Generator) -> 
 
 def _control_tokens(made: Any, volumes: Any, count: int, generator: torch.Generator) -> dict[str, Any]:
     found = _tokens(made, volumes, count, generator)
-    return found | {"seg": _lesion(count, made.config.data.grid), "has_seg": torch.ones(count, dtype=torch.bool)}
+    return found | {
+        "seg": _lesion(count, made.config.data.grid),
+        "has_seg": torch.ones(count, dtype=torch.bool),
+    }
 
 
 def _flow(made: Any, volumes: Any, count: int, generator: torch.Generator) -> dict[str, Any]:
@@ -234,12 +252,3 @@ _FILLS: dict[str, Callable[..., dict[str, Any]]] = {
     "translation_detail": _refined, "maisi_detail": _refined,
 }  # fmt: skip
 """By stage: what its batch holds beside labels and names."""
-
-
-def shrunk(factor: int = 4) -> Changes:
-    """Return changes for tests: nothing but the size of volumes."""
-    side = 8 * factor
-    return {"data": {"grid": [side, side, side]}}
-
-
-__all__ = ["BRATS", "base_of", "batch_of", "chain", "config_of", "names", "needs_of", "recipe", "replace", "shrunk"]

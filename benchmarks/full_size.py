@@ -10,7 +10,6 @@ which changes what a step costs.
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import time
@@ -48,13 +47,13 @@ def peak_gib() -> float:
 def train_step(name: str, batch_size: int) -> Found:
     """Take one training step of ``name``: both optimizers of stage 1, whose discriminator takes part."""
     import torch
-    from _shipped import batch_of, needs_of, recipe
+    from _shipped import batch_of, needs_of, of_batch, recipe
     from torch.utils.flop_counter import FlopCounterMode
 
     from prod9.planning.choose import peak_bytes
     from prod9.training.optimizers import build_optimizer
 
-    changes = {"data": {"batch_size": batch_size}}
+    changes = of_batch(batch_size)
     made = recipe(name, changes)
     networks = list(made.networks().values())
     training = made.config.training
@@ -119,11 +118,11 @@ def config_batch(name: str) -> int:
 def generate(name: str, batch_size: int) -> Found:
     """Generate one volume: sampled and decoded in stages 2 and 3, reconstructed in stage 1, sharpened or refined."""
     import torch
-    from _shipped import batch_of, recipe
+    from _shipped import batch_of, of_batch, recipe
     from torch.utils.flop_counter import FlopCounterMode
 
     del batch_size
-    made = recipe(name, {"data": {"batch_size": 1}})
+    made = recipe(name, of_batch(1))
     made.place(torch.device("cpu"))
     for network in made.networks().values():
         network.eval()
@@ -161,7 +160,9 @@ def volume_of(made: Any, batch: Found) -> Any:
         from prod9.training.recipes.flow import flow_condition
 
         shape = (1, made.latent_channels, *made.autoencoder.latent_grid)
-        sampled = made.sampler.sample(made.diffusion.predict, shape, flow_condition(batch), [draws.for_sample(0)])
+        sampled = made.sampler.sample(
+            made.diffusion.predict, shape, flow_condition(batch), [draws.for_sample(0)]
+        )
         return made.autoencoder.decode(sampled / made.scale_factor)
     return made.decode(made._draw(batch, 0, draws)[0])
 
@@ -185,7 +186,12 @@ def decode_exact(name: str, batch_size: int) -> Found:
     with torch.inference_mode():
         volume = wrapper.decode_tokens(tokens)
     seconds = time.perf_counter() - start
-    return {"seconds": seconds, "peak_gib": peak_gib(), "before_gib": before, "voxels": list(volume.shape[2:])}
+    return {
+        "seconds": seconds,
+        "peak_gib": peak_gib(),
+        "before_gib": before,
+        "voxels": list(volume.shape[2:]),
+    }
 
 
 PARTS = {"train": train_step, "generate": generate, "exact": decode_exact}
@@ -196,10 +202,10 @@ PARTS = {"train": train_step, "generate": generate, "exact": decode_exact}
 
 def plan(only: list[str] | None) -> list[tuple[str, str]]:
     """Return (part, configuration), the cheapest by parameters times positions first."""
-    from _shipped import names, needs_of
+    from _shipped import names, needs_of, of_batch
 
     chosen = [name for name in names() if only is None or name in only]
-    size = {name: needs_of(name, {"data": {"batch_size": 1}}).memory_bytes for name in chosen}
+    size = {name: needs_of(name, of_batch(1)).memory_bytes for name in chosen}
     parts = [(part, name) for name in sorted(chosen, key=size.__getitem__) for part in ("train", "generate")]
     exact = "maskgit/brats/stage1/fsq_x8"
     return [*parts, *([("exact", exact)] if exact in chosen else [])]
@@ -207,12 +213,17 @@ def plan(only: list[str] | None) -> list[tuple[str, str]]:
 
 def spawn(part: str, name: str, batch_size: int, limit: float) -> Found:
     """Run one part in a process of its own."""
-    command = [sys.executable, str(Path(__file__).resolve()), "--part", part, name, "--batch-size", str(batch_size)]
-    environment = {"BRATS_DIR": "/data/brats", **os.environ}
+    command = [
+        sys.executable,
+        str(Path(__file__).resolve()),
+        "--part",
+        part,
+        name,
+        "--batch-size",
+        str(batch_size),
+    ]
     try:
-        ran = subprocess.run(
-            command, capture_output=True, text=True, check=False, timeout=limit, env=environment
-        )
+        ran = subprocess.run(command, capture_output=True, text=True, check=False, timeout=limit)
     except subprocess.TimeoutExpired:
         return {"error": f"not done after {limit:g} s"}
     try:
@@ -287,7 +298,9 @@ def verdicts(results: Found) -> list[str]:
         if result["peak_gib"] > (EXACT_GIB if part == "exact" else MOST_GIB):
             found.append(f"{key}: {result['peak_gib']:.1f} GiB")
         if part == "train" and abs(result["planned_gib"] / result["peak_gib"] - 1) > TOLERANCE:
-            found.append(f"{name}: planned {result['planned_gib']:.2f} GiB, measured {result['peak_gib']:.2f}")
+            found.append(
+                f"{name}: planned {result['planned_gib']:.2f} GiB, measured {result['peak_gib']:.2f}"
+            )
     return found
 
 
@@ -302,7 +315,6 @@ def main() -> int:
     parser.add_argument("--list", action="store_true", help="print what would run")
     parser.add_argument("--part", nargs=2, metavar=("PART", "NAME"), help=argparse.SUPPRESS)
     args = parser.parse_args()
-    os.environ.setdefault("BRATS_DIR", "/data/brats")
     from prod9.system.waiting import limit_spinning
 
     limit_spinning()

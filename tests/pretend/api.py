@@ -122,7 +122,9 @@ def _drawn(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     """Draw with a generator, which has to be of the device of what is drawn."""
     generator = kwargs["generator"]
     filled = args[0] if args and isinstance(args[0], Tensor) else None
-    target = CUDA if isinstance(filled, PretendTensor) else CPU if filled is not None else kwargs.get("device")
+    target = (
+        CUDA if isinstance(filled, PretendTensor) else CPU if filled is not None else kwargs.get("device")
+    )
     ours = isinstance(generator, Generator)
     if is_cuda(target) != ours:
         raise RuntimeError(f"Expected a '{torch.device(target or 'cpu').type}' device type for generator but found "

@@ -28,7 +28,12 @@ _WAITING = {
     aten._linalg_svd.default: "svd",
 }
 """Operators whose result, or its size, the host has to know before it can go on."""
-_INDEXING = {aten.index.Tensor, aten.index_put_.default, aten.index_put.default, aten._index_put_impl_.default}
+_INDEXING = {
+    aten.index.Tensor,
+    aten.index_put_.default,
+    aten.index_put.default,
+    aten._index_put_impl_.default,
+}
 _COPYING = {aten._to_copy.default, aten.copy_.default}
 
 
@@ -201,7 +206,9 @@ def held(value: Any) -> Any:
 
 def wrapped(value: Any) -> Any:
     """Return a tensor as one of the device, anything else as it is."""
-    return PretendTensor(value) if isinstance(value, Tensor) and not isinstance(value, PretendTensor) else value
+    return (
+        PretendTensor(value) if isinstance(value, Tensor) and not isinstance(value, PretendTensor) else value
+    )
 
 
 def dispatch(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
@@ -234,7 +241,11 @@ def _refuse_mixed(func: Any, args: Any, tensors: list[Tensor]) -> None:
     foreign = [tensor for tensor in tensors if not isinstance(tensor, PretendTensor) and tensor.dim() > 0]
     if not foreign or func in _COPYING:
         return
-    if func in _INDEXING and isinstance(args[0], PretendTensor) and all(tensor is not args[0] for tensor in foreign):
+    if (
+        func in _INDEXING
+        and isinstance(args[0], PretendTensor)
+        and all(tensor is not args[0] for tensor in foreign)
+    ):
         note("index of the host")  # accepted, and copied first
         return
     raise MixedDevicesError(
@@ -256,5 +267,9 @@ def _note_copies(func: Any, args: Any, kwargs: dict[str, Any], to_cuda: bool) ->
         if ours != theirs and waits:
             note("copy to the device" if ours else "copy to the host")
         return
-    if isinstance(args[0], PretendTensor) != to_cuda and "device" in kwargs and not kwargs.get("non_blocking"):
+    if (
+        isinstance(args[0], PretendTensor) != to_cuda
+        and "device" in kwargs
+        and not kwargs.get("non_blocking")
+    ):
         note("copy to the device" if to_cuda else "copy to the host")

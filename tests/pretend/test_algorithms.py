@@ -7,6 +7,7 @@ from tests.networks import examples, sampling_runs, training_steps
 from tests.pretend import pretend_cuda
 from tests.pretend.api import values
 
+
 @pytest.mark.parametrize("name", examples())
 def test_a_network_gives_the_numbers_of_the_cpu(name):
     torch.manual_seed(0)

@@ -99,6 +99,11 @@ def test_a_flow_is_distilled_on_the_device(tmp_path):
 
 
 def test_every_recipe_is_here(tmp_path):
-    flat = [one for found in RECIPES.values() for one in (found.values() if isinstance(found, dict) else [found])]
+    flat = [
+        one for found in RECIPES.values() for one in (found.values() if isinstance(found, dict) else [found])
+    ]
     ran = {recipe_of(make()).__name__ for make in configs(tmp_path).values()}
-    assert {recipe.__name__ for recipe in flat} - ran == {"ReconstructionDetailRecipe", "TranslationDetailRecipe"}
+    assert {recipe.__name__ for recipe in flat} - ran == {
+        "ReconstructionDetailRecipe",
+        "TranslationDetailRecipe",
+    }
