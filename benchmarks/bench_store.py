@@ -1,5 +1,7 @@
-"""The gain of caches, by whole epochs as a run takes them, training steps included: stage 2 from the token store against
-encoding on the fly, and stage 1 from the cache against the first epoch, from NIfTI files of 240 × 240 × 155 voxels.
+"""The gain of caches, by whole epochs as a run takes them, training steps included.
+
+Stage 2 from the token store against encoding on the fly, and stage 1 from the cache against the first epoch, from NIfTI
+files of 240 × 240 × 155 voxels.
 """
 
 import tempfile
@@ -98,7 +100,7 @@ def decoder_loss() -> tuple[nn.Module, Callable[[Any], torch.Tensor]]:
     generator, condition = torch.Generator().manual_seed(0), MaskGiTCondition(torch.tensor([0]))
 
     def loss(item: Any) -> torch.Tensor:
-        return trainer.compute_losses(item["target_indices"][None], condition, generator=generator)["total"]
+        return trainer.compute_losses(item["indices"][None], condition, generator=generator)["total"]
 
     return decoder, loss
 
@@ -154,7 +156,7 @@ def stage2_epochs(bench: _harness.Bench, cases: CaseCache, network: AutoencoderF
     def step_on_the_fly(item: StoreItem) -> None:
         tokens = encode(item.load()[None]).tokens
         assert tokens is not None
-        step({"target_indices": tokens[0].clone()})
+        step({"indices": tokens[0].clone()})
 
     on_the_fly = epoch(items, step_on_the_fly)
     began = time.perf_counter()
