@@ -12,6 +12,7 @@ from torch import nn
 from prod9.autoencoder.native.full_precision import full_float32
 from prod9.autoencoder.native.norm import group_norm
 from prod9.generator.orders import halton, halton_order
+from prod9.training.trainer import use_tensor_cores
 from tests.networks import Inputs, examples
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
@@ -63,6 +64,21 @@ def test_c_precision_is_restored_however_it_was_asked_for(asked):
     finally:
         if asked == "legacy":
             torch.set_float32_matmul_precision("highest")
+
+
+@pytest.mark.usefixtures("settings")
+def test_c_matrix_products_use_tf32_on_a_gpu_but_not_where_tokens_depend_on_it():
+    before = torch.get_float32_matmul_precision()
+    try:
+        use_tensor_cores("cpu")
+        assert torch.get_float32_matmul_precision() == before
+        use_tensor_cores("gpu")
+        assert torch.get_float32_matmul_precision() == "high"
+        with full_float32("cpu"):
+            assert torch.get_float32_matmul_precision() == "highest"
+        assert torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last_3d])

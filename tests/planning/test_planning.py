@@ -87,3 +87,16 @@ def test_other_spacings_are_resampled() -> None:
 def test_too_little_memory_is_refused(device: Device) -> None:
     with pytest.raises(ConfigError, match=r"expected at least .* GiB for the smallest network"):
         plan_stages(fingerprint(), memory_bytes=GIB // 10, device=device, output_dir="runs")
+
+
+def test_muon_and_several_devices_make_room_for_more() -> None:
+    one = plan_stages(fingerprint(), memory_bytes=12 * GIB, device="cuda", output_dir="runs")
+    more = plan_stages(
+        fingerprint(), memory_bytes=12 * GIB, device="cuda", output_dir="runs", muon=True, devices=4
+    )
+    for stage, before in zip(more, one, strict=True):
+        assert config_from_dict(stage.values, source="test") == stage.config
+        assert stage.config.training.muon is not None
+        assert stage.config.trainer.devices == 4
+        assert stage.resources.parameters >= before.resources.parameters
+    assert [stage.config.trainer.strategy for stage in more] == ["auto", "fsdp"]

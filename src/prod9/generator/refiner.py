@@ -179,8 +179,7 @@ class Refiner(nn.Module):
         guides = self._guide(pad_to_multiple(x, self.multiple), facts)
         if head is None:
             head = (given > 0).any(1) | ~present.any(1)[:, None, None, None]
-        counts = [None] * len(x) if head_voxels is None else on_host(head_voxels).tolist()
-        volumes, errors = self._voxels(x, decoded, guides, head, facts, counts)  # pyright: ignore[reportCallIssue]
+        volumes, errors = self._voxels(x, decoded, guides, head, facts, head_voxels)  # pyright: ignore[reportCallIssue]
         return Refined(volumes, errors)
 
     # Compilers break the graph at every count that depends on the data; little would remain between two breaks.
@@ -192,11 +191,12 @@ class Refiner(nn.Module):
         guides: Tensor,
         head: Tensor,
         facts: Tensor,
-        counts: Sequence[int | None],
+        head_voxels: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         """Return the refined volumes and their expected errors: the perceptron, on the voxels of the head."""
         scales, shifts = self.modulation.affine(facts)
         readouts, error_readouts = self.readout(facts), self.error_readout(facts)
+        counts = [None] * len(x) if head_voxels is None else on_host(head_voxels).tolist()
         volumes, errors = [], []
         for b, sample in enumerate(x):
             # The number of voxels decides shapes: without a count this waits for a GPU.

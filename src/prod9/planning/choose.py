@@ -72,11 +72,33 @@ def peak_bytes(needs: Resources, device: Device) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class _Chooser:
-    """Takes the first candidate that fits. budget: bytes of memory to plan with."""
+    """Takes the first candidate that fits.
+
+    Attributes:
+        budget: bytes of memory of one device to plan with.
+        device: where it trains.
+        count: counts the parameters of a configuration.
+        muon: whether Muon steps the hidden matrices.
+        devices: number of devices; stages that can divide their weights over them do.
+    """
 
     budget: int
     device: Device
     count: CountParameters
+    muon: bool = False
+    devices: int = 1
+
+    def _with_settings(self, kind: type[C], values: Values) -> Values:
+        """Return ``values`` for the optimizer and the number of devices that are planned for."""
+        training, trainer = dict(values["training"]), dict(values.get("trainer", {}))
+        if self.muon:
+            training["muon"] = {}
+        if self.devices > 1:
+            trainer["devices"] = self.devices
+            if kind.can_shard:
+                trainer["strategy"] = "fsdp"
+                training["channels_last"] = False  # sharding slices contiguous weights
+        return {**values, "training": training, **({"trainer": trainer} if trainer else {})}
 
     def first_fit(
         self,
@@ -103,7 +125,7 @@ class _Chooser:
         """
         peaks: list[int] = []
         last = None
-        for values in candidates:
+        for values in (self._with_settings(kind, each) for each in candidates):
             config = kind.model_validate(values)
             needs = estimate(config, count=self.count, base=base, autoencoder=autoencoder, device=self.device)
             peak = peak_bytes(needs, self.device)
@@ -164,6 +186,8 @@ def plan_family(
     device: Device,
     output_dir: str,
     count: CountParameters,
+    muon: bool = False,
+    devices: int = 1,
 ) -> dict[str, StagePlan[RunConfig]]:
     """Return the plan of every stage of ``family`` that the data allow, by its name, earlier stages first.
 
@@ -177,11 +201,19 @@ def plan_family(
         device: where it is trained.
         output_dir: the folder below which the runs go.
         count: counts the parameters of a configuration.
+        muon: whether Muon steps the hidden matrices (``training.muon``).
+        devices: number of devices of that memory; stage 2 divides its weights over them (``trainer.strategy: fsdp``).
 
     Raises:
         ConfigError: when not even the smallest network fits.
     """
-    chooser = _Chooser(budget=int(USABLE * memory_bytes), device=device, count=_counted_once(count))
+    chooser = _Chooser(
+        budget=int(USABLE * memory_bytes),
+        device=device,
+        count=_counted_once(count),
+        muon=muon,
+        devices=devices,
+    )
     plan = {"maskgit": _plan_maskgit, "maisi": _plan_flow}[family]
     return plan(fingerprint, chooser, output_dir)
 
