@@ -28,6 +28,7 @@ from tests.pretend.tensors import (
 
 _Generator = torch.Generator
 _autocast = torch.autocast
+_group = torch._C._group_tensors_by_device_and_dtype
 _is_autocast_enabled = torch.is_autocast_enabled
 _MOVES = {torch.Tensor.to, torch.Tensor.cuda, torch.Tensor.cpu}
 _FROM_VALUES = {torch.tensor, torch.as_tensor, torch.asarray}
@@ -170,6 +171,13 @@ class Device:
         yield self.waits
 
 
+def _grouped(*args: Any) -> dict[Any, Any]:
+    """Group tensors for optimizers and norms: torch would say that those of the device are on the CPU."""
+    groups = _group(*args).items()
+    return {(CUDA if isinstance(lists[0][0], PretendTensor) else on, dtype): (lists, where)
+            for (on, dtype), (lists, where) in groups}  # fmt: skip
+
+
 @contextmanager
 def pretend_cuda() -> Iterator[Device]:
     """Let ``cuda:0`` exist inside of the context."""
@@ -192,6 +200,7 @@ def pretend_cuda() -> Iterator[Device]:
         patch.setattr(torch.amp, "autocast", _Autocast)
         patch.setattr(torch, "is_autocast_enabled", enabled)
         patch.setattr(nn.Module, "to", to)
+        patch.setattr(torch._C, "_group_tensors_by_device_and_dtype", _grouped)
         with Counting(device.waits), _Function():
             yield device
 

@@ -4,6 +4,7 @@ import traceback
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,6 +12,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+import prod9
+
+PACKAGE = Path(prod9.__file__).parent
 aten = torch.ops.aten
 CUDA = torch.device("cuda:0")
 CPU = torch.device("cpu")
@@ -154,8 +158,9 @@ def caller() -> str:
     """Return ``module.function`` of the innermost frame in prod9, or where else the call comes from."""
     stack = traceback.extract_stack()
     for frame in reversed(stack):
-        if "/prod9/" in frame.filename and "site-packages" not in frame.filename:
-            return f"{frame.filename.rsplit('/', 1)[1].removesuffix('.py')}.{frame.name}"
+        path = Path(frame.filename)
+        if PACKAGE in path.parents:
+            return f"{path.stem}.{frame.name}"
     return _TESTS
 
 

@@ -8,6 +8,7 @@ from torch import nn
 
 from prod9.host_copies import computed, host_generator, is_known, on_host, placed, positions, with_host_copy
 from tests.pretend import MixedDevicesError, PretendTensor, pretend_cuda
+from tests.pretend.tensors import PACKAGE
 
 
 @pytest.fixture
@@ -19,7 +20,8 @@ def device():
 def prod9_calls(function):
     """Call ``function`` as if prod9 did: what tests themselves wait for is not counted."""
     space = {"function": function}
-    exec(compile("def called():\n    return function()\n", "/src/prod9/module.py", "exec"), space)
+    source = "def called():\n    return function()\n"
+    exec(compile(source, str(PACKAGE / "module.py"), "exec"), space)
     return space["called"]()
 
 

@@ -1,6 +1,7 @@
 """Runs of every recipe on the pretend device: no device fault, and one wait per step."""
 
 from functools import partial
+from pathlib import Path
 
 import pytest
 
@@ -58,7 +59,7 @@ def configs(folder):
     }
 
 
-NAMES = tuple(configs(None))  # type: ignore[arg-type]
+NAMES = tuple(configs(Path()))
 
 
 @pytest.mark.usefixtures("memory")
