@@ -7,7 +7,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from prod9.host_copies import computed, with_host_copy
+from prod9.host_copies import computed, placed
 
 
 @dataclass(frozen=True)
@@ -73,8 +73,7 @@ class MaskedCondition(Condition):
         """``dropped`` as a bool tensor ``[B]``."""
         if self.dropped is not None:
             return self.dropped
-        nowhere = torch.zeros(len(self), dtype=torch.bool)
-        return with_host_copy(torch.zeros_like(nowhere, device=self.device), nowhere)
+        return placed(torch.zeros(len(self), dtype=torch.bool), self.device)
 
     def drop(self, where: Tensor) -> Self:
         """Return the batch with the samples of bool ``where [B]`` marked as dropped."""

@@ -106,7 +106,7 @@ def _moved(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     device = kwargs.pop("device", None)
     if rest and isinstance(rest[0], Tensor):
         rest = [rest[0].device, rest[0].dtype, *rest[1:]]
-    if device is None and rest and isinstance(rest[0], (str, int, torch.device)):
+    if device is None and rest and isinstance(rest[0], (str, int, torch.device, type(None))):
         device = rest.pop(0)
     device = CUDA if isinstance(device, int) else device
     blocking = not kwargs.pop("non_blocking", False)

@@ -224,7 +224,7 @@ def dispatch(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         _refuse_mixed(func, args, tensors)
         _note_waits(func, args)
     result_on_device = on_device
-    if kwargs.get("device") is not None:
+    if torch.device(kwargs.get("device") or CPU).type in ("cpu", "cuda") and kwargs.get("device") is not None:
         # Formulas of derivatives ask for tensors where autograd believes that all are.
         result_on_device = is_cuda(kwargs["device"]) or (bool(_calls) and _calls[-1])
         kwargs = {**kwargs, "device": CPU}

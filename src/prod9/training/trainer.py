@@ -31,6 +31,8 @@ _HARMLESS = (
     ".*It is recommended to use `self.log.*sync_dist=True.*",
     ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
     ".*You're using the WeightAveraging callback.*",
+    # Ours is the one that is meant.
+    ".*You have overridden `transfer_batch_to_device` in `LightningModule`.*",
     # Convolutions of one channel in or out have two names for one layout.
     ".*Grad strides do not match bucket view strides.*",
     # FSDP warns of changes in place to what a block returns, and nothing here makes any.
