@@ -31,6 +31,8 @@ _autocast = torch.autocast
 _group = torch._C._group_tensors_by_device_and_dtype
 _is_autocast_enabled = torch.is_autocast_enabled
 _MOVES = {torch.Tensor.to, torch.Tensor.cuda, torch.Tensor.cpu}
+_ARGUMENTS: dict[str, Any] = {"device": None, "dtype": None, "non_blocking": False, "copy": False}
+"""What ``Tensor.to`` takes, in this order."""
 _FROM_VALUES = {torch.tensor, torch.as_tensor, torch.asarray}
 
 
@@ -98,25 +100,30 @@ def _made(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
 
 
 def _moved(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    """Return what ``Tensor.to``, ``cuda`` or ``cpu`` give, of either device."""
     tensor, rest = args[0], list(args[1:])
     if func is torch.Tensor.cpu:
         return to_host(tensor) if isinstance(tensor, PretendTensor) else func(*args, **kwargs)
     if func is torch.Tensor.cuda:
-        rest, kwargs = [CUDA], {k: v for k, v in kwargs.items() if k == "non_blocking"}
-    device = kwargs.pop("device", None)
+        rest = [CUDA]
     if rest and isinstance(rest[0], Tensor):
         rest = [rest[0].device, rest[0].dtype, *rest[1:]]
-    if device is None and rest and isinstance(rest[0], (str, int, torch.device, type(None))):
-        device = rest.pop(0)
-    device = CUDA if isinstance(device, int) else device
-    blocking = not kwargs.pop("non_blocking", False)
-    on_device = isinstance(tensor, PretendTensor)
+    named = {name: kwargs.pop(name, default) for name, default in _ARGUMENTS.items()}
+    if rest and isinstance(rest[0], torch.dtype):
+        rest.insert(0, named["device"])
+    named.update(zip(_ARGUMENTS, rest, strict=False))
+    device = named["device"]
     result = tensor
-    if device is not None and is_cuda(device) != on_device:
-        if is_cuda(device) and blocking:
+    if device is not None and is_cuda(device) != isinstance(tensor, PretendTensor):
+        if is_cuda(device) and not named["non_blocking"]:
             note("copy to the device")
         result = to_device(tensor) if is_cuda(device) else to_host(tensor)
-    return torch.Tensor.to(result, *rest, **kwargs) if rest or kwargs else result
+    elif device is not None and not is_cuda(device):
+        kwargs["device"] = device  # the CPU, or torch's device without memory
+    if named["dtype"] is None and not named["copy"] and not kwargs:
+        return result
+    dtype = result.dtype if named["dtype"] is None else named["dtype"]
+    return torch.Tensor.to(result, dtype=dtype, copy=named["copy"], **kwargs)
 
 
 def _drawn(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
