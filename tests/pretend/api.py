@@ -178,6 +178,17 @@ class Device:
         yield self.waits
 
 
+def _without_gradient(self: Any) -> None:
+    """Enter inference mode as ``no_grad`` does: tensors with values elsewhere count no versions of them."""
+    self.before = torch.is_grad_enabled()
+    if self.mode:
+        torch._C._set_grad_enabled(False)
+
+
+def _with_gradient_as_before(self: Any, *error: Any) -> None:
+    torch._C._set_grad_enabled(self.before)
+
+
 def _grouped(*args: Any) -> dict[Any, Any]:
     """Group tensors for optimizers and norms: torch would say that those of the device are on the CPU."""
     groups = _group(*args).items()
@@ -207,6 +218,8 @@ def pretend_cuda() -> Iterator[Device]:
         patch.setattr(torch.amp, "autocast", _Autocast)
         patch.setattr(torch, "is_autocast_enabled", enabled)
         patch.setattr(nn.Module, "to", to)
+        patch.setattr(torch.inference_mode, "__enter__", _without_gradient)
+        patch.setattr(torch.inference_mode, "__exit__", _with_gradient_as_before)
         patch.setattr(torch._C, "_group_tensors_by_device_and_dtype", _grouped)
         with Counting(device.waits), _Function():
             yield device
