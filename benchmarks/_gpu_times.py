@@ -149,7 +149,7 @@ def unets(device: str, *, tiny: bool, compiled: bool) -> Found:
     from monai.apps.generation.maisi.networks.diffusion_model_unet_maisi import DiffusionModelUNetMaisi
 
     from prod9.diffusion.condition import FlowCondition
-    from prod9.diffusion.diffusion_model import DiffusionModelRF
+    from prod9.diffusion.diffusion_model import DiffusionModelRF, monai_keywords
 
     widths = (16, 32) if tiny else (64, 128, 256, 512)
     attention = (False, True) if tiny else (False, False, True, True)
@@ -160,9 +160,8 @@ def unets(device: str, *, tiny: bool, compiled: bool) -> Found:
     }  # fmt: skip
     ours = DiffusionModelRF(latent_channels=4, **shared).to(device).eval()
     theirs = DiffusionModelUNetMaisi(
-        spatial_dims=3, in_channels=4, out_channels=4, include_spacing_input=True,
-        use_flash_attention=device == "cuda", **shared,
-    )  # fmt: skip
+        **monai_keywords({"latent_channels": 4, **shared}), out_channels=4, include_spacing_input=True
+    )
     theirs.load_state_dict(ours.state_dict())
     theirs.to(device).eval()
     grid = (8, 8, 8) if tiny else (40, 48, 40)
