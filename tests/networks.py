@@ -24,6 +24,7 @@ from prod9.generator.modality_processor import InContextCondition
 from prod9.generator.refiner import Refiner
 from prod9.generator.single_stream import TransformerDecoderSingleStream
 from prod9.generator.transformer import TransformerDecoder
+from prod9.host_copies import placed
 from prod9.training.algorithms.autoencoder_trainer import AutoencoderTrainer
 from prod9.training.algorithms.control_flow import FlowControl, RegionContrast
 from prod9.training.algorithms.control_tokens import TokenControl
@@ -107,14 +108,20 @@ class Inputs:
     @property
     def in_context(self) -> InContextCondition:
         # One source for the first sample, two for the others.
-        sources = torch.tensor([[1, -1]] + [[2, 3]] * (self.batch - 1), device=self.device)
+        sources = placed(torch.tensor([[1, -1]] + [[2, 3]] * (self.batch - 1)), self.device)
         return InContextCondition(self.labels, sources, self.draw(self.batch, 2, 3, *GRID, seed=6))
 
     @property
-    def refiner(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def refiner(self) -> tuple[Tensor, ...]:
         present = torch.tensor([[False, True, True, False]] * self.batch, device=self.device)
         sources = self.draw(self.batch, 4, *VOXELS, seed=7) - 0.3
         return self.volume, sources.clamp_min(0), present, self.labels * 0
+
+    @property
+    def head_voxels(self) -> Tensor:
+        # As a data set counts them: no source is hidden here but the first and the last.
+        sources = (self.draw(self.batch, 4, *VOXELS, seed=7) - 0.3)[:, 1:3]
+        return placed((sources > 0).any(1).flatten(1).sum(1).cpu(), self.device)
 
 
 def shaken(network: nn.Module, device: str, *, std: float = 0.1) -> Any:
@@ -215,7 +222,7 @@ def examples(device: str = "cpu", *, batch: int = BATCH) -> dict[str, Callable[[
 
     def refiner() -> Example:
         network = _refiner(device)
-        return Example(network, lambda: tuple(network(*given.refiner)))
+        return Example(network, lambda: tuple(network(*given.refiner, head_voxels=given.head_voxels)))
 
     return {
         "fsq": partial(autoencoder, "fsq"),
@@ -283,7 +290,7 @@ def training_steps(device: str = "cpu") -> dict[str, Callable[[], Callable[[], A
 
     def refiner() -> Callable[[], Any]:
         trainer = RefinerTrainer(refiner=_refiner(device), region_weight=3.0)
-        inputs, target, g = RefinerInputs(*given.refiner), given.volume, generator()
+        inputs, target, g = RefinerInputs(*given.refiner, given.head_voxels), given.volume, generator()
         region = target > 0.9
         return lambda: trainer.compute_losses(inputs, target, generator=g, region=region)["total"].backward()
 

@@ -7,6 +7,8 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from prod9.host_copies import computed, placed
+
 
 @dataclass(frozen=True)
 class Condition(ABC):
@@ -71,11 +73,11 @@ class MaskedCondition(Condition):
         """``dropped`` as a bool tensor ``[B]``."""
         if self.dropped is not None:
             return self.dropped
-        return torch.zeros(len(self), dtype=torch.bool, device=self.device)
+        return placed(torch.zeros(len(self), dtype=torch.bool), self.device)
 
     def drop(self, where: Tensor) -> Self:
         """Return the batch with the samples of bool ``where [B]`` marked as dropped."""
-        return replace(self, dropped=self.is_dropped | where)
+        return replace(self, dropped=computed(torch.logical_or, self.is_dropped, where))
 
     def _matched(self, other: Any) -> Self:
         return replace(self, dropped=self.is_dropped)

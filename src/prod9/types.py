@@ -33,6 +33,8 @@ from dataclasses import dataclass
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
+from prod9.host_copies import positions
+
 Image = Float[Tensor, "C H W D"]
 Volume = Float[Tensor, "B C H W D"]
 VolumeOut = Float[Tensor, "B C2 H2 W2 D2"]
@@ -69,12 +71,19 @@ class AutoencoderOutput:
 class MaskedSample:
     """Tokens with some hidden: ``tokens`` and ``target`` int64 ``[B h w d]``, ``mask`` True where hidden.
 
-    ``tokens`` holds 0 where ``mask`` is True, so that nothing of the target can leak through it.
+    ``tokens`` holds 0 where ``mask`` is True, so that nothing of the target can leak through it. counts: hidden tokens
+    of each sample, where the host knows them.
     """
 
     tokens: Tensor
     mask: Tensor
     target: Tensor
+    counts: tuple[int, ...] | None = None
+
+    @property
+    def rows(self) -> Tensor:
+        """Flattened indices of the hidden tokens, ``[R]``."""
+        return positions(self.mask, None if self.counts is None else sum(self.counts))
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,5 @@
-"""What is done for GPUs, as far as a machine without one can tell; ``benchmarks/gpu_checks.py`` tells the rest."""
+"""What is done for GPUs, as far as a machine without one can tell; ``benchmarks/gpu_suite.py`` tells the rest."""
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -13,20 +12,10 @@ from torch import nn
 from prod9.autoencoder.native.full_precision import full_float32
 from prod9.autoencoder.native.norm import group_norm
 from prod9.generator.orders import halton, halton_order
-from tests.host_syncs import counted_waits
-from tests.networks import Inputs, examples, sampling_runs, training_steps
+from prod9.training.trainer import use_tensor_cores
+from tests.networks import Inputs, examples
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "gpu_checks.py"
-
-
-@pytest.fixture(scope="module")
-def checks():
-    spec = importlib.util.spec_from_file_location("gpu_checks", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
 @pytest.fixture
@@ -77,6 +66,21 @@ def test_c_precision_is_restored_however_it_was_asked_for(asked):
             torch.set_float32_matmul_precision("highest")
 
 
+@pytest.mark.usefixtures("settings")
+def test_c_matrix_products_use_tf32_on_a_gpu_but_not_where_tokens_depend_on_it():
+    before = torch.get_float32_matmul_precision()
+    try:
+        use_tensor_cores("cpu")
+        assert torch.get_float32_matmul_precision() == before
+        use_tensor_cores("gpu")
+        assert torch.get_float32_matmul_precision() == "high"
+        with full_float32("cpu"):
+            assert torch.get_float32_matmul_precision() == "highest"
+        assert torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last_3d])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("silu", [False, True])
@@ -86,25 +90,7 @@ def test_c_group_norm_keeps_the_type_of_its_input_under_autocast(layout, dtype, 
         assert group_norm(x, nn.GroupNorm(2, 8), silu=silu).dtype == dtype
 
 
-# -- waiting for the device -----------------------------------------------------------------------------
-
-
-def test_c_steps_wait_only_where_a_comment_says_so(checks):
-    builders = {**training_steps(), **sampling_runs()}
-    assert builders.keys() == checks.WAITS.keys()
-    for name, build in builders.items():
-        step = build()
-        step()  # orders and tables are kept from then on
-        with counted_waits() as found:
-            step()
-        assert sum(found.values()) <= checks.WAITS[name], (name, found)
-
-
-def test_c_the_counter_counts():
-    x = torch.rand(4)
-    with counted_waits() as found:
-        bool(x.any()), x[x > 0.5], (x > 0.5).nonzero(), x.tolist(), float(x.sum())
-    assert sum(found.values()) == 5
+# -- orders ---------------------------------------------------------------------------------------------
 
 
 def test_c_halton_begins_where_it_did():
@@ -118,16 +104,44 @@ def test_c_halton_begins_where_it_did():
 # -- the script -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("part", ["numerics", "tokens", "types", "double_backward"])
-def test_c_parts_of_the_script_hold_on_the_cpu(checks, part):
-    found = checks.PARTS[part]("cpu")
-    assert found["ok"], found
-
-
-def test_c_the_script_prints_one_object():
-    command = [sys.executable, str(SCRIPT), "--only", "types", "--device", "cpu", "--jobs", "1"]
-    ran = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
-    assert ran.returncode == 0, ran.stderr
+def test_c_the_suite_runs_on_the_cpu_at_tiny_sizes(tmp_path):
+    script = BENCHMARKS / "gpu_suite.py"
+    parts = ["numerics", "tokens", "types", "double_backward", "waits"]
+    measured = ["monai_unets", "monai_autoencoders", "shipped_maskgit_brats_stage2_base"]
+    command = [
+        sys.executable,
+        str(script),
+        "--device",
+        "cpu",
+        "--tiny",
+        "--in-process",
+        "--only",
+        *parts,
+        *measured,
+    ]
+    ran = subprocess.run(
+        [*command, "--output-dir", str(tmp_path)], capture_output=True, text=True, check=False, timeout=240
+    )
     report = json.loads(ran.stdout.splitlines()[-1])
-    assert report["failed"] == []
-    assert report["parts"]["types"]["ok"]
+    assert report["failed"] == report["not_reached"] == [], report
+    assert ran.returncode == 0
+    assert report["parts"].keys() == {*parts, *measured}
+    assert json.loads((tmp_path / "gpu_suite.json").read_text()) == report
+    page = (tmp_path / "gpu_suite.md").read_text()
+    assert all(f"| {name} | yes |" in page for name in (*parts, *measured))
+
+
+def test_c_parts_that_do_not_fit_the_time_are_not_reached(tmp_path):
+    command = [
+        sys.executable,
+        str(BENCHMARKS / "gpu_suite.py"),
+        "--device",
+        "cpu",
+        "--tiny",
+        "--minutes",
+        "0",
+    ]
+    command += ["--only", "types", "--output-dir", str(tmp_path)]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False, timeout=240)
+    assert json.loads(ran.stdout.splitlines()[-1])["not_reached"] == ["types"]
+    assert ran.returncode == 0

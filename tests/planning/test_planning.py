@@ -105,3 +105,16 @@ def test_memory_that_is_there_is_used_for_larger_batches_in_fewer_steps() -> Non
     assert large.config.data.batch_size == 16
     assert large.peak_bytes > small.peak_bytes
     assert large.config.training.max_steps * 16 == 200_000 * 4
+
+
+def test_muon_and_several_devices_make_room_for_more() -> None:
+    one = plan_stages(fingerprint(), memory_bytes=12 * GIB, device="cuda", output_dir="runs")
+    more = plan_stages(
+        fingerprint(), memory_bytes=12 * GIB, device="cuda", output_dir="runs", muon=True, devices=4
+    )
+    for stage, before in zip(more, one, strict=True):
+        assert config_from_dict(stage.values, source="test") == stage.config
+        assert stage.config.training.muon is not None
+        assert stage.config.trainer.devices == 4
+        assert stage.resources.parameters >= before.resources.parameters
+    assert [stage.config.trainer.strategy for stage in more] == ["auto", "fsdp"]

@@ -37,6 +37,7 @@ from prod9.models.meta import count_parameters
 from prod9.planning import estimates
 from prod9.planning.estimates import OVERHEAD
 from prod9.planning.footprint import latent_grid
+from prod9.training.optimizers import build_optimizer
 
 SIDE = 32
 estimate = partial(estimates.estimate, count=count_parameters)
@@ -243,3 +244,47 @@ def test_stage_3_counts_the_parameters_of_its_network(stage1, condition_type, pa
     alone = estimate(base, autoencoder=stage1.model, device="cpu")
     assert need.checkpoint_bytes < alone.checkpoint_bytes
     assert need.tokens == alone.tokens
+
+
+# -- optimizers and devices -----------------------------------------------------------------------------
+
+
+def tokens_config(stage1, **sections):
+    model = LabelConditionalModelConfig(embed_dim=192, num_blocks=6, num_heads=4)
+    return TransformerConfig(output_dir="x", data=stage1.data, model=model, **sections)
+
+
+@pytest.mark.parametrize("muon", [None, {}])
+def test_the_state_of_the_optimizer_is_what_it_keeps(stage1, muon):
+    config = tokens_config(stage1, training={"muon": muon})
+    need = estimate(config, autoencoder=stage1.model, device="cpu")
+    network = ModelFactory.create_transformer(config.model, levels=stage1.model.levels)
+    optimizer = build_optimizer(network, config.training, rate=1e-3, main=True)
+    for parameter in network.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    moments = [v for state in optimizer.state.values() for v in state.values() if v.numel() > 1]
+    kept = [*moments, *network.parameters()]
+    measured = sum(tensor.numel() * tensor.element_size() for tensor in kept)
+    assert need.checkpoint_bytes == pytest.approx(measured, rel=0.15)
+
+
+def test_sharding_divides_the_state_but_not_the_activations(stage1):
+    whole, halves, eighths = (
+        estimate(
+            tokens_config(
+                stage1,
+                trainer={"strategy": "fsdp" if devices > 1 else "auto", "devices": devices},
+                training={"channels_last": False},
+            ),
+            autoencoder=stage1.model,
+        )
+        for devices in (1, 2, 8)
+    )
+    assert whole.kept_bytes == halves.kept_bytes == eighths.kept_bytes
+    assert whole.memory_bytes > halves.memory_bytes > eighths.memory_bytes
+    state = 16 * whole.parameters
+    block = 8 * whole.parameters / 6
+    assert (whole.memory_bytes - eighths.memory_bytes) / OVERHEAD == pytest.approx(
+        state * 7 / 8 - block, rel=1e-6
+    )

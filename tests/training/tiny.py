@@ -203,6 +203,7 @@ class MemoryData(LightningDataModule):
                 "sources": volumes[1:5],
                 "present": present,
                 "region": volumes[:1] > 0.9,
+                "head_voxels": (volumes[1:5][present] > 0).any(0).sum(),
             }
             return sample | inputs | {"target": volumes[5:], "modality": "T1"}
         tokens = torch.randint(125, (4, 4, 4), generator=generator)

@@ -38,7 +38,9 @@ class FlowCondition(Condition):
 
     def in_steps(self, steps: Tensor | int) -> "FlowCondition":
         """Return the batch for sampling in ``steps``: one number for all samples, or one for each, ``[B]``."""
-        return replace(self, steps=torch.as_tensor(steps, device=self.device).expand(len(self)))
+        if isinstance(steps, int):
+            steps = torch.full((len(self),), steps, device=self.device)
+        return replace(self, steps=steps.expand(len(self)))
 
     def drop(self, where: Tensor) -> "FlowCondition":
         """Return the batch with the labels of bool ``where [B]`` unknown; the geometry stays known."""

@@ -239,9 +239,10 @@ def step_size_index(steps: Tensor | None, num_step_sizes: int) -> Tensor:
     if steps is None:
         raise ValueError(f"steps: expected {names} in the condition of this network, got None; add them")
     index = steps.float().log2().round().long()
-    # One sync per call, as for labels.
     wrong = (index < 0) | (index >= num_step_sizes) | (torch.pow(2, index.clamp_min(0)) != steps)
-    if bool(wrong.any()):
+    if wrong.device.type == "cuda":
+        torch._assert_async(~wrong.any())  # as for labels: waiting for the result would stall every step
+    elif bool(wrong.any()):
         got = sorted(set(steps[wrong].tolist()))
         raise ValueError(
             f"steps: expected {names}, which this network was distilled to, got {got}; use one of these"

@@ -12,6 +12,7 @@ from torch import Tensor
 from prod9.diffusion.condition import FlowCondition
 from prod9.diffusion.sampler import RectifiedFlowSampler, Velocity
 from prod9.diffusion.scheduler import RectifiedFlowSchedulerRF
+from prod9.host_copies import is_known, on_host
 from prod9.types import Latent
 
 _SAME_SHARE = 1e-6
@@ -32,8 +33,8 @@ def guided_velocity(
         time, done = sampler.scheduler.network_time(t), 1.0 - share
         result = network(x, time, condition).float()
         guided = (done > start - _SAME_SHARE) & (done < end - _SAME_SHARE)
-        # One sync: the second branch is skipped where no sample is guided.
-        if scale == 0.0 or not bool(guided.any()):
+        # Without guidance in any sample the second branch is skipped, unless that means waiting for the device.
+        if scale == 0.0 or (is_known(guided) and not bool(on_host(guided).any())):
             return result
         free = network(x, time, condition.unconditional()).float()
         weight = (scale * guided.float()).view(-1, 1, 1, 1, 1)

@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from prod9.host_copies import placed
+
 
 @dataclass(frozen=True)
 class Buckets:
@@ -31,11 +33,11 @@ class Buckets:
         rows = tuple(
             slice(bucket[0], bucket[-1] + 1)
             if bucket[-1] - bucket[0] == len(bucket) - 1
-            else torch.tensor(bucket, device=device)
+            else placed(torch.tensor(bucket), device)
             for bucket in members
         )
         in_order = order == list(range(len(order)))
-        inverse = None if in_order else torch.tensor(order, device=device).argsort()
+        inverse = None if in_order else placed(torch.tensor(order).argsort(), device)
         return cls(tuple(lengths), rows, inverse)
 
     @property

@@ -133,7 +133,7 @@ class TokenVocabulary(nn.Module):
         """Return the value of each group; the inverse of ``join``."""
         digits = self.digits(tokens)
         values = [
-            (digits[..., list(group)] * getattr(self, f"strides_{g}")).sum(-1)
+            (_columns(digits, group) * getattr(self, f"strides_{g}")).sum(-1)
             for g, group in enumerate(self.groups)
         ]
         return torch.stack(values, dim=-1)
@@ -145,7 +145,12 @@ class TokenVocabulary(nn.Module):
 
     def group_digits(self, group: int) -> Int64[Tensor, "K levels"]:
         """Return the digits of each value of a group, one column per level of the group."""
-        return self.digits(getattr(self, f"offsets_{group}"))[:, list(self.groups[group])]
+        return _columns(self.digits(getattr(self, f"offsets_{group}")), self.groups[group])
+
+
+def _columns(digits: Tensor, levels: Sequence[int]) -> Tensor:
+    # A list as index would be copied to the device, and the host would wait for it.
+    return torch.stack([digits[..., level] for level in levels], dim=-1)
 
 
 @dataclass(frozen=True)

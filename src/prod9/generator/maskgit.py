@@ -14,6 +14,7 @@ from prod9.generator.branches import Branches, Control, ControlResult, Weak
 from prod9.generator.heads import TokenLogits
 from prod9.generator.orders import FIXED_ORDERS, RevealQueue, draw_orders
 from prod9.generator.token_decoder import MaskedDecoder
+from prod9.host_copies import host_generator, on_host, placed, positions
 from prod9.types import MaskedSample, TokenGrid, TokenMask
 
 SCHEDULES: dict[str, Callable[[Tensor], Tensor]] = {
@@ -72,19 +73,22 @@ class MaskGiTScheduler:
         Each sample has its own time r, stratified over the batch: one time in each of B equal slices of [0, 1], in
         random order.
         """
-        batch, device = tokens.shape[0], generator.device
-        jitter = torch.rand(batch, generator=generator, device=device, dtype=torch.float64)
-        rank = torch.randperm(batch, generator=generator, device=device)
+        # Times are drawn on the host, which then knows how many tokens are hidden.
+        batch, drawing = tokens.shape[0], host_generator(generator)
+        jitter = torch.rand(batch, generator=drawing, dtype=torch.float64)
+        rank = torch.randperm(batch, generator=drawing)
         return self.corrupt_at(tokens, (rank + jitter) / batch, generator)
 
     def corrupt_at(self, tokens: TokenGrid, r: Tensor, generator: torch.Generator) -> MaskedSample:
         """Hide γ(r) of each sample's tokens, a random subset; ``r [B]`` in [0, 1], on any device."""
         batch, length = tokens.shape[0], tokens[0].numel()
-        count = self.num_hidden(r, length).clamp_min(1).to(generator.device)
+        counts = self.num_hidden(on_host(r), length).clamp_min(1)
+        count = placed(counts, generator.device)
         order = torch.rand(batch, length, generator=generator, device=generator.device).argsort(1)
         hidden = torch.arange(length, device=generator.device) < count[:, None]
         mask = torch.zeros_like(hidden).scatter_(1, order, hidden).view(tokens.shape).to(tokens.device)
-        return MaskedSample(tokens=tokens.masked_fill(mask, 0), mask=mask, target=tokens)
+        hidden_tokens = tokens.masked_fill(mask, 0)
+        return MaskedSample(tokens=hidden_tokens, mask=mask, target=tokens, counts=tuple(counts.tolist()))
 
 
 @dataclass(frozen=True)
@@ -389,7 +393,7 @@ class _Run:
     def _most_confident(self, step: int, counts: list[int]) -> tuple[Tensor, Tensor]:
         """Draw every hidden token and keep the most likely ones; annealed noise perturbs the ranking."""
         uniform = self._uniform(self.num_groups + 1, [count > 0 for count in counts]).flatten(0, 1)
-        rows = _positions(self.mask, sum(self.hidden[step]))
+        rows = positions(self.mask, sum(self.hidden[step]))
         draw = self._predict(step, rows).draw(uniform[rows, : self.num_groups], **self._softmax())
         noise = self.sampler.gumbel_temperature * (1 - (step + 1) / self.sampler.steps)
         gumbel = -torch.log(-torch.log(uniform[rows, self.num_groups].clamp_min(1e-20)))
@@ -408,22 +412,13 @@ class _Run:
         return self.branches.predict(step, self.tokens, self.mask, rows)
 
 
-def _positions(mask: Tensor, count: int) -> Tensor:
-    """Return the flattened indices of the ``count`` positions of ``mask``."""
-    if mask.device.type == "cuda":
-        # With the known count, this does not wait for the device.
-        return mask.flatten().nonzero_static(size=count)[:, 0]
-    return mask.flatten().nonzero()[:, 0]
-
-
 def _one_each(
     generator: torch.Generator | Sequence[torch.Generator], batch: int
 ) -> Sequence[torch.Generator]:
     if isinstance(generator, torch.Generator):
-        device = generator.device
-        seeds = [torch.randint(2**63 - 1, (), generator=generator, device=device) for _ in range(batch)]
-        # Waits for the device once per run: generators are seeded on the host.
-        return [torch.Generator(device).manual_seed(seed) for seed in torch.stack(seeds).tolist()]
+        drawing = host_generator(generator)
+        seeds = [int(torch.randint(2**63 - 1, (), generator=drawing)) for _ in range(batch)]
+        return [torch.Generator(generator.device).manual_seed(seed) for seed in seeds]
     if len(generator) != batch:
         raise ValueError(f"generator: expected one per sample ({batch}), got {len(generator)}; pass as many")
     return generator

@@ -19,6 +19,7 @@ from prod9.autoencoder.native.norm import group_norm
 from prod9.autoencoder.native.recompute import call
 from prod9.autoencoder.native.voxel_folding import fold_voxels
 from prod9.autoencoder.padding import pad_to_multiple
+from prod9.host_copies import on_host, positions
 from prod9.types import Label, Volume, VolumeOut
 
 Sources = Float[Tensor, "B K H W D"]
@@ -152,6 +153,7 @@ class Refiner(nn.Module):
         present: Present,
         target_label: Label,
         head: Bool[Tensor, "B H W D"] | None = None,
+        head_voxels: Label | None = None,
     ) -> Refined:
         """Return the refined target and its expected error.
 
@@ -162,6 +164,8 @@ class Refiner(nn.Module):
             target_label: class of the target.
             head: where the result may differ from 0; by default where any source is above 0, or everywhere without
                 sources.
+            head_voxels: int64 ``[B]``, how many voxels that are. Where the host knows them, it
+                need not wait for a GPU to count.
         """
         if sources.shape[1] != self.num_classes:
             raise ValueError(
@@ -175,21 +179,28 @@ class Refiner(nn.Module):
         guides = self._guide(pad_to_multiple(x, self.multiple), facts)
         if head is None:
             head = (given > 0).any(1) | ~present.any(1)[:, None, None, None]
-        volumes, errors = self._voxels(x, decoded, guides, head, facts)  # pyright: ignore[reportCallIssue]
+        volumes, errors = self._voxels(x, decoded, guides, head, facts, head_voxels)  # pyright: ignore[reportCallIssue]
         return Refined(volumes, errors)
 
     # Compilers break the graph at every count that depends on the data; little would remain between two breaks.
     @torch.compiler.disable
     def _voxels(
-        self, x: Tensor, decoded: Tensor, guides: Tensor, head: Tensor, facts: Tensor
+        self,
+        x: Tensor,
+        decoded: Tensor,
+        guides: Tensor,
+        head: Tensor,
+        facts: Tensor,
+        head_voxels: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         """Return the refined volumes and their expected errors: the perceptron, on the voxels of the head."""
         scales, shifts = self.modulation.affine(facts)
         readouts, error_readouts = self.readout(facts), self.error_readout(facts)
+        counts = [None] * len(x) if head_voxels is None else on_host(head_voxels).tolist()
         volumes, errors = [], []
         for b, sample in enumerate(x):
-            # Waits for a GPU: the number of voxels decides shapes.
-            places = head[b].flatten().nonzero()[:, 0]
+            # The number of voxels decides shapes: without a count this waits for a GPU.
+            places = positions(head[b], counts[b])
             rows = sample.flatten(1).index_select(1, places).T
             guide = self._enlarged(guides[b], sample.shape[1:]).index_select(0, places)
             h = F.linear(rows, self.detail.weight.flatten(1), self.detail.bias)

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from prod9.autoencoder.checks import require_choice
 from prod9.autoencoder.native.recompute import call
 from prod9.generator.context import BlockContext, Buckets
-from prod9.generator.modality_processor import InContextCondition, ModalityProcessor
+from prod9.generator.modality_processor import PADDING, InContextCondition, ModalityProcessor
 from prod9.generator.token_decoder import AbstractTokenDecoder, DecoderOptions, finish
+from prod9.host_copies import on_host
 from prod9.types import TokenGrid, TokenMask
 
 
@@ -93,9 +94,9 @@ class TransformerDecoderSingleStream(AbstractTokenDecoder):
 
     def prepare(self, condition: InContextCondition) -> PreparedContext:
         """Return what depends on the condition alone, computed once per sample: the cache of the context."""
-        context, padding = self.condition(condition)
-        # Waits for the device once per sample or training step: the lengths of the contexts decide shapes.
-        buckets = Buckets.of((~padding).sum(1).tolist(), context.device)
+        context, _ = self.condition(condition)
+        # The lengths decide shapes: this waits for the device where the host does not know the sources.
+        buckets = Buckets.of(self._lengths(condition, context.shape[1] - 1), context.device)
         parts = zip(buckets.split(context), buckets.sizes, strict=True)
         streams = [part[:, :size].contiguous() for part, size in parts]
         embedded = F.silu(self.condition.modulator(condition))
@@ -104,6 +105,12 @@ class TransformerDecoderSingleStream(AbstractTokenDecoder):
         if self.attention == "full":
             return PreparedContext(tuple(modulations), final, aligned, buckets, tuple(streams))
         return PreparedContext(self._read(streams, modulations, buckets), final, aligned, buckets, None)
+
+    def _lengths(self, condition: InContextCondition, longest: int) -> list[int]:
+        """Return the length of each sample's context; longest: that of all its sources together."""
+        labels, dropped = on_host(condition.source_labels), on_host(condition.is_dropped)
+        counts = ((labels != PADDING) & ~dropped[:, None]).sum(1)
+        return (counts * (longest // max(1, labels.shape[1])) + 1).tolist()
 
     def start_from(self, decoder: AbstractTokenDecoder) -> tuple[str, ...]:
         """Copy the weights of a label-conditional decoder of the same size; return the names of the other weights.

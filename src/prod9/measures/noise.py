@@ -47,11 +47,19 @@ def noise_level(
         # Weights of 2^-½ on each axis keep the deviation of white noise.
         band = (band.narrow(axis, 1, length) - band.narrow(axis, 0, length)) * 0.5**0.5
         inside = inside.narrow(axis, 1, length) & inside.narrow(axis, 0, length)
-    levels = [
-        cells[where].abs().median() / NORMAL_MEDIAN if where.any() else volume.new_tensor(torch.nan)
-        for cells, where in zip(band, inside, strict=True)
-    ]
-    return torch.stack(levels).reshape(volume.shape[:-3])
+    medians = [_median(cells.abs(), where) for cells, where in zip(band, inside, strict=True)]
+    return torch.stack(medians).div(NORMAL_MEDIAN).reshape(volume.shape[:-3])
+
+
+def _median(values: Float[Tensor, "H W D"], where: Bool[Tensor, "H W D"]) -> Float[Tensor, ""]:
+    """Return the lower median of ``values`` where ``where`` is True; NaN where it is nowhere."""
+    if values.device.type == "cpu":
+        return values[where].median() if where.any() else values.new_tensor(torch.nan)
+    # Selected by order, not by index: an index needs the number of voxels from the device.
+    ordered = values.masked_fill(~where, torch.inf).flatten().sort().values
+    count = where.sum()
+    middle = ordered.gather(0, (count - 1).clamp_min(0)[None] // 2)[0]
+    return torch.where(count > 0, middle, torch.nan)
 
 
 def _eroded(mask: Bool[Tensor, "B H W D"]) -> Bool[Tensor, "B H W D"]:

@@ -62,13 +62,43 @@ class StagePlan(Generic[C_co]):
     multiplications: float
 
 
+def peak_bytes(needs: Resources, device: Device) -> int:
+    """Return the peak memory of a GPU, or of the whole process on a CPU."""
+    if device == "cuda":
+        return needs.memory_bytes
+    # No workspaces to allow for, but a process around the step.
+    return int(needs.memory_bytes / OVERHEAD) + _PROCESS_BYTES
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Chooser:
-    """Takes the first candidate that fits. budget: bytes of memory to plan with."""
+    """Takes the first candidate that fits.
+
+    Attributes:
+        budget: bytes of memory of one device to plan with.
+        device: where it trains.
+        count: counts the parameters of a configuration.
+        muon: whether Muon steps the hidden matrices.
+        devices: number of devices; stages that can divide their weights over them do.
+    """
 
     budget: int
     device: Device
     count: CountParameters
+    muon: bool = False
+    devices: int = 1
+
+    def _with_settings(self, kind: type[C], values: Values) -> Values:
+        """Return ``values`` for the optimizer and the number of devices that are planned for."""
+        training, trainer = dict(values["training"]), dict(values.get("trainer", {}))
+        if self.muon:
+            training["muon"] = {}
+        if self.devices > 1:
+            trainer["devices"] = self.devices
+            if kind.can_shard:
+                trainer["strategy"] = "fsdp"
+                training["channels_last"] = False  # sharding slices contiguous weights
+        return {**values, "training": training, **({"trainer": trainer} if trainer else {})}
 
     def first_fit(
         self,
@@ -95,12 +125,10 @@ class _Chooser:
         """
         peaks: list[int] = []
         last = None
-        for values in candidates:
+        for values in (self._with_settings(kind, each) for each in candidates):
             config = kind.model_validate(values)
             needs = estimate(config, count=self.count, base=base, autoencoder=autoencoder, device=self.device)
-            peak = needs.memory_bytes
-            if self.device == "cpu":  # which has no workspaces to allow for, but a process around the step
-                peak = int(peak / OVERHEAD) + _PROCESS_BYTES
+            peak = peak_bytes(needs, self.device)
             peaks.append(peak)
             if peak <= self.budget:
                 fitting = StagePlan(
@@ -161,6 +189,8 @@ def plan_family(
     device: Device,
     output_dir: str,
     count: CountParameters,
+    muon: bool = False,
+    devices: int = 1,
 ) -> dict[str, StagePlan[RunConfig]]:
     """Return the plan of every stage of ``family`` that the data allow, by its name, earlier stages first.
 
@@ -174,11 +204,19 @@ def plan_family(
         device: where it is trained.
         output_dir: the folder below which the runs go.
         count: counts the parameters of a configuration.
+        muon: whether Muon steps the hidden matrices (``training.muon``).
+        devices: number of devices of that memory; stage 2 divides its weights over them (``trainer.strategy: fsdp``).
 
     Raises:
         ConfigError: when not even the smallest network fits.
     """
-    chooser = _Chooser(budget=int(USABLE * memory_bytes), device=device, count=_counted_once(count))
+    chooser = _Chooser(
+        budget=int(USABLE * memory_bytes),
+        device=device,
+        count=_counted_once(count),
+        muon=muon,
+        devices=devices,
+    )
     plan = {"maskgit": _plan_maskgit, "maisi": _plan_flow}[family]
     return plan(fingerprint, chooser, output_dir)
 

@@ -4,9 +4,10 @@ Activations are counted from the configuration alone, without torch; parameters 
 build the networks. The rules, with bytes per value b = 4 (float32 on CPU) or 2 (bf16 autocast on CUDA):
 
 - tokens: (H/f)(W/f)(D/f) for a grid of H × W × D voxels, f = space_to_depth · 2^(resolutions − 1).
-- state of training: 16 bytes per parameter (weight, gradient and AdamW's two moments in float32), 4 more
-  with an average of the weights. The frozen base of a control network, or the teacher of a
-  distilled flow, adds 4 bytes per parameter.
+- state of training: 16 bytes per parameter (weight, gradient and AdamW's two moments in float32), 12 with Muon, which
+  keeps one moment of nearly all of them; 4 more with an average of the weights. With `trainer.strategy: fsdp` each
+  device keeps its share of that, and the weights and gradients of one block. The frozen base of a control network, or
+  the teacher of a distilled flow, adds 4 bytes per parameter.
 - activations, stage 1: a normalised convolution keeps its input before and after the norm and after the
   activation, 4 + 4 + b bytes per value (norms run in float32 under autocast), a bare one its input, b bytes.
   Training passes are one crop batch or one whole volume, whichever is larger. The discriminator sees real
@@ -22,7 +23,7 @@ build the networks. The rules, with bytes per value b = 4 (float32 on CPU) or 2 
 - the sum of state and activations is multiplied by 1.25 for workspaces and fragmentation.
 - token store: 2 or 4 bytes per token, 1 for its foreground flag and 2 for each of its latent channels; twice with
   mirrored copies.
-- checkpoint: 12 bytes per parameter (weight and both moments), 4 more with an average.
+- checkpoint: 12 bytes per parameter (weight and both moments), 8 with Muon, 4 more with an average.
 
 Attention levels of an autoencoder and networks of perceptual terms are not counted. Tests compare activations with
 those of real networks.
@@ -48,10 +49,9 @@ from prod9.planning.refiner import refiner_footprint
 from prod9.planning.transformer import transformer_footprint
 
 OVERHEAD = 1.25
-_STATE_BYTES = 16
-_EMA_BYTES = 4
-_CHECKPOINT_BYTES = 12
-_FROZEN_BYTES = 4
+_WEIGHT_BYTES = 4
+_GRADIENT_BYTES = 4
+_MOMENT_BYTES = 4
 
 Autoencoder = FSQModelConfig | KLModelConfig
 Base = TransformerConfig | MaisiDiffusionConfig
@@ -123,12 +123,30 @@ def estimate(
     frozen = 0 if base is None else count(base, None, autoencoder)
     if getattr(config, "distillation", None) is not None:
         frozen = parameters  # the teacher has the student's size
-    average = 0 if config.training.ema is None else _EMA_BYTES
-    state = parameters * (_STATE_BYTES + average) + frozen * _FROZEN_BYTES
+    average = 0 if config.training.ema is None else _WEIGHT_BYTES
+    kept = _WEIGHT_BYTES + average + _MOMENT_BYTES * (2 if config.training.muon is None else 1)
+    state = parameters * (kept + _GRADIENT_BYTES) / num_shards(config)
+    if num_shards(config) > 1:
+        state += parameters * (_WEIGHT_BYTES + _GRADIENT_BYTES) / _num_blocks(config)
+    state += frozen * _WEIGHT_BYTES
     return Resources(
         **vars(footprint),
         grid=config.data.grid,
         parameters=parameters,
         memory_bytes=int(OVERHEAD * (state + footprint.kept_bytes)),
-        checkpoint_bytes=parameters * (_CHECKPOINT_BYTES + average),
+        checkpoint_bytes=parameters * kept,
     )
+
+
+def num_shards(config: RunConfig) -> int:
+    """Return on how many devices the state of training is divided; ``devices: auto`` counts as one."""
+    trainer = config.trainer
+    if trainer.strategy != "fsdp" or trainer.devices == "auto":
+        return 1
+    devices = len(trainer.devices) if isinstance(trainer.devices, list) else trainer.devices
+    return devices * trainer.num_nodes
+
+
+def _num_blocks(config: RunConfig) -> int:
+    """Return how many blocks, about equal in weights, are gathered one by one; the widest level of a U-Net has most."""
+    return getattr(config.model, "num_blocks", 2)

@@ -93,6 +93,7 @@ class RefinerBatch(Named):
 
     decoded, target: ``[B 1 H W D]``. sources: ``[B K H W D]``, channel k of class k. present: bool ``[B K]``. region:
     bool ``[B 1 H W D]``, where the segmentation has any class. label: int64 ``[B]``, the class of the target.
+    head_voxels: int64 ``[B]``, how many voxels show any source.
     """
 
     decoded: Tensor
@@ -101,6 +102,7 @@ class RefinerBatch(Named):
     present: Tensor
     region: Tensor
     label: Tensor
+    head_voxels: NotRequired[Tensor]
 
 
 class DetailBatch(RefinerBatch):

@@ -45,6 +45,15 @@ def plan(
         float | None,
         typer.Option("--memory", min=0.1, metavar="GIB", help="Plan for a GPU of this size, wherever it is."),
     ] = None,
+    muon: Annotated[
+        bool, typer.Option("--muon", help="Step hidden matrices with Muon, which keeps less memory.")
+    ] = False,
+    devices: Annotated[
+        int,
+        typer.Option(
+            "--devices", min=1, metavar="N", help="GPUs of that memory; stage 2 is divided over them."
+        ),
+    ] = 1,
     device: DeviceOption = "auto",
     calibrate: CalibrateOption = True,
     overwrite: OverwriteOption = False,
@@ -80,6 +89,8 @@ def plan(
             device=kind,
             output_dir=runs,
             count=count_parameters,
+            muon=muon,
+            devices=devices,
         )
         for one in chosen
     ]

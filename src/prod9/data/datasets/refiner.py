@@ -69,7 +69,7 @@ class RefinerDataset(Dataset[dict[str, Any]]):
         """Return ``decoded`` and ``target`` [1 H W D], ``sources`` [K H W D], ``present`` [K], ``region`` and names.
 
         ``region``, bool [1 H W D], is where the case's segmentation has any class; nowhere without one. ``clean``
-        [1 H W D], where it is kept, is the target without noise.
+        [1 H W D], where it is kept, is the target without noise. ``head_voxels`` [] is how many voxels show a source.
         """
         item = self.items[index_of(key)]
         target = self.modalities[item.target]
@@ -95,6 +95,8 @@ class RefinerDataset(Dataset[dict[str, Any]]):
             "decoded": prepared(self.store[item.key]),
             "sources": sources,
             "present": present,
+            # The refiner works on these voxels alone, and a GPU would have to be asked for their number.
+            "head_voxels": (sources > 0).any(0).sum() if present.any() else torch.tensor(sources[0].numel()),
             "target": prepared(dequantise(images[item.target]))[None],
             "region": prepared(torch.from_numpy(labels > 0))[None],
             "label": torch.tensor(self.label_map[target]),

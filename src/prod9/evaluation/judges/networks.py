@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from prod9.host_copies import placed
 from prod9.measures.metrics import GENERATED_BACKGROUND, foreground
 from prod9.types import Volume, VolumeOut
 
@@ -76,9 +77,9 @@ def augment_intensity(x: Volume, generator: torch.Generator) -> Volume:
 
     Contrast between tissues remains; the absolute scale does not.
     """
-    gamma = torch.exp(_uniform(len(x), -0.3, 0.3, generator))
-    gain = _uniform(len(x), 0.75, 1.25, generator)
-    offset = _uniform(len(x), -0.08, 0.08, generator)
+    gamma = torch.exp(_uniform(x, -0.3, 0.3, generator))
+    gain = _uniform(x, 0.75, 1.25, generator)
+    offset = _uniform(x, -0.08, 0.08, generator)
     brain = foreground(x, above=GENERATED_BACKGROUND)
     # The lower bound prevents that an offset cuts holes into the brain.
     return torch.where(brain, (gain * x.clamp_min(0) ** gamma + offset).clamp(0.021, 1.0), x.clamp(0.0, 1.0))
@@ -92,7 +93,7 @@ def augment_sharpness(x: Volume, generator: torch.Generator) -> Volume:
     coarse = F.avg_pool3d(x, 2, ceil_mode=True)
     smooth = F.interpolate(coarse, size=x.shape[2:], mode="trilinear")
     # The background stays exactly 0, so that blur does not enlarge the brain.
-    return torch.where(x > 0, x.lerp(smooth, _uniform(len(x), 0.0, 1.0, generator)), x)
+    return torch.where(x > 0, x.lerp(smooth, _uniform(x, 0.0, 1.0, generator)), x)
 
 
 def augment_geometry(x: Tensor, generator: torch.Generator, *, flip_axis: int = 2, shift: int = 2) -> Tensor:
@@ -103,5 +104,7 @@ def augment_geometry(x: Tensor, generator: torch.Generator, *, flip_axis: int = 
     return x.roll(shifts, dims=(2, 3, 4))
 
 
-def _uniform(count: int, low: float, high: float, generator: torch.Generator) -> Tensor:
-    return (low + (high - low) * torch.rand(count, generator=generator)).view(-1, 1, 1, 1, 1)
+def _uniform(x: Tensor, low: float, high: float, generator: torch.Generator) -> Tensor:
+    """Return a number per sample of ``x``, drawn on the CPU, on its device."""
+    drawn = (low + (high - low) * torch.rand(len(x), generator=generator)).view(-1, 1, 1, 1, 1)
+    return placed(drawn, x.device)

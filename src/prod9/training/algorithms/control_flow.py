@@ -12,6 +12,7 @@ from prod9.diffusion.condition import FlowCondition
 from prod9.diffusion.diffusion_model import DiffusionModelRF
 from prod9.diffusion.sampler import SourceStart
 from prod9.diffusion.scheduler import RectifiedFlowSchedulerRF, noise_like
+from prod9.host_copies import on_host
 from prod9.training.algorithms.base import weighted_mean
 from prod9.training.algorithms.control_family import AbstractControlFamily, Measured
 from prod9.training.algorithms.control_regions import region_of
@@ -136,8 +137,8 @@ class FlowControl(AbstractControlFamily[FlowCondition, FlowStep]):
     def anchor(self, step: FlowStep) -> Tensor:
         """Squared distance to the base where the control is dropped: there it has nothing to add."""
         dropped = step.control.is_dropped
-        # Few samples are dropped, often none. One sync, for whether there are any.
-        if not dropped.any():
+        # Few samples are dropped, often none.
+        if not on_host(dropped).any():
             return step.velocity.sum() * 0.0
         with torch.no_grad():
             base = self.base.predict(step.sample.x_t, step.times, step.condition).float()

@@ -15,6 +15,7 @@ from prod9.generator.controlnet_maskgit import ControlNetMaskGiT, EncodedControl
 from prod9.generator.heads import TokenLogits
 from prod9.generator.maskgit import MaskGiTScheduler
 from prod9.generator.token_decoder import MaskedDecoder
+from prod9.host_copies import on_host
 from prod9.training.algorithms.base import Droppable, weighted_mean
 from prod9.training.algorithms.control_family import AbstractControlFamily, Measured
 from prod9.types import MaskedSample
@@ -82,8 +83,7 @@ class TokenControl(AbstractControlFamily[Droppable, TokenStep]):
         sample = self.scheduler.corrupt(target, generator)
         with torch.no_grad():
             prepared = self.base.prepare(condition)
-        # Only the device has the number of hidden tokens: one sync, which saves much of head and softmax.
-        rows = sample.mask.flatten().nonzero()[:, 0]
+        rows = sample.rows
         logits = self._controlled(sample, prepared, self.controlnet.encode(control), rows)
         dropped = control.is_dropped
         known = dropped.logical_not().float()[rows // target[0].numel()]
@@ -99,10 +99,9 @@ class TokenControl(AbstractControlFamily[Droppable, TokenStep]):
         """Squared distance to the base where the control is dropped: there it has nothing to add."""
         tokens, mask = step.sample.tokens, step.sample.mask
         errors, start = [step.logits.values.sum()[None] * 0.0], 0
-        # Few samples are dropped, so the base runs on those alone. One more sync, for which ones.
-        for k, (count, dropped) in enumerate(
-            zip(mask.flatten(1).sum(1).tolist(), step.dropped.tolist(), strict=True)
-        ):
+        counts = step.sample.counts or mask.flatten(1).sum(1).tolist()
+        # Few samples are dropped, so the base runs on those alone.
+        for k, (count, dropped) in enumerate(zip(counts, on_host(step.dropped).tolist(), strict=True)):
             mine, start = slice(start, start + count), start + count
             if dropped:
                 one = slice(k, k + 1)
@@ -119,7 +118,7 @@ class TokenControl(AbstractControlFamily[Droppable, TokenStep]):
         """Return ``loss`` and ``accuracy`` of hidden tokens with and without control."""
         sample = self.scheduler.corrupt(target, generator)
         prepared = self.base.prepare(condition)
-        rows = sample.mask.flatten().nonzero()[:, 0]  # one sync, as in a training step
+        rows = sample.rows
         wanted = sample.target.flatten()[rows]
         values: dict[tuple[str, str], Tensor] = {}
         for suffix, logits in (

@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from prod9.controlnet.condition import ControlCondition
+from prod9.host_copies import host_generator, placed
 from prod9.measures.metrics import inception_score, num_directions, principal_frechet
 from prod9.training.algorithms.control_family import AbstractControlFamily, K, S
 from prod9.training.algorithms.control_regions import AbstractWeightedAlgorithm, region_of
@@ -65,9 +66,9 @@ class ControlNetTrainer(AbstractWeightedAlgorithm, Generic[K, S]):
         self, condition: K, control: ControlCondition, generator: torch.Generator, device: torch.device
     ) -> tuple[K, ControlCondition]:
         """Take the control, and sometimes the condition too, from a random share of the samples."""
-        draws = torch.rand(len(control), generator=generator, device=generator.device).to(device)
-        share = self.control_dropout
-        return condition.drop(draws < share * _UNCONDITIONAL_SHARE), control.drop(draws < share)
+        draws, share = torch.rand(len(control), generator=host_generator(generator)), self.control_dropout
+        both, alone = (placed(draws < s, device) for s in (share * _UNCONDITIONAL_SHARE, share))
+        return condition.drop(both), control.drop(alone)
 
     def _step(
         self,

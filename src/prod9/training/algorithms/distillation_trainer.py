@@ -14,6 +14,7 @@ from prod9.diffusion.condition import FlowCondition
 from prod9.diffusion.sampler import RectifiedFlowSampler, Velocity
 from prod9.diffusion.scheduler import RectifiedFlowSchedulerRF, noise_like
 from prod9.diffusion.segments import SegmentVelocity, follow, guided_velocity
+from prod9.host_copies import host_generator, on_host, placed
 from prod9.training.algorithms.base import AbstractAlgorithm, Losses
 from prod9.training.algorithms.diffusion_trainer import DISTANCES, VelocityNetwork
 from prod9.training.algorithms.tally import Tally, mean_of
@@ -99,20 +100,20 @@ class DistillationTrainer(AbstractAlgorithm):
 
     def draw_segments(self, count: int, generator: torch.Generator) -> Segments:
         """Draw a step for each of ``count`` samples; a batch holds all lengths in equal shares."""
-        device = generator.device
-        first = torch.randint(self.num_step_sizes, (1,), generator=generator, device=device)
-        level = (torch.randperm(count, generator=generator, device=device) + first) % self.num_step_sizes
+        drawing = host_generator(generator)
+        first = torch.randint(self.num_step_sizes, (1,), generator=drawing)
+        level = (torch.randperm(count, generator=drawing) + first) % self.num_step_sizes
         steps = torch.pow(2, level)
-        done = (torch.rand(count, generator=generator, device=device) * steps).floor()
-        return Segments(steps, 1.0 - done / steps)
+        done = (torch.rand(count, generator=drawing) * steps).floor()
+        return Segments(*(placed(drawn, generator.device) for drawn in (steps, 1.0 - done / steps)))
 
     @torch.no_grad()
     def targets(self, x_t: Latent, condition: FlowCondition, segments: Segments) -> Tensor:
         """Return the mean velocity over each step: of the teacher for the shortest, else of the student's halves."""
         end = torch.empty_like(x_t, dtype=torch.float32)
-        shortest = segments.steps == self.known_steps[-1]
+        shortest = on_host(segments.steps) == self.known_steps[-1]
         for own, carry in ((shortest, self._by_teacher), (~shortest, self._by_halves)):
-            where = own.nonzero()[:, 0]
+            where = placed(own.nonzero()[:, 0], x_t.device)
             if len(where):
                 part = Segments(segments.steps[where], segments.start[where])
                 end[where] = carry(x_t[where], condition[where], part)

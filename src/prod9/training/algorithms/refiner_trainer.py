@@ -14,7 +14,7 @@ from prod9.training.algorithms.base import AbstractAlgorithm
 from prod9.training.algorithms.tally import Tally, mean_of
 from prod9.types import Label, Volume
 
-RefinerNetwork = Callable[[Tensor, Tensor, Tensor, Tensor], Refined]
+RefinerNetwork = Callable[..., Refined]
 """(decoded, sources, present, target_label) → refined; see ``Refiner.forward``."""
 
 
@@ -27,13 +27,15 @@ class RefinerInputs:
     """A batch of what a refiner reads.
 
     decoded: ``[B 1 H W D]``. sources: ``[B K H W D]``, channel k of class k. present: bool ``[B K]``.
-    target_label: int64 ``[B]``. Intensities are in [0, 1].
+    target_label: int64 ``[B]``. Intensities are in [0, 1]. head_voxels: int64 ``[B]``, how many voxels show any source;
+    None where nobody has counted them.
     """
 
     decoded: Volume
     sources: Float[Tensor, "B K H W D"]
     present: Bool[Tensor, "B K"]
     target_label: Label
+    head_voxels: Label | None = None
 
     def without_decoded(self, where: Bool[Tensor, " B"] | None = None) -> "RefinerInputs":
         """Return the batch with the decoded target zeroed, in the samples of ``where`` or in all."""
@@ -66,7 +68,8 @@ class RefinerTrainer(AbstractAlgorithm):
 
     def refine(self, inputs: RefinerInputs) -> Refined:
         """Return the refined targets, not clipped, and their expected errors."""
-        return self.refiner(inputs.decoded, inputs.sources, inputs.present, inputs.target_label)
+        counted = {} if inputs.head_voxels is None else {"head_voxels": inputs.head_voxels}
+        return self.refiner(inputs.decoded, inputs.sources, inputs.present, inputs.target_label, **counted)
 
     def compute_losses(
         self,

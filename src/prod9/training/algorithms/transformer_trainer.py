@@ -9,6 +9,7 @@ from torch import Tensor
 from prod9.generator.heads import TokenLogits
 from prod9.generator.maskgit import MaskGiTScheduler
 from prod9.generator.token_decoder import MaskedDecoder
+from prod9.host_copies import host_generator, placed
 from prod9.measures.metrics import count_values
 from prod9.training.algorithms.base import Droppable, weighted_mean
 from prod9.training.algorithms.control_regions import AbstractWeightedAlgorithm
@@ -63,8 +64,8 @@ class TransformerTrainer(AbstractWeightedAlgorithm):
         """
         sample = self.generate_training_data(tokens, generator=generator)
         if self.condition_dropout > 0:
-            draws = torch.rand(tokens.shape[0], generator=generator, device=generator.device)
-            condition = condition.drop((draws < self.condition_dropout).to(tokens.device))
+            draws = torch.rand(tokens.shape[0], generator=host_generator(generator))
+            condition = condition.drop(placed(draws < self.condition_dropout, tokens.device))
         logits, rows = self._predict_hidden(sample, condition)
         target = sample.target.flatten()[rows]
         weights = self.weights_of(tokens, foreground=foreground, seg=seg).flatten()[rows]
@@ -84,8 +85,7 @@ class TransformerTrainer(AbstractWeightedAlgorithm):
         return losses
 
     def _predict_hidden(self, sample: MaskedSample, condition: Droppable) -> tuple[TokenLogits, Tensor]:
-        # The number of hidden tokens is known to the device only: one sync, for 40% less head and softmax.
-        rows = sample.mask.flatten().nonzero()[:, 0]
+        rows = sample.rows  # 40% less head and softmax than for all tokens
         return self.decoder(sample.tokens, sample.mask, self.decoder.prepare(condition), rows=rows), rows
 
     @torch.no_grad()

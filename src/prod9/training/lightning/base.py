@@ -22,6 +22,7 @@ from torch.optim import Optimizer
 
 from prod9.config.schema import RunConfig
 from prod9.errors import ConfigError, TrainingError
+from prod9.host_copies import with_host_copy
 from prod9.models.checkpoint_manager import Header, Opened, load_strictly, make_header, weights_of
 from prod9.training.algorithms.tally import Tally
 from prod9.training.lightning.continuing import conditions_of, content_of, refuse_others, warn_of_differences
@@ -31,6 +32,8 @@ from prod9.training.schedules import learning_rate_factor
 from prod9.training.sharding import own_part, whole
 
 Batch = Mapping[str, Any]
+_KEPT = 4096
+"""Values of the largest tensor of a batch that the host keeps beside the device."""
 log = logging.getLogger("prod9")
 
 
@@ -89,6 +92,16 @@ class AbstractLightning(LightningModule, ABC):
         if stage != "fit":
             self._prepare()
 
+    def transfer_batch_to_device(
+        self, batch: Batch, device: torch.device, dataloader_idx: int
+    ) -> dict[str, Any]:
+        """Bring a batch to ``device``; the host keeps labels, flags and counts, which it looks at in the step."""
+        moved = super().transfer_batch_to_device(batch, device, dataloader_idx)
+        for name, value in batch.items():
+            if isinstance(value, Tensor) and value.numel() <= _KEPT and moved[name] is not value:
+                with_host_copy(moved[name], value)
+        return moved
+
     def on_fit_start(self) -> None:
         """Prepare the recipe."""
         self._prepare()
@@ -114,8 +127,10 @@ class AbstractLightning(LightningModule, ABC):
             self.fresh = False
         self.step += 1
         if values and self.step % self.config.training.log_every_steps == 0:
-            # One transfer to the host per logged step, not per step.
-            self.log_values({f"train/{k}": float(v) for k, v in values.items()} | {"learning_rate": rate})
+            # One transfer to the host per logged step, not per value and not per step.
+            numbers = torch.stack([value.float() for value in values.values()]).tolist()
+            named = {f"train/{name}": number for name, number in zip(values, numbers, strict=True)}
+            self.log_values(named | {"learning_rate": rate})
 
     def on_validation_epoch_start(self) -> None:
         """Forget what the last validation has kept."""
@@ -265,17 +280,21 @@ class AbstractLightning(LightningModule, ABC):
         The norm that decides is the norm that clips: ``self.clip_gradients`` would compute it a second time, and
         refuses fused optimizers under autocast.
         """
-        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        # whole: of sharded gradients, the norm over all shards.
-        norm = whole(torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
-        finite = norm.isfinite() if loss is None else norm.isfinite() & loss.detach().isfinite()
-        # Host sync: whether to step cannot be decided on the device.
-        if not self.trainer.strategy.reduce_boolean_decision(bool(finite), all=True):
+        norm, finite = gradient_norm(optimizer, loss)
+        # Host sync, the one of a step: whether to take it cannot be decided on the device.
+        self.clip_or_drop(optimizer, norm, bool(finite))
+
+    def clip_or_drop(self, optimizer: Any, norm: Tensor, finite: bool) -> None:
+        """Clip the gradients of ``optimizer`` by their ``norm``, or drop them and raise NonFiniteError on all ranks.
+
+        finite: whether they are, on this rank.
+        """
+        if not self.trainer.strategy.reduce_boolean_decision(finite, all=True):
             optimizer.zero_grad(set_to_none=True)
             raise NonFiniteError("the loss or its gradient is NaN or infinite")
         limit = self.config.training.gradient_clip_norm
         if limit > 0:
-            torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm)
+            torch.nn.utils.clip_grads_with_norm_(_with_gradient(optimizer), limit, norm)
 
     def optimizer_list(self) -> list[LightningOptimizer]:
         """Return the optimizers, always as a list."""
@@ -362,6 +381,18 @@ class AbstractLightning(LightningModule, ABC):
 
     def _log_scores(self, part: str, scores: Mapping[str, Tensor]) -> None:
         self.log_dict({f"{part}/{name}": value.float() for name, value in scores.items()})
+
+
+def gradient_norm(optimizer: Any, loss: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return the norm of the gradients of ``optimizer``, and whether it and ``loss`` are finite, both on the device."""
+    gradients = [p.grad for p in _with_gradient(optimizer) if p.grad is not None]
+    # whole: of sharded gradients, the norm over all shards.
+    norm = whole(torch.nn.utils.get_total_norm(gradients))
+    return norm, norm.isfinite() if loss is None else norm.isfinite() & loss.detach().isfinite()
+
+
+def _with_gradient(optimizer: Any) -> list[nn.Parameter]:
+    return [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
 
 
 def cases_of(batch: Batch) -> str:

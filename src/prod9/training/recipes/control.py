@@ -30,6 +30,7 @@ from prod9.diffusion.condition import FlowCondition
 from prod9.diffusion.diffusion_model import DiffusionModelRF
 from prod9.diffusion.sampler import SourceStart
 from prod9.generator.token_decoder import AbstractTokenDecoder
+from prod9.host_copies import computed
 from prod9.models.checkpoint_header import recorded_config, require_flow
 from prod9.models.checkpoint_manager import CheckpointManager, Loaded, Opened
 from prod9.models.factory import ModelFactory
@@ -339,7 +340,7 @@ class TokenControlRecipe(
         return ControlCondition(
             seg=batch["seg"] if wanted.takes_seg else None,
             label=batch["label"] if wanted.takes_label else None,
-            dropped=~batch["has_seg"] if wanted.takes_seg else None,
+            dropped=computed(torch.logical_not, batch["has_seg"]) if wanted.takes_seg else None,
         )
 
     def decode(self, stored: Tensor) -> np.ndarray:
@@ -429,7 +430,7 @@ class FlowControlRecipe(AbstractControlRecipe[MaisiControlNetConfig, FlowControl
         return ControlCondition(
             seg=batch["seg"] if wanted.takes_seg else None,
             label=batch["label"] if "label" in wanted.conditions else None,
-            dropped=~batch["has_seg"] if wanted.takes_seg else None,
+            dropped=computed(torch.logical_not, batch["has_seg"]) if wanted.takes_seg else None,
             images=batch.get("images") if "image" in wanted.conditions else None,
             origin=self._origin(batch),
         )

@@ -118,4 +118,5 @@ def inputs_of(batch: RefinerBatch) -> RefinerInputs:
         sources=batch["sources"],
         present=batch["present"],
         target_label=batch["label"],
+        head_voxels=batch.get("head_voxels"),
     )

@@ -1,0 +1,84 @@
+"""Guard: quick benchmarks against the ratios that are committed; under four minutes.
+
+    python benchmarks/quick.py [--update] [--threads N]
+
+Runs the benchmarks of ``results/quick.json`` at their quick size, a process each, and compares the ratios that stand
+there. A ratio that fell by more than 25% fails; one that rose by as much is worth committing. ``--update`` writes what
+was measured. Ratios of two programs in one process hold on other machines roughly; times do not, and are not compared.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+COMMITTED = HERE / "results" / "quick.json"
+MOST = 0.25
+"""The share of a ratio that may be lost."""
+SECONDS = 110.0
+"""For one benchmark; a quick one takes at most 60 on two idle cores."""
+
+Ratios = dict[str, dict[str, float]]
+
+
+def measure(name: str, threads: int) -> dict[str, float]:
+    """Return the ratios that ``name`` prints at its quick size."""
+    command = [sys.executable, str(HERE / f"{name}.py"), "--quick", "--threads", str(threads)]
+    ran = subprocess.run(command, capture_output=True, text=True, check=True, timeout=SECONDS)
+    return json.loads(ran.stdout.splitlines()[-1])["ratios"]
+
+
+def verdict(before: float, now: float) -> str:
+    """Return ``slower``, ``faster`` or ``as before``."""
+    if now < (1 - MOST) * before:
+        return "slower"
+    return "faster" if now > (1 + MOST) * before else "as before"
+
+
+def compare(committed: Ratios, measured: Ratios) -> tuple[list[str], bool]:
+    """Return a line for each committed ratio, and whether none is slower or missing."""
+    lines, held = [], True
+    for name, ratios in committed.items():
+        for key, before in ratios.items():
+            now = measured.get(name, {}).get(key)
+            word = "missing" if now is None else verdict(before, now)
+            held = held and word not in ("slower", "missing")
+            lines.append(
+                f"{name} {key}: {before:.3g} committed, {now if now is None else f'{now:.3g}'} now, {word}"
+            )
+    return lines, held
+
+
+def main() -> int:
+    """Run the quick benchmarks and compare."""
+    parser = argparse.ArgumentParser(prog="quick.py", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--update", action="store_true", help="write the ratios that were measured")
+    parser.add_argument(
+        "--threads", type=int, default=2, help="torch CPU threads, as of the committed ratios"
+    )
+    args = parser.parse_args()
+    committed: Ratios = json.loads(COMMITTED.read_text(encoding="utf-8"))
+    measured: Ratios = {}
+    for name in committed:
+        print(f"== {name}", flush=True)
+        try:
+            measured[name] = measure(name, args.threads)
+        except subprocess.TimeoutExpired:
+            print(f"not done after {SECONDS:.0f} s")
+        except subprocess.CalledProcessError as error:
+            print(error.stderr[-2000:])
+    lines, held = compare(committed, measured)
+    print("\n".join(lines))
+    if args.update:
+        kept = {
+            name: {key: round(measured[name][key], 3) for key in ratios if key in measured.get(name, {})}
+            for name, ratios in committed.items()
+        }
+        COMMITTED.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+    return 0 if held or args.update else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
