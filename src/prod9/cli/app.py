@@ -24,6 +24,7 @@ COMMANDS = {
     "doctor": "tools.doctor",
     "encode": "encode",
     "export": "tools.export",
+    "merge": "parts.merge",
     "plan": "tools.plan",
     "report": "judge.report",
 }

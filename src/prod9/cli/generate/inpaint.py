@@ -229,6 +229,7 @@ def _series(pipeline: "InpaintingPipeline", asked: _Asked, samples: Samples) -> 
         write=partial(_write, asked=asked),
         noted={"label": asked.label},
         inputs=inputs_of(asked.files),
+        batch_size=samples.batch_size,
     )
 
 

@@ -191,11 +191,19 @@ def _generate(
     def inputs(index: int) -> Inputs:
         return followed[index % len(followed)] if followed else {}
 
-    missing = [k for k in range(num) if not all(folder.is_done(_file(k, kind), inputs(k)) for kind in kinds)]
+    mine = [k for k in range(num) if folder.part.owns(k)]
+    first_has_card = [CARD] if folder.part.owns(0) else []
+    folder.expect(
+        [*first_has_card, *(_file(k, kind) for k in mine for kind in kinds)],
+        of=[CARD, *(_file(k, kind) for k in range(num) for kind in kinds)],
+        count=len(mine),
+    )
+    missing = [k for k in mine if not all(folder.is_done(_file(k, kind), inputs(k)) for kind in kinds)]
     if not missing:
         return
-    with folder.writing(CARD) as target, atomic_write(target) as temporary:
-        temporary.write_text(_CARD, encoding="utf-8")
+    if first_has_card:
+        with folder.writing(CARD) as target, atomic_write(target) as temporary:
+            temporary.write_text(_CARD, encoding="utf-8")
     with shared.progress() as bar:
         task = bar.add_task("Patients", total=len(missing))
         patients = pipeline.generate(

@@ -37,9 +37,11 @@ from prod9.cli.generate.translation_jobs import (
     read_job,
 )
 from prod9.cli.naming import known_as
+from prod9.cli.parts.option import PartOption, chosen_part
 from prod9.cli.shared import CheckOption, DebugOption, JsonOption, OverwriteOption
 from prod9.cli.stage import AutoencoderOption, print_check
 from prod9.errors import ConfigError, DataError
+from prod9.system.parts import ALL, WorkPart
 from prod9.system.progress import within
 from prod9.system.wording import plural
 
@@ -135,6 +137,7 @@ def translate(
     sampling: Sampling,
     detail: Detail,
     overwrite: OverwriteOption = False,
+    part: PartOption = None,
     check: CheckOption = False,
     as_json: JsonOption = False,
     debug: DebugOption = False,
@@ -157,6 +160,8 @@ def translate(
         )
     if patient and output_dir is None:
         raise ConfigError("expected --output-dir DIR with --patient, got none; add it")
+    if source and part is not None:
+        raise ConfigError("--part: expected it with --patient, got --source, which is one piece of work")
     job = job_from_sources(source, target, output) if source else None
     cases, shown = find_patients(patient or []), find_patients(example or [])
     detail.check(detail.path)
@@ -187,8 +192,11 @@ def translate(
         **detail_settings(pipeline.detail),
     }
     failed: dict[Job, str] = {}
-    with _results(job, output_dir, settings, overwrite, samples.num_samples) as results:
+    share = ALL if job is not None else chosen_part(part)
+    with _results(job, output_dir, settings, overwrite, samples.num_samples, share) as results:
         where = job.output if job is not None else results.path
+        if isinstance(results, OutputFolder):
+            jobs = _share(results, jobs, samples.num_samples)
         with shared.resumable(how_to_go_on(where)):
             made = list(_translate(pipeline, jobs, results, asked, examples, samples.batch_size, failed))
     kept = sum(len(each.results(samples.num_samples)) for each in jobs if each not in failed) - len(made)
@@ -206,11 +214,16 @@ def translate(
 
 
 def _results(
-    job: Job | None, output_dir: Path | None, settings: dict[str, Any], overwrite: bool, num_samples: int
+    job: Job | None,
+    output_dir: Path | None,
+    settings: dict[str, Any],
+    overwrite: bool,
+    num_samples: int,
+    part: WorkPart,
 ) -> "AbstractContextManager[OutputFolder | _LooseFiles]":
     """Return where results go: the file of ``--output`` with what lies beside it, or a folder with a manifest."""
     if job is None:
-        return OutputFolder(output_dir or Path(), settings, overwrite=overwrite)
+        return OutputFolder(output_dir or Path(), settings, overwrite=overwrite, part=part)
     from prod9.files import check_writable
 
     there = [path for path in job.results(num_samples).values() if path.exists()]
@@ -220,6 +233,17 @@ def _results(
         )
     check_writable(job.output.parent)
     return nullcontext(_LooseFiles(job.output.parent))
+
+
+def _share(folder: OutputFolder, jobs: Sequence[Job], num_samples: int) -> list[Job]:
+    """Return the jobs of the folder's part of the work."""
+    mine = [job for place, job in enumerate(jobs) if folder.part.owns(place)]
+    names, of = (
+        [path.as_posix() for job in some for path in job.results(num_samples).values()]
+        for some in (mine, jobs)
+    )
+    folder.expect(names, of=of)
+    return mine
 
 
 def _load(source: "Source", *, detail: Detail, **chosen: Any) -> "TranslationPipeline":
