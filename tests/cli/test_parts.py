@@ -1,7 +1,9 @@
 """``--part I/N`` and ``prod9 merge``: the parts together are the run in one piece, byte for byte."""
 
 import json
+import shlex
 import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +16,7 @@ from prod9.errors import ConfigError
 from prod9.system.parts import ALL, WorkPart, parse_part, part_of_slurm
 from tests.harness import Ran, Workspace, later_models, run
 
-Generate = Callable[..., Ran]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -244,3 +246,17 @@ def test_each_piece_has_one_part() -> None:
     found = [part_of_slurm(environment) for environment in environments]
     assert found == [WorkPart(k + 1, 5) for _ in range(6) for k in range(5)]
     assert part_of_slurm({}) == part_of_slurm({"SLURM_JOB_ID": "3"}) == ALL
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "docs" / "slurm").iterdir()), ids=lambda path: path.name)
+def test_job_scripts_are_well_formed(path: Path) -> None:
+    subprocess.run(["bash", "-n", path], check=True)
+    text = path.read_text()
+    assert text.startswith("#!/bin/bash\n")
+    assert "set -euo pipefail" in text
+    # The command of ours is understood by its parser.
+    from tests.architecture.commands_of_pages import Line, parsed
+
+    start = text.index("\nprod9 ") + 1 if "\nprod9 " in text else text.index("prod9-train")
+    words = shlex.split(text[start:].replace("\\\n", " ").rstrip().removesuffix("'"))
+    assert parsed(Line(path.name, tuple(words), None))

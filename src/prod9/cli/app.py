@@ -19,6 +19,7 @@ GROUPS = {
 """Groups of commands: name and module of this package that holds their ``app``."""
 COMMANDS = {
     "audit": "judge.audit",
+    "augment": "augment.command",
     "card": "judge.card",
     "demo": "demo",
     "doctor": "tools.doctor",

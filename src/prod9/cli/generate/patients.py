@@ -48,8 +48,7 @@ what the models were asked for, not what somebody found in the scans.
 """
 
 
-@grouped
-def generate_patients(
+def make_patients(
     *,
     num: Annotated[int, typer.Option("--num", "-n", min=1, help="Patients to make.")],
     model: Annotated[
@@ -142,6 +141,9 @@ def generate_patients(
         ),
         report=partial(report_made, total=num, noun="patient"),
     )
+
+
+generate_patients = grouped(make_patients)
 
 
 def case_id(index: int) -> str:

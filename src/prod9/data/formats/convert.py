@@ -16,7 +16,7 @@ import numpy as np
 
 from prod9 import volumes
 from prod9.data.cases import Case
-from prod9.data.formats.form import GLIOMA, Content, Form, Name
+from prod9.data.formats.form import GLIOMA, SYNTHETIC_CARD, Content, Form, Name
 from prod9.data.formats.nnunet import NNUNET, as_test, make_splits
 from prod9.data.labels import AS_IS, WHOLE_TUMOR, canonical_seg, label_table
 from prod9.data.layouts.find import MODALITIES, gaps, no_cases, scan_dataset
@@ -139,7 +139,12 @@ def plan_work(
 
 
 def carry_out(
-    work: Work, target: Path, *, about: Mapping[str, Any], progress: Progress | None = None
+    work: Work,
+    target: Path,
+    *,
+    about: Mapping[str, Any],
+    card: str = SYNTHETIC_CARD,
+    progress: Progress | None = None,
 ) -> None:
     """Write the folder ``target``, which appears when it is complete.
 
@@ -149,6 +154,7 @@ def carry_out(
         work: what to write.
         target: the new folder.
         about: where the cases come from, for its description.
+        card: page that goes beside synthetic cases.
         progress: called with (done, total) after every case.
     """
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
@@ -172,7 +178,8 @@ def carry_out(
             splits=work.splits,
             about=about,
         )
-        for name, value in work.form.describe(content).items():
+        described = dict(work.form.describe(content)) | ({work.form.card: card} if work.synthetic else {})
+        for name, value in described.items():
             write_description(making / name, value)
         if target.exists():
             target.rmdir()

@@ -85,3 +85,10 @@ class Form:
 
 GLIOMA = {"necrotic core": 1, "oedema": 2, "enhancing tumour": 3}
 """Names of the canonical labels that a segmentation of BraTS 2023 has."""
+
+SYNTHETIC_CARD = """# SYNTHETIC brain scans
+
+The patients in this folder that prod9 made do not exist; their names begin with BraTS-SYN, or a list of synthetic
+cases in the folder names them. Their scans reproduce whatever the models learnt, mistakes included, and support no
+statement about patients. Their segmentations are what the models were asked for, not what somebody found in the scans.
+"""
