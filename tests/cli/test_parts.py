@@ -14,6 +14,7 @@ from prod9 import volumes
 from prod9.data.stores.latents import TokenStore
 from prod9.errors import ConfigError
 from prod9.system.parts import ALL, WorkPart, parse_part, part_of_slurm
+from tests.fixtures import write_brats_tree
 from tests.harness import Ran, Workspace, later_models, run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -136,6 +137,42 @@ def test_encoded_parts_are_the_store_in_one_piece(workspace: Workspace, tmp_path
     )
     assert other.code == 2
     assert "1/2" in other.err
+
+
+def test_features_of_parts_give_the_same_scores(workspace: Workspace, tmp_path: Path) -> None:
+    made = tmp_path / "made"
+    write_brats_tree(made, 5, seed=7)
+
+    def evaluate(name: str, *args: object) -> Ran:
+        return run(
+            "prod9", "evaluate", "images", workspace.cohort, made, "-o", tmp_path / name, "--replicates", 5,
+            "--json", "--modality", "T1", "--modality", "T2", *args,
+        )  # fmt: skip
+
+    whole = evaluate("whole")
+    assert whole.code == 0, whole.err
+    volumes_of_parts = 0
+    for number in (2, 3, 1):
+        part = evaluate("parted", "--part", f"{number}/3")
+        assert part.code == 0, part.err
+        volumes_of_parts += part.json["volumes"]
+        assert (run("prod9", "merge", tmp_path / "parted").code == 0) == (number == 1)
+    assert volumes_of_parts == (6 + 5) * 2
+    features = contents(tmp_path / "parted" / "features")
+    assert len(features) == volumes_of_parts
+    joined = evaluate("parted")
+    assert joined.code == 0, joined.err
+    assert joined.json == whole.json
+    # Nothing was described again.
+    assert contents(tmp_path / "parted" / "features") == features
+    # Other content under the same name is.
+    file = next(iter(sorted(made.rglob("*t1n.nii.gz"))))
+    volume = volumes.read(file)
+    volumes.write(file, volume.data[::-1].copy(), volume.header)
+    again = evaluate("parted", "--overwrite")
+    assert again.code == 0, again.err
+    assert again.json["scores"] != whole.json["scores"]
+    assert evaluate("other", "--part", "1/2", "--skip-bad").code == 2
 
 
 @pytest.fixture

@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from prod9.cli import shared
-from prod9.cli.parts.record import RECORD, STORE, PartRecord, describe_gap, read_parts
+from prod9.cli.parts.record import (
+    FEATURES,
+    RECORD,
+    RESULTS,
+    STORE,
+    PartRecord,
+    describe_gap,
+    read_parts,
+)
 from prod9.cli.shared import DebugOption, JsonOption, new_app
 from prod9.errors import DataError
 from prod9.system.machine import expand
@@ -33,7 +41,7 @@ def merge(
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Join the parts of `generate …` or `encode` that ran with `--part` into what one run would have made.
+    """Join the parts of a command that ran with `--part` into what one run would have made.
 
     Nothing is joined while a part is missing, incomplete or of other settings. Interrupted, it can be started again.
     """
@@ -58,7 +66,7 @@ def _merge(directory: Path) -> tuple[int, int]:
             _delete_parts(directory)
         parts = read_parts(directory)
         first = next(iter(parts.values()))[1]
-        (_merge_stores if first.kind == STORE else _merge_results)(directory, parts)
+        _MERGING[first.kind](directory, parts)
         (directory / _MERGED).touch()
         _delete_parts(directory)
         (directory / ".merge.lock").unlink(missing_ok=True)
@@ -75,12 +83,18 @@ def _delete(folder: Path) -> None:
     """Delete what a part has written; anything else in its folder stays, with a warning."""
     from prod9.cli.generate.manifest import MANIFEST, Manifest
     from prod9.data.stores.manifest import IN_USE, LOCK, is_shard
+    from prod9.files import inside
 
     names: set[str] = {MANIFEST, RECORD, IN_USE, LOCK, ".lock"}
     with suppress(DataError):
+        names |= set(PartRecord.read(folder).names)
+    with suppress(DataError):
         found = Manifest.read(folder / MANIFEST)
         names |= set(found.files if found else ())
-    known = [folder / name for name in sorted(names)]
+    known = list[Path]()
+    for name in sorted(names):
+        with suppress(DataError):  # a name that would lead elsewhere
+            known.append(inside(folder, name))
     known += [path for path in folder.rglob("*") if path.name.startswith(".tmp-")]
     known += [path for path in folder.glob("*.npy") if is_shard(path.name)]
     # The record goes last: what is left of an interrupted deletion is still known as a part.
@@ -155,3 +169,22 @@ def _merge_stores(directory: Path, parts: Parts) -> None:
         if there:
             sources.append(folder)
     merge_stores(directory, sources)
+
+
+def _merge_features(directory: Path, parts: Parts) -> None:
+    from prod9.evaluation.sets.kept_rows import FOLDER
+    from prod9.files import atomic_write, link_or_copy
+
+    for part, (folder, record) in parts.items():
+        missing = [name for name in record.names if not (folder / name).is_file()]
+        if missing:
+            raise describe_gap(part, folder, missing, len(record.names))
+    target = directory / FOLDER
+    target.mkdir(exist_ok=True)
+    for folder, record in parts.values():
+        for name in record.names:
+            with atomic_write(target / name) as temporary:
+                link_or_copy(folder / name, temporary)
+
+
+_MERGING = {RESULTS: _merge_results, STORE: _merge_stores, FEATURES: _merge_features}

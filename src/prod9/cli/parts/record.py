@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from prod9.errors import ConfigError, DataError
+from prod9.files import inside
 from prod9.json_files import read_object, write_json
 from prod9.system.parts import WorkPart, part_folders
 
 RECORD = "part.json"
-RESULTS, STORE = "results", "store"
-"""Kinds of work: volumes with a manifest, and a store of encoded volumes."""
+RESULTS, STORE, FEATURES = "results", "store", "features"
+"""Kinds of work: volumes with a manifest, a store of encoded volumes, and features of volumes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,8 +45,11 @@ class PartRecord:
         content = read_object(path, "the record of a part", remedy=remedy)
         try:
             record = cls(**content)
-            whole = isinstance(record.settings, dict) and all(isinstance(name, str) for name in record.names)
-        except TypeError:
+            whole = isinstance(record.settings, dict) and isinstance(record.described, dict)
+            whole = whole and isinstance(record.total, int) and record.kind in (RESULTS, STORE, FEATURES)
+            for name in record.names:
+                inside(folder, name)
+        except (TypeError, AttributeError):
             whole = False
         if not whole:
             raise DataError(f"{path}: expected the record of a part, got other fields; {remedy}.")
