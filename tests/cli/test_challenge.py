@@ -33,7 +33,12 @@ def model(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
 
 
 def test_each_case_gets_what_it_lacks(
-    workspace: Workspace, model: Path, offline: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    workspace: Workspace,
+    model: Path,
+    offline: None,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     cases = sorted(workspace.cohort.iterdir())
     data, output = tmp_path / "in", tmp_path / "out"
@@ -50,14 +55,20 @@ def test_each_case_gets_what_it_lacks(
     volumes.write(data / drawn / f"{drawn}-t1n-voided.nii.gz", voided, source.header)
     volumes.write(data / drawn / f"{drawn}-mask.nii.gz", region, source.header, dtype=np.uint8)
 
+    (tmp_path / "to_draw").mkdir()
+    drawing = shutil.move(data / drawn, tmp_path / "to_draw" / drawn)
     ignored = "--parameters_file=/mlcube_io3/p.yml"
     assert main(["infer", f"--data_path={data}", f"--output_path={output}", ignored]) == 0, (
         capsys.readouterr()
     )
     assert ignored in capsys.readouterr().err
-    assert sorted(path.name for path in output.iterdir()) == sorted(
-        [f"{cases[0].name}-t2f.nii.gz", f"{cases[1].name}-t1n.nii.gz", f"{drawn}-t1n-inference.nii.gz"]
-    )
+    assert sorted(path.name for path in output.iterdir()) == [
+        f"{cases[0].name}-t2f.nii.gz",
+        f"{cases[1].name}-t1n.nii.gz",
+    ]
+    monkeypatch.setenv("PROD9_MODEL", str(workspace.run2))
+    assert main([f"--data_path={Path(drawing).parent}", f"--output_path={output}"]) == 0, capsys.readouterr()
+    assert len(list(output.iterdir())) == 3
     for path in output.iterdir():
         assert np.count_nonzero(np.asarray(nib.load(path).dataobj)) > 0
         np.testing.assert_array_equal(nib.load(path).affine, source.header.affine)
