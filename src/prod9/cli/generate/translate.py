@@ -147,10 +147,7 @@ def translate(
     The result has the voxels, the orientation and the intensity range of the first source. With several
     samples it is their mean; each sample and the standard deviation per voxel are written beside it.
     """
-    if bool(source) == bool(patient):
-        raise ConfigError(
-            "expected --source NAME=FILE or --patient DIR, got " + ("both" if source else "neither")
-        )
+    _check_places(source, patient, output_dir, part)
     if refiner is not None and not refine:
         raise ConfigError("expected --refiner PATH or --no-refine, got both; leave one out")
     if sampling.autoguidance_scale and decode == "mean" and samples.num_samples == 1:
@@ -158,10 +155,6 @@ def translate(
             "--autoguidance: expected samples to guide, got --decode mean with one of them, which draws none; leave "
             "one of the options out, or add --num-samples"
         )
-    if patient and output_dir is None:
-        raise ConfigError("expected --output-dir DIR with --patient, got none; add it")
-    if source and part is not None:
-        raise ConfigError("--part: expected it with --patient, got --source, which is one piece of work")
     job = job_from_sources(source, target, output) if source else None
     cases, shown = find_patients(patient or []), find_patients(example or [])
     detail.check(detail.path)
@@ -211,6 +204,20 @@ def translate(
         raise DataError(
             f"{len(failed)} of {plural(jobs, 'translation')} failed:\n" + "\n".join(failed.values())
         )
+
+
+def _check_places(
+    source: list[str] | None, patient: list[Path] | None, output_dir: Path | None, part: str | None
+) -> None:
+    """Refuse (ConfigError) other than one kind of input with the options that belong to it."""
+    if bool(source) == bool(patient):
+        raise ConfigError(
+            "expected --source NAME=FILE or --patient DIR, got " + ("both" if source else "neither")
+        )
+    if patient and output_dir is None:
+        raise ConfigError("expected --output-dir DIR with --patient, got none; add it")
+    if source and part is not None:
+        raise ConfigError("--part: expected it with --patient, got --source, which is one piece of work")
 
 
 def _results(

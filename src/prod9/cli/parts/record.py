@@ -45,14 +45,13 @@ class PartRecord:
         content = read_object(path, "the record of a part", remedy=remedy)
         try:
             record = cls(**content)
-            whole = isinstance(record.settings, dict) and isinstance(record.described, dict)
-            whole = whole and isinstance(record.total, int) and record.kind in (RESULTS, STORE, FEATURES)
             for name in record.names:
                 inside(folder, name)
-        except (TypeError, AttributeError):
-            whole = False
-        if not whole:
-            raise DataError(f"{path}: expected the record of a part, got other fields; {remedy}.")
+        except (TypeError, AttributeError) as error:
+            raise DataError(f"{path}: expected the record of a part, got other fields; {remedy}.") from error
+        plain = isinstance(record.settings, dict) and isinstance(record.described, dict)
+        if not plain or not isinstance(record.total, int) or record.kind not in (RESULTS, STORE, FEATURES):
+            raise DataError(f"{path}: expected the record of a part, got other values; {remedy}.")
         return record
 
     def write(self, folder: Path) -> None:
