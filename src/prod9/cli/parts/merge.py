@@ -174,6 +174,7 @@ def _merge_stores(directory: Path, parts: Parts) -> None:
 def _merge_features(directory: Path, parts: Parts) -> None:
     from prod9.evaluation.sets.kept_rows import FOLDER
     from prod9.files import atomic_write, link_or_copy
+    from prod9.system.folders import sweep
 
     for part, (folder, record) in parts.items():
         missing = [name for name in record.names if not (folder / name).is_file()]
@@ -181,6 +182,7 @@ def _merge_features(directory: Path, parts: Parts) -> None:
             raise describe_gap(part, folder, missing, len(record.names))
     target = directory / FOLDER
     target.mkdir(exist_ok=True)
+    sweep(target)  # what a merge that was killed left
     for folder, record in parts.values():
         for name in record.names:
             with atomic_write(target / name) as temporary:

@@ -39,6 +39,7 @@ def merge_stores(directory: Path, sources: Sequence[Path]) -> None:
             new = {key: row for key, row in there.rows.items() if key not in manifest.rows}
             manifest.rows |= new
         manifest.write(directory)
+        manifest.sweep(directory)  # what a merge that was killed left
 
 
 def _shown(manifest: Manifest) -> str:
