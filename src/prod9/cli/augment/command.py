@@ -1,5 +1,7 @@
 """``prod9 augment``: real patients in, a data set with audited synthetic patients out."""
 
+import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -95,10 +97,11 @@ def augment(
     shared.messages.print(
         f"{plural(num, 'patient')} to make, following {plural(masks_found, 'segmentation')} of {cases_of_masks}."
     )
-    make_patients(
-        num=num, model=model, in_context=in_context, control=control, seg=masks_found, sampling=Sampling(),
-        use=DetailUse(), seed=seed, device=device, target=target,
-    )  # fmt: skip
+    with redirect_stdout(sys.stderr):  # what it reports is no result of this command
+        make_patients(
+            num=num, model=model, in_context=in_context, control=control, seg=masks_found, sampling=Sampling(),
+            use=DetailUse(), seed=seed, device=device, target=target,
+        )  # fmt: skip
     if not work.is_all:
         shared.messages.print(
             f"Run the other parts, `prod9 merge {output / MADE}`, and then this without --part."

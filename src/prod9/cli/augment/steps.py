@@ -160,6 +160,7 @@ def measure(asked: Asked, notes: Notes, key: Any, *, steps: int, seeds: int, dev
             result = evaluate_utility(
                 asked.real, asked.output / ACCEPTED, settings, device=device, report=report
             )
+        folder.mkdir(parents=True, exist_ok=True)
         result.write(folder)
         notes.finish(UTILITY, key)
     return read_object(folder / "evaluation.json")

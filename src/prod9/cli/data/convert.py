@@ -20,7 +20,7 @@ def convert(
     source: Annotated[
         Path, typer.Argument(metavar="IN", help="Cases in any known layout: a folder, or a CSV or JSON list.")
     ],
-    target: Annotated[Path, typer.Argument(metavar="OUT", help="The new folder.")],
+    output_dir: Annotated[Path, typer.Argument(metavar="OUT", help="The new folder.")],
     form: FormatOption,
     synthetic: Annotated[
         list[Path] | None,
@@ -86,10 +86,10 @@ def convert(
         "split": None if split is None else str(split),
         "folds_seed": seed,
     }
-    with resumable(f"Nothing was left in {target}."), counting("Converting cases") as count:
-        carry_out(work, expand(target), about=about, progress=count)
+    with resumable(f"Nothing was left in {output_dir}."), counting("Converting cases") as count:
+        carry_out(work, expand(output_dir), about=about, progress=count)
     result = {
-        "output_dir": str(expand(target)),
+        "output_dir": str(expand(output_dir)),
         "cases": len(work.cases),
         "synthetic": len(work.synthetic),
         "tested": len(work.tested),
@@ -102,7 +102,7 @@ def convert(
     notes = [f"{result['synthetic']} synthetic", *([f"{result['tested']} to test"] if work.tested else [])]
     notes += [f"{result['folds']} folds"] if work.splits else []
     console.print(
-        f"{plural(work.cases, 'case')} ({', '.join(notes)}) in {target}, in the form of {chosen.name}"
+        f"{plural(work.cases, 'case')} ({', '.join(notes)}) in {output_dir}, in the form of {chosen.name}"
     )
 
 
