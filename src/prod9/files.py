@@ -7,6 +7,7 @@ import errno
 import hashlib
 import os
 import secrets
+import shutil
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -155,6 +156,14 @@ def sha256(path: str | Path) -> str:
     """Return the SHA-256 of the file's content as 64 hex digits; DataError if it cannot be read."""
     with reading(path), Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Give the file ``source`` the name ``target`` too, without a copy where the file system allows it."""
+    try:
+        os.link(source, target)
+    except OSError:  # another disk, or one without hard links
+        shutil.copyfile(source, target)
 
 
 def check_writable(folder: str | Path) -> None:

@@ -8,7 +8,9 @@ import torch
 
 from prod9 import volumes
 from prod9.cli.generate.outputs import OutputFolder
+from prod9.cli.generate.patients import Places
 from prod9.cli.generate.patients import _write as write_patient
+from prod9.data.formats.brats import BRATS
 from prod9.generator.refiner import Refiner
 from prod9.pipelines.patients import PatientPipeline
 from tests.pipelines.test_patients import build_first
@@ -58,7 +60,8 @@ def test_a17_patients_have_no_holes(tmp_path: Path) -> None:
     np.testing.assert_array_equal(patient.head, HEAD)
     for image in patient.images.values():
         np.testing.assert_array_equal(image > 0, HEAD)
-    write_patient(OutputFolder(tmp_path, {}), patient, None, {}, 1)
+    places = Places(BRATS, tuple(patient.images), has_seg=False)
+    write_patient(OutputFolder(tmp_path, {}), places, patient, None, {}, 1)
     files = list(tmp_path.rglob("*.nii.gz"))
     assert len(files) == len(patient.images)
     for file in files:

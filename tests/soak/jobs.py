@@ -203,6 +203,8 @@ def jobs(base: Path) -> list[Job]:
         *found,
         Job("encode", lambda folder: _encode(base, folder), digest_of_store),
         Job("generate", lambda folder: _generate(base, folder), digest_of_volumes),
+        Job("encode parts", lambda folder: _encode_parts(base, folder), digest_of_store),
+        Job("generate parts", lambda folder: _generate_parts(base, folder), digest_of_files),
         Job("simulate", _simulate, digest_of_volumes),
         Job("demo", _demo, digest_of_demo, minutes=10.0),
     ]
@@ -216,6 +218,25 @@ def _generate(base: Path, folder: Path) -> int:
     return command(
         "prod9", "generate", "label", "--model", base / "stage2", "-o", folder / "out", "-n", 6, "--batch-size", 1
     )  # fmt: skip
+
+
+def _parts(folder: Path, *command_line: object) -> int:
+    """Do the parts of a command one after the other, and merge them in ``folder``."""
+    for number in (1, 2, 3):
+        code = command("prod9", *command_line, "--part", f"{number}/3")
+        if code:
+            return code
+    return command("prod9", "merge", folder)
+
+
+def _encode_parts(base: Path, folder: Path) -> int:
+    output = folder / "run"
+    return _parts(output / "store", "encode", "--config", base / "stage2.yaml", "--output-dir", output)
+
+
+def _generate_parts(base: Path, folder: Path) -> int:
+    output = folder / "out"
+    return _parts(output, "generate", "label", "--model", base / "stage2", "-o", output, "-n", 3)
 
 
 def _simulate(folder: Path) -> int:
@@ -280,6 +301,14 @@ def digest_of_volumes(folder: Path) -> str:
         volume = read(path)
         digest.update(path.relative_to(folder).as_posix().encode())
         digest.update(volume.data.tobytes() + volume.header.affine.tobytes())
+    return digest.hexdigest()
+
+
+def digest_of_files(folder: Path) -> str:
+    """Return a digest of the names and bytes of all files in ``folder``."""
+    digest = hashlib.sha256()
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        digest.update(path.relative_to(folder).as_posix().encode() + path.read_bytes())
     return digest.hexdigest()
 
 

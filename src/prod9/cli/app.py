@@ -20,12 +20,14 @@ GROUPS = {
 COMMANDS = {
     "app": "tools.local_app",
     "audit": "judge.audit",
+    "augment": "augment.command",
     "card": "judge.card",
     "demo": "demo",
     "doctor": "tools.doctor",
     "encode": "encode",
     "export": "tools.export",
     "finetune": "finetune",
+    "merge": "parts.merge",
     "plan": "tools.plan",
     "report": "judge.report",
 }

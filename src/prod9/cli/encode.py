@@ -7,6 +7,8 @@ import typer
 
 from prod9.cli import shared
 from prod9.cli.front.after import tell_next
+from prod9.cli.parts.option import PartOption, chosen_part
+from prod9.cli.parts.record import STORE, PartRecord, plan_of, require_same_count
 from prod9.cli.shared import (
     FAILED,
     ConfigOption,
@@ -19,12 +21,18 @@ from prod9.cli.shared import (
     new_app,
 )
 from prod9.devices import torch_device
+from prod9.errors import ConfigError
+from prod9.system.parts import WorkPart
 from prod9.system.wording import plural
 
 if TYPE_CHECKING:
     import torch
 
     from prod9.config.schema import MaisiDiffusionConfig, TransformerConfig
+    from prod9.training.data.encoders import EncoderPool, Stage1
+
+_ELSEWHERE = {"root", "cache", "cache_dir", "store_dir", "num_workers", "batch_size", "max_val_volumes"}
+"""Keys of ``data`` that do not decide what is encoded, and may differ between machines."""
 
 app = new_app("Encode the volumes of a stage-2 run once, ahead of training.")
 
@@ -53,6 +61,7 @@ def encode(
             "--overwrite", help="Replace a store of another autoencoder or grid, if nobody reads it."
         ),
     ] = False,
+    part: PartOption = None,
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
@@ -60,7 +69,8 @@ def encode(
 
     Threads (`--workers`) read cases while `--processes` encoders work. Stored volumes are kept if they are undamaged
     and of the same files, preprocessing and weights, so an interrupted run goes on where it was. Several runs may
-    share a store. `train` does the same by itself; this command is for doing it elsewhere, or before.
+    share a store; with `--part` each fills a folder of its own there, which needs no locks. `train` does the same by
+    itself; this command is for doing it elsewhere, or before.
     """
     changes = [*(overrides or []), *([f"data.num_workers={workers}"] if workers is not None else [])]
     from prod9.config.load import of_class
@@ -68,12 +78,21 @@ def encode(
 
     loaded = shared.load(config, overrides=changes, output_dir=output_dir, seed=seed)
     run_config = of_class(loaded, (TransformerConfig, MaisiDiffusionConfig))
-    store = run_config.store_dir
+    work = chosen_part(part)
+    store = work.folder(run_config.store_dir)
+    if not work.is_all and overwrite:
+        raise ConfigError(
+            "--overwrite: expected it without --part, got both; empty the store with one run in one piece, or name "
+            "another data.store_dir"
+        )
     if not verify:
-        _encode(run_config, device, processes, overwrite=overwrite)
-    from prod9.data.stores.latents import verify_store
+        _encode(run_config, device, processes, work, overwrite=overwrite)
+    from prod9.data.stores.latents import StoreReport, verify_store
+    from prod9.data.stores.manifest import Manifest
 
-    report = verify_store(store)
+    # A part of a store that holds all of it already, or one beyond the number of cases, encodes nothing.
+    empty = not work.is_all and not Manifest.read(store).rows
+    report = StoreReport(0, 0, ()) if empty else verify_store(store)
     result = {
         "store": str(store),
         "items": report.items,
@@ -88,7 +107,12 @@ def encode(
 
 
 def _encode(
-    config: "TransformerConfig | MaisiDiffusionConfig", device: str, processes: int, *, overwrite: bool
+    config: "TransformerConfig | MaisiDiffusionConfig",
+    device: str,
+    processes: int,
+    work: WorkPart,
+    *,
+    overwrite: bool,
 ) -> None:
     from prod9.cli.checks.run import check_inputs
 
@@ -101,19 +125,57 @@ def _encode(
         from prod9.data.stores.latents import replace_store
         from prod9.models.run_folder import locked
         from prod9.training.data.encoders import EncoderPool
-        from prod9.training.run import build_data_module, load_bases
+        from prod9.training.run import load_bases
 
-        with locked(Path(config.output_dir)):
+        # Parts do not touch the run's folder, only their own.
+        with locked(work.folder(Path(config.output_dir) if work.is_all else config.store_dir)):
             chosen, autoencoder = torch_device(device), load_bases(config, opened=base)
             del base  # its weights are in the network now
             if overwrite:
                 replace_store(config.store_dir, key=autoencoder.sha256, grid=config.data.grid)
             if processes == 1:
-                build_data_module(config, autoencoder, device=chosen).setup(None)
+                _fill(config, autoencoder, work, device=chosen)
                 return
             names = _devices(chosen, processes)
             with EncoderPool(autoencoder, config.sliding_window, devices=names) as pool:
-                build_data_module(config, autoencoder, encode=pool).setup(None)
+                _fill(config, autoencoder, work, pool=pool)
+
+
+def _fill(
+    config: "TransformerConfig | MaisiDiffusionConfig",
+    autoencoder: "Stage1",
+    work: WorkPart,
+    *,
+    device: "torch.device | str" = "cpu",
+    pool: "EncoderPool | None" = None,
+) -> None:
+    """Encode what the store of ``config`` lacks, or the part ``work`` of it into a folder there."""
+    from prod9.training.data.encoders import encoded_source
+    from prod9.training.data.module import AbstractSegmentedDataModule
+    from prod9.training.run import build_data_module
+
+    module = build_data_module(config, autoencoder, device=device, encode=pool)
+    if work.is_all:
+        module.setup(None)
+        return
+    assert isinstance(module, AbstractSegmentedDataModule), "stage 2 of both families encodes"
+    require_same_count(config.store_dir, work)
+    source = encoded_source(autoencoder, config.sliding_window, device=device, encode=pool)
+    folder = work.folder(config.store_dir)
+    items, keys = source.items_of_part(module, work)
+    PartRecord(
+        part=str(work),
+        kind=STORE,
+        settings={
+            "autoencoder": autoencoder.sha256,
+            "data": config.data.model_dump(mode="json", exclude=_ELSEWHERE),
+            "sliding_window": config.sliding_window.model_dump(mode="json"),
+        },
+        total=len(keys),
+        plan=plan_of(keys),
+        names=[key for _, key in items],
+    ).write(folder)
+    source.fill_part(module, work, folder, items)
 
 
 def _devices(chosen: "torch.device", processes: int) -> list[str]:

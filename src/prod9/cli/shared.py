@@ -274,7 +274,7 @@ def run(app: typer.Typer, args: Sequence[str] | None = None) -> int:
         print_error("Interrupted.")
         return INTERRUPTED
     except Exception as error:
-        return _report(error, debug=DEBUG_FLAG in arguments)
+        return report_error(error, debug=DEBUG_FLAG in arguments)
     finally:
         set_verbosity("normal")
     return DONE
@@ -304,7 +304,8 @@ def _message(error: Prod9Error) -> str:
     return text.rpartition(f"{type(error).__module__}.{type(error).__qualname__}: ")[2].strip()
 
 
-def _report(error: Exception, *, debug: bool) -> int:
+def report_error(error: Exception, *, debug: bool = False) -> int:
+    """Print ``error`` as one message, with ``debug`` after its traceback, and return the exit code."""
     if debug:
         errors.print_exception()
     if isinstance(error, Prod9Error):

@@ -127,6 +127,7 @@ def generate_control(
             write=partial(_write, space=1 if one is None else one.space),
             noted={"source": name, "label": wanted},
             inputs=inputs[name],
+            batch_size=samples.batch_size,
         )
         for name, one in placed.items()
         for wanted in labels
@@ -165,9 +166,17 @@ def _make(
     inputs: dict[str, Inputs],
     series: list[Series],
 ) -> Iterator[str]:
-    for name, one in placed.items():
-        if one is not None and one.has_seg:
-            _write_seg(folder, _seg_name(name), one, inputs[name])
+    per_source = len(series) // len(placed)
+    # The part that draws the first volume of a segmentation writes it.
+    segs = {
+        name: (one, folder.part.owns(place * per_source))
+        for place, (name, one) in enumerate(placed.items())
+        if one is not None and one.has_seg
+    }
+    mine = {name: one for name, (one, is_mine) in segs.items() if is_mine}
+    folder.expect([_seg_name(name) for name in mine], of=[_seg_name(name) for name in segs], count=0)
+    for name, one in mine.items():
+        _write_seg(folder, _seg_name(name), one, inputs[name])
     return make_series(folder, series)
 
 

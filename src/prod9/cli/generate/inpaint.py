@@ -63,13 +63,6 @@ class _Asked:
         return self._read("source")
 
     @cached_property
-    def dtype(self) -> "np.dtype":
-        """In which all voxels of the source can be written back."""
-        from prod9.pipelines.inpainting import storage_dtype
-
-        return storage_dtype(self.source)
-
-    @cached_property
     def region(self) -> "VolumeFile":
         """Where to draw, as its file has it."""
         return self._read("region")
@@ -251,17 +244,24 @@ def _series(pipeline: "InpaintingPipeline", asked: _Asked, samples: Samples) -> 
         write=partial(_write, asked=asked),
         noted={"label": asked.label},
         inputs=inputs_of(asked.files),
+        batch_size=samples.batch_size,
     )
 
 
 def _write(path: Path, volume: "Inpainted", *, asked: _Asked) -> None:
     """Write a sample as the source is stored, unless the drawn values are beyond its range."""
+    from prod9 import volumes
+
+    volumes.write(path, volume.data, asked.source.header, **storage_of(asked.source, volume.data))
+
+
+def storage_of(source: "VolumeFile", drawn: "np.ndarray") -> dict[str, Any]:
+    """Return how to store drawn values: as the source is stored, or empty where they are beyond its range."""
     import numpy as np
 
-    from prod9 import volumes
     from prod9.nifti.voxels import fits
+    from prod9.pipelines.inpainting import storage_dtype
 
-    header = asked.source.header
-    kept = np.issubdtype(asked.dtype, np.integer) and fits(volume.data, asked.dtype, header.scaling)
-    stored = {"dtype": asked.dtype, "scaling": header.scaling} if kept else {}
-    volumes.write(path, volume.data, header, **stored)
+    dtype, scaling = storage_dtype(source), source.header.scaling
+    kept = np.issubdtype(dtype, np.integer) and fits(drawn, dtype, scaling)
+    return {"dtype": dtype, "scaling": scaling} if kept else {}

@@ -100,6 +100,7 @@ def generate_labels(
                     draw=partial(pipeline.generate, name, **arguments),
                     write=_write,
                     noted={"label": name},
+                    batch_size=samples.batch_size,
                 )
                 for name in labels
             ],

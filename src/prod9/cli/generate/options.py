@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
+from prod9.cli.parts.option import PartOption
 from prod9.cli.shared import (
     CheckOption,
     DebugOption,
@@ -77,6 +78,7 @@ class Target:
 
     output_dir: OutputsOption
     overwrite: OverwriteOption = False
+    part: PartOption = None
     check: CheckOption = False
     as_json: JsonOption = False
     debug: DebugOption = False

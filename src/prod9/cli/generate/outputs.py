@@ -9,68 +9,23 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from prod9.cli.front.after import tell_next
+from prod9.cli.generate.manifest import MANIFEST as MANIFEST
+from prod9.cli.generate.manifest import Inputs as Inputs
+from prod9.cli.generate.manifest import Manifest
 from prod9.cli.generate.writers import Writer, sweep
+from prod9.cli.parts.record import RESULTS, PartRecord, plan_of, require_same_count
 from prod9.cli.shared import console, messages, print_json
 from prod9.errors import ConfigError, DataError
 from prod9.json_files import without_nan
 from prod9.system.machine import expand
+from prod9.system.parts import ALL, WorkPart
 from prod9.system.wording import plural
-
-MANIFEST = "manifest.json"
-Inputs = Mapping[str, Mapping[str, str]]
-"""What a result is made from: name → ``sha256`` of the content and, for a file, its ``path``."""
-
-
-@dataclass
-class _Manifest:
-    """The content of ``manifest.json``.
-
-    Attributes:
-        settings: values that decide the content of all files.
-        files: name → notes about it.
-        inputs: name → what it was made from.
-        pending: names whose writing was begun and not finished.
-    """
-
-    settings: dict[str, Any]
-    files: dict[str, dict[str, Any]] = field(default_factory=dict)
-    inputs: dict[str, dict[str, dict[str, str]]] = field(default_factory=dict)
-    pending: list[str] = field(default_factory=list)
-
-    @classmethod
-    def read(cls, path: Path) -> "_Manifest | None":
-        """Return the manifest at ``path``, None where there is none; DataError for anything else."""
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            settings, files = dict(content["settings"]), dict(content["files"])
-            inputs = {
-                str(name): {str(key): dict(value) for key, value in dict(one).items()}
-                for name, one in dict(content.get("inputs", {})).items()
-            }
-            entries = {str(name): dict(entry) for name, entry in files.items()}
-            return cls(settings, entries, inputs, [str(name) for name in content.get("pending", ())])
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise DataError(
-                f"{path}: expected the manifest of an earlier run, got something else ({error}); choose "
-                "another --output-dir, or replace it with --overwrite."
-            ) from error
-
-    def write(self, path: Path) -> None:
-        """Write it to ``path``, atomically."""
-        from prod9 import __version__
-        from prod9.files import atomic_write
-
-        with atomic_write(path) as temporary:
-            text = json.dumps({"prod9": __version__, **asdict(self)}, indent=2, allow_nan=False)
-            temporary.write_text(text + "\n", encoding="utf-8")
 
 
 class OutputFolder:
@@ -85,6 +40,7 @@ class OutputFolder:
             single files are made from, which goes into their ``inputs``.
         described: more to write beside the settings (name → value by name); added to what is there, not compared.
         overwrite: replace existing results.
+        part: of the work; one of several has a folder of its own in ``path``, and keeps what is in ``path`` already.
     """
 
     def __init__(
@@ -94,14 +50,22 @@ class OutputFolder:
         *,
         described: Mapping[str, Mapping[str, Any]] | None = None,
         overwrite: bool = False,
+        part: WorkPart = ALL,
     ) -> None:
         from prod9.files import check_writable, exclusive
 
-        self.path = expand(path)
+        root = expand(path)
+        require_same_count(root, part)
+        self.path = part.folder(root)
+        self.part = part
         self.overwrite = overwrite
+        self._record: PartRecord | None = None
+        self._all_names: list[str] = []
+        self._num_expected = 0
         self.settings: dict[str, Any] = _plain(settings)
         self._described: dict[str, dict[str, Any]] = _plain(described or {})
-        self._manifest = _Manifest({})
+        self._manifest = Manifest({})
+        self._merged = None if part.is_all else self._read_merged(root)
         check_writable(self.path)
         with exclusive(self.path):
             self._writer = Writer(self.path)
@@ -140,7 +104,11 @@ class OutputFolder:
         since replacing it would lose it.
         """
         place = self.place(name)
-        if self.overwrite or not place.exists():
+        if self.overwrite:
+            return False
+        if self._merged is not None and self._merged.holds(name, inputs or {}):
+            return True
+        if not place.exists():
             return False
         if name not in self.files:
             raise ConfigError(
@@ -150,7 +118,7 @@ class OutputFolder:
         if name in self._manifest.pending:
             return False
         now, then = dict(inputs or {}), self._manifest.inputs.get(name, {})
-        changed = sorted(key for key in now.keys() | then.keys() if _content(now, key) != _content(then, key))
+        changed = self._manifest.changed_inputs(name, now)
         for key in changed:
             made_from, given = then.get(key, {}).get("path"), now.get(key, {}).get("path")
             if made_from is not None and given is not None and made_from != given:
@@ -161,6 +129,53 @@ class OutputFolder:
         if changed:
             messages.print(f"{name} is made again, since this has changed: {', '.join(changed)}.")
         return not changed
+
+    def expect(self, names: Sequence[str], *, of: Sequence[str], count: int | None = None) -> None:
+        """Note which files this part of the work is to make, and which ``of`` all parts together.
+
+        `prod9 merge` finds gaps by it. It can be called several times. Nothing is noted for the whole work. count:
+        number of results that the files of ``names`` are, for :meth:`num_expected`; by default each is one.
+        """
+        if self.part.is_all:
+            return
+        self._all_names += of
+        mine = [*(self._record.names if self._record else []), *names]
+        self._record = PartRecord(
+            part=str(self.part),
+            kind=RESULTS,
+            settings=self.settings,
+            total=len(self._all_names),
+            plan=plan_of(self._all_names),
+            names=mine,
+            described=self._described,
+        )
+        self._num_expected += len(names) if count is None else count
+        self._record.write(self.path)
+
+    def num_expected(self, total: int) -> int:
+        """Return how many of ``total`` results this part makes."""
+        return total if self._record is None else self._num_expected
+
+    def adopt(self, files: Mapping[str, tuple[Path, Mapping[str, Any], Inputs]]) -> None:
+        """Take over finished results. files: name → the file, which is linked or copied, its notes and its inputs."""
+        from prod9.files import atomic_write, exclusive, link_or_copy
+
+        with exclusive(self.path):
+            manifest = self._manifest
+            for name, (_, entry, inputs) in files.items():
+                manifest.files[name] = _plain(entry)
+                manifest.inputs.pop(name, None)
+                if inputs:
+                    manifest.inputs[name] = _plain(inputs)
+            manifest.pending = sorted({*manifest.pending, *files})
+            manifest.write(self.path / MANIFEST)
+            for name, (source, _, _) in files.items():
+                place = self.place(name)
+                place.parent.mkdir(parents=True, exist_ok=True)
+                with atomic_write(place) as temporary:
+                    link_or_copy(source, temporary)
+            manifest.pending = sorted({*manifest.pending} - {*files})
+            manifest.write(self.path / MANIFEST)
 
     @contextmanager
     def writing(self, name: str, *, inputs: Inputs | None = None, **entry: Any) -> Iterator[Path]:
@@ -220,19 +235,27 @@ class OutputFolder:
             for folder in {place.parent for place in places}:
                 sweep(folder, {place.name for place in places})
         if found is None or self._changed(found):
-            found = _Manifest(dict(self.settings))
+            found = Manifest(dict(self.settings))
         for key, values in self._described.items():
             there = found.settings.get(key)
             found.settings[key] = {**(there if isinstance(there, dict) else {}), **values}
         self._manifest = found
         found.write(self.path / MANIFEST)
 
-    def _changed(self, found: _Manifest) -> list[str]:
+    def _read_merged(self, root: Path) -> "_Merged | None":
+        """Return what is in ``root`` of these settings, made before or merged there; ConfigError for others."""
+        found = None if self.overwrite else Manifest.read(root / MANIFEST)
+        if found is None or not found.files:
+            return None
+        self._require_settings(found, "holds results")
+        return _Merged(root, found)
+
+    def _changed(self, found: Manifest) -> list[str]:
         """Return the settings that differ."""
         keys = sorted((found.settings.keys() | self.settings.keys()) - self._described.keys())
         return [key for key in keys if found.settings.get(key) != self.settings.get(key)]
 
-    def _require_settings(self, found: _Manifest, what: str) -> None:
+    def _require_settings(self, found: Manifest, what: str) -> None:
         changed = self._changed(found)
         if changed:
             then, now = found.settings, self.settings
@@ -242,23 +265,32 @@ class OutputFolder:
                 "choose another --output-dir, or replace them with --overwrite."
             )
 
-    def _read(self) -> _Manifest | None:
+    def _read(self) -> Manifest | None:
         """Return the manifest; None without one, or for a damaged one to be overwritten."""
         try:
-            return _Manifest.read(self.path / MANIFEST)
+            return Manifest.read(self.path / MANIFEST)
         except DataError:
             if self.overwrite:
                 return None
             raise
 
 
+@dataclass(frozen=True)
+class _Merged:
+    """What is in the folder that parts are merged into."""
+
+    root: Path
+    manifest: Manifest
+
+    def holds(self, name: str, inputs: Inputs) -> bool:
+        """Return whether ``name`` is complete there, and made from ``inputs``."""
+        there = name in self.manifest.files and name not in self.manifest.pending
+        return there and (self.root / name).exists() and not self.manifest.changed_inputs(name, inputs)
+
+
 def _plain(value: Any) -> Any:
     """Return plain values as JSON reads them back: tuples become lists, NaN becomes None."""
     return json.loads(json.dumps(without_nan(value)))
-
-
-def _content(inputs: Inputs, key: str) -> str | None:
-    return inputs.get(key, {}).get("sha256")
 
 
 def inputs_of(files: Mapping[str, Path]) -> Inputs:
@@ -318,7 +350,8 @@ def report_made(
         noun: what they are.
         scored_by: ``prod9 evaluate`` and its words up to the folder of the results; nothing for none.
     """
-    result = {"output_dir": str(folder.path), "made": made, "kept": total - len(made)}
+    kept = folder.num_expected(total) - len(made)
+    result = {"output_dir": str(folder.path), "made": made, "kept": kept}
     if as_json:
         print_json(result)
     else:

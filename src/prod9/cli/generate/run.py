@@ -15,8 +15,10 @@ import typer
 from prod9.cli import shared
 from prod9.cli.generate.options import Model, Target
 from prod9.cli.generate.outputs import Inputs, OutputFolder
+from prod9.cli.parts.option import chosen_part
 from prod9.cli.stage import load_for_model, print_check
 from prod9.devices import torch_device
+from prod9.system.parts import WorkPart
 from prod9.system.progress import within
 
 if TYPE_CHECKING:
@@ -128,12 +130,17 @@ def carry_out(
         report: prints what was made; called with the folder, the names and ``--json``.
         described: returns more for the manifest; see :class:`~prod9.cli.generate.outputs.OutputFolder`.
     """
+    part = chosen_part(target.part)
     if target.check:
-        print_check(describe(), target.as_json)
+        print_check(describe() | ({} if part.is_all else {"part": str(part)}), target.as_json)
         return
     with (
         OutputFolder(
-            Path(target.output_dir), settings(), described=described(), overwrite=target.overwrite
+            Path(target.output_dir),
+            settings(),
+            described=described(),
+            overwrite=target.overwrite,
+            part=part,
         ) as folder,
         shared.resumable(how_to_go_on(target.output_dir)),
     ):
@@ -159,6 +166,7 @@ class Series:
         write: writes a sample to a path.
         noted: goes into the manifest beside index and seed.
         inputs: what the samples are made from.
+        batch_size: samples that are drawn together, and by the same part.
     """
 
     title: str
@@ -168,6 +176,7 @@ class Series:
     write: Callable[[Path, Any], None]
     noted: Mapping[str, Any]
     inputs: Inputs = field(default_factory=dict)
+    batch_size: int = 1
 
     @property
     def names(self) -> list[str]:
@@ -176,11 +185,16 @@ class Series:
 
 
 def make_series(folder: OutputFolder, series: Sequence[Series]) -> Iterator[str]:
-    """Draw the samples that ``folder`` lacks, write each, and yield its name."""
+    """Draw the samples of this part that ``folder`` lacks, write each, and yield its name."""
+    shares = [_share(folder.part, one, place, len(series)) for place, one in enumerate(series)]
+    folder.expect(
+        [one.names[k] for one, share in zip(series, shares, strict=True) for k in share],
+        of=[name for one in series for name in one.names],
+    )
     with shared.progress() as bar:
-        for one in series:
+        for one, share in zip(series, shares, strict=True):
             names = one.names
-            missing = [k for k, name in enumerate(names) if not folder.is_done(name, one.inputs)]
+            missing = [k for k in share if not folder.is_done(names[k], one.inputs)]
             if not missing:
                 continue
             task = bar.add_task(one.title, total=len(missing))
@@ -197,6 +211,15 @@ def make_series(folder: OutputFolder, series: Sequence[Series]) -> Iterator[str]
                         one.write(place, sample)
                     yield name
                 done += count
+
+
+def _share(part: WorkPart, series: Series, place: int, of: int) -> list[int]:
+    """Return the samples that ``part`` draws of a series, number ``place`` of ``of``: whole batches in turn.
+
+    More samples do not change who draws the first ones.
+    """
+    size = series.batch_size
+    return [k for k in range(series.num_samples) if part.owns(k // size * of + place)]
 
 
 def consecutive(indices: Sequence[int]) -> Iterator[tuple[int, int]]:

@@ -38,9 +38,11 @@ from prod9.cli.generate.translation_jobs import (
     read_job,
 )
 from prod9.cli.naming import known_as
+from prod9.cli.parts.option import PartOption, chosen_part
 from prod9.cli.shared import CheckOption, DebugOption, JsonOption, OverwriteOption
 from prod9.cli.stage import AutoencoderOption, print_check
 from prod9.errors import ConfigError, DataError
+from prod9.system.parts import ALL, WorkPart
 from prod9.system.progress import within
 from prod9.system.wording import plural
 
@@ -138,6 +140,7 @@ def translate(
     sampling: Sampling,
     detail: Detail,
     overwrite: OverwriteOption = False,
+    part: PartOption = None,
     check: CheckOption = False,
     as_json: JsonOption = False,
     debug: DebugOption = False,
@@ -147,10 +150,7 @@ def translate(
     The result has the voxels, the orientation and the intensity range of the first source. With several
     samples it is their mean; each sample and the standard deviation per voxel are written beside it.
     """
-    if bool(source) == bool(patient):
-        raise ConfigError(
-            "expected --source NAME=FILE or --patient DIR, got " + ("both" if source else "neither")
-        )
+    _check_places(source, patient, output_dir, part)
     if refiner is not None and not refine:
         raise ConfigError("expected --refiner PATH or --no-refine, got both; leave one out")
     if sampling.autoguidance_scale and decode == "mean" and samples.num_samples == 1:
@@ -158,8 +158,6 @@ def translate(
             "--autoguidance: expected samples to guide, got --decode mean with one of them, which draws none; leave "
             "one of the options out, or add --num-samples"
         )
-    if patient and output_dir is None:
-        raise ConfigError("expected --output-dir DIR with --patient, got none; add it")
     job = job_from_sources(source, target, output) if source else None
     cases, shown = find_patients(patient or []), find_patients(example_patient or [])
     detail.check(detail.path)
@@ -190,8 +188,11 @@ def translate(
         **detail_settings(pipeline.detail),
     }
     failed: dict[Job, str] = {}
-    with _results(job, output_dir, settings, overwrite, samples.num_samples) as results:
+    share = ALL if job is not None else chosen_part(part)
+    with _results(job, output_dir, settings, overwrite, samples.num_samples, share) as results:
         where = job.output if job is not None else results.path
+        if isinstance(results, OutputFolder):
+            jobs = _share(results, jobs, samples.num_samples)
         with shared.resumable(how_to_go_on(where)):
             made = list(_translate(pipeline, jobs, results, asked, examples, samples.batch_size, failed))
     kept = sum(len(each.results(samples.num_samples)) for each in jobs if each not in failed) - len(made)
@@ -211,12 +212,31 @@ def translate(
         )
 
 
+def _check_places(
+    source: list[str] | None, patient: list[Path] | None, output_dir: Path | None, part: str | None
+) -> None:
+    """Refuse (ConfigError) other than one kind of input with the options that belong to it."""
+    if bool(source) == bool(patient):
+        raise ConfigError(
+            "expected --source NAME=FILE or --patient DIR, got " + ("both" if source else "neither")
+        )
+    if patient and output_dir is None:
+        raise ConfigError("expected --output-dir DIR with --patient, got none; add it")
+    if source and part is not None:
+        raise ConfigError("--part: expected it with --patient, got --source, which is one piece of work")
+
+
 def _results(
-    job: Job | None, output_dir: Path | None, settings: dict[str, Any], overwrite: bool, num_samples: int
+    job: Job | None,
+    output_dir: Path | None,
+    settings: dict[str, Any],
+    overwrite: bool,
+    num_samples: int,
+    part: WorkPart,
 ) -> "AbstractContextManager[OutputFolder | _LooseFiles]":
     """Return where results go: the file of ``--output`` with what lies beside it, or a folder with a manifest."""
     if job is None:
-        return OutputFolder(output_dir or Path(), settings, overwrite=overwrite)
+        return OutputFolder(output_dir or Path(), settings, overwrite=overwrite, part=part)
     from prod9.files import check_writable
 
     there = [path for path in job.results(num_samples).values() if path.exists()]
@@ -226,6 +246,17 @@ def _results(
         )
     check_writable(job.output.parent)
     return nullcontext(_LooseFiles(job.output.parent))
+
+
+def _share(folder: OutputFolder, jobs: Sequence[Job], num_samples: int) -> list[Job]:
+    """Return the jobs of the folder's part of the work."""
+    mine = [job for place, job in enumerate(jobs) if folder.part.owns(place)]
+    names, of = (
+        [path.as_posix() for job in some for path in job.results(num_samples).values()]
+        for some in (mine, jobs)
+    )
+    folder.expect(names, of=of)
+    return mine
 
 
 def _load(source: "Source", *, detail: Detail, **chosen: Any) -> "TranslationPipeline":

@@ -1,8 +1,9 @@
 """``prod9 evaluate``: how good generated volumes are."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -20,11 +21,16 @@ from prod9.cli.judge.options import (
     grouped,
 )
 from prod9.cli.judge.reporting import reporting
+from prod9.cli.parts.option import PartOption, chosen_part
+from prod9.cli.parts.record import FEATURES, PartRecord, plan_of, require_same_count
 from prod9.cli.shared import DebugOption, JsonOption, OverwriteOption, new_app
 from prod9.devices import torch_device
 from prod9.errors import ConfigError
+from prod9.system.parts import WorkPart
+from prod9.system.wording import plural
 
 if TYPE_CHECKING:
+    from prod9.evaluation.images import ImageSettings
     from prod9.evaluation.score_table import Evaluation
 
 app = new_app("Measure generated volumes against real ones.")
@@ -65,16 +71,20 @@ def images(
     grid: GridOption = None,
     replicates: ReplicatesOption = 100,
     overwrite: OverwriteOption = False,
+    part: PartOption = None,
 ) -> None:
     """Compare a folder of generated volumes with a folder of real ones.
 
     Distances of distributions, diversity and appearance, each beside the score of real volumes against each other. With
-    `--paired` also PSNR, SSIM, MS-SSIM and more over the whole volume, the brain, the tumour and the healthy part.
+    `--paired` also PSNR, SSIM, MS-SSIM and more over the whole volume, the brain, the tumour and the healthy part. With
+    `--part` only features are computed: join them with `prod9 merge OUTPUT_DIR`, then run it without `--part`.
     """
     _check_folder(output_dir, overwrite)
+    work = chosen_part(part)
     from prod9.evaluation.images import ImageSettings, check_settings, evaluate_images
     from prod9.evaluation.judges.judge import FILE as CLASSIFIER
     from prod9.evaluation.sets.kept_pairs import FILE as KEPT
+    from prod9.evaluation.sets.kept_rows import FOLDER
 
     networks = asdict(extractors)
     settings = ImageSettings(
@@ -89,16 +99,74 @@ def images(
         **sets.settings(),
     )
     check_settings(settings)
-    kept = output_dir / KEPT
+    if not work.is_all:
+        _describe_part(real, generated, settings, work, output_dir, options)
+        return
+    kept, features = output_dir / KEPT, output_dir / FOLDER
     again = "The scores of finished pairs are kept; the same command continues from here."
     with shared.resumable(again), reporting() as report:
         result = evaluate_images(
-            real, generated, settings, device=torch_device(options.device), report=report, keep=kept
+            real,
+            generated,
+            settings,
+            device=torch_device(options.device),
+            report=report,
+            keep=kept,
+            features=features if features.is_dir() else None,
         )
     if result.judge is not None:
         result.judge.save(output_dir / CLASSIFIER)
     _finish(result.evaluation, output_dir, options.as_json, real, generated)
     kept.unlink(missing_ok=True)
+
+
+def _describe_part(
+    real: Path,
+    generated: Path,
+    settings: "ImageSettings",
+    work: WorkPart,
+    output_dir: Path,
+    options: RunOptions,
+) -> None:
+    """Compute one part of the features of ``evaluate images``."""
+    if settings.skip_bad or ("classifier" in settings.extractors and settings.classifier is None):
+        given = "--skip-bad" if settings.skip_bad else "--extractor classifier"
+        remedy = (
+            "repair the files first" if settings.skip_bad else "name a trained one with --classifier FILE"
+        )
+        raise ConfigError(f"--part: expected parts that are alike, got {given}; {remedy}")
+    from prod9.evaluation.image_sets import describe_part
+
+    require_same_count(output_dir, work)
+    folder = work.folder(output_dir)
+
+    def expect(decisive: Mapping[str, Any], names: Sequence[str], all_names: Sequence[str]) -> None:
+        PartRecord(
+            part=str(work),
+            kind=FEATURES,
+            settings=dict(decisive),
+            total=len(all_names),
+            plan=plan_of(all_names),
+            names=list(names),
+        ).write(folder)
+
+    folder.mkdir(parents=True, exist_ok=True)
+    again = "The features of finished volumes are kept; the same command continues from here."
+    with shared.resumable(again), reporting() as report:
+        num = describe_part(
+            real,
+            generated,
+            settings,
+            work,
+            folder,
+            expect=expect,
+            device=torch_device(options.device),
+            report=report,
+        )
+    if options.as_json:
+        shared.print_json({"output_dir": str(folder), "volumes": num})
+        return
+    shared.console.print(f"{plural(num, 'volume')} described in {folder}")
 
 
 @app.command("samples", example="prod9 evaluate samples outputs/demo/data made")

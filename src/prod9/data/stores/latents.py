@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from prod9.data.stores.manifest import FORMAT, IN_USE, MANIFEST, Manifest, Row, shard_file
+from prod9.data.stores.manifest import FORMAT, IN_USE, LOCK, MANIFEST, Manifest, Row, shard_file
 from prod9.data.stores.prefetch import prefetched
 from prod9.data.stores.token_store import TokenStore
 from prod9.errors import DataError
@@ -31,7 +31,6 @@ from prod9.system.folders import SharedLock, is_temporary
 from prod9.system.progress import Progress
 
 _LOG = logging.getLogger("prod9")
-_LOCK = "manifest.lock"
 _SHARD_BYTES = 64 * 2**20
 # A shard is also written after this time, so that an interruption loses no more encoding than that.
 _SHARD_SECONDS = 60.0
@@ -153,7 +152,7 @@ def build_token_store(
     done = len(items) - len(todo)
     writer = _ShardWriter(directory, manifest)
     try:
-        groups = _groups(todo, batch_size)
+        groups = group_cases(todo, batch_size)
         loads = [lambda group=group: [_volume(item, grid) for item, _ in group] for group in groups]
         batches = (
             (group[start : start + batch_size], torch.stack(loaded[start : start + batch_size]))
@@ -173,7 +172,7 @@ def build_token_store(
         raise
     writer.flush()
     rows = _select(manifest, items, keys)
-    with exclusive(directory / _LOCK):
+    with exclusive(directory / LOCK):
         manifest.merge(directory)
         manifest.rows |= {row.key: row for row in rows}
         manifest.write(directory)
@@ -183,7 +182,7 @@ def build_token_store(
 
 def _enter(directory: Path, made_for: str, *, overwrite: bool) -> SharedLock:
     """Return a hold on the store for ``made_for``; volumes of another encoder are deleted first, or refused."""
-    with exclusive(directory / _LOCK):
+    with exclusive(directory / LOCK):
         use = SharedLock(directory / IN_USE)
         there = Manifest.read(directory)
         if there.made_for in ("", made_for) or not there.rows:
@@ -225,7 +224,7 @@ def _sweep(directory: Path) -> None:
     """Delete what killed processes left, if the store can be written to."""
     # The lock is taken only if there is something to delete: a store on a read-only disk has no lock file.
     if any(is_temporary(path) for path in directory.glob(".*")):
-        with suppress(DataError), exclusive(directory / _LOCK):
+        with suppress(DataError), exclusive(directory / LOCK):
             Manifest.read(directory).sweep(directory)
 
 
@@ -281,7 +280,7 @@ def verify_store(directory: Path) -> StoreReport:
     )
 
 
-def _groups(todo: Sequence[tuple[StoreItem, str]], batch_size: int) -> list[list[tuple[StoreItem, str]]]:
+def group_cases(todo: Sequence[tuple[StoreItem, str]], batch_size: int) -> list[list[tuple[StoreItem, str]]]:
     """Divide ``todo`` into what one thread loads: whole cases, each of which is read once, and at least a batch."""
     groups: list[list[tuple[StoreItem, str]]] = []
     for pair in todo:
@@ -340,7 +339,7 @@ class _ShardWriter:
             arrays["tokens"] = arrays["tokens"].astype(token_dtype(int(arrays["tokens"].max())))
         name = hashlib.sha256("".join(key for _, key in self._batch).encode()).hexdigest()[:16]
         paths = {array: shard_file(self._directory, name, array) for array in arrays}
-        with exclusive(self._directory / _LOCK):
+        with exclusive(self._directory / LOCK):
             self._manifest.merge(self._directory)
             # Another process may have written the same shard in the meantime.
             if name not in self._manifest.shards:

@@ -13,6 +13,7 @@ from prod9.system.folders import finals, sweep
 
 FORMAT = 2
 MANIFEST = "manifest.json"
+LOCK = "manifest.lock"
 IN_USE = "in-use.lock"
 """The lock file that readers share."""
 _REMEDY = "delete the store, or name another data.store_dir"
@@ -118,9 +119,7 @@ class Manifest:
         """Delete what killed processes left (temporary files, unlisted shards); call it with the lock held."""
         sweep(directory)
         for path in finals(directory, "*.npy"):
-            shard, _, array = path.name.removesuffix(".npy").partition(".")
-            ours = _SHARD_NAME.fullmatch(shard) and _ARRAY_NAME.fullmatch(array)
-            if ours and shard not in self.shards:
+            if is_shard(path.name) and path.name.partition(".")[0] not in self.shards:
                 path.unlink(missing_ok=True)
 
     def intact(self, directory: Path) -> "Manifest":
@@ -137,6 +136,12 @@ class Manifest:
         rows = {key: row for key, row in self.rows.items() if row.shard in whole}
         damaged = {name: hashes for name, hashes in self.shards.items() if name not in whole}
         return Manifest(self.made_for, rows, whole, damaged)
+
+
+def is_shard(name: str) -> bool:
+    """Return whether ``name`` is that of a file of a shard."""
+    shard, _, array = name.removesuffix(".npy").partition(".")
+    return bool(_SHARD_NAME.fullmatch(shard) and _ARRAY_NAME.fullmatch(array))
 
 
 def shard_file(directory: Path, shard: str, array: str) -> Path:

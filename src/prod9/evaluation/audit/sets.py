@@ -64,16 +64,49 @@ def sets_of_run(
         raise ConfigError(
             f"--run: expected {split_file}, got none; train first, or use --train and --heldout."
         )
+    root = data or Path(config.data.root)
+    return sets_of_split(
+        split_file,
+        root,
+        generated,
+        layout=config.data.layout,
+        read=modalities or config.data.modalities,
+        modalities=modalities,
+        bad=bad,
+    )
+
+
+def sets_of_split(
+    split_file: Path,
+    root: Path,
+    generated: Path,
+    *,
+    layout: str = "auto",
+    read: Sequence[str] = (),
+    modalities: Sequence[str] = (),
+    bad: BadFiles | None = None,
+) -> AuditSets:
+    """Return the volumes of the training and of the test patients of a split, and those of ``generated``.
+
+    Raises ConfigError for a split without test patients, and where the patients are not found.
+
+    Args:
+        split_file: a run's split.json.
+        root: folder of the real cases.
+        generated: folder of generated volumes.
+        layout: of ``root``.
+        read: modalities of the real cases; all by default.
+        modalities: modalities of the generated volumes; all by default.
+        bad: notes what is left out; by default files that cannot be used are refused.
+    """
     split = Split.load(split_file)
     if not split.test:
         raise ConfigError(
             f"{split_file}: expected test patients, got none: validation patients were used to choose the "
             "model. Train with data.split.test above 0, or name unseen cases with --train and --heldout."
         )
-    root = data or Path(config.data.root)
     bad = BadFiles(skip=False) if bad is None else bad
-    wanted = modalities or config.data.modalities
-    entries = find_volumes(root, layout=config.data.layout, modalities=wanted, bad=bad)
+    entries = find_volumes(root, layout=layout, modalities=read, bad=bad)
     parts = []
     for what, patients in (("training", split.train), ("test", split.test)):
         bad.require_patients(patients, entries, what, root)
@@ -81,6 +114,6 @@ def sets_of_run(
         parts.append([entry for entry in entries if entry.patient_id in wanted])
         if not parts[-1]:
             raise ConfigError(
-                f"{root}: expected the {what} patients of {run}, got none; name their folder with --data."
+                f"{root}: expected the {what} patients of {split_file}, got none; name their folder with --data."
             )
     return AuditSets(parts[0], parts[1], find_volumes(generated, modalities=modalities, bad=bad))

@@ -15,8 +15,10 @@ from prod9.evaluation.judges.features import SliceExtractor
 from prod9.evaluation.sets import appearance
 from prod9.evaluation.sets.denoised import Levels, describe_denoised
 from prod9.evaluation.sets.entries import require_finite
+from prod9.evaluation.sets.kept_rows import Described, KeptRows
 from prod9.evaluation.sets.volume_sets import BadFiles, Entry
 from prod9.measures.metrics import ms_ssim3d
+from prod9.system.parts import ALL, WorkPart
 from prod9.system.progress import Progress
 
 HISTOGRAM, SPECTRUM, DETAIL = "histogram", "spectrum", "detail"
@@ -103,6 +105,8 @@ def describe_set(
     noise: Levels | None = None,
     device: torch.device = CPU,
     progress: Progress | None = None,
+    kept_rows: KeptRows | None = None,
+    work: WorkPart = ALL,
 ) -> SetRows:
     """Read each of ``entries`` once and return what is kept of them, the volumes of a pair one after the other.
 
@@ -117,37 +121,31 @@ def describe_set(
         noise: also keep rows of the volumes without noise of these levels; by default there are none.
         device: where features are computed.
         progress: called after each volume.
+        kept_rows: what was found of the volumes before, and where to keep more.
+        work: describe one part of the volumes only, whole twosomes of them.
     """
     kept: list[Entry] = []
     rows: dict[str, list[Tensor]] = {}
     planes: dict[str, list[list[Tensor]]] = {e.name: [[] for _ in AXES] for e in extractors}
     twosomes, entries = pair_patients(entries)
+    entries = share_of(work, twosomes, entries)
     pairs = _Pairs(twosomes)
+
+    describer = _Describer(preparation, extractors, describe or {}, noise, device, pairs, kept_rows)
     for done, entry in enumerate(entries, 1):
+        pairs.volume = None
         try:
-            volume = preparation.read(entry)
-            described = _describe(volume, extractors, describe or {}, device)
-            if noise is not None:
-                described |= describe_denoised(
-                    volume[0, 0], noise.get(entry.modality, 0.0), extractors, device
-                )
-            slices = {
-                extractor.name: [plane.cpu() for plane in extractor.planes(volume.to(device))]
-                for extractor in extractors
-            }
-            require_finite(
-                entry.path, [*described.values(), *(plane for own in slices.values() for plane in own)]
-            )
+            found = describer(entry)
         except DataError as error:
             bad.report(entry, error)
             continue
         kept.append(entry)
-        for name, row in described.items():
+        for name, row in found.rows.items():
             rows.setdefault(name, []).append(row)
-        for name, own in slices.items():
+        for name, own in found.planes.items():
             for axis, plane in enumerate(own):
                 planes[name][axis].append(plane)
-        pairs.add(entry, volume)
+        pairs.add(entry, found.pair)
         if progress is not None:
             progress(done, len(entries))
     if not kept:
@@ -162,28 +160,96 @@ def describe_set(
 
 
 class _Pairs:
-    """MS-SSIM of pairs of volumes; at most one volume waits, that of the twosome and modality at hand."""
+    """MS-SSIM of pairs of volumes; at most one volume waits, that of the twosome and modality at hand.
+
+    Attributes:
+        volume: of the entry at hand, where it was read.
+    """
 
     def __init__(self, twosomes: Mapping[str, int]) -> None:
         self.twosomes = twosomes
         self.scores: dict[str, list[Tensor]] = {}
         self.numbers: dict[str, list[int]] = {}
+        self.volume: Tensor | None = None
         self._place: tuple[str, int] | None = None
-        self._waiting: tuple[str, Tensor | None] = "", None
+        self._waiting: Entry | None = None
+        self._waiting_volume: Tensor | None = None
+        self._is_paired = False
 
-    def add(self, entry: Entry, volume: Tensor) -> None:
-        """Compare ``volume`` with the one that waits, if they are the first ones of two patients of a twosome."""
+    def partner(self, entry: Entry) -> Entry | None:
+        """Return the entry that ``entry`` makes a pair with: of the other patient of its twosome, if it waits."""
+        if entry.patient_id not in self.twosomes or self._waiting is None or self._is_paired:
+            return None
+        same = self._place == (entry.modality, self.twosomes[entry.patient_id])
+        return self._waiting if same and self._waiting.patient_id != entry.patient_id else None
+
+    def waiting_volume(self, entry: Entry, preparation: Reader) -> Tensor | None:
+        """Return the volume of the partner of ``entry``; it is read where its rows were kept from before."""
+        partner = self.partner(entry)
+        if partner is None:
+            return None
+        return preparation.read(partner) if self._waiting_volume is None else self._waiting_volume
+
+    def add(self, entry: Entry, score: Tensor | None) -> None:
+        """Take the score of ``entry`` with its partner, or let it wait if it is the first of its twosome."""
         if entry.patient_id not in self.twosomes:
             return
         place = entry.modality, self.twosomes[entry.patient_id]
-        patient, other = self._waiting
         if self._place != place:
-            self._place, self._waiting = place, (entry.patient_id, volume)
-        elif patient != entry.patient_id and other is not None:
-            self.scores.setdefault(entry.modality, []).append(ms_ssim3d(volume, other))
+            self._place, self._waiting, self._is_paired = place, entry, False
+            self._waiting_volume = self.volume
+        elif self.partner(entry) is not None and score is not None:
+            self.scores.setdefault(entry.modality, []).append(score)
             self.numbers.setdefault(entry.modality, []).append(place[1])
             # Further volumes of either patient make no other pair.
-            self._waiting = patient, None
+            self._is_paired, self._waiting_volume = True, None
+
+
+@dataclass(frozen=True)
+class _Describer:
+    """Describes volumes, each with its pair if it completes one."""
+
+    preparation: Reader
+    extractors: Sequence[SliceExtractor]
+    describe: Mapping[str, Describe]
+    noise: Levels | None
+    device: torch.device
+    pairs: _Pairs
+    kept_rows: KeptRows | None
+
+    def __call__(self, entry: Entry) -> Described:
+        """Return what is kept of one volume; DataError for one that cannot be used."""
+        partner = self.pairs.partner(entry)
+        there = None if self.kept_rows is None else self.kept_rows.get(entry, partner)
+        if there is not None:
+            return there
+        volume = self.preparation.read(entry)
+        rows = _describe(volume, self.extractors, self.describe, self.device)
+        if self.noise is not None:
+            level = self.noise.get(entry.modality, 0.0)
+            rows |= describe_denoised(volume[0, 0], level, self.extractors, self.device)
+        planes = {
+            extractor.name: [plane.cpu() for plane in extractor.planes(volume.to(self.device))]
+            for extractor in self.extractors
+        }
+        require_finite(entry.path, [*rows.values(), *(plane for own in planes.values() for plane in own)])
+        other = self.pairs.waiting_volume(entry, self.preparation)
+        found = Described(rows, planes, None if other is None else ms_ssim3d(volume, other))
+        self.pairs.volume = volume
+        if self.kept_rows is not None:
+            self.kept_rows.put(entry, partner, found)
+        return found
+
+
+def share_of(work: WorkPart, twosomes: Mapping[str, int], entries: Sequence[Entry]) -> list[Entry]:
+    """Return the entries of one part of the work: twosomes, and patients without one, in turn."""
+    places: dict[tuple[str, int | str], int] = {}
+    mine = []
+    for entry in entries:
+        unit = entry.modality, twosomes.get(entry.patient_id, entry.patient_id)
+        if work.owns(places.setdefault(unit, len(places))):
+            mine.append(entry)
+    return mine
 
 
 def pair_patients(entries: Sequence[Entry]) -> tuple[dict[str, int], list[Entry]]:

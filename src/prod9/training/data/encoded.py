@@ -1,14 +1,25 @@
 """EncodedSource: what stages 2 and 3 have instead of volumes: tokens or latents of a trained autoencoder."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from prod9.data.splits import Part, Split
-from prod9.data.stores.latents import Encode, ParallelEncode, TokenStore, build_token_store, find_in_store
+from prod9.data.splits import PARTS, Part, Split
+from prod9.data.stores.latents import (
+    Encode,
+    ParallelEncode,
+    StoreItem,
+    TokenStore,
+    build_token_store,
+    find_in_store,
+    group_cases,
+)
+from prod9.data.stores.merging import stored_keys
 from prod9.errors import ConfigError
+from prod9.system.parts import WorkPart
 from prod9.system.progress import Progress
 from prod9.training.data.module import AbstractSegmentedDataModule
 
@@ -58,6 +69,52 @@ class EncodedSource:
                 num_workers=config.data.num_workers,
                 progress=progress,
                 overwrite=config.data.store_dir is None,
+            )
+
+    def items_of_part(
+        self, module: AbstractSegmentedDataModule, work: WorkPart
+    ) -> tuple[list[tuple[StoreItem, str]], list[str]]:
+        """Return the volumes that one part of the work encodes, with their keys, and the keys of all parts.
+
+        It takes every ``work.count``-th case or, of small volumes, batch of them: batches are those of one piece.
+        """
+        module.require_held_out(self.split, base="an autoencoder")
+        grid = module.config.data.grid
+        items = [item for part in PARTS if getattr(module.split, part) for item in module.store_items(part)]
+        keyed = [(item, item.key(self.encoder_hash, grid)) for item in items]
+        groups = group_cases(keyed, module.encode_batch_size)
+        mine = [pair for place, group in enumerate(groups) if work.owns(place) for pair in group]
+        return mine, [key for _, key in keyed]
+
+    def fill_part(
+        self,
+        module: AbstractSegmentedDataModule,
+        work: WorkPart,
+        folder: Path,
+        items: Sequence[tuple[StoreItem, str]],
+    ) -> None:
+        """Encode volumes into a store of their own, but not those that the run's own store holds already.
+
+        Args:
+            module: whose volumes they are.
+            work: which part of the work it is, for the progress bar.
+            folder: of that store.
+            items: the volumes with their keys.
+        """
+        if self.encode is None:
+            raise ValueError("encode: expected a function that encodes, got None; give one.")
+        config = module.config
+        there = stored_keys(config.store_dir)
+        with module.report(f"Encoding part {work}") as progress:
+            build_token_store(
+                folder,
+                [item for item, key in items if key not in there],
+                self.encode,
+                key=self.encoder_hash,
+                grid=config.data.grid,
+                batch_size=module.encode_batch_size,
+                num_workers=config.data.num_workers,
+                progress=progress,
             )
 
     def codebook(self, store: TokenStore) -> Tensor:

@@ -1,0 +1,175 @@
+"""``prod9 augment``: real patients in, a data set with audited synthetic patients out."""
+
+import sys
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from prod9.cli import shared
+from prod9.cli.augment.masks import find_masks
+from prod9.cli.augment.steps import (
+    CARD,
+    DATASET,
+    MADE,
+    Asked,
+    Notes,
+    audit_made,
+    data_card,
+    make_report,
+    measure,
+    scores_of,
+    suspects_of,
+    write_sets,
+)
+from prod9.cli.data.convert import FormatOption
+from prod9.cli.generate.options import DetailUse, SampleSeedOption, Sampling, Target
+from prod9.cli.generate.patients import case_id, make_patients
+from prod9.cli.parts.option import PartOption, chosen_part
+from prod9.cli.shared import DebugOption, DeviceOption, JsonOption, OutputsOption, new_app
+from prod9.data.formats.table import form_of
+from prod9.devices import torch_device
+from prod9.errors import ConfigError
+from prod9.system.machine import expand
+from prod9.system.wording import plural
+
+app = new_app("Add audited synthetic patients to a data set of real ones.")
+
+
+@app.command()
+def augment(
+    source: Annotated[
+        Path, typer.Argument(metavar="BRATS", help="Folder of the real patients, with segmentations.")
+    ],
+    model: Annotated[str, typer.Option("--model", "-m", metavar="RUN", help="Label-conditional model.")],
+    in_context: Annotated[str, typer.Option("--in-context", metavar="RUN", help="Model that translates.")],
+    control: Annotated[
+        list[str],
+        typer.Option("--control", metavar="RUN", help="Control network of either model; repeatable."),
+    ],
+    output_dir: OutputsOption,
+    num: Annotated[int, typer.Option("--num-samples", "-n", min=1, help="Patients to make.")] = 16,
+    masks: Annotated[
+        Path | None,
+        typer.Option(
+            "--masks", metavar="DIR", help="Segmentations to follow. [those of the training patients]"
+        ),
+    ] = None,
+    split: Annotated[
+        Path | None,
+        typer.Option("--split", metavar="FILE", help="The models' split. [split.json of --model]"),
+    ] = None,
+    form: FormatOption = "nnunet",
+    folds: Annotated[int, typer.Option("--folds", min=0, help="Folds of nnU-Net; 0 for none.")] = 5,
+    false_alarms: Annotated[
+        float,
+        typer.Option(
+            "--false-alarms", min=0.001, max=0.5, help="Share of honest volumes that may be suspect."
+        ),
+    ] = 0.05,
+    measured: Annotated[
+        bool,
+        typer.Option("--measure", help="Also train segmenters on real, synthetic and both patients."),
+    ] = False,
+    steps: Annotated[
+        int, typer.Option("--measure-steps", min=1, help="Training steps of each segmenter.")
+    ] = 400,
+    seeds: Annotated[int, typer.Option("--measure-seeds", min=1, help="Segmenters per set.")] = 3,
+    seed: SampleSeedOption = 0,
+    device: DeviceOption = "auto",
+    part: PartOption = None,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Make patients, audit them against real ones, throw out suspects by name, and write the data set.
+
+    OUTPUT/dataset holds real and accepted synthetic patients; beside it are the audit, a data card and report.html. Run
+    it again after an interruption, or with a larger --num-samples, and only what is missing is done. With --part only
+    patients are made: join them with `prod9 merge OUTPUT/made`, then run it without.
+    """
+    chosen, output = form_of(form), expand(Path(output_dir))
+    split_file = split or Path(model) / "split.json"
+    real = expand(source)
+    masks_found, cases_of_masks = _prepare(real, split_file, masks)
+    target = Target(output_dir=str(output / MADE), part=part)
+    work = chosen_part(part)
+    shared.messages.print(
+        f"{plural(num, 'patient')} to make, following {plural(masks_found, 'segmentation')} of {cases_of_masks}."
+    )
+    with redirect_stdout(sys.stderr):  # what it reports is no result of this command
+        make_patients(
+            num=num, model=model, in_context=in_context, control=control, seg=masks_found, sampling=Sampling(),
+            use=DetailUse(), seed=seed, device=device, target=target,
+        )  # fmt: skip
+    if not work.is_all:
+        shared.messages.print(
+            f"Run the other parts, `prod9 merge {output / MADE}`, and then this without --part."
+        )
+        return
+    asked = Asked(real, split_file, model, output, chosen, folds, seed, false_alarms)
+    again = "What is done is kept, and the same command goes on from here."
+    with shared.resumable(again):
+        result = _finish(
+            asked, num, len(masks_found), torch_device(device), (steps, seeds) if measured else None
+        )
+    if as_json:
+        shared.print_json(result)
+        return
+    _print(result)
+
+
+def _prepare(real: Path, split_file: Path, masks: Path | None) -> tuple[list[Path], str]:
+    """Check the real patients and the split, and return the segmentations to follow and whose they are."""
+    from prod9.data.formats.convert import read_cases
+    from prod9.data.splits import Split
+
+    if not split_file.is_file():
+        raise ConfigError(
+            f"--split: expected the split.json of the models' run, got none at {split_file}; name it with --split: it "
+            "says which patients were trained on"
+        )
+    cases, _ = read_cases(real)
+    found = find_masks(cases, Split.load(split_file).train, masks)
+    return found, "training patients" if masks is None else str(masks)
+
+
+def _finish(
+    asked: Asked, num: int, num_masks: int, device: Any, measured: tuple[int, int] | None
+) -> dict[str, Any]:
+    """Do what follows once all patients are made; return what came of it."""
+    from prod9.files import atomic_write, sha256
+
+    notes = Notes(asked.output)
+    key = [sha256(asked.output / MADE / "manifest.json"), sha256(asked.split), asked.false_alarms]
+    audit = audit_made(asked, notes, key, device)
+    suspects = suspects_of(audit, [case_id(k) for k in range(num)])
+    card = data_card(asked, num_masks, num, audit, suspects)
+    with atomic_write(asked.output / CARD) as temporary:
+        temporary.write_text(card, encoding="utf-8")
+    key = [*key, asked.form.name, asked.folds, asked.seed]
+    counts = write_sets(asked, notes, key, suspects, card)
+    result: dict[str, Any] = {"dataset": str(asked.output / DATASET), "suspects": suspects, **counts}
+    if measured is not None:
+        steps, seeds = measured
+        evaluation = measure(asked, notes, key, steps=steps, seeds=seeds, device=device)
+        result["dice"] = scores_of(evaluation)
+    report = make_report(asked)
+    return result | ({} if report is None else {"report": str(report)})
+
+
+def _print(result: dict[str, Any]) -> None:
+    say = shared.console.print
+    for name in result["suspects"]:
+        say(f"Thrown out: {name} resembles a training patient.")
+    tested = f", {result['tested']} real ones put aside for a test" if result["tested"] else ""
+    say(
+        f"{plural(result['real'], 'real patient')} and {plural(result['synthetic'], 'synthetic one')}{tested}: "
+        f"{result['dataset']}"
+    )
+    for row in result.get("dice", []):
+        interval = "" if row["low"] is None else f" ({row['low']:.3f} to {row['high']:.3f})"
+        value = "none" if row["value"] is None else f"{row['value']:.3f}"
+        say(f"Dice of {row['region']}, trained on {row['trained_on']}: {value}{interval}")
+    if "report" in result:
+        say(f"Report: {result['report']}")

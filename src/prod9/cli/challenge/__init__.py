@@ -1,0 +1,1 @@
+"""Containers that answer the interface of the BraTS challenge."""
