@@ -42,9 +42,12 @@ def data_uri(png: bytes) -> str:
 
 
 def encode_png(image: np.ndarray) -> bytes:
-    """Return the grey picture ``image``, uint8 ``[h w]``, as the content of a PNG file."""
+    """Return ``image``, uint8 ``[h w]`` grey or ``[h w 3]`` in colour, as the content of a PNG file."""
     from matplotlib.image import imsave  # takes half a second, and only pages need it
 
     buffer = io.BytesIO()
-    imsave(buffer, np.stack([image] * 3, axis=2), format="png")  # as RGB, which no colour map changes
+    colours = (
+        image if image.ndim == 3 else np.stack([image] * 3, axis=2)
+    )  # as RGB, which no colour map changes
+    imsave(buffer, colours, format="png")
     return buffer.getvalue()

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from prod9.cli.data.check import check, counting, info
+from prod9.cli.data.preprocess import preprocess, to_native
 from prod9.cli.data.unpack import unpack
 from prod9.cli.shared import DebugOption, JsonOption, console, new_app, print_json, resumable, run_app
 from prod9.system.wording import plural
@@ -13,6 +14,8 @@ from prod9.system.wording import plural
 app = new_app("Make volumes to work with, and check those you have.")
 app.command()(check)
 app.command()(info)
+app.command()(preprocess)
+app.command("to-native")(to_native)
 app.command()(unpack)
 
 
