@@ -109,7 +109,8 @@ def test_results_lie_on_each_other_and_on_the_atlas(made: Path, phantom: Phantom
     assert set(np.unique(seg)) <= {0, 1, 2, 3}
     assert seg.astype(bool).sum() == pytest.approx(phantom.seg.astype(bool).sum(), rel=0.1)
     page = (made / "preprocess.html").read_text()
-    assert CASE in page and "data:image/png;base64," in page
+    assert CASE in page
+    assert "data:image/png;base64," in page
 
 
 def test_transform_files_say_what_the_record_says(made: Path) -> None:
@@ -128,7 +129,8 @@ def test_results_come_back_to_the_scan(made: Path, clinic: Path, tmp_path: Path)
     line = ["data", "to-native", str(made / CASE / f"{CASE}-seg.nii.gz"), "--case", str(made / CASE)]
     assert run(app, [*line, "--output", str(target)]) == 0
     back = read(target)
-    assert back.header.shape == original.header.shape and back.header.dtype == np.uint8
+    assert back.header.shape == original.header.shape
+    assert back.header.dtype == np.uint8
     np.testing.assert_allclose(back.header.affine, original.header.affine, atol=1e-5)
     both = (back.data > 0).sum() + (original.data > 0).sum()
     assert 2 * ((back.data > 0) & (original.data > 0)).sum() / both > 0.8  # twice nearest, at 4 mm
@@ -264,7 +266,8 @@ def test_resampling_by_whole_voxels_is_exact_and_grids_cover() -> None:
     turned = rigid((30, 0, 20), (5, 5, 5)) @ source.affine
     shape, affine = axis_aligned((7, 8, 9), turned, 2.0)
     corners = apply(np.linalg.inv(affine) @ turned, np.argwhere(np.ones((7, 8, 9))).astype(float))
-    assert (corners >= -0.5).all() and (corners <= np.asarray(shape) - 0.5).all()
+    assert (corners >= -0.5).all()
+    assert (corners <= np.asarray(shape) - 0.5).all()
 
 
 def test_registration_is_the_same_each_time(phantom: Phantom) -> None:

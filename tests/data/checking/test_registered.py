@@ -25,4 +25,5 @@ def test_a_scan_beside_the_others(tmp_path: Path, by_header: bool, deep: bool) -
         finding for finding in check_dataset(tmp_path, deep=deep).findings if finding.code == "unregistered"
     ]
     assert [finding.case for finding in found] == ["BraTS-GLI-00001-000"]
-    assert "prod9 data preprocess" in found[0].message and path.name in found[0].message
+    assert "prod9 data preprocess" in found[0].message
+    assert path.name in found[0].message

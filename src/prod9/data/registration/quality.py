@@ -25,7 +25,9 @@ def write_picture(folder: Path, images: Mapping[str, Array], atlas: Atlas) -> No
     """Write ``quality.png``: a row a scan, three planes through the atlas's brain, with the atlas's edges."""
     scan, brain = atlas.on_grid()
     centre = [round(place) for place in ndi.center_of_mass(brain)]
-    smooth = ndi.gaussian_filter(scan / max(float(np.percentile(scan[brain], 98)), 1e-6), 1.0)
+    smooth = ndi.gaussian_filter(
+        scan / max(float(np.percentile(scan[brain], 98)), 1e-6), 1 / atlas.affine[0, 0]
+    )
     inner = ndi.binary_erosion(brain, iterations=max(1, round(4 / atlas.affine[0, 0]))) & (
         smooth < _TISSUE_EDGE
     )
