@@ -50,6 +50,14 @@ def generate_labels(
         tuple[float, float, float] | None,
         typer.Option("--spacing", metavar="X Y Z", help="MAISI: mm of a voxel; default: as trained."),
     ] = None,
+    set_covariate: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set-covariate",
+            metavar="NAME=VALUE",
+            help="Covariate of the patients, e.g. age=60; repeatable.",
+        ),
+    ] = None,
     samples: Samples,
     sampler: Sampler,
     detail: Detail,
@@ -69,6 +77,9 @@ def generate_labels(
     require_models(autoencoder, detail.path)
     load = partial(_load, autoencoder=autoencoder, spacing=spacing, detail=detail)
     pipeline, config = build_pipeline(GENERATORS, load, model, sampler.changes())
+    covariates = _covariates(set_covariate or [])
+    if covariates:
+        pipeline.set_covariates(covariates)
     labels = chosen_labels(label, pipeline.label_names())
     shown = _shown(pipeline, labels, example or [])
     arguments = {"seed": samples.seed, "batch_size": samples.batch_size, **shown}
@@ -82,7 +93,10 @@ def generate_labels(
             **sampler_report(pipeline),
             "disk_mb": disk_mb(count, pipeline.grid),
         },
-        settings=lambda: _settings(pipeline, config, samples.seed, spacing, example or []),
+        settings=lambda: {
+            **_settings(pipeline, config, samples.seed, spacing, example or []),
+            **({"covariates": covariates} if covariates else {}),
+        },
         make=lambda folder: make_series(
             folder,
             [
@@ -99,6 +113,19 @@ def generate_labels(
         ),
         report=partial(report_made, total=count),
     )
+
+
+def _covariates(given: Sequence[str]) -> dict[str, str]:
+    """Return name → value of ``--set-covariate NAME=VALUE`` each; ConfigError for other texts, or a name twice."""
+    found: dict[str, str] = {}
+    for text in given:
+        name, equals, value = (part.strip() for part in text.partition("="))
+        if not (name and equals and value) or name in found:
+            raise ConfigError(
+                f"--set-covariate: expected NAME=VALUE such as age=60, each name once, got {text!r}."
+            )
+        found[name] = value
+    return found
 
 
 def _load(

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Bool, Float, Int64, Integer
 from torch import Tensor
 
+from prod9.conditions import hide_covariates
 from prod9.generator.heads import TokenLogits
 from prod9.generator.maskgit import MaskGiTScheduler
 from prod9.generator.token_decoder import MaskedDecoder
@@ -27,6 +28,7 @@ class TransformerTrainer(AbstractAlgorithm):
         scheduler: γ.
         label_smoothing: share given to the uniform distribution.
         condition_dropout: share of samples trained without condition, for guidance.
+        covariate_dropout: share of the covariates, each by itself, that are hidden where a condition has them.
         background_weight: weight in the loss of tokens without foreground.
         region_weight: weight of tokens in or within ``region_margin`` tokens of a segmented class.
         region_margin: in tokens.
@@ -37,6 +39,7 @@ class TransformerTrainer(AbstractAlgorithm):
     scheduler: MaskGiTScheduler
     label_smoothing: float = 0.1
     condition_dropout: float = 0.1
+    covariate_dropout: float = 0.3
     background_weight: float = 0.25
     region_weight: float = 1.0
     region_margin: int = 1
@@ -71,6 +74,7 @@ class TransformerTrainer(AbstractAlgorithm):
         if self.condition_dropout > 0:
             draws = torch.rand(tokens.shape[0], generator=generator, device=generator.device)
             condition = condition.drop((draws < self.condition_dropout).to(tokens.device))
+        condition = hide_covariates(condition, self.covariate_dropout, generator)
         logits, rows = self._predict_hidden(sample, condition)
         target = sample.target.flatten()[rows]
         near = None if seg is None else segmented_positions(seg, tokens.shape[1:], margin=self.region_margin)
