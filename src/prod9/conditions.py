@@ -86,8 +86,8 @@ class MaskedCondition(Condition):
 class CovariateEmbedding(nn.Module):
     """Embeds covariates ``[B K C]`` (see :mod:`prod9.data.covariates`) as one vector a sample.
 
-    covariates: K and C. embed_dim: width E. A covariate that is not known is a row of zeros, and so are all of them where
-    a condition has none.
+    covariates: K and C. embed_dim: width E. A covariate that is not known is a row of zeros, and so are all of them
+    where a condition has none.
     """
 
     def __init__(self, *, covariates: Sequence[int], embed_dim: int) -> None:
@@ -102,8 +102,8 @@ class CovariateEmbedding(nn.Module):
             covariates = self.hidden.weight.new_zeros(count, *self.shape)
         if tuple(covariates.shape[1:]) != self.shape:
             raise ValueError(
-                f"covariates: expected {self.shape} of each sample, got {tuple(covariates.shape[1:])}; use the table that "
-                "the network was trained with"
+                f"covariates: expected {self.shape} of each sample, got {tuple(covariates.shape[1:])}; use the "
+                "table that the network was trained with"
             )
         flat = covariates.flatten(1).to(self.hidden.weight.dtype)
         return self.output(torch.nn.functional.silu(self.hidden(flat)))

@@ -207,7 +207,8 @@ class MaisiDiffusionConfig(RunSection):
         check_covariates(self.covariates, self.model, data_kind=self.data.kind)
         if self.covariates is not None and self.distillation is not None:
             raise ValueError(
-                "covariates: expected none with distillation, whose teacher is asked without them, got some; remove them"
+                "covariates: expected none with distillation, whose teacher is asked without them, got some; "
+                "remove them"
             )
         return self
 

@@ -58,8 +58,8 @@ class CovariateCoder:
         unknown = [name for name in values if name not in self.names]
         if unknown:
             raise error(
-                f"{source}: expected covariates {', '.join(self.names)}, got {', '.join(unknown)}; correct the name, or "
-                "train with it (covariates.numbers and covariates.categories)."
+                f"{source}: expected covariates {', '.join(self.names)}, got {', '.join(unknown)}; correct the name, "
+                "or train with it (covariates.numbers and covariates.categories)."
             )
         features = torch.zeros(self.shape)
         for place, name in enumerate(self.names):
@@ -79,8 +79,8 @@ class CovariateCoder:
         missing = [name for name in (_CASE, *self.names) if name not in header]
         if missing:
             raise DataError(
-                f"{path}: expected columns {', '.join((_CASE, *self.names))}, got none called {', '.join(missing)}; add "
-                "them, or correct covariates.numbers and covariates.categories."
+                f"{path}: expected columns {', '.join((_CASE, *self.names))}, got none called {', '.join(missing)}; "
+                "add them, or correct covariates.numbers and covariates.categories."
             )
         found: dict[str, Tensor] = {}
         for number, row in rows:
@@ -122,7 +122,7 @@ def for_cases(table: Mapping[str, Tensor], cases: Sequence[str], path: Path) -> 
     lacking = [case for case in cases if case not in table]
     if cases and len(lacking) == len(set(cases)):
         raise DataError(
-            f"{path}: expected rows for the cases of the dataset ({listing(cases)}), got others ({listing(table)}); use the "
-            "names that `prod9 data check` shows."
+            f"{path}: expected rows for the cases of the dataset ({listing(cases)}), got others ({listing(table)}); "
+            "use the names that `prod9 data check` shows."
         )
     return lacking

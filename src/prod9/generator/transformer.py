@@ -31,8 +31,11 @@ class Prepared:
 class TransformerDecoder(AbstractTokenDecoder):
     """Decoder whose condition modulates its blocks: a label, and perhaps a source, position by position.
 
-    num_classes: number of labels. source_latent: also take the latent of a co-registered source, position by
-    position. covariates: numbers of covariates and of features of each, None for none. For the other keywords see :class:`~prod9.generator.token_decoder.AbstractTokenDecoder`.
+    Args:
+        num_classes: number of labels.
+        source_latent: also take the latent of a co-registered source, position by position.
+        covariates: numbers K and C of covariates and of features of each; None for none.
+        **options: see :class:`~prod9.generator.token_decoder.AbstractTokenDecoder`.
 
     Example:
         >>> import torch
