@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import scipy.ndimage as ndi
 
-from prod9.data.variation import Lesion, vary
+from prod9.data.lesions import Lesion
+from prod9.data.variation import vary
 from prod9.errors import DataError
 
 SIDE = 40

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import scipy.ndimage as ndi
 
+from prod9.data.lesions import Lesion
 from prod9.data.simulated.anatomy import smooth_noise
 from prod9.errors import DataError
 
@@ -59,27 +60,6 @@ class Variation:
         }  # fmt: skip
 
 
-@dataclass(frozen=True, eq=False)
-class Lesion:
-    """A segmentation within a brain: labels uint8 and brain bool ``[H W D]``, axes along RAS, and their affine."""
-
-    labels: Array
-    brain: Array
-    affine: Array
-
-    @property
-    def spacing(self) -> Array:
-        """Voxel size in mm."""
-        return np.linalg.norm(self.affine[:3, :3], axis=0)
-
-    def cropped(self) -> "Lesion":
-        """Return the part within the box of the brain, so that the field of view is centred on the head."""
-        box = ndi.find_objects(self.brain.astype(np.uint8))[0]
-        affine = self.affine.copy()
-        affine[:3, 3] = self.affine[:3] @ [*(part.start for part in box), 1]
-        return Lesion(self.labels[box], self.brain[box], affine)
-
-
 def vary(lesion: Lesion, rng: np.random.Generator) -> tuple[Array, Variation]:
     """Return a new mask (labels uint8) on the voxels of ``lesion``, and what was done.
 
@@ -91,7 +71,8 @@ def vary(lesion: Lesion, rng: np.random.Generator) -> tuple[Array, Variation]:
 
     Example:
         >>> import numpy as np
-        >>> from prod9.data.variation import Lesion, vary
+        >>> from prod9.data.lesions import Lesion
+        >>> from prod9.data.variation import vary
         >>> brain = np.ones((40, 40, 40), bool)
         >>> labels = np.zeros((40, 40, 40), np.uint8)
         >>> labels[12:18, 10:16, 20:26] = 1

@@ -15,7 +15,7 @@ from prod9.cli.generate.run import carry_out
 from prod9.errors import DataError, Prod9Error
 
 if TYPE_CHECKING:
-    from prod9.data.variation import Lesion
+    from prod9.data.lesions import LesionFile
 
 
 @grouped
@@ -75,21 +75,20 @@ def generate_masks(
     )
 
 
-def _lesions(files: list[Path], brain: Path | None, label_scheme: str) -> "list[tuple[Path, Path, str]]":
-    """Return segmentation, scan and label scheme of each file that shows a lesion; DataError if none does."""
+def _lesions(files: list[Path], brain: Path | None, label_scheme: str) -> "list[LesionFile]":
+    """Return the files that show a lesion; DataError if none does, or one has no scan."""
+    from prod9.data.lesions import LesionFile
     from prod9.volumes import read
 
     found = []
     for path in files:
-        scan, scheme = _its_scan(path)
-        if brain is not None:
-            scan = brain
-        if scan is None:
+        one = LesionFile.of(path, brain=brain, label_scheme=label_scheme)
+        if one.scan is None:
             raise DataError(
                 f"{path}: expected a scan of its case beside it, to know the brain, got none; name one with --brain."
             )
         if read(path).data.any():
-            found.append((path, scan, scheme if label_scheme == "auto" else label_scheme))
+            found.append(one)
     if not found:
         raise DataError(
             f"--vary: expected a segmentation with a lesion, got {len(files)} empty ones; name others."
@@ -97,63 +96,22 @@ def _lesions(files: list[Path], brain: Path | None, label_scheme: str) -> "list[
     return found
 
 
-def _its_scan(path: Path) -> tuple[Path | None, str]:
-    """Return a scan of the case that ``path`` is the segmentation of, and its label scheme."""
-    from prod9.data.layouts.find import scan_dataset
-
-    try:
-        cases = scan_dataset(path.parent).cases
-    except DataError:
-        cases = ()
-    for case in cases:
-        if case.seg is not None and case.seg.resolve() == path.resolve():
-            scan = next((image for name, image in case.images.items() if name not in case.channels), None)
-            return scan, case.label_scheme
-    return None, "canonical"
-
-
-def _load(path: Path, scan: Path, scheme: str) -> "Lesion":
-    import numpy as np
-
-    from prod9.data.intensity import find_background
-    from prod9.data.labels import canonical_seg
-    from prod9.data.variation import Lesion
-    from prod9.volumes import read, to_ras
-
-    seg, image = read(path), read(scan)
-    if seg.data.shape != image.data.shape or not np.allclose(
-        seg.header.affine, image.header.affine, atol=1e-2
-    ):
-        raise DataError(
-            f"{path}: expected the voxels of {scan}, got others; bring both to one grid (`prod9 data preprocess`), or "
-            "name another scan with --brain."
-        )
-    brain = ~find_background(image.data).covers(image.data)
-    if brain.all():
-        raise DataError(
-            f"{scan}: expected a scan without skull, got one without background; strip it, or use --brain."
-        )
-    labels, affine = to_ras(canonical_seg(seg.data, scheme, path), seg.header.affine)
-    return Lesion(np.asarray(labels), np.asarray(to_ras(brain, seg.header.affine)[0]), affine)
-
-
 def _make(
-    folder: OutputFolder, lesions: "list[tuple[Path, Path, str]]", num: int, seed: int, keep_grid: bool
+    folder: OutputFolder, lesions: "list[LesionFile]", num: int, seed: int, keep_grid: bool
 ) -> Iterator[str]:
     import numpy as np
 
     from prod9 import volumes
     from prod9.data.variation import vary
 
-    followed: list[Inputs] = [inputs_of({"segmentation": path, "brain": scan}) for path, scan, _ in lesions]
+    followed: list[Inputs] = [_inputs(one) for one in lesions]
     names = [f"mask_{k:04d}_seg.nii.gz" for k in range(num)]
     missing = [k for k in range(num) if not folder.is_done(names[k], followed[k % len(lesions)])]
     with shared.progress() as bar:
         task = bar.add_task("Masks", total=len(missing))
         for index in missing:
             which = index % len(lesions)
-            path, *_ = lesions[which]
-            lesion = _load(*lesions[which])
+            path, lesion = lesions[which].path, lesions[which].load()
             lesion = lesion if keep_grid else lesion.cropped()
             try:
                 labels, done = vary(lesion, np.random.default_rng(seed + index))
@@ -169,3 +127,8 @@ def _make(
                 volumes.write(place, labels, lesion.affine, dtype=np.uint8)
             bar.advance(task)
             yield names[index]
+
+
+def _inputs(lesion: "LesionFile") -> Inputs:
+    assert lesion.scan is not None  # refused before
+    return inputs_of({"segmentation": lesion.path, "brain": lesion.scan})

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from prod9.cli import shared
+from prod9.cli.judge.masks import masks
 from prod9.cli.judge.options import (
     ExtractorOptions,
     GridOption,
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from prod9.evaluation.score_table import Evaluation
 
 app = new_app("Measure generated volumes against real ones.")
+app.command("masks")(masks)
 
 FILE = "evaluation.json"
 
