@@ -149,7 +149,7 @@ def test_a_result_of_elsewhere_is_refused(
 ) -> None:
     far = np.eye(4)
     far[:3, 3] = 900
-    write(tmp_path / "far.nii.gz", np.ones((9, 9, 9)), far)
+    write(tmp_path / "far.nii.gz", np.ones((20, 20, 20)), far)
     line = [
         "data",
         "to-native",

@@ -8,11 +8,12 @@ import numpy as np
 import scipy.ndimage as ndi
 
 from prod9.data.registration.geometry import Array, Placed, axis_aligned, foreground, resample
+from prod9.data.registration.rigid import WORKING_MM
 from prod9.data.simulated.anatomy import Grid
 from prod9.data.simulated.template import stripped_scan
 from prod9.errors import DataError
 from prod9.files import sha256
-from prod9.volumes import read, to_ras
+from prod9.volumes import read
 
 MNI152 = "mni152"
 _MARGIN_MM = 6.0
@@ -60,25 +61,28 @@ def load_atlas(name: str, *, spacing_mm: float) -> Atlas:
     Raises DataError for a file that shows a skull, and MissingDependencyError for ``mni152`` without nilearn.
     """
     if name == MNI152:
-        scan, affine = stripped_scan()
+        scan = _coarse(*stripped_scan())
+        brain = np.asarray(ndi.binary_fill_holes(ndi.binary_opening(scan.data > 0.1)))
         grid = Grid(spacing_mm)
-        return Atlas(MNI152, "", Placed(scan, affine), _brain(scan), grid.shape, grid.affine)
+        return Atlas(MNI152, "", scan, brain, grid.shape, grid.affine)
     path = Path(name)
     file = read(path)
-    data, affine = to_ras(file.data, file.header.affine)
-    brain = foreground(np.asarray(data))
+    scan = _coarse(file.data, file.header.affine)
+    brain = foreground(scan.data)
     share = _border_share(brain)
     if not brain.any() or share > 0.05:
         raise DataError(
             f"{path}: expected an atlas of the brain without skull, got one whose head fills {share:.0%} of its outer "
             "faces; give the stripped version, such as SRI24's spgr brain."
         )
-    shape, grid_affine = axis_aligned(data.shape, affine, spacing_mm)
-    return Atlas(path.name, sha256(path), Placed(np.asarray(data), affine), brain, shape, grid_affine)
+    shape, affine = axis_aligned(file.data.shape, file.header.affine, spacing_mm)
+    return Atlas(path.name, sha256(path), scan, brain, shape, affine)
 
 
-def _brain(scan: Array) -> Array:
-    return np.asarray(ndi.binary_fill_holes(ndi.binary_opening(scan > 0.1)))
+def _coarse(data: Array, affine: Array) -> Placed:
+    """Return an atlas on the voxels that scans are registered with: finer ones would cost seconds a case."""
+    shape, grid = axis_aligned(data.shape, affine, WORKING_MM)
+    return Placed(resample(Placed(data, affine), shape, grid, np.eye(4), order=1), grid)
 
 
 def _border_share(mask: Array) -> float:
