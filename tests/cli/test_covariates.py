@@ -136,7 +136,7 @@ def test_values_steer_both_networks_and_dropping_takes_them_back() -> None:
 
     decoder = shaken(
         TransformerDecoder(levels=[8, 5], embed_dim=24, num_blocks=2, num_heads=2, covariates=[2, 2]), "cpu"
-    )
+    ).eval()
     tokens = torch.zeros(2, 4, 4, 4, dtype=torch.int64)
 
     def logits(condition: MaskGiTCondition) -> torch.Tensor:
@@ -149,7 +149,7 @@ def test_values_steer_both_networks_and_dropping_takes_them_back() -> None:
             num_res_blocks=1, norm_num_groups=4, num_class_embeds=5, covariates=[2, 2],
         ),
         "cpu",
-    )  # fmt: skip
+    ).eval()  # fmt: skip
     head = FlowCondition.of_heads(torch.tensor([1, 2]), torch.ones(2, 3))
 
     def velocity(condition: FlowCondition) -> torch.Tensor:
