@@ -10,7 +10,8 @@ import numpy as np
 
 from prod9.data.cases import Case
 from prod9.data.checking.headers import LEAST_OVERLAP
-from prod9.data.layouts.names import SEG
+from prod9.data.labels import canonical_seg
+from prod9.data.layouts.names import SEG, identify
 from prod9.data.registration import stripping
 from prod9.data.registration.atlas import Atlas
 from prod9.data.registration.geometry import Array, Placed, apply, foreground, overlap, resample
@@ -214,6 +215,9 @@ def _write_seg(
     assert case.seg is not None
     file = read(case.seg)
     labels = np.rint(file.data)
+    if identify(case.case_id).year is None:
+        # The result is a folder of files, whose names say no scheme: its values are read as canonical ones.
+        labels = canonical_seg(file.data, case.label_scheme, case.seg)
     if settings.seg_on is not None and settings.seg_on not in scans:
         raise DataError(
             f"{case.seg}: expected a scan of --seg-on {settings.seg_on}, got {', '.join(scans)}; choose one of them."
