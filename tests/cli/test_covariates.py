@@ -43,11 +43,14 @@ def config(workspace: Workspace, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return folder / "config.yaml"
 
 
-def test_a_transformer_learns_from_a_table_and_is_asked_for_values(config: Path, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def model(config: Path) -> Path:
     ran = run("prod9-train-transformer", "train", "--config", config, "--json")
     assert ran.code == 0, ran.err
-    model = config.parent / "run"
+    return config.parent / "run"
 
+
+def test_a_transformer_learns_from_a_table_and_is_asked_for_values(model: Path, tmp_path: Path) -> None:
     values = ("--set-covariate", "age=80", "--set-covariate", "sex=X")
     for out, more in (("plain", ()), ("old", values)):
         ran = run("prod9", "generate", "label", "-m", model, "-l", "T1", "-n", 1, "-o", tmp_path / out, *more)
@@ -63,10 +66,10 @@ def test_a_transformer_learns_from_a_table_and_is_asked_for_values(config: Path,
     assert not (tmp_path / "x").exists()
 
 
-def test_what_is_set_reaches_the_sampler(config: Path) -> None:
+def test_what_is_set_reaches_the_sampler(model: Path) -> None:
     from prod9.pipelines.maskgit import MaskGiTPipeline
 
-    pipeline = MaskGiTPipeline.from_checkpoint(config.parent / "run")
+    pipeline = MaskGiTPipeline.from_checkpoint(model)
     shaken(pipeline.decoder, "cpu", std=0.5).eval()  # few steps of training leave conditions without effect
 
     def tokens(values: dict[str, str]) -> torch.Tensor:
