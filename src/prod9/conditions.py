@@ -1,11 +1,13 @@
 """What every batch of conditions can do, whatever a network takes: move, join, be cut, be dropped."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Self
+from typing import Any, Self, TypeVar, cast
 
 import torch
-from torch import Tensor
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from prod9.host_copies import computed, placed
 
@@ -81,3 +83,45 @@ class MaskedCondition(Condition):
 
     def _matched(self, other: Any) -> Self:
         return replace(self, dropped=self.is_dropped)
+
+
+class CovariateEmbedding(nn.Module):
+    """Embeds covariates ``[B K C]`` (see :mod:`prod9.data.covariates`) as one vector a sample.
+
+    covariates: K and C. embed_dim: width E. A covariate that is not known is a row of zeros, and so are all of them
+    where a condition has none.
+    """
+
+    def __init__(self, *, covariates: Sequence[int], embed_dim: int) -> None:
+        super().__init__()
+        self.shape = tuple(covariates)
+        self.hidden = nn.Linear(self.shape[0] * self.shape[1], embed_dim)
+        self.output = nn.Linear(embed_dim, embed_dim)
+
+    def forward(self, covariates: Tensor | None, count: int) -> Float[Tensor, "B E"]:
+        """Return the embeddings of ``count`` samples; ValueError for covariates of another shape."""
+        if covariates is None:
+            covariates = self.hidden.weight.new_zeros(count, *self.shape)
+        if tuple(covariates.shape[1:]) != self.shape:
+            raise ValueError(
+                f"covariates: expected {self.shape} of each sample, got {tuple(covariates.shape[1:])}; use the "
+                "table that the network was trained with"
+            )
+        flat = covariates.flatten(1).to(self.hidden.weight.dtype)
+        return self.output(torch.nn.functional.silu(self.hidden(flat)))
+
+
+C = TypeVar("C")
+
+
+def hide_covariates(condition: C, share: float, generator: torch.Generator) -> C:
+    """Return ``condition`` with each covariate of each sample made unknown with probability ``share``.
+
+    Nothing is drawn for conditions without covariates.
+    """
+    covariates = getattr(condition, "covariates", None)
+    if covariates is None or share <= 0:
+        return condition
+    draws = torch.rand(covariates.shape[:2], generator=generator, device=generator.device)
+    hidden = (draws < share).to(covariates.device)[..., None]
+    return replace(cast(Any, condition), covariates=covariates.masked_fill(hidden, 0.0))

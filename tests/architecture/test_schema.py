@@ -73,7 +73,11 @@ CONSTRUCTORS = [
         "prod9.generator.transformer:TransformerDecoder",
         {"levels", "source_latent"},
     ),
-    (DecoderModelConfig, "prod9.generator.transformer:TransformerDecoder", {"levels", "source_latent"}),
+    (
+        DecoderModelConfig,
+        "prod9.generator.transformer:TransformerDecoder",
+        {"levels", "source_latent", "covariates"},
+    ),
     (
         SingleStreamModelConfig,
         "prod9.generator.single_stream:TransformerDecoderSingleStream",

@@ -9,6 +9,7 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from prod9.config.autoencoders import AutoencoderSection, Stage1Config, Stage1LossSection, check_resolutions
+from prod9.config.covariates import CovariatesConfig, Shape, check_covariates
 from prod9.config.sections import AutoguidanceSection, InputsConfig, RunSection
 from prod9.config.types import (
     Bools,
@@ -90,6 +91,10 @@ class RectifiedFlowModelConfig(Section):
         default=None,
         description="With `distillation`: numbers of steps that it learns to sample in, of 1, 2, 4 and so on; null for "
         "a flow.",
+    )
+    covariates: Shape | None = Field(
+        default=None,
+        description="With `covariates`: how many there are, and features of each; null for none.",
     )
     use_checkpointing: bool = Field(default=False, description="Recompute activations in the backward pass.")
     native_ops: bool = Field(default=True, description="Fast operators with the same weights and results.")
@@ -173,6 +178,9 @@ class DiffusionLossConfig(Section):
     condition_dropout: Fraction = Field(
         default=0.1, description="Share of samples trained with label 0, unknown (guidance)."
     )
+    covariate_dropout: Fraction = Field(
+        default=0.3, description="With `covariates`: share of them, each by itself, hidden in training."
+    )
 
 
 class MaisiDiffusionConfig(RunSection):
@@ -190,6 +198,19 @@ class MaisiDiffusionConfig(RunSection):
     distillation: DistillationConfig | None = Field(
         default=None, description="Distil a trained flow to a few steps; null trains a flow."
     )
+    covariates: CovariatesConfig | None = Field(
+        default=None, description="What is known of patients, as a condition beside the label; null for none."
+    )
+
+    @model_validator(mode="after")
+    def _covariates_fit(self) -> Self:
+        check_covariates(self.covariates, self.model, data_kind=self.data.kind)
+        if self.covariates is not None and self.distillation is not None:
+            raise ValueError(
+                "covariates: expected none with distillation, whose teacher is asked without them, got some; "
+                "remove them"
+            )
+        return self
 
     @model_validator(mode="after")
     def _student_is_whole(self) -> Self:

@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
+from prod9.config.covariates import CovariatesConfig, Shape, check_covariates
 from prod9.config.sections import AutoguidanceSection, InputsConfig, RegionWeights, RunSection
 from prod9.config.types import Count, Fraction, NonNegative, Positive, PositiveInt, Range, Section
 
@@ -51,6 +52,10 @@ class LabelConditionalModelConfig(DecoderSection):
     """TransformerDecoder conditioned on the class label alone."""
 
     kind: Literal["label_conditional"] = Field(default="label_conditional", description="Picks the adapter.")
+    covariates: Shape | None = Field(
+        default=None,
+        description="With `covariates`: how many there are, and features of each; null for none.",
+    )
 
 
 class DecoderModelConfig(DecoderSection):
@@ -129,6 +134,9 @@ class TransformerLossConfig(RegionWeights):
     condition_dropout: Fraction = Field(
         default=0.1, description="Share of samples trained without condition (guidance)."
     )
+    covariate_dropout: Fraction = Field(
+        default=0.3, description="With `covariates`: share of them, each by itself, hidden in training."
+    )
     region_weight: Positive = Field(
         default=1.0,
         description="Loss weight of positions in or near a segmented class, which are few; 1 reads no segmentation.",
@@ -200,6 +208,9 @@ class TransformerConfig(RunSection):
     loss: TransformerLossConfig = Field(default=TransformerLossConfig(), description="Loss.")
     masking: MaskingConfig = Field(default=MaskingConfig(), description="Masking schedule.")
     sampler: SamplerConfig = Field(default=SamplerConfig(), description="Sampler.")
+    covariates: CovariatesConfig | None = Field(
+        default=None, description="What is known of patients, as a condition beside the label; null for none."
+    )
 
     @property
     def in_context(self) -> ContextConfig:
@@ -210,6 +221,11 @@ class TransformerConfig(RunSection):
     def seg_key(self) -> str | None:
         """The key that makes the run learn from segmentations; None if it does not."""
         return self.loss.weighted_region
+
+    @model_validator(mode="after")
+    def _covariates_fit(self) -> Self:
+        check_covariates(self.covariates, self.model, data_kind=self.data.kind)
+        return self
 
     @model_validator(mode="after")
     def _medmnist3d_fits(self) -> Self:

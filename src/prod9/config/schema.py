@@ -28,6 +28,7 @@ from prod9.config.control import (
     MaskGiTControlNetLightningConfig,
     RegionContrastConfig,
 )
+from prod9.config.covariates import CovariatesConfig
 from prod9.config.data import AugmentConfig, DataConfig, IntensityConfig, MedMNIST3DDataConfig, SplitConfig
 from prod9.config.detail import (
     DetailConfig,
@@ -85,7 +86,7 @@ __all__ = [
     "CONFIGS", "AdversarialConfig", "AugmentConfig", "AutoencoderConfig", "AutoencoderLossConfig",
     "CallbacksConfig", "CheckpointConfig", "CombinedMetricConfig", "ContextConfig", "ControlConditionConfig",
     "ControlNetLossConfig", "ControlNetMaskGiTModelConfig", "ControlNetRFModelConfig",
-    "ControlSamplingConfig", "DataConfig", "DecoderModelConfig", "DetailConfig", "DetailFlowConfig",
+    "ControlSamplingConfig", "CovariatesConfig", "DataConfig", "DecoderModelConfig", "DetailConfig", "DetailFlowConfig",
     "DetailLossConfig", "DetailModelConfig", "DetailSamplerConfig", "DetailSection", "DiffusionLossConfig",
     "DiscriminatorConfig", "EMAConfig", "EarlyStoppingConfig", "FSQModelConfig", "FlowConfig",
     "FlowControlConditionConfig", "FlowControlLossConfig", "InputsConfig", "IntensityConfig", "KLModelConfig",

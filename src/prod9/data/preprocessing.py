@@ -74,7 +74,7 @@ class Preprocessor:
         files = _read_files(case, self._modalities)
         require_same_grid(
             [file.header for file in files.values()],
-            remedy="register and resample the case to one grid first",
+            remedy="bring the case to one grid first (`prod9 data preprocess`)",
         )
         seg = files.pop("seg", None)
         if not any(file.data.any() for file in files.values()):

@@ -20,7 +20,8 @@ class FlowCondition(Condition):
     label: int64 ``[B]``, the class to generate, 0 where it is unknown. spacing: float32 ``[B 3]``, sides of a voxel of
     the image in mm. top_region, bottom_region: float32 ``[B 4]``, one-hot, the body regions
     (head and neck, chest, abdomen, pelvis) of the first and last slice. steps: int64 ``[B]``, the number of steps that
-    carry a sample from noise to data, which samplers fill in. None for what a network does not take.
+    carry a sample from noise to data, which samplers fill in. covariates: float32 ``[B K C]``, see
+    :mod:`prod9.data.covariates`. None for what a network does not take.
     """
 
     label: Tensor
@@ -28,6 +29,7 @@ class FlowCondition(Condition):
     top_region: Tensor | None = None
     bottom_region: Tensor | None = None
     steps: Tensor | None = None
+    covariates: Tensor | None = None
 
     @classmethod
     def of_heads(cls, label: Tensor, spacing: Tensor) -> "FlowCondition":
@@ -43,5 +45,7 @@ class FlowCondition(Condition):
         return replace(self, steps=steps.expand(len(self)))
 
     def drop(self, where: Tensor) -> "FlowCondition":
-        """Return the batch with the labels of bool ``where [B]`` unknown; the geometry stays known."""
-        return replace(self, label=self.label.masked_fill(where, UNKNOWN))
+        """Return the batch with labels and covariates of bool ``where [B]`` unknown; the geometry stays known."""
+        known = self.covariates
+        known = None if known is None else known.masked_fill(where[:, None, None], 0.0)
+        return replace(self, label=self.label.masked_fill(where, UNKNOWN), covariates=known)

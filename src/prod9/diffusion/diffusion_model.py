@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from prod9.autoencoder.checks import require_below, require_multiples
 from prod9.autoencoder.native.recompute import call
+from prod9.conditions import CovariateEmbedding
 from prod9.diffusion.condition import FlowCondition
 from prod9.diffusion.native_unet import use_native_unet
 from prod9.types import Latent, Time
@@ -76,6 +77,8 @@ class DiffusionModelRF(DiffusionModelUNetMaisi):
         num_step_sizes: condition on the number of steps of the sampling run, of 1, 2, 4, … in all ``num_step_sizes``
             numbers. Its embedding is added to that of the time and starts at zero: a network that starts from weights
             without it first computes what those compute. None for a flow, which knows no step size.
+        covariates: numbers K and C of covariates and of features of each; None for a network without them. Their
+            embedding is added to that of the time and starts at zero, like that of the step size.
         use_checkpointing: recompute activations in the backward pass.
         native_ops: use the faster layers of this package.
         **unet: see :class:`UNetOptions`.
@@ -105,6 +108,7 @@ class DiffusionModelRF(DiffusionModelUNetMaisi):
         include_top_region_index_input: bool = False,
         include_bottom_region_index_input: bool = False,
         num_step_sizes: int | None = None,
+        covariates: Sequence[int] | None = None,
         use_checkpointing: bool = False,
         native_ops: bool = True,
         **unet: Unpack[UNetOptions],
@@ -124,6 +128,12 @@ class DiffusionModelRF(DiffusionModelUNetMaisi):
             width = self.time_embed[-1].out_features
             self.step_size_embedding = nn.Embedding(num_step_sizes, width)
             nn.init.zeros_(self.step_size_embedding.weight)
+        self.covariate_embedding: CovariateEmbedding | None = None
+        if covariates is not None:
+            width = self.time_embed[-1].out_features
+            self.covariate_embedding = CovariateEmbedding(covariates=covariates, embed_dim=width)
+            nn.init.zeros_(self.covariate_embedding.output.weight)
+            nn.init.zeros_(self.covariate_embedding.output.bias)
         if native_ops:
             use_native_unet(self)
 
@@ -149,6 +159,7 @@ class DiffusionModelRF(DiffusionModelUNetMaisi):
             bottom_region_index_tensor=bottom_region,
             spacing_tensor=spacing,
             steps=condition.steps,
+            covariates=condition.covariates,
         )
 
     def geometry_embedding(self, condition: FlowCondition) -> Tensor:
@@ -212,13 +223,16 @@ class DiffusionModelRF(DiffusionModelUNetMaisi):
         bottom_region_index_tensor: Tensor | None = None,
         spacing_tensor: Tensor | None = None,
         steps: Tensor | None = None,
+        covariates: Tensor | None = None,
     ) -> Latent:
-        """Return the velocity from the arguments of MONAI's forward and ``steps``; see ``predict``."""
+        """Return the velocity from the arguments of MONAI's forward, ``steps`` and ``covariates``; see ``predict``."""
         if self.num_class_embeds is not None and class_labels is None:
             raise ValueError("class_labels: expected by this network, got None; pass one per sample")
         emb = self._get_time_and_class_embedding(x, timesteps, class_labels)
         if self.num_step_sizes is not None:
             emb = emb + self.step_size_embedding(step_size_index(steps, self.num_step_sizes)).to(emb.dtype)
+        if self.covariate_embedding is not None:
+            emb = emb + self.covariate_embedding(covariates, len(x)).to(emb.dtype)
         emb = self._get_input_embeddings(
             emb, top_region_index_tensor, bottom_region_index_tensor, spacing_tensor
         )

@@ -1,5 +1,6 @@
 """The condition of a decoder that takes a label and perhaps a source, and its embedding."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -7,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from prod9.autoencoder.checks import require_below
-from prod9.conditions import MaskedCondition
+from prod9.conditions import CovariateEmbedding, MaskedCondition
 from prod9.generator.folding import fold
 
 
@@ -17,7 +18,7 @@ class MaskGiTCondition(MaskedCondition):
 
     label: int64 ``[B]``, the class to generate. source_latent: ``[B Z h w d]``, a co-registered source on
     the grid of the tokens, or None. source_label: int64 ``[B]``, the class of that source, -1 or None where it is
-    not known.
+    not known. covariates: float32 ``[B K C]``, see :mod:`prod9.data.covariates`, or None.
 
     Example:
         >>> import torch
@@ -31,6 +32,7 @@ class MaskGiTCondition(MaskedCondition):
     label: Tensor
     source_latent: Tensor | None = None
     source_label: Tensor | None = None
+    covariates: Tensor | None = None
 
 
 class MaskGiTConditionGenerator(nn.Module):
@@ -41,10 +43,17 @@ class MaskGiTConditionGenerator(nn.Module):
         num_classes: number of labels; one more row stands for "no condition".
         patch_size: that of the decoder.
         latent_channels: channels Z of the source latent; None for a decoder without one.
+        covariates: numbers K and C of covariates and of features of each; None for a decoder without them.
     """
 
     def __init__(
-        self, *, embed_dim: int, num_classes: int, patch_size: int, latent_channels: int | None
+        self,
+        *,
+        embed_dim: int,
+        num_classes: int,
+        patch_size: int,
+        latent_channels: int | None,
+        covariates: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         self.num_classes = num_classes
@@ -59,12 +68,19 @@ class MaskGiTConditionGenerator(nn.Module):
             nn.init.xavier_uniform_(self.source.weight)
             nn.init.zeros_(self.source.bias)
             nn.init.normal_(self.source_label.weight, std=0.02)
+        self.covariates: CovariateEmbedding | None = None
+        if covariates is not None:
+            self.covariates = CovariateEmbedding(covariates=covariates, embed_dim=embed_dim)
 
     def forward(self, condition: MaskGiTCondition) -> Float[Tensor, "B m E"]:
         """Return ``[B 1 E]``, or ``[B n E]`` for a decoder with a source latent."""
         require_below(condition.label, self.num_classes, "labels")
         dropped = condition.is_dropped
         sample = self.label(condition.label.masked_fill(dropped, self.num_classes))[:, None]
+        if self.covariates is not None:
+            known = condition.covariates
+            known = None if known is None else known.masked_fill(dropped[:, None, None], 0.0)
+            sample = sample + self.covariates(known, len(condition))[:, None]
         if self.source is None:
             if condition.source_latent is not None:
                 raise ValueError(

@@ -31,8 +31,11 @@ class Prepared:
 class TransformerDecoder(AbstractTokenDecoder):
     """Decoder whose condition modulates its blocks: a label, and perhaps a source, position by position.
 
-    num_classes: number of labels. source_latent: also take the latent of a co-registered source, position by
-    position. For the other keywords see :class:`~prod9.generator.token_decoder.AbstractTokenDecoder`.
+    Args:
+        num_classes: number of labels.
+        source_latent: also take the latent of a co-registered source, position by position.
+        covariates: numbers K and C of covariates and of features of each; None for none.
+        **options: see :class:`~prod9.generator.token_decoder.AbstractTokenDecoder`.
 
     Example:
         >>> import torch
@@ -48,11 +51,18 @@ class TransformerDecoder(AbstractTokenDecoder):
     condition: MaskGiTConditionGenerator
 
     def __init__(
-        self, *, num_classes: int = 4, source_latent: bool = False, **options: Unpack[DecoderOptions]
+        self,
+        *,
+        num_classes: int = 4,
+        source_latent: bool = False,
+        covariates: Sequence[int] | None = None,
+        **options: Unpack[DecoderOptions],
     ) -> None:
         def condition(*, latent_channels: int, **sizes: int) -> MaskGiTConditionGenerator:
             channels = latent_channels if source_latent else None
-            return MaskGiTConditionGenerator(num_classes=num_classes, latent_channels=channels, **sizes)
+            return MaskGiTConditionGenerator(
+                num_classes=num_classes, latent_channels=channels, covariates=covariates, **sizes
+            )
 
         super().__init__(condition=condition, **options)
 

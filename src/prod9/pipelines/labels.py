@@ -1,7 +1,7 @@
 """Generation from a class label, for both families: numbering, seeds, batches and decoding."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import NotRequired, TypedDict, Unpack
@@ -10,6 +10,8 @@ import numpy as np
 import torch
 
 from prod9.autoencoder.inference import AutoencoderInferenceWrapper
+from prod9.config.schema import CovariatesConfig
+from prod9.data.covariates import CovariateCoder
 from prod9.diffusion.sampler import RectifiedFlowSampler
 from prod9.errors import ConfigError
 from prod9.generator.maskgit import MaskGiTSampler
@@ -142,6 +144,29 @@ class AbstractLabelPipeline(ABC):
         self.affine = np.asarray(volumes["affine"], dtype=np.float64)
         self._placement = volumes.get("placement")
         self.detail: Finisher | None = None
+        self.coder: CovariateCoder | None = None
+        self._covariates: torch.Tensor | None = None
+
+    def know_covariates(self, config: CovariatesConfig | None) -> None:
+        """Remember which covariates the model was trained with; None for none."""
+        if config is not None:
+            self.coder = CovariateCoder(numbers=config.numbers, categories=config.categories)
+
+    def set_covariates(self, values: Mapping[str, str]) -> None:
+        """Generate for these covariates, name → value, from now on; all others are unknown.
+
+        Raises ConfigError for a name or value that the model does not know.
+        """
+        if self.coder is None:
+            raise ConfigError(
+                f"--set-covariate: expected a model that was trained with covariates, got one without, and "
+                f"{', '.join(values)}; leave it out, or train with a `covariates` section."
+            )
+        self._covariates = self.coder.encode(values, source="--set-covariate", error=ConfigError)
+
+    def covariates_of(self, count: int) -> torch.Tensor | None:
+        """Return the covariates that are set, ``[count K C]``; None where none are."""
+        return None if self._covariates is None else self._covariates.expand(count, -1, -1)
 
     def sharpen_with(self, detail: Finisher | None) -> None:
         """Finish generated volumes by ``detail`` from now on; None leaves them as they are decoded."""

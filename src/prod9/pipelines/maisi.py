@@ -7,6 +7,7 @@ settings, the grid and its affine.
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Unpack
 
 import numpy as np
@@ -118,6 +119,7 @@ class MAISIPipeline(AbstractLabelPipeline):
             weak=None if weak is None else weak.network,
             **grid_of(loaded),
         )
+        pipeline.know_covariates(config.covariates)
         base = DetailBase(
             stage="maisi_detail",
             key="autoencoder",
@@ -137,7 +139,7 @@ class MAISIPipeline(AbstractLabelPipeline):
         """Return the condition of ``count`` volumes of the class ``label``."""
         labels = torch.full((count,), label, dtype=torch.int64)
         spacing = torch.tensor(self.spacing, dtype=torch.float32).expand(count, 3)
-        return FlowCondition.of_heads(labels, spacing)
+        return replace(FlowCondition.of_heads(labels, spacing), covariates=self.covariates_of(count))
 
     @torch.inference_mode()
     def sample_latents(

@@ -141,6 +141,7 @@ class MaskGiTPipeline(AbstractLabelPipeline):
             **grid_of(loaded),
         )
         pipeline._loaded = loaded, stage1
+        pipeline.know_covariates(config.covariates)
         return pipeline
 
     def as_base_of(self, control: Loaded[Any], settings: RunConfig) -> "MaskGiTPipeline":
@@ -286,7 +287,8 @@ class MaskGiTPipeline(AbstractLabelPipeline):
     ) -> torch.Tensor:
         """Return int64 tokens ``[B h w d]`` of the class ``label``; examples: as for :meth:`generate`."""
         labels = torch.full((len(seeds),), label, dtype=torch.int64)
-        condition = self._from_examples(labels, examples) if self.is_few_shot else MaskGiTCondition(labels)
+        plain = MaskGiTCondition(labels, covariates=self.covariates_of(len(seeds)))
+        condition = self._from_examples(labels, examples) if self.is_few_shot else plain
         return self.sample_tokens(condition, seeds=seeds, report=report)
 
     def _from_examples(self, labels: torch.Tensor, examples: torch.Tensor | None) -> InContextCondition:

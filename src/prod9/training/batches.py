@@ -42,9 +42,13 @@ class Tokens(EncodedBatch):
 
 
 class TokenBatch(Tokens):
-    """Stage 2, tokens. seg: uint8 ``[B H W D]``, where the loss weighs regions."""
+    """Stage 2, tokens.
+
+    seg: uint8 ``[B H W D]``, where the loss weighs regions. covariates: float32 ``[B K C]``, where a run has some.
+    """
 
     seg: NotRequired[Tensor]
+    covariates: NotRequired[Tensor]
 
 
 class TranslationBatch(TokenBatch):
@@ -63,10 +67,14 @@ class InContextBatch(TokenBatch):
 
 
 class LatentBatch(EncodedBatch):
-    """Stage 2, latents. latent: float32 ``[B Z h w d]``. spacing: float32 ``[B 3]`` in mm."""
+    """Stage 2, latents.
+
+    latent: float32 ``[B Z h w d]``. spacing: float32 ``[B 3]`` in mm. covariates: as for tokens.
+    """
 
     latent: Tensor
     spacing: Tensor
+    covariates: NotRequired[Tensor]
 
 
 class ControlTokenBatch(Tokens):

@@ -7,6 +7,7 @@ import typer
 
 from prod9.cli.data.check import check, counting, info
 from prod9.cli.data.convert import convert
+from prod9.cli.data.preprocess import preprocess, to_native
 from prod9.cli.data.unpack import unpack
 from prod9.cli.front.after import tell_next
 from prod9.cli.front.places import one_folder
@@ -17,6 +18,10 @@ from prod9.system.wording import plural
 app = new_app("Make volumes to work with, and check those you have.")
 app.command(example="prod9 data check ~/brats --deep --html check.html")(check)
 app.command(example="prod9 data info ~/brats -o outputs")(info)
+app.command(example="prod9 data preprocess ~/scans -o outputs/brats")(preprocess)
+app.command(
+    "to-native", example="prod9 data to-native made/FLAIR.nii.gz --case outputs/brats/CASE -o outputs/native"
+)(to_native)
 app.command(example="prod9 data convert outputs/patients outputs/nnunet --format nnunet")(convert)
 app.command(example="prod9 data unpack organmnist3d.npz -o outputs/organs -n 2")(unpack)
 

@@ -3,6 +3,7 @@
 from prod9.cli.generate.control import generate_control
 from prod9.cli.generate.inpaint import inpaint
 from prod9.cli.generate.label import generate_labels
+from prod9.cli.generate.masks import generate_masks
 from prod9.cli.generate.patients import generate_patients
 from prod9.cli.generate.translate import translate
 from prod9.cli.shared import new_app, run_app
@@ -22,6 +23,7 @@ app.command(
 app.command(
     "control", example="prod9 generate control -m outputs/demo/starter/stage3 --seg seg.nii.gz -o made"
 )(generate_control)
+app.command("masks", example="prod9 generate masks --vary seg.nii.gz -n 4 -o masks")(generate_masks)
 app.command(
     "patients",
     example="prod9 generate patients -m outputs/demo/starter/stage2_label --in-context outputs/demo/starter/stage2 "

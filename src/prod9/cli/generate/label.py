@@ -57,6 +57,14 @@ def generate_labels(
             help="MAISI: mm of a voxel; default: as trained.",
         ),
     ] = None,
+    set_covariate: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set-covariate",
+            metavar="NAME=VALUE",
+            help="Covariate of the patients, e.g. age=60; repeatable.",
+        ),
+    ] = None,
     samples: Samples,
     sampler: Sampler,
     detail: Detail,
@@ -76,6 +84,9 @@ def generate_labels(
     require_models(autoencoder, detail.path)
     load = partial(_load, autoencoder=autoencoder, spacing=spacing_of(spacing), detail=detail)
     pipeline, config = build_pipeline(GENERATORS, load, model, sampler.changes())
+    covariates = _covariates(set_covariate or [])
+    if covariates:
+        pipeline.set_covariates(covariates)
     labels = chosen_labels(label, pipeline.label_names())
     shown = _shown(pipeline, labels, example or [])
     arguments = {"seed": samples.seed, "batch_size": samples.batch_size, **shown}
@@ -89,7 +100,10 @@ def generate_labels(
             **sampler_report(pipeline),
             "disk_mb": disk_mb(count, pipeline.grid),
         },
-        settings=lambda: _settings(pipeline, config, samples.seed, spacing_of(spacing), example or []),
+        settings=lambda: {
+            **_settings(pipeline, config, samples.seed, spacing_of(spacing), example or []),
+            **({"covariates": covariates} if covariates else {}),
+        },
         make=lambda folder: make_series(
             folder,
             [
@@ -107,6 +121,19 @@ def generate_labels(
         ),
         report=partial(report_made, total=count, scored_by=("prod9", "evaluate", "images", data_of(config))),
     )
+
+
+def _covariates(given: Sequence[str]) -> dict[str, str]:
+    """Return name → value of ``--set-covariate NAME=VALUE`` each; ConfigError for other texts, or a name twice."""
+    found: dict[str, str] = {}
+    for text in given:
+        name, equals, value = (part.strip() for part in text.partition("="))
+        if not (name and equals and value) or name in found:
+            raise ConfigError(
+                f"--set-covariate: expected NAME=VALUE such as age=60, each name once, got {text!r}."
+            )
+        found[name] = value
+    return found
 
 
 def _load(

@@ -9,6 +9,7 @@ import typer
 
 from prod9.cli import shared
 from prod9.cli.front.after import tell_after_scores
+from prod9.cli.judge.masks import masks
 from prod9.cli.judge.options import (
     ExtractorOptions,
     GridOption,
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from prod9.evaluation.score_table import Evaluation
 
 app = new_app("Measure generated volumes against real ones.")
+app.command("masks")(masks)
 
 FILE = "evaluation.json"
 

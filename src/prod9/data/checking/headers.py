@@ -18,6 +18,8 @@ from prod9.volumes import VolumeHeader, cautions, looks_whole, read, read_header
 
 AFFINE_TOLERANCE = 1e-2
 """Largest difference (mm, and mm per voxel) between affines of one grid, as in training."""
+LEAST_OVERLAP = 0.6
+"""Part that the scans of a case must share: less, and they were not registered."""
 _ANISOTROPY = 3.0
 _SHOWN = 3
 
@@ -63,7 +65,7 @@ def check_headers(cases: Sequence[Case], *, progress: Progress | None = None) ->
                     headers.findings.append(error("unreadable", str(problem), case.case_id))
                 continue
             kinds[kind] = header
-        headers.findings += [*_grid(case, kinds), *_single_headers(case, kinds)]
+        headers.findings += [*_grid(case, kinds), *_fields(case, kinds), *_single_headers(case, kinds)]
         if progress is not None:
             progress(done, len(cases))
     headers.findings += [*_spacings(headers), *_orientations(headers), *_doubles(cases, headers)]
@@ -90,10 +92,43 @@ def _grid(case: Case, kinds: dict[str, VolumeHeader]) -> Iterator[Finding]:
             got = f"affines that differ by up to {gap:.3g}"
         yield error(
             "grid",
-            f"{header.path}: expected the voxel grid of {first.path}, got {got}; register and resample the case to "
-            "one grid.",
+            f"{header.path}: expected the voxel grid of {first.path}, got {got}; bring the case to one "
+            "grid with `prod9 data preprocess`.",
             case.case_id,
         )
+
+
+def _fields(case: Case, kinds: dict[str, VolumeHeader]) -> Iterator[Finding]:
+    """Warn of a scan whose field of view lies beside that of the first; all of it that headers can tell."""
+    images = [header for kind, header in kinds.items() if kind != SEG]
+    for header in images[1:]:
+        share = _shared_field(images[0], header)
+        if share < LEAST_OVERLAP:
+            yield unregistered(
+                header.path, images[0].path, f"{share:.0%} of their fields of view", case.case_id
+            )
+
+
+def _shared_field(first: VolumeHeader, second: VolumeHeader) -> float:
+    """Return the common part of two fields of view as boxes along RAS, as a share of the smaller one."""
+    boxes = []
+    for header in (first, second):
+        ends = [(-0.5, side - 0.5) for side in header.shape]
+        corners = np.stack(np.meshgrid(*ends, indexing="ij"), -1).reshape(-1, 3)
+        placed = corners @ header.affine[:3, :3].T + header.affine[:3, 3]
+        boxes.append((placed.min(axis=0), placed.max(axis=0)))
+    low, high = np.maximum(boxes[0][0], boxes[1][0]), np.minimum(boxes[0][1], boxes[1][1])
+    smaller = min(float(np.prod(top - bottom)) for bottom, top in boxes)
+    return float(np.prod(np.maximum(high - low, 0))) / smaller
+
+
+def unregistered(path: Path, other: Path, what: str, case: str) -> Finding:
+    """Return the warning for two scans of a case that do not lie on each other. what: how much they share."""
+    return warning(
+        "unregistered",
+        f"{path}: expected to lie on {other}, got {what} in common; register the case with `prod9 data preprocess`.",
+        case,
+    )
 
 
 def _single_headers(case: Case, kinds: dict[str, VolumeHeader]) -> Iterator[Finding]:

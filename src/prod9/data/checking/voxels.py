@@ -11,7 +11,7 @@ import numpy as np
 
 from prod9.data.cases import Case
 from prod9.data.checking.findings import Finding, error, note, warning
-from prod9.data.checking.headers import same_content
+from prod9.data.checking.headers import LEAST_OVERLAP, same_content, unregistered
 from prod9.data.checking.thumbnails import Thumbnail, slices
 from prod9.data.intensity import find_background
 from prod9.data.labels import canonical_seg
@@ -25,6 +25,9 @@ BINS = 48
 MAX_THUMBNAILS = 60
 """Cases that a page shows: it stays below a few MB."""
 _MIN_BACKGROUND = 0.01
+_COARSE = 4
+_WHOLE = 0.98
+"""Share of voxels from which a head is the whole volume: its scan has noise around it, and tells nothing."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +97,7 @@ def read_cases(
 
 def read_case(case: Case) -> CaseVoxels:
     """Read all files of ``case``; an error in one does not hide errors in the others."""
-    result, scans = CaseVoxels(case.case_id), {}
+    result, scans, heads = CaseVoxels(case.case_id), {}, list[tuple[Path, np.ndarray]]()
     for path in dict.fromkeys(case.images.values()):
         kinds = [kind for kind, file in case.images.items() if file == path]
         try:
@@ -106,6 +109,8 @@ def read_case(case: Case) -> CaseVoxels:
             if _add_image(result, kind, volume, alone=len(kinds) == 1):
                 data = np.asarray(to_ras(volume.data, volume.header.affine)[0])
                 scans[kind] = (data, result.images[kind].percentiles[3])
+            if not any(finding.code in ("non-finite", "constant") for finding in result.findings):
+                _compare_heads(result, heads, volume)
     labels = None if case.seg is None else _add_seg(result, case)
     order = sorted(scans, key=lambda kind: (*MODALITIES, kind).index(kind))
     result.thumbnail = slices({kind: scans[kind] for kind in order}, labels)
@@ -199,6 +204,20 @@ def _add_image(result: CaseVoxels, kind: str, volume: VolumeFile, *, alone: bool
     if alone:
         result.digests[path] = hashlib.blake2b(np.ascontiguousarray(data).data, digest_size=16).hexdigest()
     return True
+
+
+def _compare_heads(result: CaseVoxels, heads: list[tuple[Path, np.ndarray]], volume: VolumeFile) -> None:
+    """Warn if the head lies elsewhere than in the first scan of the same grid; every fourth voxel tells."""
+    coarse = volume.data[::_COARSE, ::_COARSE, ::_COARSE]
+    head = ~find_background(coarse).covers(coarse)
+    if not heads:
+        heads.append((volume.header.path, head))
+    elif heads[0][1].shape == head.shape and 0 < heads[0][1].mean() < _WHOLE:
+        first, other = heads[0]
+        share = float((head & other).sum() / max(1, (head | other).sum()))
+        if share < LEAST_OVERLAP:
+            what = f"{share:.0%} of their heads"
+            result.findings.append(unregistered(volume.header.path, first, what, result.case_id))
 
 
 def image_stats(volume: VolumeFile) -> ImageStats:

@@ -1,6 +1,6 @@
 """Samples of latents, with or without images of the same case: what MAISI's stages 2 and 3 are trained on."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,10 +14,17 @@ from prod9.data.stores.latents import TokenStore
 
 
 class LatentDataset(Dataset[dict[str, Any]]):
-    """One volume's latent per sample; mirrored copies are items of their own, so nothing is random here."""
+    """One volume's latent per sample; mirrored copies are items of their own, so nothing is random here.
 
-    def __init__(self, store: TokenStore, *, spacing: Sequence[float]) -> None:
+    store: the volumes. spacing: mm of their voxels. covariates: features ``[K C]`` by case, for samples with
+    ``covariates``; None for none.
+    """
+
+    def __init__(
+        self, store: TokenStore, *, spacing: Sequence[float], covariates: Mapping[str, Tensor] | None = None
+    ) -> None:
         self.store = store
+        self._covariates = covariates
         self._spacing: Tensor = torch.tensor(spacing, dtype=torch.float32)
 
     def __len__(self) -> int:
@@ -36,6 +43,7 @@ class LatentDataset(Dataset[dict[str, Any]]):
             "latent": self.store.latent(index),
             "foreground": self.store.foreground(index),
             "spacing": self._spacing,
+            **({} if self._covariates is None else {"covariates": self._covariates[item["case_id"]]}),
         }
 
 

@@ -1,8 +1,10 @@
 """Samples of one encoded volume: what a label-conditional transformer is trained on, whatever the volumes show."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from prod9.data.sampling import SampleKey, index_of
@@ -21,10 +23,14 @@ def token_sample(store: TokenStore, index: int) -> dict[str, Any]:
 
 
 class LabelledTokens(Dataset[dict[str, Any]]):
-    """One volume's tokens per sample; mirrored copies are items of their own, so nothing is random here."""
+    """One volume's tokens per sample; mirrored copies are items of their own, so nothing is random here.
 
-    def __init__(self, *, store: TokenStore) -> None:
+    store: the volumes. covariates: features ``[K C]`` by case, for samples with ``covariates``; None for none.
+    """
+
+    def __init__(self, *, store: TokenStore, covariates: Mapping[str, Tensor] | None = None) -> None:
         self._store = store
+        self._covariates = covariates
 
     def __len__(self) -> int:
         """Return the number of encoded volumes, mirrored ones included."""
@@ -32,4 +38,9 @@ class LabelledTokens(Dataset[dict[str, Any]]):
 
     def __getitem__(self, key: int | SampleKey) -> dict[str, Any]:
         """Return a sample; see :func:`token_sample`."""
-        return token_sample(self._store, index_of(key))
+        sample = token_sample(self._store, index_of(key))
+        return (
+            sample
+            if self._covariates is None
+            else {**sample, "covariates": self._covariates[sample["case_id"]]}
+        )

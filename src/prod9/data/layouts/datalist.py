@@ -85,7 +85,7 @@ def scan_datalist(root: Path) -> Scan:
 
 
 def _table_rows(source: Path) -> list[Case]:
-    header, table = _read_table(source)
+    header, table = read_table(source)
     modalities = _modality_columns(header, table, source)
     rows = []
     for number, row in table:
@@ -113,7 +113,7 @@ def _table_rows(source: Path) -> list[Case]:
     return rows
 
 
-def _read_table(source: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
+def read_table(source: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
     """Return the header and, with their line numbers, the rows that are not empty; all cells are stripped."""
     with reading(source, "a text table in UTF-8", remedy="save it so"):
         content = source.read_bytes()

@@ -34,14 +34,21 @@ class Grid:
         self.points = np.stack(np.meshgrid(*axes, indexing="ij")).astype(np.float32)
 
     def smooth_noise(self, scale_mm: float, rng: np.random.Generator) -> Array:
-        """Return noise ``[H W D]`` of mean 0 and deviation 1 that varies over about ``scale_mm``."""
-        knots = [max(4, round(n * self.spacing / scale_mm) + 3) for n in self.shape]
-        field = rng.standard_normal(knots).astype(np.float32)
-        for axis, length in enumerate(self.shape):
-            # Cubic B-splines of white noise, one axis at a time: ten times faster than scipy's zoom.
-            weights = _spline_basis(length, knots[axis])
-            field = np.moveaxis(np.tensordot(weights, field, (1, axis)), 0, axis)
-        return (field - field.mean()) / (field.std() + 1e-6)
+        """Return noise as :func:`smooth_noise` does, on these voxels."""
+        return smooth_noise(self.shape, self.spacing, scale_mm, rng)
+
+
+def smooth_noise(
+    shape: tuple[int, ...], spacing_mm: float, scale_mm: float, rng: np.random.Generator
+) -> Array:
+    """Return noise ``[H W D]`` of mean 0 and deviation 1 that varies over about ``scale_mm``."""
+    knots = [max(4, round(n * spacing_mm / scale_mm) + 3) for n in shape]
+    field = rng.standard_normal(knots).astype(np.float32)
+    for axis, length in enumerate(shape):
+        # Cubic B-splines of white noise, one axis at a time: ten times faster than scipy's zoom.
+        weights = _spline_basis(length, knots[axis])
+        field = np.moveaxis(np.tensordot(weights, field, (1, axis)), 0, axis)
+    return (field - field.mean()) / (field.std() + 1e-6)
 
 
 @dataclass(frozen=True)

@@ -62,6 +62,12 @@ def load_template() -> Template:
     )
 
 
+def stripped_scan() -> tuple[np.ndarray, np.ndarray]:
+    """Return the T1-weighted template without its skull, float32 ``[X Y Z]`` of 0 to 1 at 1 mm, and its affine."""
+    file = read(_folder() / _FILE.format("t1"))
+    return file.data / 255, file.header.affine
+
+
 def _folder() -> Path:
     # Found, not imported: importing nilearn takes longer than simulating several patients.
     package = importlib.util.find_spec("nilearn")

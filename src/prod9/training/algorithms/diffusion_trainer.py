@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from prod9.conditions import hide_covariates
 from prod9.diffusion.condition import FlowCondition
 from prod9.diffusion.scheduler import RectifiedFlowSchedulerRF, noise_like
 from prod9.training.algorithms.base import AbstractAlgorithm, Losses
@@ -38,12 +39,14 @@ class DiffusionTrainer(AbstractAlgorithm):
         scheduler: corrupts latents.
         distance: ``l2`` or ``l1`` between predicted and true velocity.
         condition_dropout: share of samples whose label is hidden, for guidance.
+        covariate_dropout: share of the covariates, each by itself, that are hidden where a condition has them.
     """
 
     network: VelocityNetwork
     scheduler: RectifiedFlowSchedulerRF
     distance: str = "l2"
     condition_dropout: float = 0.1
+    covariate_dropout: float = 0.3
 
     def __post_init__(self) -> None:
         if self.distance not in DISTANCES:
@@ -56,6 +59,7 @@ class DiffusionTrainer(AbstractAlgorithm):
         if self.condition_dropout > 0:
             draws = torch.rand(len(x_0), generator=generator, device=generator.device)
             condition = condition.drop((draws < self.condition_dropout).to(x_0.device))
+        condition = hide_covariates(condition, self.covariate_dropout, generator)
         t = self.scheduler.sample_times(x_0.shape, generator)
         loss = self._loss_at(t, x_0, condition, generator)
         return {"total": loss, "velocity": loss.detach()}

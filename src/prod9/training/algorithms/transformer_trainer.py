@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Bool, Float, Int64, Integer
 from torch import Tensor
 
+from prod9.conditions import hide_covariates
 from prod9.generator.heads import TokenLogits
 from prod9.generator.maskgit import MaskGiTScheduler
 from prod9.generator.token_decoder import MaskedDecoder
@@ -28,6 +29,7 @@ class TransformerTrainer(AbstractWeightedAlgorithm):
         scheduler: γ.
         label_smoothing: share given to the uniform distribution.
         condition_dropout: share of samples trained without condition, for guidance.
+        covariate_dropout: share of the covariates, each by itself, that are hidden where a condition has them.
         ordinal_weight: of the expected distance to the true levels.
     """
 
@@ -35,6 +37,7 @@ class TransformerTrainer(AbstractWeightedAlgorithm):
     scheduler: MaskGiTScheduler
     label_smoothing: float = 0.1
     condition_dropout: float = 0.1
+    covariate_dropout: float = 0.3
     ordinal_weight: float = 0.0
 
     def generate_training_data(self, tokens: TokenGrid, *, generator: torch.Generator) -> MaskedSample:
@@ -66,6 +69,7 @@ class TransformerTrainer(AbstractWeightedAlgorithm):
         if self.condition_dropout > 0:
             draws = torch.rand(tokens.shape[0], generator=host_generator(generator))
             condition = condition.drop(placed(draws < self.condition_dropout, tokens.device))
+        condition = hide_covariates(condition, self.covariate_dropout, generator)
         logits, rows = self._predict_hidden(sample, condition)
         target = sample.target.flatten()[rows]
         weights = self.weights_of(tokens, foreground=foreground, seg=seg).flatten()[rows]

@@ -13,8 +13,8 @@ Condition = MaskGiTCondition | InContextCondition
 
 
 def of_label(batch: TokenBatch) -> MaskGiTCondition:
-    """Return the class labels of the batch."""
-    return MaskGiTCondition(label=batch["label"])
+    """Return the class labels of the batch and, where there are some, its covariates."""
+    return MaskGiTCondition(label=batch["label"], covariates=batch.get("covariates"))
 
 
 def of_source(batch: TranslationBatch) -> MaskGiTCondition:

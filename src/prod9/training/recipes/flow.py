@@ -1,6 +1,7 @@
 """The recipe of stage 2 of MAISI: a rectified flow over the latents of a trained autoencoder."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,7 @@ class FlowRecipe(AbstractRecipe[MaisiDiffusionConfig, Loaded[AutoencoderKlMaisi]
         cls, config: MaisiDiffusionConfig, bases: Loaded[AutoencoderKlMaisi], encoding: Encoding
     ) -> AbstractDataModule:
         """Return the latents of ``config``."""
-        return latent_data_module(config, bases, encoding)
+        return latent_data_module(config, bases, encoding, covariates=config.covariates)
 
     def networks(self) -> dict[str, nn.Module]:
         """Return the U-Net."""
@@ -202,8 +203,9 @@ class FlowRecipe(AbstractRecipe[MaisiDiffusionConfig, Loaded[AutoencoderKlMaisi]
 
 
 def flow_condition(batch: LatentBatch) -> FlowCondition:
-    """Return the class labels and the spacing of a batch."""
-    return FlowCondition.of_heads(batch["label"], batch["spacing"])
+    """Return the class labels, the spacing and, where there are some, the covariates of a batch."""
+    condition = FlowCondition.of_heads(batch["label"], batch["spacing"])
+    return replace(condition, covariates=batch["covariates"]) if "covariates" in batch else condition
 
 
 def _histogram_distance(sampled: Tensor, real: Tensor) -> Tensor:

@@ -9,7 +9,12 @@ from torch import Tensor
 
 from prod9.autoencoder.autoencoder_fsq import AutoencoderFSQ
 from prod9.autoencoder.autoencoder_maisi import AutoencoderKlMaisi
-from prod9.config.schema import MaisiControlNetConfig, MaisiDiffusionConfig, TransformerConfig
+from prod9.config.schema import (
+    CovariatesConfig,
+    MaisiControlNetConfig,
+    MaisiDiffusionConfig,
+    TransformerConfig,
+)
 from prod9.config.sections import RunSection
 from prod9.models.checkpoint_manager import Loaded
 from prod9.models.factory import ModelFactory
@@ -88,6 +93,7 @@ def latent_data_module(
     source_images: Sequence[str] = (),
     *,
     averages: bool = False,
+    covariates: CovariatesConfig | None = None,
 ) -> AbstractSegmentedDataModule:
     """Return the data module of a stage on the latents of ``autoencoder``, with the scans of ``source_images``.
 
@@ -97,11 +103,14 @@ def latent_data_module(
         encoding: how volumes are encoded.
         source_images: modalities whose scans stand beside the latents.
         averages: whether their mean latent does, too.
+        covariates: of the patients.
     """
     encoded = _source(autoencoder, config, encoding)
     if config.data.kind == "medmnist3d":
         return MedMNIST3DFlowDataModule(config, encoded=encoded)
-    return BraTSDiffusionDataModule(config, encoded=encoded, source_images=source_images, averages=averages)
+    return BraTSDiffusionDataModule(
+        config, encoded=encoded, source_images=source_images, averages=averages, covariates=covariates
+    )
 
 
 def _source(base: Stage1, config: RunSection, encoding: Encoding) -> EncodedSource:

@@ -1,0 +1,195 @@
+"""``prod9 data preprocess`` and ``prod9 data to-native``: from a clinic's scans to the models' space, and back."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from prod9.cli.data.check import LayoutOption, counting
+from prod9.cli.shared import (
+    FAILED,
+    DebugOption,
+    JsonOption,
+    OverwriteOption,
+    console,
+    print_error,
+    print_json,
+    resumable,
+)
+from prod9.errors import ConfigError, DataError
+from prod9.system.wording import plural
+
+
+def preprocess(
+    root: Annotated[Path, typer.Argument(metavar="IN", help="Folder with cases, or a list of them.")],
+    output_dir: Annotated[
+        Path, typer.Argument(metavar="OUT", help="Folder of the results; made if missing.")
+    ],
+    strip_with: Annotated[
+        str | None,
+        typer.Option(
+            "--strip-with",
+            metavar="COMMAND",
+            help="Program that finds the brain, such as 'mri_synthstrip -i {in} -m {mask}'.",
+        ),
+    ] = None,
+    brain_mask: Annotated[
+        str | None,
+        typer.Option(
+            "--brain-mask",
+            metavar="FILE",
+            help="Brain mask of the reference scan; {case} stands for the case.",
+        ),
+    ] = None,
+    no_strip: Annotated[
+        bool, typer.Option("--no-strip", help="The scans have no skull, or are to keep it.")
+    ] = False,
+    atlas: Annotated[
+        str, typer.Option("--atlas", metavar="mni152|FILE", help="Atlas without skull, e.g. a file of SRI24.")
+    ] = "mni152",
+    spacing: Annotated[
+        float, typer.Option("--spacing", min=0.5, max=8.0, help="Side of a voxel of the results in mm.")
+    ] = 1.0,
+    modality: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--modality", help="Modality that every case needs; repeatable. [all that every case has]"
+        ),
+    ] = None,
+    reference: Annotated[
+        str | None,
+        typer.Option(
+            "--reference", metavar="MODALITY", help="Scan that the others are registered to. [T1ce, else T1]"
+        ),
+    ] = None,
+    seg_on: Annotated[
+        str | None,
+        typer.Option(
+            "--seg-on",
+            metavar="MODALITY",
+            help="Scan that segmentations are drawn on. [that with their voxels]",
+        ),
+    ] = None,
+    layout: LayoutOption = "auto",
+    num_workers: Annotated[int, typer.Option("--num-workers", "-j", min=1, help="Cases at a time.")] = 1,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Register the scans of each case to each other and to an atlas, and take off the skull.
+
+    IN holds NIfTI of any orientation and voxel size. OUT gets a folder a case, `CASE/CASE-t1n.nii.gz` …, with every
+    transform, and one page of pictures. Cases that are done are kept, so an interrupted run goes on where it stopped.
+    A case that fails is named, leaves no files, and makes the exit code 1.
+    """
+    from prod9.data.registration.stripping import Stripping
+
+    stripping = Stripping.of_options(brain_mask=brain_mask, strip_with=strip_with, no_strip=no_strip)
+    cases = _cases(root, output_dir, layout, modality)
+    if stripping.mask is not None and "{case}" not in stripping.mask and len(cases) > 1:
+        raise ConfigError(
+            f"--brain-mask: expected a name with {{case}} for {plural(cases, 'case')}, got {stripping.mask}; write it "
+            "as 'masks/{case}_mask.nii.gz'."
+        )
+    from prod9.data.registration.atlas import load_atlas
+    from prod9.data.registration.case import Settings
+    from prod9.data.registration.cohort import preprocess as run
+
+    settings = Settings(
+        atlas=load_atlas(atlas, spacing_mm=spacing),
+        stripping=stripping,
+        reference=reference,
+        seg_on=seg_on,
+        spacing_mm=spacing,
+    )
+    hint = "Stopped; complete cases are kept, and the same command goes on from here."
+    with resumable(hint), counting("Preprocessing cases") as count:
+        done = run(cases, output_dir, settings, num_workers=num_workers, progress=count)
+    if as_json:
+        print_json(
+            {
+                "output_dir": str(done.root),
+                "made": list(done.made),
+                "kept": list(done.kept),
+                "failed": done.failures,
+                "page": str(done.page),
+            }
+        )
+    else:
+        console.print(f"{plural(done.made, 'case')} made, {len(done.kept)} kept: {done.root}")
+        console.print(f"Look at them: {done.page}")
+    for message in done.failures.values():
+        print_error(message)
+    if done.failures:
+        raise typer.Exit(FAILED)
+
+
+def to_native(
+    result: Annotated[
+        Path, typer.Argument(metavar="RESULT", help="Volume in the space of a preprocessed case.")
+    ],
+    case: Annotated[
+        Path, typer.Option("--case", metavar="DIR", help="Folder of that case, from `prod9 data preprocess`.")
+    ],
+    output: Annotated[Path, typer.Option("--output", metavar="FILE", help="File to write, .nii.gz or .nii.")],
+    scan: Annotated[
+        str | None,
+        typer.Option(
+            "--scan", metavar="MODALITY", help="Scan of the case whose voxels it gets. [the reference]"
+        ),
+    ] = None,
+    kind: Annotated[
+        str,
+        typer.Option(
+            "--kind", metavar="auto|image|labels", help="Labels keep their values: the nearest voxel decides."
+        ),
+    ] = "auto",
+    overwrite: OverwriteOption = False,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Bring a volume made from a preprocessed case back to the voxels of the scan that the case came from.
+
+    It may be anything that lies in the space of the case: a translation, a sample, a segmentation, on any grid.
+    """
+    from prod9.data.registration.native import KINDS
+    from prod9.data.registration.native import to_native as run
+
+    kinds = {name: name for name in KINDS}
+    if kind not in kinds:
+        raise ConfigError(f"--kind: expected {', '.join(KINDS)}, got {kind!r}; choose one.")
+    used = run(result, output, case=case, scan=scan, kind=kinds[kind], overwrite=overwrite)
+    if as_json:
+        print_json({"output": str(output), "scan": used})
+    else:
+        console.print(f"On the voxels of {used}: {output}")
+
+
+def _cases(root: Path, output_dir: Path, layout: str, modality: list[str] | None) -> list:
+    """Return the cases to preprocess, refusing a dataset that is not NIfTI, or that would be written into."""
+    from prod9.data.layouts.find import find_cases, scan_dataset
+    from prod9.data.layouts.scan import foreign_files, is_dir
+
+    if is_dir(root) and output_dir.resolve().is_relative_to(root.resolve()):
+        raise ConfigError(
+            f"OUT: expected a folder outside {root}, which is never written to, got {output_dir}; choose another."
+        )
+    dicom = (
+        [path for path in foreign_files(root) if path.suffix.lower() in (".dcm", ".ima")]
+        if is_dir(root)
+        else []
+    )
+    if dicom:
+        raise DataError(
+            f"{root}: expected NIfTI, got DICOM ({dicom[0].name}), which prod9 does not read; convert it with "
+            "dcm2niix, and give the folder of the results."
+        )
+    dataset = scan_dataset(root, layout=layout)
+    every = [set(case.images) for case in dataset.cases]
+    common = [
+        name for name in (dataset.cases[0].images if every else ()) if all(name in own for own in every)
+    ]
+    if every and not (modality or common):
+        raise DataError(
+            f"{root}: expected a modality that every case has, got none; name those to use with --modality."
+        )
+    return find_cases(root, layout=layout, modalities=modality or common or ("T1",))

@@ -1,0 +1,128 @@
+"""Covariates of patients: from a table, or from values that are asked for, to the features that networks take.
+
+A covariate is a row of features. A number is 1 and its place between its bounds, from -1 to 1. A category is 1 at its
+value. What is not known is a row of zeros.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from prod9.data.layouts.datalist import read_table
+from prod9.errors import DataError, Prod9Error
+from prod9.system.wording import listing
+
+_CASE = "case"
+
+
+class CovariateCoder:
+    """Turns values of covariates into features.
+
+    Args:
+        numbers: name → smallest and largest value.
+        categories: name → its values.
+
+    Example:
+        >>> from prod9.data.covariates import CovariateCoder
+        >>> coder = CovariateCoder(numbers={"age": (20, 80)}, categories={"sex": ["F", "M"]})
+        >>> coder.encode({"age": "50", "sex": "M"}).tolist()
+        [[1.0, 0.0], [0.0, 1.0]]
+        >>> coder.encode({}).any().item()
+        False
+    """
+
+    def __init__(
+        self, *, numbers: Mapping[str, tuple[float, float]], categories: Mapping[str, Sequence[str]]
+    ) -> None:
+        self._numbers = dict(numbers)
+        self._categories = {name: tuple(values) for name, values in categories.items()}
+        widths = [2 for _ in self._numbers] + [len(values) for values in self._categories.values()]
+        self.names = (*self._numbers, *self._categories)
+        self.shape = len(widths), max(widths)
+
+    def encode(
+        self,
+        values: Mapping[str, str],
+        *,
+        source: str = "covariates",
+        error: Callable[[str], Prod9Error] = DataError,
+    ) -> Tensor:
+        """Return the features float32 ``[K C]`` of ``values``, name → text; those that are absent or empty are unknown.
+
+        Raises ``error``, with ``source`` in front, for an unknown name, a text that is no number, a number out of its
+        bounds, and an unknown category.
+        """
+        unknown = [name for name in values if name not in self.names]
+        if unknown:
+            raise error(
+                f"{source}: expected covariates {', '.join(self.names)}, got {', '.join(unknown)}; correct the name, "
+                "or train with it (covariates.numbers and covariates.categories)."
+            )
+        features = torch.zeros(self.shape)
+        for place, name in enumerate(self.names):
+            text = values.get(name, "").strip()
+            if not text:
+                continue
+            if name in self._numbers:
+                features[place, 0] = 1.0
+                features[place, 1] = self._scaled(name, text, source, error)
+            else:
+                features[place, self._index(name, text, source, error)] = 1.0
+        return features
+
+    def read(self, path: Path) -> dict[str, Tensor]:
+        """Return case → features from a CSV or TSV file with a column ``case``; DataError with the line."""
+        header, rows = read_table(path)
+        missing = [name for name in (_CASE, *self.names) if name not in header]
+        if missing:
+            raise DataError(
+                f"{path}: expected columns {', '.join((_CASE, *self.names))}, got none called {', '.join(missing)}; "
+                "add them, or correct covariates.numbers and covariates.categories."
+            )
+        found: dict[str, Tensor] = {}
+        for number, row in rows:
+            cells = dict(zip(header, row, strict=False))
+            case = cells[_CASE]
+            if not case or case in found:
+                raise DataError(
+                    f"{path}: line {number}: expected a case of its own, got {case or 'an empty cell'}; correct it."
+                )
+            own = {name: cells[name] for name in self.names}
+            found[case] = self.encode(own, source=f"{path}: line {number}")
+        return found
+
+    def _scaled(self, name: str, text: str, source: str, error: Callable[[str], Prod9Error]) -> float:
+        low, high = self._numbers[name]
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not low <= value <= high:
+            raise error(
+                f"{source}: expected {name} between {low:g} and {high:g}, got {text}; correct it, or train with wider "
+                f"bounds (covariates.numbers.{name})."
+            )
+        return 2 * (value - low) / (high - low) - 1
+
+    def _index(self, name: str, text: str, source: str, error: Callable[[str], Prod9Error]) -> int:
+        values = self._categories[name]
+        if text not in values:
+            raise error(
+                f"{source}: expected {name} to be {', '.join(values)}, got {text}; correct it, or add it to "
+                f"covariates.categories.{name}."
+            )
+        return values.index(text)
+
+
+def for_cases(table: Mapping[str, Tensor], cases: Sequence[str], path: Path) -> list[str]:
+    """Return the names among ``cases`` that ``table`` lacks; DataError if it has none of them."""
+    lacking = [case for case in cases if case not in table]
+    if cases and len(lacking) == len(set(cases)):
+        raise DataError(
+            f"{path}: expected rows for the cases of the dataset ({listing(cases)}), got others ({listing(table)}); "
+            "use the names that `prod9 data check` shows."
+        )
+    return lacking
