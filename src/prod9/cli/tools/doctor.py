@@ -16,7 +16,6 @@ from prod9.system.wording import plural
 
 PACKAGES = ("prod9", "torch", "monai", "lightning", "numpy", "nibabel", "scipy", "pydantic", "safetensors")
 EXTRAS = {
-    "demo": ("nilearn",),
     "medmnist": ("medmnist",),
     "perceptual": ("lpips", "torchvision"),
     "dev": ("pytest", "hypothesis"),
