@@ -38,7 +38,7 @@ ARRIVING = (
 )
 """Commands that pages show and that arrive by a merge: neither parsed nor run. Empty once they are there."""
 ARRIVING_NAMES = ("demo/translate", "demo/label")
-"""Names of models that arrive likewise: lines with them are parsed and not run."""
+"""Names of models that arrive likewise: lines with them are parsed, and their pages not run."""
 ROOTS = ("outputs/", "runs/", "plan/", "weights/")
 """Where the paths of our own commands begin; any other path in a command is the reader's."""
 
@@ -61,9 +61,9 @@ class Line:
         return arrives(self.words)
 
     @property
-    def runs(self) -> bool:
-        """Whether the tests run it."""
-        return self.reason is None and not self.arrives and not set(self.words) & set(ARRIVING_NAMES)
+    def waits(self) -> bool:
+        """Whether it cannot run yet, because its command or its model arrives by a merge."""
+        return self.arrives or bool(set(self.words) & set(ARRIVING_NAMES))
 
     def __str__(self) -> str:
         return f"{self.page}: {shlex.join(self.words)}"

@@ -89,7 +89,10 @@ class ControlNetTrainer(AbstractAlgorithm, Generic[K, S]):
     def position_weights(
         self, target: TokenGrid | Latent, control: ControlCondition, foreground: Tensor | None
     ) -> Float[Tensor, "B h w d"]:
-        """Return what each position weighs in the loss: background, brain, or in and about a segmented class."""
+        """Return what each position weighs in the loss: background, brain, or in and about a segmented class.
+
+        ``foreground`` is bool ``[B h w d]``, or None for no brain apart from the background.
+        """
         return position_weights(
             target,
             foreground=foreground,
