@@ -59,3 +59,13 @@ def test_the_first_page_of_the_documentation_leads_everywhere():
     index = (DOCS / "index.md").read_text(encoding="utf-8")
     pages = {page.relative_to(DOCS).as_posix() for page in DOCS.rglob("*.md")} - {"index.md"}
     assert {page for page in pages if f"]({page}" not in index} == set()
+
+
+def test_a_package_index_gets_absolute_links():
+    pytest.importorskip("hatchling")
+    tool = load("metadata")
+    text = tool.absolute("![a](docs/a.png) [b](docs/b.md#c) [d](#e) [f](https://f)", "https://host/o/p", "v1")
+    assert text == (
+        "![a](https://host/o/p/raw/v1/docs/a.png) [b](https://host/o/p/blob/v1/docs/b.md#c) [d](#e) [f](https://f)"
+    )
+    assert all(address.startswith("https://host/o/p") for address in tool.urls("https://host/o/p").values())
