@@ -57,7 +57,7 @@ docs: $(DOCS_INSTALLED)  ## Regenerate tables and pages from the code, check lin
 	$(BIN)/python docs/tools/check_links.py
 	$(BIN)/python docs/tools/build_site.py
 
-pictures: $(INSTALLED)  ## Make the pictures of the documentation; needs `prod9 demo --stages control` and Chromium.
+pictures: $(INSTALLED)  ## Make the pictures of the documentation; needs `prod9 demo` and Chromium.
 	$(BIN)/python docs/tools/pictures.py --demo outputs/demo
 
 release: $(RELEASE_INSTALLED)  ## Build wheel and sdist, and try both in fresh environments; uploads nothing.

@@ -2,8 +2,7 @@
 
 ``python docs/tools/pictures.py`` makes those of translation and inpainting in a minute; the patients are those of
 ``prod9 data simulate DIR -n 12 --spacing 3.75 --seed 5``, which the packaged weights (seed 100) never saw.
-``--demo outputs/demo`` adds those of what ``prod9 demo --stages control`` left (seed 0); the screenshot of its report
-needs Chromium. Nothing is smoothed or retouched: slices are enlarged by bicubic interpolation, because at 3.75 mm they
+``--demo outputs/demo`` adds those of what ``prod9 demo`` left (seed 0); the screenshot of its report needs Chromium. Nothing is smoothed or retouched: slices are enlarged by bicubic interpolation, because at 3.75 mm they
 are only 60 voxels wide.
 """
 
@@ -24,7 +23,6 @@ from scipy.ndimage import binary_dilation
 
 from prod9 import volumes
 from prod9.data.simulated.cohort import simulate_cohort
-from prod9.pipelines.control import ControlPipeline
 from prod9.pipelines.inpainting import InpaintingPipeline
 from prod9.pipelines.maskgit import MaskGiTPipeline
 from prod9.pipelines.placement import align
@@ -34,8 +32,8 @@ from prod9.volumes import VolumeFile
 PICTURES = Path(__file__).resolve().parents[1] / "pictures"
 WEIGHTS = Path(volumes.__file__).parent / "demo" / "weights"
 SEED, PATIENTS, SPACING_MM = 5, 12, 3.75
-SHOWN, REMOVED, STEERED = 6, 10, (5, 6, 9)
-"""Patients of the pictures that show a few; ``translate_all.png`` shows every patient with a tumour."""
+SHOWN, REMOVED = 6, 10
+"""Patients of the two pictures in README; ``translate_all.png`` shows every patient with a tumour."""
 FILES = {"T1": "t1n", "T1ce": "t1c", "T2": "t2w", "FLAIR": "t2f", "seg": "seg"}
 SOURCES = ("T1", "T1ce", "T2")
 TARGET = "FLAIR"
@@ -70,9 +68,8 @@ def main() -> int:
         patients = simulated(Path(folder))
         translated(patients)
         inpainted(patients[REMOVED])
-        if arguments.demo:
-            steered(arguments.demo / "starter" / "stage3", Path(folder), patients)
-            from_demo(arguments.demo, arguments.chromium)
+    if arguments.demo:
+        from_demo(arguments.demo, arguments.chromium)
     large = [path for path in PICTURES.glob("*.png") if path.stat().st_size > LARGEST_KB * 1000]
     for path in large:
         print(f"{path}: expected at most {LARGEST_KB} KB, got {path.stat().st_size // 1000} KB")
@@ -128,29 +125,6 @@ def inpainted(scans: dict[str, VolumeFile]) -> None:
         white = (before.white + after.white) / 2  # one window for both
         panels += [replace(before, white=white), replace(after, white=white)]
     write(PICTURES / "inpaint.png", [panels], inches=2.4)
-
-
-def steered(run: Path, folder: Path, patients: dict[int, dict[str, VolumeFile]]) -> None:
-    """Write ``steer.png``: FLAIR with a mask, what was drawn under it, and the same random numbers without control."""
-    pipelines = [
-        ControlPipeline.from_checkpoint(run, device="cpu", overrides=[f"control.control_strength={strength}"])
-        for strength in (1, 0)
-    ]
-    rows = []
-    for number in STEERED:
-        scan = scan_path(folder, number, TARGET)
-        seg = pipelines[0].place(scan_path(folder, number, "seg"), reference=scan)
-        level = int((seg.seg > 0).sum((0, 1)).argmax())
-        mask = seg.seg[::-1, ::-1, level].T > 0
-        placed = pipelines[0].placement.place(align({TARGET: patients[number][TARGET]})).images[TARGET]
-        drawn = [
-            next(iter(one.generate(TARGET, seg=seg, num_samples=1, seed=SEED))).data for one in pipelines
-        ]
-        titles = ("scan and its mask", "made under the mask", "without control")
-        images = [volume[::-1, ::-1, level].T for volume in (placed, *drawn)]
-        whites = [white_of(image) for image in images]
-        rows.append([*map(Panel, titles, images, whites, (mask, mask, None))])
-    write(PICTURES / "steer.png", rows, inches=2.0)
 
 
 def from_demo(demo: Path, chromium: str) -> None:
