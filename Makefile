@@ -2,9 +2,11 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+DOCS_INSTALLED := .venv/.installed-docs
+RELEASE_INSTALLED := .venv/.installed-release
 BENCH_INSTALLED := .venv/.installed-bench
 
-.PHONY: help demo test coverage check bench bench-quick full-size gpu-suite soak docs clean
+.PHONY: help demo test coverage check bench bench-quick full-size gpu-suite soak docs pictures release clean
 
 help:  ## List the targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/make \1\t\2/' | expand -t 18
@@ -17,6 +19,14 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 $(BENCH_INSTALLED): $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,bench]'
+	@touch $@
+
+$(DOCS_INSTALLED): $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,docs]'
+	@touch $@
+
+$(RELEASE_INSTALLED): $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,release]'
 	@touch $@
 
 demo: $(INSTALLED)  ## Train small models on simulated brains and generate new ones, on this machine.
@@ -50,9 +60,17 @@ gpu-suite: $(BENCH_INSTALLED)  ## Check and measure all that needs a GPU, in eig
 soak: $(INSTALLED)  ## Kill runs and feed changed files to every reader, for hours; goes on where it stopped.
 	$(BIN)/python -m tests.soak --folder outputs/soak
 
-docs: $(INSTALLED)  ## Regenerate the tables of the configs and check the links of the documentation.
+docs: $(DOCS_INSTALLED)  ## Regenerate tables and pages from the code, check links, build the site into build/site.
 	$(BIN)/python docs/tools/config_tables.py
+	$(BIN)/python docs/tools/command_pages.py
 	$(BIN)/python docs/tools/check_links.py
+	$(BIN)/python docs/tools/build_site.py
+
+pictures: $(INSTALLED)  ## Make the pictures of the documentation; needs `prod9 demo` and Chromium.
+	$(BIN)/python docs/tools/pictures.py --demo outputs/demo
+
+release: $(RELEASE_INSTALLED)  ## Build wheel and sdist, and try both in fresh environments; uploads nothing.
+	$(BIN)/python docs/tools/release.py
 
 clean:  ## Remove caches and build products; .venv, data and outputs stay.
 	rm -rf build dist htmlcov .coverage .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -222,7 +222,7 @@ def test_without_nilearn_the_command_to_install_is_named(
 ) -> None:
     monkeypatch.setattr(template.importlib.util, "find_spec", lambda name: None)
     template.load_template.cache_clear()
-    with pytest.raises(MissingDependencyError, match=r"pip install 'prod9\[demo\]'"):
+    with pytest.raises(MissingDependencyError, match=r"pip install 'nilearn>=0\.11'"):
         simulate_cohort(tmp_path, num_subjects=1, spacing_mm=COARSE)
 
 

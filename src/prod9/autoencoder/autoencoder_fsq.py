@@ -219,7 +219,7 @@ class AutoencoderFSQ(MaisiBackbone):
         return self.quantize(self.encode(x))
 
     def sampling(self, z_mu: Tensor, z_sigma: Tensor) -> Tensor:
-        """Raise TypeError: a quantised latent has no variance to sample from."""
+        """Raise TypeError: a quantised latent ``[B Z h w d]`` has no variance to sample from."""
         raise TypeError(
             "sampling: expected a latent with a variance, got a quantised one; use quantize(encode(x))"
         )

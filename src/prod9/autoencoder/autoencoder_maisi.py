@@ -60,7 +60,7 @@ class AutoencoderKlMaisi(MaisiBackbone):
         return z_mu + z_sigma * noise
 
     def sampling(self, z_mu: Tensor, z_sigma: Tensor) -> Tensor:
-        """Return a sample from the global generator; MONAI's name for ``reparameterize``."""
+        """Return a sample ``[B Z h w d]`` from the global generator; MONAI's name for ``reparameterize``."""
         return self.reparameterize(z_mu, z_sigma)
 
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]

@@ -66,6 +66,9 @@ class AutoencoderInferenceWrapper(nn.Module):
     Windows are an approximation, since their group statistics differ from those of the whole volume; ``whole`` and
     ``exact`` are none.
 
+    Raises:
+        ValueError: for a ``roi_size`` that is no multiple of the downsampling factor.
+
     Example:
         >>> import torch
         >>> from prod9.autoencoder.autoencoder_fsq import AutoencoderFSQ
@@ -102,7 +105,7 @@ class AutoencoderInferenceWrapper(nn.Module):
 
     @torch.no_grad()
     def quantize_stage_2_inputs(self, x: Volume) -> TokenGrid:
-        """Return the tokens of ``x``, one for each block of ``downsampling_factor``³ voxels."""
+        """Return the tokens of ``x``, one for each cube of voxels with side ``downsampling_factor``."""
         network = self.tokenizer
         return network.embed(network.quantize(self.encode(x)[0]))
 

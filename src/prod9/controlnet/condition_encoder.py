@@ -23,6 +23,9 @@ class ConditionEncoder(nn.Module):
         out_channels: channels of the features.
         downsampling_factor: voxels per cell along each axis; sides must be multiples of it.
         channels: widths of the stages; the last one serves all further stages too.
+
+    Raises:
+        ValueError: without planes and without labels.
     """
 
     def __init__(

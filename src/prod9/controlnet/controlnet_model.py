@@ -237,7 +237,10 @@ class ControlNetRF(ControlNetMaisi):
     def residuals(
         self, x_t: Latent, timesteps: Time, condition: FlowCondition, control: Tensor
     ) -> ControlResiduals:
-        """Return what to add to the base at ``x_t``; ``control`` is the output of ``encode`` for these samples."""
+        """Return what to add to the base at ``x_t``.
+
+        ``control`` is the output of ``encode`` for these samples, ``[B E h w d]``; ValueError for another grid.
+        """
         labels = condition.label if self.num_class_embeds is not None else None
         if control.shape[2:] not in (x_t.shape[2:], (1, 1, 1)):
             raise ValueError(
@@ -260,7 +263,8 @@ class ControlNetRF(ControlNetMaisi):
     ) -> tuple[list[Tensor], Tensor]:
         """Return residuals from the arguments of MONAI's forward, which encodes the planes at every call.
 
-        encoded: the output of ``encode``, instead of ``controlnet_cond``.
+        encoded: the output of ``encode``, instead of ``controlnet_cond``; ValueError for both or none, and for a
+        ``context``. ``class_labels`` are int64 ``[B]``.
         """
         if context is not None:
             raise ValueError("context: expected None, got a tensor; leave it out")

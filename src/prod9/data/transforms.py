@@ -63,6 +63,9 @@ class TransformBuilder:
         crop_size: voxels of a random training crop of stage 1; None for whole volumes.
         intensity: how raw values become [0, 1].
         augment: probabilities of the random transforms.
+
+    Raises:
+        ConfigError: for a ``crop_size`` above the grid.
     """
 
     def __init__(

@@ -225,7 +225,11 @@ class DiffusionModelRF(DiffusionModelUNetMaisi):
         steps: Tensor | None = None,
         covariates: Tensor | None = None,
     ) -> Latent:
-        """Return the velocity from the arguments of MONAI's forward, ``steps`` and ``covariates``; see ``predict``."""
+        """Return the velocity from the arguments of MONAI's forward, ``steps`` and ``covariates``; see ``predict``.
+
+        ``class_labels`` are int64 ``[B]``, ``spacing_tensor`` is ``[B 3]`` in mm × 100. Raises ValueError where the
+        network has classes and ``class_labels`` is None.
+        """
         if self.num_class_embeds is not None and class_labels is None:
             raise ValueError("class_labels: expected by this network, got None; pass one per sample")
         emb = self._get_time_and_class_embedding(x, timesteps, class_labels)

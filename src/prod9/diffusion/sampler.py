@@ -66,6 +66,9 @@ class RectifiedFlowSampler:
         autoguidance_scale: factor of the difference between this network's velocity and that of a weaker one, which is
             added too, on the same steps (arXiv 2406.02507); 0 needs no weaker one.
 
+    Raises:
+        ValueError: for fewer steps than one, an unknown solver, and an interval outside of 0 to 1.
+
     Example:
         >>> import torch
         >>> from prod9.diffusion.condition import FlowCondition
@@ -165,11 +168,14 @@ class RectifiedFlowSampler:
 
         Args:
             controlnet: computes the residuals at each step.
-            control: the output of ``ControlNetRF.encode``, the same for all steps.
+            control: the output ``[B E h w d]`` of ``ControlNetRF.encode``, the same for all steps.
             control_strength: factor of the residuals; 0 equals the base bit for bit, without calls of ``controlnet``.
             control_guidance_scale: factor of the difference between steered and base velocity that is added, inside of
                 ``guidance_interval``.
             start: where the flow starts instead of at noise; the base alone (a strength of 0) always starts at noise.
+
+        Raises:
+            ValueError: for a negative ``control_strength``.
         """
         if control_strength < 0:
             raise ValueError(

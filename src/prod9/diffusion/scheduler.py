@@ -34,6 +34,9 @@ class RectifiedFlowSchedulerRF:
         transform_scale: see ``use_timestep_transform``.
         base_size: see ``use_timestep_transform``.
 
+    Raises:
+        ValueError: for numbers below 1, or scales and deviations not above 0.
+
     Example:
         >>> import torch
         >>> from prod9.diffusion.scheduler import RectifiedFlowSchedulerRF
@@ -83,14 +86,17 @@ class RectifiedFlowSchedulerRF:
         return self.shift(t, shape[2:])
 
     def shift(self, t: Tensor, sides: Sequence[int]) -> Tensor:
-        """Return the shifted times for a latent of ``sides`` ``(h, w, d)``; 0 and 1 do not change."""
+        """Return the shifted times ``[B]`` for a latent of ``sides`` ``(h, w, d)``; 0 and 1 do not change."""
         if not self.use_timestep_transform:
             return t
         ratio = self.transform_scale * (prod(sides) / self.base_size) ** (1 / 3)
         return ratio * t / (1 + (ratio - 1) * t)
 
     def times(self, steps: int, sides: Sequence[int]) -> list[float]:
-        """Return the ``steps + 1`` times of a sampling run, from 1 to 0, for a latent of ``sides``."""
+        """Return the ``steps + 1`` times of a sampling run, from 1 to 0, for a latent of ``sides``.
+
+        Raises ValueError for fewer steps than one.
+        """
         if steps < 1:
             raise ValueError(f"steps: expected at least 1, got {steps}; use for example 30")
         # float64: steps between rounded times would not add up to 1, and the sample would miss the data.

@@ -73,7 +73,10 @@ class MaskGiTConditionGenerator(nn.Module):
             self.covariates = CovariateEmbedding(covariates=covariates, embed_dim=embed_dim)
 
     def forward(self, condition: MaskGiTCondition) -> Float[Tensor, "B m E"]:
-        """Return ``[B 1 E]``, or ``[B n E]`` for a decoder with a source latent."""
+        """Return ``[B 1 E]``, or ``[B n E]`` for a decoder with a source latent.
+
+        Raises ValueError where a source latent is missing, or given to a decoder of labels.
+        """
         require_below(condition.label, self.num_classes, "labels")
         dropped = condition.is_dropped
         sample = self.label(condition.label.masked_fill(dropped, self.num_classes))[:, None]

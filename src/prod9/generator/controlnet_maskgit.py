@@ -73,6 +73,9 @@ class ControlNetMaskGiT(nn.Module):
         condition_type: what ``encode`` takes.
         num_mask_classes: classes of a segmentation, background included.
         channels: widths of the stages of the condition encoder.
+
+    Raises:
+        ValueError: for a base with fewer than two blocks.
     """
 
     def __init__(
@@ -123,7 +126,10 @@ class ControlNetMaskGiT(nn.Module):
         self.requires_grad_(True).train()
 
     def encode(self, condition: ControlCondition) -> EncodedControl:
-        """Return what depends on the condition alone, once per sample; sides must fit the token grid."""
+        """Return what depends on the condition alone, once per sample.
+
+        Raises ValueError for sides that do not fit the token grid, and for source images.
+        """
         if condition.images is not None:
             raise ValueError(
                 f"condition: expected {self.condition_type!r} alone, got images too; pass the sources of a translation "

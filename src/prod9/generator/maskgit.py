@@ -64,7 +64,7 @@ class MaskGiTScheduler:
         return SCHEDULES[self.scheduler_type](torch.as_tensor(r, dtype=torch.float64))
 
     def num_hidden(self, r: float | Tensor, total: int) -> Tensor:
-        """Return how many of ``total`` tokens are hidden at time ``r``: γ(r) · total, rounded."""
+        """Return how many of ``total`` tokens are hidden at time ``r``, shaped like ``r``: γ(r) · total, rounded."""
         return (self.gamma(r) * total).round().long()
 
     def corrupt(self, tokens: TokenGrid, generator: torch.Generator) -> MaskedSample:
@@ -122,6 +122,9 @@ class MaskGiTSampler:
         remasking: η in [0, 1] of ReMDM's rescaled schedule (arXiv 2503.00307). Each step hides some drawn tokens
             again, so that they can be drawn again beside later neighbours, and reveals as many more to keep the
             schedule. Useful with many steps.
+
+    Raises:
+        ValueError: for settings outside of their ranges.
 
     Example:
         >>> import torch

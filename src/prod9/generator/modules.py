@@ -19,6 +19,9 @@ class SinCosPosEmbed(nn.Module):
     embed_dim: width E; the 6 · num_bands features fill its first channels, and the rest are 0. num_bands: None for
     as many as fit (E // 6). Tables are cached per grid and not saved in checkpoints.
 
+    Raises:
+        ValueError: for more bands than fit, or none.
+
     Example:
         >>> from prod9.generator.modules import SinCosPosEmbed
         >>> positions = SinCosPosEmbed(embed_dim=32)

@@ -127,6 +127,9 @@ class CombinedMetric:
     The weighted mean of PSNR / 40 dB, SSIM and 1 − LPIPS; each part is about 1 for a very good
     reconstruction. Weights are non-negative and at least one is positive.
 
+    Raises:
+        ValueError: for a negative weight, or no positive one.
+
     Example:
         >>> import torch
         >>> from prod9.measures.metrics import CombinedMetric
@@ -143,7 +146,10 @@ class CombinedMetric:
             )
 
     def __call__(self, metrics: Mapping[str, Tensor]) -> Tensor:
-        """Combine the entries ``psnr`` (dB), ``ssim`` and ``lpips``; those of weight 0 may be missing."""
+        """Return one number from ``psnr`` (dB), ``ssim`` and ``lpips``, a scalar ``[]`` each.
+
+        Those of weight 0 may be missing; ValueError for another that is.
+        """
         missing = [name for name, weight in self.weights.items() if weight and name not in metrics]
         if missing:
             raise ValueError(
@@ -212,7 +218,7 @@ def level_usage(histogram: Int64[Tensor, " L"], levels: Sequence[int]) -> Float[
 def frechet_distance(a: Float[Tensor, "N D"], b: Float[Tensor, "M D"]) -> Float[Tensor, ""]:
     """Return the Fréchet distance between Gaussians fitted to two sets of features, in float64.
 
-    |mean_a − mean_b|² + tr(A + B − 2 (A B)^½). With centred rows X and Y, A = XᵀX/(N−1) and B = YᵀY/(M−1),
+    ``|mean_a − mean_b|² + tr(A + B − 2 (A B)^½)``. With centred rows X and Y, A = XᵀX/(N−1) and B = YᵀY/(M−1),
     the last trace is the nuclear norm of X Yᵀ / √((N−1)(M−1)): exact without a matrix square root, and valid for
     fewer samples than dimensions. The estimate increases as N decreases, so compare only sets of equal N. NaN where a
     feature is not finite.

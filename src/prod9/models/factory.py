@@ -128,6 +128,9 @@ class ModelFactory:
             base_model: the section of the stage-2 network that it steers.
             autoencoder: the section of the stage-1 network below that.
             base: the transformer itself, parts of which a MaskGiT control network copies; none for a flow.
+
+        Raises:
+            ValueError: where a MaskGiT control network has no ``base``.
         """
         if model.kind == "controlnet_rf":
             return build_control_network(

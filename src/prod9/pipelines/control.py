@@ -103,6 +103,9 @@ class ControlPipeline(AbstractControlPipeline):
             seeds: one per sample.
             report: see :meth:`MaskGiTPipeline.sample_tokens`.
             arguments: see there.
+
+        Raises:
+            ValueError: without ``segs`` where the condition has them.
         """
         wanted = self.controlnet.condition_type
         if self.needs_seg and segs is None:

@@ -41,6 +41,9 @@ class MAISIPipeline(AbstractLabelPipeline):
             accepted with a warning.
         weak: the weaker network of the sampler's ``autoguidance_scale``; None where that is 0.
         others: see :class:`AbstractLabelPipeline`.
+
+    Raises:
+        ValueError: for a ``grid`` that does not fit the networks.
     """
 
     sampler: RectifiedFlowSampler

@@ -39,6 +39,9 @@ class MaskGiTPipeline(AbstractLabelPipeline):
         config: of the run, with the changes made to it; None for a label-conditional decoder without one.
         weak: the weaker decoder of the sampler's ``autoguidance_scale``; None where that is 0.
         others: see :class:`AbstractLabelPipeline`.
+
+    Raises:
+        ValueError: for a ``grid`` that is no multiple of the downsampling factor.
     """
 
     sampler: MaskGiTSampler
@@ -176,7 +179,7 @@ class MaskGiTPipeline(AbstractLabelPipeline):
     ) -> Iterator[GeneratedVolume]:
         """Yield samples as :meth:`AbstractLabelPipeline.generate` does; ConfigError for decoders that need sources.
 
-        examples: for a few-shot decoder, what :meth:`encode_examples` returned for volumes of the label.
+        examples: for a few-shot decoder, what :meth:`encode_examples` returned, ``[N Z h w d]`` of the label.
         """
         name = self.known_label(label)
         if self.kind != "label_conditional" and not self.is_few_shot:
@@ -220,7 +223,10 @@ class MaskGiTPipeline(AbstractLabelPipeline):
 
     @torch.inference_mode()
     def encode(self, volume: np.ndarray) -> torch.Tensor:
-        """Return a volume on the grid as the decoder takes it: latent or codes, float32 ``[Z h w d]`` on the CPU."""
+        """Return a volume on the grid as the decoder takes it: latent or codes, float32 ``[Z h w d]`` on the CPU.
+
+        Raises ValueError for a volume of another grid.
+        """
         x = torch.from_numpy(np.ascontiguousarray(volume, dtype=np.float32))[None, None]
         if tuple(x.shape[2:]) != self.grid:
             raise ValueError(

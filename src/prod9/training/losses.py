@@ -64,7 +64,7 @@ def discriminator_adversarial_loss(
 
 
 def r1_penalty(real_logits: PatchLogits, real: Volume) -> Scalar:
-    """Return ½ Σ_voxels |∇_x Σ_patches D(x)|² per sample and patch (R1, Mescheder et al. 2018).
+    """Return ``½ Σ_voxels |∇_x Σ_patches D(x)|²`` per sample and patch (R1, Mescheder et al. 2018).
 
     Dividing by the patches keeps crops and whole volumes on one scale. ``real`` must require a gradient, and
     ``real_logits`` must be computed from it. The result can be differentiated again.
@@ -131,6 +131,9 @@ class VAEGANLoss:
         kl_weight: of :func:`kl_divergence`.
         kl_warmup_steps: training batches over which the weight of the KL divergence grows linearly.
         gradient_penalty: weight of :func:`r1_penalty` in the discriminator's loss.
+
+    Raises:
+        ValueError: for features of a discriminator without a discriminator.
 
     Example:
         >>> import torch
@@ -205,7 +208,7 @@ class VAEGANLoss:
         Args:
             target: what was reconstructed.
             output: of the autoencoder.
-            last_layer: of its decoder, where gradients are compared.
+            last_layer: weights ``[…]`` of its decoder, where gradients are compared.
             fake_features: of all layers of the discriminator for reconstructions, logits last; None while it takes no
                 part.
             real_features: the same for ``target``; None also where no features are matched.

@@ -16,7 +16,6 @@ from prod9.system.wording import plural
 
 PACKAGES = ("prod9", "torch", "monai", "lightning", "numpy", "nibabel", "scipy", "pydantic", "safetensors")
 EXTRAS = {
-    "demo": ("nilearn",),
     "hub": ("huggingface_hub",),
     "medmnist": ("medmnist",),
     "notebook": ("ipyniivue",),

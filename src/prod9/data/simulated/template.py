@@ -14,7 +14,7 @@ from prod9.volumes import read
 SPACING = 2.0
 """Voxel size of the maps in mm, after their resolution is halved once."""
 _FILE = "mni_icbm152_{}_tal_nlin_sym_09a_converted.nii.gz"
-_INSTALL = "install it with: pip install 'prod9[demo]'"
+_INSTALL = "install it with: pip install 'nilearn>=0.11'"
 _MARGIN = 4
 _VENTRICLE_DEPTH = 14.0
 _MIN_VENTRICLE_VOXELS = 30

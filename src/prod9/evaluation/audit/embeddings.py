@@ -80,7 +80,7 @@ class VoxelEmbedding:
         return cls(field_mm=_MARGIN * max(sides), cells=cells)
 
     def __call__(self, file: VolumeFile, *, mirrored: bool) -> Tensor:
-        """Return rows of ``cells``³ values."""
+        """Return rows of as many values as a cube of side ``cells`` has."""
         cube = F.avg_pool3d(self.cube(file, self.cells * _OVERSAMPLING)[None], _OVERSAMPLING)
         detail = (cube - F.avg_pool3d(cube, 3, stride=1, padding=1))[0]
         turned = [
@@ -89,7 +89,7 @@ class VoxelEmbedding:
         return F.normalize(torch.stack(turned).flatten(1), dim=1)
 
     def cube(self, file: VolumeFile, side: int) -> Tensor:
-        """Return the head in the centre of ``side``³ samples of the field, float32, its brightest part at 1."""
+        """Return the head in the centre of a cube of samples of side ``side``, float32, its brightest part at 1."""
         data, affine = to_ras(file.data, file.header.affine)
         unit, head = _unit(file, data)
         centre = [float(np.arange(len(n)) @ n / n.sum()) for n in _along_axes(head)]

@@ -185,7 +185,7 @@ def _averaged(data: np.ndarray, factor: int) -> np.ndarray:
 
 
 def _coarser(affine: np.ndarray, factor: int) -> np.ndarray:
-    """Return the affine of blocks of ``factor``³ voxels, with its origin in the middle of the first block."""
+    """Return the affine of cubes of voxels with side ``factor``, with its origin in the middle of the first block."""
     coarse = np.array(affine, dtype=np.float64)
     coarse[:3, 3] += affine[:3, :3] @ np.full(3, (factor - 1) / 2)
     coarse[:3, :3] *= factor

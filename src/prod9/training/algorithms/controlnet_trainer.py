@@ -84,7 +84,10 @@ class ControlNetTrainer(AbstractWeightedAlgorithm, Generic[K, S]):
     def position_weights(
         self, target: TokenGrid | Latent, control: ControlCondition, foreground: Tensor | None
     ) -> Float[Tensor, "B h w d"]:
-        """Return what each position weighs in the loss: background, brain, or in and about a segmented class."""
+        """Return what each position weighs in the loss: background, brain, or in and about a segmented class.
+
+        ``foreground`` is bool ``[B h w d]``, or None for no brain apart from the background.
+        """
         return self.weights_of(target, foreground=foreground, seg=control.seg, is_dropped=control.is_dropped)
 
     # -- metrics --------------------------------------------------------------------------------------
