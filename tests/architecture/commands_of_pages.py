@@ -47,24 +47,8 @@ class Line:
     def program(self) -> str:
         return self.words[0]
 
-    @property
-    def arrives(self) -> bool:
-        """Whether no such command is there yet."""
-        return arrives(self.words)
-
-    @property
-    def waits(self) -> bool:
-        """Whether it cannot run yet, because its command or its model arrives by a merge."""
-        return self.arrives or bool(set(self.words) & set(ARRIVING_NAMES))
-
     def __str__(self) -> str:
         return f"{self.page}: {shlex.join(self.words)}"
-
-
-def arrives(words: tuple[str, ...]) -> bool:
-    """Tell whether ``words`` are a command that a merge brings."""
-    text = " ".join(words) + " "
-    return any(text.startswith(f"{command} ") for command in ARRIVING)
 
 
 def pages() -> list[Path]:
@@ -110,7 +94,7 @@ def spans_of(page: Path) -> Iterator[tuple[str, ...]]:
     prose = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
     for span in SPAN.finditer(prose):
         words = tuple(span[1].split())
-        if words[0] in MODULES and not arrives(words):
+        if words[0] in MODULES:
             yield words
 
 

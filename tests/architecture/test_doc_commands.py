@@ -29,13 +29,8 @@ from tests.architecture.commands_of_pages import (
 from tests.harness import MODULES, Workspace, later_models, run, trained
 
 PAGES = [page for page in pages() if lines_of(page)]
-RUN = [
-    page
-    for page in PAGES
-    if any(line.reason is None for line in lines_of(page))
-    and not any(line.reason is None and line.waits for line in lines_of(page))
-]
-OURS = [line for page in PAGES for line in lines_of(page) if line.program in MODULES and not line.arrives]
+RUN = [page for page in PAGES if any(line.reason is None for line in lines_of(page))]
+OURS = [line for page in PAGES for line in lines_of(page) if line.program in MODULES]
 
 
 @pytest.mark.parametrize("line", OURS, ids=str)
