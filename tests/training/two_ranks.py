@@ -31,10 +31,10 @@ def main(folder: Path) -> None:
     """Train every stage and write ``rank-<n>.json``."""
     torch.set_num_threads(1)
     report: dict[str, Any] = {"gradients": [], "inputs": []}
-    step_with, optimise = AbstractLightning.clip_or_raise, AbstractLightning.training_step
+    step_with, optimise = AbstractLightning.clip_or_drop, AbstractLightning.training_step
 
-    def note_gradients(self: AbstractLightning, optimizer: Any, loss: Any = None) -> None:
-        step_with(self, optimizer, loss)
+    def note_gradients(self: AbstractLightning, optimizer: Any, norm: torch.Tensor, finite: bool) -> None:
+        step_with(self, optimizer, norm, finite)
         grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         report["gradients"].append(checksum(grads))
 
@@ -42,7 +42,7 @@ def main(folder: Path) -> None:
         report["inputs"].append(list(batch["case_id"]))
         optimise(self, batch, batch_idx)
 
-    AbstractLightning.clip_or_raise = note_gradients  # type: ignore[method-assign]
+    AbstractLightning.clip_or_drop = note_gradients  # type: ignore[method-assign]
     AbstractLightning.training_step = note_inputs  # type: ignore[method-assign]
     # The draws of one rank at one step hold NaN: both must skip it.
     run.build_data_module = lambda config, *_, **__: MemoryData(config, bad_steps={7})  # type: ignore[assignment]

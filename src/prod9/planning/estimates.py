@@ -4,8 +4,8 @@ Activations are counted from the configuration alone, without torch; parameters 
 build the networks. The rules, with bytes per value b = 4 (float32 on CPU) or 2 (bf16 autocast on CUDA):
 
 - tokens: (H/f)(W/f)(D/f) for a grid of H × W × D voxels, f = space_to_depth · 2^(resolutions − 1).
-- state of training: 16 bytes per parameter (weight, gradient and AdamW's two moments in float32), 12 with Muon, which
-  keeps one moment of nearly all of them; 4 more with an average of the weights. With `trainer.strategy: fsdp` each
+- state of training: 16 bytes per parameter (weight, gradient and AdamW's two moments in float32), 14 with Muon, which
+  keeps one moment of hidden matrices; 4 more with an average of the weights. With `trainer.strategy: fsdp` each
   device keeps its share of that, and the weights and gradients of one block. The frozen base of a control network, or
   the teacher of a distilled flow, adds 4 bytes per parameter.
 - activations, stage 1: a normalised convolution keeps its input before and after the norm and after the
@@ -23,7 +23,7 @@ build the networks. The rules, with bytes per value b = 4 (float32 on CPU) or 2 
 - the sum of state and activations is multiplied by 1.25 for workspaces and fragmentation.
 - token store: 2 or 4 bytes per token, 1 for its foreground flag and 2 for each of its latent channels; twice with
   mirrored copies.
-- checkpoint: 12 bytes per parameter (weight and both moments), 8 with Muon, 4 more with an average.
+- checkpoint: 12 bytes per parameter (weight and both moments), 10 with Muon, 4 more with an average.
 
 Attention levels of an autoencoder and networks of perceptual terms are not counted. Tests compare activations with
 those of real networks.
@@ -52,6 +52,8 @@ OVERHEAD = 1.25
 _WEIGHT_BYTES = 4
 _GRADIENT_BYTES = 4
 _MOMENT_BYTES = 4
+_MUON_MOMENTS = 1.5
+"""Moments per parameter: one of hidden matrices, two of the rest, such as modulations, a third of a transformer."""
 
 Autoencoder = FSQModelConfig | KLModelConfig
 Base = TransformerConfig | MaisiDiffusionConfig
@@ -124,7 +126,7 @@ def estimate(
     if getattr(config, "distillation", None) is not None:
         frozen = parameters  # the teacher has the student's size
     average = 0 if config.training.ema is None else _WEIGHT_BYTES
-    kept = _WEIGHT_BYTES + average + _MOMENT_BYTES * (2 if config.training.muon is None else 1)
+    kept = _WEIGHT_BYTES + average + _MOMENT_BYTES * (2 if config.training.muon is None else _MUON_MOMENTS)
     state = parameters * (kept + _GRADIENT_BYTES) / num_shards(config)
     if num_shards(config) > 1:
         state += parameters * (_WEIGHT_BYTES + _GRADIENT_BYTES) / _num_blocks(config)
@@ -134,7 +136,7 @@ def estimate(
         grid=config.data.grid,
         parameters=parameters,
         memory_bytes=int(OVERHEAD * (state + footprint.kept_bytes)),
-        checkpoint_bytes=parameters * kept,
+        checkpoint_bytes=int(parameters * kept),
     )
 
 
