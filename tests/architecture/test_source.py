@@ -13,7 +13,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 TEXTS = [*FILES, *sorted(PACKAGE.rglob("*.yaml"))]
 FORBIDDEN = {
     "code from a hub": r"torch\.hub\.(load|list|help)|trust_remote_code",
-    "a host name": r"https?://",
+    "a host name": r"https?://(?!127\.0\.0\.1)",  # this computer is none
     "a path of some machine": r"(?<![\w.])/(home|root|work|Users|mnt|scratch|opt)/",
     "unpickling": r"weights_only\s*=\s*False|allow_pickle\s*=\s*True|pickle\.loads?\(|Unpickler",
     "an evaluated string": r"(?<![\w.])(?<!def )(eval|exec)\(",

@@ -52,6 +52,8 @@ _PIPELINES = {"maskgit": (MaskGiTPipeline, ControlPipeline), "maisi": (MAISIPipe
 """The pipelines of stages 2 and 3 of each family."""
 
 
+_FORM = 2
+"""Number of the form of the scores that are kept: those of another form are computed again."""
 AUTOGUIDANCE = 0.25
 """Away from so small a network: 0.5 costs precision, 1 gives more contrast than scans have."""
 
@@ -159,7 +161,9 @@ class _Demo:
         """Return ``score()``, or its earlier result for the same weights of ``runs`` if its volumes are still there."""
         plan, path = self.plan, self.plan.run_dir / "scores" / f"{name}.json"
         weights = [str(sha256_at(CheckpointManager.resolve(run))) for run in runs]
-        key = content_key(*weights, plan.seed, plan.judge_steps, plan.volumes_per_modality, __version__)
+        key = content_key(
+            *weights, plan.seed, plan.judge_steps, plan.volumes_per_modality, __version__, _FORM
+        )
         if path.exists() and (folder is None or folder.is_dir()):
             kept = _read(path)
             if kept.get("key") == key:
