@@ -28,9 +28,8 @@ def write_picture(folder: Path, images: Mapping[str, Array], atlas: Atlas) -> No
     smooth = ndi.gaussian_filter(
         scan / max(float(np.percentile(scan[brain], 98)), 1e-6), 1 / atlas.affine[0, 0]
     )
-    inner = np.asarray(ndi.binary_erosion(brain, iterations=max(1, round(4 / atlas.affine[0, 0])))) & (
-        smooth < _TISSUE_EDGE
-    )
+    depth = max(1, round(4 / atlas.affine[0, 0]))
+    inner = np.asarray(ndi.binary_erosion(brain, iterations=depth), dtype=bool) & (smooth < _TISSUE_EDGE)
     rows = [_row(image, brain, inner, centre) for image in images.values()]
     with atomic_write(folder / PICTURE) as temporary:
         temporary.write_bytes(encode_png(np.concatenate(rows)))
@@ -101,7 +100,7 @@ def _row(image: Array, brain: Array, inner: Array, centre: Sequence[int]) -> Arr
         picture = np.repeat((np.clip(grey / bright, 0, 1) * 255).astype(np.uint8)[..., None], 3, axis=2)
         for mask, colour in ((edges, _INNER_EDGE), (outline, _BRAIN_EDGE)):
             region = mask > 0.5
-            picture[region & ~np.asarray(ndi.binary_erosion(region))] = colour
+            picture[region & ~np.asarray(ndi.binary_erosion(region), dtype=bool)] = colour
         planes.append(picture)
     return np.concatenate(planes, axis=1)
 
