@@ -63,7 +63,7 @@ def test_empty_masks_and_other_voxels_are_named(cohort: Path, tmp_path: Path) ->
     assert ran.code == 1
     assert "1 empty" in ran.err
     other = tmp_path / "other_seg.nii.gz"
-    write(other, np.ones((9, 9, 9)), np.eye(4), dtype=np.uint8)
+    write(other, np.ones((20, 20, 20)), np.eye(4), dtype=np.uint8)
     ran = run("prod9", "generate", "masks", "--vary", other, "--brain", scan, "-o", tmp_path / "out")
     assert ran.code == 1
     assert "got others" in ran.err

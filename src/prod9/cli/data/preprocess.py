@@ -151,10 +151,10 @@ def to_native(
 
     It may be anything that lies in the space of the case: a translation, a sample, a segmentation, on any grid.
     """
-    from prod9.data.registration.native import KINDS
+    from prod9.data.registration.native import KINDS, Kind
     from prod9.data.registration.native import to_native as run
 
-    kinds = {name: name for name in KINDS}
+    kinds: dict[str, Kind] = {name: name for name in KINDS}
     if kind not in kinds:
         raise ConfigError(f"--kind: expected {', '.join(KINDS)}, got {kind!r}; choose one.")
     used = run(result, output, case=case, scan=scan, kind=kinds[kind], overwrite=overwrite)

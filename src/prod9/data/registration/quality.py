@@ -24,13 +24,12 @@ _TISSUE_EDGE = 0.55
 def write_picture(folder: Path, images: Mapping[str, Array], atlas: Atlas) -> None:
     """Write ``quality.png``: a row a scan, three planes through the atlas's brain, with the atlas's edges."""
     scan, brain = atlas.on_grid()
-    centre = [round(place) for place in ndi.center_of_mass(brain)]
+    centre = [round(float(place)) for place in np.argwhere(brain).mean(axis=0)]
     smooth = ndi.gaussian_filter(
         scan / max(float(np.percentile(scan[brain], 98)), 1e-6), 1 / atlas.affine[0, 0]
     )
-    inner = ndi.binary_erosion(brain, iterations=max(1, round(4 / atlas.affine[0, 0]))) & (
-        smooth < _TISSUE_EDGE
-    )
+    depth = max(1, round(4 / atlas.affine[0, 0]))
+    inner = np.asarray(ndi.binary_erosion(brain, iterations=depth), dtype=bool) & (smooth < _TISSUE_EDGE)
     rows = [_row(image, brain, inner, centre) for image in images.values()]
     with atomic_write(folder / PICTURE) as temporary:
         temporary.write_bytes(encode_png(np.concatenate(rows)))
@@ -101,7 +100,7 @@ def _row(image: Array, brain: Array, inner: Array, centre: Sequence[int]) -> Arr
         picture = np.repeat((np.clip(grey / bright, 0, 1) * 255).astype(np.uint8)[..., None], 3, axis=2)
         for mask, colour in ((edges, _INNER_EDGE), (outline, _BRAIN_EDGE)):
             region = mask > 0.5
-            picture[region & ~ndi.binary_erosion(region)] = colour
+            picture[region & ~np.asarray(ndi.binary_erosion(region), dtype=bool)] = colour
         planes.append(picture)
     return np.concatenate(planes, axis=1)
 
@@ -109,7 +108,7 @@ def _row(image: Array, brain: Array, inner: Array, centre: Sequence[int]) -> Arr
 def _enlarged(plane: Array) -> Array:
     """Return a slice, up at the top, scaled so that its longer side fills the picture, on black."""
     scale = _SIDE / max(plane.shape)
-    scaled = ndi.zoom(plane.astype(np.float32), scale, order=1)
+    scaled = np.asarray(ndi.zoom(plane.astype(np.float32), scale, order=1))
     framed = np.zeros((_SIDE, _SIDE), np.float32)
     image = np.flipud(scaled.T)[:_SIDE, :_SIDE]
     top, left = (_SIDE - image.shape[0]) // 2, (_SIDE - image.shape[1]) // 2
