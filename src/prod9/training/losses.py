@@ -19,7 +19,7 @@ Scalar = Float[Tensor, ""]
 PatchLogits = Float[Tensor, "B 1 h w d"]
 
 Z_LIMIT = 2.0
-"""Beyond |z| = 2 the quantiser's tanh passes less than 8% of the gradient."""
+"""Beyond ``|z| = 2`` the quantiser's tanh passes less than 8% of the gradient."""
 
 
 # -- adversarial ----------------------------------------------------------------------------------
@@ -76,7 +76,7 @@ def r1_penalty(real_logits: PatchLogits, real: Volume) -> Scalar:
 def adaptive_weight(
     reference_loss: Scalar, adversarial_loss: Scalar, last_layer: Tensor, *, maximum: float
 ) -> Scalar:
-    """Return |∇ reference| / |∇ adversarial| at the decoder's last layer, in [0, maximum], no gradient.
+    """Return ``|∇ reference| / |∇ adversarial|`` at the decoder's last layer, in [0, maximum], no gradient.
 
     With it, the gradients of both losses have the same norm at the last layer (VQGAN, Esser et al. 2021).
     """
@@ -95,7 +95,7 @@ def commitment_loss(z: Latent, codes: Latent) -> Scalar:
 
 
 def range_penalty(z: Latent) -> Scalar:
-    """Return the mean of relu(|z| − 2)²: it keeps z where the quantiser's tanh still has a gradient."""
+    """Return the mean of ``relu(|z| − 2)²``: it keeps z where the quantiser's tanh still has a gradient."""
     return F.relu(z.float().abs() - Z_LIMIT).square().mean()
 
 

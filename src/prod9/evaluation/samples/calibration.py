@@ -102,7 +102,7 @@ def rank_curve(samples: Samples, truth: Truth) -> list[float]:
 def fair_crps(samples: Samples, truth: Truth) -> float:
     """Return the continuous ranked probability score, mean over voxels, in units of the intensities; lower is better.
 
-    mean |xᵢ − y| − Σ_{i<j} |xᵢ − xⱼ| / (N (N − 1)): its expectation is that of infinitely many samples of the same
+    ``mean |xᵢ − y| − Σ_{i<j} |xᵢ − xⱼ| / (N (N − 1))``: its expectation is that of infinitely many samples of the same
     model, so that scores of 4 and of 16 samples can be compared (Ferro 2014, Q. J. R. Meteorol. Soc.).
     """
     count = len(samples)
