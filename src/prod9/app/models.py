@@ -2,12 +2,11 @@
 
 from collections import OrderedDict
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
-from prod9.demo.plan import starter_weights
 from prod9.errors import CheckpointError, ConfigError
 from prod9.models.checkpoint_manager import CheckpointManager
+from prod9.models.named.find import provenance
 from prod9.pipelines.control import ControlPipeline
 from prod9.pipelines.labels import AbstractLabelPipeline
 from prod9.pipelines.maisi import MAISIPipeline
@@ -16,24 +15,14 @@ from prod9.pipelines.maskgit import MaskGiTPipeline
 from prod9.pipelines.recorded import Overrides
 from prod9.pipelines.steering import AbstractControlPipeline
 from prod9.pipelines.translation import TranslationPipeline
-from prod9.system.machine import expand
 
-PACKAGED = {"demo/label": "stage2_label", "demo/translate": "stage2"}
-"""Name of a packaged model → the stage of the demo that it comes from."""
-SIMULATED = (
-    "This model saw simulated brains at 3.75 mm only. On a real scan it shows how the tool works, "
-    "not what a model trained on real scans would make."
-)
+PACKAGED = ("demo/label", "demo/translate")
+"""The packaged models that every app offers."""
 _STAGES = ("transformer", "maisi_diffusion", "maskgit_controlnet", "maisi_controlnet")
 _KEPT = 2
 """Models that stay in memory."""
 
 Task = Literal["label", "inpaint", "translate", "control"]
-
-
-def resolve(name: str) -> Path:
-    """Return where the model ``name`` lies: a packaged one by name, or a run, checkpoint or export by path."""
-    return starter_weights(PACKAGED[name]) if name in PACKAGED else expand(Path(name))
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +53,7 @@ class Model:
             "labels": self.generator.label_names(),
             "max_sources": sources,
             "grid": list(self.generator.grid),
-            "note": SIMULATED if self.name in PACKAGED else "",
+            "note": provenance(self.name) or "",
         }
 
 
@@ -97,7 +86,7 @@ class Models:
         return self._loaded[name]
 
     def _load(self, name: str) -> Model:
-        opened = CheckpointManager.open(resolve(name), stage=_STAGES)
+        opened = CheckpointManager.open(name, stage=_STAGES)
         given: dict[str, Any] = {"device": self.device, "overrides": self.overrides}
         stage = opened.header["stage"]
         if stage == "maisi_diffusion":

@@ -36,7 +36,7 @@ PANELS: Mapping[str, tuple[str, ...]] = {
     "Try it": ("demo", "app", "doctor"),
     "Your data": ("data", "plan", "configs"),
     "Train": ("train", "finetune", "validate", "test", "encode"),
-    "Generate": ("generate", "merge", "tune"),
+    "Generate": ("generate", "augment", "merge", "tune"),
     "Judge": ("evaluate", "audit", "report"),
     "Share": ("export", "card", "weights"),
 }

@@ -49,16 +49,13 @@ def local_app(
     Nothing is sent anywhere, and no other computer can reach it. It needs `pip install 'prod9[app]'`.
     """
     listening = _listen(port)
-    from prod9.app.models import PACKAGED, Models, resolve
+    from prod9.app.models import PACKAGED, Models
     from prod9.devices import torch_device
     from prod9.files import check_writable
+    from prod9.models.named.find import require_model
 
     for name in model or []:
-        if name not in PACKAGED and not resolve(name).exists():
-            raise ConfigError(
-                f"--model: expected {', '.join(PACKAGED)}, or the path of a run, checkpoint or export, got nothing at "
-                f"{name}; check the path."
-            )
+        require_model(name)
     if output_dir is not None:
         check_writable(output_dir)
     asked = list(model or [])
