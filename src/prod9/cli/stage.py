@@ -303,7 +303,7 @@ def _evaluate(name: str, config: "RunConfig", checkpoint: "Source", *, device: s
         shared.console.print(f"{key:<28} {value:.4f}")
     if told:
         shared.console.print(f"{told[:1].upper()}{told[1:]}.")
-    place = getattr(checkpoint, "path", checkpoint)
+    place = Path(str(getattr(checkpoint, "path", checkpoint)))
     shared.console.print(f"Checkpoint: {place}")
     if used := use_of(config, place):
         tell_next(*used)

@@ -99,7 +99,7 @@ def augment(
     )
     with redirect_stdout(sys.stderr):  # what it reports is no result of this command
         make_patients(
-            num=num, model=model, in_context=in_context, control=control, seg=masks_found, sampling=Sampling(),
+            num_samples=num, model=model, in_context=in_context, control=control, seg=masks_found, sampling=Sampling(),
             use=DetailUse(), seed=seed, device=device, target=target,
         )  # fmt: skip
     if not work.is_all:

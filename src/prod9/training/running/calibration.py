@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from math import prod
 from statistics import median
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -100,7 +100,7 @@ def measure_steps(
 def _stage1(config: AutoencoderConfig | MaisiVAEConfig, below: Any, device: torch.device) -> Step:
     """Return a step of autoencoder and discriminator on one batch of crops."""
     del below
-    recipe: AbstractGANRecipe = recipe_of(config)(config)
+    recipe = cast(AbstractGANRecipe, recipe_of(config)(config))
     networks = [network.to(device).train() for network in recipe.networks().values()]
     if config.training.channels_last:
         networks = [network.to(memory_format=torch.channels_last_3d) for network in networks]  # pyright: ignore[reportCallIssue]
