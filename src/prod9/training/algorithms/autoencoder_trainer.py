@@ -190,8 +190,9 @@ def _averages(x: Volume, grid: Sequence[int]) -> Volume:
 
     What is lost is what one number per cell cannot hold: a yardstick that needs no training.
     """
+    h, w, d = grid
     return F.interpolate(
-        F.adaptive_avg_pool3d(x, [*grid]), size=x.shape[2:], mode="trilinear", align_corners=False
+        F.adaptive_avg_pool3d(x, (h, w, d)), size=x.shape[2:], mode="trilinear", align_corners=False
     )
 
 
