@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from prod9.cli.shared import DebugOption, JsonOption, console, messages, new_app, print_json
+from prod9.cli.shared import DebugOption, JsonOption, console, messages, new_app, print_json, print_table
 from prod9.errors import CheckpointError, ConfigError, Prod9Error
 from prod9.system.machine import expand
 from prod9.system.wording import plural
@@ -33,23 +33,23 @@ def list_weights(as_json: JsonOption = False, debug: DebugOption = False) -> Non
     if as_json:
         print_json([*packaged, *published])
         return
-    from rich.table import Column, Table
-
-    names = ("--model", "what it does", "MB", "licence", "trained on")
-    table = Table(
-        Column(names[0], no_wrap=True), *(Column(name, overflow="fold") for name in names[1:]), box=None
-    )
-    for row in packaged:
-        size = f"{row['bytes'] / 1e6:.1f}"
-        table.add_row("\n".join(row["names"]), row["does"], size, row["licence"], row["trained_on"])
     console.print("Packaged with prod9:")
-    console.print(table)
-    others = [Column(name, overflow="fold") for name in ("file", "source", "licence", "found")]
-    table = Table(Column("name", no_wrap=True), *others, box=None)
-    for row in published:
-        table.add_row(row["name"], row["file"], row["source"], row["licence"], row["found"] or "no")
+    print_table(
+        ("--model", "MB", "licence", "trained on", "what it does"),
+        [
+            [
+                ", ".join(row["names"]),
+                f"{row['bytes'] / 1e6:.1f}",
+                row["licence"],
+                row["trained_on"],
+                row["does"],
+            ]
+            for row in packaged
+        ],
+    )
     console.print("\nPublished by others, to import with `prod9 weights import`:")
-    console.print(table)
+    shown = ("name", "file", "source", "licence", "found")
+    print_table(shown, [[row[key] or "no" for key in shown] for row in published])
 
 
 def _packaged_rows() -> list[dict[str, Any]]:
