@@ -29,7 +29,7 @@ BLOCK = re.compile(
 )
 SPAN = re.compile(r"(?<!`)`(prod9[^`]*)`(?!`)")
 DEMO_PATH = re.compile(r"outputs/demo[\w./-]*")
-OTHERS = ("git", "cd", "pip", "python3", "python", ".", "export", "bash", "make")
+OTHERS = ("git", "cd", "pip", "python3", "python", ".", "export", "bash", "make", "ssh")
 OUTPUTS = ("output_dir", "output", "new_folder", "bundle")
 ROOTS = ("outputs/", "runs/", "plan/", "weights/")
 """Where the paths of our own commands begin; any other path in a command is the reader's."""

@@ -127,7 +127,7 @@ def test_steps_without_a_detail_flow_are_refused(workspace: Workspace, tmp_path:
         "prod9", "generate", "label", "--model", workspace.run2, "-o", tmp_path / "out", "--detail-steps", 2
     )
     assert ran.code == 2
-    assert "expected a detail flow to ask for steps or noise, got none beside the model" in ran.err
+    assert "expected a detail flow to ask for steps, got none beside the model" in ran.err
 
 
 def test_translations_are_sharp_and_the_mean_is_what_it_was(

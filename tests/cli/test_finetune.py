@@ -29,7 +29,7 @@ def test_every_stage_is_trained_further_and_the_folder_is_a_model(
 ) -> None:
     folder, ran = tuned
     assert ran.code == 0, ran.err
-    assert ran.json["next"] == f"prod9 generate label --model {folder.as_posix()} -o OUT"
+    assert ran.json["next"] == f"prod9 generate label -m {folder} -l FLAIR -n 4 -o {folder}/volumes"
     opened = CheckpointManager.open(folder, stage="transformer")
     stage1 = CheckpointManager.open(folder / "autoencoder", stage="autoencoder")
     assert opened.header["inputs"]["autoencoder"]["sha256"] == stage1.sha256

@@ -173,7 +173,7 @@ def test_what_is_done_is_kept_and_other_settings_are_refused(
     assert preprocess(clinic, made, "--no-strip", "--json") == 0
     assert json.loads(capsys.readouterr().out)["kept"] == [CASE]
     assert (made / CASE / "preprocess.json").stat().st_mtime_ns == before
-    assert preprocess(clinic, made, "--no-strip", "--reference", "T1") == 2
+    assert preprocess(clinic, made, "--no-strip", "--reference-scan", "T1") == 2
     assert "choose another folder" in capsys.readouterr().err
 
 

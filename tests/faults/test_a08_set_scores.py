@@ -235,6 +235,9 @@ class Volumes(LightningDataModule):
 
     test_dataloader = val_dataloader
 
+    def noise_levels(self) -> dict[str, list[float]]:
+        return {}
+
 
 def validated(config: Any, batches: list[list[int]], what: str = "validate") -> dict[str, float]:
     torch.manual_seed(0)

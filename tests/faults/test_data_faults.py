@@ -218,7 +218,9 @@ def test_13_another_grid(cohort: Path) -> None:
     image = nib.load(bad)
     nib.save(nib.Nifti1Image(np.asarray(image.dataobj)[:-1], image.affine), bad)
     ran, messages = check(cohort)
-    assert_one_error(ran, messages, bad, reference, "15×18×14 voxels against 16×18×14", "resample")
+    assert_one_error(
+        ran, messages, bad, reference, "15×18×14 voxels against 16×18×14", "prod9 data preprocess"
+    )
 
 
 def test_13_another_affine(cohort: Path) -> None:
@@ -228,7 +230,7 @@ def test_13_another_affine(cohort: Path) -> None:
     moved[0, 3] += 5
     nib.save(nib.Nifti1Image(np.asarray(image.dataobj), moved), bad)
     ran, messages = check(cohort)
-    assert_one_error(ran, messages, bad, "affines that differ by up to 5", "register")
+    assert_one_error(ran, messages, bad, "affines that differ by up to 5", "prod9 data preprocess")
 
 
 def test_14_a_missing_modality(cohort: Path) -> None:

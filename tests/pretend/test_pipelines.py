@@ -98,7 +98,8 @@ def test_a_patient_is_translated_on_the_device(decode):
     assert np.isfinite(found.mean).all()
 
 
-def test_runs_are_loaded_onto_the_device(tmp_path):
+def test_runs_are_loaded_onto_the_device(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     write_autoencoder(tmp_path / "stage1.ckpt")
     write_transformer(tmp_path / "stage2.ckpt", tmp_path / "stage1.ckpt")
     tiny_maisi.write_vae(tmp_path / "vae.ckpt")

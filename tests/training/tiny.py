@@ -148,6 +148,9 @@ class MemoryData(LightningDataModule):
     def set_start_step(self, step: int) -> None:
         self.start_step = step
 
+    def noise_levels(self) -> dict[str, list[float]]:
+        return {}
+
     def train_dataloader(self) -> DataLoader[Any]:
         trainer = self.trainer
         sampler = StepBatchSampler(

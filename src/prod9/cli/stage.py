@@ -70,7 +70,7 @@ AutoencoderOption = Annotated[
     str | None,
     typer.Option(
         "--autoencoder",
-        metavar="RUN|CHECKPOINT|EXPORT",
+        metavar="NAME|PATH",
         help="Where stage 1 is now, if it has moved; or one tuned from it with freeze_encoder.",
     ),
 ]
@@ -165,11 +165,7 @@ def add_run_commands(app: App, *stages: str) -> None:
         """Train, validate and save as the config says; `--resume` goes on where a run stopped."""
         began = time.monotonic()
         if config is None:
-            raise ConfigError(
-                "--config: expected a YAML file or the name of a shipped config, got none; `prod9 plan DIR` writes "
-                "configs for your scans, `prod9 configs list` shows those that are shipped, and "
-                f"`{program} train --config demo/{name}` trains on the demo's patients"
-            )
+            raise _no_config(f"{program} train --config demo/{name}")
         run_config = shared.load(config, stage=stages, overrides=overrides, output_dir=output_dir, seed=seed)
         ends = None if max_time is None else began + parse_time(max_time)
         if resume is not None and init_from is not None:
@@ -186,13 +182,8 @@ def add_run_commands(app: App, *stages: str) -> None:
             shared.print_config(run_config)
         elif check:
             report_check(
-                run_config,
-                device=device,
-                as_json=as_json,
-                resume=resume,
-                init_from=init_from,
-                calibrate=calibrate,
-            )
+                run_config, device=device, as_json=as_json, resume=resume, init_from=init_from, calibrate=calibrate
+            )  # fmt: skip
         else:
             _train(
                 run_config,
@@ -210,6 +201,14 @@ def add_run_commands(app: App, *stages: str) -> None:
     ):
         example = f"{program} {what} --model outputs/demo/starter/{name}"
         app.command(what, help=text, example=example)(_evaluation_command(what, stages))
+
+
+def _no_config(example: str) -> ConfigError:
+    """Return the answer to a training without ``--config``, with a command that works."""
+    return ConfigError(
+        "--config: expected a YAML file or the name of a shipped config, got none; `prod9 plan DIR` writes configs for "
+        f"your scans, `prod9 configs list` shows those that are shipped, and `{example}` trains on the demo's patients"
+    )
 
 
 def _evaluation_command(name: str, stages: Sequence[str]) -> Callable[..., None]:

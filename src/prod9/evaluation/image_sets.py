@@ -61,7 +61,7 @@ def check_settings(settings: ImageSettings) -> None:
             raise ConfigError(f"--extractor: expected {', '.join(KINDS)} or file:PATH, got {name}")
     if "autoencoder" in settings.extractors and settings.autoencoder is None:
         raise ConfigError(
-            "--extractor autoencoder: expected --autoencoder RUN|CHECKPOINT|EXPORT too, got none; name a stage 1"
+            "--extractor autoencoder: expected --autoencoder NAME|PATH too, got none; name a stage 1"
         )
     if settings.inception_score and settings.classifier is None and "classifier" not in settings.extractors:
         raise ConfigError(

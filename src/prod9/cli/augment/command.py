@@ -37,16 +37,22 @@ from prod9.system.wording import plural
 app = new_app("Add audited synthetic patients to a data set of real ones.")
 
 
-@app.command()
+@app.command(
+    example="prod9 augment ~/brats -m runs/label --in-context runs/context --control runs/control -n 16 -o augmented"
+)
 def augment(
     source: Annotated[
         Path, typer.Argument(metavar="BRATS", help="Folder of the real patients, with segmentations.")
     ],
-    model: Annotated[str, typer.Option("--model", "-m", metavar="RUN", help="Label-conditional model.")],
-    in_context: Annotated[str, typer.Option("--in-context", metavar="RUN", help="Model that translates.")],
+    model: Annotated[
+        str, typer.Option("--model", "-m", metavar="NAME|PATH", help="Label-conditional model.")
+    ],
+    in_context: Annotated[
+        str, typer.Option("--in-context", metavar="NAME|PATH", help="Model that translates.")
+    ],
     control: Annotated[
         list[str],
-        typer.Option("--control", metavar="RUN", help="Control network of either model; repeatable."),
+        typer.Option("--control", metavar="NAME|PATH", help="Control network of either model; repeatable."),
     ],
     output_dir: OutputsOption,
     num: Annotated[int, typer.Option("--num-samples", "-n", min=1, help="Patients to make.")] = 16,

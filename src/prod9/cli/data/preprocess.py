@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from prod9.cli.data.check import LayoutOption, counting
+from prod9.cli.front.spacing import SPACING, side_of
 from prod9.cli.shared import (
     FAILED,
     DebugOption,
@@ -18,6 +19,15 @@ from prod9.cli.shared import (
 )
 from prod9.errors import ConfigError, DataError
 from prod9.system.wording import plural
+
+SIDES = (0.5, 8.0)
+"""Sides of the voxels of the results, in mm."""
+
+
+def checked_cube(value: str) -> str:
+    """Refuse (usage error) what is no side of such a voxel."""
+    side_of(value, sides=SIDES)
+    return value
 
 
 def preprocess(
@@ -48,18 +58,28 @@ def preprocess(
         str, typer.Option("--atlas", metavar="mni152|FILE", help="Atlas without skull, e.g. a file of SRI24.")
     ] = "mni152",
     spacing: Annotated[
-        float, typer.Option("--spacing", min=0.5, max=8.0, help="Side of a voxel of the results in mm.")
-    ] = 1.0,
+        str,
+        typer.Option(
+            "--spacing",
+            metavar=SPACING,
+            callback=checked_cube,
+            help="Side of a voxel of the results in mm, 0.5 to 8.",
+        ),
+    ] = "1",
     modality: Annotated[
         list[str] | None,
         typer.Option(
-            "--modality", help="Modality that every case needs; repeatable. [all that every case has]"
+            "--modality",
+            metavar="NAME",
+            help="Modality that every case needs; repeatable. [all that every case has]",
         ),
     ] = None,
     reference: Annotated[
         str | None,
         typer.Option(
-            "--reference", metavar="MODALITY", help="Scan that the others are registered to. [T1ce, else T1]"
+            "--reference-scan",
+            metavar="MODALITY",
+            help="Scan that the others are registered to. [T1ce, else T1]",
         ),
     ] = None,
     seg_on: Annotated[
@@ -71,7 +91,7 @@ def preprocess(
         ),
     ] = None,
     layout: LayoutOption = "auto",
-    num_workers: Annotated[int, typer.Option("--num-workers", "-j", min=1, help="Cases at a time.")] = 1,
+    num_workers: Annotated[int, typer.Option("--workers", "-j", min=1, help="Cases at a time.")] = 1,
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
@@ -83,6 +103,7 @@ def preprocess(
     """
     from prod9.data.registration.stripping import Stripping
 
+    side_mm = side_of(spacing, sides=SIDES)
     stripping = Stripping.of_options(brain_mask=brain_mask, strip_with=strip_with, no_strip=no_strip)
     cases = _cases(root, output_dir, layout, modality)
     if stripping.mask is not None and "{case}" not in stripping.mask and len(cases) > 1:
@@ -95,11 +116,11 @@ def preprocess(
     from prod9.data.registration.cohort import preprocess as run
 
     settings = Settings(
-        atlas=load_atlas(atlas, spacing_mm=spacing),
+        atlas=load_atlas(atlas, spacing_mm=side_mm),
         stripping=stripping,
         reference=reference,
         seg_on=seg_on,
-        spacing_mm=spacing,
+        spacing_mm=side_mm,
     )
     hint = "Stopped; complete cases are kept, and the same command goes on from here."
     with resumable(hint), counting("Preprocessing cases") as count:

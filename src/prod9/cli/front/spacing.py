@@ -33,10 +33,10 @@ def spacing_of(text: str | None) -> tuple[float, float, float] | None:
     return x, y, z
 
 
-def side_of(text: str) -> float:
-    """Return the side of a cube."""
+def side_of(text: str, *, sides: tuple[float, float] = SIDES) -> float:
+    """Return the side of a cube within ``sides``."""
     sizes = spacing_of(text)
-    lowest, highest = SIDES
+    lowest, highest = sides
     if sizes is None or len(set(sizes)) > 1 or not lowest <= sizes[0] <= highest:
         raise typer.BadParameter(
             f"expected the side of a cube from {lowest:g} to {highest:g} mm, got {text!r}; choose one"

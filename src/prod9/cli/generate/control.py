@@ -83,7 +83,7 @@ def generate_control(
         typer.Option(
             "--transformer",
             "--diffusion",
-            metavar="RUN|CHECKPOINT|EXPORT",
+            metavar="NAME|PATH",
             help="Where stage 2 is now, if it has moved.",
         ),
     ] = None,

@@ -121,7 +121,7 @@ def inpaint(
     resample: ResampleOption = False,
     control: Annotated[
         str | None,
-        typer.Option("--control", metavar="RUN", help="A control network of this model, for --seg."),
+        typer.Option("--control", metavar="NAME|PATH", help="A control network of this model, for --seg."),
     ] = None,
     seg: Annotated[
         Path | None,

@@ -170,7 +170,7 @@ class Detail(DetailUse):
         str | None,
         typer.Option(
             "--detail",
-            metavar="RUN|CHECKPOINT|EXPORT",
+            metavar="NAME|PATH",
             help="Detail flow that sharpens volumes. [RUN_detail beside the model or its autoencoder]",
         ),
     ] = None

@@ -52,15 +52,15 @@ def make_patients(
     *,
     num_samples: Annotated[int, typer.Option("--num-samples", "-n", min=1, help="Patients to make.")],
     model: Annotated[
-        str, typer.Option("--model", "-m", metavar="RUN|CHECKPOINT|EXPORT", help="Label-conditional model.")
+        str, typer.Option("--model", "-m", metavar="NAME|PATH", help="Label-conditional model.")
     ],
     in_context: Annotated[
-        str, typer.Option("--in-context", metavar="RUN|CHECKPOINT|EXPORT", help="Model that translates.")
+        str, typer.Option("--in-context", metavar="NAME|PATH", help="Model that translates.")
     ],
     control: Annotated[
         list[str] | None,
         typer.Option(
-            "--control", metavar="RUN", help="Control network of either model, for --seg; repeatable."
+            "--control", metavar="NAME|PATH", help="Control network of either model, for --seg; repeatable."
         ),
     ] = None,
     seg: SegsOption = None,
@@ -81,7 +81,7 @@ def make_patients(
         list[str] | None,
         typer.Option(
             "--detail",
-            metavar="RUN|CHECKPOINT|EXPORT",
+            metavar="NAME|PATH",
             help="Detail flow of either model; repeatable. [RUN_detail beside each model]",
         ),
     ] = None,

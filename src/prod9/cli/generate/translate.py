@@ -130,7 +130,7 @@ def translate(
         str | None,
         typer.Option(
             "--refiner",
-            metavar="RUN|CHECKPOINT|EXPORT",
+            metavar="NAME|PATH",
             help="Refiner that corrects results. [RUN_refiner beside --model]",
         ),
     ] = None,

@@ -38,7 +38,7 @@ def audit(
         typer.Option(
             "--model",
             "-m",
-            metavar="RUN|CHECKPOINT|EXPORT",
+            metavar="NAME|PATH",
             help="Compare latents too, of this run's autoencoder; with --run its own by default.",
         ),
     ] = None,

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from prod9.evaluation.score_table import Evaluation
 
 app = new_app("Measure generated volumes against real ones.")
-app.command("masks")(masks)
+app.command("masks", example="prod9 evaluate masks made --training ~/brats")(masks)
 
 FILE = "evaluation.json"
 
@@ -239,7 +239,7 @@ def control(
         str | None,
         typer.Option(
             "--autoencoder",
-            metavar="RUN|CHECKPOINT|EXPORT",
+            metavar="NAME|PATH",
             help="Also score reconstructions of this run, checkpoint or export.",
         ),
     ] = None,

@@ -131,7 +131,7 @@ class ExtractorOptions:
         str | None,
         typer.Option(
             "--autoencoder",
-            metavar="RUN|CHECKPOINT|EXPORT",
+            metavar="NAME|PATH",
             help="Run, checkpoint or export of that extractor.",
         ),
     ] = None

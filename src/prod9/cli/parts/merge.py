@@ -33,7 +33,7 @@ _MERGED = ".merged"
 Parts = Mapping[WorkPart, tuple[Path, PartRecord]]
 
 
-@app.command()
+@app.command(example="prod9 merge made")
 def merge(
     folder: Annotated[
         Path, typer.Argument(metavar="DIR", help="Folder of the parts: an --output-dir, or a store.")

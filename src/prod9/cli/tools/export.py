@@ -37,7 +37,7 @@ def export(
         str | None,
         typer.Option(
             "--autoencoder",
-            metavar="RUN|CHECKPOINT|EXPORT",
+            metavar="NAME|PATH",
             help="For stage 2: the exported autoencoder to record, so that both folders can move together; without it, "
             "the one it was trained on is exported too, into a folder below.",
         ),
@@ -47,7 +47,7 @@ def export(
         typer.Option(
             "--transformer",
             "--diffusion",
-            metavar="RUN|CHECKPOINT|EXPORT",
+            metavar="NAME|PATH",
             help="For stage 3 or a refiner: the exported transformer or diffusion network to record, likewise.",
         ),
     ] = None,
@@ -185,7 +185,10 @@ def _report(folder: Path, *, bundle: Path | None, sent: str | None, as_json: boo
     }
     header = read_header(folder)
     config = config_from_dict(header["config"], source=str(folder))
-    use = use_of(config, sent or folder) if bundle is None else shlex.split(example(bundle, header))
+    place = sent or str(folder)
+    # Results do not belong into what is shared.
+    words = ["made" if word.startswith(f"{place}/") else word for word in use_of(config, place)]
+    use = words if bundle is None else shlex.split(example(bundle, header))
     if as_json:
         print_json({"folder": str(outer), "bytes": files, "next": shlex.join(use), "pushed": sent})
         return

@@ -18,14 +18,14 @@ app = new_app("Generate in the browser: choose a model, give scans or a mask, lo
 DEFAULT_PORT = 7860
 
 
-@app.command(name="app")
+@app.command(name="app", example="prod9 app")
 def local_app(
     model: Annotated[
         list[str] | None,
         typer.Option(
             "--model",
             "-m",
-            metavar="NAME|RUN|EXPORT",
+            metavar="NAME|PATH",
             help="Model to offer beside the packaged ones; repeatable.",
         ),
     ] = None,

@@ -125,12 +125,12 @@ def import_weights(
     autoencoder: Annotated[
         Path | None,
         typer.Option(
-            "--autoencoder", metavar="EXPORT", help="For a diffusion network: its imported autoencoder."
+            "--autoencoder", metavar="NAME|PATH", help="For a diffusion network: its imported autoencoder."
         ),
     ] = None,
     diffusion: Annotated[
         Path | None,
-        typer.Option("--diffusion", metavar="EXPORT", help="For a control network: its imported base."),
+        typer.Option("--diffusion", metavar="NAME|PATH", help="For a control network: its imported base."),
     ] = None,
     as_json: JsonOption = False,
     debug: DebugOption = False,

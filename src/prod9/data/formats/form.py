@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from prod9.data.cases import Case
-from prod9.data.layouts.names import identify
 from prod9.errors import ConfigError
+
+if TYPE_CHECKING:
+    from prod9.data.cases import Case
 
 
 @dataclass(frozen=True)
@@ -18,9 +19,13 @@ class Name:
     time_point: str | None = None
 
     @classmethod
-    def of(cls, case: Case | str) -> "Name":
+    def of(cls, case: "Case | str") -> "Name":
         """Return the names of a case, or those that its own name tells."""
         if isinstance(case, str):
+            from prod9.data.layouts.names import (
+                identify,  # it reads volumes, which help texts need not wait for
+            )
+
             found = identify(case)
             return cls(found.case_id, found.patient_id, found.time_point)
         return cls(case.case_id, case.patient_id, case.time_point)

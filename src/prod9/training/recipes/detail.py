@@ -14,7 +14,6 @@ from prod9.measures.noise import noise_level
 from prod9.models.checkpoint_manager import Opened
 from prod9.models.checkpoint_places import find_recorded
 from prod9.models.factory import ModelFactory
-from prod9.pipelines.placement import HEAD_THRESHOLD
 from prod9.training.algorithms.base import Losses
 from prod9.training.algorithms.detail_trainer import DetailPairs, DetailTrainer
 from prod9.training.algorithms.tally import Tally
@@ -25,6 +24,10 @@ from prod9.training.recipes.base import AbstractRecipe, Draws, Encoding, Panel, 
 from prod9.training.recipes.headline import Headline, Yardstick
 from prod9.training.recipes.reconstructor import Reconstructor, load_reconstructor
 from prod9.training.recipes.translator import Translator, load_refined_translator
+
+_HEAD = 0.1
+"""Decoded intensities above it count as head in training: a little more than pipelines keep, so that the border is
+learnt too."""
 
 C = TypeVar("C", bound=DetailConfig | MaisiDetailConfig | TranslationDetailConfig)
 B = TypeVar("B", Reconstructor, Translator)
@@ -124,7 +127,7 @@ class AbstractDetailRecipe(AbstractRecipe[C, B, DetailBatch]):
         has_sources = self.config.model.num_sources > 0
         brain = foreground(scan)
         # Where a volume is generated its head is found by this threshold; dark parts inside are filled.
-        head = brain | foreground(soft, above=HEAD_THRESHOLD)
+        head = brain | foreground(soft, above=_HEAD)
         if has_sources:
             head = head | (batch["sources"] > 0).any(1, keepdim=True)
         told = DetailCondition(

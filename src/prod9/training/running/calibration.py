@@ -81,8 +81,9 @@ def measure_steps(
         budget_s: seconds after which no further step begins.
     """
     began = time.monotonic()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
+    with torch.random.fork_rng(
+        devices=[]
+    ):  # first weights are drawn, and training must begin as without this
         step = _STEPS[config.stage](config, autoencoder, device)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
