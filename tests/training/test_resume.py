@@ -1,5 +1,6 @@
 """A resumed run equals an uninterrupted one, bit for bit."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -98,11 +99,13 @@ def test_more_steps_can_be_added_to_a_finished_run(make_config, memory_data, cap
 
 def test_a_finished_run_is_not_run_again(make_config, memory_data, caplog):
     config = make_config("transformer", "run")
-    first = train(config)
-    assert train(config, resume="auto") == first
+    first = replace(
+        train(config), headline=""
+    )  # a finished run is not built, so its yardsticks are not known
+    assert replace(train(config, resume="auto"), headline="") == first
     assert "had no effect" not in caplog.text
     changed = make_config("transformer", "run", sampler={"steps": 7})
-    assert train(changed, resume="auto") == first
+    assert replace(train(changed, resume="auto"), headline="") == first
     assert "sampler.steps had no effect" in caplog.text
 
 
