@@ -274,4 +274,5 @@ def test_registration_is_the_same_each_time(phantom: Phantom) -> None:
     fixed = Placed(phantom.scans["T1"], phantom.affine)
     moving = Placed(phantom.scans["FLAIR"], MOVES["T1"] @ phantom.affine)
     first, second = (register(fixed, moving, working_mm=8.0).matrix for _ in range(2))
-    np.testing.assert_array_equal(first, second)
+    # To a thousandth of a millimetre: sums over voxels are made in the order in which threads end.
+    np.testing.assert_allclose(first, second, atol=1e-4)

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -130,10 +131,12 @@ def test_r11_a_run_that_stopped_early_is_finished(make_config, memory_data, monk
         "callbacks": {"early_stopping": {"patience": 2, "min_delta": 1.0}, "num_samples": 0},
     }
     config = make_config("transformer", "run", **sections)
-    first = train(config)
+    first = replace(
+        train(config), headline=""
+    )  # a finished run is not built, so its yardsticks are not known
     assert first.step == 3
     assert header_of(config.output_dir)["stopped_early"]
-    assert train(config, resume="auto") == first
+    assert replace(train(config, resume="auto"), headline="") == first
     longer = sections | {"callbacks": {"early_stopping": {"patience": 4, "min_delta": 1.0}, "num_samples": 0}}
     assert train(make_config("transformer", "run", **longer), resume="auto").step == 5
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-LIMIT_S = 2.0
+LIMIT_S = 5.0
 LIMIT_BYTES = 1 << 30
 _PATIENCE_S = 30.0
 _BATCH = 250
