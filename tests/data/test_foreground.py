@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from prod9.data.datasets.medmnist import MedMNIST3DVolumes
-from prod9.data.foreground import ForegroundMasks, foreground_of_image, otsu_threshold
+from prod9.data.foreground import ForegroundMasks, foreground_of_image
+from prod9.data.intensity import otsu_threshold
 
 
 def within(image: np.ndarray, threshold: int) -> float:

@@ -1,36 +1,12 @@
-"""The foreground of a small volume without segmentation: the voxels above Otsu's threshold.
-
-N. Otsu, "A threshold selection method from gray-level histograms", IEEE Transactions on Systems, Man, and
-Cybernetics 9 (1), 1979: the threshold with the least variance within the two classes.
-"""
+"""The foreground of a small volume without segmentation: the voxels above Otsu's threshold."""
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from prod9.data.datasets.medmnist import MedMNIST3DVolumes
+from prod9.data.intensity import otsu_threshold
 from prod9.data.layouts.medmnist import pad_evenly
-
-_LEVELS = 256
-
-
-def otsu_threshold(image: np.ndarray) -> int:
-    """Return the level of ``image`` uint8 that best separates the values above it from all others.
-
-    If all values are equal, none is above.
-    """
-    counts = np.bincount(image.reshape(-1), minlength=_LEVELS).astype(np.float64)
-    below = counts.cumsum()
-    total, mass = below[-1], (counts * np.arange(_LEVELS)).cumsum()
-    above = total - below
-    with np.errstate(divide="ignore", invalid="ignore"):
-        between = below * above * (mass / below - (mass[-1] - mass) / above) ** 2
-    between[(below == 0) | (above == 0)] = 0.0
-    if not between.any():
-        return int(image.max())
-    # Levels without voxels are equally good; the middle one is farthest from both classes.
-    best = np.flatnonzero(between >= between.max() * (1 - 1e-12))
-    return int(best[len(best) // 2])
 
 
 def foreground_of_image(image: np.ndarray, *, is_shape: bool = False) -> np.ndarray:

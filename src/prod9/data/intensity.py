@@ -22,6 +22,7 @@ _DOMINANCE = 5
 the faces as any other value. This holds for neither tissue nor the noise of scans with a skull."""
 _HEAD_SHARE = 0.05
 _MAX_BACKGROUNDS = 3
+_LEVELS = 256
 
 
 @dataclass(frozen=True)
@@ -183,3 +184,23 @@ def _dominant(values: np.ndarray, tolerance: float, *, exclude: list[float]) -> 
     cluster = slice(starts[best], ends[best])
     middle = np.searchsorted(np.cumsum(counts[cluster]), near[best] / 2)
     return float(found[cluster][middle])
+
+
+def otsu_threshold(image: np.ndarray) -> int:
+    """Return the level of ``image`` uint8 that best separates the values above it from all others.
+
+    If all values are equal, none is above. N. Otsu, "A threshold selection method from gray-level histograms", IEEE
+    Transactions on Systems, Man, and Cybernetics 9 (1), 1979: the least variance within the two classes.
+    """
+    counts = np.bincount(image.reshape(-1), minlength=_LEVELS).astype(np.float64)
+    below = counts.cumsum()
+    total, mass = below[-1], (counts * np.arange(_LEVELS)).cumsum()
+    above = total - below
+    with np.errstate(divide="ignore", invalid="ignore"):
+        between = below * above * (mass / below - (mass[-1] - mass) / above) ** 2
+    between[(below == 0) | (above == 0)] = 0.0
+    if not between.any():
+        return int(image.max())
+    # Levels without voxels are equally good; the middle one is farthest from both classes.
+    best = np.flatnonzero(between >= between.max() * (1 - 1e-12))
+    return int(best[len(best) // 2])

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.ndimage as ndi
 
-from prod9.data.intensity import find_background
+from prod9.data.intensity import find_background, otsu_threshold
 
 Array = np.ndarray
 _ALIASING = 1.2
@@ -90,7 +90,7 @@ def foreground(data: Array) -> Array:
     if inside.mean() > 0.97:
         top = float(np.percentile(data, 99.5))
         levels = (np.clip(data / max(top, 1e-6), 0, 1) * 255).astype(np.uint8)
-        inside = levels > _otsu(levels)
+        inside = levels > otsu_threshold(levels)
     return np.asarray(ndi.binary_fill_holes(ndi.binary_closing(inside, iterations=2)))
 
 
@@ -99,12 +99,3 @@ def overlap(first: Array, second: Array, *, within: Array | None = None) -> floa
     if within is not None:
         first, second = first & within, second & within
     return float((first & second).sum() / max(1, (first | second).sum()))
-
-
-def _otsu(levels: Array) -> int:
-    counts = np.bincount(levels.ravel(), minlength=256).astype(np.float64)
-    below, mass = counts.cumsum(), (counts * np.arange(256)).cumsum()
-    above = below[-1] - below
-    with np.errstate(divide="ignore", invalid="ignore"):
-        between = below * above * (mass / below - (mass[-1] - mass) / above) ** 2
-    return int(np.nan_to_num(between).argmax())
