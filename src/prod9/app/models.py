@@ -7,8 +7,8 @@ from typing import Any, Literal
 from prod9.errors import CheckpointError, ConfigError
 from prod9.models.checkpoint_manager import CheckpointManager
 from prod9.models.named.find import provenance
-from prod9.pipelines.control import ControlPipeline
 from prod9.pipelines.labels import AbstractLabelPipeline
+from prod9.pipelines.loaded.load import kind_of
 from prod9.pipelines.maisi import MAISIPipeline
 from prod9.pipelines.maisi_control import MAISIControlPipeline
 from prod9.pipelines.maskgit import MaskGiTPipeline
@@ -87,20 +87,20 @@ class Models:
 
     def _load(self, name: str) -> Model:
         opened = CheckpointManager.open(name, stage=_STAGES)
-        given: dict[str, Any] = {"device": self.device, "overrides": self.overrides}
-        stage = opened.header["stage"]
-        if stage == "maisi_diffusion":
-            return Model(name, MAISIPipeline.from_checkpoint(opened, **given), ("label",))
-        if stage == "maisi_controlnet":
-            steered = MAISIControlPipeline.from_checkpoint(opened, **given)
-            if steered.source_modalities:
-                raise CheckpointError(
-                    f"{name}: expected a control network that takes a segmentation, got one that takes source images; "
-                    "use `prod9 generate control` for it."
-                )
-            return Model(name, steered, ("control",))
-        if stage == "maskgit_controlnet":
-            return Model(name, ControlPipeline.from_checkpoint(opened, **given), ("control",))
-        if opened.header["config"]["model"]["kind"] == "label_conditional":
-            return Model(name, MaskGiTPipeline.from_checkpoint(opened, **given), ("label", "inpaint"))
-        return Model(name, TranslationPipeline.from_checkpoint(opened, **given), ("translate",))
+        _, build = kind_of(opened, name)
+        pipeline = build(opened, device=self.device, overrides=self.overrides)
+        if isinstance(pipeline, MAISIControlPipeline) and pipeline.source_modalities:
+            raise CheckpointError(
+                f"{name}: expected a control network that takes a segmentation, got one that takes source images; "
+                "use `prod9 generate control` for it."
+            )
+        return Model(name, pipeline, _tasks(pipeline))
+
+
+def _tasks(pipeline: Any) -> tuple[Task, ...]:
+    """Return what a pipeline can do."""
+    if isinstance(pipeline, MaskGiTPipeline):
+        return ("label", "inpaint")
+    if isinstance(pipeline, MAISIPipeline):
+        return ("label",)
+    return ("translate",) if isinstance(pipeline, TranslationPipeline) else ("control",)

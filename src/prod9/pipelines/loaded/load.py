@@ -52,7 +52,7 @@ def load(
         ['T1', 'T1ce', 'T2', 'FLAIR']
     """
     opened = CheckpointManager.open(Path(name_or_path))
-    kind, pipeline = _kind_of(opened, str(name_or_path))
+    kind, pipeline = kind_of(opened, str(name_or_path))
     sources: list[Opened] = [opened]  # given away with the first pipeline, since it holds all weights
 
     def build(where: torch.device, changes: Sequence[Any]) -> Any:
@@ -65,8 +65,11 @@ def load(
     return kind(name=Path(name_or_path).as_posix(), title=title, build=build, device=device)
 
 
-def _kind_of(opened: Opened, name: str) -> tuple[type[Model[Any]], Any]:
-    """Return the class of the model, and what makes its pipeline."""
+def kind_of(opened: Opened, name: str) -> tuple[type[Model[Any]], Any]:
+    """Return the class of the model, and what makes its pipeline; ConfigError for one that corrects another's volumes.
+
+    name: as it was asked for.
+    """
     stage: Stage = STAGES[opened.header["stage"]]
     if stage.corrects:
         raise ConfigError(
