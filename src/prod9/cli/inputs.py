@@ -35,13 +35,7 @@ def find_inputs(data: "DataConfig | MedMNIST3DDataConfig") -> Inputs:
         return _medmnist3d(data)
     from prod9.data.layouts.find import find_cases
 
-    cases = find_cases(
-        Path(data.root),
-        layout=data.layout,
-        label_scheme=data.label_scheme,
-        modalities=data.modalities,
-        skip_incomplete=data.skip_incomplete,
-    )
+    cases = find_cases(Path(data.root), **data.reading)
     return Inputs(len(cases), len(cases) * len(data.modalities), cases)
 
 

@@ -141,6 +141,12 @@ class DataConfig(VolumesSection):
     cache_dir: str | None = Field(default=None, description="Folder of the disk cache; never inside `root`.")
 
     @property
+    def reading(self) -> dict[str, Any]:
+        """What decides which cases a folder holds, as keywords of ``find_cases``."""
+        names = ("layout", "label_scheme", "modalities", "skip_incomplete")
+        return {name: getattr(self, name) for name in names}
+
+    @property
     def images_per_case(self) -> int:
         """Number of co-registered images per case."""
         return len(self.modalities)

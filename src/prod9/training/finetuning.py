@@ -176,22 +176,18 @@ def _gentler(training: Mapping[str, Any]) -> list[tuple[str, Any]]:
 def _has_segmentations(config: RunConfig) -> bool:
     """Return whether a training patient has one; DataError where the patients cannot be used."""
     data: Any = config.data
-    cases = find_cases(
-        Path(data.root),
-        layout=data.layout,
-        label_scheme=data.label_scheme,
-        modalities=data.modalities,
-        skip_incomplete=data.skip_incomplete,
-    )
+    cases = find_cases(Path(data.root), **data.reading)
     return any(case.seg is not None for case in divide(cases, data.split.kwargs()).select(cases, "train"))
 
 
 def _without_regions(step: Step) -> Step:
     """Return ``step`` with all tissue weighed alike, since nothing says where lesions are."""
     loss: Any = step.config.loss
-    if getattr(loss, "region_weight", 1.0) == 1.0:
+    plain = {"region_weight": 1.0, "class_weights": ()}
+    changes = {name: value for name, value in plain.items() if getattr(loss, name, value) != value}
+    if not changes:
         return step
-    alike = loss.model_copy(update={"region_weight": 1.0})
+    alike = loss.model_copy(update=changes)
     return replace(step, config=step.config.model_copy(update={"loss": alike}))
 
 

@@ -63,13 +63,7 @@ class AbstractBraTSDataModule(AbstractSegmentedDataModule):
     def find_split(self) -> Split:
         """Find the cases and divide their patients as ``<output_dir>/split.json`` says, or write that file."""
         data = self._data
-        self._cases = find_cases(
-            Path(data.root),
-            layout=data.layout,
-            label_scheme=data.label_scheme,
-            modalities=data.modalities,
-            skip_incomplete=data.skip_incomplete,
-        )
+        self._cases = find_cases(Path(data.root), **data.reading)
         if data.spacing is None:
             check_spacing(self._cases, data.modalities[0])
         path = Path(self.config.output_dir) / "split.json"
