@@ -113,6 +113,7 @@ def test_a_new_stage_trains_from_its_configuration_to_a_checkpoint(new_stage, tm
     result = train(config)
     assert result.step == 3
     assert 0 < result.metrics["val/loss"] < 1
+    assert result.headline == f"held-out loss {result.metrics['val/loss']:.3f}"
     content, _ = read_checkpoint(result.checkpoint)
     assert content["prod9"]["stage"] == "denoiser"
     assert content["prod9"]["architecture"] == {"denoiser": {"kernel_size": 3}}

@@ -99,7 +99,7 @@ class AbstractRecipe(ABC, Generic[C, B, T]):
 
     monitor: ClassVar[tuple[str, str]] = ("val/loss", "min")
     metrics: ClassVar[tuple[str, ...]]
-    headline: ClassVar[Headline]
+    headline: ClassVar[Headline] = Headline(text="held-out loss {value}", metric="loss", digits=3)
     convolutional: ClassVar[bool] = False
     algorithm: Any
 
