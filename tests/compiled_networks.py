@@ -1,10 +1,6 @@
-"""What a process of its own does in the tests of compilation: the shape checks of the tests cannot be compiled.
-
-Usage: python -m tests.compiled_networks FOLDER. Prints one JSON object.
-"""
+"""What a process of its own does in the tests of compilation: the shape checks of the tests cannot be compiled."""
 
 import json
-import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -112,12 +108,13 @@ def train(folder: Path) -> dict[str, Any]:
     return found
 
 
-if __name__ == "__main__":
-    torch.set_num_threads(1)
+def main(folder: Path) -> None:
+    """Write ``report.json`` into ``folder``."""
     # A batch of one takes kernels of its own; the other networks are trained.
     networks = {
         "fsq": compare("fsq", training=True),
         "fsq, without gradients": compare("fsq", training=False),
         "unet": compare("unet", training=True),
     }
-    print(json.dumps({"networks": networks, "stages": train(Path(sys.argv[1]))}))
+    report = {"networks": networks, "stages": train(folder)}
+    (folder / "report.json").write_text(json.dumps(report))

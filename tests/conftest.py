@@ -31,6 +31,8 @@ CHECKED_PACKAGES = [
 ]
 """Every annotated call in these is checked against its shapes and types; they must not be imported yet."""
 
+pytest_plugins = ["tests.cpu_seconds"]
+
 if sys.platform == "win32":
     # Forks, named pipes, users and signals that Windows lacks.
     collect_ignore_glob = [

@@ -1,22 +1,19 @@
 """Every network compiles, in one piece or nearly so, and computes and trains as it does without."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.compiled_networks import main
+from tests.processes import run
 
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory) -> Any:
-    command = [sys.executable, "-m", "tests.compiled_networks", str(tmp_path_factory.mktemp("compiled"))]
-    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=280)
-    assert ran.returncode == 0, ran.stderr[-3000:]
-    return json.loads(ran.stdout.splitlines()[-1])
+    folder = tmp_path_factory.mktemp("compiled")
+    run(main, folder, log=folder / "log.txt")
+    return json.loads((folder / "report.json").read_text())
 
 
 @pytest.mark.slow

@@ -1,11 +1,9 @@
 """Checkpoint files: hashes, damage, the copy before the last, no pickles."""
 
 import errno
+import itertools
 import os
 import shutil
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,6 +20,7 @@ from prod9.models.checkpoint_file import (
     tensor_bytes,
     write_checkpoint,
 )
+from tests.processes import start
 
 CONTENT = {"state_dict": {"w": torch.arange(64.0)}, "step": 3}
 
@@ -133,24 +132,24 @@ def test_tensor_bytes_counts_nested_tensors():
     assert tensor_bytes({"a": torch.zeros(4), "b": [torch.zeros(2, dtype=torch.int64), {"c": 1}]}) == 32
 
 
-@pytest.mark.slow
+def _save_for_ever(folder):
+    for step in itertools.count(1):
+        content = {"w": torch.full((200000,), float(step)), "step": step}
+        write_checkpoint(content, folder / "last.ckpt", keep_previous=True)
+        (folder / f"saved-{os.getpid()}").touch()
+
+
 def test_kill_9_while_saving_leaves_a_good_checkpoint(tmp_path):
     """The system's temporary folder is elsewhere, where Lightning's own writer loses files."""
-    script = (
-        "import sys, torch\nfrom pathlib import Path\n"
-        "from prod9.models.checkpoint_file import write_checkpoint\n"
-        "step = 0\nwhile True:\n step += 1\n"
-        " write_checkpoint({'w': torch.full((200000,), float(step)), 'step': step},"
-        " Path(sys.argv[1]) / 'last.ckpt', keep_previous=True)\n print(step, flush=True)\n"
-    )
     for attempt in range(3):
-        child = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE)
-        assert child.stdout is not None
-        child.stdout.readline()
+        child = start(_save_for_ever, tmp_path)
+        ends = time.monotonic() + 60
+        while not (tmp_path / f"saved-{child.pid}").exists():
+            assert time.monotonic() < ends
+            time.sleep(0.005)
         time.sleep(0.05 + 0.037 * attempt)
-        child.send_signal(signal.SIGKILL)
-        child.wait()
-        child.stdout.close()
+        child.kill()
+        child.join()
         names = [n for n in ("last.ckpt", "previous.ckpt") if (tmp_path / n).exists()]
         content = read_checkpoint(tmp_path / names[0])[0]
         assert content["w"].eq(content["step"]).all()

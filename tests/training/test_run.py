@@ -2,8 +2,6 @@
 
 import json
 import logging
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +12,8 @@ from prod9.errors import ConfigError, MissingDependencyError, TrainingError
 from prod9.models.checkpoint_file import read_checkpoint
 from prod9.training import run
 from prod9.training.run import train, validate
+from tests.processes import run as run_process
+from tests.training.tiny import MemoryData, transformer_config, write_autoencoder
 
 
 @pytest.mark.parametrize("stage", ["autoencoder", "transformer"])
@@ -203,30 +203,21 @@ def test_compile_without_a_compiler_is_refused(make_config, monkeypatch):
         run.build_module(make_config("transformer", "run", training={"compile": True}))
 
 
-_COMPILED = """
-import sys, torch
-from pathlib import Path
-from prod9.training import run
-from tests.training.tiny import MemoryData, transformer_config, write_autoencoder
-
-torch.set_num_threads(1)
-folder = Path(sys.argv[1])
-write_autoencoder(folder / "upstream.ckpt")
-run.build_data_module = lambda config, *_, **__: MemoryData(config)
-for name in ("plain", "compiled"):
-    training = {"max_steps": 2, "compile": name == "compiled", "validate_every_steps": 2}
-    config = transformer_config(
-        folder, folder / name, folder / "upstream.ckpt", training=training, callbacks={"num_samples": 0}
-    )
-    run.train(config)
-"""
+def _train_plain_and_compiled(folder):
+    write_autoencoder(folder / "upstream.ckpt")
+    run.build_data_module = lambda config, *_, **__: MemoryData(config)
+    for name in ("plain", "compiled"):
+        training = {"max_steps": 2, "compile": name == "compiled", "validate_every_steps": 2}
+        config = transformer_config(
+            folder, folder / name, folder / "upstream.ckpt", training=training, callbacks={"num_samples": 0}
+        )
+        run.train(config)
 
 
 @pytest.mark.slow
 def test_compiled_networks_train_alike(tmp_path):
     """In a process of its own: the shape checks of the tests cannot be compiled."""
-    root = Path(__file__).parents[2]
-    subprocess.run([sys.executable, "-c", _COMPILED, str(tmp_path)], cwd=root, check=True, timeout=280)
+    run_process(_train_plain_and_compiled, tmp_path, log=tmp_path / "log.txt")
     plain, compiled = (json.loads((tmp_path / n / "metrics.json").read_text()) for n in ("plain", "compiled"))
     assert compiled["metrics"]["val/loss"] == pytest.approx(plain["metrics"]["val/loss"], rel=1e-3)
     weights = read_checkpoint(tmp_path / "compiled" / "checkpoints" / "last.ckpt")[0]["state_dict"]

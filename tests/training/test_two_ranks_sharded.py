@@ -1,9 +1,6 @@
 """Stage 2 in slices over two gloo processes computes and saves what it does in copies."""
 
 import json
-import os
-import subprocess
-import sys
 from typing import Any
 
 import pytest
@@ -12,10 +9,11 @@ from torch import Tensor
 
 from prod9.models.checkpoint_manager import CheckpointManager
 from prod9.training import run
-from tests.training.test_two_ranks import ROOT, run_ranks
+from tests.processes import run as run_process
+from tests.processes import run_ranks
 from tests.training.tiny import MemoryData, write_autoencoder
 from tests.training.tiny_maisi import write_vae
-from tests.training.two_ranks_sharded import MODELS, RESUMED, build
+from tests.training.two_ranks_sharded import MODELS, RESUMED, build, main
 
 NAMES = [*MODELS, "flow"]
 LOSS_TOLERANCE = {"prefix": 1e-3}
@@ -27,7 +25,8 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sharded")
     write_autoencoder(folder / "upstream.ckpt")
     write_vae(folder / "vae.ckpt")
-    run_ranks("tests.training.two_ranks_sharded", folder)
+    codes, logs = run_ranks(main, folder)
+    assert codes == [0, 0], "\n".join(logs)
     return folder
 
 
@@ -129,7 +128,5 @@ def test_one_process_loads_what_two_saved_and_goes_on(folder, monkeypatch):
 
 @pytest.mark.slow
 def test_one_device_is_a_slice_that_is_the_whole(folder):
-    alone = {name: value for name, value in os.environ.items() if name not in {"RANK", "WORLD_SIZE"}}
-    command = [sys.executable, "-m", "tests.training.two_ranks_sharded", str(folder)]
-    subprocess.run(command, cwd=ROOT, env=alone | {"OMP_NUM_THREADS": "1"}, check=True, timeout=240)
+    run_process(main, folder, log=folder / "alone.log")
     assert read(folder, "label-alone")["prod9"]["step"] == 6

@@ -1,11 +1,7 @@
-"""What each of two processes runs in ``test_two_ranks``: every stage, then a report of what it computed.
-
-Usage: python -m tests.training.two_ranks FOLDER (with the variables that torchrun sets).
-"""
+"""What each of two processes runs in ``test_two_ranks``: every stage, then a report of what it computed."""
 
 import json
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +25,6 @@ def checksum(tensors: list[torch.Tensor]) -> list[float]:
 
 def main(folder: Path) -> None:
     """Train every stage and write ``rank-<n>.json``."""
-    torch.set_num_threads(1)
     report: dict[str, Any] = {"gradients": [], "inputs": []}
     step_with, optimise = AbstractLightning.clip_or_drop, AbstractLightning.training_step
 
@@ -75,7 +70,3 @@ def main(folder: Path) -> None:
         }
     (folder / f"rank-{rank}.json").write_text(json.dumps(report))
     torch.distributed.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

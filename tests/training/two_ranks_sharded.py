@@ -1,15 +1,12 @@
 """What each of two processes runs in ``test_two_ranks_sharded``: stage 2 under DDP and under FSDP.
 
-Usage: python -m tests.training.two_ranks_sharded FOLDER (with the variables that torchrun sets), where
-``upstream.ckpt`` and ``vae.ckpt`` are. Without these variables: one run, of this process alone.
-
-Leaves ``<name>-<strategy>`` of six steps each, ``<name>-<strategy>-<strategy>`` of three steps and three more, and
+The folder has ``upstream.ckpt`` and ``vae.ckpt``. Without the variables that torchrun sets: one run, of this process
+alone. Leaves ``<name>-<strategy>`` of six steps each, ``<name>-<strategy>-<strategy>`` of three steps and three more, and
 ``rank-<n>.json``. In every run, the second rank's third step is not finite.
 """
 
 import json
 import os
-import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -138,7 +135,6 @@ def refuses_nan(folder: Path, rank: int) -> bool:
 
 def main(folder: Path) -> None:
     """Train every network both ways and write ``rank-<n>.json``."""
-    torch.set_num_threads(1)
     rank = int(os.environ.get("RANK", "0"))
     report = Report(rank)
     watch(report)
@@ -158,7 +154,3 @@ def main(folder: Path) -> None:
     refused = refuses_nan(folder, rank)
     (folder / f"rank-{rank}.json").write_text(json.dumps({"shares": report.shares, "refused": refused}))
     dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

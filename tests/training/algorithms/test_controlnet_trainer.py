@@ -16,6 +16,7 @@ from prod9.training.algorithms.control_tokens import TokenControl, keep_hidden, 
 from prod9.training.algorithms.controlnet_trainer import ControlNetTrainer
 from prod9.training.algorithms.transformer_trainer import TransformerTrainer
 from tests.draws import seeded, shaken
+from tests.processes import run_ranks
 
 GRID = (2, 2, 4)
 FACTOR = 2
@@ -265,11 +266,9 @@ class _Step(torch.nn.Module):
         return self._trainer[0].compute_losses(*batch, generator=generator)["total"]
 
 
-def _train_on_rank(rank, folder):
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2
-    )
-    torch.set_num_threads(1)
+def _train_on_rank(folder):
+    torch.distributed.init_process_group("gloo")
+    rank = torch.distributed.get_rank()
     torch.manual_seed(rank)
     decoder = shaken(make_decoder(), std=0.3)
     trainer = make_trainer(decoder, make_controlnet(decoder), control_dropout=0.5, anchor_weight=1.0)
@@ -289,7 +288,8 @@ def _train_on_rank(rank, folder):
 
 @pytest.mark.slow
 def test_two_ranks_with_different_data_keep_equal_weights(tmp_path):
-    torch.multiprocessing.spawn(_train_on_rank, args=(str(tmp_path),), nprocs=2)
+    codes, logs = run_ranks(_train_on_rank, tmp_path)
+    assert codes == [0, 0], "\n".join(logs)
     one, two = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
     assert all(torch.equal(one[name], two[name]) for name in one)
     assert one["head.weight"].any(), "and they were trained"

@@ -7,7 +7,6 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 
 from prod9.data.cases import Case
@@ -19,6 +18,7 @@ from prod9.errors import ConfigError, DataError, Prod9Error
 from prod9.files import sha256
 from prod9.json_files import read_object, write_json
 from prod9.system.folders import claimed, sweep
+from prod9.system.processes import clean_context
 from prod9.system.progress import Progress
 
 _PARTIAL = ".tmp-case-"
@@ -88,8 +88,8 @@ def _run(
     if num_workers == 1 or len(cases) < 2:
         yield from map(work, cases)
         return
-    # Spawned, not forked: threads of the caller (ITK, torch) would be in a broken state after a fork.
-    with ProcessPoolExecutor(num_workers, mp_context=get_context("spawn")) as pool:
+    # Threads of the caller (ITK, torch) would be in a broken state after a fork.
+    with ProcessPoolExecutor(num_workers, mp_context=clean_context(__name__)) as pool:
         try:
             for future in as_completed([pool.submit(work, case) for case in cases]):
                 yield future.result()

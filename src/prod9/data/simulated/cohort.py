@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from itertools import combinations
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from prod9.errors import ConfigError, DataError
 from prod9.files import atomic_write, check_writable
 from prod9.json_files import read_json
 from prod9.system.folders import claimed, sweep
+from prod9.system.processes import clean_context
 from prod9.system.progress import Progress
 from prod9.system.wording import plural
 from prod9.volumes import write
@@ -182,8 +182,8 @@ def _simulate_all(
         for index in indices:
             yield simulate_subject(root, index, **arguments)
         return
-    # Spawned, not forked: threads of the caller (torch) would be in a broken state after a fork.
-    with ProcessPoolExecutor(num_workers, mp_context=get_context("spawn")) as pool:
+    # Threads of the caller (torch) would be in a broken state after a fork.
+    with ProcessPoolExecutor(num_workers, mp_context=clean_context(__name__)) as pool:
         futures = [pool.submit(simulate_subject, root, index, **arguments) for index in indices]
         try:
             for future in as_completed(futures):

@@ -4,7 +4,6 @@ import signal
 from collections.abc import Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from itertools import cycle
-from multiprocessing import get_context
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -21,6 +20,7 @@ from prod9.data.stores.latents import Encode, Encoded, ParallelEncode
 from prod9.models.checkpoint_manager import CheckpointManager, Loaded
 from prod9.models.factory import ModelFactory
 from prod9.system import machine
+from prod9.system.processes import clean_context
 from prod9.system.stopping import SIGNALS
 from prod9.training.data.encoded import EncodedSource
 
@@ -95,7 +95,7 @@ class EncoderPool:
         if not devices:
             raise ValueError("devices: expected at least one, got none; name one.")
         threads = max(1, machine.cores() // len(devices))
-        start = get_context("spawn")  # a forked process cannot use CUDA
+        start = clean_context(__name__)  # a process forked from this one cannot use CUDA
         path, stage = str(base.path), base.header["stage"]
         self._pools = [
             ProcessPoolExecutor(
