@@ -15,13 +15,7 @@ from typing import Any
 
 from prod9.system.processes import clean_context
 
-PRELOADED = (
-    "prod9.cli.app",
-    "prod9.training.run",
-    "prod9.pipelines.load",
-    "prod9.training.data.encoders",
-    "hypothesis",
-)
+PRELOADED = ("prod9.cli.app", "prod9.training.run", "prod9.pipelines.load", "prod9.training.data.encoders")
 
 
 def start(

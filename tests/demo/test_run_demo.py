@@ -46,7 +46,7 @@ def check_control(control: dict[str, Any], folder: Path) -> None:
 
 @pytest.mark.slow
 def test_it_leaves_volumes_pictures_and_scores_and_goes_on(tmp_path: Path) -> None:
-    plan = replace(make_plan(tmp_path, quick=True, stages="all"), spacing_mm=6.0, budget=0.05)
+    plan = replace(make_plan(tmp_path, quick=True, stages="all"), budget=0.05, judge_steps=4)
     said: list[str] = []
     report = Reporter(say=said.append, bar=silent_bar)
     block = run_demo(plan, report=report, device="cpu")

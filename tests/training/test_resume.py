@@ -8,8 +8,9 @@ import torch
 
 from prod9.data.splits import Split
 from prod9.errors import CheckpointError, ConfigError
+from prod9.models.checkpoint_manager import CheckpointManager
 from prod9.training.lightning.continuing import refuse_others
-from prod9.training.run import train
+from prod9.training.run import train, validate
 from tests.training.tiny import AUTOENCODER, write_autoencoder
 
 
@@ -221,6 +222,26 @@ def test_init_from_takes_weights_but_neither_step_nor_optimizer(make_config, mem
         torch.testing.assert_close(after["state_dict"][name], weight, atol=1e-3, rtol=0)
 
 
+@pytest.mark.parametrize("stage", ["autoencoder", "maisi_vae"])
+def test_the_noise_of_the_scans_is_measured_once_a_run(stage, make_config, memory_data, monkeypatch):
+    from tests.training.tiny import MemoryData
+
+    measured = []
+    found = {"T1": [0.01, 0.02]}
+    monkeypatch.setattr(MemoryData, "noise_levels", lambda self: measured.append(self.config.output_dir) or found)
+    quick = {"callbacks": {"num_samples": 0}}
+    first = make_config(stage, "first", training={"max_steps": 1}, **quick)
+    train(first)
+    longer = make_config(stage, "first", training={"max_steps": 2}, **quick)
+    train(longer, resume="auto")
+    validate(longer)
+    assert measured == [first.output_dir]
+    assert CheckpointManager.open(longer.output_dir, prefer="last").header["data"]["noise"] == found
+    other = make_config(stage, "other", training={"max_steps": 1}, **quick)
+    train(other, init_from=longer.output_dir)
+    assert measured == [first.output_dir, other.output_dir], "its scans may be others"
+
+
 def test_init_from_refuses_another_architecture(make_config, memory_data, tmp_path):
     write = make_config("autoencoder", "first", training={"max_steps": 1})
     train(write)
@@ -230,8 +251,6 @@ def test_init_from_refuses_another_architecture(make_config, memory_data, tmp_pa
 
 
 def test_another_autoencoder_than_before_is_refused(make_config, memory_data, tmp_path):
-    from prod9.training.run import validate
-
     config = make_config("transformer", "run", training={"max_steps": 2}, callbacks={"num_samples": 0})
     train(config)
     write_autoencoder(tmp_path / "upstream.ckpt", seed=9)

@@ -1,7 +1,9 @@
 """What each of two processes runs in ``test_two_ranks_sharded``: stage 2 under DDP and under FSDP.
 
 The folder has ``upstream.ckpt`` and ``vae.ckpt``. Without the variables that torchrun sets: one run, of this process
-alone. Leaves ``<name>-<strategy>`` of six steps each, ``<name>-<strategy>-<strategy>`` of three steps and three more, and
+alone.
+
+Leaves ``<name>-<strategy>`` of six steps each, ``<name>-<strategy>-<strategy>`` of three steps and three more, and
 ``rank-<n>.json``. In every run, the second rank's third step is not finite.
 """
 

@@ -187,7 +187,7 @@ class AbstractLightning(LightningModule, ABC):
         split = cast(Any, self.trainer).datamodule.split
         refuse_others(header, self.config, architecture=self.recipe.architecture(), split=split)
         warn_of_differences(kept, self.trainer)
-        self.recipe.inherit(header)
+        self.recipe.inherit(header, same_run=True)
         self.step = header["step"]
         self.validated = header.get("validated")
         self.skipped_steps = kept.get("skipped_steps", 0)
@@ -208,7 +208,7 @@ class AbstractLightning(LightningModule, ABC):
     def start_from(self, opened: Opened) -> None:
         """Take the weights of another run; optimizers and step start anew. Raises CheckpointError."""
         self.recipe.take_weights(opened)
-        self.recipe.inherit(opened.header)
+        self.recipe.inherit(opened.header, same_run=False)
         self.fresh = False
         log.info("Starting from the weights of %s (step %d there).", opened.path, opened.header["step"])
 
@@ -216,7 +216,7 @@ class AbstractLightning(LightningModule, ABC):
         """Take the main network and the step of a checkpoint, to measure it. Raises CheckpointError."""
         name, network = next(iter(self.networks().items()))
         load_strictly(network, weights_of(opened.state_dict, f"{name}."), opened.path)
-        self.recipe.inherit(opened.header)
+        self.recipe.inherit(opened.header, same_run=True)
         self.step = opened.header["step"]
 
     def note_validation(self, *, stopping: bool) -> None:

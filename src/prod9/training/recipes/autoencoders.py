@@ -103,13 +103,15 @@ class AbstractGANRecipe(AbstractRecipe[AutoencoderConfig | MaisiVAEConfig, None,
             self.source = opened.sha256
         super().take_weights(opened)
 
-    def inherit(self, header: Header) -> None:
-        """Take over whose encoder that of ``header`` is."""
+    def inherit(self, header: Header, *, same_run: bool) -> None:
+        """Take over whose encoder that of ``header`` is and, of the same run, the noise of its scans."""
         self.encoder_of = sources_of(header)
+        if same_run:
+            self.noise = header["data"].get("noise", {})
 
     def prepare(self, data: AbstractDataModule) -> None:
-        """Measure the noise of the training scans, which decoding removes."""
-        self.noise = data.noise_levels()
+        """Measure the noise of the training scans, which decoding removes, once a run."""
+        self.noise = self.noise or data.noise_levels()
 
     def header_data(self) -> dict[str, Any]:
         """Return the noise of scans and, for a frozen encoder, whose it is, so that its latents' models take this."""

@@ -184,8 +184,12 @@ class AbstractRecipe(ABC, Generic[C, B, T]):
     def begin_anew(self) -> None:
         """Refuse (ConfigError) to start a run from no other weights, where it needs some."""
 
-    def inherit(self, header: Header) -> None:
-        """Take over what belongs to the weights of ``header`` beside them; nothing by default."""
+    def inherit(self, header: Header, *, same_run: bool) -> None:
+        """Take over what belongs to the weights of ``header`` beside them; nothing by default.
+
+        same_run: the run of ``header`` goes on or is measured; False where its weights start another run, whose data
+        may be others.
+        """
 
     def place(self, device: torch.device) -> None:
         """Bring what is frozen to ``device``: no adapter does, since it is in no module tree."""

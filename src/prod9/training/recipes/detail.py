@@ -11,7 +11,7 @@ from prod9.config.schema import DetailConfig, MaisiDetailConfig, TranslationDeta
 from prod9.detail.condition import DetailCondition
 from prod9.measures.metrics import foreground
 from prod9.measures.noise import noise_level
-from prod9.models.checkpoint_manager import Opened
+from prod9.models.checkpoint_manager import Header, Opened
 from prod9.models.checkpoint_places import find_recorded
 from prod9.models.factory import ModelFactory
 from prod9.training.algorithms.base import Losses
@@ -83,9 +83,14 @@ class AbstractDetailRecipe(AbstractRecipe[C, B, DetailBatch]):
         below = {name: find_recorded(opened.path, opened.header, name) for name in opened.header["inputs"]}
         return super().kept_inputs() | {name: path for name, path in below.items() if path is not None}
 
+    def inherit(self, header: Header, *, same_run: bool) -> None:
+        """Take over the noise of the scans of the same run."""
+        if same_run:
+            self.noise = header["data"].get("noise", {})
+
     def prepare(self, data: Any) -> None:
-        """Measure the noise of the training scans."""
-        self.noise = data.noise_levels()
+        """Measure the noise of the training scans, once a run."""
+        self.noise = self.noise or data.noise_levels()
 
     def header_data(self) -> dict[str, Any]:
         """Return the levels of noise by modality, quantiles from the least to the greatest."""

@@ -114,8 +114,9 @@ class FlowRecipe(AbstractRecipe[MaisiDiffusionConfig, Loaded[AutoencoderKlMaisi]
 
     # -- the scale of the latents -------------------------------------------------------------------
 
-    def inherit(self, header: Header) -> None:
+    def inherit(self, header: Header, *, same_run: bool) -> None:
         """Keep the scale that the weights of ``header`` were trained with; CheckpointError for those of a DDPM."""
+        del same_run
         require_schedule(header, RECTIFIED_FLOW, "The weights to start from")
         self.scale_factor = float(header["data"]["scale_factor"])
         if self.config.distillation is not None and self.teacher is None:
