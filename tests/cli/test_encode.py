@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from prod9.data.stores import latents
+from prod9.data.stores import latents, shards
 from tests.harness import Workspace, run
 
 
@@ -28,7 +28,7 @@ def test_training_finds_what_was_encoded(
     def never(*_: object, **__: object) -> None:
         raise AssertionError("encoded again")
 
-    monkeypatch.setattr(latents._ShardWriter, "add", never)
+    monkeypatch.setattr(shards.ShardWriter, "add", never)
     assert run("prod9", "encode", *args).code == 0
     ran = run("prod9-train-transformer", "train", *args[:4], "--set", "training.max_steps=1")
     assert ran.code == 0, ran.err
@@ -62,21 +62,21 @@ def test_processes_store_the_same_tokens(tmp_path: Path, args: list[object]) -> 
 def test_an_interrupted_store_goes_on(
     tmp_path: Path, args: list[object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    add, count = latents._ShardWriter.add, []
+    add, count = shards.ShardWriter.add, []
 
-    def interrupted(self: latents._ShardWriter, *rest: object) -> None:
+    def interrupted(self: shards.ShardWriter, *rest: object) -> None:
         count.append(1)
         if len(count) == 6:
             raise KeyboardInterrupt
         add(self, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(latents._ShardWriter, "add", interrupted)
+    monkeypatch.setattr(shards.ShardWriter, "add", interrupted)
     ran = run("prod9", "encode", *args)
     assert ran.code == 130
     assert "goes on from here" in ran.err
     assert latents.verify_store(tmp_path / "run" / "store").items == 5
     count.clear()
-    monkeypatch.setattr(latents._ShardWriter, "add", lambda self, *rest: (count.append(1), add(self, *rest)))
+    monkeypatch.setattr(shards.ShardWriter, "add", lambda self, *rest: (count.append(1), add(self, *rest)))
     ran = run("prod9", "encode", *args)
     assert ran.code == 0, ran.err
     assert len(count) == ran.json["items"] - 5

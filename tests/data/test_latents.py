@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from prod9.data.stores import latents
+from prod9.data.stores import latents, shards
 from prod9.data.stores.latents import (
     Encoded,
     StoreItem,
@@ -99,7 +99,7 @@ def test_large_vocabularies_keep_their_indices(tmp_path: Path, scale: int, dtype
 
 
 def test_several_may_fill_one_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(latents, "_SHARD_BYTES", 1)  # a shard each, so that they write in turn
+    monkeypatch.setattr(shards, "_SHARD_BYTES", 1)  # a shard each, so that they write in turn
     everything = make_items(24)
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda k: build(tmp_path, everything[k::4], Encoder()), range(4)))
@@ -201,7 +201,7 @@ def test_an_interrupted_build_goes_on(
 ) -> None:
     directory = tmp_path_factory.mktemp("store")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(latents, "_SHARD_BYTES", shard_bytes)
+        patch.setattr(shards, "_SHARD_BYTES", shard_bytes)
         with pytest.raises(KeyboardInterrupt):
             build(directory, make_items(7), Encoder(fail_after=stop))
         encoder = Encoder()

@@ -255,10 +255,10 @@ def test_r3_times_are_read(text, seconds):
 
 
 def test_r3_encoding_stops_at_a_signal_and_goes_on(workspace, tmp_path, monkeypatch):
-    from prod9.data.stores import latents
+    from prod9.data.stores import shards
 
     args = ["prod9", "encode", "--config", workspace.stage2, "--output-dir", tmp_path / "run", "--json"]
-    add, seen = latents._ShardWriter.add, []
+    add, seen = shards.ShardWriter.add, []
 
     def stop_at_the_second(self, *rest):
         add(self, *rest)
@@ -268,7 +268,7 @@ def test_r3_encoding_stops_at_a_signal_and_goes_on(workspace, tmp_path, monkeypa
             time.sleep(5)
 
     with monkeypatch.context() as patch:
-        patch.setattr(latents._ShardWriter, "add", stop_at_the_second)
+        patch.setattr(shards.ShardWriter, "add", stop_at_the_second)
         stopped = run(*args)
     assert stopped.code == 143
     assert "the same command goes on" in stopped.err

@@ -118,12 +118,12 @@ def test_r17_a_damaged_manifest_names_the_file(tmp_path, content):
 
 
 def test_r8_an_error_of_the_last_shard_does_not_hide_what_ended_the_encoding(tmp_path, monkeypatch, caplog):
-    from prod9.data.stores import latents
+    from prod9.data.stores import shards
 
     def full(self):
         raise DataError("no space")
 
-    monkeypatch.setattr(latents._ShardWriter, "flush", full)
+    monkeypatch.setattr(shards.ShardWriter, "flush", full)
     with pytest.raises(KeyboardInterrupt):
         build_token_store(tmp_path, make_items(2), Encoder(fail_after=1), key="e1", grid=GRID)
     assert "The last encoded volumes are lost" in caplog.text

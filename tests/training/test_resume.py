@@ -228,7 +228,9 @@ def test_the_noise_of_the_scans_is_measured_once_a_run(stage, make_config, memor
 
     measured = []
     found = {"T1": [0.01, 0.02]}
-    monkeypatch.setattr(MemoryData, "noise_levels", lambda self: measured.append(self.config.output_dir) or found)
+    monkeypatch.setattr(
+        MemoryData, "noise_levels", lambda self: measured.append(self.config.output_dir) or found
+    )
     quick = {"callbacks": {"num_samples": 0}}
     first = make_config(stage, "first", training={"max_steps": 1}, **quick)
     train(first)
