@@ -2,43 +2,31 @@
 
 import math
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from prod9.evaluation.judges.features import MAX_SLICES
 from prod9.evaluation.score_table import Score
-from prod9.evaluation.sets import denoised
-from prod9.evaluation.sets.appearance import (
-    RADIOMICS,
-    histogram_distance,
-    radiomic_distance,
-    spectrum_distance,
+from prod9.evaluation.set_distances import (
+    APPEARANCE,
+    FEW,
+    Both,
+    Distance,
+    denoised_distances,
+    distances_of,
+    rows_of,
 )
+from prod9.evaluation.sets import denoised
 from prod9.evaluation.sets.intervals import Floor, IndexedScore
 from prod9.evaluation.sets.manifold import (
     NEIGHBOURS,
     compare_manifolds,
     manifold_of_distances,
     pairwise_distances,
-    polynomial_kernel,
-    squared_mmd,
-    standardised,
 )
-from prod9.evaluation.sets.members import Members
 from prod9.evaluation.sets.pair import Resampling, SetPair
-from prod9.evaluation.sets.rows import DETAIL, HISTOGRAM, SPECTRUM, SetRows
-from prod9.measures.metrics import frechet_distance, num_directions, principal_frechet
-
-FEW = 20
-"""With fewer patients than this, no score is reliable."""
-
-Both = tuple[Members, Members]
-MakeScore = Callable[[Tensor, Tensor, Both], IndexedScore]
-"""(generated rows, real rows, their patients) → their score, by index."""
+from prod9.evaluation.sets.rows import DETAIL, SetRows
 
 
 def score_sets(
@@ -67,187 +55,30 @@ def score_metrics(pair: SetPair, extractor: str, metrics: Collection[str]) -> di
         extractor: name of the extractor that made the rows.
         metrics: names of distances.
     """
-    chosen = [one for one in (*_distances_of(extractor), *_APPEARANCE) if one.metric in metrics]
+    chosen = [one for one in (*distances_of(extractor), *APPEARANCE) if one.metric in metrics]
     scores = [*(_compare(distance, pair) for distance in chosen), _compare_diversity(pair)]
     return {score.metric: score for score in scores}
 
 
 def _scores(pair: SetPair, extractors: Sequence[str]) -> Iterator[Score]:
     for name in extractors:
-        for distance in _distances_of(name):
+        for distance in distances_of(name):
             yield _compare(distance, pair)
         yield from _compare_neighbourhoods(name, pair)
-    for distance in _APPEARANCE:
+    for distance in APPEARANCE:
         yield _compare(distance, pair)
     yield from _compare_detail(pair)
     if denoised.EDGES in pair.real.rows:
-        for distance in _denoised_distances(extractors):
+        for distance in denoised_distances(extractors):
             yield _compare(distance, pair)
-        yield _compare_ratio(pair, "edge_ratio", "denoised", _rows(denoised.EDGES))
+        yield _compare_ratio(pair, "edge_ratio", "denoised", rows_of(denoised.EDGES))
     yield _compare_diversity(pair)
 
 
 # -- distances ------------------------------------------------------------------------------------
 
 
-def _twice(dimensions: int) -> int:
-    # With fewer, the bias of the estimate outweighs most differences, and a collapsed set may score better.
-    return max(2 * dimensions, FEW)
-
-
-def _few(dimensions: int) -> int:
-    return FEW
-
-
-def _plain(distance: Callable[[Tensor, Tensor], float]) -> MakeScore:
-    return lambda a, b, members: lambda i, j: distance(a[i], b[j])
-
-
-def _flat_frechet(a: Tensor, b: Tensor) -> float:
-    # Patients are resampled, not slices: the slices of a volume stay together.
-    return frechet_distance(a.reshape(-1, a.shape[-1]), b.reshape(-1, b.shape[-1])).item()
-
-
-def _mean_frechet(a: Tensor, b: Tensor) -> float:
-    def own(plane: Tensor) -> Tensor:
-        return plane[:, ~plane[0].isnan().all(1)]
-
-    planes = zip(a.unbind(1), b.unbind(1), strict=True)
-    return sum(_flat_frechet(own(x), own(y)) for x, y in planes) / a.shape[1]
-
-
-_frechet = _plain(_flat_frechet)
-
-
-def _principal(a: Tensor, b: Tensor, members: Both) -> IndexedScore:
-    def distance(i: Tensor, j: Tensor) -> float:
-        patients = min(members[0][i].num_patients, members[1][j].num_patients)
-        directions = num_directions(patients, a.shape[1])
-        return principal_frechet(a[i], b[j], directions=directions).item()
-
-    return distance
-
-
-def _kid(a: Tensor, b: Tensor, members: Both) -> IndexedScore:
-    own, other, between = polynomial_kernel(a, a), polynomial_kernel(b, b), polynomial_kernel(a, b)
-
-    def distance(i: Tensor, j: Tensor) -> float:
-        both = members[0][i], members[1][j]
-        return squared_mmd(own[i][:, i], other[j][:, j], between[i][:, j], members=both)
-
-    return distance
-
-
-def _standardised_kid(a: Tensor, b: Tensor, members: Both) -> IndexedScore:
-    return _kid(*standardised(a, b), members)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Distance:
-    """A distance of two sets; 0 is best.
-
-    Attributes:
-        metric: its name.
-        pick: returns the rows of a set that are compared.
-        make: returns the score of these rows.
-        group: of the table.
-        fewest: volumes that it needs of each set.
-        enough: patients that make it reliable, by the number of dimensions.
-        extractor: that made the rows.
-        unit: of the distance.
-        directions: (patients, dimensions) → number of dimensions that are compared.
-        least: the lowest possible value.
-    """
-
-    metric: str
-    pick: Callable[[SetRows], Tensor]
-    make: MakeScore = _frechet
-    group: str = "distribution"
-    fewest: int = 2
-    enough: Callable[[int], int] = _twice
-    extractor: str | None = None
-    unit: str = ""
-    directions: Callable[[int, int], int] = lambda patients, dimensions: dimensions
-    least: float = 0.0
-
-
-def _rows(name: str) -> Callable[[SetRows], Tensor]:
-    return lambda found: found.rows[name]
-
-
-def _plane(name: str, axis: int) -> Callable[[SetRows], Tensor]:
-    return lambda found: found.planes[name][axis]
-
-
-def _stacked_planes(name: str) -> Callable[[SetRows], Tensor]:
-    def stacked(found: SetRows) -> Tensor:
-        # Axes differ in their number of slices: NaN fills up to MAX_SLICES.
-        return torch.stack(
-            [
-                F.pad(plane, (0, 0, 0, MAX_SLICES - plane.shape[1]), value=math.nan)
-                for plane in found.planes[name]
-            ],
-            dim=1,
-        )
-
-    return stacked
-
-
-def _distances_of(extractor: str) -> list[_Distance]:
-    distance, rows = partial(_Distance, extractor=extractor), _rows(extractor)
-    return [
-        distance(metric="frechet_3d", pick=rows),
-        distance(metric="frechet_principal", pick=rows, make=_principal, directions=num_directions),
-        *(distance(metric=f"frechet_axis{axis}", pick=_plane(extractor, axis)) for axis in range(3)),
-        distance(metric="frechet_2.5d", pick=_stacked_planes(extractor), make=_plain(_mean_frechet)),
-        distance(metric="kid", pick=rows, make=_kid, enough=_few, least=-math.inf),
-        distance(metric="kid_standardised", pick=rows, make=_standardised_kid, enough=_few, least=-math.inf),
-    ]
-
-
-_APPEARANCE = (
-    _Distance(
-        metric="radiomic_distance",
-        pick=_rows(RADIOMICS),
-        make=_plain(radiomic_distance),
-        extractor=RADIOMICS,
-    ),
-    _Distance(
-        metric="histogram_distance",
-        pick=_rows(HISTOGRAM),
-        make=_plain(histogram_distance),
-        group="appearance",
-        fewest=1,
-        enough=_few,
-    ),
-    _Distance(
-        metric="spectrum_distance_db",
-        pick=_rows(SPECTRUM),
-        make=_plain(spectrum_distance),
-        group="appearance",
-        fewest=1,
-        enough=_few,
-        unit="dB",
-    ),
-)
-
-
-def _denoised_distances(extractors: Sequence[str]) -> Iterator[_Distance]:
-    """Yield the distances of volumes that were denoised alike, beside those of the volumes as they are."""
-    for name in extractors:
-        for distance in _distances_of(name):
-            if distance.metric in ("kid", "kid_standardised"):
-                yield _of_denoised(distance, denoised.name_denoised(name))
-    by_metric = {distance.metric: distance for distance in _APPEARANCE}
-    yield _of_denoised(by_metric["radiomic_distance"], denoised.name_denoised(RADIOMICS))
-    yield _of_denoised(by_metric["spectrum_distance_db"], denoised.SPECTRUM)
-
-
-def _of_denoised(distance: _Distance, rows: str) -> _Distance:
-    return replace(distance, metric=f"{distance.metric}_denoised", pick=_rows(rows), group="denoised")
-
-
-def _compare(distance: _Distance, pair: SetPair) -> Score:
+def _compare(distance: Distance, pair: SetPair) -> Score:
     a, b = distance.pick(pair.generated), distance.pick(pair.real)
     dimensions = distance.directions(pair.fewest_patients, a.shape[-1])
     about = {

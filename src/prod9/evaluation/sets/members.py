@@ -80,6 +80,11 @@ def as_members(owners: "Members | Tensor | int") -> Members:
     return Members(patients, torch.zeros_like(patients))
 
 
+def members_of(kinds: Tensor, patients: Tensor | None = None) -> Members:
+    """Return the members of rows of these kinds and patients, by default all of different ones."""
+    return Members(torch.arange(len(kinds)) if patients is None else patients, kinds)
+
+
 def number_members(*sets: Sequence[tuple[str, str]]) -> list[Members]:
     """Return the members of each set of (patient, modality) names, numbered alike in all of them.
 
