@@ -1,14 +1,15 @@
 """``prod9 evaluate``: how good generated volumes are."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from prod9.cli import shared
 from prod9.cli.front.after import tell_after_scores
+from prod9.cli.judge.image_part import describe_image_part
 from prod9.cli.judge.masks import masks
 from prod9.cli.judge.options import (
     ExtractorOptions,
@@ -23,21 +24,20 @@ from prod9.cli.judge.options import (
 )
 from prod9.cli.judge.reporting import reporting
 from prod9.cli.parts.option import PartOption, chosen_part
-from prod9.cli.parts.record import FEATURES, PartRecord, plan_of, require_same_count
 from prod9.cli.shared import DebugOption, JsonOption, OverwriteOption, new_app
 from prod9.devices import torch_device
 from prod9.errors import ConfigError
-from prod9.system.parts import WorkPart
-from prod9.system.wording import plural
 
 if TYPE_CHECKING:
-    from prod9.evaluation.images import ImageSettings
     from prod9.evaluation.score_table import Evaluation
 
 app = new_app("Measure generated volumes against real ones.")
 app.command("masks", example="prod9 evaluate masks made --training ~/brats")(masks)
 
 FILE = "evaluation.json"
+PatientsArgument = Annotated[
+    Path, typer.Argument(metavar="REAL", help="Folder of real patients with segmentations.")
+]
 
 
 @app.command("images", example="prod9 evaluate images outputs/demo/data outputs/demo/starter/volumes")
@@ -102,7 +102,7 @@ def images(
     )
     check_settings(settings)
     if not work.is_all:
-        _describe_part(real, generated, settings, work, output_dir, options)
+        describe_image_part(real, generated, settings, work, output_dir, options)
         return
     kept, features = output_dir / KEPT, output_dir / FOLDER
     again = "The scores of finished pairs are kept; the same command continues from here."
@@ -120,55 +120,6 @@ def images(
         result.judge.save(output_dir / CLASSIFIER)
     _finish(result.evaluation, output_dir, options.as_json, real, generated)
     kept.unlink(missing_ok=True)
-
-
-def _describe_part(
-    real: Path,
-    generated: Path,
-    settings: "ImageSettings",
-    work: WorkPart,
-    output_dir: Path,
-    options: RunOptions,
-) -> None:
-    """Compute one part of the features of ``evaluate images``."""
-    if settings.skip_bad or ("classifier" in settings.extractors and settings.classifier is None):
-        given = "--skip-bad" if settings.skip_bad else "--extractor classifier"
-        remedy = (
-            "repair the files first" if settings.skip_bad else "name a trained one with --classifier FILE"
-        )
-        raise ConfigError(f"--part: expected parts that are alike, got {given}; {remedy}")
-    from prod9.evaluation.image_sets import describe_part
-
-    require_same_count(output_dir, work)
-    folder = work.folder(output_dir)
-
-    def expect(decisive: Mapping[str, Any], names: Sequence[str], all_names: Sequence[str]) -> None:
-        PartRecord(
-            part=str(work),
-            kind=FEATURES,
-            settings=dict(decisive),
-            total=len(all_names),
-            plan=plan_of(all_names),
-            names=list(names),
-        ).write(folder)
-
-    folder.mkdir(parents=True, exist_ok=True)
-    again = "The features of finished volumes are kept; the same command continues from here."
-    with shared.resumable(again), reporting() as report:
-        num = describe_part(
-            real,
-            generated,
-            settings,
-            work,
-            folder,
-            expect=expect,
-            device=torch_device(options.device),
-            report=report,
-        )
-    if options.as_json:
-        shared.print_json({"output_dir": str(folder), "volumes": num})
-        return
-    shared.console.print(f"{plural(num, 'volume')} described in {folder}")
 
 
 @app.command("samples", example="prod9 evaluate samples outputs/demo/data made")
@@ -227,7 +178,7 @@ def samples(
 @app.command("control", example="prod9 evaluate control outputs/demo/data steered")
 @grouped
 def control(
-    real: Annotated[Path, typer.Argument(metavar="REAL", help="Folder of real patients with segmentations.")],
+    real: PatientsArgument,
     steered: Annotated[
         Path, typer.Argument(metavar="STEERED", help="A folder of `prod9 generate control --seg`.")
     ],
@@ -258,17 +209,13 @@ def control(
     settings = ControlSettings(
         autoencoder=autoencoder, grid=grid, replicates=replicates, **trained.settings(), **sets.settings()
     )
-    with reporting() as report:
-        evaluation = evaluate_control(
-            real, steered, settings, device=torch_device(options.device), report=report
-        )
-    _finish(evaluation, output_dir, options.as_json, real, steered)
+    _run(evaluate_control, real, steered, settings, output_dir, options)
 
 
 @app.command("patients", example="prod9 evaluate patients outputs/demo/data made")
 @grouped
 def patients(
-    real: Annotated[Path, typer.Argument(metavar="REAL", help="Folder of real patients with segmentations.")],
+    real: PatientsArgument,
     made: Annotated[Path, typer.Argument(metavar="MADE", help="A folder of `prod9 generate patients`.")],
     sets: SetOptions,
     trained: TrainedOptions,
@@ -288,17 +235,13 @@ def patients(
     from prod9.evaluation.utility import TrainedSettings
 
     settings = TrainedSettings(grid=grid, replicates=replicates, **trained.settings(), **sets.settings())
-    with reporting() as report:
-        evaluation = evaluate_patients(
-            real, made, settings, device=torch_device(options.device), report=report
-        )
-    _finish(evaluation, output_dir, options.as_json, real, made)
+    _run(evaluate_patients, real, made, settings, output_dir, options)
 
 
 @app.command("utility", example="prod9 evaluate utility outputs/demo/data made")
 @grouped
 def utility(
-    real: Annotated[Path, typer.Argument(metavar="REAL", help="Folder of real patients with segmentations.")],
+    real: PatientsArgument,
     synthetic: Annotated[
         Path, typer.Argument(metavar="SYNTHETIC", help="A folder of `prod9 generate patients`.")
     ],
@@ -321,11 +264,7 @@ def utility(
     settings = UtilitySettings(
         grid=grid, seeds=seeds, replicates=replicates, **trained.settings(), **sets.settings()
     )
-    with reporting() as report:
-        evaluation = evaluate_utility(
-            real, synthetic, settings, device=torch_device(options.device), report=report
-        )
-    _finish(evaluation, output_dir, options.as_json, real, synthetic)
+    _run(evaluate_utility, real, synthetic, settings, output_dir, options)
 
 
 def _check_folder(output_dir: Path, overwrite: bool) -> None:
@@ -336,6 +275,20 @@ def _check_folder(output_dir: Path, overwrite: bool) -> None:
             f"{output_dir / FILE}: exists already; choose another --output-dir, or replace it with --overwrite."
         )
     check_writable(output_dir)
+
+
+def _run(
+    evaluate: "Callable[..., Evaluation]",
+    real: Path,
+    made: Path,
+    settings: object,
+    output_dir: Path,
+    options: RunOptions,
+) -> None:
+    """Compare ``made`` with ``real`` by trained networks, and write what came out."""
+    with reporting() as report:
+        evaluation = evaluate(real, made, settings, device=torch_device(options.device), report=report)
+    _finish(evaluation, output_dir, options.as_json, real, made)
 
 
 def _finish(evaluation: "Evaluation", output_dir: Path, as_json: bool, real: Path, generated: Path) -> None:
