@@ -93,6 +93,37 @@ callbacks: {{num_samples: 0}}
 trainer: {{accelerator: cpu, loggers: [csv], progress: false}}
 """
 
+MAISI_DATA = """
+data:
+  root: {folder}/cohort
+  split: {{train: 0.5, val: 0.25, test: 0.25}}
+  grid: [16, 16, 16]
+  label_map: {{T1: 1, T1ce: 2, T2: 3, FLAIR: 4}}
+  batch_size: 2
+training: {{max_steps: 2, validate_every_steps: 2, lr_schedule: {{warmup_steps: 1}}}}
+callbacks: {{num_samples: 1}}
+trainer: {{accelerator: cpu, loggers: [csv], progress: false}}
+"""
+VAE = """
+stage: maisi_vae
+output_dir: {folder}/vae
+model: {{latent_channels: 2, num_channels: [8, 8], num_res_blocks: [1, 1], norm_num_groups: 4, space_to_depth: 2}}
+loss: {{adversarial: {{weight: 0.0}}}}
+"""
+FLOW = """
+stage: maisi_diffusion
+output_dir: {folder}/flow
+inputs: {{autoencoder: {folder}/vae}}
+model:
+  num_channels: [8, 8]
+  attention_levels: [false, true]
+  num_head_channels: [0, 4]
+  num_res_blocks: 1
+  norm_num_groups: 4
+  num_class_embeds: 5
+sampler: {{steps: 2}}
+"""
+
 
 @dataclass(frozen=True)
 class Ran:
@@ -177,3 +208,25 @@ def later_models(base: Path) -> tuple[Path, Path]:
         assert ran.code == 0, ran.err
         runs.append(Path(ran.json["checkpoint"]).parents[1])
     return runs[0], runs[1]
+
+
+@cache
+def flow_models(base: Path) -> Path:
+    """Train both stages of MAISI for two steps, once a session; return the folder of ``cohort``, ``vae`` and ``flow``.
+
+    Tests that write into it copy it first.
+    """
+    from tests.fixtures import write_brats_tree
+
+    folder = base / "maisi_trained"
+    write_brats_tree(folder / "cohort", 4)
+    for command, name, text in (
+        ("prod9-train-maisi-vae", "vae", VAE),
+        ("prod9-train-maisi-diffusion", "flow", FLOW),
+    ):
+        config = folder / f"{name}.yaml"
+        config.write_text((text + MAISI_DATA).format(folder=folder), encoding="utf-8")
+        ran = run(command, "train", "--config", config, "--json")
+        assert ran.code == 0, ran.err
+        assert ran.json["step"] == 2
+    return folder

@@ -5,9 +5,8 @@ import json
 import pytest
 import yaml
 
-from tests.cli.test_maisi import DATA, FLOW, VAE
 from tests.fixtures import write_brats_tree
-from tests.harness import STAGE1, STAGE2, run
+from tests.harness import FLOW, MAISI_DATA, STAGE1, STAGE2, VAE, run
 
 STRONG = 1000
 """A scale that shows: networks differ little after a few steps."""
@@ -42,7 +41,9 @@ def flow(tmp_path_factory):
     ):  # fmt: skip
         config = folder / f"{name}.yaml"
         text = (
-            (text + DATA).format(folder=folder).replace("split: {train: 0.5, val: 0.25, test: 0.25}", SPLIT)
+            (text + MAISI_DATA)
+            .format(folder=folder)
+            .replace("split: {train: 0.5, val: 0.25, test: 0.25}", SPLIT)
         )
         config.write_text(text)
         ran = run(

@@ -1,6 +1,7 @@
 """Stage 3 of MAISI through its command: from files to generated files, and back from mistakes."""
 
 import json
+from shutil import copytree
 
 import numpy as np
 import pytest
@@ -8,9 +9,7 @@ import torch
 
 from prod9.models.checkpoint_file import read_checkpoint, write_checkpoint
 from prod9.volumes import read, write
-from tests.cli.test_maisi import DATA, FLOW, VAE
-from tests.fixtures import write_brats_tree
-from tests.harness import run
+from tests.harness import MAISI_DATA, flow_models, run
 
 CONTROL = """
 stage: maisi_controlnet
@@ -28,12 +27,8 @@ COMMAND = "prod9-train-maisi-controlnet"
 def folder(tmp_path_factory):
     """A cohort with all three stages trained for two steps."""
     folder = tmp_path_factory.mktemp("maisi_control")
-    write_brats_tree(folder / "cohort", 4)
-    for name, text in (("vae", VAE), ("flow", FLOW), ("control", CONTROL)):
-        (folder / f"{name}.yaml").write_text((text + DATA).format(folder=folder))
-    for command, name in (("prod9-train-maisi-vae", "vae"), ("prod9-train-maisi-diffusion", "flow")):
-        ran = run(command, "train", "--config", folder / f"{name}.yaml", "--json")
-        assert ran.code == 0, ran.err
+    copytree(flow_models(tmp_path_factory.getbasetemp()), folder, dirs_exist_ok=True)
+    (folder / "control.yaml").write_text((CONTROL + MAISI_DATA).format(folder=folder))
     checked = run(COMMAND, "train", "--config", folder / "control.yaml", "--check", "--json")
     assert checked.code == 0, checked.err
     assert checked.json["parameters"] > 1000

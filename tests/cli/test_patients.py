@@ -9,9 +9,7 @@ import numpy as np
 import pytest
 
 from prod9.data.layouts.find import find_cases
-from tests.cli.test_control import STAGE3
-from tests.cli.test_translate import TRANSLATOR
-from tests.harness import Ran, Workspace, run
+from tests.harness import CONTROL, Ran, Workspace, later_models, run
 
 
 class Models(NamedTuple):
@@ -25,20 +23,14 @@ class Models(NamedTuple):
 @pytest.fixture(scope="module")
 def models(workspace: Workspace, tmp_path_factory: pytest.TempPathFactory) -> Models:
     folder = tmp_path_factory.mktemp("patients")
-
-    def train(command: str, name: str, text: str) -> Path:
-        config = folder / f"{name}.yaml"
-        config.write_text(text, encoding="utf-8")
-        ran = run(command, "train", "--config", config, "--output-dir", folder / name, "--json")
-        assert ran.code == 0, ran.err
-        return folder / name
-
-    def control(name: str, base: Path) -> Path:
-        text = STAGE3.format(folder=folder, stage2=base, cohort=workspace.cohort)
-        return train("prod9-train-maskgit-controlnet", name, text)
-
-    translator = train("prod9-train-transformer", "translator", TRANSLATOR.format(folder=workspace.folder))
-    return Models(workspace.run2, translator, (control("c1", workspace.run2), control("c2", translator)))
+    translator, control = later_models(tmp_path_factory.getbasetemp())
+    config = folder / "control.yaml"
+    text = CONTROL.format(folder=workspace.folder).replace(f"{workspace.folder}/stage2", str(translator))
+    config.write_text(text, encoding="utf-8")
+    command = ("prod9-train-maskgit-controlnet", "train", "--config", config)
+    ran = run(*command, "--output-dir", folder / "control", "--set", "validation.num_volumes=0")
+    assert ran.code == 0, ran.err
+    return Models(workspace.run2, translator, (control, folder / "control"))
 
 
 def patients(models: Models, out: Path, *args: object) -> Ran:
