@@ -33,7 +33,7 @@ demo: $(INSTALLED)  ## Train small models on simulated brains and generate new o
 	$(BIN)/prod9 demo
 
 test: $(INSTALLED)  ## Run all tests, a process per core with one thread each.
-	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 coverage: $(INSTALLED)  ## Run all tests, and ask for the coverage that pyproject.toml names.
 	$(BIN)/coverage run -m pytest

@@ -1,7 +1,7 @@
 """Adds up the processor seconds of each test, with its fixtures and processes, and names the most expensive.
 
-Wall-clock times mislead on a machine that does other things; processor seconds do not. A process counts for the
-test that waited for its end.
+Wall-clock times mislead on a machine that does other things; processor seconds do not. What a fixture of a module or
+of the session costs counts for the first test that uses it.
 """
 
 import json
@@ -12,22 +12,55 @@ from typing import Any
 
 import pytest
 
+COSTS = Path(__file__).with_name("cpu_seconds.json")
+"""File of tests → processor seconds, of those that are long; written by ``--cpu-file``."""
 LIMIT = 8.0
-"""Processor seconds of one test, its fixtures included; more needs a reason (CONTRIBUTING, Tests)."""
-NUM_SHOWN = 15
+"""Processor seconds of one test; more needs a reason (CONTRIBUTING)."""
+_LEAST = 4.0
+_NUM_SHOWN = 12
 
 _last = 0.0
 
 
 def _seconds() -> float:
-    times = os.times()  # children: those that were waited for
-    return times.user + times.system + times.children_user + times.children_system
+    times = os.times()  # children: those that have ended
+    own = times.user + times.system + times.children_user + times.children_system
+    return own + sum(_seconds_of(pid) for pid in _children())
+
+
+def _children() -> list[str]:
+    try:
+        return [
+            pid
+            for task in Path("/proc/self/task").iterdir()
+            for pid in (task / "children").read_text().split()
+        ]
+    except OSError:  # not Linux
+        return []
+
+
+def _seconds_of(pid: str) -> float:
+    """Return what a running process and its children have used: the server of ``tests/processes.py`` runs on."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return sum(int(field) for field in fields[11:15]) / os.sysconf("SC_CLK_TCK")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        "--cpu-file", type=Path, help="write the processor seconds of each test to this JSON file"
+        "--cpu-file",
+        type=Path,
+        help="write the processor seconds of the long files of tests to this JSON file",
     )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Let the long files begin, where several processes share the work: none is left alone with one at the end."""
+    if hasattr(config, "workerinput"):
+        costs = json.loads(COSTS.read_text(encoding="utf-8"))
+        items.sort(key=lambda item: -costs.get(item.nodeid.partition("::")[0], 0.0))
 
 
 def pytest_runtest_logstart() -> None:
@@ -52,18 +85,23 @@ class Totals:
         self.by_test: Counter[str] = Counter()
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        properties = dict(report.user_properties)
-        # Later phases repeat the properties of the item, not of the report.
-        self.by_test[report.nodeid] += float(properties.get("cpu_seconds", 0.0))
+        self.by_test[report.nodeid] += float(dict(report.user_properties).get("cpu_seconds", 0.0))
 
     def pytest_terminal_summary(self, terminalreporter: Any, config: pytest.Config) -> None:
         path = config.getoption("--cpu-file")
         if path is not None:
-            path.write_text(json.dumps(self.by_test, indent=0), encoding="utf-8")
-        slow = [(name, seconds) for name, seconds in self.by_test.most_common(NUM_SHOWN) if seconds > LIMIT]
-        terminalreporter.write_sep("=", f"processor seconds: {sum(self.by_test.values()):.0f} in all")
-        for name, seconds in slow:
-            terminalreporter.write_line(f"{seconds:7.1f} s  {name}")
+            self._write(path)
+        terminalreporter.write_sep("=", f"{sum(self.by_test.values()):.0f} processor seconds")
+        for name, seconds in self.by_test.most_common(_NUM_SHOWN):
+            if seconds > LIMIT:
+                terminalreporter.write_line(f"{seconds:6.1f} s  {name}")
+
+    def _write(self, path: Path) -> None:
+        files: Counter[str] = Counter()
+        for name, seconds in self.by_test.items():
+            files[name.partition("::")[0]] += seconds
+        long = {name: round(seconds) for name, seconds in files.most_common() if seconds >= _LEAST}
+        path.write_text(json.dumps(long, indent=0) + "\n", encoding="utf-8")
 
 
 def pytest_configure(config: pytest.Config) -> None:
