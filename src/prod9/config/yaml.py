@@ -7,6 +7,7 @@ file and line.
 
 import re
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,12 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 def parse_yaml(text: str, source: str) -> Any:
     """Parse one YAML document; ``source`` names it in errors."""
+    return _copy(_parse(text, source))
+
+
+@lru_cache(maxsize=256)
+def _parse(text: str, source: str) -> Any:
+    # Kept: configs extend each other, and a command that looks at all of them would read the lowest dozens of times.
     try:
         loader = _Loader(text)
         try:
@@ -91,6 +98,13 @@ def parse_yaml(text: str, source: str) -> Any:
         raise ConfigError(f"{source}: not valid YAML ({error})") from error
     except RecursionError as error:
         raise ConfigError(f"{source}: nested too deeply for a config") from error
+
+
+def _copy(value: Any) -> Any:
+    """Return a value whose mappings and lists are new."""
+    if isinstance(value, dict):
+        return {key: _copy(below) for key, below in value.items()}
+    return [_copy(below) for below in value] if isinstance(value, list) else value
 
 
 def dump_yaml(value: Any) -> str:
