@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 from pathlib import Path
 
 import pytest
@@ -196,9 +197,7 @@ def test_memory_format_is_what_the_config_says(channels_last, make_config):
 
 
 def test_compile_without_a_compiler_is_refused(make_config, monkeypatch):
-    from prod9.training.lightning import base
-
-    monkeypatch.setattr(base.shutil, "which", lambda name: None)
+    monkeypatch.setattr(shutil, "which", lambda name: None)
     with pytest.raises(ConfigError, match=r"training\.compile.*false"):
         run.build_module(make_config("transformer", "run", training={"compile": True}))
 

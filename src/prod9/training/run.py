@@ -39,7 +39,7 @@ from prod9.models.run_folder import (
 )
 from prod9.system.stopping import Watch, watching
 from prod9.training.callbacks import InterruptedTrainingError, build_callbacks
-from prod9.training.lightning.base import AbstractLightning
+from prod9.training.lightning.base import AbstractLightning, AnyRecipe
 from prod9.training.lightning.building import build_data_module as build_data_module
 from prod9.training.lightning.building import build_module as build_module
 from prod9.training.lightning.building import load_bases as load_bases
@@ -171,7 +171,7 @@ def _train(
     return RunResult(CheckpointManager.resolve(output_dir), metrics, module.step, told)
 
 
-def _require_inputs(opened: Opened, module: AbstractLightning) -> None:
+def _require_inputs(opened: Opened, module: AbstractLightning[AnyRecipe]) -> None:
     """Refuse bases other than those that ``opened`` was trained on (CheckpointError)."""
     for name, given in module.recipe.inputs().items():
         recorded = opened.header["inputs"].get(name)
@@ -256,7 +256,7 @@ def _changed_keys(before: Any, now: Any, prefix: str = "") -> Iterator[str]:
 def _session(
     config: RunConfig,
     trainer: Trainer,
-    module: AbstractLightning,
+    module: AbstractLightning[AnyRecipe],
     began: float,
     start: Opened | None,
     init_from: str | Path | None,
@@ -280,7 +280,7 @@ def _session(
 
 def _session_entry(
     trainer: Trainer,
-    module: AbstractLightning,
+    module: AbstractLightning[AnyRecipe],
     began: float,
     start: Opened | None,
     init_from: str | Path | None,

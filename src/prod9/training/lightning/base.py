@@ -6,11 +6,9 @@ used: ``AbstractLightning.step`` drives learning rate, limits, logs and file nam
 """
 
 import logging
-import shutil
-import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, Generic, TypeVar, cast
 
 import numpy as np
 import torch
@@ -21,39 +19,43 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from prod9.config.schema import RunConfig
-from prod9.errors import ConfigError, TrainingError
+from prod9.errors import TrainingError
 from prod9.host_copies import with_host_copy
 from prod9.models.checkpoint_manager import Header, Opened, load_strictly, make_header, weights_of
 from prod9.training.algorithms.tally import Tally
+from prod9.training.data.module import AbstractDataModule
 from prod9.training.lightning.continuing import conditions_of, content_of, refuse_others, warn_of_differences
+from prod9.training.lightning.stepping import NonFiniteError as NonFiniteError
+from prod9.training.lightning.stepping import compile_network, with_gradient
+from prod9.training.lightning.stepping import gradient_norm as gradient_norm
 from prod9.training.optimizers import build_optimizer
 from prod9.training.recipes.base import AbstractRecipe, Draws, Panel, mix
 from prod9.training.schedules import learning_rate_factor
-from prod9.training.sharding import own_part, whole
+from prod9.training.sharding import own_part
 
 Batch = Mapping[str, Any]
 _KEPT = 4096
 """Values of the largest tensor of a batch that the host keeps beside the device."""
 log = logging.getLogger("prod9")
 
+AnyRecipe = AbstractRecipe[Any, Any, Any]
+R = TypeVar("R", bound=AnyRecipe)
+"""The recipe that an adapter drives."""
 
-class NonFiniteError(ArithmeticError):
-    """A loss or a gradient is NaN or infinite; the step is skipped."""
 
-
-class AbstractLightning(LightningModule, ABC):
+class AbstractLightning(LightningModule, ABC, Generic[R]):
     """A training run of one stage.
 
     recipe_type: of a final class, the recipe that it drives where none is given. recipe: of ``config``.
     """
 
-    recipe_type: ClassVar[type[AbstractRecipe[Any, Any, Any]]]
+    recipe_type: ClassVar[type[AnyRecipe]]
 
-    def __init__(self, config: RunConfig, recipe: AbstractRecipe[Any, Any, Any] | None = None) -> None:
+    def __init__(self, config: RunConfig, recipe: R | None = None) -> None:
         super().__init__()
         self.automatic_optimization = False
         self.config = config
-        self.recipe: Any = self.recipe_type(config) if recipe is None else recipe
+        self.recipe: R = cast(R, self.recipe_type(config)) if recipe is None else recipe
         self.step = 0
         self.skipped_steps = 0
         self.skipped_in_row = 0
@@ -80,6 +82,11 @@ class AbstractLightning(LightningModule, ABC):
     def algorithm(self) -> Any:
         """Losses and metrics of the recipe."""
         return self.recipe.algorithm
+
+    @property
+    def data_module(self) -> AbstractDataModule:
+        """The data module of the run that goes on."""
+        return cast(Any, self.trainer).datamodule
 
     def networks(self) -> dict[str, nn.Module]:
         """Return the networks by their state-dict prefix, the main one first; of a copy, the copied ones."""
@@ -184,7 +191,7 @@ class AbstractLightning(LightningModule, ABC):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take the step over and discard Lightning's loop state; refuse other networks or patients."""
         header, kept = cast(Header, checkpoint["prod9"]), checkpoint["prod9_run"]
-        split = cast(Any, self.trainer).datamodule.split
+        split = self.data_module.split
         refuse_others(header, self.config, architecture=self.recipe.architecture(), split=split)
         warn_of_differences(kept, self.trainer)
         self.recipe.inherit(header, same_run=True)
@@ -226,7 +233,7 @@ class AbstractLightning(LightningModule, ABC):
 
     def header(self) -> Header:
         """Return the header of a checkpoint of this moment."""
-        data, module = self.config.data, cast(Any, self.trainer).datamodule
+        data, module = self.config.data, self.data_module
         described: dict[str, Any] = {
             "grid": list(data.grid),
             "label_map": data.label_map,
@@ -294,7 +301,7 @@ class AbstractLightning(LightningModule, ABC):
             raise NonFiniteError("the loss or its gradient is NaN or infinite")
         limit = self.config.training.gradient_clip_norm
         if limit > 0:
-            torch.nn.utils.clip_grads_with_norm_(_with_gradient(optimizer), limit, norm)
+            torch.nn.utils.clip_grads_with_norm_(with_gradient(optimizer), limit, norm)
 
     def optimizer_list(self) -> list[LightningOptimizer]:
         """Return the optimizers, always as a list."""
@@ -309,7 +316,7 @@ class AbstractLightning(LightningModule, ABC):
     def _prepare(self) -> None:
         """Bring what is frozen to the device, and let the recipe measure the data."""
         self.recipe.place(self.trainer.strategy.root_device)
-        self.recipe.prepare(cast(Any, self.trainer).datamodule)
+        self.recipe.prepare(self.data_module)
 
     def _seed_step(self) -> torch.Generator:
         # Dropout draws from the global generator: seeding it by step makes a resumed run draw the same.
@@ -383,18 +390,6 @@ class AbstractLightning(LightningModule, ABC):
         self.log_dict({f"{part}/{name}": value.float() for name, value in scores.items()})
 
 
-def gradient_norm(optimizer: Any, loss: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Return the norm of the gradients of ``optimizer``, and whether it and ``loss`` are finite, both on the device."""
-    gradients = [p.grad for p in _with_gradient(optimizer) if p.grad is not None]
-    # whole: of sharded gradients, the norm over all shards.
-    norm = whole(torch.nn.utils.get_total_norm(gradients))
-    return norm, norm.isfinite() if loss is None else norm.isfinite() & loss.detach().isfinite()
-
-
-def _with_gradient(optimizer: Any) -> list[nn.Parameter]:
-    return [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-
-
 def cases_of(batch: Batch) -> str:
     """Return the names of the cases of a batch."""
     return ", ".join(map(str, batch.get("case_id", ["unknown"])))
@@ -406,14 +401,3 @@ def _holds_nan(value: Any) -> bool:
 
 def _tells_of_nan(error: Exception) -> bool:
     return isinstance(error, ArithmeticError) or "NaN" in str(error) or "finite" in str(error)
-
-
-def compile_network(network: nn.Module) -> None:
-    """Compile ``network`` in place, keeping its parameter names; ConfigError where that cannot work."""
-    compilers = ("g++", "clang++", "c++", "cl")
-    if sys.platform == "win32" or not any(shutil.which(name) for name in compilers):
-        raise ConfigError(
-            f"training.compile: expected a C++ compiler ({', '.join(compilers)}), got none on this system; "
-            "install one, or set training.compile to false."
-        )
-    network.compile()

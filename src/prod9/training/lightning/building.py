@@ -14,7 +14,7 @@ from prod9.models.export import is_export
 from prod9.models.run_folder import find_checkpoints
 from prod9.training.data.module import AbstractDataModule
 from prod9.training.lightning.autoencoder_lightning import AutoencoderLightning
-from prod9.training.lightning.base import AbstractLightning
+from prod9.training.lightning.base import AbstractLightning, AnyRecipe
 from prod9.training.lightning.controlnet_lightning import ControlNetLightning
 from prod9.training.lightning.controlnet_maskgit_lightning import ControlNetLightningMaskGiT
 from prod9.training.lightning.in_context_lightning import InContextTransformerLightning
@@ -46,7 +46,7 @@ ADAPTERS = {
 """The adapters that have a name of their own; StageLightning drives any other recipe."""
 
 
-def build_module(config: RunConfig, bases: Any = None) -> AbstractLightning:
+def build_module(config: RunConfig, bases: Any = None) -> AbstractLightning[AnyRecipe]:
     """Return the adapter of ``config`` with the first weights of its seed; ``bases``: where they are already loaded."""
     kind = recipe_of(config)
     with torch.random.fork_rng(devices=[]):

@@ -12,14 +12,13 @@ from prod9.training.lightning.base import AbstractLightning, Batch, NonFiniteErr
 from prod9.training.recipes.autoencoders import AbstractGANRecipe
 
 
-class GANLightning(AbstractLightning):
+class GANLightning(AbstractLightning[AbstractGANRecipe]):
     """Drives a recipe of stage 1.
 
     The discriminator's optimizer exists from the start: a checkpoint from before its first step can be
     resumed after it.
     """
 
-    recipe: AbstractGANRecipe
     _waiting: Tensor | None = None
     """The autoencoder's loss, from its backward pass to its step."""
 

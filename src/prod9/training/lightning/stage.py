@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor
 
-from prod9.training.lightning.base import AbstractLightning, Batch
+from prod9.training.lightning.base import AbstractLightning, AnyRecipe, Batch
 
 
-class StageLightning(AbstractLightning):
+class StageLightning(AbstractLightning[AnyRecipe]):
     """Drives a recipe with one optimizer."""
 
     def optimise(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:

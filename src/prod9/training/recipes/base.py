@@ -194,7 +194,7 @@ class AbstractRecipe(ABC, Generic[C, B, T]):
     def place(self, device: torch.device) -> None:
         """Bring what is frozen to ``device``: no adapter does, since it is in no module tree."""
 
-    def prepare(self, data: Any) -> None:
+    def prepare(self, data: AbstractDataModule) -> None:
         """Measure what has to be known before the first batch; ``data``: the data module, ready."""
 
     def start_note(self) -> str | None:

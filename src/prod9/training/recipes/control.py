@@ -202,7 +202,7 @@ class AbstractControlRecipe(AbstractRecipe[C, B, T]):
         self.autoencoder.place(device)
         self.base.to(device).eval()
 
-    def prepare(self, data: Any) -> None:
+    def prepare(self, data: AbstractDataModule) -> None:
         """Train the classifier of the Inception Score where the configuration asks for it."""
         self.sampled.train_classifier(data, self._decode_item)
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from prod9.evaluation.sets.manifold import standardised_kid
 from prod9.evaluation.sets.members import number_members
 from prod9.measures.metrics import num_directions
 from prod9.training.algorithms.controlnet_trainer import ControlNetTrainer
+from prod9.training.data.module import AbstractDataModule
 from prod9.training.recipes.base import Panel
 from prod9.training.recipes.frozen import FrozenAutoencoder
 
@@ -129,7 +130,9 @@ class ControlSamples:
 
     # -- the classifier of the Inception Score -------------------------------------------------------
 
-    def train_classifier(self, data: Any, decode_item: Callable[[Mapping[str, Any]], np.ndarray]) -> None:
+    def train_classifier(
+        self, data: AbstractDataModule, decode_item: Callable[[Mapping[str, Any]], np.ndarray]
+    ) -> None:
         """Train a judge of modalities on decoded training samples, once, where the configuration asks for it.
 
         data: the data module. decode_item: the volume ``[H W D]`` of an item of its data set.
@@ -137,7 +140,7 @@ class ControlSamples:
         steps = self.config.validation.classifier_steps
         if not steps or self.classifier is not None:
             return
-        samples = data.build_dataset("train")
+        samples = cast(Sequence[Mapping[str, Any]], data.build_dataset("train"))
         chosen = np.linspace(0, len(samples) - 1, min(_CLASSIFIER_VOLUMES, len(samples))).astype(int)
         items = [samples[int(index)] for index in chosen]
         volumes = [coarsen(torch.from_numpy(decode_item(item))[None, None]) for item in items]

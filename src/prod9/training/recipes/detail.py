@@ -88,7 +88,7 @@ class AbstractDetailRecipe(AbstractRecipe[C, B, DetailBatch]):
         if same_run:
             self.noise = header["data"].get("noise", {})
 
-    def prepare(self, data: Any) -> None:
+    def prepare(self, data: AbstractDataModule) -> None:
         """Measure the noise of the training scans, once a run."""
         self.noise = self.noise or data.noise_levels()
 

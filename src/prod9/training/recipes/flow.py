@@ -3,7 +3,7 @@
 import math
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,15 @@ from prod9.training.recipes.frozen import FrozenAutoencoder, latent_data_module
 from prod9.training.recipes.headline import Headline, Yardstick
 
 _BINS = 64
+
+
+class LatentData(Protocol):
+    """A data module of latents."""
+
+    @property
+    def latent_std(self) -> float:
+        """Deviation of all latent values of the training part."""
+        ...
 
 
 class FlowRecipe(AbstractRecipe[MaisiDiffusionConfig, Loaded[AutoencoderKlMaisi], LatentBatch]):
@@ -147,10 +156,10 @@ class FlowRecipe(AbstractRecipe[MaisiDiffusionConfig, Loaded[AutoencoderKlMaisi]
         kept = super().kept_inputs()
         return kept if self.teacher is None else kept | {TEACHER: self.teacher.path}
 
-    def prepare(self, data: Any) -> None:
+    def prepare(self, data: AbstractDataModule) -> None:
         """Measure the latents of a run that is new."""
         if self.scale_factor is None:
-            self.scale_factor = 1.0 / data.latent_std
+            self.scale_factor = 1.0 / cast(LatentData, data).latent_std
 
     def header_data(self) -> dict[str, Any]:
         """Return the scale of the latents, and what a student was distilled from."""
