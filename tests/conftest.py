@@ -8,6 +8,8 @@ import ipaddress
 import os
 import socket
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 # Before torch is imported by anyone: tests are small, and two processes share two cores.
@@ -88,5 +90,29 @@ def _is_loopback(host: str) -> bool:
 def no_network() -> Any:
     patch = pytest.MonkeyPatch()
     patch.setattr(socket.socket, "connect", _connect_locally)
+    yield
+    patch.undo()
+
+
+# One black pixel.
+_PICTURE = bytes.fromhex(
+    "89504e470d0a1a0a0000000d49484452000000010000000108000000003a7e9b550000000a49444154789c63600000000200"
+    "0148afa4710000000049454e44ae426082"
+)
+
+
+def _write_small_picture(path: Path, rows: Sequence[Sequence[Any]], **_: Any) -> None:
+    assert rows
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(_PICTURE)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def small_pictures() -> Any:
+    """Let the validations of tiny runs write a pixel: drawing takes as long as the rest, and has tests of its own."""
+    patch = pytest.MonkeyPatch()
+    # Not imported for tests that train nothing.
+    if (callbacks := sys.modules.get("prod9.training.callbacks")) is not None:
+        patch.setattr(callbacks, "write_montage", _write_small_picture)
     yield
     patch.undo()

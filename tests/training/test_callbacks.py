@@ -9,9 +9,11 @@ import pytest
 import torch
 
 from prod9.errors import ConfigError
+from prod9.measures.montage import write_montage
 from prod9.models import checkpoint_file
 from prod9.models.checkpoint_file import read_checkpoint, write_checkpoint
 from prod9.system.stopping import Watch
+from prod9.training import callbacks
 from prod9.training.callbacks import InterruptedTrainingError, KeepCheckpoints
 from prod9.training.lightning.base import AbstractLightning
 from prod9.training.run import train
@@ -164,7 +166,8 @@ def test_a_second_interrupt_stops_at_once():
         watch.note(signal.SIGINT)
 
 
-def test_pictures_are_written_at_each_validation(make_config, memory_data):
+def test_pictures_are_written_at_each_validation(make_config, memory_data, monkeypatch):
+    monkeypatch.setattr(callbacks, "write_montage", write_montage)
     for stage in ("autoencoder", "transformer"):
         config = make_config(stage, stage)
         train(config)
