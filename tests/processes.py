@@ -78,6 +78,9 @@ def _enter(target: Callable[..., Any], args: tuple[Any, ...], log: Path | None, 
         # The streams that were inherited may be buffers of the tests' own.
         sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
     import torch
+    from lightning.pytorch.utilities import rank_zero_only
 
     torch.set_num_threads(1)
+    # Lightning has noted the rank of the server.
+    rank_zero_only.rank = int(env.get("RANK", "0"))
     target(*args)

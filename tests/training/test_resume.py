@@ -34,43 +34,36 @@ def assert_same(a, b, name=""):
     "stage",
     ["autoencoder", "transformer", "maisi_vae", "maisi_diffusion", "maskgit_controlnet", "maisi_controlnet"],
 )
-@pytest.mark.parametrize("crash", [3, 5])
 def test_a_run_that_crashed_and_went_on_equals_one_that_did_not(
-    stage, crash, make_config, memory_data, last_state, logged, run_json
+    stage, make_config, memory_data, last_state, logged, run_json
 ):
     keep = {"checkpoint": {"every_steps": 2}, "num_samples": 0}
-    whole = make_config(stage, "whole", callbacks=keep)
-    train(whole)
+    config = make_config(stage, "whole", callbacks=keep)
+    train(config)
+    whole = Path(config.output_dir)
+    for crash in (3, 5):
+        config = make_config(stage, f"broken{crash}", callbacks=keep)
+        broken = Path(config.output_dir)
+        memory_data["stop_before"] = crash
+        with pytest.raises(RuntimeError, match="power"):
+            train(config)
+        saved = last_state(broken)["step"]
+        assert saved == crash - 1
 
-    broken = make_config(stage, "broken", callbacks=keep)
-    memory_data["stop_before"] = crash
-    with pytest.raises(RuntimeError, match="power"):
-        train(broken)
-    saved = last_state(Path(broken.output_dir))["step"]
-    assert saved == crash - 1
-
-    memory_data["stop_before"] = None
-    result = train(broken, resume="auto")
-    assert result.step == 6
-    assert_same(last_state(Path(whole.output_dir)), last_state(Path(broken.output_dir)))
-    # Validations and logs fall on the same steps, with the same values.
-    assert logged(Path(whole.output_dir))[-1]["step"] == logged(Path(broken.output_dir))[-1]["step"]
-    val = [
-        row
-        for row in logged(Path(whole.output_dir))
-        if any(k.startswith("val/") and v for k, v in row.items())
-    ]
-    again = [
-        row
-        for row in logged(Path(broken.output_dir))
-        if any(k.startswith("val/") and v for k, v in row.items())
-    ]
-    assert val[-1] == again[-1]
-    sessions = run_json(Path(broken.output_dir))
-    assert [(s["outcome"], s["from_step"], s["to_step"]) for s in sessions] == [
-        ("failed", 0, crash),
-        ("finished", saved, 6),
-    ]
+        memory_data["stop_before"] = None
+        assert train(config, resume="auto").step == 6
+        assert_same(last_state(whole), last_state(broken))
+        # Validations and logs fall on the same steps, with the same values.
+        assert logged(whole)[-1]["step"] == logged(broken)[-1]["step"]
+        val, again = (
+            [row for row in logged(run) if any(k.startswith("val/") and v for k, v in row.items())]
+            for run in (whole, broken)
+        )
+        assert val[-1] == again[-1]
+        assert [(s["outcome"], s["from_step"], s["to_step"]) for s in run_json(broken)] == [
+            ("failed", 0, crash),
+            ("finished", saved, 6),
+        ]
 
 
 def test_a_damaged_last_checkpoint_is_passed_over_and_the_result_is_the_same(
