@@ -11,6 +11,7 @@ from prod9.measures.perceptual import FeatureMatching, FocalFrequencyLoss
 from prod9.training.algorithms.autoencoder_trainer import AutoencoderTrainer, _averages
 from prod9.training.losses import VAEGANLoss
 from prod9.types import AutoencoderOutput
+from tests.draws import repeated
 
 from ..test_losses import OPTIONS
 
@@ -177,7 +178,7 @@ def test_the_discriminator_learns_to_tell_them_apart(setup):
     optimizer = torch.optim.Adam(networks.discriminator.parameters(), lr=1e-2)
     networks.discriminator.eval()  # batch statistics would hide the difference in scale
     real, fake = _batch(), 0.2 * _batch()
-    for step in range(60):
+    for step in repeated(60):
         losses = trainer.update_discriminator(
             real, fake, optimizer, step=step, backward=torch.Tensor.backward
         )

@@ -14,7 +14,7 @@ from prod9.diffusion.scheduler import RectifiedFlowSchedulerRF
 from prod9.training.algorithms.control_flow import FlowControl, RegionContrast
 from prod9.training.algorithms.controlnet_trainer import ControlNetTrainer
 from prod9.training.algorithms.diffusion_trainer import DiffusionTrainer
-from tests.draws import seeded, shaken
+from tests.draws import repeated, seeded, shaken
 
 UNET = {
     "latent_channels": 1,
@@ -169,7 +169,7 @@ def toy_base():
     trainer = DiffusionTrainer(network=base, scheduler=RectifiedFlowSchedulerRF(), condition_dropout=0.0)
     optimizer = torch.optim.AdamW(base.parameters(), lr=5e-3)
     generator = seeded()
-    for _ in range(150):
+    for _ in repeated(150):
         x_0, condition, _ = toy_batch(torch.randint(2, (8,), generator=generator))
         trainer.compute_losses(x_0, condition, generator=generator)["total"].backward()
         optimizer.step()
@@ -184,7 +184,7 @@ def test_the_condition_is_followed_and_without_control_it_is_not():
     trainer = make_trainer(base, make_control(base), control_dropout=0.1, anchor_weight=1.0)
     optimizer = torch.optim.AdamW(trainer.family.controlnet.parameters(), lr=5e-3)
     generator = seeded()
-    for _ in range(150):
+    for _ in repeated(150):
         batch = toy_batch(torch.randint(2, (8,), generator=generator))
         trainer.compute_losses(*batch, generator=generator)["total"].backward()
         optimizer.step()

@@ -15,7 +15,7 @@ from prod9.training.algorithms.control_regions import region_of
 from prod9.training.algorithms.control_tokens import TokenControl, keep_hidden, squared_distance
 from prod9.training.algorithms.controlnet_trainer import ControlNetTrainer
 from prod9.training.algorithms.transformer_trainer import TransformerTrainer
-from tests.draws import seeded, shaken
+from tests.draws import repeated, seeded, shaken
 from tests.processes import run_ranks
 
 GRID = (2, 2, 4)
@@ -201,7 +201,7 @@ def toy_base():
     )
     optimizer = torch.optim.AdamW(decoder.parameters(), lr=3e-3)
     generator = seeded()
-    for _ in range(250):
+    for _ in repeated(250):
         tokens, condition, _ = toy_batch(torch.randint(3, (12,), generator=generator))
         trainer.compute_losses(tokens, condition, generator=generator)["total"].backward()
         optimizer.step()
@@ -218,7 +218,7 @@ def follow(objective, steps=200):
     )
     optimizer = torch.optim.AdamW(trainer.family.controlnet.parameters(), lr=2e-3)
     generator = seeded()
-    for _ in range(steps):
+    for _ in repeated(steps):
         batch = toy_batch(torch.randint(3, (12,), generator=generator))
         trainer.compute_losses(*batch, generator=generator)["total"].backward()
         optimizer.step()

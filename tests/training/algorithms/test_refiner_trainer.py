@@ -5,6 +5,7 @@ import torch
 
 from prod9.generator.refiner import Refined, Refiner
 from prod9.training.algorithms.refiner_trainer import RefinerInputs, RefinerTrainer
+from tests.draws import repeated
 
 
 def keep_decoded(decoded, sources, present, target_label):
@@ -134,7 +135,7 @@ def test_it_learns_to_add_the_detail_of_a_source():
     given = RefinerInputs(smooth, sources, inputs.present, inputs.target_label)
     optimizer = torch.optim.Adam(refiner.parameters(), lr=1e-2)
     before = trainer.compute_metrics(given, target)["psnr_fitted"]
-    for _ in range(60):
+    for _ in repeated(60):
         optimizer.zero_grad()
         losses(trainer, given, target)["total"].backward()
         optimizer.step()

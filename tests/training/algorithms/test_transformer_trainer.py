@@ -9,7 +9,7 @@ from prod9.generator.condition import MaskGiTCondition
 from prod9.generator.maskgit import MaskGiTSampler, MaskGiTScheduler
 from prod9.generator.transformer import TransformerDecoder
 from prod9.training.algorithms.transformer_trainer import TransformerTrainer
-from tests.draws import seeded, shaken
+from tests.draws import repeated, seeded, shaken
 from tests.processes import run_ranks
 
 GRID = (2, 2, 4)
@@ -124,7 +124,7 @@ def test_coupling_learns_digits_that_the_others_determine():
     trainer = make_trainer(decoder, condition_dropout=0.0)
     generator = torch.Generator().manual_seed(0)
     optimizer = torch.optim.Adam(decoder.parameters(), lr=1e-2)
-    for _ in range(150):
+    for _ in repeated(150):
         digit = torch.randint(4, (4, 4, 4, 4), generator=generator)
         condition = MaskGiTCondition(torch.zeros(4, dtype=torch.int64))
         losses = trainer.compute_losses(digit + 4 * (3 - digit), condition, generator=generator)
@@ -193,7 +193,7 @@ def test_a_tiny_decoder_learns_tokens_that_the_label_determines():
     patterns = torch.randint(12, (3, *GRID), generator=seeded())
     optimizer = torch.optim.AdamW(trainer.decoder.parameters(), lr=3e-3)
     generator, labels = seeded(), torch.arange(9) % 3
-    for _ in range(150):
+    for _ in repeated(150):
         losses = trainer.compute_losses(patterns[labels], MaskGiTCondition(label=labels), generator=generator)
         losses["total"].backward()
         optimizer.step()
