@@ -9,10 +9,12 @@ from prod9.config.load import config_from_dict
 from prod9.config.schema import AutoencoderConfig, RunConfig, TransformerConfig
 from prod9.errors import ConfigError
 from prod9.models.meta import count_parameters
-from prod9.planning.choose import GIB, StagePlan, downsampling_for, plan_family
+from prod9.planning.choose import GIB, StagePlan, counted_once, downsampling_for, plan_family
 from prod9.planning.footprint import Device
 
 MODALITIES = ("T1", "T1ce", "T2", "FLAIR")
+COUNT = counted_once(count_parameters)
+"""One memory for all tests: building a network to count its parameters takes longest."""
 
 
 def fingerprint(**changes: Any) -> dict[str, Any]:
@@ -25,7 +27,7 @@ def fingerprint(**changes: Any) -> dict[str, Any]:
 
 def plan_stages(data: dict[str, Any], **machine: Any) -> tuple[StagePlan[RunConfig], StagePlan[RunConfig]]:
     """The plans of stage 1 and of the label-conditional stage 2."""
-    plans = plan_family(data, family="maskgit", count=count_parameters, **machine)
+    plans = plan_family(data, family="maskgit", count=COUNT, **machine)
     return plans["stage1"], plans["stage2_label"]
 
 

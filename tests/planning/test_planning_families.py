@@ -7,16 +7,18 @@ import pytest
 from prod9.config.load import config_from_dict
 from prod9.config.schema import RunConfig
 from prod9.models.meta import count_parameters
-from prod9.planning.choose import GIB, StagePlan
+from prod9.planning.choose import GIB, StagePlan, counted_once
 from prod9.planning.choose import plan_family as plan_with
 from prod9.planning.footprint import Device
 from prod9.stages import Family
 
 MODALITIES = ("T1", "T1ce", "T2", "FLAIR")
+COUNT = counted_once(count_parameters)
+"""One memory for all tests: building a network to count its parameters takes longest."""
 
 
 def plan_family(data: dict[str, Any], **machine: Any) -> dict[str, StagePlan[RunConfig]]:
-    return plan_with(data, count=count_parameters, **machine)
+    return plan_with(data, count=COUNT, **machine)
 
 
 def brats(**changes: Any) -> dict[str, Any]:

@@ -213,7 +213,7 @@ def plan_family(
     chooser = _Chooser(
         budget=int(USABLE * memory_bytes),
         device=device,
-        count=_counted_once(count),
+        count=counted_once(count),
         muon=muon,
         devices=devices,
     )
@@ -274,7 +274,7 @@ def downsampling_for(grid: Sequence[int]) -> int:
     return next((factor for factor, most in _TOKENS.items() if prod(grid) / factor**3 <= most), 16)
 
 
-def _counted_once(count: CountParameters) -> CountParameters:
+def counted_once(count: CountParameters) -> CountParameters:
     """Return ``count`` with a memory: candidates that differ in crops and batches alone have the same network."""
     counts: dict[str, int] = {}
 
