@@ -10,7 +10,8 @@ def clean_context(*modules: str) -> ForkServerContext | SpawnContext:
 
     On Linux, they are forked from a server that imports ``modules`` once, so that a process starts in milliseconds:
     importing torch and MONAI takes about ten seconds of a processor. Elsewhere each process imports for itself. The
-    first call decides what the server imports; it lives as long as the caller and holds nothing but code.
+    first call decides what the server imports; it lives as long as the caller and holds nothing but code. Not for
+    processes that use CUDA: one of the modules may have looked for GPUs.
     """
     if sys.platform != "linux":
         return get_context("spawn")

@@ -4,6 +4,7 @@ import signal
 from collections.abc import Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from itertools import cycle
+from multiprocessing import get_context
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -95,7 +96,8 @@ class EncoderPool:
         if not devices:
             raise ValueError("devices: expected at least one, got none; name one.")
         threads = max(1, machine.cores() // len(devices))
-        start = clean_context(__name__)  # a process forked from this one cannot use CUDA
+        # A library that looks for GPUs while it is imported leaves a process whose children cannot use CUDA.
+        start = clean_context(__name__) if set(devices) == {"cpu"} else get_context("spawn")
         path, stage = str(base.path), base.header["stage"]
         self._pools = [
             ProcessPoolExecutor(
