@@ -25,7 +25,18 @@ def describe_image_part(
     output_dir: Path,
     options: RunOptions,
 ) -> None:
-    """Compute one part of the features of ``evaluate images``."""
+    """Compute one part of the features of ``evaluate images``, below ``output_dir``.
+
+    Raises ConfigError where parts would not be alike.
+
+    Args:
+        real: folder of real volumes.
+        generated: folder of generated volumes.
+        settings: of the whole comparison.
+        work: the part.
+        output_dir: of all parts.
+        options: of the run.
+    """
     if settings.skip_bad or ("classifier" in settings.extractors and settings.classifier is None):
         given = "--skip-bad" if settings.skip_bad else "--extractor classifier"
         remedy = (
