@@ -1,6 +1,7 @@
 """From a configuration to its adapter, its data module and the bases that it builds on."""
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from prod9.training.recipes.table import recipe_of
 
 log = logging.getLogger("prod9")
 
-ADAPTERS = {
+ADAPTERS: Mapping[type[AnyRecipe], type[AbstractLightning[Any]]] = {
     adapter.recipe_type: adapter
     for adapter in (
         AutoencoderLightning,
