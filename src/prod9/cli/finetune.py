@@ -8,6 +8,7 @@ import typer
 
 from prod9.cli import shared
 from prod9.cli.front.after import tell_next, use_of
+from prod9.cli.front.before import say_finetuning_begins
 from prod9.cli.shared import CheckOption, DebugOption, DeviceOption, JsonOption, SetOption, new_app
 from prod9.errors import ConfigError
 from prod9.system.machine import expand
@@ -73,6 +74,8 @@ def finetune(
     if not expand(data).exists():
         raise ConfigError(f"--data: expected a folder of patients, got {data}, which does not exist.")
     check_writable(expand(output_dir))
+    if not check:
+        say_finetuning_begins(model, data, output_dir)
     from prod9.training.finetuning import Asked, plan_finetuning
 
     asked = Asked(
@@ -136,7 +139,9 @@ def _run(asked: "Asked", steps: "list[Step]", *, device: str, as_json: bool, pat
     from prod9.devices import torch_device
     from prod9.training.finetuning import finetune as run
 
-    shared.messages.print(f"Fine-tuning {asked.model} on {plural(patients, 'patient')}.")
+    shared.messages.print(
+        f"{plural(patients, 'patient')}, one in five for validation; {plural(steps, 'stage')} to train."
+    )
     results = run(asked, steps, say=shared.messages.print, device=str(torch_device(device)))
     use = _use(asked, steps)
     if as_json:
