@@ -39,6 +39,10 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     ),
     "validate": ("door", "Measure a trained model on the validation patients."),
     "test": ("door", "Measure a trained model on the test patients, which nothing else sees."),
+    "infer": (
+        "door",
+        "Reconstruct volumes: file → latent → file, with the geometry and intensities of the input.",
+    ),
     "encode": (
         "encode",
         "Encode every volume of a stage-2 config with its autoencoder, into the store that training reads.",
@@ -72,7 +76,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
 PANELS: Mapping[str, tuple[str, ...]] = {
     "Try it": ("demo", "app", "doctor"),
     "Your data": ("data", "plan", "configs"),
-    "Train": ("train", "finetune", "validate", "test", "encode"),
+    "Train": ("train", "finetune", "validate", "test", "infer", "encode"),
     "Generate": ("generate", "augment", "merge", "tune"),
     "Judge": ("evaluate", "audit", "report"),
     "Share": ("export", "card", "weights"),
