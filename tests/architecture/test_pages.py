@@ -40,6 +40,12 @@ def test_the_page_of_commands_is_that_of_the_programs():
     assert tool.PAGE.read_text(encoding="utf-8") == tool.page(), "run `make docs`"
 
 
+def test_the_times_by_gpu_are_those_of_the_configs():
+    tool = load("gpu_table")
+    text = tool.PAGE.read_text(encoding="utf-8")
+    assert text == tool.regenerated(text), "run `make docs`"
+
+
 def test_every_command_is_on_the_page():
     text = (DOCS / "reference" / "commands.md").read_text(encoding="utf-8")
     for name, command in typer.main.get_command(app).commands.items():
