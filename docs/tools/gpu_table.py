@@ -1,7 +1,7 @@
 """Writes the table of estimated training times of ``docs/reference/cost.md``; ``--check`` only compares.
 
-The work of a step is counted from the configuration, as ``prod9 plan`` counts it. A GPU is taken to reach a stated share
-of its dense bfloat16 peak, so a row is an estimate until somebody times it.
+The work of a step is counted from the configuration, as ``prod9 plan`` counts it. A GPU is taken to reach a share
+that is stated of its dense bfloat16 peak, so a row is an estimate until somebody times it.
 """
 
 import sys
