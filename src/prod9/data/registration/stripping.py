@@ -121,7 +121,15 @@ def run_command(command: tuple[str, ...], scan: Placed) -> Array:
 def to_grid(
     mask: Array, source_affine: Array, shape: tuple[int, ...], affine: Array, transform: Array
 ) -> Array:
-    """Return a mask (bool) on another grid; ``transform``: mm of that grid to mm of the mask."""
+    """Return a mask (bool) on another grid.
+
+    Args:
+        mask: ``[H W D]``.
+        source_affine: 4×4, its voxels to mm.
+        shape: of the other grid.
+        affine: 4×4, voxels of the other grid to mm.
+        transform: 4×4, mm of the other grid to mm of the mask.
+    """
     return resample(Placed(mask, source_affine), shape, affine, transform, order=1) > 0.5
 
 
