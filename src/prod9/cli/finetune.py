@@ -1,6 +1,5 @@
 """``prod9 finetune``: a model, and all that it builds on, trained further on one's own patients."""
 
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +11,7 @@ from prod9.cli.front.before import say_finetuning_begins
 from prod9.cli.shared import CheckOption, DebugOption, DeviceOption, JsonOption, SetOption, new_app
 from prod9.errors import ConfigError
 from prod9.system.machine import expand
+from prod9.system.shell import shown_line
 from prod9.system.wording import plural
 
 if TYPE_CHECKING:
@@ -149,7 +149,7 @@ def _run(asked: "Asked", steps: "list[Step]", *, device: str, as_json: bool, pat
             folder: {"checkpoint": str(one.checkpoint), "step": one.step, "metrics": one.metrics}
             for folder, one in results.items()
         }
-        shared.print_json({"model": str(asked.folder), "runs": made, "next": shlex.join(use)})
+        shared.print_json({"model": str(asked.folder), "runs": made, "next": shown_line(use)})
         return
     shared.console.print(f"The fine-tuned model is {asked.folder}.")
     tell_next(*use)

@@ -15,6 +15,7 @@ import scipy.ndimage as ndi
 
 from prod9.data.registration.geometry import Array, Placed, resample
 from prod9.errors import ConfigError, DataError
+from prod9.system.shell import split_line
 from prod9.volumes import read, write
 
 _SMALLEST_ML, _LARGEST_ML = 250.0, 2600.0
@@ -146,7 +147,7 @@ def require_brain(mask: Array, affine: Array, source: str) -> Array:
 
 def _words(text: str) -> tuple[str, ...]:
     try:
-        words = tuple(shlex.split(text))
+        words = tuple(split_line(text))
     except ValueError as problem:
         raise ConfigError(
             f"--strip-with: expected a command, got {text!r} ({problem}); correct its quotes."
