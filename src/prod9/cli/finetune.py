@@ -46,7 +46,7 @@ def finetune(
         typer.Option(
             "--budget",
             metavar="TIME",
-            help="Packaged models: scale the steps to about this time on two cores, e.g. 10m.",
+            help="Packaged models: scale the steps to about this time on one core, e.g. 10m.",
         ),
     ] = None,
     max_steps: Annotated[
@@ -123,6 +123,15 @@ def _patients(steps: "list[Step]") -> int:
     return len({case.patient_id for case in found.cases})
 
 
+def _measured(model: str) -> str | None:
+    """Return what fine-tuning a packaged model brought in a measurement; None for other models."""
+    from prod9.models.named.find import located
+    from prod9.models.named.packaged import packaged_at
+
+    packaged = packaged_at(located(model))
+    return None if packaged is None else packaged.measured
+
+
 def _describe(asked: "Asked", steps: "list[Step]", patients: int, as_json: bool) -> None:
     from prod9.cli.stage import print_check
 
@@ -132,6 +141,8 @@ def _describe(asked: "Asked", steps: "list[Step]", patients: int, as_json: bool)
         "stages": {step.title: f"{step.config.training.max_steps} steps" for step in steps},
         "result": str(asked.folder),
     }
+    if measured := _measured(asked.model):
+        report["measured"] = measured
     print_check(report, as_json)
 
 
@@ -142,6 +153,8 @@ def _run(asked: "Asked", steps: "list[Step]", *, device: str, as_json: bool, pat
     shared.messages.print(
         f"{plural(patients, 'patient')}, one in five for validation; {plural(steps, 'stage')} to train."
     )
+    if measured := _measured(asked.model):
+        shared.messages.print(f"Measured before: {measured}.")
     results = run(asked, steps, say=shared.messages.print, device=str(torch_device(device)))
     use = _use(asked, steps)
     if as_json:
