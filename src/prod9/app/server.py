@@ -127,8 +127,11 @@ class App:
         title = f"{what} by {request.model}, {plural(request.num_samples, 'volume')}"
 
         def make(job: Job, report: Any) -> list[Result]:
-            model = self.models.get(request.model)
-            return carry_out(model, request, self.folder / "jobs" / job.id, report)
+            try:
+                model = self.models.get(request.model)
+                return carry_out(model, request, self.folder / "jobs" / job.id, report)
+            except Prod9Error as error:
+                raise type(error)(self._for_the_page(str(error))) from error
 
         return JSONResponse(self._job(self.runner.start(title, make)), status_code=202)
 
@@ -157,6 +160,12 @@ class App:
         if path is None:
             raise HTTPException(404, "expected a file of this app, got another")
         return FileResponse(path, filename=path.name)
+
+    def _for_the_page(self, message: str) -> str:
+        """Return a message with names of files as their owner knows them, and the page's words for options."""
+        for path in self.uploads.values():
+            message = message.replace(str(path), path.name)
+        return message.replace("pass --resample", "tick the box on different voxels")
 
     def _job(self, job: Job) -> dict[str, Any]:
         made = [
