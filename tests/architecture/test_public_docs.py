@@ -121,7 +121,7 @@ def definitions(body: list[ast.stmt], above: str = "") -> Iterator[tuple[str, En
             yield name, (node, above)
 
 
-@pytest.mark.parametrize("module", modules())
+@pytest.mark.parametrize("module", list(modules()))
 def test_public_functions_say_what_they_do_and_list_their_arguments_from_four_on(module: str) -> None:
     path = SOURCE.joinpath(*module.split("."))
     file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
