@@ -57,6 +57,7 @@ soak: $(INSTALLED)  ## Kill runs and feed changed files to every reader, for hou
 docs: $(DOCS_INSTALLED)  ## Regenerate tables and pages from the code, check links, build the site into build/site.
 	$(BIN)/python docs/tools/config_tables.py
 	$(BIN)/python docs/tools/command_pages.py
+	$(BIN)/python docs/tools/gpu_table.py
 	$(BIN)/python docs/tools/check_links.py
 	$(BIN)/python docs/tools/build_site.py
 

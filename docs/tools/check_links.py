@@ -26,7 +26,7 @@ def markdown_files() -> list[Path]:
 
 def broken_links(path: Path) -> list[str]:
     """Return one line for each link of ``path`` to a file that is not there."""
-    text = CODE.sub("", path.read_text())
+    text = CODE.sub("", path.read_text(encoding="utf-8"))
     targets = [first or second for first, second in LINK.findall(text)]
     local = [t.partition("#")[0] for t in targets if not re.match(r"[a-z]+:", t) and not t.startswith("#")]
     return [f"{path.relative_to(ROOT)}: {t}" for t in local if not (path.parent / t).exists()]

@@ -14,8 +14,17 @@ PAGE = ROOT / "docs" / "reference" / "commands.md"
 SPACE = re.compile(r"\s+")
 HEAD = """# Commands
 
-Every program with its commands and options, written by `make docs` from the programs. `--help` shows the same in a
+Every command with its options, written by `make docs` from the program. `--help` shows the same in a
 terminal, `--json` prints results for programs, and exit codes are listed in [train](../how-to/train.md).
+"""
+OTHERS = """
+## Programs of one stage each
+
+Each has the commands of its row, with the options of the same commands of `prod9`, and takes the configs of its stage
+only. `generate` is `prod9 generate label`, for control networks `prod9 generate control`.
+
+| program | what for | commands |
+|---|---|---|
 """
 COMMON = ("--help", "--debug", "--json", "--install-completion", "--show-completion")
 """Options that nearly every command has and that say the same in each."""
@@ -37,14 +46,20 @@ def main() -> int:
 
 
 def page() -> str:
-    """Return the page: a section for each program, one below it for each command."""
+    """Return the page: a section for each command of prod9, and one for the programs that hold some of them again."""
     scripts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["scripts"]
-    parts = [HEAD]
-    for program, entry in scripts.items():
-        command = typer.main.get_command(import_module(entry.partition(":")[0]).app)
-        parts.append(f"\n## {program}\n\n{_text(command.help)}\n")
-        parts += [_section(name, leaf) for name, leaf in leaves(program, command)]
-    return "".join(parts)
+    programs = {
+        program: typer.main.get_command(import_module(entry.partition(":")[0]).app)
+        for program, entry in scripts.items()
+    }
+    parts = [HEAD, f"\n## prod9\n\n{_text(programs['prod9'].help)}\n"]
+    parts += [_section(name, leaf) for name, leaf in leaves("prod9", programs.pop("prod9"))]
+    return "".join([*parts, OTHERS, *(_program(name, command) for name, command in programs.items())])
+
+
+def _program(name: str, command: Any) -> str:
+    below = ", ".join(f"`{part}`" for part in command.commands)
+    return f"| `{name}` | {_text(command.help)} | {below} |\n"
 
 
 def leaves(name: str, command: Any) -> list[tuple[str, Any]]:

@@ -22,20 +22,24 @@ BLOCK = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end generated -->)", 
 
 def main() -> int:
     """Regenerate every README; return 1 if ``--check`` was given and one differs."""
-    stale = [path for path in sorted(CONFIG_ROOT.rglob("README.md")) if regenerated(path) != path.read_text()]
+    stale = [
+        path
+        for path in sorted(CONFIG_ROOT.rglob("README.md"))
+        if regenerated(path) != path.read_text(encoding="utf-8")
+    ]
     if "--check" in sys.argv[1:]:
         for path in stale:
             print(f"{path}: out of date; run `make docs`")
         return bool(stale)
     for path in stale:
-        path.write_text(regenerated(path))
+        path.write_text(regenerated(path), encoding="utf-8")
         print(f"{path}: regenerated")
     return 0
 
 
 def regenerated(path: Path) -> str:
     """Return the text of a README with new tables."""
-    return BLOCK.sub(lambda match: match[1] + _table(match[2]) + match[3], path.read_text())
+    return BLOCK.sub(lambda match: match[1] + _table(match[2]) + match[3], path.read_text(encoding="utf-8"))
 
 
 def shipped() -> dict[str, RunConfig]:

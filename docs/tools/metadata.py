@@ -25,7 +25,9 @@ class ProjectMetadata(MetadataHookInterface):
         text = (root / "README.md").read_text(encoding="utf-8")
         repository = os.environ.get(VARIABLE, "").rstrip("/")
         if repository:
-            version = re.search(r'__version__ = "([^"]+)"', (root / "src/prod9/__init__.py").read_text())
+            version = re.search(
+                r'__version__ = "([^"]+)"', (root / "src/prod9/__init__.py").read_text(encoding="utf-8")
+            )
             assert version, "src/prod9/__init__.py holds the version"
             text = absolute(text, repository, f"v{version[1]}")
             metadata["urls"] = urls(repository)

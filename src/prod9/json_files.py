@@ -20,7 +20,14 @@ def read_json(
     error: Callable[[str], Prod9Error] = DataError,
     remedy: str = "repair the file, or make it again",
 ) -> Any:
-    """Return the content of a JSON file; ``error``, with the file's name, for other content or too much of it."""
+    """Return the content of a JSON file; ``error``, with the file's name, for other content or too much of it.
+
+    Args:
+        path: of the file.
+        expected: what it should be, for messages.
+        error: made of the message and raised.
+        remedy: what to do, for messages.
+    """
     with reading(path, expected, error=error, remedy=remedy):
         size = path.stat().st_size
         if size > MAX_BYTES:
@@ -35,7 +42,14 @@ def read_object(
     error: Callable[[str], Prod9Error] = DataError,
     remedy: str = "repair the file, or make it again",
 ) -> dict[str, Any]:
-    """Return the content of a JSON file that holds an object, as :func:`read_json` does."""
+    """Return the content of a JSON file that holds an object, as :func:`read_json` does.
+
+    Args:
+        path: of the file.
+        expected: what it should be, for messages.
+        error: made of the message and raised.
+        remedy: what to do, for messages.
+    """
     content = read_json(path, expected, error=error, remedy=remedy)
     if not isinstance(content, dict):
         raise error(f"{path}: expected {expected}, got {type(content).__name__}; {remedy}.")

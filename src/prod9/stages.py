@@ -80,7 +80,7 @@ STAGES: Mapping[str, Stage] = {
             title="FSQ autoencoder",
             weights="autoencoder",
             configs=("stage1",),
-            uses={"": "prod9-train-autoencoder infer {data} -m {run} -o {run}/reconstructed"},
+            uses={"": "prod9 infer {data} -m {run} -o {run}/reconstructed"},
         ),
         Stage(
             name="transformer",
@@ -154,7 +154,7 @@ STAGES: Mapping[str, Stage] = {
             title="MAISI autoencoder",
             weights="autoencoder",
             configs=("maisi_vae",),
-            uses={"": "prod9-train-maisi-vae infer {data} -m {run} -o {run}/reconstructed"},
+            uses={"": "prod9 infer {data} -m {run} -o {run}/reconstructed"},
         ),
         Stage(
             name="maisi_diffusion",

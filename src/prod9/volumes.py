@@ -130,6 +130,12 @@ def read(
     Raises DataError as :func:`read_header` does, for truncated or corrupt content, and for NaN or infinite
     voxels unless ``allow_non_finite``.
 
+    Args:
+        path: of the file.
+        channel: of a 4D file; None for a 3D file.
+        allow_non_finite: take NaN and infinite voxels too.
+        max_voxels: the largest volume allowed.
+
     Example:
         >>> import numpy as np
         >>> from prod9 import volumes
@@ -151,7 +157,13 @@ def read_channels(
     allow_non_finite: bool = False,
     max_voxels: int = MAX_VOXELS,
 ) -> dict[Channel | None, VolumeFile]:
-    """Read several channels of one file, as :func:`read` does, but decompress it only once."""
+    """Read several channels of one file, as :func:`read` does, but decompress it only once.
+
+    Args:
+        path: of the file.
+        channels: of the file.
+        others: see :func:`read`.
+    """
     path = Path(path)
     headers = _checked(path, channels, max_voxels)
     first = next(iter(headers.values()))

@@ -159,3 +159,12 @@ def test_a_fault_is_told_as_one(client):
     job.state = "running"
     with pytest.raises(ConfigError, match="one at a time"):
         runner.start("y", make)
+
+
+def test_a_failed_job_names_files_as_their_owner_does(finish, send, head):
+    scan = send("mine.nii.gz", head).json()["id"]
+    mask = send("small.nii.gz", np.ones((8, 8, 8), np.float32)).json()["id"]
+    job = finish(model="demo/label", task="inpaint", label="FLAIR", scan=scan, mask=mask)
+    assert job["message"].startswith("small.nii.gz: expected the voxel grid of mine.nii.gz")
+    assert "tick the box" in job["message"]
+    assert job["title"] == "FLAIR drawn again by demo/label, 1 volume"

@@ -146,7 +146,7 @@ def made_by(line: Line, values: dict[str, Any]) -> set[str]:
     made = {str(values[name]) for name in OUTPUTS if values.get(name) is not None}
     config = config_of(line, values)
     if config is not None and values.get("output_dir") is None:
-        made.add(config.output_dir)
+        made.add(config.output_dir.replace("${PROD9_RUNS:runs}", "runs"))
     return made
 
 
@@ -156,6 +156,7 @@ def used_by(line: Line, values: dict[str, Any]) -> set[str]:
     for name, value in values.items():
         if name not in (*OUTPUTS, "config", "html"):
             texts += [str(one) for one in (value if isinstance(value, (list, tuple)) else [value])]
+    texts = [text for text in texts if not text.startswith("output_dir=")]
     paths = {text.rpartition("=")[2] for text in texts}
     return {path for path in paths if path.startswith(ROOTS)}
 

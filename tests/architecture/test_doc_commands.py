@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from prod9.cli.front.common import RENAMED
 from prod9.errors import ConfigError
 from tests.architecture.commands_of_pages import (
     DEMO_PATH,
@@ -50,12 +51,21 @@ def test_the_other_lines_name_what_is_there():
             assert (ROOT / line.words[1]).is_file(), line
 
 
-def test_paths_are_those_that_a_command_makes():
-    made = shipped_outputs().union(*(made_by(line, parsed(line)) for line in OURS))
-    missing = [
-        f"{line}: {path}" for line in OURS for path in used_by(line, parsed(line)) if not is_there(path, made)
-    ]
-    assert not missing
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_paths_are_those_that_the_demo_or_an_earlier_command_makes(page):
+    made = shipped_outputs()
+    for line in (line for line in lines_of(page) if line.program in MODULES):
+        values = parsed(line)
+        missing = [path for path in used_by(line, values) if not is_there(path, made)]
+        assert not missing, line
+        made |= made_by(line, values)
+
+
+@pytest.mark.parametrize("line", OURS, ids=str)
+def test_options_have_their_present_names(line):
+    command, rest = leaf_of(line.words)
+    old = {word.partition("=")[0] for word in rest} & set(RENAMED)
+    assert old <= options_of(command)
 
 
 def test_prose_and_python_name_paths_of_the_demo_that_are_there():

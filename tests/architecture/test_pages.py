@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+import typer
 
 from prod9.cli.app import app
 from tests.architecture.test_docs import load
@@ -39,12 +40,17 @@ def test_the_page_of_commands_is_that_of_the_programs():
     assert tool.PAGE.read_text(encoding="utf-8") == tool.page(), "run `make docs`"
 
 
+def test_the_times_by_gpu_are_those_of_the_configs():
+    tool = load("gpu_table")
+    text = tool.PAGE.read_text(encoding="utf-8")
+    assert text == tool.regenerated(text), "run `make docs`"
+
+
 def test_every_command_is_on_the_page():
     text = (DOCS / "reference" / "commands.md").read_text(encoding="utf-8")
-    for group in app.registered_groups:
-        for command in group.typer_instance.registered_commands:
-            name = command.name or command.callback.__name__.replace("_", "-")
-            assert f"\n### prod9 {group.name} {name}\n" in text
+    for name, command in typer.main.get_command(app).commands.items():
+        for below in getattr(command, "commands", [""]):
+            assert f"\n### {' '.join(['prod9', name, below]).strip()}\n" in text
 
 
 def test_troubleshooting_quotes_what_prod9_says():

@@ -17,6 +17,7 @@ FORBIDDEN = {
     "a path of some machine": r"(?<![\w.])/(home|root|work|Users|mnt|scratch|opt)/",
     "unpickling": r"weights_only\s*=\s*False|allow_pickle\s*=\s*True|pickle\.loads?\(|Unpickler",
     "an evaluated string": r"(?<![\w.])(?<!def )(eval|exec)\(",
+    "text in the encoding of the system": r"\.read_text\(\)|\.open\(\)|\.open\(\"[wa]\"\)",
     "unfinished work": r"\b(TODO|FIXME|XXX|HACK)\b|raise NotImplementedError",
 }
 GLOBAL_SEED = r"torch\.manual_seed\(|np\.random\.seed\(|\brandom\.seed\(|seed_everything"

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import typer
 
 import prod9
 from prod9.cli import app as umbrella
@@ -22,10 +23,18 @@ def test_version(capsys):
 
 def test_help_names_every_mounted_command(capsys):
     text = output(capsys, "--help")
-    mounted = {group.name for group in app.registered_groups} | {c.name for c in app.registered_commands}
-    assert mounted >= {"configs", "doctor"}
-    assert mounted <= {*umbrella.GROUPS, *umbrella.COMMANDS, "train", "validate", "test"}
-    assert all(f" {name} " in text for name in mounted)
+    mounted = {*umbrella.GROUPS, *umbrella.COMMANDS}
+    assert mounted >= {"configs", "doctor", "train"}
+    assert mounted == {name for names in umbrella.PANELS.values() for name in names}
+    assert all(f"│ {name} " in text for name in mounted)
+
+
+def test_the_help_quotes_each_command():
+    commands = typer.main.get_command(app).commands
+    quoted = {name: about for name, (_, about) in (umbrella.GROUPS | umbrella.COMMANDS).items()}
+    said = {name: " ".join(command.help.split()) for name, command in commands.items()}
+    assert {name: said[name][: len(about)] for name, about in quoted.items()} == quoted
+    assert all(said[name][len(about) :][:1] in ("", " ") for name, about in quoted.items())
 
 
 def test_a_mistyped_command_is_named(capsys):

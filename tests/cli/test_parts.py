@@ -288,7 +288,7 @@ def test_each_piece_has_one_part() -> None:
 @pytest.mark.parametrize("path", sorted((ROOT / "docs" / "slurm").iterdir()), ids=lambda path: path.name)
 def test_job_scripts_are_well_formed(path: Path) -> None:
     subprocess.run(["bash", "-n", path], check=True)
-    text = path.read_text()
+    text = path.read_text(encoding="utf-8")
     assert text.startswith("#!/bin/bash\n")
     assert "set -euo pipefail" in text
     # The command of ours is understood by its parser.

@@ -145,13 +145,13 @@ def test_b10_a_run_that_is_there_needs_resume(workspace):
     [
         ("data.cache_dir={root}/cache", "outside data.root"),
         ("output_dir={root}/run", "outside data.root"),
-        ("data.cache_dir=/proc/1/nothing", "data.cache_dir"),
+        ("data.cache_dir={config}/below_a_file", "data.cache_dir"),
         ("trainer.loggers=[wandb]", "pip install wandb"),
         ("trainer.accelerator=gpu", "CUDA"),
     ],
 )
 def test_b10_what_the_run_cannot_use_is_refused(workspace, checked, change, text, tmp_path):
-    change = change.format(root=workspace.cohort)
+    change = change.format(root=workspace.cohort, config=workspace.stage1)
     args = ("--output-dir", f"{workspace.cohort}/run") if change.startswith("output_dir") else ()
     ran = checked(change, args=args)
     assert ran.code in (1, 2)

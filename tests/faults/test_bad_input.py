@@ -184,7 +184,7 @@ def _flip_a_byte(path: Path) -> None:
 
 
 def _html(path: Path) -> None:
-    path.write_text("<html>404</html>")
+    path.write_text("<html>404</html>", encoding="utf-8")
 
 
 FAULTS: dict[str, tuple[Fault, str]] = {

@@ -84,7 +84,7 @@ def _empty(path: Path) -> None:
 
 
 def _html(path: Path) -> None:
-    path.write_text("<html>404 not found</html>")
+    path.write_text("<html>404 not found</html>", encoding="utf-8")
 
 
 def _bomb(path: Path) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from prod9.errors import ConfigError
+from prod9.system import folders
 from prod9.system.folders import LOCK, SharedLock, claimed
 
 fork = multiprocessing.get_context("fork")
@@ -36,7 +37,7 @@ def held_by_another(folder: Path):
 def contend(folder: Path, log: str, rounds: int) -> None:
     for _ in range(rounds):
         try:
-            with claimed(folder), Path(log).open("a") as file:
+            with claimed(folder), Path(log).open("a", encoding="utf-8") as file:
                 file.write("in\n")
                 file.flush()
                 time.sleep(0.0005)
@@ -125,3 +126,39 @@ def test_r6_a_shared_lock_keeps_the_deleter_out_until_it_goes(tmp_path):
     assert first.make_exclusive()
     first.make_shared()
     assert not SharedLock(tmp_path / "lock").make_exclusive()
+
+
+def test_r5_without_locks_of_files_nothing_open_is_deleted(tmp_path, monkeypatch):
+    """Windows has no such locks, and deletes no file that a process has open."""
+    monkeypatch.setattr(folders, "fcntl", None)
+    opened, closed = folders.os.open, folders.os.close
+    held = {}
+
+    def open_(path, *how):
+        descriptor = opened(path, *how)
+        held[descriptor] = Path(path)
+        return descriptor
+
+    def close(descriptor):
+        held.pop(descriptor, None)
+        closed(descriptor)
+
+    def unlink(path, missing_ok=False):
+        assert path not in held.values(), f"{path} is open"
+        folders.os.unlink(path)
+
+    monkeypatch.setattr(folders.os, "open", open_)
+    monkeypatch.setattr(folders.os, "close", close)
+    monkeypatch.setattr(Path, "unlink", unlink)
+    with claimed(tmp_path):
+        assert [one.name for one in tmp_path.iterdir()] == [LOCK]
+    assert not list(tmp_path.iterdir())
+
+
+def test_r5_a_process_is_asked_for_without_a_signal_on_windows(monkeypatch):
+    asked = []
+    monkeypatch.setattr(folders.sys, "platform", "win32")
+    monkeypatch.setattr(folders, "_runs_on_windows", lambda pid: asked.append(pid) or True)
+    monkeypatch.setattr(folders.os, "kill", lambda *_: pytest.fail("signal 0 is Ctrl-C on Windows"))
+    assert folders._runs(7)
+    assert asked == [7]

@@ -49,7 +49,7 @@ def test_r20_a_run_ends_well_though_its_record_cannot_be_written(
 
 
 def rows(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as file:
+    with path.open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
 
 

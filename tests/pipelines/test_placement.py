@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 
@@ -102,3 +103,23 @@ def test_other_voxels_are_refused_or_resampled(paths: dict[str, Path], tmp_path:
     assert moved["T2"].data.shape == files["T1"].data.shape
     np.testing.assert_allclose(moved["T2"].data[::2, ::2, ::2], mixed["T2"].data, atol=1e-2)
     assert align(files)["T2"] is files["T2"]
+
+
+@pytest.mark.parametrize("order", ["LPS", "SRA"])
+def test_the_same_voxels_in_another_order_are_told_and_only_reordered(
+    paths: dict[str, Path], tmp_path: Path, order: str
+) -> None:
+    image = nib.load(paths["T2"])
+    ornt = nib.orientations.ornt_transform(
+        nib.orientations.io_orientation(image.affine), nib.orientations.axcodes2ornt(order)
+    )
+    other = tmp_path / "other.nii.gz"
+    nib.save(image.as_reoriented(ornt), other)
+    files = read({**paths, "T2": other})
+    with pytest.raises(DataError, match=rf"stored in another order, {order} instead of RAS; .*--resample"):
+        placement().place(files)
+    np.testing.assert_allclose(
+        placement().place(files, resample=True).images["T2"],
+        placement().place(read(paths)).images["T2"],
+        atol=1e-4,
+    )

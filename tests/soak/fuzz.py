@@ -177,7 +177,7 @@ def _work(reader: Reader, folder: Path, report: Path, first: int, last: int) -> 
     logging.disable(logging.CRITICAL)
     warnings.simplefilter("ignore")
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-    with report.open("a") as lines:
+    with report.open("a", encoding="utf-8") as lines:
         for number in range(first, last):
             result = {"number": number, **_one(reader, folder, number)}
             lines.write(json.dumps(result) + "\n")

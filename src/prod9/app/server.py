@@ -4,6 +4,7 @@ import gzip
 import re
 import secrets
 import shutil
+from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from starlette.responses import FileResponse, HTMLResponse, JSONResponse, Respon
 from starlette.routing import Route
 
 from prod9.app.jobs import Job, Runner
-from prod9.app.models import Models
+from prod9.app.models import Models, Task
 from prod9.app.requests import parse_request
 from prod9.app.work import RECORD, Result, carry_out
 from prod9.data.layouts.names import parse_modality
@@ -34,6 +35,13 @@ HEADER = "x-prod9"
 MAX_BYTES = 512 << 20
 """Largest file that is taken."""
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
+_DONE: Mapping[Task, str] = {
+    "label": "",
+    "inpaint": "drawn again",
+    "translate": "translated",
+    "control": "steered",
+}
+"""What a task did to the modality, in the title of its job."""
 _ASSETS = files("prod9.app") / "assets"
 
 
@@ -115,11 +123,15 @@ class App:
         """Start a job."""
         _require_own(call)
         request = parse_request(await call.body(), self.uploads)
-        title = f"{request.label}, {request.task} by {request.model}, {plural(request.num_samples, 'volume')}"
+        what = f"{request.label} {_DONE[request.task]}".strip()
+        title = f"{what} by {request.model}, {plural(request.num_samples, 'volume')}"
 
         def make(job: Job, report: Any) -> list[Result]:
-            model = self.models.get(request.model)
-            return carry_out(model, request, self.folder / "jobs" / job.id, report)
+            try:
+                model = self.models.get(request.model)
+                return carry_out(model, request, self.folder / "jobs" / job.id, report)
+            except Prod9Error as error:
+                raise type(error)(self._for_the_page(str(error))) from error
 
         return JSONResponse(self._job(self.runner.start(title, make)), status_code=202)
 
@@ -148,6 +160,12 @@ class App:
         if path is None:
             raise HTTPException(404, "expected a file of this app, got another")
         return FileResponse(path, filename=path.name)
+
+    def _for_the_page(self, message: str) -> str:
+        """Return a message with names of files as their owner knows them, and the page's words for options."""
+        for path in self.uploads.values():
+            message = message.replace(str(path), path.name)
+        return message.replace("pass --resample", "tick the box on different voxels")
 
     def _job(self, job: Job) -> dict[str, Any]:
         made = [

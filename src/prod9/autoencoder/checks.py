@@ -22,9 +22,15 @@ def require_multiples(sides: Sequence[int], factor: int, what: str) -> None:
 
 
 def require_below(values: Tensor, count: int, what: str, *, least: int = 0) -> None:
-    """Refuse numbers outside ``least`` to ``count - 1``; ``what`` names them. On CUDA without waiting for the result.
+    """Refuse numbers outside ``least`` to ``count - 1``. On CUDA without waiting for the result.
 
     An embedding with one more row, for "not known", would take the number ``count`` without complaint.
+
+    Args:
+        values: whole numbers.
+        count: the first number that is too large.
+        what: what the numbers are, for the message.
+        least: the smallest number.
     """
     # ``count`` itself may not fit the type: 256 is 0 as uint8.
     fits = (values >= least) & (values <= count - 1)

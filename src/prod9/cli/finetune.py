@@ -1,6 +1,5 @@
 """``prod9 finetune``: a model, and all that it builds on, trained further on one's own patients."""
 
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -8,9 +7,11 @@ import typer
 
 from prod9.cli import shared
 from prod9.cli.front.after import tell_next, use_of
+from prod9.cli.front.before import say_finetuning_begins
 from prod9.cli.shared import CheckOption, DebugOption, DeviceOption, JsonOption, SetOption, new_app
 from prod9.errors import ConfigError
 from prod9.system.machine import expand
+from prod9.system.shell import shown_line
 from prod9.system.wording import plural
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def finetune(
         typer.Option(
             "--budget",
             metavar="TIME",
-            help="Packaged models: scale the steps to about this time on two cores, e.g. 10m.",
+            help="Packaged models: scale the steps to about this time on one core, e.g. 10m.",
         ),
     ] = None,
     max_steps: Annotated[
@@ -73,6 +74,8 @@ def finetune(
     if not expand(data).exists():
         raise ConfigError(f"--data: expected a folder of patients, got {data}, which does not exist.")
     check_writable(expand(output_dir))
+    if not check:
+        say_finetuning_begins(model, data, output_dir)
     from prod9.training.finetuning import Asked, plan_finetuning
 
     asked = Asked(
@@ -120,6 +123,15 @@ def _patients(steps: "list[Step]") -> int:
     return len({case.patient_id for case in found.cases})
 
 
+def _measured(model: str) -> str | None:
+    """Return what fine-tuning a packaged model brought in a measurement; None for other models."""
+    from prod9.models.named.find import located
+    from prod9.models.named.packaged import packaged_at
+
+    packaged = packaged_at(located(model))
+    return None if packaged is None else packaged.measured
+
+
 def _describe(asked: "Asked", steps: "list[Step]", patients: int, as_json: bool) -> None:
     from prod9.cli.stage import print_check
 
@@ -129,6 +141,8 @@ def _describe(asked: "Asked", steps: "list[Step]", patients: int, as_json: bool)
         "stages": {step.title: f"{step.config.training.max_steps} steps" for step in steps},
         "result": str(asked.folder),
     }
+    if measured := _measured(asked.model):
+        report["measured"] = measured
     print_check(report, as_json)
 
 
@@ -136,7 +150,11 @@ def _run(asked: "Asked", steps: "list[Step]", *, device: str, as_json: bool, pat
     from prod9.devices import torch_device
     from prod9.training.finetuning import finetune as run
 
-    shared.messages.print(f"Fine-tuning {asked.model} on {plural(patients, 'patient')}.")
+    shared.messages.print(
+        f"{plural(patients, 'patient')}, one in five for validation; {plural(steps, 'stage')} to train."
+    )
+    if measured := _measured(asked.model):
+        shared.messages.print(f"Measured before: {measured}.")
     results = run(asked, steps, say=shared.messages.print, device=str(torch_device(device)))
     use = _use(asked, steps)
     if as_json:
@@ -144,7 +162,7 @@ def _run(asked: "Asked", steps: "list[Step]", *, device: str, as_json: bool, pat
             folder: {"checkpoint": str(one.checkpoint), "step": one.step, "metrics": one.metrics}
             for folder, one in results.items()
         }
-        shared.print_json({"model": str(asked.folder), "runs": made, "next": shlex.join(use)})
+        shared.print_json({"model": str(asked.folder), "runs": made, "next": shown_line(use)})
         return
     shared.console.print(f"The fine-tuned model is {asked.folder}.")
     tell_next(*use)

@@ -12,6 +12,9 @@ from prod9.cli.front.common import in_present_words, with_common_options
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+_OF_TYPER = frozenset(("--help", "--install-completion", "--show-completion"))
+"""Flags that Typer adds, without a default."""
+
 
 class _PlainHelp:
     """Keeps the names of types out of a help: a flag has none, and the name of an argument says enough."""
@@ -28,6 +31,8 @@ class _PlainHelp:
         for one in found:
             if getattr(one, "is_flag", False):
                 one.metavar = ""
+            if one.default is None and not _OF_TYPER.isdisjoint(one.opts):
+                one.default = False  # Typer would import pydantic, 0.1 s, to find that None is no value
         return found
 
 

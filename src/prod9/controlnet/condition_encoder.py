@@ -77,10 +77,13 @@ class ConditionEncoder(nn.Module):
         grid: Sequence[int],
         dropped: Bool[Tensor, " B"] | None = None,
     ) -> Float[Tensor, "B E h w d"]:
-        """Return features on ``grid`` (h, w, d).
+        """Return features on ``grid``.
 
-        planes: ``[B C H W D]`` on the voxel grid, label: ``[B]`` from 0; each given if and only if the encoder was
-        built for it. dropped: True for samples that are encoded as if nothing were known.
+        Args:
+            planes: ``[B C H W D]`` on the voxel grid; given if and only if the encoder was built for them.
+            label: ``[B]`` from 0, likewise.
+            grid: ``(h, w, d)`` of the features.
+            dropped: True for samples that are encoded as if nothing were known.
         """
         self._check(planes, label, grid)
         parts: list[Tensor] = []

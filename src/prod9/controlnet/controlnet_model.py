@@ -239,7 +239,11 @@ class ControlNetRF(ControlNetMaisi):
     ) -> ControlResiduals:
         """Return what to add to the base at ``x_t``.
 
-        ``control`` is the output of ``encode`` for these samples, ``[B E h w d]``; ValueError for another grid.
+        Args:
+            x_t: ``[B Z h w d]``.
+            timesteps: ``[B]``, the scheduler's ``network_time``.
+            condition: of the base.
+            control: the output of ``encode`` for these samples, ``[B E h w d]``; ValueError for another grid.
         """
         labels = condition.label if self.num_class_embeds is not None else None
         if control.shape[2:] not in (x_t.shape[2:], (1, 1, 1)):
@@ -263,8 +267,14 @@ class ControlNetRF(ControlNetMaisi):
     ) -> tuple[list[Tensor], Tensor]:
         """Return residuals from the arguments of MONAI's forward, which encodes the planes at every call.
 
-        encoded: the output of ``encode``, instead of ``controlnet_cond``; ValueError for both or none, and for a
-        ``context``. ``class_labels`` are int64 ``[B]``.
+        Args:
+            x: ``[B Z h w d]``.
+            timesteps: ``[B]``.
+            controlnet_cond: planes ``[B C H W D]`` on the voxel grid.
+            conditioning_scale: factor of the residuals.
+            context: refused (ValueError) unless None.
+            class_labels: int64 ``[B]``.
+            encoded: the output of ``encode``, instead of ``controlnet_cond``; ValueError for both or none.
         """
         if context is not None:
             raise ValueError("context: expected None, got a tensor; leave it out")

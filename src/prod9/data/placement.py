@@ -7,6 +7,7 @@ or cropped to the grid. The result records these steps and can undo them.
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import product
 from typing import Any, cast
 
 import numpy as np
@@ -277,16 +278,33 @@ def require_same_grid(
     """Refuse volumes that are not on the voxels of the first (DataError naming both files)."""
     first = headers[0]
     for header in headers:
-        if not same_grid(header, first):
-            raise DataError(
-                f"{header.path}: expected the voxel grid of {first.path}, {first.shape}, got {header.shape} or another "
-                f"affine; {remedy}."
-            )
+        if same_grid(header, first):
+            continue
+        got = f"{header.shape} or another affine"
+        if _in_other_order(header, first):
+            got = f"the same voxels stored in another order, {header.orientation} instead of {first.orientation}"
+        raise DataError(
+            f"{header.path}: expected the voxel grid of {first.path}, {first.shape}, got {got}; {remedy}."
+        )
 
 
 def same_grid(one: VolumeHeader, other: VolumeHeader) -> bool:
     """Return whether two volumes are on the same voxels, within :data:`TOLERANCE`."""
     return one.shape == other.shape and np.allclose(one.affine, other.affine, atol=TOLERANCE)
+
+
+def _in_other_order(one: VolumeHeader, other: VolumeHeader) -> bool:
+    """Return whether the axes of one volume are those of another, mirrored or exchanged."""
+    if sorted(one.shape) != sorted(other.shape) or one.orientation == other.orientation:
+        return False
+    corners = [
+        np.array(
+            [header.affine @ (*place, 1) for place in product(*((0, side - 1) for side in header.shape))]
+        )
+        for header in (one, other)
+    ]
+    first, second = (sorted(np.round(one[:, :3], 2).tolist()) for one in corners)
+    return np.allclose(first, second, atol=2 * TOLERANCE + 0.01)
 
 
 def share_beyond(

@@ -128,6 +128,13 @@ def split_patients(cases: Sequence[Case], *, train: float, val: float, test: flo
 
     Counts are rounded by largest remainder, and each part with a share above 0 gets at least one patient. The order of
     ``cases`` does not matter.
+
+    Args:
+        cases: of all patients.
+        train: share of patients to train on.
+        val: share to choose models on.
+        test: share that nothing else sees.
+        seed: of the shuffling.
     """
     patients = sorted({case.patient_id for case in cases})
     shares = {"train": train, "val": val, "test": test}

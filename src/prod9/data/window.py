@@ -63,7 +63,11 @@ class Window:
     ) -> "Window":
         """Return the window of ``grid`` voxels around the centre of ``box``.
 
-        With ``multiple_of``, the window grows to a multiple of it along axes where the box is larger than the grid.
+        Args:
+            frame: the grid of the volume.
+            box: a slice for each axis.
+            grid: voxels of the window for each axis.
+            multiple_of: grow the window to a multiple of it along axes where the box is larger than the grid.
         """
         start, sides = [], []
         for part, side in zip(box, grid, strict=True):

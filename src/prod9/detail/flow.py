@@ -63,7 +63,11 @@ class DetailFlow:
     ) -> tuple[Tensor, Tensor]:
         """Return what is drawn at time ``t`` on the way to ``scan``, and the velocity there; 0 outside of the head.
 
-        noise: standard normal.
+        Args:
+            condition: of the samples.
+            scan: ``[B 1 H W D]`` in [0, 1].
+            noise: standard normal, of the same shape.
+            t: ``[B]`` in [0, 1].
         """
         detail = scan - condition.soft
         start = self.start_noise * noise
@@ -73,7 +77,14 @@ class DetailFlow:
     def velocity(
         self, network: Answer, drawn: Volume, t: Time, condition: DetailCondition
     ) -> Float[Tensor, "B 1 H W D"]:
-        """Return the velocity, float32, at time ``t`` in [0, 1]."""
+        """Return the velocity, float32, at time ``t``.
+
+        Args:
+            network: predicts it.
+            drawn: ``[B 1 H W D]``, what is drawn so far.
+            t: ``[B]`` in [0, 1].
+            condition: of the samples.
+        """
         time = t.view(-1, 1, 1, 1, 1).float()
         s2, r2 = self.start_noise**2, self.residual**2
         spread = ((1 - time) ** 2 * s2 + time**2 * r2).sqrt()

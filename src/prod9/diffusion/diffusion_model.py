@@ -144,7 +144,14 @@ class DiffusionModelRF(DiffusionModelUNetMaisi):
         condition: FlowCondition,
         residuals: ControlResiduals | None = None,
     ) -> Latent:
-        """Return the velocity at ``x_t``; ``timesteps`` are the scheduler's ``network_time``."""
+        """Return the velocity at ``x_t``.
+
+        Args:
+            x_t: ``[B Z h w d]``.
+            timesteps: ``[B]``, the scheduler's ``network_time``.
+            condition: of the samples.
+            residuals: of a control network, added to the skip connections.
+        """
         require_multiples(x_t.shape[2:], self.downsampling_factor, "sides of latents")
         if self.num_class_embeds is not None:
             require_below(condition.label, self.num_class_embeds, "labels")
@@ -227,8 +234,20 @@ class DiffusionModelRF(DiffusionModelUNetMaisi):
     ) -> Latent:
         """Return the velocity from the arguments of MONAI's forward, ``steps`` and ``covariates``; see ``predict``.
 
-        ``class_labels`` are int64 ``[B]``, ``spacing_tensor`` is ``[B 3]`` in mm × 100. Raises ValueError where the
-        network has classes and ``class_labels`` is None.
+        Raises ValueError where the network has classes and ``class_labels`` is None.
+
+        Args:
+            x: ``[B Z h w d]``.
+            timesteps: ``[B]``.
+            context: as MONAI's.
+            class_labels: int64 ``[B]``.
+            down_block_additional_residuals: of a control network, one for each skip connection.
+            mid_block_additional_residual: of a control network, for the middle.
+            top_region_index_tensor: as MONAI's.
+            bottom_region_index_tensor: as MONAI's.
+            spacing_tensor: ``[B 3]`` in mm × 100.
+            steps: ``[B]``, for few-step networks.
+            covariates: ``[B K]``, for networks that know some.
         """
         if self.num_class_embeds is not None and class_labels is None:
             raise ValueError("class_labels: expected by this network, got None; pass one per sample")

@@ -164,7 +164,7 @@ class RectifiedFlowSampler:
         """Return latents as :meth:`sample` does, steered by a control network.
 
         The unconditional branch of ``guidance_scale`` drops condition and control. The weaker network is compared with
-        this one without control, which costs a further evaluation. For the other arguments see :meth:`sample`.
+        this one without control, which costs a further evaluation.
 
         Args:
             controlnet: computes the residuals at each step.
@@ -173,6 +173,7 @@ class RectifiedFlowSampler:
             control_guidance_scale: factor of the difference between steered and base velocity that is added, inside of
                 ``guidance_interval``.
             start: where the flow starts instead of at noise; the base alone (a strength of 0) always starts at noise.
+            others: see :meth:`sample`.
 
         Raises:
             ValueError: for a negative ``control_strength``.

@@ -113,7 +113,14 @@ class RectifiedFlowSchedulerRF:
         return FlowSample(torch.lerp(x_0, noise, weight), x_0 - noise)
 
     def step(self, x_t: Latent, velocity: Latent, t: float, t_next: float) -> Latent:
-        """Follow ``velocity`` from time ``t`` to ``t_next``; to ``t_next = 0`` this is the predicted data."""
+        """Follow ``velocity`` from time ``t`` to ``t_next``; to ``t_next = 0`` this is the predicted data.
+
+        Args:
+            x_t: ``[B Z h w d]`` at time ``t``.
+            velocity: there, of the same shape.
+            t: in [0, 1]; 1 is noise.
+            t_next: in [0, ``t``].
+        """
         return x_t + (t - t_next) * velocity
 
 

@@ -96,7 +96,14 @@ class Compared:
 def find_sets(
     real_root: Path, generated_root: Path, settings: ImageSettings, bad: BadFiles
 ) -> tuple[list[Entry], list[Entry]]:
-    """Return the volumes of both folders."""
+    """Return the volumes of both folders.
+
+    Args:
+        real_root: folder of the real volumes.
+        generated_root: folder of the generated ones.
+        settings: of the comparison.
+        bad: notes the files that cannot be used.
+    """
     real = find_volumes(
         real_root,
         layout=settings.layout,
@@ -116,7 +123,16 @@ def compare_sets(
     device: torch.device,
     report: Report,
 ) -> Compared:
-    """Bring both sets together: the same modalities and grid, one classifier, the noise of the real ones."""
+    """Bring both sets together: the same modalities and grid, one classifier, the noise of the real ones.
+
+    Args:
+        settings: of the comparison.
+        real: the real volumes.
+        generated: the generated ones.
+        bad: notes the files that cannot be used.
+        device: where to compute.
+        report: called with what is being done.
+    """
     real, generated = _comparable(real, generated, bad)
     preparation, real, generated = prepare_for(
         real, generated, bad, grid=settings.grid, spacing=settings.spacing

@@ -112,7 +112,14 @@ class Branches:
             self.first = (self.every[0][:batch], None if control is None else control.control)
 
     def predict(self, step: int, tokens: Tensor, mask: Tensor, rows: Tensor) -> TokenLogits:
-        """Return the guided logits ``[R K]`` of the flattened ``rows`` at ``step``."""
+        """Return the guided logits ``[R K]`` of ``rows`` at ``step``.
+
+        Args:
+            step: of the sampler, from 0.
+            tokens: ``[B h w d]``.
+            mask: ``[B h w d]``, True where a token is not known yet.
+            rows: ``[R]``, flattened positions.
+        """
         ramp = self.ramps[step]
         if ramp == 0 or (self.count == 1 and self.weak is None):
             return self._run(tokens, mask, self.first, rows)

@@ -225,7 +225,7 @@ class MaskGiTSampler:
         """Return tokens as :meth:`sample` does, drawn under a control network.
 
         The unconditional branch of ``guidance_scale`` drops condition and control. The weaker decoder is compared with
-        this one without control, which costs a further branch. For the other arguments see :meth:`sample`.
+        this one without control, which costs a further branch.
 
         Args:
             controlnet: called at each step as ``controlnet(tokens, mask, prepared, control, rows=rows)``, for the
@@ -234,6 +234,7 @@ class MaskGiTSampler:
             control_strength: factor of all that it adds; 0 gives the tokens of :meth:`sample`, bit for bit.
             control_guidance_scale: factor of the difference between the predictions with and without control that is
                 added, inside of ``guidance_interval``.
+            others: see :meth:`sample`.
         """
         steer = Control(controlnet, control, control_strength, control_guidance_scale)
         run = _Run(

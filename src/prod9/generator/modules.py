@@ -123,6 +123,12 @@ class AdaLNZeroBlock(nn.Module):
 
     The projection of the condition starts at zero, and the block as the identity. The condition is one vector per
     sample (``[B 1 E]``, a label) or per position (``[B n E]``, a co-registered latent).
+
+    Args:
+        embed_dim: E, a multiple of ``num_heads``.
+        num_heads: of the attention.
+        mlp_ratio: hidden width of the MLP over E.
+        dropout: in [0, 1).
     """
 
     def __init__(

@@ -76,7 +76,14 @@ FIXED_ORDERS: dict[str, Callable[[tuple[int, int, int], torch.Generator], Tensor
 def draw_orders(
     order: str, grid: tuple[int, int, int], generators: Sequence[torch.Generator], device: torch.device
 ) -> Int64[Tensor, "B L"]:
-    """Return a permutation of the cells for each sample, each from its own generator."""
+    """Return a permutation of the cells for each sample, each from its own generator.
+
+    Args:
+        order: a key of ``FIXED_ORDERS``.
+        grid: ``(h, w, d)``.
+        generators: one for each sample.
+        device: of the result.
+    """
     return torch.stack([FIXED_ORDERS[order](grid, g).to(device) for g in generators])
 
 

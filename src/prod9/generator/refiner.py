@@ -267,7 +267,14 @@ def descend(network: HasEncoder, x: Volume, facts: Tensor) -> list[Tensor]:
 
 
 def run_blocks(blocks: Any, h: Volume, facts: Tensor, recompute: bool) -> VolumeOut:
-    """Pass ``h`` through the blocks of one resolution. recompute: their activations in the backward pass."""
+    """Pass ``h`` through the blocks of one resolution.
+
+    Args:
+        blocks: of one resolution.
+        h: ``[B C H W D]``.
+        facts: ``[B Q]``, the task as 0s and 1s.
+        recompute: compute activations again in the backward pass, to save memory.
+    """
     for block in blocks:
         h = call(block, h, facts, recompute=recompute)
     return h

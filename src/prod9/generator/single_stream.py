@@ -145,7 +145,14 @@ class TransformerDecoderSingleStream(AbstractTokenDecoder):
         prepared: PreparedContext,
         residuals: Sequence[Tensor] | None = None,
     ) -> Float[Tensor, "B n E"]:
-        """Return the normalised hidden state of every position of the target, the input of the head."""
+        """Return the normalised hidden state of every position of the target, the input of the head.
+
+        Args:
+            tokens: int64 ``[B h w d]``.
+            mask: bool ``[B h w d]``, True where a token is not known.
+            prepared: what the condition gives, the same for all steps.
+            residuals: of a control network, one for each block.
+        """
         x = self.embed(tokens, mask)
         if prepared.aligned is not None:
             x = x + prepared.aligned.to(x.dtype)

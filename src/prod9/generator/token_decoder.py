@@ -38,7 +38,15 @@ class MaskedDecoder(Protocol):
         residuals: Sequence[Tensor] | None = None,
         rows: Tensor | None = None,
     ) -> TokenLogits:
-        """Predict every token, or the flattened positions ``rows [R]`` only."""
+        """Predict every token, or those of ``rows`` only.
+
+        Args:
+            tokens: int64 ``[B h w d]``.
+            mask: bool ``[B h w d]``, True where a token is not known.
+            prepared: what the condition gives, the same for all steps.
+            residuals: of a control network, one for each block.
+            rows: ``[R]``, the flattened positions to predict; None for all.
+        """
         ...
 
 
@@ -153,7 +161,14 @@ class AbstractTokenDecoder(nn.Module, ABC):
         prepared: Any,
         residuals: Sequence[Tensor] | None = None,
     ) -> Float[Tensor, "B n E"]:
-        """Return the normalised hidden state of every position, the input of the head."""
+        """Return the normalised hidden state of every position, the input of the head.
+
+        Args:
+            tokens: int64 ``[B h w d]``.
+            mask: bool ``[B h w d]``, True where a token is not known.
+            prepared: what the condition gives, the same for all steps.
+            residuals: of a control network, one for each block.
+        """
 
     def forward(
         self,
@@ -238,7 +253,13 @@ def embed_tokens(
 ) -> Float[Tensor, "B n E"]:
     """Return the input of the first block: folded codes and mask flags, projected, plus positions.
 
-    Entries of ``tokens`` where ``mask`` is True do not count. ``projection`` maps p³ · (Z + 1) features to E.
+    Args:
+        tokens: ``[B h w d]``; where ``mask`` is True they do not count.
+        mask: ``[B h w d]``.
+        vocabulary: token → codes of Z levels.
+        projection: maps p³ · (Z + 1) features to E.
+        positions: their embedding.
+        patch_size: p, cells of a patch along each axis.
     """
     grid = positions_grid(tokens.shape[1:], patch_size)
     codes = vocabulary.codes(tokens).masked_fill(mask[..., None], 0.0)
@@ -256,7 +277,17 @@ def predict_tokens(
     rows: Int64[Tensor, " R"] | None,
     coupling: GroupCoupling | None = None,
 ) -> TokenLogits:
-    """Apply ``head`` (linear, from E to p³ · K) to all positions, or to the flattened tokens ``rows`` alone."""
+    """Apply ``head`` to all positions, or to those of ``rows`` alone.
+
+    Args:
+        features: ``[B n E]``.
+        head: linear, from E to p³ · K.
+        vocabulary: of the tokens.
+        patch_size: p, cells of a patch along each axis.
+        grid: ``(h, w, d)`` of the tokens.
+        rows: ``[R]``, flattened tokens; None for all.
+        coupling: of the groups of levels; None where they are independent.
+    """
     if rows is None:
         return TokenLogits(unfold(head(features), grid, patch_size), vocabulary, coupling)
     flat = features.flatten(0, 1)

@@ -79,6 +79,13 @@ class TransformerDecoder(AbstractTokenDecoder):
         prepared: Prepared,
         residuals: Sequence[Tensor] | None = None,
     ) -> Float[Tensor, "B n E"]:
-        """Return the normalised hidden state of every position, the input of the head."""
+        """Return the normalised hidden state of every position, the input of the head.
+
+        Args:
+            tokens: int64 ``[B h w d]``.
+            mask: bool ``[B h w d]``, True where a token is not known.
+            prepared: what the condition gives, the same for all steps.
+            residuals: of a control network, one for each block.
+        """
         x = self.run_blocks(self.embed(tokens, mask), prepared.blocks, residuals)
         return finish(x, prepared.final)

@@ -28,7 +28,11 @@ def psnr(
 ) -> PerSample:
     """Return the peak signal-to-noise ratio of each sample in dB, at most ``PSNR_CAP``.
 
-    data_range: maximum minus minimum of possible intensities, not of this pair. mask: voxels that count.
+    Args:
+        pred: predicted volumes ``[B 1 H W D]``.
+        target: true volumes, of the same shape.
+        data_range: maximum minus minimum of possible intensities, not of this pair.
+        mask: voxels that count; None for all.
     """
     error = (pred.float() - target.float()).square()
     mse = _masked_mean(error, mask)
@@ -76,7 +80,12 @@ def ms_ssim3d(
     The sides decide the number of scales (``ms_ssim_scales``), since the usual five need sides of 176; their weights
     sum to 1. Each scale averages blocks of 2³ voxels; a block belongs to ``mask`` if any voxel does. With a mask the
     volumes are continued with background, since at coarse scales no window would fit with its centre in a small region;
-    without a mask, only windows that fit count. For the arguments see :func:`ssim3d`.
+    without a mask, only windows that fit count.
+
+    Args:
+        pred: predicted volumes.
+        target: true volumes.
+        others: see :func:`ssim3d`.
     """
     own = Window(ssim_window(pred.shape[2:], window), sigma, data_range)
     return compare_regions(pred, target, [mask], window=own)[0].ms_ssim

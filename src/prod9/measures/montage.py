@@ -51,7 +51,11 @@ def write_montage(
 ) -> None:
     """Write rows of volumes in three planes to the PNG file ``path``.
 
-    view: voxel size and convention of volumes in RAS, whose sides are then marked; None for any other volumes.
+    Args:
+        path: of the PNG file.
+        rows: of volumes with their titles.
+        title: of the picture.
+        view: voxel size and convention of volumes in RAS, whose sides are then marked; None for any other volumes.
     """
     write_png(path, _montage(rows, title, view))
 
@@ -93,7 +97,14 @@ def _montage(rows: Sequence[Sequence[Cell]], title: str, view: View | None) -> F
 def write_gallery(
     path: Path, rows: Sequence[tuple[str, Sequence[np.ndarray]]], *, view: View, title: str = ""
 ) -> None:
-    """Write one named row of middle axial slices for each list of volumes ``[H W D]`` in RAS and [0, 1]."""
+    """Write one named row of middle axial slices for each list of volumes ``[H W D]`` in RAS and [0, 1].
+
+    Args:
+        path: of the PNG file.
+        rows: names, and the volumes ``[H W D]`` of each.
+        view: voxel size and convention.
+        title: of the picture.
+    """
     columns, first = max(len(volumes) for _, volumes in rows), rows[0][1][0]
     box = extent(first, "axial", view)
     wide, ratio = 16.0 / columns, box[3] / box[1]

@@ -49,7 +49,14 @@ class View:
 
 
 def cut(volume: np.ndarray, plane: Plane, index: int, view: View) -> np.ndarray:
-    """Return slice ``index`` of ``[H W D]`` in RAS as a picture ``[h w]``, anterior or superior at the top."""
+    """Return slice ``index`` of ``volume`` as a picture ``[h w]``, anterior or superior at the top.
+
+    Args:
+        volume: ``[H W D]`` in RAS.
+        plane: of the slice.
+        index: along the axis across it.
+        view: voxel size and convention.
+    """
     across, _, axis = PLANES[plane]
     picture = np.flipud(np.take(volume, index, axis=axis).T)
     return np.fliplr(picture) if view.radiological and across == 0 else picture
@@ -89,7 +96,14 @@ def frame(axis: Axes) -> None:
 def extent(
     volume: np.ndarray, plane: Plane, view: View, left: float = 0.0
 ) -> tuple[float, float, float, float]:
-    """Return where a picture lies in mm: left, right, bottom, top."""
+    """Return where a picture lies in mm: left, right, bottom, top.
+
+    Args:
+        volume: ``[H W D]`` in RAS.
+        plane: of the picture.
+        view: voxel size and convention.
+        left: where it begins, in mm.
+    """
     x, y, _ = PLANES[plane]
     return left, left + volume.shape[x] * view.size(x), 0.0, volume.shape[y] * view.size(y)
 

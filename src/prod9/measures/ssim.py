@@ -155,7 +155,11 @@ def _add(sums: Tensor, counts: Tensor, row: int, b: int, values: Tensor, region:
 def slabs(x: Planes, y: Planes, window: Window, *, around: int) -> Iterator[tuple[slice, Tensor, Tensor]]:
     """Yield (rows of the map, luminance, contrast and structure) of the map of one sample ``[C H W D]``.
 
-    around: voxels of background added on each side of the volumes.
+    Args:
+        x: one sample ``[C H W D]``.
+        y: another, of the same shape.
+        window: of the means.
+        around: voxels of background added on each side of the volumes.
     """
     kernel, size = window.kernel().to(x.device), window.size
     c1, c2 = (0.01 * window.data_range) ** 2, (0.03 * window.data_range) ** 2

@@ -233,7 +233,16 @@ def make_header(
     inputs: dict[str, dict[str, str]],
     data: dict[str, Any],
 ) -> Header:
-    """Return the header of a checkpoint of ``config.stage`` at ``step``."""
+    """Return the header of a checkpoint of ``config.stage`` at ``step``.
+
+    Args:
+        config: of the run.
+        architecture: the keywords of its networks.
+        step: of training.
+        split: the patients of each part.
+        inputs: by role, path and SHA-256 of the checkpoints that it builds on.
+        data: grid, spacing and intensities of its volumes.
+    """
     return {
         "format": FORMAT,
         "version": prod9.__version__,

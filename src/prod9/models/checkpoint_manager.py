@@ -109,7 +109,14 @@ class CheckpointManager:
         device: Device = "cpu",
         prefer: Prefer = "best",
     ) -> Loaded[Any]:
-        """Load the stage-1 network of ``stage``."""
+        """Load the stage-1 network of ``stage``.
+
+        Args:
+            path: a run folder, checkpoint file or export folder, or one that was opened.
+            stage: ``autoencoder`` or ``maisi_vae``.
+            device: of the network.
+            prefer: ``best`` or ``last`` of a run's checkpoints.
+        """
         opened = open_checkpoint(path, stage=stage, prefer=prefer)
         section = _section(opened, "autoencoder", CONFIGS[stage].model_fields["model"].annotation)
         return _load(opened, lambda: ModelFactory.create_autoencoder(section), device)
@@ -214,6 +221,12 @@ class CheckpointManager:
 
         The levels of noise of its training scans are ``header["data"]["noise"]``, the base that it belongs to is in
         ``header["inputs"]``.
+
+        Args:
+            path: a run folder, checkpoint file or export folder, or one that was opened.
+            stage: the stages that may be loaded.
+            device: of the network.
+            prefer: ``best`` or ``last`` of a run's checkpoints.
         """
         opened = open_checkpoint(path, stage=stage, prefer=prefer)
         section = _section(opened, "detail", TranslationDetailModelConfig | DetailModelConfig)

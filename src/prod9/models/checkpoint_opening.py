@@ -132,7 +132,14 @@ def load_base(
     load: Callable[..., Loaded[Any]],
     path: Source | Loaded[Any] | None,
 ) -> Loaded[Any]:
-    """Return the base ``name`` of ``loaded``: ``path`` if it is loaded already, else ``load`` of where it is."""
+    """Return the base ``name`` of ``loaded``: ``path`` if it is loaded already, else ``load`` of where it is.
+
+    Args:
+        loaded: what builds on it.
+        name: its key in ``inputs``.
+        load: loads a checkpoint of its kind.
+        path: where it is now; None for where it was recorded.
+    """
     if isinstance(path, Loaded):
         require_recorded(loaded, name, path)
         return path

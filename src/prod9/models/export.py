@@ -40,7 +40,14 @@ def is_export(folder: Path) -> bool:
 def write_export(
     folder: Path, header: dict[str, Any], state: dict[str, Tensor], *, dtype: torch.dtype
 ) -> Path:
-    """Write the four files and return ``folder``; the manifest comes last, so an unfinished export is no export."""
+    """Write the four files and return ``folder``; the manifest comes last, so an unfinished export is no export.
+
+    Args:
+        folder: new or empty.
+        header: of the checkpoint.
+        state: names and weights.
+        dtype: of the stored weights.
+    """
     if dtype not in _FLOATS.values():
         raise CheckpointError(
             f"{folder}: expected dtype {' or '.join(_FLOATS)}, got {dtype}; choose one of them."

@@ -84,6 +84,15 @@ def export_guided(
     """Write ``opened`` as :func:`export_whole` does, and ``weak`` into a folder below, on the same autoencoder.
 
     Raises CheckpointError when a base cannot be found; nothing is left then.
+
+    Args:
+        opened: the model.
+        weak: the weaker network that it is guided away from.
+        folder: new or empty.
+        dtype: of the stored weights.
+        given: by role, what ``opened`` builds on, where that has moved.
+        open_input: opens what was recorded.
+        refiner: of a translator; None where there is none.
     """
     existed = folder.exists()
     export_whole(opened, folder, dtype=dtype, given=given, open_input=open_input, refiner=refiner)

@@ -233,7 +233,14 @@ def require_extent(header: Nifti1Header, shape: tuple[int, ...], affine: np.ndar
 
 
 def require_content(path: Path, voxels: int, dtype: np.dtype, offset: int) -> None:
-    """Raise DataError for a header with more voxels than a file of its length can hold."""
+    """Raise DataError for a header with more voxels than a file of its length can hold.
+
+    Args:
+        path: of the file.
+        voxels: that its header claims.
+        dtype: of the stored voxels.
+        offset: bytes before the voxels.
+    """
     size = path.stat().st_size
     most = size * _DEFLATE_RATIO if is_gzip(path) else size
     if offset + voxels * dtype.itemsize > most:
@@ -246,7 +253,15 @@ def require_content(path: Path, voxels: int, dtype: np.dtype, offset: int) -> No
 def made(
     shape: tuple[int, ...], affine: np.ndarray, dtype: np.dtype, scale: Scaling, code: int = 1
 ) -> Nifti1Header:
-    """Return a new NIfTI-1 header; both forms are ``affine`` (mm) with ``code``."""
+    """Return a new NIfTI-1 header.
+
+    Args:
+        shape: of the volume.
+        affine: 4×4, voxels to mm.
+        dtype: of the stored voxels.
+        scale: how stored numbers become values.
+        code: of the space, for both forms.
+    """
     header = Nifti1Header(endianness="<")
     header.set_xyzt_units("mm")
     header.set_data_shape(shape)
@@ -262,6 +277,13 @@ def restored(
 
     Version, byte order, both forms with their codes, voxel sizes, unit and intent are those of the file. Fields that
     describe the old scan (texts, intensity ranges) are cleared.
+
+    Args:
+        block: the first bytes of the file.
+        path: of the new volume.
+        shape: of the new volume.
+        dtype: of the stored voxels.
+        scale: how stored numbers become values.
     """
     header = parse(block, path)
     several = len([side for side in dimensions(header, path)[3:] if side != 1]) > 0

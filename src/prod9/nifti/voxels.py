@@ -59,7 +59,14 @@ def load(
 
 
 def store(stream: Stream, header: Nifti1Header, data: np.ndarray, scaling: Scaling) -> None:
-    """Write ``header`` and ``data [H W D]`` in its type; integers are rounded."""
+    """Write ``header`` and ``data`` in its type; integers are rounded.
+
+    Args:
+        stream: open for writing.
+        header: of the volume.
+        data: ``[H W D]``.
+        scaling: how stored numbers become values.
+    """
     dtype = header.get_data_dtype()
     stream.write(header.binaryblock + bytes(4))  # no extensions
     for index in range(data.shape[2]):

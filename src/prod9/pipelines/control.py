@@ -47,9 +47,10 @@ class ControlPipeline(AbstractControlPipeline):
     ) -> "ControlPipeline":
         """Build from a stage-3 run folder, checkpoint file or export folder.
 
-        transformer: where stage 2 is now, if it has moved; its hash is compared with the recorded one. It may be
-        a pipeline, whose networks are then used, its detail flow too. The other arguments and the errors are those of
-        :meth:`MaskGiTPipeline.from_checkpoint`.
+        Args:
+            transformer: where stage 2 is now, if it has moved; its hash is compared with the recorded one. It may be a
+                pipeline, whose networks are then used, its detail flow too.
+            others: see :meth:`prod9.pipelines.maskgit.MaskGiTPipeline.from_checkpoint`.
         """
         device = torch_device(device)
         loaded = CheckpointManager.load_controlnet(path, device=device)
@@ -133,7 +134,15 @@ class ControlPipeline(AbstractControlPipeline):
         images: np.ndarray | None = None,
         report: Share | None = None,
     ) -> torch.Tensor:
-        """Return int64 tokens ``[B h w d]`` of the class ``label`` under control; ``images`` are refused."""
+        """Return int64 tokens ``[B h w d]`` of the class ``label`` under control.
+
+        Args:
+            label: the class.
+            segs: segmentations uint8 ``[H W D]``, canonical labels; None without any.
+            seeds: one for each sample.
+            images: refused unless None: this family takes none.
+            report: called with the share done.
+        """
         if images is not None:
             raise ValueError("images: expected None for a control network of tokens, got some.")
         labels = [label] * len(seeds)

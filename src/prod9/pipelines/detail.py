@@ -110,9 +110,15 @@ class DetailPipeline:
         noise: float | None = None,
         device: str | torch.device = "auto",
     ) -> Self:
-        """Build from a run folder, checkpoint file or export folder of a detail flow; see :class:`DetailChoice`.
+        """Build from a run folder, checkpoint file or export folder of a detail flow.
 
         Raises CheckpointError, and ConfigError for steps or a level of noise that it was not trained for.
+
+        Args:
+            path: of the detail flow.
+            steps: of its sampling; None as trained.
+            noise: level of noise in the result; None as in the scans.
+            device: where to compute.
         """
         device = torch_device(device)
         return cls.of_loaded(CheckpointManager.load_detail(path, device=device), steps, noise, device)
@@ -125,7 +131,14 @@ class DetailPipeline:
         noise: float | None,
         device: str | torch.device,
     ) -> Self:
-        """Build from a checkpoint that was loaded."""
+        """Build from a checkpoint that was loaded.
+
+        Args:
+            loaded: the network and its header.
+            steps: of its sampling; None as trained.
+            noise: level of noise in the result; None as in the scans.
+            device: where to compute.
+        """
         config, data = recorded_config(loaded, DetailSection), loaded.header["data"]
         most = config.sampler.max_steps
         if steps is not None and not 1 <= steps <= most:

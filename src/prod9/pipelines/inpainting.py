@@ -65,6 +65,10 @@ class InpaintingPipeline:
         blend: voxels of the model's grid, from the border inwards, over which what is drawn is brought to the
             level of its surroundings; 0 for none.
         margin: tokens around those that touch the region that are drawn again as well.
+
+    Raises:
+        ConfigError: for a model that needs other modalities as well.
+        ValueError: for a ``blend`` or ``margin`` below 0.
     """
 
     def __init__(

@@ -299,9 +299,13 @@ class AbstractLabelPipeline(ABC):
         start: int,
         progress: FineProgress | None,
     ) -> Iterator[GeneratedVolume]:
-        """Yield the volumes of what ``draw`` samples for the label ``name``; the others as of :meth:`generate`.
+        """Yield the volumes of what ``draw`` samples for the label ``name``.
 
-        affine: of the volumes, by default that of the grid.
+        Args:
+            draw: samples latents.
+            name: of the label.
+            affine: of the volumes, by default that of the grid.
+            others: see :meth:`generate`.
         """
         report = None if progress is None else lambda done: progress(done, num_samples)
         samples = draw_samples(

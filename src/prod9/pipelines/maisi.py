@@ -99,12 +99,12 @@ class MAISIPipeline(AbstractLabelPipeline):
     ) -> "MAISIPipeline":
         """Build from a run folder, checkpoint file or export folder of stage ``maisi_diffusion``.
 
-        The arguments that are not listed, and the errors, are those of
-        :meth:`prod9.pipelines.maskgit.MaskGiTPipeline.from_checkpoint`.
+        Raises what :meth:`prod9.pipelines.maskgit.MaskGiTPipeline.from_checkpoint` raises.
 
         Args:
             spacing: mm of a voxel, by default as trained.
             beside: more models beside which a detail flow is looked for.
+            others: see :meth:`prod9.pipelines.maskgit.MaskGiTPipeline.from_checkpoint`.
         """
         device = torch_device(device)
         loaded = CheckpointManager.load_diffusion(path, device=device)

@@ -48,8 +48,9 @@ class MAISIControlPipeline(AbstractControlPipeline):
     ) -> "MAISIControlPipeline":
         """Build from a stage-3 run folder, checkpoint file or export folder.
 
-        The arguments are those of :meth:`prod9.pipelines.control.ControlPipeline.from_checkpoint`, with the
-        ``diffusion`` network in the place of the transformer.
+        Args:
+            diffusion: where the flow is now, if it has moved, or its pipeline.
+            others: see :meth:`prod9.pipelines.control.ControlPipeline.from_checkpoint`.
         """
         device = torch_device(device)
         loaded = CheckpointManager.load_flow_controlnet(path, device=device)
@@ -94,6 +95,13 @@ class MAISIControlPipeline(AbstractControlPipeline):
         """Return latents ``[B Z h w d]`` of the class ``label`` under control, in the autoencoder's scale.
 
         A flow from the mean of the sources raises ConfigError where there is no source beside the target.
+
+        Args:
+            label: the class.
+            segs: segmentations uint8 ``[H W D]``, canonical labels; None without any.
+            seeds: one for each sample.
+            images: source volumes ``[C H W D]``.
+            report: called with the share done.
         """
         condition = ControlCondition(
             seg=None if segs is None else torch.from_numpy(np.ascontiguousarray(segs)),

@@ -179,7 +179,9 @@ class MaskGiTPipeline(AbstractLabelPipeline):
     ) -> Iterator[GeneratedVolume]:
         """Yield samples as :meth:`AbstractLabelPipeline.generate` does; ConfigError for decoders that need sources.
 
-        examples: for a few-shot decoder, what :meth:`encode_examples` returned, ``[N Z h w d]`` of the label.
+        Args:
+            examples: for a few-shot decoder, what :meth:`encode_examples` returned, ``[N Z h w d]`` of the label.
+            others: see :meth:`prod9.pipelines.labels.AbstractLabelPipeline.generate`.
         """
         name = self.known_label(label)
         if self.kind != "label_conditional" and not self.is_few_shot:
@@ -291,7 +293,14 @@ class MaskGiTPipeline(AbstractLabelPipeline):
     def sample_label(
         self, label: int, seeds: Sequence[int], report: Share, examples: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Return int64 tokens ``[B h w d]`` of the class ``label``; examples: as for :meth:`generate`."""
+        """Return int64 tokens ``[B h w d]`` of the class ``label``.
+
+        Args:
+            label: the class.
+            seeds: one for each sample.
+            report: called with the share done.
+            examples: as for :meth:`generate`.
+        """
         labels = torch.full((len(seeds),), label, dtype=torch.int64)
         plain = MaskGiTCondition(labels, covariates=self.covariates_of(len(seeds)))
         condition = self._from_examples(labels, examples) if self.is_few_shot else plain

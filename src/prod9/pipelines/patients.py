@@ -64,6 +64,9 @@ class PatientPipeline:
         first_control: control network of ``first``, or None.
         translator_control: control network of ``translator``, or None.
         start_with: the first modality; None for T2 or, where the model has none, its first label.
+
+    Raises:
+        ConfigError: for models of other kinds, of different grids or modalities, and for an unknown ``start_with``.
     """
 
     def __init__(

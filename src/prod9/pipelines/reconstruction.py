@@ -90,8 +90,11 @@ class ReconstructionPipeline:
     ) -> "ReconstructionPipeline":
         """Build from a run folder, checkpoint file or export folder of ``stage``.
 
-        The other arguments and the errors are those of
-        :meth:`prod9.pipelines.maskgit.MaskGiTPipeline.from_checkpoint`.
+        Raises what :meth:`prod9.pipelines.maskgit.MaskGiTPipeline.from_checkpoint` raises.
+
+        Args:
+            stage: ``autoencoder`` or ``maisi_vae``.
+            others: see :meth:`prod9.pipelines.maskgit.MaskGiTPipeline.from_checkpoint`.
         """
         device = torch_device(device)
         loaded = CheckpointManager.load_autoencoder(path, stage=stage, device=device)

@@ -32,7 +32,15 @@ class LoadedRefiner:
         target_label: Tensor,
         head: Tensor | None = None,
     ) -> Refined:
-        """Return the refined target and its expected error, float32; see ``Refiner.forward``."""
+        """Return the refined target and its expected error, float32.
+
+        Args:
+            decoded: ``[B 1 H W D]``.
+            sources: ``[B num_classes H W D]``, zeros where ``present`` is False.
+            present: bool ``[B num_classes]``.
+            target_label: int64 ``[B]``.
+            head: bool ``[B H W D]``; None for where any source is above 0.
+        """
         refined = self.network(decoded, sources, present, target_label, head)
         return Refined(refined.volume.float(), refined.error.float())
 

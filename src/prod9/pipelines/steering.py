@@ -137,8 +137,17 @@ class AbstractControlPipeline(ABC):
     ) -> Iterator[GeneratedVolume]:
         """Yield samples ``start … start + num_samples - 1`` of the modality ``label`` under ``seg``.
 
-        Sample k has the random numbers of sample k of the base's own ``generate``, whose arguments the others are, so
-        that strength 0 gives exactly that volume. Volumes lie where the segmentation lies.
+        Sample k has the random numbers of sample k of the base's own ``generate``, so that
+        strength 0 gives exactly that volume. Volumes lie where the segmentation lies.
+
+        Args:
+            label: a modality, or an alias.
+            seg: the segmentation, on the model's grid; None without any.
+            num_samples: how many.
+            seed: of the first.
+            batch_size: samples drawn together; none depends on it.
+            start: number of the first sample.
+            progress: called with the share done.
         """
         has_images = seg is not None and seg.images is not None
         label = self.generator.known_label(label)

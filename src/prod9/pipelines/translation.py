@@ -346,9 +346,15 @@ class TranslationPipeline:
     def refined(
         self, volume: np.ndarray, sources: Volumes, target: str, head: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Return a decoded volume ``[H W D]`` as corrected by the refiner, in [0, 1], and its expected absolute error.
+        """Return a decoded volume as corrected by the refiner, in [0, 1], and its expected absolute error.
 
         Both are 0 outside of the head, as every result of ``translate`` is.
+
+        Args:
+            volume: ``[H W D]`` as decoded.
+            sources: modality → volume on the grid.
+            target: the modality of ``volume``.
+            head: bool ``[H W D]``; None for where any source is above 0.
         """
         assert self.refiner is not None, "callers look whether there is one"
         labels, device = self.generator.label_map, self.generator.device

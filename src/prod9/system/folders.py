@@ -8,6 +8,7 @@ import json
 import os
 import secrets
 import socket
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -25,6 +26,8 @@ except ImportError:  # Windows
 LOCK = ".lock"
 _TEMPORARY = ".tmp-"
 _TRIES = 50
+_MAY_ASK, _DENIED, _STILL_ACTIVE = 0x1000, 5, 259
+"""Of Windows: the right to ask how a process ended, the error without that right, and the answer while it runs."""
 
 _held: set[int] = set()
 """Descriptors of the locks of this process."""
@@ -77,10 +80,14 @@ def claimed(folder: Path, *, key: str = "output_dir") -> Iterator[None]:
         yield
     finally:
         _held.discard(descriptor)
+        if fcntl is None:  # Windows deletes no file that is open
+            with suppress(OSError):
+                os.close(descriptor)
         with suppress(OSError):  # an error here would hide the one that matters
             lock.unlink()
-        with suppress(OSError):
-            os.close(descriptor)
+        if fcntl is not None:
+            with suppress(OSError):
+                os.close(descriptor)
 
 
 class SharedLock:
@@ -158,6 +165,8 @@ def _take(lock: Path, key: str) -> int:
 
 def _create(lock: Path, mine: dict[str, Any]) -> int | None:
     """Make the lock file, which is locked and complete before it gets its name; None if there is one."""
+    if fcntl is None:  # Windows deletes no file that is open, so the other name would stay
+        return _create_in_place(lock, mine)
     temporary = lock.with_name(f"{_TEMPORARY}{secrets.token_hex(6)}")
     descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
     try:
@@ -239,15 +248,38 @@ def _is_alive(holder: dict[str, Any]) -> bool:
         return job is None or holder.get("job") != job
     if pid == os.getpid():
         return False  # An earlier run of this very process, for example in a notebook.
-    try:
-        os.kill(pid, 0)
-    except PermissionError:
-        pass
-    except (OSError, OverflowError):
+    if not _runs(pid):
         return False
     # The number may have been given to another process since.
     started = holder.get("started")
     return started is None or started == _start_of(pid)
+
+
+def _runs(pid: int) -> bool:
+    """Return whether there is a process of this number, of any user."""
+    if sys.platform == "win32":  # where signal 0 is Ctrl-C and would be sent
+        return _runs_on_windows(pid)
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return True
+    except (OSError, OverflowError):
+        return False
+    return True
+
+
+def _runs_on_windows(pid: int) -> bool:
+    import ctypes
+
+    kernel: Any = ctypes.windll.kernel32  # pyright: ignore[reportAttributeAccessIssue]
+    handle = kernel.OpenProcess(_MAY_ASK, False, pid)
+    if not handle:
+        return kernel.GetLastError() == _DENIED
+    try:
+        code = ctypes.c_ulong()
+        return bool(kernel.GetExitCodeProcess(handle, ctypes.byref(code))) and code.value == _STILL_ACTIVE
+    finally:
+        kernel.CloseHandle(handle)
 
 
 def _start_of(pid: int) -> str | None:

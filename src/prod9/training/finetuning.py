@@ -113,6 +113,12 @@ def finetune(asked: Asked, steps: Sequence[Step], *, say: Say, device: str = "au
     """Do what is not done yet of ``steps``, and return the result of each by the folder of its run.
 
     Raises ConfigError where the folder holds other runs or results of other settings, and what training raises.
+
+    Args:
+        asked: what is fine-tuned on what.
+        steps: as :func:`plan_finetuning` returned them.
+        say: prints a line.
+        device: as for :func:`prod9.training.run.train`.
     """
     _claim(asked, steps)
     results = {}

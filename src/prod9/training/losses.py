@@ -79,6 +79,12 @@ def adaptive_weight(
     """Return ``|∇ reference| / |∇ adversarial|`` at the decoder's last layer, in [0, maximum], no gradient.
 
     With it, the gradients of both losses have the same norm at the last layer (VQGAN, Esser et al. 2021).
+
+    Args:
+        reference_loss: of the reconstruction.
+        adversarial_loss: of the generator.
+        last_layer: weights ``[O C k k k]`` of the decoder's last convolution.
+        maximum: of the result.
     """
     (reference,) = torch.autograd.grad(reference_loss, last_layer, retain_graph=True)
     (adversarial,) = torch.autograd.grad(adversarial_loss, last_layer, retain_graph=True)

@@ -41,7 +41,14 @@ _HARMLESS = (
 
 
 def build_trainer(config: RunConfig, device: str, callbacks: list[Any], loggers: list[Logger]) -> Trainer:
-    """Return the Trainer of a run of one epoch; ``device`` as for ``training.run.train``."""
+    """Return the Trainer of a run of one epoch.
+
+    Args:
+        config: of the run.
+        device: as for :func:`prod9.training.run.train`.
+        callbacks: of the run.
+        loggers: of the run.
+    """
     accelerator, devices = _hardware(config, device)
     use_tensor_cores(accelerator)
     with quiet():

@@ -14,7 +14,7 @@
     if (!answer.ok) throw new Error(content.error);
     return content;
   };
-  const fail = (error) => { $("error").textContent = error.message; $("error").hidden = false; };
+  const fail = (error) => { $("error").textContent = error.message; $("error").hidden = false; $("error").scrollIntoView({ block: "nearest" }); };
   const clear = () => { $("error").hidden = true; };
   const option = (value, text) => { const one = document.createElement("option"); one.value = value; one.textContent = text; return one; };
   const fill = (select, pairs) => select.replaceChildren(...pairs.map(([value, text]) => option(value, text)));
@@ -131,11 +131,12 @@
   };
 
   const list = (jobs) => {
-    items = jobs.flatMap((job) => job.results.map((result) => ({ ...result, job: job.id })));
+    const number = new Map(jobs.map((job, k) => [job.id, k + 1]));
+    items = jobs.flatMap((job) => job.results.map((result) => ({ ...result, job: job.id, text: `${number.get(job.id)}: ${result.name}` })));
     const link = (url, text) => { const one = document.createElement("a"); one.href = url; one.download = ""; one.textContent = text; return one; };
     const rows = jobs.filter((job) => job.state !== "running").reverse().map((job) => {
       const row = document.createElement("li");
-      row.append(`${job.title} (${job.seconds} s): `);
+      row.append(`${number.get(job.id)}: ${job.title} (${job.seconds} s): `);
       if (job.state === "done") job.results.forEach((result) => row.append(link(result.url, `download ${result.name}`), " · "));
       if (job.record) row.append(link(job.record, "what was used (JSON)"));
       if (job.state !== "done") { row.className = "bad"; row.append(job.state === "failed" ? `failed: ${job.message}` : "cancelled"); }
@@ -147,8 +148,8 @@
   /* ---- the viewer ---- */
 
   const refresh = async (wanted, job) => {
-    const given = Object.entries(uploads).filter(([slot]) => slot !== "mask").map(([, one]) => ({ name: `${one.name} (given)`, url: one.url, mask: null }));
-    const all = [...items, ...given], scans = all.map((one, k) => [String(k), one.name]);
+    const given = Object.entries(uploads).filter(([slot]) => slot !== "mask").map(([, one]) => ({ name: `${one.name} (given)`, text: `${one.name} (given)`, url: one.url, mask: null }));
+    const all = [...items, ...given], scans = all.map((one, k) => [String(k), one.text]);
     fill($("shown"), scans);
     $("shown").disabled = !all.length;
     const found = all.findIndex((one) => one.name === wanted && (!job || one.job === job));
@@ -165,9 +166,21 @@
     return btoa(parts.join(""));
   };
 
+  /* Where the crosshair shows most of a mask: its voxel nearest to the mean of all, as a share of each axis. */
+  const middle = (mask) => {
+    const [, nx, ny] = mask.hdr.dims, inside = [], mean = [0, 0, 0];
+    mask.img.forEach((value, k) => { if (value) inside.push([k % nx, Math.floor(k / nx) % ny, Math.floor(k / (nx * ny))]); });
+    if (!inside.length) return null;
+    for (const voxel of inside) voxel.forEach((v, axis) => { mean[axis] += v / inside.length; });
+    const far = (voxel) => voxel.reduce((sum, v, axis) => sum + (v - mean[axis]) ** 2, 0);
+    const [x, y, z] = inside.reduce((best, voxel) => (far(voxel) < far(best) ? voxel : best));
+    return viewer.mm2frac(mask.hdr.affine.slice(0, 3).map(([a, b, c, d]) => a * x + b * y + c * z + d));
+  };
+
   const show = async (item) => {
     if (!item || !viewer) return;
-    const { NVImage } = globalThis.niivue, at = [...viewer.scene.crosshairPos];
+    const { NVImage } = globalThis.niivue;
+    let at = [...viewer.scene.crosshairPos];
     while (viewer.volumes.length) viewer.removeVolumeByIndex(viewer.volumes.length - 1);
     viewer.addVolume(await NVImage.loadFromBase64({ base64: await encoded(item.url), name: item.name.replace(" (given)", ""), colormap: "gray", percentileFrac: 0.005 }));
     $("overlay-row").hidden = !item.mask;
@@ -177,6 +190,7 @@
       COLOURS.forEach(([r, g, b], k) => { map.R.push(r); map.G.push(g); map.B.push(b); map.A.push(k ? 255 : 0); map.I.push(k); });
       mask.setColormapLabel(map);
       viewer.addVolume(mask);
+      at = middle(mask) || at;
       viewer.setOpacity(1, Number($("overlay").value));
     }
     viewer.scene.crosshairPos = at;
@@ -195,7 +209,7 @@
     if (!probe) { $("viewer-note").textContent = "This browser offers no WebGL 2, which the viewer needs. Download the results and open them in 3D Slicer or ITK-SNAP."; document.body.dataset.viewer = "none"; return; }
     probe.getExtension("WEBGL_lose_context")?.loseContext();
     const { Niivue } = globalThis.niivue;
-    viewer = new Niivue({ backColor: [0.043, 0.059, 0.078, 1], show3Dcrosshair: true, dragAndDropEnabled: false, logLevel: "error", crosshairColor: [0.5, 0.84, 0.87, 0.6], crosshairWidth: 0.35, multiplanarShowRender: 0, multiplanarLayout: 2, isOrientationTextVisible: true, isRuler: true, rulerWidth: 2 });
+    viewer = new Niivue({ backColor: [0.043, 0.059, 0.078, 1], show3Dcrosshair: true, dragAndDropEnabled: false, logLevel: "error", crosshairColor: [0.5, 0.84, 0.87, 0.6], crosshairWidth: 0.35, multiplanarShowRender: 0, multiplanarLayout: 2, isOrientationTextVisible: true, isCornerOrientationText: true, isRuler: true, rulerWidth: 2 });
     await viewer.attachToCanvas($("canvas"));
     viewer.setSliceType(3);
     $("slices").addEventListener("change", () => viewer.setSliceType(Number($("slices").value)));

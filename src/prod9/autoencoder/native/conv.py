@@ -112,7 +112,14 @@ def convolve_slab(conv: nn.Conv3d, x: Tensor) -> Tensor:
 
 
 def convolve_in_slabs(conv: nn.Conv3d, x: Tensor, num_slabs: int, axis: int) -> Tensor:
-    """Return ``conv(x)`` computed in up to ``num_slabs`` slabs along ``axis`` (0, 1 or 2), one after another."""
+    """Return ``conv(x)`` computed in up to ``num_slabs`` slabs along ``axis``, one after another.
+
+    Args:
+        conv: of stride 1.
+        x: ``[B C H W D]``.
+        num_slabs: the most slabs.
+        axis: 0, 1 or 2: H, W or D.
+    """
     dim = axis + 2
     planes = _output_planes(conv, x, dim)
     size = -(-planes // num_slabs)

@@ -47,9 +47,15 @@ class Radix(NamedTuple):
 
 
 def quantize(z: Tensor, symmetric: bool, radix: Radix, constants: FSQConstants) -> tuple[Tensor, Tensor]:
-    """Return ``(codes, tokens)`` of ``z`` ``[B Z h w d]`` of any strides; the gradient of rounding is 1.
+    """Return ``(codes, tokens)`` of ``z``; the gradient of rounding is 1.
 
     Compiled code uses the plain formula: compilers fuse it, and cannot see into the function below.
+
+    Args:
+        z: ``[B Z h w d]`` of any strides.
+        symmetric: whether levels lie on both sides of 0 alike.
+        radix: what each level counts in a token.
+        constants: of the levels.
     """
     if not torch.compiler.is_compiling():
         return StraightThrough.apply(z, symmetric, tuple(radix), *constants)
@@ -72,7 +78,15 @@ class StraightThrough(torch.autograd.Function):
     def forward(
         ctx: Any, z: Tensor, symmetric: bool, radix: tuple[Any, ...], *constants: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Return ``(codes, tokens)``; tokens carry no gradient."""
+        """Return ``(codes, tokens)``; tokens carry no gradient.
+
+        Args:
+            ctx: what the backward pass needs.
+            z: ``[B Z h w d]``.
+            symmetric: as for :func:`quantize`.
+            radix: as for :func:`quantize`.
+            constants: of the levels, one tensor each.
+        """
         c = FSQConstants(*constants)
         given, z = z, _viewable(z)
         codes = torch.empty_like(z)

@@ -61,9 +61,13 @@ def pays(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
 
 
 def convolve_planes(x: Tensor, weight: Tensor, bias: Tensor | None, padding: int) -> Tensor:
-    """Return the 3×3×3 convolution, of stride 1, of float32 ``[B C H W D]``, channels-last.
+    """Return the 3×3×3 convolution, of stride 1, of float32 ``[B C H W D]``, channels-last. No gradients.
 
-    ``padding``: zero planes in front and behind along H, 0 or 1; W and D are always padded by 1. No gradients.
+    Args:
+        x: float32 ``[B C H W D]``, channels-last.
+        weight: ``[O C 3 3 3]``.
+        bias: ``[O]``, or None.
+        padding: zero planes in front and behind along H, 0 or 1; W and D are always padded by 1.
     """
     matrices = _Transforms(*(matrix.float() for matrix in transforms()))
     kernels = torch.einsum("kh,ochwd->kocwd", matrices.taps, weight)

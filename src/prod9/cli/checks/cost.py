@@ -76,8 +76,8 @@ def cost_of(
         work: multiply-adds of a step, where the caller knows them.
         factor: of an earlier :class:`Cost` on this machine, to correct an estimate by.
     """
-    steps, work = config.training.max_steps, _work(config, needs, autoencoder) if work is None else work
-    expected = None if work is None else work / rates(str(device))[_multiplies_matrices(config)]
+    steps, work = config.training.max_steps, work_of(config, needs, autoencoder) if work is None else work
+    expected = None if work is None else work / rates(str(device))[multiplies_matrices(config)]
     too_long = expected is not None and 3 * expected > BUDGET_S
     if fits and measures and not too_long:
         from prod9.training.running.calibration import can_measure, measure_steps
@@ -111,13 +111,13 @@ def _unknown(fits: bool) -> str:
     )
 
 
-def _multiplies_matrices(config: "RunConfig") -> bool:
+def multiplies_matrices(config: "RunConfig") -> bool:
     """Return whether a stage multiplies matrices, as transformers and what steers them do; all others convolve."""
     stage = STAGES[config.stage]
     return stage.family == "maskgit" and stage.number > 1 and not stage.corrects
 
 
-def _work(config: "RunConfig", needs: "Resources", autoencoder: "Autoencoder | None") -> float | None:
+def work_of(config: "RunConfig", needs: "Resources", autoencoder: "Autoencoder | None") -> float | None:
     """Return the multiply-adds of a step; None where they are not counted."""
     from prod9.planning.autoencoder import autoencoder_work
     from prod9.planning.flow import flow_work

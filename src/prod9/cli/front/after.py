@@ -1,12 +1,12 @@
 """What comes next: the command that follows the one that has just ended, as a line to copy."""
 
-import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prod9.errors import Prod9Error
 from prod9.stages import STAGES, Stage, stages_on
+from prod9.system.shell import shown_line
 from prod9.system.terminal import PlainConsole
 
 if TYPE_CHECKING:
@@ -20,8 +20,7 @@ def tell_next(*words: object, note: str = "") -> None:
 
     words: of the command line, each quoted where a shell needs it. note: what it is for.
     """
-    line = shlex.join(str(word) for word in words)
-    _NEXT.print(f"Next{f', {note}' if note else ''}: {line}")
+    _NEXT.print(f"Next{f', {note}' if note else ''}: {shown_line(words)}")
 
 
 def tell_after_training(config: "RunConfig", given: str) -> None:

@@ -8,6 +8,8 @@ from prod9.stages import STAGES
 from prod9.system.terminal import PlainConsole
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from prod9.cli.checks.bases import Bases
     from prod9.config.schema import RunConfig
 
@@ -23,6 +25,13 @@ def say_what_begins(config: "RunConfig", given: str) -> None:
             f"Training: {STAGES[config.stage].title}, {config.training.max_steps} steps of {given}, on "
             f"{config.data.root}, into {config.output_dir}. Loading libraries and looking through the data …"
         )
+
+
+def say_finetuning_begins(model: str, data: "Path", folder: "Path") -> None:
+    """Say what begins, before the seconds that the libraries take."""
+    _MESSAGES.print(
+        f"Fine-tuning {model} on {data}, into {folder}. Loading libraries and looking through the data …"
+    )
 
 
 def _is_first_process() -> bool:

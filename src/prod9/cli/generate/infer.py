@@ -1,7 +1,6 @@
-"""``infer`` of both stage-1 programs: volumes through the latent and back."""
+"""``prod9 infer``, and ``infer`` of both stage-1 programs: volumes through the latent and back."""
 
 from collections.abc import Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -20,23 +19,27 @@ from prod9.system.machine import expand
 from prod9.system.wording import plural
 
 if TYPE_CHECKING:
+    import torch
+
+    from prod9.config.schema import RunConfig
     from prod9.models.checkpoint_manager import Source
     from prod9.pipelines.reconstruction import Reconstruction, ReconstructionPipeline
 
 Stage1 = Literal["autoencoder", "maisi_vae"]
 
 LATENTS = {
-    "autoencoder": ("--save-tokens", "Also write the tokens, as NAME_tokens.npz."),
-    "maisi_vae": ("--save-latents", "Also write the mean latent, as NAME_latent.npz."),
+    "autoencoder": ("--save-tokens", "the tokens, as NAME_tokens.npz"),
+    "maisi_vae": ("--save-latents", "the mean latent, as NAME_latent.npz"),
 }
-"""The option of ``infer`` that writes the latents, by stage."""
+"""The option of ``infer`` that writes the latents, by stage, and what it writes."""
 
 
-def add_infer(app: App, stage: Stage1) -> None:
-    """Add ``infer`` to the commands of a stage-1 family."""
-    option, text = LATENTS[stage]
+def add_infer(app: App, *stages: Stage1) -> None:
+    """Add ``infer`` of the autoencoders of ``stages`` to the commands of ``app``; the model decides which it is."""
+    options, texts = zip(*(LATENTS[stage] for stage in stages), strict=True)
+    program = "prod9" if len(stages) > 1 else STAGES[stages[0]].command
 
-    @app.command(example=f"{STAGES[stage].command} infer brain.nii.gz -m outputs/demo/starter/stage1 -o made")
+    @app.command(example=f"{program} infer brain.nii.gz -m outputs/demo/starter/stage1 -o made")
     @grouped
     def infer(
         inputs: Annotated[
@@ -45,7 +48,9 @@ def add_infer(app: App, stage: Stage1) -> None:
         ],
         *,
         model: Model,
-        save_latents: Annotated[bool, typer.Option(option, help=text)] = False,
+        save_latents: Annotated[
+            bool, typer.Option(*options, help=f"Also write {', or '.join(texts)}.")
+        ] = False,
         target: Target,
     ) -> None:
         """Reconstruct volumes: file → latent → file, with the geometry and intensities of the input.
@@ -54,7 +59,7 @@ def add_infer(app: App, stage: Stage1) -> None:
         only what is missing is made.
         """
         files = find_volumes(inputs, Path(target.output_dir))
-        pipeline, config = build_pipeline(stage, partial(_load, stage=stage), model)
+        pipeline, config = build_pipeline(stages, _load, model)
         failed: dict[str, str] = {}
         carry_out(
             target,
@@ -113,10 +118,11 @@ def find_volumes(inputs: Sequence[Path], output_dir: Path) -> dict[str, Path]:
     return files
 
 
-def _load(source: "Source", **chosen: Any) -> "ReconstructionPipeline":
+def _load(source: "Source", *, settings: "RunConfig", device: "torch.device") -> "ReconstructionPipeline":
     from prod9.pipelines.reconstruction import ReconstructionPipeline
 
-    return ReconstructionPipeline.from_checkpoint(source, **chosen)
+    stage: Any = settings.stage
+    return ReconstructionPipeline.from_checkpoint(source, stage=stage, settings=settings, device=device)
 
 
 def _describe(pipeline: "ReconstructionPipeline", files: dict[str, Path], model: str) -> dict[str, Any]:

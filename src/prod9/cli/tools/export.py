@@ -11,6 +11,7 @@ import typer
 from prod9.cli.front.after import tell_next, use_of
 from prod9.cli.front.places import one_folder
 from prod9.cli.shared import DebugOption, JsonOption, console, messages, new_app, print_json
+from prod9.system.shell import shown_line
 
 app = new_app("Write a trained model as safetensors with its config, a model card and a manifest.")
 
@@ -190,7 +191,7 @@ def _report(folder: Path, *, bundle: Path | None, sent: str | None, as_json: boo
     words = ["made" if word.startswith(f"{place}/") else word for word in use_of(config, place)]
     use = words if bundle is None else shlex.split(example(bundle, header))
     if as_json:
-        print_json({"folder": str(outer), "bytes": files, "next": shlex.join(use), "pushed": sent})
+        print_json({"folder": str(outer), "bytes": files, "next": shown_line(use), "pushed": sent})
         return
     for name, size in files.items():
         console.print(f"{name:34} {size / 1e6:8.2f} MB")

@@ -123,7 +123,14 @@ def _shared_field(first: VolumeHeader, second: VolumeHeader) -> float:
 
 
 def unregistered(path: Path, other: Path, what: str, case: str) -> Finding:
-    """Return the warning for two scans of a case that do not lie on each other. what: how much they share."""
+    """Return the warning for two scans of a case that do not lie on each other.
+
+    Args:
+        path: of the first scan.
+        other: of the second.
+        what: how much they share, in words.
+        case: the name of the case.
+    """
     return warning(
         "unregistered",
         f"{path}: expected to lie on {other}, got {what} in common; register the case with `prod9 data preprocess`.",

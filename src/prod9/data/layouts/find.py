@@ -122,7 +122,7 @@ def _require_input(root: Path) -> None:
         raise DataError(message)
     what = "a file" if is_file(root) else "nothing"
     raise DataError(
-        f"{root}: expected a folder with cases, got {what}; check data.root "
+        f"{root}: expected a folder with cases, got {what}; check the path "
         f"(a {', '.join(LIST_SUFFIXES)} list will do too)."
     )
 
@@ -136,7 +136,7 @@ def detect_layout(root: Path) -> str:
     except OSError as error:
         raise DataError(
             f"{root}: expected a folder that can be read, got {error.strerror or error}; change its permissions, or "
-            "check data.root."
+            "check the path."
         ) from error
 
 
@@ -262,14 +262,14 @@ def no_cases(root: Path) -> str:
     if volumes:
         return (
             f"{expected} {plural(volumes, 'volume')} whose names say no modality ({listing(volumes, 2)}); let them end "
-            "in t1, t1ce, t2 or flair, or list them in a CSV (case,patient,T1,T1ce,T2,FLAIR,seg) and give that as "
-            "data.root."
+            "in t1, t1ce, t2 or flair, or list them in a CSV (case,patient,T1,T1ce,T2,FLAIR,seg) and give that "
+            "list in place of the folder."
         )
     if (hint := foreign_hint(root)) is not None:
         return f"{expected} {hint}."
     for message in [*found.problems, *found.doubts]:
         return f"{expected} none that can be reached: {message}"
-    return f"{expected} none; check data.root, or make a cohort with `prod9 data simulate`."
+    return f"{expected} none; check the path, or make a cohort with `prod9 data simulate`."
 
 
 def _named(case: Case, layout: str, label_scheme: str) -> Case:

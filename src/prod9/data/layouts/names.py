@@ -79,7 +79,15 @@ class Identity:
         label_scheme: str,
         channels: Mapping[str, Channel] | None = None,
     ) -> Case:
-        """Return the case of this scan with its files; the arguments are the fields of a case."""
+        """Return the case of this scan with its files.
+
+        Args:
+            images: modality → file.
+            seg: its segmentation; None without one.
+            layout: a key of ``LAYOUTS``.
+            label_scheme: what the values of ``seg`` mean.
+            channels: modality → volume of a 4D file.
+        """
         return Case(
             case_id=self.case_id,
             patient_id=self.patient_id,

@@ -15,6 +15,7 @@ import scipy.ndimage as ndi
 
 from prod9.data.registration.geometry import Array, Placed, resample
 from prod9.errors import ConfigError, DataError
+from prod9.system.shell import split_line
 from prod9.volumes import read, write
 
 _SMALLEST_ML, _LARGEST_ML = 250.0, 2600.0
@@ -121,7 +122,15 @@ def run_command(command: tuple[str, ...], scan: Placed) -> Array:
 def to_grid(
     mask: Array, source_affine: Array, shape: tuple[int, ...], affine: Array, transform: Array
 ) -> Array:
-    """Return a mask (bool) on another grid; ``transform``: mm of that grid to mm of the mask."""
+    """Return a mask (bool) on another grid.
+
+    Args:
+        mask: ``[H W D]``.
+        source_affine: 4×4, its voxels to mm.
+        shape: of the other grid.
+        affine: 4×4, voxels of the other grid to mm.
+        transform: 4×4, mm of the other grid to mm of the mask.
+    """
     return resample(Placed(mask, source_affine), shape, affine, transform, order=1) > 0.5
 
 
@@ -138,7 +147,7 @@ def require_brain(mask: Array, affine: Array, source: str) -> Array:
 
 def _words(text: str) -> tuple[str, ...]:
     try:
-        words = tuple(shlex.split(text))
+        words = tuple(split_line(text))
     except ValueError as problem:
         raise ConfigError(
             f"--strip-with: expected a command, got {text!r} ({problem}); correct its quotes."

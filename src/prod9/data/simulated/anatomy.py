@@ -41,7 +41,14 @@ class Grid:
 def smooth_noise(
     shape: tuple[int, ...], spacing_mm: float, scale_mm: float, rng: np.random.Generator
 ) -> Array:
-    """Return noise ``[H W D]`` of mean 0 and deviation 1 that varies over about ``scale_mm``."""
+    """Return noise ``[H W D]`` of mean 0 and deviation 1 that varies over about ``scale_mm``.
+
+    Args:
+        shape: ``(H, W, D)``.
+        spacing_mm: side of a voxel in mm.
+        scale_mm: over which it varies.
+        rng: draws it.
+    """
     knots = [max(4, round(n * spacing_mm / scale_mm) + 3) for n in shape]
     field = rng.standard_normal(knots).astype(np.float32)
     for axis, length in enumerate(shape):

@@ -136,7 +136,14 @@ def simulate_cohort(
 
 
 def simulate_subject(root: Path, index: int, *, spacing_mm: float, seed: int) -> Subject:
-    """Write subject ``index`` below ``root``; its record is written last, so a folder with a record is complete."""
+    """Write subject ``index`` below ``root``; its record is written last, so a folder with a record is complete.
+
+    Args:
+        root: the folder of the cohort.
+        index: the subject's number, from 0.
+        spacing_mm: side of a voxel in mm.
+        seed: of the cohort.
+    """
     phantom = make_phantom(**_recipe(index, spacing_mm=spacing_mm, seed=seed))
     case_id = _case_id(index)
     folder = root / case_id

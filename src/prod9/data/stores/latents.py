@@ -59,7 +59,14 @@ class ParallelEncode(Protocol):
 def find_in_store(
     directory: Path, items: Sequence[StoreItem], *, key: str, grid: Sequence[int]
 ) -> TokenStore | None:
-    """Return a store of exactly ``items``, in their order; None unless all of them are there and undamaged."""
+    """Return a store of exactly ``items``, in their order; None unless all of them are there and undamaged.
+
+    Args:
+        directory: where stores are.
+        items: what it has to hold.
+        key: of the autoencoder that encoded it.
+        grid: ``(h, w, d)`` of the latents.
+    """
     _sweep(directory)
     use = SharedLock(directory / IN_USE)
     manifest = Manifest.read(directory).intact(directory)

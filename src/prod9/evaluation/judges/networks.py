@@ -97,7 +97,14 @@ def augment_sharpness(x: Volume, generator: torch.Generator) -> Volume:
 
 
 def augment_geometry(x: Tensor, generator: torch.Generator, *, flip_axis: int = 2, shift: int = 2) -> Tensor:
-    """Mirror left-right with probability ½ and roll by up to ``shift`` voxels, with one draw for the whole batch."""
+    """Mirror left-right with probability ½ and roll by up to ``shift`` voxels, with one draw for the whole batch.
+
+    Args:
+        x: ``[B C H W D]``.
+        generator: draws both.
+        flip_axis: of ``x``, left to right.
+        shift: the most voxels along each axis.
+    """
     if torch.rand((), generator=generator) < 0.5:
         x = x.flip(flip_axis)
     shifts = torch.randint(-shift, shift + 1, (3,), generator=generator).tolist()

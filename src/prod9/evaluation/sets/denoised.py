@@ -36,7 +36,14 @@ def name_denoised(name: str) -> str:
 def measure_noise(
     real: Sequence[Entry], preparation: Preparation, bad: BadFiles, *, most: int = MEASURED
 ) -> Levels:
-    """Return the median noise level of the first ``most`` readable volumes of each modality; 0 without any brain."""
+    """Return the median noise level of the first ``most`` readable volumes of each modality; 0 without any brain.
+
+    Args:
+        real: volumes of any modalities.
+        preparation: brings them to one grid and range.
+        bad: notes the files that cannot be used.
+        most: volumes of each modality that are measured.
+    """
     found: dict[str, list[Tensor]] = {}
     for entry in real:
         levels = found.setdefault(entry.modality, [])
@@ -69,7 +76,14 @@ def free_of_noise(volume: Float[Tensor, "H W D"], level: float) -> Float[Tensor,
 def describe_denoised(
     volume: Float[Tensor, "H W D"], level: float, extractors: Sequence[SliceExtractor], device: torch.device
 ) -> dict[str, Tensor]:
-    """Return rows ``[1 K]`` of the volume without noise of ``level``: spectrum, radiomics, borders and features."""
+    """Return rows ``[1 K]`` of the volume without noise of ``level``: spectrum, radiomics, borders and features.
+
+    Args:
+        volume: ``[H W D]`` in [0, 1].
+        level: standard deviation of its noise.
+        extractors: of features.
+        device: where to compute.
+    """
     clean = free_of_noise(volume, level)
     box = box_of(foreground(clean, above=GENERATED_BACKGROUND))
     on_device = clean[None, None].to(device)

@@ -107,7 +107,14 @@ class BadFiles:
     def require_patients(
         self, wanted: Sequence[str], entries: Sequence[Entry], what: str, root: Path
     ) -> None:
-        """Note which of the patients ``wanted`` have no volume among ``entries``."""
+        """Note which of the patients ``wanted`` have no volume among ``entries``.
+
+        Args:
+            wanted: names of patients.
+            entries: the volumes that were found.
+            what: what the patients are, for messages.
+            root: the folder.
+        """
         there = {entry.patient_id for entry in entries}
         absent = [patient for patient in wanted if patient not in there]
         if absent:

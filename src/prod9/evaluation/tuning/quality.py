@@ -138,7 +138,14 @@ def describe_drawn(drawn: Drawn, extractor: SliceExtractor, device: torch.device
 
 
 def pair_of(generated: SetRows, scans: SetRows, *, seed: int, replicates: int) -> SetPair:
-    """Return both sets, with the draws of floors and intervals."""
+    """Return both sets, with the draws of floors and intervals.
+
+    Args:
+        generated: rows of the generated volumes.
+        scans: rows of the real ones.
+        seed: of the draws.
+        replicates: bootstrap samples.
+    """
     return SetPair(generated, scans, Resampling(replicates, seed))
 
 

@@ -58,7 +58,15 @@ def describe_scans(
     device: torch.device,
     report: Report,
 ) -> SetRows:
-    """Read the scans as training placed them, and return what is kept of them."""
+    """Read the scans as training placed them, and return what is kept of them.
+
+    Args:
+        entries: the scans.
+        pipeline: whose grid and intensities they get.
+        extractor: of features.
+        device: where to compute.
+        report: called with the scans done and their number.
+    """
     return describe_set(
         entries,
         ScanReader(pipeline.placement),

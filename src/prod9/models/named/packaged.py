@@ -21,13 +21,16 @@ class Packaged:
         stage: the name of its config in the demo, and of its folder.
         short: the name by what it is for; None where there is just the one by its stage.
         does: what it does, in words.
-        minutes: what `prod9 finetune` takes on two cores without ``--budget``; None where that was not measured.
+        minutes: of CPU time, one thread, that `prod9 finetune` takes without ``--budget``; None where that was not
+            measured. ``docs/tools/finetune_table.py`` measures it.
+        measured: what fine-tuning brought in that measurement, in words; None where it brought nothing that was shown.
     """
 
     stage: str
     short: str | None = None
     does: str
     minutes: float | None = None
+    measured: str | None = None
 
     @property
     def name(self) -> str:

@@ -67,7 +67,14 @@ class AbstractControlFamily(ABC, Generic[K, S]):
     def measure(
         self, target: Tensor, condition: K, control: ControlCondition, generator: torch.Generator
     ) -> Measured:
-        """Return what is measured of each position, with and without control."""
+        """Return what is measured of each position, with and without control.
+
+        Args:
+            target: tokens ``[B h w d]``, or latents ``[B Z h w d]``.
+            condition: of the base.
+            control: what steers.
+            generator: draws times and noise.
+        """
 
     def extra_terms(self, step: S, index: int) -> dict[str, tuple[float, Tensor]]:
         """Return weight and value of further terms of the loss by name; ``index``: training batches done."""

@@ -111,7 +111,15 @@ class FlowControl(AbstractControlFamily[FlowCondition, FlowStep]):
         weights: Tensor,
         generator: torch.Generator,
     ) -> FlowStep:
-        """Put latents somewhere between data and noise, and predict their velocity."""
+        """Put latents somewhere between data and noise, and predict their velocity.
+
+        Args:
+            target: latents ``[B Z h w d]``.
+            condition: of the base.
+            control: what steers.
+            weights: of the positions in the loss, ``[B h w d]``.
+            generator: draws times and noise.
+        """
         sample, times = self._corrupt(target, control, generator)
         velocity = self._controlled(sample, times, condition, control)
         known = (~control.is_dropped).float().view(-1, 1, 1, 1)
@@ -148,7 +156,14 @@ class FlowControl(AbstractControlFamily[FlowCondition, FlowStep]):
     def measure(
         self, target: Tensor, condition: FlowCondition, control: ControlCondition, generator: torch.Generator
     ) -> Measured:
-        """Return the ``loss`` of each position with and without control."""
+        """Return the ``loss`` of each position with and without control.
+
+        Args:
+            target: latents ``[B Z h w d]``.
+            condition: of the base.
+            control: what steers.
+            generator: draws times and noise.
+        """
         sample, times = self._corrupt(target, control, generator)
         predicted = {
             "": self._controlled(sample, times, condition, control),

@@ -79,7 +79,15 @@ class TokenControl(AbstractControlFamily[Droppable, TokenStep]):
         weights: Tensor,
         generator: torch.Generator,
     ) -> TokenStep:
-        """Hide tokens and predict them."""
+        """Hide tokens and predict them.
+
+        Args:
+            target: tokens ``[B h w d]``.
+            condition: of the base.
+            control: what steers.
+            weights: of the positions in the loss, ``[B h w d]``.
+            generator: draws what is hidden.
+        """
         sample = self.scheduler.corrupt(target, generator)
         with torch.no_grad():
             prepared = self.base.prepare(condition)
@@ -115,7 +123,14 @@ class TokenControl(AbstractControlFamily[Droppable, TokenStep]):
     def measure(
         self, target: Tensor, condition: Droppable, control: ControlCondition, generator: torch.Generator
     ) -> Measured:
-        """Return ``loss`` and ``accuracy`` of hidden tokens with and without control."""
+        """Return ``loss`` and ``accuracy`` of hidden tokens with and without control.
+
+        Args:
+            target: tokens ``[B h w d]``.
+            condition: of the base.
+            control: what steers.
+            generator: draws what is hidden.
+        """
         sample = self.scheduler.corrupt(target, generator)
         prepared = self.base.prepare(condition)
         rows = sample.rows

@@ -47,8 +47,13 @@ class ControlNetTrainer(AbstractWeightedAlgorithm, Generic[K, S]):
     ) -> dict[str, Tensor]:
         """Return ``total``, the objective by its name, ``anchor`` and, where there is one, ``contrast``.
 
-        target: tokens, or latents scaled to a deviation of 1. condition: of the base. foreground: True where a
-        position's patch holds any of the head. step: of the training, for the schedule of the contrast.
+        Args:
+            target: tokens, or latents scaled to a deviation of 1.
+            condition: of the base.
+            control: what steers.
+            generator: draws times and noise, or what is hidden.
+            foreground: True where a position's patch holds any of the head.
+            step: of the training, for the schedule of the contrast.
         """
         condition, control = self._drop(condition, control, generator, target.device)
         made = self._step(target, condition, control, generator, foreground)
@@ -107,6 +112,13 @@ class ControlNetTrainer(AbstractWeightedAlgorithm, Generic[K, S]):
         Means over all positions of the set. For tokens, in nats over the hidden ones, also ``accuracy`` and
         ``accuracy_base``. Where a set has a segmented class, the same within it: ``loss_region`` … Put both networks
         into evaluation mode.
+
+        Args:
+            target: tokens, or latents scaled to a deviation of 1.
+            condition: of the base.
+            control: what steers.
+            generator: draws times and noise, or what is hidden.
+            foreground: True where a position's patch holds any of the head.
         """
         measured = self.family.measure(target, condition, control, generator)
         rows = measured.rows

@@ -36,7 +36,15 @@ class Teacher:
     def carry(
         self, x: Latent, condition: FlowCondition, *, start: Tensor, length: float, steps: int
     ) -> Latent:
-        """Return ``x`` carried from the shares ``start [B]`` to ``start − length`` in ``steps`` steps."""
+        """Return ``x`` carried from the shares ``start`` to ``start − length`` in ``steps`` steps.
+
+        Args:
+            x: ``[B Z h w d]``.
+            condition: of the samples.
+            start: ``[B]``, shares of the way in [0, 1].
+            length: of the way.
+            steps: how many.
+        """
         return follow(
             guided_velocity(self.sampler, self.velocity, condition),
             self.sampler.scheduler,

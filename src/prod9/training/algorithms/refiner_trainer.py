@@ -81,9 +81,15 @@ class RefinerTrainer(AbstractAlgorithm):
     ) -> dict[str, Tensor]:
         """Return ``total``, ``reconstruction``, ``expected_error`` and, if weighted, ``fit``.
 
-        ``target`` is in [0, 1]. region: what is segmented in it. ``expected_error`` is the negative log-likelihood of
+        ``expected_error`` is the negative log-likelihood of
         what is left under a Laplace distribution whose scale is the error that the refiner expects (Kendall and Gal
         2017, eq. 8), over the brain.
+
+        Args:
+            inputs: translations and their sources.
+            target: ``[B 1 H W D]`` in [0, 1].
+            generator: draws what is dropped.
+            region: what is segmented in it; None without a segmentation.
         """
         if self.decoded_dropout > 0:
             draws = torch.rand(len(target), generator=generator, device=generator.device)

@@ -85,7 +85,14 @@ class AbstractBraTSDataModule(AbstractSegmentedDataModule):
     def build_segmentations(
         self, part: Part, *, directory: Path, num_classes: int, progress: Progress | None
     ) -> SegmentationStore:
-        """Return the segmentations of the patients of ``part``; see :func:`build_segmentation_store`."""
+        """Return the segmentations of the patients of ``part``; see :func:`build_segmentation_store`.
+
+        Args:
+            part: ``train``, ``val`` or ``test``.
+            directory: where stores are.
+            num_classes: of the segmentations, background included.
+            progress: called with the patients done and their number.
+        """
         cases = self._cache(part)
         store = build_segmentation_store(
             directory,

@@ -76,7 +76,14 @@ class AbstractMedMNIST3DDataModule(AbstractSegmentedDataModule):
     def build_segmentations(
         self, part: Part, *, directory: Path, num_classes: int, progress: Progress | None
     ) -> ForegroundMasks:
-        """Return the foreground of the samples of ``part``, found in the images: two classes, and nothing is kept."""
+        """Return the foreground of the samples of ``part``, found in the images: two classes, and nothing is kept.
+
+        Args:
+            part: ``train``, ``val`` or ``test``.
+            directory: not used.
+            num_classes: 2.
+            progress: not called.
+        """
         del directory, num_classes, progress  # the schema has made sure of two classes
         return ForegroundMasks(self._volumes(part), is_shape=self._data.name in SHAPE_SETS)
 

@@ -166,6 +166,12 @@ class AbstractTranslationsDataModule(AbstractSoftDataModule):
 
     What is trained on them sees translations, not reconstructions of the target, which do not exist when it is used. It
     is trained on patients that the translator was trained on, too.
+
+    Args:
+        config: of the run.
+        translator: translates scans.
+        copies: translations of each scan.
+        progress: called with the scans done and their number.
     """
 
     verb = "Translating"

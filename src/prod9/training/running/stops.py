@@ -24,7 +24,13 @@ class InterruptedTrainingError(TrainingError):
 class StopWithoutImprovement(EarlyStopping):
     """Lightning's early stopping, for metrics that are missing in some validations, or NaN.
 
-    Both count as no improvement, and neither ends the run by itself. Arguments as for Lightning's class.
+    Both count as no improvement, and neither ends the run by itself.
+
+    Args:
+        monitor: the key of the metric.
+        mode: ``min`` or ``max``.
+        patience: validations without improvement that are borne.
+        min_delta: the least change that is an improvement.
     """
 
     def __init__(self, *, monitor: str, mode: str, patience: int, min_delta: float) -> None:
