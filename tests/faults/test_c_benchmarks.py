@@ -1,7 +1,9 @@
-"""The guard of the benchmarks: which ratios fail."""
+"""The guard of the benchmarks, and the full-size runs at the sizes of tests."""
 
+import argparse
 import importlib.util
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,12 +11,15 @@ import pytest
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
-@pytest.fixture(scope="module")
-def guard():
-    spec = importlib.util.spec_from_file_location("quick", BENCHMARKS / "quick.py")
+def script(name):
+    """Return a script of the benchmarks as a module."""
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # the scripts import each other by these names
     spec.loader.exec_module(module)
     return module
 
@@ -22,19 +27,97 @@ def guard():
 @pytest.mark.parametrize(
     ("now", "word"), [(7.6, "as before"), (7.4, "slower"), (12.4, "as before"), (12.6, "faster")]
 )
-def test_c_a_ratio_may_lose_a_quarter(guard, now, word):
-    assert guard.verdict(10.0, now) == word
+def test_a_ratio_may_lose_a_quarter(now, word):
+    assert script("quick").verdict(10.0, now) == word
 
 
-def test_c_the_guard_fails_for_what_is_slower_or_missing(guard):
+def test_the_guard_fails_for_what_is_slower_or_missing():
     committed = {"bench_x": {"a": 2.0, "b": 4.0}}
-    assert guard.compare(committed, {"bench_x": {"a": 2.1, "b": 5.5, "c": 0.1}})[1]
-    lines, held = guard.compare(committed, {"bench_x": {"a": 1.4}})
+    compare = script("quick").compare
+    assert compare(committed, {"bench_x": {"a": 2.1, "b": 5.5, "c": 0.1}})[1]
+    lines, held = compare(committed, {"bench_x": {"a": 1.4}})
     assert not held
     assert [line.rsplit(", ", 1)[1] for line in lines] == ["slower", "missing"]
 
 
-def test_c_the_guard_knows_benchmarks_that_exist():
+def test_the_guard_knows_benchmarks_that_exist():
     committed = json.loads((BENCHMARKS / "results" / "quick.json").read_text())
     assert committed
     assert all((BENCHMARKS / f"{name}.py").is_file() and ratios for name, ratios in committed.items())
+
+
+FOUND = {
+    "cpu_seconds": 2.0, "peak_gib": 2.0, "planned_gib": 2.2, "flops": 1e12, "tokens": [18, 24, 18], "parameters": 3e6,
+    "batch_size": 1, "steps": 1000, "samples_per_step": 4, "finite": True,
+}  # fmt: skip
+
+
+def test_full_size_names_what_breaks_a_bound():
+    full = script("full_size")
+
+    def verdict(part, **changes):
+        return full.verdicts({"a": {part: FOUND | changes}})
+
+    assert verdict("train") == []
+    assert verdict("train", planned_gib=2.4) == ["a: planned 2.40 GiB, measured 2.00"]
+    assert verdict("generate", peak_gib=25.0) == ["a, generate: expected at most 24 GiB, got 25.0 GiB"]
+    assert verdict("exact", peak_gib=3.5) == ["a, exact: expected at most 3 GiB, got 3.5 GiB"]
+    assert verdict("generate", finite=False) == ["a, generate: expected finite numbers, got others"]
+    assert verdict("train", error="no memory") == ["a, train: no memory"]
+
+
+def test_full_size_keeps_a_file_for_each_configuration_and_one_table(tmp_path):
+    full, folder = script("full_size"), tmp_path / "full_size"
+    assert full.hours_on_a100(FOUND) == pytest.approx(4 * 1e15 / (0.4 * 312e12) / 3600)
+    sampled = {"voxels": [8, 8, 8], "sampler_steps": 2, "configured_steps": 24}
+    results = {
+        "x/a": {"train": FOUND, "generate": FOUND | sampled},
+        "x/b": {"generate": {"error": "no memory."}},
+    }
+    for name in results:
+        full.save(results, name, folder)
+    assert full.load(folder) == results
+    page = (tmp_path / "full_size.md").read_text()
+    assert "| x/a | 1 | 18 × 24 × 18 | 3.0 | 1.00 | 2.20 | 2.00 | 1.10 | 2 | 0 |" in page
+    assert "| x/a | 8 × 8 × 8 | 2 of 24 | 1.00 | 2.00 | 2 |" in page
+    assert page.endswith("## Not measured\n\n- `x/b`, generate: no memory.\n")
+
+
+def test_full_size_goes_on_where_it_stopped():
+    full = script("full_size")
+
+    def asked(steps=None):
+        return argparse.Namespace(redo=False, batch_size=1, sampler_steps=steps)
+
+    two = FOUND | {"sampler_steps": 2, "configured_steps": 24}
+    assert full.again(None, asked())
+    assert full.again({"error": "no memory"}, asked())
+    assert not full.again(FOUND, asked())
+    assert full.again(FOUND | {"batch_size": 2}, asked())
+    assert full.again(two, asked())
+    assert not full.again(two, asked(2))
+
+
+@pytest.mark.parametrize("name", script("_shipped").names())
+def test_a_step_and_a_volume_of_every_shipped_configuration(name):
+    """At the sizes of tests; `make full-size` does the same at real size."""
+    shipped, full = script("_shipped"), script("_full_size")
+    import torch
+
+    from prod9.training.optimizers import build_optimizer
+
+    made = shipped.recipe(name, shipped.shrunk)
+    networks = list(made.networks().values())
+    pairs = enumerate(zip(networks, made.peak_rates(), strict=True))
+    optimizers = [build_optimizer(n, made.config.training, rate=r, main=k == 0) for k, (n, r) in pairs]
+    batch = shipped.batch_of(made)
+    losses = full.step_of(made, optimizers, batch, made.config.training.max_steps - 1)
+    assert all(bool(value.isfinite()) for value in losses.values())
+    for network in networks:
+        network.eval()
+    with torch.no_grad():
+        volume = full.volume_of(made, {key: value[:1] for key, value in batch.items()})
+    assert volume.ndim == 3
+    assert shipped.needs_of(name, shipped.shrunk).parameters == sum(
+        parameter.numel() for network in networks for parameter in network.parameters()
+    )
