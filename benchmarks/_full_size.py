@@ -1,8 +1,8 @@
-"""One part of `full_size.py`, in a process of its own: a training step, a generated volume, or a decoded scan.
+"""One part of `full_size.py`, in a process of its own: a training step, counted or taken, a volume, or a decoded scan.
 
-    python benchmarks/_full_size.py train|generate|exact NAME [--batch-size N] [--sampler-steps N] [--limit-gib G]
+    python benchmarks/_full_size.py count|train|generate|exact NAME … [--batch-size N] [--limit-gib G]
 
-The last line of stdout is a JSON object. Memory is the peak of the process above what it held after the imports.
+Prints a JSON object for each configuration. Memory is the peak of the process above what it held after the imports.
 """
 
 import argparse
@@ -10,6 +10,8 @@ import json
 import resource
 import sys
 import time
+import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -71,46 +73,88 @@ class Meter:
 # -- parts ----------------------------------------------------------------------------------------------
 
 
-def train_step(name: str, args: argparse.Namespace) -> Found:
-    """Take one training step of ``name`` with moments and average in place, the discriminator of stage 1 included."""
-    before = imported()
+def count(name: str, args: argparse.Namespace) -> Found:
+    """Count a training step, and a sample, of ``name`` on tensors without memory."""
     import torch
-    from _shipped import batch_of, config_of, needs_of, of_batch, recipe
-
-    from prod9.planning.choose import peak_bytes
-    from prod9.planning.estimates import OVERHEAD
-    from prod9.training.optimizers import build_optimizer
+    from _counted import channels_last, counted
+    from _shipped import batch_of, of_batch, recipe
 
     changes = of_batch(args.batch_size)
-    made = recipe(name, changes)
+    with counted() as counter:
+        made = recipe(name, changes)
+        optimizers, average, batch = ready(made, channels_last), weights_of(made), batch_of(made)
+        counter.restart()
+        step_of(made, optimizers, batch, made.config.training.max_steps - 1)
+        flops, gib = counter.flops, counter.gib
+        del average, optimizers
+    return {
+        "flops": flops,
+        "counted_gib": gib,
+        "batch_size": args.batch_size,
+        "voxels": next((list(batch[key].shape[2:]) for key in ("image", "target") if key in batch), []),
+        "torch": torch.__version__,
+    }
+
+
+def planned(name: str, batch_size: int) -> Found:
+    """Return what the plan says of a training step of ``name``."""
+    from _shipped import config_of, needs_of, of_batch
+
+    from prod9.planning.estimates import OVERHEAD
+
+    needs, shipped = needs_of(name, of_batch(batch_size)), config_of(name)
+    return {
+        "gib": needs.memory_bytes / OVERHEAD / GIB,
+        "cuda_gib": needs_of(name, device="cuda").memory_gib,
+        "tokens": list(needs.latent_grid) if any(needs.latent_grid) else [],
+        "parameters": needs.parameters,
+        "steps": shipped.training.max_steps,
+        "samples_per_step": samples_per_step(shipped),
+        "batch_size": batch_size,
+    }
+
+
+def train_step(name: str, args: argparse.Namespace) -> Found:
+    """Take one training step of ``name``, the discriminator of stage 1 included."""
+    before = imported()
+    import torch
+    from _shipped import batch_of, of_batch, recipe
+
+    made = recipe(name, of_batch(args.batch_size))
     made.place(torch.device("cpu"))
+    optimizers, average, batch = ready(made, _channels_last), weights_of(made), batch_of(made)
+    with Meter() as meter:
+        losses = step_of(made, optimizers, batch, made.config.training.max_steps - 1)
+    del average
+    finite = all(bool(torch.isfinite(value)) for value in losses.values())
+    return meter.found(before) | {"batch_size": args.batch_size, "finite": finite}
+
+
+def ready(made: Any, laid_out: Callable[[Any], object]) -> list[Any]:
+    """Bring the networks of a recipe to where its second step finds them, and return their optimizers."""
+    from prod9.training.optimizers import build_optimizer
+
     networks, training = list(made.networks().values()), made.config.training
     for network in networks:
         network.train()
         if made.convolutional and training.channels_last:
-            network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-    average = [p.detach().clone() for p in networks[0].parameters()] if training.ema else []
-    pairs = zip(networks, made.peak_rates(), strict=True)
-    optimizers = [build_optimizer(n, training, rate=r, main=k == 0) for k, (n, r) in enumerate(pairs)]
+            laid_out(network)
+    pairs = enumerate(zip(networks, made.peak_rates(), strict=True))
+    optimizers = [build_optimizer(n, training, rate=r, main=k == 0) for k, (n, r) in pairs]
     with_moments(networks, optimizers)
-    batch = batch_of(made)
-    with Meter() as meter:
-        losses = step_of(made, optimizers, batch, training.max_steps - 1)
-    del average
-    needs, shipped = needs_of(name, changes), config_of(name)
-    return meter.found(before) | {
-        "planned_gib": needs.memory_bytes / OVERHEAD / GIB,
-        "planned_process_gib": peak_bytes(needs, "cpu") / GIB,
-        "planned_cuda_gib": needs_of(name, device="cuda").memory_gib,
-        "tokens": list(needs.latent_grid) if needs.positions or any(needs.latent_grid) else [],
-        "positions": needs.positions,
-        "parameters": needs.parameters,
-        "batch_size": args.batch_size,
-        "voxels": next((list(batch[key].shape[2:]) for key in ("image", "target") if key in batch), []),
-        "steps": training.max_steps,
-        "samples_per_step": samples_per_step(shipped),
-        "finite": all(bool(torch.isfinite(value)) for value in losses.values()),
-    }
+    return optimizers
+
+
+def weights_of(made: Any) -> list[Any]:
+    """Return the average of the weights that training keeps, where it keeps one."""
+    main = next(iter(made.networks().values()))
+    return [p.detach().clone() for p in main.parameters()] if made.config.training.ema else []
+
+
+def _channels_last(network: Any) -> None:
+    import torch
+
+    network.to(memory_format=torch.channels_last_3d)
 
 
 def with_moments(networks: list[Any], optimizers: list[Any]) -> None:
@@ -204,14 +248,14 @@ def volume_of(made: Any, batch: Found) -> Any:
         told, sampler = made._pairs(batch).told, made.config.sampler
         return as_array(made.flow.sample(made.detail, told, sampler.steps, draws.for_sample(0)))
     if stage == "transformer":
-        return as_array(made.autoencoder.decode_tokens(made.sample_tokens(made.condition(batch), draws)))
+        return made.autoencoder.decode_tokens(made.sample_tokens(made.condition(batch), draws))
     if stage == "maisi_diffusion":
         from prod9.training.recipes.flow import flow_condition
 
         shape = (1, made.latent_channels, *made.autoencoder.latent_grid)
         generators = [draws.for_sample(0)]
         sampled = made.sampler.sample(made.diffusion.predict, shape, flow_condition(batch), generators)
-        return as_array(made.autoencoder.decode(sampled / made.scale_factor))
+        return made.autoencoder.decode(sampled / made.scale_factor)
     return made.decode(made._draw(batch, 0, draws)[0])
 
 
@@ -241,7 +285,7 @@ def decode_exact(name: str, args: argparse.Namespace) -> Found:
     return meter.found(before) | {"voxels": list(volume.shape[2:]), "finite": bool(volume.isfinite().all())}
 
 
-PARTS = {"train": train_step, "generate": generate, "exact": decode_exact}
+PARTS = {"count": count, "train": train_step, "generate": generate, "exact": decode_exact}
 
 
 def main() -> int:
@@ -250,7 +294,7 @@ def main() -> int:
         prog="_full_size.py", description=(__doc__ or "").split("\n", maxsplit=1)[0]
     )
     parser.add_argument("part", choices=PARTS)
-    parser.add_argument("name")
+    parser.add_argument("name", nargs="+")
     parser.add_argument("--batch-size", type=int, default=1)
     parser.add_argument("--sampler-steps", type=int, default=None)
     parser.add_argument("--threads", type=int, default=1)
@@ -265,7 +309,15 @@ def main() -> int:
     import torch
 
     torch.set_num_threads(args.threads)
-    print(json.dumps(PARTS[args.part](args.name, args)), flush=True)
+    for name in args.name:
+        try:
+            found = PARTS[args.part](name, args)
+        except Exception as error:
+            traceback.print_exc()
+            found = {
+                "error": f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:300]
+            }
+        print(json.dumps({name: found}), flush=True)
     return 0
 
 

@@ -6,6 +6,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import yaml
 
@@ -106,10 +107,11 @@ def _bases(name: str, config: RunConfig, changes: Changes) -> Any:
     if below is None:
         return None
     lower = recipe(below, changes)
+    # With their volumes in the store, these never load the networks that made them.
     if config.stage in ("refiner", "translation_detail"):
-        return Translator(config, _opened(below, lower), lower.config)  # type: ignore[arg-type]
+        return Translator(config, _opened(below, lower, weights=False), lower.config)  # type: ignore[arg-type]
     if config.stage in ("detail", "maisi_detail"):
-        return Reconstructor(config, _opened(below, lower))  # type: ignore[arg-type]
+        return Reconstructor(config, _opened(below, lower, weights=False))  # type: ignore[arg-type]
     if STAGES[config.stage].number == 3:
         kind = TokenControlBases if config.stage == "maskgit_controlnet" else FlowControlBases
         return kind(_loaded(below, lower), lower.bases)
@@ -130,7 +132,7 @@ def _header(made: AbstractRecipe[Any, Any, Any]) -> Any:
             "label_map": data.label_map,
             "spacing": spacing,
             "intensity": data.intensity.model_dump(mode="json"),
-            "reference_affine": torch.diag(torch.tensor([*spacing, 1.0])).tolist(),
+            "reference_affine": np.diag([*spacing, 1.0]).tolist(),
             "scale_factor": 1.0,
         },
     )
@@ -141,10 +143,10 @@ def _loaded(name: str, made: AbstractRecipe[Any, Any, Any]) -> Loaded[Any]:
     return Loaded(network.eval(), _header(made), Path(made.config.output_dir) / "last.ckpt", name)
 
 
-def _opened(name: str, made: AbstractRecipe[Any, Any, Any]) -> Opened:
+def _opened(name: str, made: AbstractRecipe[Any, Any, Any], *, weights: bool = True) -> Opened:
     prefix = STAGES[made.config.stage].prefix
     network = next(iter(made.networks().values()))
-    state = {f"{prefix}{key}": value for key, value in network.state_dict().items()}
+    state = {f"{prefix}{key}": value for key, value in network.state_dict().items()} if weights else {}
     return Opened(_header(made), state, Path(made.config.output_dir) / "last.ckpt", name)
 
 

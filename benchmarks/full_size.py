@@ -3,11 +3,13 @@
     python benchmarks/full_size.py [--only NAME …] [--part PART …] [--batch-size N] [--sampler-steps N] [--most-gib G]
                                    [--minutes M] [--redo] [--list]
 
-Each part is a process of its own, the smallest first. What was measured stays in ``benchmarks/results/full_size/``, one
-JSON file for each configuration, so that the next call goes on; ``benchmarks/results/full_size.md`` is their table:
-time, peak memory, FLOPs and tokens against the estimate of ``prod9 plan`` for the same batch on a CPU. Networks are
-untrained and volumes are random heads; neither changes what a step costs. Exits with 1 where a bound is broken: the
-memory of a step, the estimate, or the memory of decoding a scan in slabs.
+Parts: ``count`` adds up operations and bytes of a training step on tensors that have no memory, which takes seconds;
+``train`` takes the step, ``generate`` makes a volume, and ``exact`` decodes a scan in slabs, each in a process of its
+own, the smallest first. What was found stays in ``benchmarks/results/full_size/``, one JSON file for each
+configuration, so that the next call goes on; ``benchmarks/results/full_size.md`` is their table: time, peak memory,
+FLOPs and tokens against the estimate of ``prod9 plan`` for the same batch on a CPU. Networks are untrained and volumes
+are random heads; neither changes what a step costs. Exits with 1 where a bound is broken: the memory of a step, the
+estimate, or the memory of decoding a scan in slabs.
 """
 
 import argparse
@@ -15,6 +17,7 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,41 +34,38 @@ A100_FLOPS, UTILISATION = 312e12, 0.4
 EXACT = ("maskgit/brats/stage1/fsq_x8", "maisi/autoencoder/brats")
 """Autoencoders that also decode a whole scan of 240 × 240 × 155 voxels in slabs, within ``EXACT_GIB``."""
 EXACT_GIB = 3.0
-PARTS = ("train", "generate", "exact")
+PARTS = ("count", "train", "generate", "exact")
 Found = dict[str, Any]
 Results = dict[str, dict[str, Found]]
 """By configuration and part."""
 
 
-def plan(only: list[str] | None, parts: list[str]) -> list[tuple[str, str, float]]:
-    """Return (part, configuration, GiB planned for its training step of a batch of one), the smallest first."""
-    from _shipped import names, needs_of, of_batch
+def plans(only: list[str] | None, batch_size: int) -> dict[str, Found]:
+    """Return what the plan says of each configuration, the smallest first."""
+    from _full_size import planned
+    from _shipped import names
 
-    from prod9.planning.choose import peak_bytes
-
-    chosen = [name for name in names() if only is None or name in only]
-    size = {name: peak_bytes(needs_of(name, of_batch(1)), "cpu") / 1024**3 for name in chosen}
-    ordered = sorted(chosen, key=size.__getitem__)
-    return [
-        (part, name, size[name] if part == "train" else 0.0)
-        for part in parts
-        for name in ordered
-        if part != "exact" or name in EXACT
-    ]
+    found = {name: planned(name, batch_size) for name in names() if only is None or name in only}
+    return dict(sorted(found.items(), key=lambda pair: pair[1]["gib"]))
 
 
-def spawn(part: str, name: str, args: argparse.Namespace) -> Found:
-    """Run one part in a process of its own."""
-    command = [sys.executable, str(ROOT / "benchmarks" / "_full_size.py"), part, name]
+def spawn(part: str, names: list[str], args: argparse.Namespace) -> Iterator[tuple[str, Found]]:
+    """Run one part in a process of its own, and yield what it finds of each configuration as it comes."""
+    command = [sys.executable, str(ROOT / "benchmarks" / "_full_size.py"), part, *names]
     command += ["--batch-size", str(args.batch_size), "--threads", str(args.threads)]
     command += ["--limit-gib", str(args.most_gib)]
     if args.sampler_steps is not None:
         command += ["--sampler-steps", str(args.sampler_steps)]
-    ran = subprocess.run(command, capture_output=True, text=True, check=False)
-    try:
-        return json.loads(ran.stdout.splitlines()[-1])
-    except (IndexError, json.JSONDecodeError):
-        return {"error": (ran.stderr.strip().splitlines() or [f"ended with {ran.returncode}"])[-1][:300]}
+    left = list(names)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith("{"):
+                ((name, found),) = json.loads(line).items()
+                left.remove(name)
+                yield name, found
+    for name in left:
+        yield name, {"error": f"ended with {process.returncode}"}
 
 
 def place_of(name: str, folder: Path = RESULTS) -> Path:
@@ -87,18 +87,20 @@ def save(results: Results, name: str, folder: Path = RESULTS) -> None:
     folder.with_suffix(".md").write_text(table(results), encoding="utf-8")
 
 
-def hours_on_a100(found: Found) -> float:
+def hours_on_a100(count: Found, plan: Found) -> float:
     """Return the hours of a whole training on one A100, from the FLOPs of its steps alone."""
-    per_sample = found["flops"] / found["batch_size"]
-    return per_sample * found["samples_per_step"] * found["steps"] / (A100_FLOPS * UTILISATION) / 3600
+    per_sample = count["flops"] / count["batch_size"]
+    return per_sample * plan["samples_per_step"] * plan["steps"] / (A100_FLOPS * UTILISATION) / 3600
 
 
 HEAD = """# Full size on a CPU
 
-Written by `make full-size`: every shipped BraTS configuration at its real size, in float32 and one process for each
-part. Peak: the memory of the process above what its imports take, beside what `prod9 plan` expects of activations and
-state for the same batch on a CPU. Seconds: CPU time of the process on {threads}, which other work on the machine
-changes little. A100: FLOPs of the configured batches and steps on an A100 (312 TFLOP/s in bfloat16) at 40%, estimated.
+Written by `make full-size`: every shipped BraTS configuration at its real size, in float32. TFLOP, counted: operations,
+and the most bytes that weights, gradients, moments and activations take together, added up on tensors without memory.
+Planned: what `prod9 plan` expects of them for the same batch on a CPU. Measured: the peak of a process that takes the
+step, above what its imports take; workspaces of kernels come on top here. Seconds: CPU time of that process on
+{threads}, which other work on the machine changes little. A100: FLOPs of the configured batches and steps on an A100
+(312 TFLOP/s in bfloat16) at 40%, estimated.
 """
 
 
@@ -109,33 +111,35 @@ def table(results: Results) -> str:
     said = " and ".join("one thread" if number == 1 else f"{number} threads" for number in sorted(threads))
     lines = [*HEAD.format(threads=said).splitlines(), "", "## One training step", ""]
     lines += [
-        "| configuration | batch | tokens or volume | M parameters | TFLOP | GiB planned | GiB measured | planned / "
-        "measured | s | hours on an A100 |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| configuration | batch | tokens or volume | M parameters | TFLOP | GiB planned | counted | planned / counted "
+        "| measured | s | hours on an A100 |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name, part, found in rows:
-        if part == "train" and "error" not in found:
-            lines.append(_train_row(name, found))
-    lines += ["", "## One volume", ""]
-    lines += ["Generated or reconstructed with the configured sampler.", ""]
-    lines += ["| configuration | voxels | steps | TFLOP | GiB | s |", "|---|---|---|---|---|---|"]
+        if part == "count" and "error" not in found:
+            lines.append(_train_row(name, found, results[name]))
+    lines += ["", "## One volume", "", "Generated or reconstructed with the configured sampler.", ""]
+    lines += ["| configuration | voxels | steps | TFLOP | GiB measured | s |", "|---|---|---|---|---|---|"]
     for name, part, found in rows:
-        if part != "train" and "error" not in found:
+        if part in ("generate", "exact") and "error" not in found:
             lines.append(_volume_row(name, part, found))
     missing = [
         f"- `{name}`, {part}: {found['error'].rstrip('.')}." for name, part, found in rows if "error" in found
     ]
-    return "\n".join([*lines, *(["", "## Not measured", "", *missing] if missing else [])]) + "\n"
+    return "\n".join([*lines, *(["", "## Failed", "", *missing] if missing else [])]) + "\n"
 
 
-def _train_row(name: str, found: Found) -> str:
-    sides = found["tokens"] or found["voxels"]
-    size = " × ".join(map(str, sides)) if sides else "volumes"
-    ratio = found["planned_gib"] / found["peak_gib"]
+def _train_row(name: str, count: Found, parts: dict[str, Found]) -> str:
+    plan, taken = parts["plan"], parts.get("train", {})
+    size = " × ".join(map(str, plan["tokens"] or count["voxels"]))
+    ratio = plan["gib"] / count["counted_gib"]
+    gib, seconds = (
+        (f"{taken['peak_gib']:.2f}", f"{taken['cpu_seconds']:.0f}") if "peak_gib" in taken else ("", "")
+    )
     return (
-        f"| {name} | {found['batch_size']} | {size} | {found['parameters'] / 1e6:.1f} | {found['flops'] / 1e12:.2f} | "
-        f"{found['planned_gib']:.2f} | {found['peak_gib']:.2f} | {ratio:.2f} | {found['cpu_seconds']:.0f} | "
-        f"{hours_on_a100(found):.0f} |"
+        f"| {name} | {count['batch_size']} | {size} | {plan['parameters'] / 1e6:.1f} | {count['flops'] / 1e12:.2f} | "
+        f"{plan['gib']:.2f} | {count['counted_gib']:.2f} | {ratio:.2f} | {gib} | {seconds} | "
+        f"{hours_on_a100(count, plan):.0f} |"
     )
 
 
@@ -156,19 +160,28 @@ def verdicts(results: Results) -> list[str]:
         for part, found in parts.items():
             if "error" in found:
                 broken.append(f"{name}, {part}: {found['error']}")
-                continue
-            most = EXACT_GIB if part == "exact" else MOST_GIB
-            if found["peak_gib"] > most:
-                broken.append(
-                    f"{name}, {part}: expected at most {most:g} GiB, got {found['peak_gib']:.1f} GiB"
-                )
-            if not found["finite"]:
-                broken.append(f"{name}, {part}: expected finite numbers, got others")
-            if part == "train" and abs(found["planned_gib"] / found["peak_gib"] - 1) > TOLERANCE:
-                broken.append(
-                    f"{name}: planned {found['planned_gib']:.2f} GiB, measured {found['peak_gib']:.2f}"
-                )
+            elif part == "count":
+                gib, planned = found["counted_gib"], parts["plan"]["gib"]
+                if abs(planned / gib - 1) > TOLERANCE:
+                    broken.append(f"{name}: planned {planned:.2f} GiB, counted {gib:.2f}")
+            elif part != "plan":
+                broken += [f"{name}, {part}: {said}" for said in _of_run(part, found)]
     return broken
+
+
+def _of_run(part: str, found: Found) -> Iterator[str]:
+    most = EXACT_GIB if part == "exact" else MOST_GIB
+    if found["peak_gib"] > most:
+        yield f"expected at most {most:g} GiB, got {found['peak_gib']:.1f} GiB"
+    if not found["finite"]:
+        yield "expected finite numbers, got others"
+
+
+def grouped(todo: list[tuple[str, str, float]]) -> list[tuple[str, list[str], float]]:
+    """Return what one process does: all counts together, everything else one by one."""
+    counts = [name for part, name, _ in todo if part == "count"]
+    rest = [(part, [name], gib) for part, name, gib in todo if part != "count"]
+    return [("count", counts, 0.0), *rest] if counts else rest
 
 
 def again(found: Found | None, args: argparse.Namespace) -> bool:
@@ -200,16 +213,26 @@ def main() -> int:
     if unknown := set(args.only or ()) - set(names()):
         parser.error(f"--only: expected some of {', '.join(names())}, got {', '.join(sorted(unknown))}")
     began, results = time.monotonic(), load()
-    for part, name, gib in plan(args.only, args.part):
-        if not again(results.get(name, {}).get(part), args):
-            continue
+    said = plans(args.only, args.batch_size)
+    for name, plan in said.items():
+        results.setdefault(name, {})["plan"] = plan
+    todo = [
+        (part, name, plan["gib"] if part == "train" else 0.0)
+        for part in args.part
+        for name, plan in said.items()
+        if (part != "exact" or name in EXACT) and again(results[name].get(part), args)
+    ]
+    for part, names_of_part, gib in grouped(todo):
         late = args.minutes is not None and time.monotonic() - began > 60 * args.minutes
         if args.list or late or gib > args.most_gib:
-            print(f"{name}, {part}: not run" + (f", planned {gib:.1f} GiB" if gib else ""))
+            why = f", planned {gib:.1f} GiB" if gib else ""
+            print("\n".join(f"{name}, {part}: not run{why}" for name in names_of_part))
             continue
-        found = spawn(part, name, args) | {"threads": args.threads}
-        results.setdefault(name, {})[part] = found
-        print(f"{name}, {part}: {json.dumps(found)}", flush=True)
+        for name, found in spawn(part, names_of_part, args):
+            results[name][part] = found | {"threads": args.threads}
+            print(f"{name}, {part}: {json.dumps(found)}", flush=True)
+            save(results, name)
+    for name in said:
         save(results, name)
     broken = verdicts(results)
     print("\n".join(broken) or "all within their bounds")

@@ -46,20 +46,21 @@ def test_the_guard_knows_benchmarks_that_exist():
     assert all((BENCHMARKS / f"{name}.py").is_file() and ratios for name, ratios in committed.items())
 
 
-FOUND = {
-    "cpu_seconds": 2.0, "peak_gib": 2.0, "planned_gib": 2.2, "flops": 1e12, "tokens": [18, 24, 18], "parameters": 3e6,
-    "batch_size": 1, "steps": 1000, "samples_per_step": 4, "finite": True,
-}  # fmt: skip
+FOUND = {"cpu_seconds": 2.0, "peak_gib": 2.0, "flops": 1e12, "finite": True, "batch_size": 1}
+COUNT = {"flops": 1e12, "counted_gib": 2.0, "batch_size": 1, "voxels": []}
+PLAN = {"gib": 2.2, "tokens": [18, 24, 18], "parameters": 3e6, "steps": 1000, "samples_per_step": 4}
 
 
 def test_full_size_names_what_breaks_a_bound():
     full = script("full_size")
 
     def verdict(part, **changes):
-        return full.verdicts({"a": {part: FOUND | changes}})
+        return full.verdicts({"a": {"plan": PLAN, "count": COUNT, part: FOUND | changes}})
 
     assert verdict("train") == []
-    assert verdict("train", planned_gib=2.4) == ["a: planned 2.40 GiB, measured 2.00"]
+    assert full.verdicts({"a": {"plan": PLAN | {"gib": 2.4}, "count": COUNT}}) == [
+        "a: planned 2.40 GiB, counted 2.00"
+    ]
     assert verdict("generate", peak_gib=25.0) == ["a, generate: expected at most 24 GiB, got 25.0 GiB"]
     assert verdict("exact", peak_gib=3.5) == ["a, exact: expected at most 3 GiB, got 3.5 GiB"]
     assert verdict("generate", finite=False) == ["a, generate: expected finite numbers, got others"]
@@ -68,19 +69,19 @@ def test_full_size_names_what_breaks_a_bound():
 
 def test_full_size_keeps_a_file_for_each_configuration_and_one_table(tmp_path):
     full, folder = script("full_size"), tmp_path / "full_size"
-    assert full.hours_on_a100(FOUND) == pytest.approx(4 * 1e15 / (0.4 * 312e12) / 3600)
+    assert full.hours_on_a100(COUNT, PLAN) == pytest.approx(4 * 1e15 / (0.4 * 312e12) / 3600)
     sampled = {"voxels": [8, 8, 8], "sampler_steps": 2, "configured_steps": 24}
     results = {
-        "x/a": {"train": FOUND, "generate": FOUND | sampled},
-        "x/b": {"generate": {"error": "no memory."}},
+        "x/a": {"plan": PLAN, "count": COUNT, "train": FOUND, "generate": FOUND | sampled},
+        "x/b": {"plan": PLAN, "generate": {"error": "no memory."}},
     }
     for name in results:
         full.save(results, name, folder)
     assert full.load(folder) == results
     page = (tmp_path / "full_size.md").read_text()
-    assert "| x/a | 1 | 18 × 24 × 18 | 3.0 | 1.00 | 2.20 | 2.00 | 1.10 | 2 | 0 |" in page
+    assert "| x/a | 1 | 18 × 24 × 18 | 3.0 | 1.00 | 2.20 | 2.00 | 1.10 | 2.00 | 2 | 0 |" in page
     assert "| x/a | 8 × 8 × 8 | 2 of 24 | 1.00 | 2.00 | 2 |" in page
-    assert page.endswith("## Not measured\n\n- `x/b`, generate: no memory.\n")
+    assert page.endswith("## Failed\n\n- `x/b`, generate: no memory.\n")
 
 
 def test_full_size_goes_on_where_it_stopped():

@@ -31,6 +31,11 @@ class _Convolution:
         return (8 + half if self.normalised else half) * self.inputs * self.fraction
 
     @property
+    def parameters(self) -> int:
+        """Weights and biases, those of the norm before it included."""
+        return self.kernel**3 * self.inputs * self.outputs + self.outputs + 2 * self.inputs * self.normalised
+
+    @property
     def work(self) -> float:
         """Multiply-adds for each voxel of the first resolution."""
         return self.kernel**3 * self.inputs * self.outputs * self.fraction
@@ -56,6 +61,11 @@ def autoencoder_work(config: AutoencoderConfig | MaisiVAEConfig) -> float:
     network = 3 * sum(layer.work for layer in _layers(model)) / model.space_to_depth**3
     adversary = 4 * 2 * sum(layer.work for layer in _adversary(config))
     return data.batch_size * prod(data.crop_size or data.grid) * (network + adversary)
+
+
+def autoencoder_parameters(model: FSQModelConfig | KLModelConfig) -> int:
+    """Return the parameters of an autoencoder without attention."""
+    return sum(layer.parameters for layer in _layers(model))
 
 
 def _layers(model: FSQModelConfig | KLModelConfig) -> list[_Convolution]:
