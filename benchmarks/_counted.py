@@ -103,10 +103,11 @@ class Counter:
         """The most memory of all tensors since :meth:`restart`."""
         return self._live.most / GIB
 
-    def restart(self) -> None:
-        """Count from here on; what exists still exists."""
+    def restart(self) -> float:
+        """Count from here on, and return the GiB of what exists, which still exists."""
         self._before = self._operations.get_total_flops()
         self._live.most = self._live.now
+        return self._live.now / GIB
 
 
 @contextmanager

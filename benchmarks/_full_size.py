@@ -83,13 +83,14 @@ def count(name: str, args: argparse.Namespace) -> Found:
     with counted() as counter:
         made = recipe(name, changes)
         optimizers, average, batch = ready(made, channels_last), weights_of(made), batch_of(made)
-        counter.restart()
+        before = counter.restart()
         step_of(made, optimizers, batch, made.config.training.max_steps - 1)
         flops, gib = counter.flops, counter.gib
         del average, optimizers
     return {
         "flops": flops,
         "counted_gib": gib,
+        "before_gib": before,
         "batch_size": args.batch_size,
         "voxels": next((list(batch[key].shape[2:]) for key in ("image", "target") if key in batch), []),
         "torch": torch.__version__,

@@ -1,4 +1,4 @@
-"""The guard of the benchmarks, and the full-size runs at the sizes of tests."""
+"""The scripts of the benchmarks at the sizes of tests: the guard, full size, and the suite for a GPU."""
 
 import argparse
 import importlib.util
@@ -99,9 +99,15 @@ def test_full_size_goes_on_where_it_stopped():
     assert not full.again(two, asked(2))
 
 
-@pytest.mark.parametrize("name", script("_shipped").names())
-def test_a_step_and_a_volume_of_every_shipped_configuration(name):
-    """At the sizes of tests; `make full-size` does the same at real size."""
+KINDS = (
+    "maskgit/brats/stage1/fsq_x8", "maskgit/brats/stage2_label/base", "maskgit/brats/stage3/base",
+    "maskgit/brats/stage2_refiner/base", "maisi/diffusion/brats", "maisi/diffusion/brats_translation",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_step_and_a_volume_of_a_shipped_configuration(name):
+    """At the sizes of tests; `make full-size` does the same at real size, for every configuration."""
     shipped, full = script("_shipped"), script("_full_size")
     import torch
 
@@ -122,3 +128,60 @@ def test_a_step_and_a_volume_of_every_shipped_configuration(name):
     assert shipped.needs_of(name, shipped.shrunk).parameters == sum(
         parameter.numel() for network in networks for parameter in network.parameters()
     )
+
+
+# -- the suite for a GPU --------------------------------------------------------------------------------
+
+
+def suite(folder, *, seconds=1e9):
+    return script("gpu_suite").Suite(device="cpu", tiny=True, seconds=seconds, folder=folder, jobs=0)
+
+
+def test_the_suite_checks_and_measures_on_the_cpu_at_tiny_sizes(tmp_path):
+    parts = ["numerics", "tokens", "types", "double_backward", "monai_unets", "monai_autoencoders"]
+    parts.append("shipped_maskgit_brats_stage2_base")
+    made = suite(tmp_path)
+    made.run(parts)
+    report = json.loads((tmp_path / "gpu_suite.json").read_text())
+    assert report["failed"] == report["not_reached"] == [], report
+    assert report["parts"].keys() == set(parts)
+    assert report["parts"]["monai_unets"]["ratios"].keys() == {
+        f"{what} {kind}" for what in ("predict", "train", "sample of 4 steps") for kind in ("bf16", "fp32")
+    }
+    assert report["parts"]["monai_unets"]["max_rel_diff"] < 1e-4
+    page = (tmp_path / "gpu_suite.md").read_text()
+    assert all(f"| {name} | yes |" in page for name in parts)
+
+
+def test_parts_that_do_not_fit_the_time_are_not_reached(tmp_path):
+    made = suite(tmp_path, seconds=0)
+    made.run(["types", "monai_unets"])
+    assert made.report()["not_reached"] == ["monai_unets", "types"]
+    assert made.report()["failed"] == []
+
+
+def test_a_part_that_is_ended_keeps_what_it_had_measured(monkeypatch):
+    suite = script("gpu_suite")
+
+    def ended(command, **how):
+        raise suite.subprocess.TimeoutExpired(command, how["timeout"], output=b'{"ok": true, "batch": 2}\n')
+
+    monkeypatch.setattr(suite.subprocess, "run", ended)
+    found = suite.spawn("monai_unets", "cpu", True, 5.0)
+    assert (found["ok"], found["batch"]) == (False, 2)
+    assert found["error"] == "ended after 13 s"
+
+
+def test_no_arm_begins_when_its_time_is_up():
+    script("gpu_suite")
+    times = script("_gpu_times")
+    clock, ran = times.Clock("cpu", True, seconds=-1.0), []
+    times.measure(clock, {"a": lambda: ran.append(1)})
+    assert ran == []
+    assert clock.found["seconds"] == {}
+
+
+def test_every_shipped_configuration_is_a_part_of_the_suite():
+    known = script("gpu_suite").measurements()
+    names = script("_shipped").names()
+    assert {f"shipped_{name.replace('/', '_')}" for name in names} < known.keys()

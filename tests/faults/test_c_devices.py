@@ -1,10 +1,5 @@
 """What is done for GPUs, as far as a machine without one can tell; ``benchmarks/gpu_suite.py`` tells the rest."""
 
-import json
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from torch import nn
@@ -14,8 +9,6 @@ from prod9.autoencoder.native.norm import group_norm
 from prod9.generator.orders import halton, halton_order
 from prod9.training.trainer import use_tensor_cores
 from tests.networks import Inputs, examples
-
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
 @pytest.fixture
@@ -99,49 +92,3 @@ def test_c_halton_begins_where_it_did():
         start = int(torch.randint(60, (), generator=torch.Generator().manual_seed(seed)))
         order = halton(grid, torch.Generator().manual_seed(seed))
         assert torch.equal(order, torch.from_numpy(halton_order(grid)).roll(start))
-
-
-# -- the script -----------------------------------------------------------------------------------------
-
-
-def test_c_the_suite_runs_on_the_cpu_at_tiny_sizes(tmp_path):
-    script = BENCHMARKS / "gpu_suite.py"
-    parts = ["numerics", "tokens", "types", "double_backward", "waits"]
-    measured = ["monai_unets", "monai_autoencoders", "shipped_maskgit_brats_stage2_base"]
-    command = [
-        sys.executable,
-        str(script),
-        "--device",
-        "cpu",
-        "--tiny",
-        "--in-process",
-        "--only",
-        *parts,
-        *measured,
-    ]
-    ran = subprocess.run(
-        [*command, "--output-dir", str(tmp_path)], capture_output=True, text=True, check=False, timeout=240
-    )
-    report = json.loads(ran.stdout.splitlines()[-1])
-    assert report["failed"] == report["not_reached"] == [], report
-    assert ran.returncode == 0
-    assert report["parts"].keys() == {*parts, *measured}
-    assert json.loads((tmp_path / "gpu_suite.json").read_text()) == report
-    page = (tmp_path / "gpu_suite.md").read_text()
-    assert all(f"| {name} | yes |" in page for name in (*parts, *measured))
-
-
-def test_c_parts_that_do_not_fit_the_time_are_not_reached(tmp_path):
-    command = [
-        sys.executable,
-        str(BENCHMARKS / "gpu_suite.py"),
-        "--device",
-        "cpu",
-        "--tiny",
-        "--minutes",
-        "0",
-    ]
-    command += ["--only", "types", "--output-dir", str(tmp_path)]
-    ran = subprocess.run(command, capture_output=True, text=True, check=False, timeout=240)
-    assert json.loads(ran.stdout.splitlines()[-1])["not_reached"] == ["types"]
-    assert ran.returncode == 0
