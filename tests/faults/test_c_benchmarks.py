@@ -130,6 +130,17 @@ def test_a_step_and_a_volume_of_a_shipped_configuration(name):
     )
 
 
+def test_the_base_of_a_control_network_is_recomputed_where_its_copy_is():
+    shipped, name = script("_shipped"), "maisi/diffusion/brats_controlnet"
+
+    def changes(one):
+        return [*shipped.shrunk(one), *(["model.use_checkpointing=true"] if one == name else [])]
+
+    made = shipped.recipe(name, changes)
+    assert made.base.use_checkpointing
+    assert made.controlnet.use_checkpointing
+
+
 # -- the suite for a GPU --------------------------------------------------------------------------------
 
 

@@ -52,8 +52,13 @@ def autoencoder_footprint(config: AutoencoderConfig | MaisiVAEConfig, half: int)
     if model.use_checkpointing:  # the inputs of blocks stay, the largest block is recomputed
         kept = sum(half * block[0].inputs * block[0].fraction for block in _blocks(model)) + max(blocks)
     kept *= voxels / model.space_to_depth**3
+    widest = max((layer.inputs + layer.outputs) * layer.fraction for layer in _layers(model))
     kept += 4 * voxels * sum(layer.kept_bytes(half) for layer in _adversary(config))
-    return Footprint(latent_grid=latent_grid(data.grid, model.downsampling_factor), kept_bytes=kept)
+    return Footprint(
+        latent_grid=latent_grid(data.grid, model.downsampling_factor),
+        kept_bytes=kept,
+        passing_bytes=4 * widest * voxels / model.space_to_depth**3,
+    )
 
 
 def autoencoder_work(config: AutoencoderConfig | MaisiVAEConfig) -> float:

@@ -27,6 +27,7 @@ def flow_footprint(config: MaisiDiffusionConfig, half: int, autoencoder: KLModel
         latent_grid=grid,
         positions=prod(grid),
         kept_bytes=data.batch_size * prod(grid) * _kept_bytes(config.model, channels, half),
+        passing_bytes=4 * data.batch_size * prod(grid) * _widest(config.model),
         store_bytes_per_volume=copies * prod(grid) * (2 * channels + 1),
     )
 
@@ -53,6 +54,11 @@ def _kept_bytes(model: RectifiedFlowModelConfig, latent_channels: int, half: int
     if not model.resblock_updown:
         kept += sum(share * half * width for width, share in _resamplers(model))
     return kept
+
+
+def _widest(model: RectifiedFlowModelConfig) -> float:
+    """Return the channels of the input and the output of the widest block, for each position of the latent."""
+    return max(block.share * (block.inputs + block.outputs) for block in _blocks(model))
 
 
 def _block_bytes(block: _Block, half: int) -> float:
