@@ -16,6 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+from prod9.generator.single_stream import TransformerDecoderSingleStream
+
 aten = torch.ops.aten
 GIB = 1024**3
 
@@ -114,8 +116,14 @@ class Counter:
 def counted() -> Iterator[Counter]:
     """Let all tensors be without memory inside of the context, networks included, and count."""
     operations, live = FlopCounterMode(display=False), _Live()
-    with FakeTensorMode(allow_non_fake_inputs=True), operations, live:
-        yield Counter(live, operations)
+    read = TransformerDecoderSingleStream._lengths
+    # The labels of the sources tell how many there are; without values, all of them.
+    TransformerDecoderSingleStream._lengths = lambda _, condition, longest: [longest + 1] * len(condition)
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True), operations, live:
+            yield Counter(live, operations)
+    finally:
+        TransformerDecoderSingleStream._lengths = read
 
 
 def channels_last(network: torch.nn.Module) -> None:

@@ -21,14 +21,16 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from _counted import Counter, counted  # noqa: E402
 from _shipped import config_of, needs_of  # noqa: E402
+from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
 from prod9.diffusion.condition import FlowCondition  # noqa: E402
 from prod9.generator.condition import MaskGiTCondition  # noqa: E402
 from prod9.generator.modality_processor import InContextCondition  # noqa: E402
+from prod9.generator.single_stream import TransformerDecoderSingleStream  # noqa: E402
 from prod9.models.factory import ModelFactory  # noqa: E402
 
 STAGE1, LABEL = "maskgit/brats/stage1/fsq_x8", "maskgit/brats/stage2_label/base"
-CONTEXT, FLOW = "maskgit/brats/stage2/base", "maisi/diffusion/brats"
+FLOW = "maisi/diffusion/brats"
 PICTURE = ROOT / "docs" / "pictures" / "growth.png"
 TABLE = ROOT / "benchmarks" / "results" / "scaling.md"
 
@@ -108,13 +110,19 @@ def decoder(side: int, *, batch: int = 1) -> float:
 
 
 def sources(count: int) -> tuple[float, float]:
-    """Return the work of reading ``count`` sources, and of one step with them."""
-    network, levels = _transformer(CONTEXT), len(config_of(STAGE1).model.levels)  # type: ignore[union-attr]
-    grid = torch.zeros(1, 18, 24, 18, dtype=torch.int64)
-    latents = torch.rand(1, count, levels, *grid.shape[1:])
+    """Return the work of reading ``count`` sources, and of one step with them, of a small network with values.
+
+    How long a context is depends on its labels, which tensors without memory do not have.
+    """
+    torch.manual_seed(0)
+    network = TransformerDecoderSingleStream(levels=(8, 6, 5), embed_dim=96, num_blocks=4, num_heads=4).eval()
+    grid, latents = torch.zeros(1, 8, 8, 8, dtype=torch.int64), torch.rand(1, count, 3, 8, 8, 8)
     condition = InContextCondition(torch.tensor([3]), torch.arange(count)[None], latents)
-    prepared = network.prepare(condition)
-    return flops(lambda: network.prepare(condition)), flops(lambda: network(grid, grid == 0, prepared))
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        prepared = network.prepare(condition)
+        read = counter.get_total_flops()
+        network(grid, grid == 0, prepared)
+    return float(read), float(counter.get_total_flops() - read)
 
 
 def _transformer(name: str) -> Any:
@@ -136,9 +144,9 @@ def growths() -> list[Growth]:
     sides, latents, grids = [32, 48, 64, 96, 128, 192], [8, 16, 24, 32, 48], [4, 8, 12, 18, 24]
     tokens = [side**3 for side in grids]
     few = sum(number < 1024 for number in tokens)
+    read, attended = zip(*(sources(count) for count in (1, 2, 3)), strict=True)
     with counting():
         predicted = [decoder(side) for side in grids]
-        read, attended = zip(*(sources(count) for count in (1, 2, 3)), strict=True)
         of_batch = [decoder(8, batch=size) for size in (1, 2, 4, 8)]
         found = [
             Growth("stage1/fsq_x8, forward", "FLOP", "side, voxels", (3, 3), sides, [autoencoder(s) for s in sides]),
@@ -146,8 +154,8 @@ def growths() -> list[Growth]:
                    [velocity(s) for s in latents]),
             Growth("stage2_label/base, below 1,024 tokens", "FLOP", "tokens", (1, 1), tokens[:few], predicted[:few]),
             Growth("stage2_label/base, from 1,728 tokens", "FLOP", "tokens", (1, 2), tokens[few:], predicted[few:]),
-            Growth("stage2/base, reading sources", "FLOP", "sources", (1, 2), [1, 2, 3], list(read)),
-            Growth("stage2/base, a step with sources", "FLOP", "sources", (0, 1), [1, 2, 3], list(attended)),
+            Growth("small translator, reading sources", "FLOP", "sources", (1, 2), [1, 2, 3], list(read)),
+            Growth("small translator, a step", "FLOP", "sources", (0, 1), [1, 2, 3], list(attended)),
             Growth("stage2_label/base, batch", "FLOP", "samples", (1, 1), [1, 2, 4, 8], of_batch),
         ]  # fmt: skip
     steps, cases = [4, 8, 16, 24, 32], [10, 100, 1000]
