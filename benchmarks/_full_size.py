@@ -99,7 +99,7 @@ def count(name: str, args: argparse.Namespace) -> Found:
 
 def planned(name: str, batch_size: int) -> Found:
     """Return what the plan says of a training step of ``name``."""
-    from _shipped import config_of, needs_of, of_batch
+    from _shipped import config_of, needs_of, of_batch, whole_fraction
 
     from prod9.planning.estimates import OVERHEAD
 
@@ -112,7 +112,35 @@ def planned(name: str, batch_size: int) -> Found:
         "steps": shipped.training.max_steps,
         "samples_per_step": samples_per_step(shipped),
         "batch_size": batch_size,
+        "voxels": list(shipped.data.grid if whole_fraction(shipped) > 0 else shipped.data.crop_size),
+        "flops": planned_flops(name, batch_size, needs),
     }
+
+
+def planned_flops(name: str, batch_size: int, needs: Any) -> float | None:
+    """Return the operations of a training step by the formulas of the plan; None where it has none."""
+    from _shipped import chain, config_of, needs_of, of_batch
+
+    from prod9.planning.autoencoder import autoencoder_work
+    from prod9.planning.choose import _CONTROL_WORK
+    from prod9.planning.flow import flow_work
+    from prod9.planning.transformer import transformer_work
+
+    config: Any = config_of(name, of_batch(batch_size))
+    if config.stage in ("autoencoder", "maisi_vae"):
+        if config.data.crop_size is not None and config.data.whole_volume_fraction > 0:
+            data = config.data.model_copy(update={"crop_size": None, "batch_size": 1})
+            config = config.model_copy(update={"data": data})
+        return 2 * autoencoder_work(config)
+    if config.stage == "transformer":
+        return 2 * transformer_work(config, needs, needs.parameters)
+    if config.stage == "maisi_diffusion":
+        return 2 * flow_work(config, needs.positions, 4)
+    if config.stage in ("maskgit_controlnet", "maisi_controlnet"):
+        base = chain(name)[1]
+        below = planned_flops(base, batch_size, needs_of(base, of_batch(batch_size)))
+        return None if below is None else _CONTROL_WORK * below
+    return None
 
 
 def train_step(name: str, args: argparse.Namespace) -> Found:

@@ -87,20 +87,20 @@ def save(results: Results, name: str, folder: Path = RESULTS) -> None:
     folder.with_suffix(".md").write_text(table(results), encoding="utf-8")
 
 
-def hours_on_a100(count: Found, plan: Found) -> float:
+def hours_on_a100(flops: float, plan: Found) -> float:
     """Return the hours of a whole training on one A100, from the FLOPs of its steps alone."""
-    per_sample = count["flops"] / count["batch_size"]
+    per_sample = flops / plan["batch_size"]
     return per_sample * plan["samples_per_step"] * plan["steps"] / (A100_FLOPS * UTILISATION) / 3600
 
 
 HEAD = """# Full size on a CPU
 
-Written by `make full-size`: every shipped BraTS configuration at its real size, in float32. TFLOP, counted: operations,
-and the most bytes that weights, gradients, moments and activations take together, added up on tensors without memory.
-Planned: what `prod9 plan` expects of them for the same batch on a CPU. Measured: the peak of a process that takes the
-step, above what its imports take; workspaces of kernels come on top here. Seconds: CPU time of that process on
-{threads}, which other work on the machine changes little. A100: FLOPs of the configured batches and steps on an A100
-(312 TFLOP/s in bfloat16) at 40%, estimated.
+Written by `make full-size`: every shipped BraTS configuration at its real size, in float32. Planned: by the formulas
+of `prod9 plan`, for the same batch on a CPU. Counted: operations, and the most bytes that weights, gradients, moments
+and activations take together, added up on tensors without memory. Measured: the peak of a process that takes the step,
+above what its imports take; workspaces of kernels come on top here. Seconds: CPU time of that process on {threads},
+which other work on the machine changes little. A100: FLOPs, counted or else planned, of the configured batches and
+steps on an A100 (312 TFLOP/s in bfloat16) at 40%, estimated. Empty cells were not measured yet.
 """
 
 
@@ -111,12 +111,12 @@ def table(results: Results) -> str:
     said = " and ".join("one thread" if number == 1 else f"{number} threads" for number in sorted(threads))
     lines = [*HEAD.format(threads=said).splitlines(), "", "## One training step", ""]
     lines += [
-        "| configuration | batch | tokens or volume | M parameters | TFLOP | GiB planned | counted | planned / counted "
-        "| measured | s | hours on an A100 |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        "| configuration | batch | tokens or volume | M parameters | TFLOP planned | counted | GiB planned | counted "
+        "| planned / counted | measured | s | hours on an A100 |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name, part, found in rows:
-        if part == "count" and "error" not in found and "plan" in results[name]:
+        if part == "plan":
             lines.append(_train_row(name, found, results[name]))
     lines += ["", "## One volume", "", "Generated or reconstructed with the configured sampler.", ""]
     lines += ["| configuration | voxels | steps | TFLOP | GiB measured | s |", "|---|---|---|---|---|---|"]
@@ -129,18 +129,24 @@ def table(results: Results) -> str:
     return "\n".join([*lines, *(["", "## Failed", "", *missing] if missing else [])]) + "\n"
 
 
-def _train_row(name: str, count: Found, parts: dict[str, Found]) -> str:
-    plan, taken = parts["plan"], parts.get("train", {})
-    size = " × ".join(map(str, plan["tokens"] or count["voxels"]))
-    ratio = plan["gib"] / count["counted_gib"]
-    gib, seconds = (
-        (f"{taken['peak_gib']:.2f}", f"{taken['cpu_seconds']:.0f}") if "peak_gib" in taken else ("", "")
-    )
-    return (
-        f"| {name} | {count['batch_size']} | {size} | {plan['parameters'] / 1e6:.1f} | {count['flops'] / 1e12:.2f} | "
-        f"{plan['gib']:.2f} | {count['counted_gib']:.2f} | {ratio:.2f} | {gib} | {seconds} | "
-        f"{hours_on_a100(count, plan):.0f} |"
-    )
+def _train_row(name: str, plan: Found, parts: dict[str, Found]) -> str:
+    count, taken = parts.get("count", {}), parts.get("train", {})
+    gib, flops = count.get("counted_gib"), count.get("flops") or plan["flops"]
+    cells = [
+        name,
+        plan["batch_size"],
+        " × ".join(map(str, plan["tokens"] or plan["voxels"])),
+        f"{plan['parameters'] / 1e6:.1f}",
+        "" if plan["flops"] is None else f"{plan['flops'] / 1e12:.2f}",
+        f"{count['flops'] / 1e12:.2f}" if "flops" in count else "",
+        f"{plan['gib']:.2f}",
+        f"{gib:.2f}" if gib else "",
+        f"{plan['gib'] / gib:.2f}" if gib else "",
+        f"{taken['peak_gib']:.2f}" if "peak_gib" in taken else "",
+        f"{taken['cpu_seconds']:.0f}" if "cpu_seconds" in taken else "",
+        "" if flops is None else f"{hours_on_a100(flops, plan):.0f}",
+    ]
+    return f"| {' | '.join(map(str, cells))} |"
 
 
 def _volume_row(name: str, part: str, found: Found) -> str:

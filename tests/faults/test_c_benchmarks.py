@@ -48,7 +48,8 @@ def test_the_guard_knows_benchmarks_that_exist():
 
 FOUND = {"cpu_seconds": 2.0, "peak_gib": 2.0, "flops": 1e12, "finite": True, "batch_size": 1}
 COUNT = {"flops": 1e12, "counted_gib": 2.0, "batch_size": 1, "voxels": []}
-PLAN = {"gib": 2.2, "tokens": [18, 24, 18], "parameters": 3e6, "steps": 1000, "samples_per_step": 4}
+PLAN = {"gib": 2.2, "tokens": [18, 24, 18], "parameters": 3e6, "steps": 1000, "samples_per_step": 4,
+        "batch_size": 1, "flops": None, "voxels": []}  # fmt: skip
 
 
 def test_full_size_names_what_breaks_a_bound():
@@ -69,7 +70,7 @@ def test_full_size_names_what_breaks_a_bound():
 
 def test_full_size_keeps_a_file_for_each_configuration_and_one_table(tmp_path):
     full, folder = script("full_size"), tmp_path / "full_size"
-    assert full.hours_on_a100(COUNT, PLAN) == pytest.approx(4 * 1e15 / (0.4 * 312e12) / 3600)
+    assert full.hours_on_a100(1e12, PLAN) == pytest.approx(4 * 1e15 / (0.4 * 312e12) / 3600)
     sampled = {"voxels": [8, 8, 8], "sampler_steps": 2, "configured_steps": 24}
     results = {
         "x/a": {"plan": PLAN, "count": COUNT, "train": FOUND, "generate": FOUND | sampled},
@@ -79,7 +80,8 @@ def test_full_size_keeps_a_file_for_each_configuration_and_one_table(tmp_path):
         full.save(results, name, folder)
     assert full.load(folder) == results
     page = (tmp_path / "full_size.md").read_text()
-    assert "| x/a | 1 | 18 × 24 × 18 | 3.0 | 1.00 | 2.20 | 2.00 | 1.10 | 2.00 | 2 | 0 |" in page
+    assert "| x/a | 1 | 18 × 24 × 18 | 3.0 |  | 1.00 | 2.20 | 2.00 | 1.10 | 2.00 | 2 | 0 |" in page
+    assert "| x/b | 1 | 18 × 24 × 18 | 3.0 |  |  | 2.20 |  |  |  |  |  |" in page
     assert "| x/a | 8 × 8 × 8 | 2 of 24 | 1.00 | 2.00 | 2 |" in page
     assert page.endswith("## Failed\n\n- `x/b`, generate: no memory.\n")
 
