@@ -6,7 +6,7 @@ DOCS_INSTALLED := .venv/.installed-docs
 RELEASE_INSTALLED := .venv/.installed-release
 BENCH_INSTALLED := .venv/.installed-bench
 
-.PHONY: help demo test coverage check bench bench-quick soak docs pictures release clean
+.PHONY: help demo test coverage check bench bench-quick full-size gpu-suite soak docs pictures release clean
 
 help:  ## List the targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/make \1\t\2/' | expand -t 18
@@ -50,6 +50,12 @@ bench: $(BENCH_INSTALLED)  ## Run every benchmark at its quick size.
 
 bench-quick: $(BENCH_INSTALLED)  ## Compare quick ratios with the committed ones; fails where one fell by more than 25%.
 	$(BIN)/python benchmarks/quick.py
+
+full-size: $(INSTALLED)  ## A step and a volume of every BraTS config at real size on the CPU; goes on where it stopped.
+	$(BIN)/python benchmarks/full_size.py
+
+gpu-suite: $(BENCH_INSTALLED)  ## Check and measure on a GPU, in eight minutes, all that needs one.
+	$(BIN)/python benchmarks/gpu_suite.py --minutes 8
 
 soak: $(INSTALLED)  ## Kill runs and feed changed files to every reader, for hours; goes on where it stopped.
 	$(BIN)/python -m tests.soak --folder outputs/soak

@@ -1,10 +1,4 @@
-"""What is done for GPUs, as far as a machine without one can tell; ``benchmarks/gpu_checks.py`` tells the rest."""
-
-import importlib.util
-import json
-import subprocess
-import sys
-from pathlib import Path
+"""What is done for GPUs, as far as a machine without one can tell; ``benchmarks/gpu_suite.py`` tells the rest."""
 
 import pytest
 import torch
@@ -15,18 +9,6 @@ from prod9.autoencoder.native.norm import group_norm
 from prod9.generator.orders import halton, halton_order
 from prod9.training.trainer import use_tensor_cores
 from tests.networks import Inputs, examples
-
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "gpu_checks.py"
-
-
-@pytest.fixture(scope="module")
-def checks():
-    spec = importlib.util.spec_from_file_location("gpu_checks", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture
@@ -110,21 +92,3 @@ def test_c_halton_begins_where_it_did():
         start = int(torch.randint(60, (), generator=torch.Generator().manual_seed(seed)))
         order = halton(grid, torch.Generator().manual_seed(seed))
         assert torch.equal(order, torch.from_numpy(halton_order(grid)).roll(start))
-
-
-# -- the script -----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("part", ["numerics", "tokens", "types", "double_backward"])
-def test_c_parts_of_the_script_hold_on_the_cpu(checks, part):
-    found = checks.PARTS[part]("cpu")
-    assert found["ok"], found
-
-
-def test_c_the_script_prints_one_object():
-    command = [sys.executable, str(SCRIPT), "--only", "types", "--device", "cpu", "--jobs", "1"]
-    ran = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
-    assert ran.returncode == 0, ran.stderr
-    report = json.loads(ran.stdout.splitlines()[-1])
-    assert report["failed"] == []
-    assert report["parts"]["types"]["ok"]

@@ -9,7 +9,7 @@ import torch
 
 from prod9.autoencoder.autoencoder_fsq import AutoencoderFSQ
 from prod9.autoencoder.discriminator import Discriminator
-from prod9.config.load import shipped_configs
+from prod9.config.load import load_config, shipped_configs
 from prod9.config.schema import (
     AdversarialConfig,
     AutoencoderConfig,
@@ -35,6 +35,7 @@ from prod9.generator.modality_processor import InContextCondition
 from prod9.models.factory import ModelFactory
 from prod9.models.meta import count_parameters
 from prod9.planning import estimates
+from prod9.planning.autoencoder import autoencoder_parameters
 from prod9.planning.estimates import OVERHEAD
 from prod9.planning.footprint import latent_grid
 from prod9.training.optimizers import build_optimizer
@@ -60,9 +61,8 @@ def kept_bytes(forward, network):
 
 
 def activations(config, **keywords):
-    """The estimate's own share for activations: its peak less the state of training."""
-    need = estimate(config, device="cpu", **keywords)
-    return need.memory_bytes / OVERHEAD - 16 * need.parameters
+    """The estimate's own share for activations."""
+    return estimate(config, device="cpu", **keywords).kept_bytes
 
 
 @pytest.fixture
@@ -87,6 +87,14 @@ def test_stage_1_is_close_to_what_a_network_keeps(stage1, front_end):
     x = torch.rand(1, 1, SIDE, SIDE, SIDE)
     kept = kept_bytes(lambda: network(x).reconstruction, network)
     assert 0.9 < activations(stage1) / kept < 1.4
+
+
+@pytest.mark.parametrize("name", ["maskgit/brats/stage1/fsq_x8", "maisi/autoencoder/brats_released_80gb"])
+def test_the_weights_of_a_frozen_autoencoder_are_counted(name):
+    model = load_config(name, fill_variables=False).model
+    with torch.device("meta"):
+        network = ModelFactory.create_autoencoder(model)
+    assert autoencoder_parameters(model) == sum(p.numel() for p in network.parameters())
 
 
 def test_stage_2_is_close_to_what_a_network_keeps(stage1):

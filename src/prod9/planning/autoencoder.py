@@ -31,6 +31,11 @@ class _Convolution:
         return (8 + half if self.normalised else half) * self.inputs * self.fraction
 
     @property
+    def parameters(self) -> int:
+        """Weights and biases, those of the norm before it included."""
+        return self.kernel**3 * self.inputs * self.outputs + self.outputs + 2 * self.inputs * self.normalised
+
+    @property
     def work(self) -> float:
         """Multiply-adds for each voxel of the first resolution."""
         return self.kernel**3 * self.inputs * self.outputs * self.fraction
@@ -42,11 +47,18 @@ def autoencoder_footprint(config: AutoencoderConfig | MaisiVAEConfig, half: int)
     crop = data.batch_size * prod(data.crop_size or data.grid)
     whole = prod(data.grid) if data.crop_size is None or data.whole_volume_fraction > 0 else 0
     voxels = max(crop, whole)
-    kept = sum(layer.kept_bytes(half) for layer in _layers(model)) * voxels / model.space_to_depth**3
-    if model.use_checkpointing:
-        kept /= 4  # the inputs of blocks stay, the largest block is recomputed
+    blocks = [sum(layer.kept_bytes(half) for layer in block) for block in _blocks(model)]
+    kept = sum(blocks)
+    if model.use_checkpointing:  # the inputs of blocks stay, the largest block is recomputed
+        kept = sum(half * block[0].inputs * block[0].fraction for block in _blocks(model)) + max(blocks)
+    kept *= voxels / model.space_to_depth**3
+    widest = max((layer.inputs + layer.outputs) * layer.fraction for layer in _layers(model))
     kept += 4 * voxels * sum(layer.kept_bytes(half) for layer in _adversary(config))
-    return Footprint(latent_grid=latent_grid(data.grid, model.downsampling_factor), kept_bytes=kept)
+    return Footprint(
+        latent_grid=latent_grid(data.grid, model.downsampling_factor),
+        kept_bytes=kept,
+        passing_bytes=4 * widest * voxels / model.space_to_depth**3,
+    )
 
 
 def autoencoder_work(config: AutoencoderConfig | MaisiVAEConfig) -> float:
@@ -58,38 +70,48 @@ def autoencoder_work(config: AutoencoderConfig | MaisiVAEConfig) -> float:
     return data.batch_size * prod(data.crop_size or data.grid) * (network + adversary)
 
 
+def autoencoder_parameters(model: FSQModelConfig | KLModelConfig) -> int:
+    """Return the parameters of an autoencoder without attention."""
+    return sum(layer.parameters for layer in _layers(model))
+
+
 def _layers(model: FSQModelConfig | KLModelConfig) -> list[_Convolution]:
-    widths, blocks, last = model.num_channels, model.num_res_blocks, len(model.num_channels) - 1
+    return [layer for block in _blocks(model) for layer in block]
+
+
+def _blocks(model: FSQModelConfig | KLModelConfig) -> list[list[_Convolution]]:
+    """Return the layers of each block of encoder and decoder."""
+    widths, counts, last = model.num_channels, model.num_res_blocks, len(model.num_channels) - 1
     shares = [0.125**i for i in range(len(widths))]
     latent = model.latent_channels if model.kind == "kl" else len(model.levels)
     folded = model.space_to_depth**3
-    layers = [_Convolution(model.in_channels * folded, widths[0], 1.0, False)]
+    blocks = [[_Convolution(model.in_channels * folded, widths[0], 1.0, False)]]
     for i, share in enumerate(shares):
-        layers += _resolution(widths[max(i - 1, 0)], widths[i], blocks[i], share)
+        blocks += _resolution(widths[max(i - 1, 0)], widths[i], counts[i], share)
         if i < last:
-            layers.append(_Convolution(widths[i], widths[i], share, False))
-    layers += [
-        _Convolution(widths[last], latent, shares[last], True),
+            blocks.append([_Convolution(widths[i], widths[i], share, False)])
+    blocks += [
+        [_Convolution(widths[last], latent, shares[last], True)],
         # Before the latent for the mean (and for KL the deviation), and one after it.
-        *[_Convolution(latent, latent, shares[last], False, kernel=1)] * (3 if model.kind == "kl" else 2),
-        _Convolution(latent, widths[last], shares[last], False),
+        *[[_Convolution(latent, latent, shares[last], False, kernel=1)]] * (3 if model.kind == "kl" else 2),
+        [_Convolution(latent, widths[last], shares[last], False)],
     ]
     for i in reversed(range(len(widths))):
-        layers += _resolution(widths[min(i + 1, last)], widths[i], blocks[i], shares[i])
+        blocks += _resolution(widths[min(i + 1, last)], widths[i], counts[i], shares[i])
         if i > 0:
-            layers.append(_Convolution(widths[i], widths[i], shares[i - 1], False))
-    layers.append(_Convolution(widths[0], model.out_channels * folded, 1.0, True))
-    return layers
+            blocks.append([_Convolution(widths[i], widths[i], shares[i - 1], False)])
+    return [*blocks, [_Convolution(widths[0], model.out_channels * folded, 1.0, True)]]
 
 
-def _resolution(inputs: int, outputs: int, blocks: int, share: float) -> list[_Convolution]:
-    layers: list[_Convolution] = []
-    for _ in range(blocks):
-        layers += [_Convolution(inputs, outputs, share, True), _Convolution(outputs, outputs, share, True)]
+def _resolution(inputs: int, outputs: int, count: int, share: float) -> list[list[_Convolution]]:
+    blocks: list[list[_Convolution]] = []
+    for _ in range(count):
+        block = [_Convolution(inputs, outputs, share, True), _Convolution(outputs, outputs, share, True)]
         if inputs != outputs:
-            layers.append(_Convolution(inputs, outputs, share, False, kernel=1))
+            block.append(_Convolution(inputs, outputs, share, False, kernel=1))
+        blocks.append(block)
         inputs = outputs
-    return layers
+    return blocks
 
 
 def _adversary(config: AutoencoderConfig | MaisiVAEConfig) -> list[_Convolution]:

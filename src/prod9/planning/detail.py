@@ -37,5 +37,6 @@ def detail_footprint(config: DetailSection, half: int, *below: object) -> Footpr
     return Footprint(
         latent_grid=(0, 0, 0),
         kept_bytes=kept * voxels / folded,
+        passing_bytes=4 * 2 * detail * voxels,
         store_bytes_per_volume=(1 + config.copies) * prod(data.grid),
     )

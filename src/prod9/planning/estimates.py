@@ -6,8 +6,8 @@ build the networks. The rules, with bytes per value b = 4 (float32 on CPU) or 2 
 - tokens: (H/f)(W/f)(D/f) for a grid of H × W × D voxels, f = space_to_depth · 2^(resolutions − 1).
 - state of training: 16 bytes per parameter (weight, gradient and AdamW's two moments in float32), 14 with Muon, which
   keeps one moment of hidden matrices; 4 more with an average of the weights. With `trainer.strategy: fsdp` each
-  device keeps its share of that, and the weights and gradients of one block. The frozen base of a control network, or
-  the teacher of a distilled flow, adds 4 bytes per parameter.
+  device keeps its share of that, and the weights and gradients of one block. The frozen base of a control network, the
+  teacher of a distilled flow, and the autoencoder below a stage 2 or 3 add 4 bytes per parameter.
 - activations, stage 1: a normalised convolution keeps its input before and after the norm and after the
   activation, 4 + 4 + b bytes per value (norms run in float32 under autocast), a bare one its input, b bytes.
   Training passes are one crop batch or one whole volume, whichever is larger. The discriminator sees real
@@ -17,10 +17,12 @@ build the networks. The rules, with bytes per value b = 4 (float32 on CPU) or 2 
   residuals (4bE) and the MLP's hidden values before and after its activation (2bmE), one byte per value for
   each of the two dropout masks; attention itself keeps no L × L matrix. The head's logits and their softmax
   are float32. The positions of the longest context count as well, without logits. With ``use_checkpointing``
-  one block's activations remain, and 4E per block.
+  one block's activations remain, and 4E per block; in an autoencoder the input of every block and the activations of
+  the largest one, in a flow the outputs of all blocks and the activations of the largest level.
 - activations, control: those of training the base; for a transformer once more for the copied blocks by their
   share, for a flow twice with region contrast. The condition's encoder keeps four values per channel and stage.
-- the sum of state and activations is multiplied by 1.25 for workspaces and fragmentation.
+- gradients: beside all activations, those of the widest layer's input and output, in float32.
+- the sum of state, activations and gradients is multiplied by 1.25 for workspaces and fragmentation.
 - token store: 2 or 4 bytes per token, 1 for its foreground flag and 2 for each of its latent channels; twice with
   mirrored copies.
 - checkpoint: 12 bytes per parameter (weight and both moments), 10 with Muon, 4 more with an average.
@@ -40,7 +42,7 @@ from prod9.config.schema import (
     RunConfig,
     TransformerConfig,
 )
-from prod9.planning.autoencoder import autoencoder_footprint
+from prod9.planning.autoencoder import autoencoder_footprint, autoencoder_parameters
 from prod9.planning.control import control_flow_footprint, control_maskgit_footprint
 from prod9.planning.detail import detail_footprint
 from prod9.planning.flow import flow_footprint
@@ -59,6 +61,9 @@ Autoencoder = FSQModelConfig | KLModelConfig
 Base = TransformerConfig | MaisiDiffusionConfig
 CountParameters = Callable[[RunConfig, Base | None, Autoencoder | None], int]
 """Counts the parameters that a configuration trains, given its stage 2 (for stage 3 alone) and its autoencoder."""
+
+_ENCODING = ("transformer", "maisi_diffusion", "maskgit_controlnet", "maisi_controlnet")
+"""Stages that keep the autoencoder below them on the device, for validation."""
 
 _FOOTPRINTS: Mapping[str, Callable[..., Footprint]] = {
     "autoencoder": autoencoder_footprint,
@@ -124,7 +129,9 @@ def estimate(
     parameters = count(config, base, autoencoder)
     frozen = 0 if base is None else count(base, None, autoencoder)
     if getattr(config, "distillation", None) is not None:
-        frozen = parameters  # the teacher has the student's size
+        frozen += parameters  # the teacher has the student's size
+    if autoencoder is not None and config.stage in _ENCODING:
+        frozen += autoencoder_parameters(autoencoder)
     average = 0 if config.training.ema is None else _WEIGHT_BYTES
     kept = _WEIGHT_BYTES + average + _MOMENT_BYTES * (2 if config.training.muon is None else _MUON_MOMENTS)
     state = parameters * (kept + _GRADIENT_BYTES) / num_shards(config)
@@ -135,7 +142,7 @@ def estimate(
         **vars(footprint),
         grid=config.data.grid,
         parameters=parameters,
-        memory_bytes=int(OVERHEAD * (state + footprint.kept_bytes)),
+        memory_bytes=int(OVERHEAD * (state + footprint.kept_bytes + footprint.passing_bytes)),
         checkpoint_bytes=int(parameters * kept),
     )
 

@@ -27,6 +27,7 @@ def flow_footprint(config: MaisiDiffusionConfig, half: int, autoencoder: KLModel
         latent_grid=grid,
         positions=prod(grid),
         kept_bytes=data.batch_size * prod(grid) * _kept_bytes(config.model, channels, half),
+        passing_bytes=4 * data.batch_size * prod(grid) * _widest(config.model),
         store_bytes_per_volume=copies * prod(grid) * (2 * channels + 1),
     )
 
@@ -44,34 +45,58 @@ def flow_work(config: MaisiDiffusionConfig, positions: int, latent_channels: int
 def _kept_bytes(model: RectifiedFlowModelConfig, latent_channels: int, half: int) -> float:
     """Return the bytes kept for the backward pass for each position of the latent."""
     kept = float((latent_channels + model.num_channels[0]) * half)
-    for block in _blocks(model):
-        kept += block.share * (8 + half) * (block.inputs + block.outputs)
-        if block.attention:
-            kept += block.share * (8 + 5 * half) * block.outputs
+    levels = [sum(_block_bytes(block, half) for block in level) for level in _levels(model)]
+    if model.use_checkpointing:
+        # Levels are recomputed one by one; what they are given, and the skips, stay.
+        stays = sum(half * block.share * block.outputs for level in _levels(model) for block in level)
+        return kept + stays + max(levels)
+    kept += sum(levels)
     if not model.resblock_updown:
         kept += sum(share * half * width for width, share in _resamplers(model))
-    return kept / 4 if model.use_checkpointing else kept
+    return kept
+
+
+def _widest(model: RectifiedFlowModelConfig) -> float:
+    """Return the channels of the input and the output of the widest block, for each position of the latent."""
+    return max(block.share * (block.inputs + block.outputs) for block in _blocks(model))
+
+
+def _block_bytes(block: _Block, half: int) -> float:
+    kept = (8 + half) * (block.inputs + block.outputs)
+    return block.share * (kept + block.attention * (8 + 5 * half) * block.outputs)
 
 
 def _blocks(model: RectifiedFlowModelConfig) -> Iterator[_Block]:
+    for level in _levels(model):
+        yield from level
+
+
+def _levels(model: RectifiedFlowModelConfig) -> Iterator[list[_Block]]:
+    """Yield the blocks of each level: the way down, the middle, the way up."""
     widths, count, last = model.num_channels, model.num_res_blocks, len(model.num_channels) - 1
     for i, width in enumerate(widths):
         share, attention = 0.125**i, model.attention_levels[i]
-        for j in range(count):
-            yield _Block(widths[max(i - 1, 0)] if j == 0 else width, width, share, attention)
-        if i < last and model.resblock_updown:
-            yield _Block(width, width, share, False)
-    yield _Block(widths[last], widths[last], 0.125**last, True)
-    yield _Block(widths[last], widths[last], 0.125**last, False)
+        level = [
+            _Block(widths[max(i - 1, 0)] if j == 0 else width, width, share, attention) for j in range(count)
+        ]
+        yield [*level, *[_Block(width, width, share, False)] * (i < last and model.resblock_updown)]
+    yield [
+        _Block(widths[last], widths[last], 0.125**last, True),
+        _Block(widths[last], widths[last], 0.125**last, False),
+    ]
     for i in reversed(range(last + 1)):
-        before = widths[min(i + 1, last)]
-        for j in range(count + 1):
-            skip = widths[max(i - 1, 0)] if j == count else widths[i]
-            yield _Block(
-                (before if j == 0 else widths[i]) + skip, widths[i], 0.125**i, model.attention_levels[i]
+        before, share = widths[min(i + 1, last)], 0.125**i
+        level = [
+            _Block(
+                (before if j == 0 else widths[i]) + (widths[max(i - 1, 0)] if j == count else widths[i]),
+                widths[i],
+                share,
+                model.attention_levels[i],
             )
-        if i > 0 and model.resblock_updown:
-            yield _Block(widths[i], widths[i], 0.125 ** (i - 1), False)
+            for j in range(count + 1)
+        ]
+        # The last block of a level enlarges: it works at the next finer one.
+        yield [*level, *[_Block(widths[i], widths[i], 8 * share, False)] * (i > 0 and model.resblock_updown)]
 
 
 def _resamplers(model: RectifiedFlowModelConfig) -> Iterator[tuple[int, float]]:

@@ -18,11 +18,13 @@ class Footprint:
         latent_grid: positions of the latent along each axis.
         positions: of the sequence or latent that the network of a later stage works on; 0 if it works on volumes.
         kept_bytes: activations that a step keeps for the backward pass.
+        passing_bytes: gradients that exist beside them at the widest layer.
         store_bytes_per_volume: of one volume in the store of tokens or latents, mirrored copy included.
     """
 
     latent_grid: tuple[int, int, int]
     kept_bytes: float
+    passing_bytes: float = 0.0
     positions: int = 0
     store_bytes_per_volume: int = 0
 

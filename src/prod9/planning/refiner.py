@@ -42,6 +42,7 @@ def refiner_footprint(config: RefinerConfig, half: int) -> Footprint:
     return Footprint(
         latent_grid=(0, 0, 0),
         kept_bytes=kept * voxels / folded,
+        passing_bytes=4 * 2 * model.detail_channels * voxels,
         store_bytes_per_volume=config.translations.per_target * prod(data.grid),
     )
 

@@ -20,7 +20,8 @@ def transformer_footprint(config: TransformerConfig, half: int, autoencoder: FSQ
     )
     copies = 2 if data.store_flips else 1
     token_bytes = 2 if prod(levels) <= 2**16 else 4 if prod(levels) <= 2**31 else 8
-    kept = (positions + _context_positions(config, grid)) * per_position + positions * 3 * 4 * logits
+    attended = positions + _context_positions(config, grid)
+    kept = attended * per_position + positions * 3 * 4 * logits
     # The coupling keeps its hidden layer before and after the activation, for each group after the first.
     coupled = _num_groups(levels, model.groups) - 1
     kept += prod(grid) * coupled * 2 * 4 * model.coupling_channels
@@ -28,6 +29,7 @@ def transformer_footprint(config: TransformerConfig, half: int, autoencoder: FSQ
         latent_grid=grid,
         positions=positions,
         kept_bytes=data.batch_size * kept,
+        passing_bytes=data.batch_size * attended * 4 * width * (1 + model.mlp_ratio),
         store_bytes_per_volume=copies * prod(grid) * (token_bytes + 1 + 2 * len(levels)),
     )
 

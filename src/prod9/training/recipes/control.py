@@ -370,6 +370,8 @@ class FlowControlRecipe(AbstractControlRecipe[MaisiControlNetConfig, FlowControl
             autoencoder=KLModelConfig.model_validate(sections["autoencoder"]),
         )
         self.initialisation = self.controlnet.start_from(self.base, geometry=self.bases.geometry)
+        # Gradients pass through the base too, which would keep more for them than its copy does.
+        self.base.use_checkpointing = config.model.use_checkpointing
         contrast, max_steps = config.loss.contrast, config.training.max_steps
         family = FlowControl(
             base=self.base,

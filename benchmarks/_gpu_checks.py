@@ -1,26 +1,13 @@
-"""Checks that need a GPU: one JSON object about results, tokens, waits, types, compilation and training on CUDA.
+"""Parts of the GPU suite that check: numerics, tokens, waits, types, second derivatives, compilation, commands."""
 
-    python benchmarks/gpu_checks.py [--device auto|cpu|cuda] [--only PART …] [--jobs N] [--timeout SECONDS]
-
-Run it in the repository's root; every part is a process of its own, several at a time. On a machine without CUDA the
-same parts run on the CPU, without those that need a GPU. The last line of stdout is the JSON object; its ``failed``
-lists the parts that failed, and the exit code is 1 if there are any.
-"""
-
-import argparse
 import importlib.util
-import json
 import os
-import platform
-import subprocess
 import sys
 import tempfile
 import time
-import traceback
 import warnings
 from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +26,7 @@ COMPILED = (
     "token_controlnet",
     "refiner",
 )
+_WAITING = ("cudaStreamSynchronize", "cudaEventSynchronize", "cudaDeviceSynchronize")
 FAMILIES = {
     "maskgit": ("stage1", "stage2_label", "stage2", "stage2_refiner", "stage3"),
     "maisi": ("maisi_vae", "maisi_diffusion", "maisi_controlnet"),
@@ -140,7 +128,7 @@ def waits(device: str) -> Found:
     Without a GPU, on the pretend device of the tests.
     """
     if device == "cuda":
-        return _counted(_waits_of)
+        return _counted("cuda", _waits_of)
     from tests.pretend import pretend_cuda
 
     with pretend_cuda() as pretended:
@@ -150,14 +138,14 @@ def waits(device: str) -> Found:
                 step()
             return Counter(found)
 
-        return _counted(of)
+        return _counted("cuda", of)
 
 
-def _counted(waits_of: Callable[[Callable[[], Any]], Counter[str]]) -> Found:
+def _counted(device: str, waits_of: Callable[[Callable[[], Any]], Counter[str]]) -> Found:
     from tests.networks import sampling_runs, training_steps
 
     places: dict[str, dict[str, int]] = {}
-    for name, build in {**training_steps("cuda"), **sampling_runs("cuda")}.items():
+    for name, build in {**training_steps(device), **sampling_runs(device)}.items():
         step = build()
         for _ in range(2):
             step()
@@ -181,7 +169,19 @@ def _waits_of(step: Callable[[], Any]) -> Counter[str]:
     for warning in caught:
         if "called a synchronizing" in str(warning.message):
             found[f"{Path(warning.filename).name}:{warning.lineno}"] += 1
-    return found
+    return found + _profiled(step)
+
+
+def _profiled(step: Callable[[], Any]) -> Counter[str]:
+    """Return what the profiler sees the host wait for in a step, beside the wait at its own end."""
+    from torch.profiler import ProfilerActivity, profile
+
+    def events(call: Callable[[], Any]) -> Counter[str]:
+        with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as seen:
+            call()
+        return Counter(event.name for event in seen.events() if event.name in _WAITING)
+
+    return events(step) - events(lambda: None)
 
 
 def types(device: str) -> Found:
@@ -330,74 +330,3 @@ PARTS: dict[str, Callable[[str], Found]] = {
     "types": types,
     "double_backward": double_backward,
 }
-
-
-# -- running them ---------------------------------------------------------------------------------------
-
-
-def run_part(name: str, device: str) -> Found:
-    """Run one part in this process."""
-    start = time.perf_counter()
-    try:
-        found = PARTS[name](device)
-    except Exception as error:
-        found = {"ok": False, "error": f"{type(error).__name__}: {error}"[:1500]}
-        found["traceback"] = traceback.format_exc()[-2500:]
-    return found | {"total_seconds": round(time.perf_counter() - start, 1)}
-
-
-def spawn(name: str, device: str, timeout: float) -> Found:
-    """Run one part in a process of its own."""
-    command = [sys.executable, str(Path(__file__).resolve()), "--part", name, "--device", device]
-    environment = {"OMP_NUM_THREADS": "1", **os.environ}
-    try:
-        ran = subprocess.run(
-            command, capture_output=True, text=True, check=False, timeout=timeout, env=environment
-        )
-    except subprocess.TimeoutExpired:
-        return {"ok": False, "error": f"not done after {timeout:g} s"}
-    try:
-        return json.loads(ran.stdout.splitlines()[-1])
-    except (IndexError, json.JSONDecodeError):
-        return {"ok": False, "error": ran.stderr[-2000:], "code": ran.returncode}
-
-
-def main() -> int:
-    """Run the parts asked for and print what they found."""
-    parser = argparse.ArgumentParser(prog="gpu_checks.py", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    parser.add_argument("--only", nargs="+", choices=sorted(PARTS), help="these parts alone")
-    parser.add_argument("--jobs", type=int, default=min(8, os.cpu_count() or 1), help="parts at a time")
-    parser.add_argument("--timeout", type=float, default=200.0, help="seconds for a part")
-    parser.add_argument("--part", choices=sorted(PARTS), help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    from prod9.system.waiting import limit_spinning
-
-    limit_spinning()  # as the commands do
-    import torch
-
-    has_gpu = torch.cuda.is_available()
-    device = ("cuda" if has_gpu else "cpu") if args.device == "auto" else args.device
-    if args.part:
-        print(json.dumps(run_part(args.part, device)), flush=True)
-        return 0
-    start, chosen = time.perf_counter(), args.only or list(PARTS)
-    with ThreadPoolExecutor(args.jobs) as pool:
-        results = dict(
-            zip(chosen, pool.map(lambda name: spawn(name, device, args.timeout), chosen), strict=True)
-        )
-    report = {
-        "name": "gpu_checks",
-        "device": device,
-        "gpu": torch.cuda.get_device_name() if device == "cuda" else None,
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
-        "seconds": round(time.perf_counter() - start, 1),
-        "failed": [name for name, found in results.items() if not found["ok"]],
-        "parts": results,
-    }
-    print(json.dumps(report), flush=True)
-    return 1 if report["failed"] else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
