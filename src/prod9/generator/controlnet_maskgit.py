@@ -31,25 +31,29 @@ ConditionType = Literal["mask", "label", "both"]
 class EncodedControl:
     """The output of ``ControlNetMaskGiT.encode``, the same for all steps; slices along the batch.
 
-    features: ``[B n E]``. absent: ``[E]``, the features of every position without a condition.
+    features: ``[B n E]``, of positions. tokens: ``[B h w d C]``, of single tokens, 0 without a condition. absent:
+    ``[E]``, the features of every position without a condition.
     """
 
     features: Tensor
+    tokens: Tensor
     absent: Tensor
 
     def __len__(self) -> int:
         return len(self.features)
 
     def __getitem__(self, samples: slice) -> "EncodedControl":
-        return EncodedControl(self.features[samples], self.absent)
+        return EncodedControl(self.features[samples], self.tokens[samples], self.absent)
 
     def cat(self, other: "EncodedControl") -> "EncodedControl":
         """Return one batch with the samples of ``other`` after these."""
-        return EncodedControl(torch.cat([self.features, other.features]), self.absent)
+        features = torch.cat([self.features, other.features])
+        return EncodedControl(features, torch.cat([self.tokens, other.tokens]), self.absent)
 
     def unconditional(self) -> "EncodedControl":
         """Return the batch with nothing known of any sample."""
-        return EncodedControl(self.absent.expand_as(self.features), self.absent)
+        nothing = torch.zeros_like(self.tokens)
+        return EncodedControl(self.absent.expand_as(self.features), nothing, self.absent)
 
 
 @dataclass(frozen=True)
@@ -116,12 +120,15 @@ class ControlNetMaskGiT(nn.Module):
         copied = [_copy_block(base.blocks[2 * i]) for i in range(base.num_residuals)]
         self.blocks = nn.ModuleList(copied)
         self.residuals = nn.ModuleList(nn.Linear(base.embed_dim, base.embed_dim) for _ in copied)
-        # Also reads the condition directly, so that the look of a class is learnt from the first step on. Through the
-        # copied blocks alone, learning starts late and at random, so short runs may end first.
-        self.head = nn.Linear(2 * base.embed_dim, base.patch_size**3 * base.vocabulary.num_logits)
+        self.head = nn.Linear(base.embed_dim, base.patch_size**3 * base.vocabulary.num_logits)
         for layer in (*cast("list[nn.Linear]", list(self.residuals)), self.head):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
+        # From the condition at a token to its logits, one map for all p³ places of a position: the look of a class is
+        # learnt from the first step on. Through the copied blocks alone, learning starts late and at random, so short
+        # runs may end first.
+        self.look = nn.Linear(channels[-1], base.vocabulary.num_logits, bias=False)
+        nn.init.zeros_(self.look.weight)
         # The base is frozen and in evaluation mode; what was copied from it is neither.
         self.requires_grad_(True).train()
 
@@ -147,9 +154,11 @@ class ControlNetMaskGiT(nn.Module):
             grid = tuple(side // factor for side in planes.shape[2:])
         dropped = condition.is_dropped
         encoded = self.encoder(planes, label, grid=grid, dropped=dropped)
-        features = self.project(fold(encoded.movedim(1, -1), self.patch_size))
+        tokens = encoded.movedim(1, -1)
+        features = self.project(fold(tokens, self.patch_size))
         features = torch.where(dropped[:, None, None], self.absent.to(features.dtype), features)
-        return EncodedControl(features, self.absent)
+        tokens = tokens.masked_fill(dropped.view(-1, 1, 1, 1, 1), 0.0)
+        return EncodedControl(features, tokens, self.absent)
 
     def forward(
         self,
@@ -176,8 +185,7 @@ class ControlNetMaskGiT(nn.Module):
             positions=self.positions,
             patch_size=self.patch_size,
         )
-        features = control.features.to(x.dtype).expand_as(x)
-        x = x + features
+        x = x + control.features.to(x.dtype).expand_as(x)
         # An in-context base adds the co-registered sources at each position.
         aligned = getattr(prepared, "aligned", None)
         if aligned is not None:
@@ -187,14 +195,21 @@ class ControlNetMaskGiT(nn.Module):
             x = call(block, x, prepared.blocks[2 * i], recompute=self.use_checkpointing)
             residuals.append(out(x))
         adjustments = predict_tokens(
-            torch.cat([F.layer_norm(x, x.shape[-1:]), features], dim=-1),
+            F.layer_norm(x, x.shape[-1:]),
             head=self.head,
             vocabulary=self.vocabulary,
             patch_size=self.patch_size,
             grid=tuple(tokens.shape[1:]),
             rows=rows,
         )
-        return ControlOutput(tuple(residuals), adjustments)
+        return ControlOutput(tuple(residuals), adjustments.plus(self._looks(control, tokens, rows)))
+
+    def _looks(self, control: EncodedControl, tokens: Tensor, rows: Tensor | None) -> Tensor:
+        """Return what the condition at each token says of it, in the form of the logits wanted."""
+        known = control.tokens
+        if self.condition_type == "label":  # the same everywhere, so it was encoded for one position
+            known = known.repeat(1, *(n // self.patch_size for n in tokens.shape[1:]), 1)
+        return self.look(known if rows is None else known.flatten(0, 3).index_select(0, rows))
 
     def _given(self, value: Tensor | None, name: str) -> Tensor:
         if value is None:
