@@ -106,7 +106,9 @@ def _make(
 
     followed: list[Inputs] = [_inputs(one) for one in lesions]
     names = [f"mask_{k:04d}_seg.nii.gz" for k in range(num)]
-    missing = [k for k in range(num) if not folder.is_done(names[k], followed[k % len(lesions)])]
+    mine = [k for k in range(num) if folder.part.owns(k)]
+    folder.expect([names[k] for k in mine], of=names)
+    missing = [k for k in mine if not folder.is_done(names[k], followed[k % len(lesions)])]
     with shared.progress() as bar:
         task = bar.add_task("Masks", total=len(missing))
         for index in missing:

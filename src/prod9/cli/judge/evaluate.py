@@ -313,19 +313,28 @@ def utility(
 ) -> None:
     """Train the same small segmenter on real, on synthetic and on both patients, and test it on real ones.
 
-    Dice of whole tumour, tumour core and enhancing tumour, with intervals over patients and seeds.
+    Dice of whole tumour, tumour core and enhancing tumour, with intervals over patients and seeds. Interrupted, the
+    same command goes on with the networks that are left.
     """
     _check_folder(output_dir, overwrite)
+    from prod9.evaluation.sets.kept_overlaps import FILE as KEPT
     from prod9.evaluation.utility import UtilitySettings, evaluate_utility
 
     settings = UtilitySettings(
         grid=grid, seeds=seeds, replicates=replicates, **trained.settings(), **sets.settings()
     )
-    with reporting() as report:
+    again = "The networks that are trained are kept; the same command continues from here."
+    with shared.resumable(again), reporting() as report:
         evaluation = evaluate_utility(
-            real, synthetic, settings, device=torch_device(options.device), report=report
+            real,
+            synthetic,
+            settings,
+            device=torch_device(options.device),
+            report=report,
+            keep=output_dir / KEPT,
         )
     _finish(evaluation, output_dir, options.as_json, real, synthetic)
+    (output_dir / KEPT).unlink(missing_ok=True)
 
 
 def _check_folder(output_dir: Path, overwrite: bool) -> None:
