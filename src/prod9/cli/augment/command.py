@@ -27,6 +27,7 @@ from prod9.cli.augment.steps import (
 from prod9.cli.data.convert import FormatOption
 from prod9.cli.generate.options import DetailUse, SampleSeedOption, Sampling, Target
 from prod9.cli.generate.patients import case_id, make_patients
+from prod9.cli.parts.engine import Engine
 from prod9.cli.parts.option import PartOption, chosen_part
 from prod9.cli.shared import DebugOption, DeviceOption, JsonOption, OutputsOption, new_app
 from prod9.data.formats.table import form_of
@@ -134,7 +135,7 @@ def augment(
     with redirect_stdout(sys.stderr):  # what it reports is no result of this command
         make_patients(
             num_samples=num, model=models.label, in_context=models.in_context, control=models.control, seg=masks_found,
-            sampling=Sampling(), use=DetailUse(), seed=seed, device=device, target=target,
+            sampling=Sampling(), use=DetailUse(), seed=seed, device=device, target=target, engine=Engine(),
         )  # fmt: skip
     if not work.is_all:
         shared.messages.print(

@@ -82,6 +82,11 @@ def find_models(
     file = split or _split_of(model, output)
     from prod9.data.splits import Split
 
+    if not file.is_file():
+        raise ConfigError(
+            f"--split {file}: expected a split file, got none; a run keeps it as {SPLIT}: it says which patients were "
+            "trained on"
+        )
     found = Split.load(file)
     _require_tested(found, cases, false_alarms, file)
     _require_folds(len({case.patient_id for case in cases} - set(found.test)), folds)
@@ -118,6 +123,8 @@ def _trained(
         train_patient_models,
     )
 
+    if not any(case.seg is not None for case in cases):
+        raise ConfigError(f"{real}: expected patients with segmentations to train on, got none; add them")
     models = PatientModels(output / TRAINED)
     patients = {case.patient_id for case in cases}
     steps = plan_patient_models(

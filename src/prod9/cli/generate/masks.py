@@ -12,6 +12,7 @@ from prod9.cli.generate.inputs import find_segmentations
 from prod9.cli.generate.options import LabelSchemeOption, SampleSeedOption, Target, grouped
 from prod9.cli.generate.outputs import Inputs, OutputFolder, inputs_of, report_made
 from prod9.cli.generate.run import carry_out
+from prod9.cli.parts.engine import Engine
 from prod9.errors import DataError, Prod9Error
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ def generate_masks(
     label_scheme: LabelSchemeOption = "auto",
     seed: SampleSeedOption = 0,
     target: Target,
+    engine: Engine,
 ) -> None:
     """Make lesion masks: given ones moved, turned, scaled, mirrored and warped within the brain.
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from prod9.cli import shared
-from prod9.cli.front.after import tell_after_scores
+from prod9.cli.judge.covariates import covariates
 from prod9.cli.judge.masks import masks
 from prod9.cli.judge.options import (
     ExtractorOptions,
@@ -22,6 +22,7 @@ from prod9.cli.judge.options import (
     grouped,
 )
 from prod9.cli.judge.reporting import reporting
+from prod9.cli.judge.results import check_folder, finish
 from prod9.cli.parts.option import PartOption, chosen_part
 from prod9.cli.parts.record import FEATURES, PartRecord, plan_of, require_same_count
 from prod9.cli.shared import DebugOption, JsonOption, OverwriteOption, new_app
@@ -32,12 +33,12 @@ from prod9.system.wording import plural
 
 if TYPE_CHECKING:
     from prod9.evaluation.images import ImageSettings
-    from prod9.evaluation.score_table import Evaluation
 
 app = new_app("Measure generated volumes against real ones.")
 app.command("masks", example="prod9 evaluate masks made --training ~/brats")(masks)
-
-FILE = "evaluation.json"
+app.command(
+    "covariates", example="prod9 evaluate covariates ~/brats made --table patients.csv --split run/split.json"
+)(grouped(covariates))
 
 
 @app.command("images", example="prod9 evaluate images outputs/demo/data outputs/demo/starter/volumes")
@@ -81,7 +82,7 @@ def images(
     `--paired` also PSNR, SSIM, MS-SSIM and more over the whole volume, the brain, the tumour and the healthy part. With
     `--part` only features are computed: join them with `prod9 merge OUTPUT_DIR`, then run it without `--part`.
     """
-    _check_folder(output_dir, overwrite)
+    check_folder(output_dir, overwrite)
     work = chosen_part(part)
     from prod9.evaluation.images import ImageSettings, check_settings, evaluate_images
     from prod9.evaluation.judges.judge import FILE as CLASSIFIER
@@ -118,7 +119,7 @@ def images(
         )
     if result.judge is not None:
         result.judge.save(output_dir / CLASSIFIER)
-    _finish(result.evaluation, output_dir, options.as_json, real, generated)
+    finish(result.evaluation, output_dir, options.as_json, real, generated)
     kept.unlink(missing_ok=True)
 
 
@@ -209,7 +210,7 @@ def samples(
     Correlation of the samples' spread with the error of their mean, coverage of intervals with a calibration
     curve, their width, CRPS, PSNR and spectra, by modality, with intervals over patients.
     """
-    _check_folder(output_dir, overwrite)
+    check_folder(output_dir, overwrite)
     from prod9.evaluation.samples.evaluate import SampleSettings, evaluate_samples
 
     settings = SampleSettings(
@@ -221,7 +222,7 @@ def samples(
     )
     with reporting() as report:
         evaluation = evaluate_samples(real, sampled, settings, report=report)
-    _finish(evaluation, output_dir, as_json, real, sampled)
+    finish(evaluation, output_dir, as_json, real, sampled)
 
 
 @app.command("control", example="prod9 evaluate control outputs/demo/data steered")
@@ -252,7 +253,7 @@ def control(
     Dice of whole tumour, tumour core and enhancing tumour between what a segmenter of the modality finds and what
     was asked for, beside its Dice in held-out scans and in their reconstructions.
     """
-    _check_folder(output_dir, overwrite)
+    check_folder(output_dir, overwrite)
     from prod9.evaluation.anatomy.control import ControlSettings, evaluate_control
 
     settings = ControlSettings(
@@ -262,7 +263,7 @@ def control(
         evaluation = evaluate_control(
             real, steered, settings, device=torch_device(options.device), report=report
         )
-    _finish(evaluation, output_dir, options.as_json, real, steered)
+    finish(evaluation, output_dir, options.as_json, real, steered)
 
 
 @app.command("patients", example="prod9 evaluate patients outputs/demo/data made")
@@ -283,7 +284,7 @@ def patients(
     For every pair of modalities, the Dice between what segmenters of both find, and the mutual information of both,
     beside those of held-out real patients.
     """
-    _check_folder(output_dir, overwrite)
+    check_folder(output_dir, overwrite)
     from prod9.evaluation.anatomy.agreement import evaluate_patients
     from prod9.evaluation.utility import TrainedSettings
 
@@ -292,7 +293,7 @@ def patients(
         evaluation = evaluate_patients(
             real, made, settings, device=torch_device(options.device), report=report
         )
-    _finish(evaluation, output_dir, options.as_json, real, made)
+    finish(evaluation, output_dir, options.as_json, real, made)
 
 
 @app.command("utility", example="prod9 evaluate utility outputs/demo/data made")
@@ -316,7 +317,7 @@ def utility(
     Dice of whole tumour, tumour core and enhancing tumour, with intervals over patients and seeds. Interrupted, the
     same command goes on with the networks that are left.
     """
-    _check_folder(output_dir, overwrite)
+    check_folder(output_dir, overwrite)
     from prod9.evaluation.sets.kept_overlaps import FILE as KEPT
     from prod9.evaluation.utility import UtilitySettings, evaluate_utility
 
@@ -333,33 +334,5 @@ def utility(
             report=report,
             keep=output_dir / KEPT,
         )
-    _finish(evaluation, output_dir, options.as_json, real, synthetic)
+    finish(evaluation, output_dir, options.as_json, real, synthetic)
     (output_dir / KEPT).unlink(missing_ok=True)
-
-
-def _check_folder(output_dir: Path, overwrite: bool) -> None:
-    from prod9.files import check_writable
-
-    if (output_dir / FILE).exists() and not overwrite:
-        raise ConfigError(
-            f"{output_dir / FILE}: exists already; choose another --output-dir, or replace it with --overwrite."
-        )
-    check_writable(output_dir)
-
-
-def _finish(evaluation: "Evaluation", output_dir: Path, as_json: bool, real: Path, generated: Path) -> None:
-    files = evaluation.write(output_dir)
-    for item in evaluation.skipped:
-        shared.messages.print(f"Skipped: {item.reason}")
-    for item in evaluation.left_out:
-        shared.messages.print(f"Note: {item.sentence()}")
-    for warning in evaluation.warnings:
-        shared.messages.print(f"Warning: {warning}")
-    if as_json:
-        shared.print_json(evaluation.to_dict())
-        return
-    from prod9.cli.judge.score_tables import print_scores
-
-    print_scores(evaluation)
-    shared.console.print(f"Written: {', '.join(str(file) for file in files)}")
-    tell_after_scores(generated, output_dir, real)

@@ -49,15 +49,18 @@ def merge(
     directory = expand(folder)
     again = f"Nothing is lost; run `prod9 merge {folder}` again."
     with shared.resumable(again):
-        num, parts = _merge(directory)
+        num, parts = merge_parts(directory)
     if as_json:
         shared.print_json({"output_dir": str(directory), "parts": parts, "results": num})
         return
     shared.console.print(f"{plural(num, 'result')} of {plural(parts, 'part')} in {directory}")
 
 
-def _merge(directory: Path) -> tuple[int, int]:
-    """Join the parts in ``directory``; return how many results and parts there were."""
+def merge_parts(directory: Path) -> tuple[int, int]:
+    """Join the parts in ``directory``; return how many results and parts there were.
+
+    Raises DataError and ConfigError for parts that do not belong together, and for gaps.
+    """
     from prod9.files import exclusive
 
     if not directory.is_dir():
