@@ -75,7 +75,8 @@ def test_a_flow_learns_from_a_table_and_is_asked_for_values(folder, tmp_path):
     cases = sorted(path.name for path in (folder / "cohort").iterdir())
     rows = [f"{case},{30 + 5 * k},{'FM'[k % 2]}" for k, case in enumerate(cases)]
     (tmp_path / "table.csv").write_text("\n".join(["case,age,sex", *rows]) + "\n")
-    covariates = f"covariates={{file: {tmp_path / 'table.csv'}, numbers: {{age: [20, 80]}}, categories: {{sex: [F, M]}}}}"
+    about = "numbers: {age: [20, 80]}, categories: {sex: [F, M]}"
+    covariates = f"covariates={{file: {tmp_path / 'table.csv'}, {about}}}"
     ran = run(
         "prod9-train-maisi-diffusion", "train", "--config", folder / "flow.yaml", "--output-dir", tmp_path / "flow",
         "--init-from", folder / "flow", "--json", "--set", covariates, "--set", "model.covariates=[2, 2]",

@@ -45,7 +45,7 @@ class CovariateSettings(SetSettings):
 
     table: str
     replicates: int = 1000
-    steps: int = 600
+    steps: int = 400
 
 
 def evaluate_covariates(

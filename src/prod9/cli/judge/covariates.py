@@ -37,7 +37,7 @@ def covariates(
     ] = None,
     training_steps: Annotated[
         int, typer.Option("--training-steps", min=1, help="Steps of training of each network.")
-    ] = 600,
+    ] = 400,
     output_dir: OutputDirOption = Path("evaluation_covariates"),
     grid: GridOption = None,
     replicates: ReplicatesOption = 1000,

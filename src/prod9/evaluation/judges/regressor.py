@@ -34,7 +34,7 @@ class NumberReader(nn.Module):
         super().__init__()
         strided = [
             conv_block(i, o, stride=stride)
-            for (i, o), stride in zip(pairwise((1, *WIDTHS)), (1, 2, 2), strict=True)
+            for (i, o), stride in zip(pairwise((1, *WIDTHS)), (2, 2, 1), strict=True)
         ]
         self.body = nn.Sequential(*strided, conv_block(WIDTHS[-1], WIDTHS[-1]))
         self.head = nn.Linear(2 * WIDTHS[-1], num_outputs)
