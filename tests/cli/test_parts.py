@@ -149,6 +149,22 @@ def test_preprocessed_parts_are_the_folder_in_one_piece(heads: Path, tmp_path: P
     assert preprocess(heads, tmp_path / "copy" / "out", "--part", "1/2").json["made"] == []
 
 
+def test_reconstructed_parts_are_the_folder_in_one_piece(workspace: Workspace, tmp_path: Path) -> None:
+    def infer(out: Path, *args: object) -> Ran:
+        ran = run(
+            "prod9-train-autoencoder", "infer", workspace.cohort, "--model", workspace.run1, "-o", out, "--json",
+            "--save-tokens", *args,
+        )  # fmt: skip
+        assert ran.code == 0, ran.err
+        return ran
+
+    whole, parted = tmp_path / "whole", tmp_path / "parted"
+    made = len(infer(whole).json["made"])
+    assert sum(len(infer(parted, "--part", part).json["made"]) for part in ("2/2", "1/2")) == made
+    assert run("prod9", "merge", parted).code == 0
+    assert contents(parted) == contents(whole)
+
+
 def test_encoded_parts_are_the_store_in_one_piece(workspace: Workspace, tmp_path: Path) -> None:
     def encode(name: str, *args: object) -> Ran:
         ran = run(
