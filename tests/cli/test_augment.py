@@ -103,7 +103,7 @@ def test_the_split_of_an_export_stands_in_its_header(
     from prod9.data.splits import Split
 
     export = tmp_path / "export"
-    assert run("prod9", "export", "--model", workspace.run2, "-o", export).code == 0
+    assert run("prod9", "export", workspace.run2, export).code == 0
     given = {
         "model": str(export), "in_context": "x", "control": ["y"], "split": None, "budget": None,
         "false_alarms": 0.5, "folds": 5, "seed": 0, "device": "cpu",

@@ -104,9 +104,9 @@ def test_ranges_are_drawn_for_each_sample_and_scored(
         assert ran.code == 2, wrong
 
     real = tmp_path / "real"
-    write_brats_tree(real, 16, seed=1)
+    write_brats_tree(real, 18, seed=1)
     patients = [case.patient_id for case in find_cases(real)]
-    split = {"train": patients[:8], "val": [], "test": patients[8:]}
+    split = {"train": patients[:9], "val": [], "test": patients[9:]}
     (tmp_path / "split.json").write_text(json.dumps({"format": 1, **split}))
     given = ("--table", table(tmp_path / "real.csv", real), "--split", tmp_path / "split.json")
     few = ("--training-steps", 2, "--replicates", 20, "-o", tmp_path / "scores")

@@ -110,12 +110,13 @@ def _import_ray() -> Any:
 def _connect(ray: Any, address: str | None) -> None:
     """Join the cluster at ``address``, or start one on this machine that ends with the command."""
     try:
-        ray.init(
-            address=address or "local",
-            log_to_driver=False,
-            configure_logging=False,
-            **({} if address else {"include_dashboard": False}),
-        )
+        with redirect_stdout(sys.stderr):  # what it tells is no result of the command
+            ray.init(
+                address=address or "local",
+                log_to_driver=False,
+                configure_logging=False,
+                **({} if address else {"include_dashboard": False}),
+            )
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise ConfigError(
             f"--address: expected a running cluster of Ray, got {address or 'none on this machine'} "
