@@ -9,6 +9,7 @@ The folder of the models holds one run of each stage, named as in the demo::
     FOLDER/stage3           makes the first modality follow a segmentation; from random weights
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,7 +81,7 @@ def plan_patient_models(
     share = max(TEST_SHARE, (least_tested + 0.5) / num_patients)  # half a patient more: shares are rounded
     if share > MOST_TEST:
         raise ConfigError(
-            f"{data}: expected at least {round(least_tested / MOST_TEST + 0.499)} patients, so that {least_tested} can "
+            f"{data}: expected at least {math.ceil((least_tested + 0.5) / MOST_TEST)} patients, so that {least_tested} can "
             f"be held out for the audit, got {num_patients}; add patients, or audit less sharply with a larger "
             "--false-alarms"
         )
