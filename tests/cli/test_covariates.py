@@ -77,7 +77,8 @@ def test_ranges_are_drawn_for_each_sample_and_scored(
             "--set-covariate", f"volume={value}", "--set-covariate", "sex=F", *more,
         )  # fmt: skip
         assert ran.code == 0, ran.err
-        files = json.loads((tmp_path / out / "manifest.json").read_text())["files"]
+        folder = tmp_path / out / "part-2-of-2" if more else tmp_path / out
+        files = json.loads((folder / "manifest.json").read_text())["files"]
         return {name: entry.get("covariates", {}) for name, entry in files.items()}
 
     drawn = generate("some", 2, "10:60") | generate("more", 8, "10:60")

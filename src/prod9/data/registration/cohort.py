@@ -105,6 +105,7 @@ def join(root: Path, folders: Mapping[Path, Sequence[str]], settings: Mapping[st
         settings: of all cases.
     """
     with claimed(root, key="OUT"):
+        sweep(root)
         _check_folder(root, settings)
         for folder, names in folders.items():
             for name in names:
