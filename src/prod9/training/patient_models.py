@@ -80,10 +80,10 @@ def plan_patient_models(
     """
     share = max(TEST_SHARE, (least_tested + 0.5) / num_patients)  # half a patient more: shares are rounded
     if share > MOST_TEST:
+        least = math.ceil((least_tested + 0.5) / MOST_TEST)
         raise ConfigError(
-            f"{data}: expected at least {math.ceil((least_tested + 0.5) / MOST_TEST)} patients, so that {least_tested} can "
-            f"be held out for the audit, got {num_patients}; add patients, or audit less sharply with a larger "
-            "--false-alarms"
+            f"{data}: expected at least {least} patients, so that {least_tested} can be held out for the audit, got "
+            f"{num_patients}; add patients, or audit less sharply with a larger --false-alarms"
         )
     models = PatientModels(folder)
     common: list[tuple[str, Any]] = [

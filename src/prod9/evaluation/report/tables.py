@@ -44,6 +44,11 @@ _FLOORS = {
         "The orange tick and the column highest show the Dice in reconstructions of real scans, or else in scans: no "
         "steered volume can be expected to reach more.",
     ),
+    "covariates": (
+        "scans",
+        "The orange tick and the column scans show the rank correlation in held-out scans; no generated volumes can be "
+        "expected to reach more.",
+    ),
     "agreement": (
         "real patients",
         "The orange tick and the column real patients show the same score of held-out real patients; as near to it as "
