@@ -108,6 +108,21 @@ def test_the_parts_together_are_one_piece(
     assert again.json["made"] == []
 
 
+def test_killed_parts_of_masks_end_as_if_nothing_had_happened(workspace: Workspace, tmp_path: Path) -> None:
+    def masks(out: Path, *args: object) -> Ran:
+        return run("prod9", "generate", "masks", "--vary", workspace.cohort, "-n", 4, "-o", out, *args)
+
+    whole, parted, kills = tmp_path / "whole", tmp_path / "parted", 0
+    assert masks(whole).code == 0
+    for part in ("1/2", "2/2"):
+        number = 0
+        while dies(parted, number, partial(masks, parted, "--part", part)):  # each time it gets further
+            number, kills = number + 7, kills + 1
+    run("prod9", "merge", parted)
+    assert kills >= 10
+    assert contents(parted) == contents(whole)
+
+
 @pytest.fixture(scope="module")
 def heads(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two patients with one scan each."""
