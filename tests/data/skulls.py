@@ -28,7 +28,7 @@ def with_skull(phantom: Phantom, spacing_mm: float, rng: np.random.Generator) ->
     heads = {}
     for name, shells in SHELLS.items():
         scan = phantom.scans[name]
-        brain = ndi.binary_fill_holes(scan > 0)
+        brain = np.asarray(ndi.binary_fill_holes(scan > 0), dtype=bool)
         distance = np.asarray(ndi.distance_transform_edt(~brain)) * spacing_mm
         top = np.percentile(scan[scan > 0], 99)
         head, inner = scan.astype(np.float64), 0.0

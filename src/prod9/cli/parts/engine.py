@@ -99,7 +99,7 @@ def run_parts(
 
 def _import_ray() -> Any:
     try:
-        import ray
+        import ray  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise MissingDependencyError(
             "--engine ray: expected the package ray, got none; install it with: pip install 'prod9[ray]'"
