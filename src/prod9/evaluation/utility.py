@@ -298,7 +298,7 @@ def _row(
         "metric": metric,
         **common,
         "value": value,
-        "low": low,
+        "low": max(low, 0.0),  # the bootstrap of a score near 0 may end below it
         "high": high,
         "num_seeds": seeds,
         "num_heldout": cases,
