@@ -47,7 +47,7 @@ _FLOORS = {
     "utility": (
         "floor",
         "Dice of one small segmenter on real test patients, by what it was trained on; share: over that of training on "
-        "real patients. Where both is not above real by more than the intervals, the synthetic patients bought nothing. "
+        "real patients. Where both is not above real by more than the intervals, synthetic patients bought nothing. "
         "N: test patients with the region.",
     ),
     "covariates": (
