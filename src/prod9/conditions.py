@@ -1,7 +1,7 @@
 """What every batch of conditions can do, whatever a network takes: move, join, be cut, be dropped."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Self, TypeVar, cast
 
@@ -109,6 +109,20 @@ class CovariateEmbedding(nn.Module):
             )
         flat = covariates.flatten(1).to(self.hidden.weight.dtype)
         return self.output(torch.nn.functional.silu(self.hidden(flat)))
+
+
+def with_covariates(network: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the weights ``state`` with an embedding of covariates where ``network`` has one that ``state`` lacks.
+
+    It is that of ``network`` with an output of 0, so at first the network computes what the one without it computes.
+    """
+    found = dict(state)
+    for name, module in network.named_modules():
+        if isinstance(module, CovariateEmbedding) and not any(key.startswith(f"{name}.") for key in state):
+            for key, value in module.state_dict().items():
+                is_output = key.startswith("output.")
+                found[f"{name}.{key}"] = torch.zeros_like(value) if is_output else value.clone()
+    return found
 
 
 C = TypeVar("C")

@@ -90,6 +90,13 @@ class VolumeHeader:
         """Anatomical direction of each axis, such as ``RAS``."""
         return "".join(nib.orientations.aff2axcodes(self.affine))
 
+    @property
+    def ras_spacing(self) -> tuple[float, float, float]:
+        """Voxel size in mm along the axes that run left-right, back-front and down-up."""
+        axes = [next(i for i, to in enumerate(self.orientation) if to in ends) for ends in ("LR", "PA", "SI")]
+        x, y, z = (self.spacing[axis] for axis in axes)
+        return x, y, z
+
 
 @dataclass(frozen=True, eq=False)
 class VolumeFile:

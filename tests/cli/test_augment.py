@@ -7,6 +7,8 @@ import pytest
 
 from prod9.data.formats.nnunet import SPLITS
 from prod9.data.layouts.find import find_cases
+from prod9.errors import ConfigError
+from prod9.training.patient_models import PatientModelStep
 from tests.fixtures import write_brats_tree
 from tests.harness import Ran, Workspace, later_models, run
 
@@ -88,5 +90,71 @@ def test_what_is_missing_is_named(
         assert case.seg is not None
         case.seg.unlink()
     assert "that show a lesion, got none" in refused()
-    (real.parent / "split.json").unlink()
-    assert "which patients were trained on" in refused()
+    few = json.loads((real.parent / "split.json").read_text())
+    (real.parent / "split.json").write_text(json.dumps(few | {"val": few["val"] + few["test"], "test": []}))
+    assert "expected at least 5 test patients for the audit, got 0" in refused()
+    assert "expected a split file" in refused("--split", real.parent / "none.json")
+
+
+def test_the_split_of_an_export_stands_in_its_header(
+    workspace: Workspace, tmp_path: Path, real: Path
+) -> None:
+    from prod9.cli.augment.models import find_models
+    from prod9.data.splits import Split
+
+    export = tmp_path / "export"
+    assert run("prod9", "export", workspace.run2, export).code == 0
+    given = {
+        "model": str(export), "in_context": "x", "control": ["y"], "split": None, "budget": None,
+        "false_alarms": 0.5, "folds": 5, "seed": 0, "device": "cpu",
+    }  # fmt: skip
+    with pytest.raises(ConfigError, match=r"test patients? for the audit"):
+        find_models(workspace.cohort, tmp_path / "out", **given)
+    assert Split.load(tmp_path / "out" / "split.json") == Split.load(workspace.run2 / "split.json")
+    with pytest.raises(ConfigError, match="--in-context"):
+        find_models(real, tmp_path / "out", **{**given, "in_context": None})
+    with pytest.raises(ConfigError, match="packaged with prod9"):
+        find_models(real, tmp_path / "out", **{**given, "model": "demo/label"})
+    with pytest.raises(ConfigError, match="--folds"):
+        find_models(real, tmp_path / "out", **{**given, "split": real.parent / "split.json", "folds": 8})
+
+
+def test_without_models_they_are_planned_from_the_packaged_ones(real: Path, tmp_path: Path) -> None:
+    from prod9.training.patient_models import PatientModels, plan_patient_models
+
+    def plan(num: int, factor: float) -> list[PatientModelStep]:
+        return plan_patient_models(real, tmp_path, num_patients=num, least_tested=10, factor=factor, seed=3)
+
+    models, steps = PatientModels(tmp_path), plan(40, 0.5)
+    assert [Path(step.config.output_dir).name for step in steps] == [
+        "stage1", "stage2_label", "stage2", "stage2_refiner", "stage3",
+    ]  # fmt: skip
+    assert {step.config.data.split.test for step in steps} == {10.5 / 40}
+    assert steps[-1].weights is None
+    assert steps[-1].config.inputs.transformer == str(models.label) == steps[1].config.output_dir
+    assert steps[1].config.training.max_steps == 150
+    assert [step.config.data.split.test for step in plan(400, 1.0)] == [0.15] * 5
+    with pytest.raises(ConfigError, match="at least 27 patients"):
+        plan(24, 1.0)
+
+
+def test_networks_that_are_trained_are_kept(workspace: Workspace, real: Path) -> None:
+    """An evaluation that is interrupted trains the networks that are left, and gives the same scores."""
+    from prod9.evaluation.utility import UtilitySettings, evaluate_utility
+
+    kept, trained = real.parent / "kept.jsonl", list[str]()
+    settings = UtilitySettings(split=str(real.parent / "split.json"), steps=1, seeds=2, replicates=10)
+
+    def report(what: str, done: int, total: int) -> None:
+        trained.extend([what] if what.startswith("Segmenter") else [])
+        if len(trained) == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_utility(real, real, settings, report=report, keep=kept)
+    assert len(kept.read_text().splitlines()) == 3
+    kept.write_text(kept.read_text() + '{"key": "cut')
+    trained.append("")
+    again = evaluate_utility(real, real, settings, report=report, keep=kept)
+    assert len(trained) == 5 + 3
+    assert again.to_dict()["scores"] == evaluate_utility(real, real, settings).to_dict()["scores"]

@@ -11,9 +11,11 @@ import yaml
 from prod9.conditions import hide_covariates
 from prod9.config.load import load_config
 from prod9.data.covariates import CovariateCoder
+from prod9.data.layouts.find import find_cases
 from prod9.diffusion.condition import FlowCondition
 from prod9.errors import ConfigError, DataError
 from prod9.generator.condition import MaskGiTCondition
+from tests.fixtures import write_brats_tree
 from tests.harness import Workspace, run
 from tests.networks import shaken
 
@@ -64,6 +66,93 @@ def test_a_transformer_learns_from_a_table_and_is_asked_for_values(model: Path, 
         assert ran.code == 2, wrong
         assert "--set-covariate" in ran.err
     assert not (tmp_path / "x").exists()
+
+
+def test_ranges_are_drawn_for_each_sample_and_scored(
+    model: Path, config: Path, workspace: Workspace, tmp_path: Path
+) -> None:
+    def generate(out: str, num: int, value: str, *more: object) -> dict[str, dict[str, float]]:
+        ran = run(
+            "prod9", "generate", "label", "-m", model, "-l", "T1", "-n", num, "--steps", 1, "-o", tmp_path / out,
+            "--set-covariate", f"volume={value}", "--set-covariate", "sex=F", *more,
+        )  # fmt: skip
+        assert ran.code == 0, ran.err
+        folder = tmp_path / out / "part-2-of-2" if more else tmp_path / out
+        files = json.loads((folder / "manifest.json").read_text())["files"]
+        return {name: entry.get("covariates", {}) for name, entry in files.items()}
+
+    drawn = generate("some", 2, "10:60") | generate("more", 8, "10:60")
+    values = [one["volume"] for one in drawn.values()]
+    assert len(set(values)) == 8
+    assert all(10 <= value <= 60 for value in values)
+    assert generate("some", 2, "10:60") == {
+        name: drawn[name] for name in ("T1_0000.nii.gz", "T1_0001.nii.gz")
+    }
+    assert generate("parted", 8, "10:60", "--part", "2/2")["T1_0003.nii.gz"] == drawn["T1_0003.nii.gz"]
+    assert generate("one", 1, "40") == {"T1_0000.nii.gz": {}}
+    for wrong in ("60:10", "10:", "-5:10", "10:900", "a:b"):
+        ran = run(
+            "prod9",
+            "generate",
+            "label",
+            "-m",
+            model,
+            "-o",
+            tmp_path / "x",
+            "--set-covariate",
+            f"volume={wrong}",
+        )
+        assert ran.code == 2, wrong
+
+    real = tmp_path / "real"
+    write_brats_tree(real, 18, seed=1)
+    patients = [case.patient_id for case in find_cases(real)]
+    split = {"train": patients[:9], "val": [], "test": patients[9:]}
+    (tmp_path / "split.json").write_text(json.dumps({"format": 1, **split}))
+    given = ("--table", table(tmp_path / "real.csv", real), "--split", tmp_path / "split.json")
+    few = ("--training-steps", 2, "--replicates", 20, "-o", tmp_path / "scores")
+    ran = run("prod9", "evaluate", "covariates", real, tmp_path / "more", *given, *few)
+    assert ran.code == 0, ran.err
+    assert "real, held out" in ran.out
+    content = json.loads((tmp_path / "scores" / "evaluation.json").read_text())
+    rows = {(row["metric"], row["region"]): row for row in content["scores"]}
+    assert set(rows) == {("rank_correlation_generated", "volume"), ("rank_correlation_real", "volume")}
+    asked = {round(row["true_or_asked"], 4) for row in content["cases"] if row["set"] == "generated"}
+    assert asked == set(values)
+    generated = rows[("rank_correlation_generated", "volume")]
+    assert -1 <= generated["low"] <= generated["value"] <= generated["high"] <= 1
+    assert generated["floor"] == rows[("rank_correlation_real", "volume")]["value"]
+    for folder, wrong, said in (
+        (workspace.cohort, given, "names no covariates"),
+        (tmp_path / "more", ("--table", tmp_path / "real.csv"), "--split"),
+        (tmp_path / "more", (*given, "--table", tmp_path / "other.csv"), "--table"),
+    ):
+        (tmp_path / "other.csv").write_text("case,weight\nA,3\n")
+        ran = run("prod9", "evaluate", "covariates", real, folder, *wrong, "-o", tmp_path / "none")
+        assert ran.code == 2, ran.err
+        assert said in ran.err
+
+
+def test_a_model_without_covariates_can_learn_them(
+    config: Path, workspace: Workspace, tmp_path: Path
+) -> None:
+    """From its weights on: before the first step the new model computes what the old one does."""
+    ran = run(
+        "prod9-train-transformer", "train", "--config", config, "--output-dir", tmp_path / "run", "--json",
+        "--init-from", workspace.run2, "--set", "training.max_steps=1", "--set", "training.learning_rate=1e-30",
+    )  # fmt: skip
+    assert ran.code == 0, ran.err
+    from prod9.pipelines.maskgit import MaskGiTPipeline
+
+    def tokens(model: Path, values: dict[str, str]) -> torch.Tensor:
+        pipeline = MaskGiTPipeline.from_checkpoint(model, detail=None)
+        if values:
+            pipeline.set_covariates(values)
+        return pipeline.sample_label(0, [1, 2], lambda _: None)
+
+    plain = tokens(workspace.run2, {})
+    assert torch.equal(tokens(tmp_path / "run", {}), plain)
+    assert torch.equal(tokens(tmp_path / "run", {"age": "20:80", "sex": "F"}), plain)
 
 
 def test_what_is_set_reaches_the_sampler(model: Path) -> None:

@@ -40,6 +40,28 @@ def test_both_stages_are_measured_on_held_out_patients(folder):
     assert flow.json["metrics"]["val/loss"] > 0
 
 
+def test_a_flow_learns_from_a_table_and_is_asked_for_values(folder, tmp_path):
+    """From the weights of a flow without covariates on, and with values that each volume draws."""
+    cases = sorted(path.name for path in (folder / "cohort").iterdir())
+    rows = [f"{case},{30 + 5 * k},{'FM'[k % 2]}" for k, case in enumerate(cases)]
+    (tmp_path / "table.csv").write_text("\n".join(["case,age,sex", *rows]) + "\n")
+    about = "numbers: {age: [20, 80]}, categories: {sex: [F, M]}"
+    covariates = f"covariates={{file: {tmp_path / 'table.csv'}, {about}}}"
+    ran = run(
+        "prod9-train-maisi-diffusion", "train", "--config", folder / "flow.yaml", "--output-dir", tmp_path / "flow",
+        "--init-from", folder / "flow", "--json", "--set", covariates, "--set", "model.covariates=[2, 2]",
+        "--set", "loss.covariate_dropout=0.5",
+    )  # fmt: skip
+    assert ran.code == 0, ran.err
+    ran = run(
+        "prod9", "generate", "label", "-m", tmp_path / "flow", "-l", "T1", "-n", 2, "-o", tmp_path / "made",
+        "--set-covariate", "age=30:70", "--set-covariate", "sex=F",
+    )  # fmt: skip
+    assert ran.code == 0, ran.err
+    noted = json.loads((tmp_path / "made" / "manifest.json").read_text())["files"]
+    assert all(30 <= entry["covariates"]["age"] <= 70 for entry in noted.values())
+
+
 def test_infer_writes_volumes_and_latents(folder):
     case = next((folder / "cohort").iterdir())
     out = folder / "inferred"

@@ -5,15 +5,18 @@ import shlex
 import shutil
 import subprocess
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from prod9 import volumes
+from prod9.data.simulated.phantom import make_phantom
 from prod9.data.stores.latents import TokenStore
 from prod9.errors import ConfigError
 from prod9.system.parts import ALL, WorkPart, parse_part, part_of_slurm
+from tests.faults.test_r25_kill_at_every_call import dies
 from tests.fixtures import write_brats_tree
 from tests.harness import Ran, Workspace, later_models, run
 
@@ -73,7 +76,11 @@ def _translate(workspace: Workspace, later: tuple[Path, Path], out: Path) -> lis
     return ["translate", "--model", later[0], "--target", "T2", *cases, "-o", out]
 
 
-@pytest.mark.parametrize("arguments", [_label, _control, _inpaint, _patients, _translate])
+def _masks(workspace: Workspace, later: tuple[Path, Path], out: Path) -> list[object]:
+    return ["masks", "--vary", workspace.cohort, "-n", 5, "-o", out]
+
+
+@pytest.mark.parametrize("arguments", [_label, _control, _inpaint, _patients, _translate, _masks])
 def test_the_parts_together_are_one_piece(
     workspace: Workspace, later: tuple[Path, Path], tmp_path: Path, arguments: Callable[..., list[object]]
 ) -> None:
@@ -99,6 +106,78 @@ def test_the_parts_together_are_one_piece(
     again = run("prod9", "generate", *arguments(workspace, later, parted), "--json", "--part", "1/2")
     assert again.code == 0, again.err
     assert again.json["made"] == []
+
+
+def test_killed_parts_of_masks_end_as_if_nothing_had_happened(workspace: Workspace, tmp_path: Path) -> None:
+    def masks(out: Path, *args: object) -> Ran:
+        return run("prod9", "generate", "masks", "--vary", workspace.cohort, "-n", 4, "-o", out, *args)
+
+    whole, parted, kills = tmp_path / "whole", tmp_path / "parted", 0
+    assert masks(whole).code == 0
+    for part in ("1/2", "2/2"):
+        number = 0
+        while dies(parted, number, partial(masks, parted, "--part", part)):  # each time it gets further
+            number, kills = number + 7, kills + 1
+    run("prod9", "merge", parted)
+    assert kills >= 10
+    assert contents(parted) == contents(whole)
+
+
+@pytest.fixture(scope="module")
+def heads(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two patients with one scan each."""
+    root = tmp_path_factory.mktemp("heads")
+    for k in range(2):
+        phantom = make_phantom(spacing_mm=8.0, with_tumour=False, rng=np.random.default_rng(k))
+        case = f"BraTS-GLI-{k:05d}-000"
+        (root / case).mkdir()
+        volumes.write(root / case / f"{case}-t1n.nii.gz", phantom.scans["T1"], phantom.affine)
+    return root
+
+
+def preprocess(heads: Path, out: Path, *more: object) -> Ran:
+    return run("prod9", "data", "preprocess", heads, out, "--no-strip", "--spacing", 8, "--json", *more)
+
+
+def test_preprocessed_parts_are_the_folder_in_one_piece(heads: Path, tmp_path: Path) -> None:
+    whole, parted = tmp_path / "a" / "out", tmp_path / "b" / "out"
+    assert preprocess(heads, whole).code == 0
+    assert preprocess(heads, parted, "--part", "2/2").json["made"] == ["BraTS-GLI-00001-000"]
+    assert run("prod9", "merge", parted).code == 1
+    assert preprocess(heads, parted, "--part", "1/3").code == 2
+    first = "--part", "1/2"
+    dies(parted / "part-1-of-2", 20, partial(preprocess, heads, parted, *first))
+    assert preprocess(heads, parted, *first).code == 0
+    # Killed before every fourth call of the merge: what was there is there, and the next one ends it.
+    for number in range(1, 100, 4):
+        shutil.copytree(parted, tmp_path / "copy" / "out")
+        if not dies(tmp_path / "copy", number, partial(run, "prod9", "merge", tmp_path / "copy" / "out")):
+            break
+        merged = run("prod9", "merge", tmp_path / "copy" / "out")
+        done = merged.code == 0 or "expected folders of parts" in merged.err
+        assert done, (number, merged.err)
+        (tmp_path / "copy" / "out" / ".merge.lock").unlink(missing_ok=True)  # killed just before
+        assert contents(tmp_path / "copy" / "out") == contents(whole), number
+        shutil.rmtree(tmp_path / "copy")
+    assert number > 15
+    assert contents(tmp_path / "copy" / "out") == contents(whole)
+    assert preprocess(heads, tmp_path / "copy" / "out", "--part", "1/2").json["made"] == []
+
+
+def test_reconstructed_parts_are_the_folder_in_one_piece(workspace: Workspace, tmp_path: Path) -> None:
+    def infer(out: Path, *args: object) -> Ran:
+        ran = run(
+            "prod9-train-autoencoder", "infer", workspace.cohort, "--model", workspace.run1, "-o", out, "--json",
+            "--save-tokens", *args,
+        )  # fmt: skip
+        assert ran.code == 0, ran.err
+        return ran
+
+    whole, parted = tmp_path / "whole", tmp_path / "parted"
+    made = len(infer(whole).json["made"])
+    assert sum(len(infer(parted, "--part", part).json["made"]) for part in ("2/2", "1/2")) == made
+    assert run("prod9", "merge", parted).code == 0
+    assert contents(parted) == contents(whole)
 
 
 def test_encoded_parts_are_the_store_in_one_piece(workspace: Workspace, tmp_path: Path) -> None:

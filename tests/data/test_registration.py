@@ -15,6 +15,7 @@ from prod9.data.registration.record import CaseRecord
 from prod9.data.registration.rigid import register
 from prod9.data.simulated.phantom import Phantom, make_phantom
 from prod9.volumes import read, write
+from tests.data.skulls import errors_mm
 
 MM = 4.0
 CASE = "BraTS-GLI-00000-000"
@@ -274,5 +275,10 @@ def test_registration_is_the_same_each_time(phantom: Phantom) -> None:
     fixed = Placed(phantom.scans["T1"], phantom.affine)
     moving = Placed(phantom.scans["FLAIR"], MOVES["T1"] @ phantom.affine)
     first, second = (register(fixed, moving, working_mm=8.0).matrix for _ in range(2))
-    # To a thousandth of a millimetre: sums over voxels are made in the order in which threads end.
-    np.testing.assert_allclose(first, second, atol=1e-4)
+    np.testing.assert_array_equal(first, second)
+
+
+def test_heads_with_their_skull_are_registered_too() -> None:
+    between, on_atlas = errors_mm(0, 5.0)
+    assert between < 1.5
+    assert on_atlas < 2.5

@@ -10,6 +10,7 @@ import pytest
 import scipy.ndimage as ndi
 
 from prod9 import volumes
+from prod9.data.covariates import CovariateCoder
 from prod9.data.layouts.find import MODALITIES, find_cases
 from prod9.data.simulated import cohort as simulation
 from prod9.data.simulated import template
@@ -73,6 +74,11 @@ def test_manifest_and_card(cohort: SimulatedCohort) -> None:
     assert (manifest["seed"], manifest["spacing_mm"], manifest["version"]) == (3, 6.0, simulation.VERSION)
     assert manifest["figures"] == cohort.figures
     assert [subject["index"] for subject in manifest["subjects"]] == list(range(6))
+    coder = CovariateCoder(numbers={"tumour_ml": (0, 400), "ventricle_ml": (0, 200)}, categories={})
+    known = coder.read(cohort.root / "patients.csv")
+    assert set(known) == {subject.case_id for subject in cohort.subjects}
+    first = cohort.subjects[0]
+    assert abs(known[first.case_id][1, 1].item() - (first.ventricle_ml / 100 - 1)) < 1e-4
     card = (cohort.root / "CARD.md").read_text()
     assert "SYNTHETIC" in card
     assert str(cohort.figures["grey_dice_median"]) in card

@@ -81,7 +81,17 @@ def test_copies_are_trained_though_the_base_is_frozen():
 def test_nothing_of_the_base_is_inside():
     base = make_base()
     names = {name.split(".")[0] for name in make_control(base).state_dict()}
-    assert names == {"input", "positions", "encoder", "project", "absent", "blocks", "residuals", "head", "look"}
+    assert names == {
+        "input",
+        "positions",
+        "encoder",
+        "project",
+        "absent",
+        "blocks",
+        "residuals",
+        "head",
+        "look",
+    }
     assert not any("modulation" in name for name in make_control(base).state_dict())
 
 
@@ -124,7 +134,9 @@ def test_what_the_condition_says_of_a_token_does_not_depend_on_its_place_in_a_po
     told = ControlCondition(torch.full((1, *(FACTOR * n for n in grid)), 2), torch.tensor([1]))
     prepared = base.prepare(MaskGiTCondition(label=torch.tensor([1])))
     values = control(tokens, tokens == 0, prepared, control.encode(told)).logits.values[0]
-    inner = values[3:5, 3:5, 3:5].flatten(0, 2)  # all eight places, and no border within reach of the convolutions
+    inner = values[3:5, 3:5, 3:5].flatten(
+        0, 2
+    )  # all eight places, and no border within reach of the convolutions
     assert inner[0].abs().max() > 0
     torch.testing.assert_close(inner, inner[:1].expand_as(inner))
     nothing = control.encode(told).unconditional()

@@ -205,6 +205,7 @@ def jobs(base: Path) -> list[Job]:
         Job("generate", lambda folder: _generate(base, folder), digest_of_volumes),
         Job("encode parts", lambda folder: _encode_parts(base, folder), digest_of_store),
         Job("generate parts", lambda folder: _generate_parts(base, folder), digest_of_files),
+        Job("mask parts", lambda folder: _mask_parts(base, folder), digest_of_files),
         Job("simulate", _simulate, digest_of_volumes),
         Job("demo", _demo, digest_of_demo, minutes=10.0),
     ]
@@ -237,6 +238,11 @@ def _encode_parts(base: Path, folder: Path) -> int:
 def _generate_parts(base: Path, folder: Path) -> int:
     output = folder / "out"
     return _parts(output, "generate", "label", "--model", base / "stage2", "-o", output, "-n", 3)
+
+
+def _mask_parts(base: Path, folder: Path) -> int:
+    output = folder / "out"
+    return _parts(output, "generate", "masks", "--vary", base / "cohort", "-o", output, "-n", 6)
 
 
 def _simulate(folder: Path) -> int:

@@ -7,6 +7,7 @@ import typer
 
 from prod9.cli import shared
 from prod9.cli.front.after import tell_next
+from prod9.cli.parts.engine import AddressOption, Engine, EngineOption, PartsOption, run_parts
 from prod9.cli.parts.option import PartOption, chosen_part
 from prod9.cli.parts.record import STORE, PartRecord, plan_of, require_same_count
 from prod9.cli.shared import (
@@ -62,6 +63,9 @@ def encode(
         ),
     ] = False,
     part: PartOption = None,
+    engine: EngineOption = None,
+    address: AddressOption = None,
+    parts: PartsOption = None,
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
@@ -72,12 +76,20 @@ def encode(
     share a store; with `--part` each fills a folder of its own there, which needs no locks. `train` does the same by
     itself; this command is for doing it elsewhere, or before.
     """
+    given = dict(locals())
+    asked = Engine(engine=engine, address=address, parts=parts)
     changes = [*(overrides or []), *([f"data.num_workers={workers}"] if workers is not None else [])]
     from prod9.config.load import of_class
     from prod9.config.schema import MaisiDiffusionConfig, TransformerConfig
 
     loaded = shared.load(config, overrides=changes, output_dir=output_dir, seed=seed)
     run_config = of_class(loaded, (TransformerConfig, MaisiDiffusionConfig))
+    if asked.engine is not None and not verify:
+        directory = Path(run_config.store_dir)
+        run_parts(encode, given, directory, asked)
+        given.update(dict.fromkeys(("engine", "address", "parts")), part="1/1", verify=True)
+        encode(**given)
+        return
     work = chosen_part(part)
     store = work.folder(run_config.store_dir)
     if not work.is_all and overwrite:

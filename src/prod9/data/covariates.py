@@ -8,14 +8,17 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from prod9.data.layouts.datalist import read_table
-from prod9.errors import DataError, Prod9Error
+from prod9.errors import ConfigError, DataError, Prod9Error
 from prod9.system.wording import listing
 
 _CASE = "case"
+_STREAM = 2
+"""Sets the draws of covariates apart from those of samplers with the same seed."""
 
 
 class CovariateCoder:
@@ -41,6 +44,7 @@ class CovariateCoder:
         self._categories = {name: tuple(values) for name, values in categories.items()}
         widths = [2 for _ in self._numbers] + [len(values) for values in self._categories.values()]
         self.names = (*self._numbers, *self._categories)
+        self.numbers = tuple(self._numbers)
         self.shape = len(widths), max(widths)
 
     def encode(
@@ -115,6 +119,52 @@ class CovariateCoder:
                 f"covariates.categories.{name}."
             )
         return values.index(text)
+
+
+class CovariateValues:
+    """What generation asks for: fixed values, and ranges that each sample draws its own value from, uniformly.
+
+    A sample draws by its seed, so it has the same values whoever makes it and with whatever others.
+
+    Args:
+        coder: of the model.
+        fixed: name → value.
+        ranges: name of a number → lowest and highest value.
+    """
+
+    def __init__(
+        self, coder: CovariateCoder, *, fixed: Mapping[str, str], ranges: Mapping[str, tuple[float, float]]
+    ) -> None:
+        self._coder, self._fixed, self._ranges = coder, dict(fixed), dict(ranges)
+
+    @classmethod
+    def of(cls, coder: CovariateCoder, values: Mapping[str, str], *, source: str) -> "CovariateValues":
+        """Read values as a user gives them, ranges as ``10:60``; ConfigError for what the model does not know."""
+        fixed, ranges = dict[str, str](), dict[str, tuple[float, float]]()
+        for name, text in values.items():
+            low, colon, high = text.partition(":")
+            if not colon or name not in coder.numbers:
+                fixed[name] = text
+                continue
+            for end in (low, high):
+                coder.encode({name: end}, source=source, error=ConfigError)
+            if not (low.strip() and high.strip()) or float(low) >= float(high):
+                raise ConfigError(
+                    f"{source}: expected LOW:HIGH with LOW below HIGH for {name}, got {text}; correct it."
+                )
+            ranges[name] = float(low), float(high)
+        coder.encode(fixed, source=source, error=ConfigError)
+        return cls(coder, fixed=fixed, ranges=ranges)
+
+    def drawn(self, seed: int) -> dict[str, float]:
+        """Return the values that the sample of ``seed`` draws, rounded to four digits behind the point."""
+        rng = np.random.default_rng([_STREAM, seed])
+        return {name: round(float(rng.uniform(*ends)), 4) for name, ends in sorted(self._ranges.items())}
+
+    def encode(self, seed: int) -> Tensor:
+        """Return the features float32 ``[K C]`` of the sample of ``seed``."""
+        drawn = {name: repr(value) for name, value in self.drawn(seed).items()}
+        return self._coder.encode({**self._fixed, **drawn})
 
 
 def for_cases(table: Mapping[str, Tensor], cases: Sequence[str], path: Path) -> list[str]:

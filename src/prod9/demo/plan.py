@@ -15,7 +15,6 @@ from prod9.demo.families import Family, family_named
 from prod9.errors import ConfigError
 from prod9.models.named.packaged import PACKAGED
 
-
 FINE_TUNING = 0.4
 """Share of the steps that packaged weights are usually fine-tuned for: they have seen simulated patients already."""
 

@@ -28,7 +28,7 @@ class Score:
 
     Attributes:
         group: ``paired``, ``samples``, ``distribution``, ``diversity``, ``appearance``, ``denoised``, ``classifier``,
-            ``control``, ``agreement`` or ``utility``.
+            ``control``, ``agreement``, ``covariates`` or ``utility``.
         metric: its name.
         value: NaN where it is undefined; ``note`` then gives the reason.
         better: ``higher``, ``lower``, or ``floor`` where the real volumes' own figure is best.

@@ -21,6 +21,7 @@ from prod9.errors import ConfigError, DataError
 from prod9.evaluation.judges.segmenter import dice, train_segmenter
 from prod9.evaluation.score_table import Evaluation
 from prod9.evaluation.sets.intervals import crossed_interval
+from prod9.evaluation.sets.kept_overlaps import KeptOverlaps
 from prod9.evaluation.sets.members import number_members
 from prod9.evaluation.sets.patients import (
     REGIONS,
@@ -34,6 +35,7 @@ from prod9.evaluation.sets.training_patients import find_training_patients
 from prod9.evaluation.sets.volume_sets import BadFiles
 from prod9.evaluation.settings import Report, SetSettings, silent
 from prod9.json_files import without_nan
+from prod9.system.progress import Progress
 
 SETS = ("real", "synthetic", "both")
 MIN_PATIENTS, MIN_SEEDS = 10, 3
@@ -73,6 +75,7 @@ def evaluate_utility(
     *,
     device: torch.device | None = None,
     report: Report = silent,
+    keep: Path | None = None,
 ) -> Evaluation:
     """Train and test; both folders hold patients of a known layout with segmentations.
 
@@ -84,6 +87,7 @@ def evaluate_utility(
         settings: what is asked for.
         device: where networks are trained; the CPU by default.
         report: called with the progress of each part.
+        keep: file where the result of each network is kept; what it holds is not trained again.
     """
     device, bad = device or torch.device("cpu"), BadFiles(skip=settings.skip_bad)
     training, held_out = real_cases(real_root, settings)
@@ -110,7 +114,8 @@ def evaluate_utility(
     few = None
     if tested.num_patients < MIN_PATIENTS or settings.seeds < MIN_SEEDS:
         few = f"Fewer than {MIN_PATIENTS} held-out patients or {MIN_SEEDS} seeds: the intervals are not reliable."
-    overlaps = _train_and_test(sets, tested, settings, device, report)
+    kept = KeptOverlaps(keep, {"steps": settings.steps, "device": device.type})
+    overlaps = _train_and_test(sets, tested, settings, device, report, kept)
     return Evaluation(
         command="evaluate utility",
         settings={**asdict(settings), "grid": list(grid)},
@@ -195,24 +200,63 @@ def _train_and_test(
     settings: UtilitySettings,
     device: torch.device,
     report: Report,
+    kept: KeptOverlaps,
 ) -> dict[str, Tensor]:
-    """Return, for each training set, Dice ``[seeds, patients, regions]``; NaN where the patient has no such region."""
+    """Return, for each training set, Dice ``[seeds, patients, regions]``; NaN where the patient has no such region.
+
+    Args:
+        sets: to train on.
+        held_out: to test on.
+        settings: what is asked for.
+        device: where networks are trained.
+        report: called with the progress of each network.
+        kept: results of earlier networks; those of new ones are added.
+    """
     overlaps: dict[str, list[Tensor]] = {name: [] for name in sets}
     for k in range(settings.seeds):
         for name, patients in sets.items():
-            segmenter = train_segmenter(
-                patients.volumes.to(device),
-                patients.masks.to(device),
-                steps=settings.steps,
-                seed=settings.seed + k,
-                progress=partial(report, f"{name}, seed {settings.seed + k}"),
-            )
-            predicted = segmenter.predict(held_out.volumes.to(device)).cpu()
-            regions = [
-                dice(predicted[:, r : r + 1], held_out.masks[:, r : r + 1]) for r in range(len(REGIONS))
-            ]
-            overlaps[name].append(torch.stack(regions, dim=1))
+            seed = settings.seed + k
+            key = kept.key(patients, held_out, seed)
+            found = kept.get(key)
+            if found is None:
+                found = _overlaps_of(
+                    patients,
+                    held_out,
+                    steps=settings.steps,
+                    seed=seed,
+                    device=device,
+                    progress=partial(report, f"Segmenter on {name}, seed {seed}"),
+                )
+                kept.put(key, found)
+            overlaps[name].append(found)
     return {name: torch.stack(values) for name, values in overlaps.items()}
+
+
+def _overlaps_of(
+    patients: PatientSet,
+    held_out: PatientSet,
+    *,
+    steps: int,
+    seed: int,
+    device: torch.device,
+    progress: Progress,
+) -> Tensor:
+    """Train a segmenter on ``patients`` and return its Dice ``[patients, regions]`` on ``held_out``.
+
+    Args:
+        patients: to train on.
+        held_out: to test on.
+        steps: of training.
+        seed: of the network and of what is drawn.
+        device: where it is trained.
+        progress: called with the steps (done, total).
+    """
+    segmenter = train_segmenter(
+        patients.volumes.to(device), patients.masks.to(device), steps=steps, seed=seed, progress=progress
+    )
+    predicted = segmenter.predict(held_out.volumes.to(device)).cpu()
+    regions = [dice(predicted[:, r : r + 1], held_out.masks[:, r : r + 1]) for r in range(len(REGIONS))]
+    return torch.stack(regions, dim=1)
 
 
 def _scores(
@@ -254,7 +298,7 @@ def _row(
         "metric": metric,
         **common,
         "value": value,
-        "low": low,
+        "low": max(low, 0.0),  # the bootstrap of a score near 0 may end below it
         "high": high,
         "num_seeds": seeds,
         "num_heldout": cases,

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import NotRequired, TypedDict, Unpack
 
@@ -11,7 +11,7 @@ import torch
 
 from prod9.autoencoder.inference import AutoencoderInferenceWrapper
 from prod9.config.schema import CovariatesConfig
-from prod9.data.covariates import CovariateCoder
+from prod9.data.covariates import CovariateCoder, CovariateValues
 from prod9.diffusion.sampler import RectifiedFlowSampler
 from prod9.errors import ConfigError
 from prod9.generator.maskgit import MaskGiTSampler
@@ -88,6 +88,7 @@ class GeneratedVolume:
         label: name of its class.
         index: its number among the samples of the label.
         seed: the run's seed plus the index: ``generate(label, num_samples=1, seed=volume.seed)`` draws it again.
+        covariates: values that were drawn from ranges.
     """
 
     data: np.ndarray
@@ -95,6 +96,7 @@ class GeneratedVolume:
     label: str
     index: int
     seed: int
+    covariates: Mapping[str, float] = field(default_factory=dict)
 
 
 class VolumeGrid(TypedDict):
@@ -145,7 +147,7 @@ class AbstractLabelPipeline(ABC):
         self._placement = volumes.get("placement")
         self.detail: Finisher | None = None
         self.coder: CovariateCoder | None = None
-        self._covariates: torch.Tensor | None = None
+        self._covariates: CovariateValues | None = None
 
     def know_covariates(self, config: CovariatesConfig | None) -> None:
         """Remember which covariates the model was trained with; None for none."""
@@ -155,18 +157,25 @@ class AbstractLabelPipeline(ABC):
     def set_covariates(self, values: Mapping[str, str]) -> None:
         """Generate for these covariates, name → value, from now on; all others are unknown.
 
-        Raises ConfigError for a name or value that the model does not know.
+        A number may be a range, as ``10:60``: every sample draws its own value from it. Raises ConfigError for a name
+        or value that the model does not know.
         """
         if self.coder is None:
             raise ConfigError(
                 f"--set-covariate: expected a model that was trained with covariates, got one without, and "
                 f"{', '.join(values)}; leave it out, or train with a `covariates` section."
             )
-        self._covariates = self.coder.encode(values, source="--set-covariate", error=ConfigError)
+        self._covariates = CovariateValues.of(self.coder, values, source="--set-covariate")
 
-    def covariates_of(self, count: int) -> torch.Tensor | None:
-        """Return the covariates that are set, ``[count K C]``; None where none are."""
-        return None if self._covariates is None else self._covariates.expand(count, -1, -1)
+    def covariates_of(self, seeds: Sequence[int]) -> torch.Tensor | None:
+        """Return the covariates that are set, ``[B K C]``, for the seed of each sample; None where none are."""
+        return None if self._covariates is None else torch.stack([self._covariates.encode(s) for s in seeds])
+
+    def drawn_covariates(self, name: str, seed: int) -> dict[str, float]:
+        """Return the values that the sample of the label ``name`` and of the run's ``seed`` plus its index drew."""
+        if self._covariates is None:
+            return {}
+        return self._covariates.drawn(derived_seed(seed, self.label_map[name]))
 
     def sharpen_with(self, detail: Finisher | None) -> None:
         """Finish generated volumes by ``detail`` from now on; None leaves them as they are decoded."""
@@ -326,6 +335,7 @@ class AbstractLabelPipeline(ABC):
                 name,
                 index,
                 seed + index,
+                self.drawn_covariates(name, seed + index),
             )
             for index, sample in samples
         )

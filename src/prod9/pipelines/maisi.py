@@ -136,13 +136,13 @@ class MAISIPipeline(AbstractLabelPipeline):
 
     def sample_label(self, label: int, seeds: Sequence[int], report: Share) -> torch.Tensor:
         """Return latents ``[B Z h w d]`` of the class ``label``, in the autoencoder's scale."""
-        return self.sample_latents(self.condition_of(label, len(seeds)), seeds=seeds, report=report)
+        return self.sample_latents(self.condition_of(label, seeds), seeds=seeds, report=report)
 
-    def condition_of(self, label: int, count: int) -> FlowCondition:
-        """Return the condition of ``count`` volumes of the class ``label``."""
-        labels = torch.full((count,), label, dtype=torch.int64)
-        spacing = torch.tensor(self.spacing, dtype=torch.float32).expand(count, 3)
-        return replace(FlowCondition.of_heads(labels, spacing), covariates=self.covariates_of(count))
+    def condition_of(self, label: int, seeds: Sequence[int]) -> FlowCondition:
+        """Return the condition of a volume of the class ``label`` for each of ``seeds``."""
+        labels = torch.full((len(seeds),), label, dtype=torch.int64)
+        spacing = torch.tensor(self.spacing, dtype=torch.float32).expand(len(seeds), 3)
+        return replace(FlowCondition.of_heads(labels, spacing), covariates=self.covariates_of(seeds))
 
     @torch.inference_mode()
     def sample_latents(

@@ -114,7 +114,7 @@ class MAISIControlPipeline(AbstractControlPipeline):
                 self._origin(label, images).expand(len(seeds), -1, -1, -1, -1), self.start_noise
             )
         return self.generator.sample_latents(
-            self.generator.condition_of(label, len(seeds)),
+            self.generator.condition_of(label, seeds),
             seeds=seeds,
             report=report,
             controlnet=self.controlnet.residuals,

@@ -302,7 +302,7 @@ class MaskGiTPipeline(AbstractLabelPipeline):
             examples: as for :meth:`generate`.
         """
         labels = torch.full((len(seeds),), label, dtype=torch.int64)
-        plain = MaskGiTCondition(labels, covariates=self.covariates_of(len(seeds)))
+        plain = MaskGiTCondition(labels, covariates=self.covariates_of(seeds))
         condition = self._from_examples(labels, examples) if self.is_few_shot else plain
         return self.sample_tokens(condition, seeds=seeds, report=report)
 

@@ -27,3 +27,16 @@ def test_a_scan_beside_the_others(tmp_path: Path, by_header: bool, deep: bool) -
     assert [finding.case for finding in found] == ["BraTS-GLI-00001-000"]
     assert "prod9 data preprocess" in found[0].message
     assert path.name in found[0].message
+
+
+def test_a_lesion_beside_the_head(tmp_path: Path) -> None:
+    write_brats_tree(tmp_path, 3, (32, 36, 28))
+    path = next(tmp_path.rglob("*00001-000-seg.nii.gz"))
+    seg = read(path)
+    labels = np.zeros_like(seg.data)
+    labels[:2, :2, :2] = 1
+    write(path, labels, seg.header.affine, dtype=np.uint8)
+    found = [finding for finding in check_dataset(tmp_path, deep=True).findings if finding.code == "outside"]
+    assert [finding.case for finding in found] == ["BraTS-GLI-00001-000"]
+    assert found[0].level == "warning"
+    assert path.name in found[0].message

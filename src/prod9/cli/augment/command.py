@@ -9,6 +9,7 @@ import typer
 
 from prod9.cli import shared
 from prod9.cli.augment.masks import find_masks
+from prod9.cli.augment.models import find_models
 from prod9.cli.augment.steps import (
     CARD,
     DATASET,
@@ -26,6 +27,7 @@ from prod9.cli.augment.steps import (
 from prod9.cli.data.convert import FormatOption
 from prod9.cli.generate.options import DetailUse, SampleSeedOption, Sampling, Target
 from prod9.cli.generate.patients import case_id, make_patients
+from prod9.cli.parts.engine import Engine
 from prod9.cli.parts.option import PartOption, chosen_part
 from prod9.cli.shared import DebugOption, DeviceOption, JsonOption, OutputsOption, new_app
 from prod9.data.formats.table import form_of
@@ -37,24 +39,39 @@ from prod9.system.wording import plural
 app = new_app("Add audited synthetic patients to a data set of real ones.")
 
 
-@app.command(
-    example="prod9 augment ~/brats -m runs/label --in-context runs/context --control runs/control -n 16 -o augmented"
-)
+@app.command(example="prod9 augment ~/brats -n 16 -o augmented --measure")
 def augment(
     source: Annotated[
         Path, typer.Argument(metavar="BRATS", help="Folder of the real patients, with segmentations.")
     ],
-    model: Annotated[
-        str, typer.Option("--model", "-m", metavar="NAME|PATH", help="Label-conditional model.")
-    ],
-    in_context: Annotated[
-        str, typer.Option("--in-context", metavar="NAME|PATH", help="Model that translates.")
-    ],
-    control: Annotated[
-        list[str],
-        typer.Option("--control", metavar="NAME|PATH", help="Control network of either model; repeatable."),
-    ],
     output_dir: OutputsOption,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            "-m",
+            metavar="NAME|PATH",
+            help="Label-conditional model. [all models are trained on the patients first]",
+        ),
+    ] = None,
+    in_context: Annotated[
+        str | None,
+        typer.Option("--in-context", metavar="NAME|PATH", help="With --model: model that translates."),
+    ] = None,
+    control: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--control", metavar="NAME|PATH", help="With --model: control network of either; repeatable."
+        ),
+    ] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            "--budget",
+            metavar="TIME",
+            help="Without --model: scale training to about this time on two cores. [24m]",
+        ),
+    ] = None,
     num: Annotated[int, typer.Option("--num-samples", "-n", min=1, help="Patients to make.")] = 16,
     masks: Annotated[
         Path | None,
@@ -64,7 +81,9 @@ def augment(
     ] = None,
     split: Annotated[
         Path | None,
-        typer.Option("--split", metavar="FILE", help="The models' split. [split.json of --model]"),
+        typer.Option(
+            "--split", metavar="FILE", help="The models' split. [split.json or the header of --model]"
+        ),
     ] = None,
     form: FormatOption = "nnunet",
     folds: Annotated[int, typer.Option("--folds", min=0, help="Folds of nnU-Net; 0 for none.")] = 5,
@@ -80,7 +99,7 @@ def augment(
     ] = False,
     steps: Annotated[
         int, typer.Option("--measure-steps", min=1, help="Training steps of each segmenter.")
-    ] = 400,
+    ] = 250,
     seeds: Annotated[int, typer.Option("--measure-seeds", min=1, help="Segmenters per set.")] = 3,
     seed: SampleSeedOption = 0,
     device: DeviceOption = "auto",
@@ -90,31 +109,40 @@ def augment(
 ) -> None:
     """Make patients, audit them against real ones, throw out suspects by name, and write the data set.
 
+    Without --model, the models are trained on the patients first: from the packaged weights on, into OUTPUT/models.
     OUTPUT/dataset holds real and accepted synthetic patients; beside it are the audit, a data card and report.html. Run
     it again after an interruption, or with a larger --num-samples, and only what is missing is done. With --part only
     patients are made: join them with `prod9 merge OUTPUT/made`, then run it without.
     """
     chosen, output = form_of(form), expand(Path(output_dir))
-    split_file = split or Path(model) / "split.json"
-    real = expand(source)
-    masks_found, cases_of_masks = _prepare(real, split_file, masks)
+    real, work = expand(source), chosen_part(part)
+    if model is None and not work.is_all:
+        raise ConfigError(
+            "--part: expected it with --model, --in-context and --control, got it without; train the models once, by "
+            "this command without --part and with --num-samples 1, and name those in OUTPUT/models"
+        )
+    again = "What is done is kept, and the same command goes on from here."
+    with shared.resumable(again):
+        models = find_models(
+            real, output, model=model, in_context=in_context, control=control, split=split, budget=budget,
+            false_alarms=false_alarms, folds=folds if chosen.name == "nnunet" else 0, seed=seed, device=device,
+        )  # fmt: skip
+    masks_found, cases_of_masks = _masks_of(real, models.split, masks)
     target = Target(output_dir=str(output / MADE), part=part)
-    work = chosen_part(part)
     shared.messages.print(
         f"{plural(num, 'patient')} to make, following {plural(masks_found, 'segmentation')} of {cases_of_masks}."
     )
     with redirect_stdout(sys.stderr):  # what it reports is no result of this command
         make_patients(
-            num_samples=num, model=model, in_context=in_context, control=control, seg=masks_found, sampling=Sampling(),
-            use=DetailUse(), seed=seed, device=device, target=target,
+            num_samples=num, model=models.label, in_context=models.in_context, control=models.control, seg=masks_found,
+            sampling=Sampling(), use=DetailUse(), seed=seed, device=device, target=target, engine=Engine(),
         )  # fmt: skip
     if not work.is_all:
         shared.messages.print(
             f"Run the other parts, `prod9 merge {output / MADE}`, and then this without --part."
         )
         return
-    asked = Asked(real, split_file, model, output, chosen, folds, seed, false_alarms)
-    again = "What is done is kept, and the same command goes on from here."
+    asked = Asked(real, models.split, models.label, output, chosen, folds, seed, false_alarms)
     with shared.resumable(again):
         result = _finish(
             asked, num, len(masks_found), torch_device(device), (steps, seeds) if measured else None
@@ -125,18 +153,13 @@ def augment(
     _print(result)
 
 
-def _prepare(real: Path, split_file: Path, masks: Path | None) -> tuple[list[Path], str]:
-    """Check the real patients and the split, and return the segmentations to follow and whose they are."""
+def _masks_of(real: Path, split: Path, masks: Path | None) -> tuple[list[Path], str]:
+    """Return the segmentations to follow and whose they are."""
     from prod9.data.formats.convert import read_cases
     from prod9.data.splits import Split
 
-    if not split_file.is_file():
-        raise ConfigError(
-            f"--split: expected the split.json of the models' run, got none at {split_file}; name it with --split: it "
-            "says which patients were trained on"
-        )
     cases, _ = read_cases(real)
-    found = find_masks(cases, Split.load(split_file).train, masks)
+    found = find_masks(cases, Split.load(split).train, masks)
     return found, "training patients" if masks is None else str(masks)
 
 

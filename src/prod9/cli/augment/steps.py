@@ -153,17 +153,36 @@ def measure(asked: Asked, notes: Notes, key: Any, *, steps: int, seeds: int, dev
 
     folder, key = asked.output / UTILITY, [key, steps, seeds]
     if not notes.is_done(UTILITY, key):
+        from prod9.evaluation.sets.kept_overlaps import FILE as KEPT
         from prod9.evaluation.utility import UtilitySettings, evaluate_utility
 
-        settings = UtilitySettings(split=str(asked.split), steps=steps, seeds=seeds)
+        modalities, spacing = _made_as(asked.output / ACCEPTED)
+        settings = UtilitySettings(
+            split=str(asked.split), steps=steps, seeds=seeds, modalities=modalities, spacing=spacing
+        )
         with reporting() as report:
             result = evaluate_utility(
-                asked.real, asked.output / ACCEPTED, settings, device=device, report=report
+                asked.real,
+                asked.output / ACCEPTED,
+                settings,
+                device=device,
+                report=report,
+                keep=folder / KEPT,
             )
         folder.mkdir(parents=True, exist_ok=True)
         result.write(folder)
         notes.finish(UTILITY, key)
+        (folder / KEPT).unlink(missing_ok=True)
     return read_object(folder / "evaluation.json")
+
+
+def _made_as(folder: Path) -> tuple[tuple[str, ...], tuple[float, float, float]]:
+    """Return modalities and voxel size in mm of the patients in ``folder``; real ones are brought to that size."""
+    from prod9.data.formats.convert import read_cases
+    from prod9.volumes import read_header
+
+    first = read_cases(folder)[0][0]
+    return tuple(first.images), read_header(next(iter(first.images.values()))).ras_spacing
 
 
 def data_card(asked: Asked, masks: int, made: int, audit: dict[str, Any], suspects: Sequence[str]) -> str:

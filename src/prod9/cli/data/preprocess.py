@@ -1,5 +1,6 @@
 """``prod9 data preprocess`` and ``prod9 data to-native``: from a clinic's scans to the models' space, and back."""
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -7,6 +8,8 @@ import typer
 
 from prod9.cli.data.check import LayoutOption, counting
 from prod9.cli.front.spacing import SPACING, side_of
+from prod9.cli.parts.option import PartOption, chosen_part
+from prod9.cli.parts.record import CASES, PartRecord, plan_of, require_same_count
 from prod9.cli.shared import (
     FAILED,
     DebugOption,
@@ -92,6 +95,7 @@ def preprocess(
     ] = None,
     layout: LayoutOption = "auto",
     num_workers: Annotated[int, typer.Option("--workers", "-j", min=1, help="Cases at a time.")] = 1,
+    part: PartOption = None,
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
@@ -99,12 +103,14 @@ def preprocess(
 
     IN holds NIfTI of any orientation and voxel size. OUT gets a folder a case, `CASE/CASE-t1n.nii.gz` …, with every
     transform, and one page of pictures. Cases that are done are kept, so an interrupted run goes on where it stopped.
-    A case that fails is named, leaves no files, and makes the exit code 1.
+    A case that fails is named, leaves no files, and makes the exit code 1. With --part the work is divided; join the
+    parts with `prod9 merge OUT`.
     """
     from prod9.data.registration.stripping import Stripping
 
     side_mm = side_of(spacing, sides=SIDES)
     stripping = Stripping.of_options(brain_mask=brain_mask, strip_with=strip_with, no_strip=no_strip)
+    work = chosen_part(part)
     cases = _cases(root, output_dir, layout, modality)
     if stripping.mask is not None and "{case}" not in stripping.mask and len(cases) > 1:
         raise ConfigError(
@@ -122,9 +128,29 @@ def preprocess(
         seg_on=seg_on,
         spacing_mm=side_mm,
     )
+    require_same_count(output_dir, work)
+    mine = [case for number, case in enumerate(cases) if work.owns(number)]
+    names = [case.case_id for case in cases]
+    record = PartRecord(
+        part=str(work),
+        kind=CASES,
+        settings=settings.describe(),
+        total=len(names),
+        plan=plan_of(names),
+        names=[case.case_id for case in mine],
+    )
+    folder = work.folder(output_dir)
     hint = "Stopped; complete cases are kept, and the same command goes on from here."
     with resumable(hint), counting("Preprocessing cases") as count:
-        done = run(cases, output_dir, settings, num_workers=num_workers, progress=count)
+        done = run(
+            mine,
+            folder,
+            settings,
+            num_workers=num_workers,
+            progress=count,
+            merged=None if work.is_all else output_dir,
+            begun=None if work.is_all else partial(record.write, folder),
+        )
     if as_json:
         print_json(
             {

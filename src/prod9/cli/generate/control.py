@@ -37,6 +37,7 @@ from prod9.cli.generate.run import (
     sampling_settings,
 )
 from prod9.cli.naming import chosen_labels, spelt
+from prod9.cli.parts.engine import Engine
 from prod9.cli.stage import AutoencoderOption
 from prod9.errors import ConfigError
 from prod9.stages import CONTROLS
@@ -92,6 +93,7 @@ def generate_control(
     sampler: Sampler,
     detail: Detail,
     target: Target,
+    engine: Engine,
 ) -> None:
     """Generate volumes with lesions where a segmentation has them: `NAME_T1ce_0000.nii.gz` and so on.
 

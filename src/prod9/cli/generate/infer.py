@@ -71,7 +71,12 @@ def add_infer(app: App, *stages: Stage1) -> None:
             },
             make=lambda folder: _reconstruct(pipeline, folder, files, save_latents, failed),
             report=lambda folder, made, as_json: _report(
-                folder, made, [name for name in files if name not in failed], pipeline, as_json, inputs[0]
+                folder,
+                made,
+                [name for name in _share(folder, files) if name not in failed],
+                pipeline,
+                as_json,
+                inputs[0],
             ),
         )
         if failed:
@@ -149,14 +154,22 @@ def _reconstruct(
     """Yield the names of what was made; the fault of a file goes into ``failed``, and the others are still made."""
     from prod9.volumes import cautions
 
+    def names_of(name: str) -> list[str]:
+        return [name, *([_latent_name(name, pipeline)] if save_latents else [])]
+
+    mine = _share(folder, files)
+    folder.expect(
+        [one for name in mine for one in names_of(name)],
+        of=[one for name in files for one in names_of(name)],
+        count=len(mine),
+    )
     with shared.progress() as bar:
-        task = bar.add_task("Reconstruct", total=len(files))
-        for name, source in files.items():
+        task = bar.add_task("Reconstruct", total=len(mine))
+        for name, source in mine.items():
             result, inputs = None, {}
             try:
                 inputs = inputs_of({"source": source})
-                names = [name, *([_latent_name(name, pipeline)] if save_latents else [])]
-                if not all(folder.is_done(one, inputs) for one in names):
+                if not all(folder.is_done(one, inputs) for one in names_of(name)):
                     result = pipeline.reconstruct(source)
             except DataError as error:
                 failed[name] = str(error)
@@ -167,6 +180,11 @@ def _reconstruct(
                 bar.console.print(f"{name}: {result.psnr_head:.2f} dB in the head, on {_grid(pipeline)}")
                 yield name
             bar.advance(task)
+
+
+def _share(folder: OutputFolder, files: dict[str, Path]) -> dict[str, Path]:
+    """Return the files that the part of ``folder`` reconstructs."""
+    return {name: path for place, (name, path) in enumerate(files.items()) if folder.part.owns(place)}
 
 
 def _write(
@@ -230,7 +248,7 @@ def _report(
     as_json: bool,
     given: Path,
 ) -> None:
-    entries = {name: folder.files[name] for name in names}
+    entries = {name: folder.files[name] for name in names if name in folder.files}
     scores = {
         key: [entry[key] for entry in entries.values() if entry[key] is not None]
         for key in ("psnr", "psnr_head")

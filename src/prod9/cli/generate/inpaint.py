@@ -30,6 +30,7 @@ from prod9.cli.generate.run import (
     sampling_settings,
 )
 from prod9.cli.naming import known_as
+from prod9.cli.parts.engine import Engine
 from prod9.cli.stage import AutoencoderOption
 from prod9.errors import ConfigError
 from prod9.system.machine import expand
@@ -136,6 +137,7 @@ def inpaint(
     sampler: TokenSampler,
     detail: Detail,
     target: Target,
+    engine: Engine,
 ) -> None:
     """Draw a region of a volume again: `NAME_0000.nii.gz` and so on, with a manifest.
 

@@ -26,6 +26,7 @@ from prod9.cli.generate.run import (
     sampling_settings,
 )
 from prod9.cli.naming import chosen_labels
+from prod9.cli.parts.engine import Engine
 from prod9.cli.stage import AutoencoderOption
 from prod9.errors import ConfigError
 from prod9.stages import GENERATORS
@@ -62,13 +63,14 @@ def generate_labels(
         typer.Option(
             "--set-covariate",
             metavar="NAME=VALUE",
-            help="Covariate of the patients, e.g. age=60; repeatable.",
+            help="Covariate of the patients, e.g. age=60, or age=40:80 for each its own; repeatable.",
         ),
     ] = None,
     samples: Samples,
     sampler: Sampler,
     detail: Detail,
     target: Target,
+    engine: Engine,
 ) -> None:
     """Generate volumes of a class label: `T1_0000.nii.gz` and so on, with a manifest.
 

@@ -12,6 +12,7 @@ from prod9.cli.generate.inputs import find_segmentations
 from prod9.cli.generate.options import LabelSchemeOption, SampleSeedOption, Target, grouped
 from prod9.cli.generate.outputs import Inputs, OutputFolder, inputs_of, report_made
 from prod9.cli.generate.run import carry_out
+from prod9.cli.parts.engine import Engine
 from prod9.errors import DataError, Prod9Error
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ def generate_masks(
     label_scheme: LabelSchemeOption = "auto",
     seed: SampleSeedOption = 0,
     target: Target,
+    engine: Engine,
 ) -> None:
     """Make lesion masks: given ones moved, turned, scaled, mirrored and warped within the brain.
 
@@ -106,7 +108,9 @@ def _make(
 
     followed: list[Inputs] = [_inputs(one) for one in lesions]
     names = [f"mask_{k:04d}_seg.nii.gz" for k in range(num)]
-    missing = [k for k in range(num) if not folder.is_done(names[k], followed[k % len(lesions)])]
+    mine = [k for k in range(num) if folder.part.owns(k)]
+    folder.expect([names[k] for k in mine], of=names)
+    missing = [k for k in mine if not folder.is_done(names[k], followed[k % len(lesions)])]
     with shared.progress() as bar:
         task = bar.add_task("Masks", total=len(missing))
         for index in missing:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
+from prod9.cli.parts.engine import Engine, generate_on
 from prod9.cli.parts.option import PartOption
 from prod9.cli.shared import (
     CheckOption,
@@ -275,7 +276,10 @@ def _of_file(file: Path | None) -> list[tuple[str, Any]]:
 
 
 def grouped(command: Callable[..., None]) -> Callable[..., None]:
-    """Return ``command`` as Typer takes it: each field of a dataclass among its arguments is an option of its own."""
+    """Return ``command`` as Typer takes it: each field of a dataclass among its arguments is an option of its own.
+
+    A command with an :class:`~prod9.cli.parts.engine.Engine` is handed to that engine where one is asked for.
+    """
     hints = get_type_hints(command, include_extras=True)
     hints.pop("return", None)
     groups: dict[str, Any] = {name: hint for name, hint in hints.items() if is_dataclass(hint)}
@@ -299,10 +303,15 @@ def grouped(command: Callable[..., None]) -> Callable[..., None]:
 
     @wraps(command)
     def run(**values: Any) -> None:
+        given = dict(values)
         made = {
             name: group(**{one.name: values.pop(one.name) for one in fields(group)})
             for name, group in groups.items()
         }
+        engine = next((group for group in made.values() if isinstance(group, Engine)), Engine())
+        if engine.engine is not None and not given.get("check") and not given.get("print_config"):
+            generate_on(run, given, engine)
+            return
         command(**made, **values)
 
     run.__signature__ = inspect.Signature(parameters)  # pyright: ignore[reportAttributeAccessIssue]

@@ -24,6 +24,7 @@ from prod9.cli.generate.options import (
 from prod9.cli.generate.outputs import Inputs, OutputFolder, digest_of, report_made
 from prod9.cli.generate.run import announce, carry_out, detail_settings, disk_mb, require_models
 from prod9.cli.naming import known_as
+from prod9.cli.parts.engine import Engine
 from prod9.cli.shared import DeviceOption
 from prod9.cli.stage import AutoencoderOption
 from prod9.data.formats.brats import BRATS
@@ -90,6 +91,7 @@ def make_patients(
     autoencoder: AutoencoderOption = None,
     device: DeviceOption = "auto",
     target: Target,
+    engine: Engine,
 ) -> None:
     """Make patients with all modalities of one head, as a folder that training reads: BraTS 2023, nnU-Net or BIDS.
 

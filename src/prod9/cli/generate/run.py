@@ -207,6 +207,8 @@ def make_series(folder: OutputFolder, series: Sequence[Series]) -> Iterator[str]
                 for sample in samples:
                     name = names[sample.index]
                     noted = {**one.noted, "index": sample.index, "seed": sample.seed}
+                    if drawn := getattr(sample, "covariates", None):
+                        noted["covariates"] = dict(drawn)
                     with folder.writing(name, inputs=one.inputs, **noted) as place:
                         one.write(place, sample)
                     yield name

@@ -38,6 +38,7 @@ from prod9.cli.generate.translation_jobs import (
     read_job,
 )
 from prod9.cli.naming import known_as
+from prod9.cli.parts.engine import Engine
 from prod9.cli.parts.option import PartOption, chosen_part
 from prod9.cli.shared import CheckOption, DebugOption, JsonOption, OverwriteOption
 from prod9.cli.stage import AutoencoderOption, print_check
@@ -141,6 +142,7 @@ def translate(
     detail: Detail,
     overwrite: OverwriteOption = False,
     part: PartOption = None,
+    engine: Engine,
     check: CheckOption = False,
     as_json: JsonOption = False,
     debug: DebugOption = False,

@@ -2,13 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from prod9.cli import shared
-from prod9.cli.front.after import tell_after_scores
+from prod9.cli.judge.covariates import covariates
 from prod9.cli.judge.image_part import describe_image_part
 from prod9.cli.judge.masks import masks
 from prod9.cli.judge.options import (
@@ -23,18 +24,19 @@ from prod9.cli.judge.options import (
     grouped,
 )
 from prod9.cli.judge.reporting import reporting
+from prod9.cli.judge.results import check_folder, finish
 from prod9.cli.parts.option import PartOption, chosen_part
 from prod9.cli.shared import DebugOption, JsonOption, OverwriteOption, new_app
 from prod9.devices import torch_device
-from prod9.errors import ConfigError
 
 if TYPE_CHECKING:
     from prod9.evaluation.score_table import Evaluation
 
 app = new_app("Measure generated volumes against real ones.")
 app.command("masks", example="prod9 evaluate masks made --training ~/brats")(masks)
-
-FILE = "evaluation.json"
+app.command(
+    "covariates", example="prod9 evaluate covariates ~/brats made --table patients.csv --split run/split.json"
+)(grouped(covariates))
 PatientsArgument = Annotated[
     Path, typer.Argument(metavar="REAL", help="Folder of real patients with segmentations.")
 ]
@@ -81,7 +83,7 @@ def images(
     `--paired` also PSNR, SSIM, MS-SSIM and more over the whole volume, the brain, the tumour and the healthy part. With
     `--part` only features are computed: join them with `prod9 merge OUTPUT_DIR`, then run it without `--part`.
     """
-    _check_folder(output_dir, overwrite)
+    check_folder(output_dir, overwrite)
     work = chosen_part(part)
     from prod9.evaluation.images import ImageSettings, check_settings, evaluate_images
     from prod9.evaluation.judges.judge import FILE as CLASSIFIER
@@ -118,7 +120,7 @@ def images(
         )
     if result.judge is not None:
         result.judge.save(output_dir / CLASSIFIER)
-    _finish(result.evaluation, output_dir, options.as_json, real, generated)
+    finish(result.evaluation, output_dir, options.as_json, real, generated)
     kept.unlink(missing_ok=True)
 
 
@@ -160,7 +162,7 @@ def samples(
     Correlation of the samples' spread with the error of their mean, coverage of intervals with a calibration
     curve, their width, CRPS, PSNR and spectra, by modality, with intervals over patients.
     """
-    _check_folder(output_dir, overwrite)
+    check_folder(output_dir, overwrite)
     from prod9.evaluation.samples.evaluate import SampleSettings, evaluate_samples
 
     settings = SampleSettings(
@@ -172,7 +174,7 @@ def samples(
     )
     with reporting() as report:
         evaluation = evaluate_samples(real, sampled, settings, report=report)
-    _finish(evaluation, output_dir, as_json, real, sampled)
+    finish(evaluation, output_dir, as_json, real, sampled)
 
 
 @app.command("control", example="prod9 evaluate control outputs/demo/data steered")
@@ -203,7 +205,7 @@ def control(
     Dice of whole tumour, tumour core and enhancing tumour between what a segmenter of the modality finds and what
     was asked for, beside its Dice in held-out scans and in their reconstructions.
     """
-    _check_folder(output_dir, overwrite)
+    check_folder(output_dir, overwrite)
     from prod9.evaluation.anatomy.control import ControlSettings, evaluate_control
 
     settings = ControlSettings(
@@ -230,7 +232,7 @@ def patients(
     For every pair of modalities, the Dice between what segmenters of both find, and the mutual information of both,
     beside those of held-out real patients.
     """
-    _check_folder(output_dir, overwrite)
+    check_folder(output_dir, overwrite)
     from prod9.evaluation.anatomy.agreement import evaluate_patients
     from prod9.evaluation.utility import TrainedSettings
 
@@ -256,25 +258,22 @@ def utility(
 ) -> None:
     """Train the same small segmenter on real, on synthetic and on both patients, and test it on real ones.
 
-    Dice of whole tumour, tumour core and enhancing tumour, with intervals over patients and seeds.
+    Dice of whole tumour, tumour core and enhancing tumour, with intervals over patients and seeds. Interrupted, the
+    same command goes on with the networks that are left.
     """
-    _check_folder(output_dir, overwrite)
+    check_folder(output_dir, overwrite)
+    from prod9.evaluation.sets.kept_overlaps import FILE as KEPT
     from prod9.evaluation.utility import UtilitySettings, evaluate_utility
 
     settings = UtilitySettings(
         grid=grid, seeds=seeds, replicates=replicates, **trained.settings(), **sets.settings()
     )
-    _run(evaluate_utility, real, synthetic, settings, output_dir, options)
-
-
-def _check_folder(output_dir: Path, overwrite: bool) -> None:
-    from prod9.files import check_writable
-
-    if (output_dir / FILE).exists() and not overwrite:
-        raise ConfigError(
-            f"{output_dir / FILE}: exists already; choose another --output-dir, or replace it with --overwrite."
+    again = "The networks that are trained are kept; the same command continues from here."
+    with shared.resumable(again):
+        _run(
+            partial(evaluate_utility, keep=output_dir / KEPT), real, synthetic, settings, output_dir, options
         )
-    check_writable(output_dir)
+    (output_dir / KEPT).unlink(missing_ok=True)
 
 
 def _run(
@@ -288,22 +287,4 @@ def _run(
     """Compare ``made`` with ``real`` by trained networks, and write what came out."""
     with reporting() as report:
         evaluation = evaluate(real, made, settings, device=torch_device(options.device), report=report)
-    _finish(evaluation, output_dir, options.as_json, real, made)
-
-
-def _finish(evaluation: "Evaluation", output_dir: Path, as_json: bool, real: Path, generated: Path) -> None:
-    files = evaluation.write(output_dir)
-    for item in evaluation.skipped:
-        shared.messages.print(f"Skipped: {item.reason}")
-    for item in evaluation.left_out:
-        shared.messages.print(f"Note: {item.sentence()}")
-    for warning in evaluation.warnings:
-        shared.messages.print(f"Warning: {warning}")
-    if as_json:
-        shared.print_json(evaluation.to_dict())
-        return
-    from prod9.cli.judge.score_tables import print_scores
-
-    print_scores(evaluation)
-    shared.console.print(f"Written: {', '.join(str(file) for file in files)}")
-    tell_after_scores(generated, output_dir, real)
+    finish(evaluation, output_dir, options.as_json, real, made)

@@ -17,7 +17,8 @@ def print_scores(evaluation: "Evaluation") -> None:
     """Print one table for each group of scores over all modalities; the files hold the other scores."""
     groups: dict[str, list[Row]] = {}
     for row in evaluation.scores:
-        if row.get("modality", "all") == "all" or (row["group"] == "samples" and row["region"] == "brain"):
+        shown = row["group"] == "covariates" or (row["group"] == "samples" and row["region"] == "brain")
+        if row.get("modality", "all") == "all" or shown:
             groups.setdefault(row["group"], []).append(row)
     for group, rows in groups.items():
         if group == "paired":
@@ -28,6 +29,9 @@ def print_scores(evaluation: "Evaluation") -> None:
         elif group == "control":
             title = "control: Dice of what segmenters find with what was asked for"
             _print_by_region(rows, title, "volumes", _kind, {"patients": "patients_real"})
+        elif group == "covariates":
+            title = "covariates: rank correlation of what is read with what is true or was asked for"
+            _print_by_region(rows, title, "volumes", _set_of, {"number": "num_generated"})
         elif group == "agreement":
             title = "agreement of modalities: score (real patients)"
             _print_by_region(
@@ -74,6 +78,11 @@ def _print_samples(rows: Sequence[Row]) -> None:
 
 def _kind(row: Row) -> str:
     return _KINDS[row["metric"]]
+
+
+def _set_of(row: Row) -> str:
+    modality = "" if row["modality"] == "all" else f", {row['modality']}"
+    return {"rank_correlation_real": "real, held out"}.get(row["metric"], "generated") + modality
 
 
 def _trained_on(row: Row) -> str:

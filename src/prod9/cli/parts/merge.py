@@ -9,6 +9,7 @@ import typer
 
 from prod9.cli import shared
 from prod9.cli.parts.record import (
+    CASES,
     FEATURES,
     RECORD,
     RESULTS,
@@ -48,15 +49,18 @@ def merge(
     directory = expand(folder)
     again = f"Nothing is lost; run `prod9 merge {folder}` again."
     with shared.resumable(again):
-        num, parts = _merge(directory)
+        num, parts = merge_parts(directory)
     if as_json:
         shared.print_json({"output_dir": str(directory), "parts": parts, "results": num})
         return
     shared.console.print(f"{plural(num, 'result')} of {plural(parts, 'part')} in {directory}")
 
 
-def _merge(directory: Path) -> tuple[int, int]:
-    """Join the parts in ``directory``; return how many results and parts there were."""
+def merge_parts(directory: Path) -> tuple[int, int]:
+    """Join the parts in ``directory``; return how many results and parts there were.
+
+    Raises DataError and ConfigError for parts that do not belong together, and for gaps.
+    """
     from prod9.files import exclusive
 
     if not directory.is_dir():
@@ -82,10 +86,12 @@ def _delete_parts(directory: Path) -> None:
 def _delete(folder: Path) -> None:
     """Delete what a part has written; anything else in its folder stays, with a warning."""
     from prod9.cli.generate.manifest import MANIFEST, Manifest
+    from prod9.data.registration.quality import PAGE
+    from prod9.data.registration.record import RECORD as CASES_RECORD
     from prod9.data.stores.manifest import IN_USE, LOCK, is_shard
     from prod9.files import inside
 
-    names: set[str] = {MANIFEST, RECORD, IN_USE, LOCK, ".lock"}
+    names: set[str] = {MANIFEST, RECORD, IN_USE, LOCK, ".lock", PAGE, CASES_RECORD}
     with suppress(DataError):
         names |= set(PartRecord.read(folder).names)
     with suppress(DataError):
@@ -99,7 +105,8 @@ def _delete(folder: Path) -> None:
     known += [path for path in folder.glob("*.npy") if is_shard(path.name)]
     # The record goes last: what is left of an interrupted deletion is still known as a part.
     for path in sorted(known, key=lambda one: one.name in (RECORD, MANIFEST)):
-        path.unlink(missing_ok=True)
+        if not path.is_dir():
+            path.unlink(missing_ok=True)
     for place in sorted((path for path in folder.rglob("*") if path.is_dir()), reverse=True):
         with suppress(OSError):
             place.rmdir()
@@ -189,4 +196,17 @@ def _merge_features(directory: Path, parts: Parts) -> None:
                 link_or_copy(folder / name, temporary)
 
 
-_MERGING = {RESULTS: _merge_results, STORE: _merge_stores, FEATURES: _merge_features}
+def _merge_cases(directory: Path, parts: Parts) -> None:
+    from prod9.data.registration.cohort import is_complete, join
+
+    for part, (folder, record) in parts.items():
+        missing = [
+            name for name in record.names if not (is_complete(folder / name) or is_complete(directory / name))
+        ]
+        if missing:
+            raise describe_gap(part, folder, missing, len(record.names))
+    first = next(iter(parts.values()))[1]
+    join(directory, {folder: record.names for folder, record in parts.values()}, first.settings)
+
+
+_MERGING = {RESULTS: _merge_results, STORE: _merge_stores, FEATURES: _merge_features, CASES: _merge_cases}

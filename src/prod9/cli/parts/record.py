@@ -12,8 +12,8 @@ from prod9.json_files import read_object, write_json
 from prod9.system.parts import WorkPart, part_folders
 
 RECORD = "part.json"
-RESULTS, STORE, FEATURES = "results", "store", "features"
-"""Kinds of work: volumes with a manifest, a store of encoded volumes, and features of volumes."""
+RESULTS, STORE, FEATURES, CASES = "results", "store", "features", "cases"
+"""Kinds of work: volumes with a manifest, a store of encoded volumes, features of volumes, and preprocessed cases."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +50,11 @@ class PartRecord:
         except (TypeError, AttributeError) as error:
             raise DataError(f"{path}: expected the record of a part, got other fields; {remedy}.") from error
         plain = isinstance(record.settings, dict) and isinstance(record.described, dict)
-        if not plain or not isinstance(record.total, int) or record.kind not in (RESULTS, STORE, FEATURES):
+        if (
+            not plain
+            or not isinstance(record.total, int)
+            or record.kind not in (RESULTS, STORE, FEATURES, CASES)
+        ):
             raise DataError(f"{path}: expected the record of a part, got other values; {remedy}.")
         return record
 

@@ -20,6 +20,8 @@ EXTRAS = {
     "medmnist": ("medmnist",),
     "notebook": ("ipyniivue",),
     "perceptual": ("lpips", "torchvision"),
+    "preprocess": ("SimpleITK",),
+    "ray": ("ray",),
     "dev": ("pytest", "hypothesis"),
 }
 """The optional extras of prod9 and the modules of each."""

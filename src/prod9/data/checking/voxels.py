@@ -112,6 +112,8 @@ def read_case(case: Case) -> CaseVoxels:
             if not any(finding.code in ("non-finite", "constant") for finding in result.findings):
                 _compare_heads(result, heads, volume)
     labels = None if case.seg is None else _add_seg(result, case)
+    if labels is not None and scans:
+        _compare_lesion(result, case, labels, next(iter(scans.items())))
     order = sorted(scans, key=lambda kind: (*MODALITIES, kind).index(kind))
     result.thumbnail = slices({kind: scans[kind] for kind in order}, labels)
     return result
@@ -218,6 +220,25 @@ def _compare_heads(result: CaseVoxels, heads: list[tuple[Path, np.ndarray]], vol
         if share < LEAST_OVERLAP:
             what = f"{share:.0%} of their heads"
             result.findings.append(unregistered(volume.header.path, first, what, result.case_id))
+
+
+def _compare_lesion(
+    result: CaseVoxels, case: Case, labels: np.ndarray, scan: tuple[str, tuple[np.ndarray, float]]
+) -> None:
+    """Warn of labels that lie beside the head of a scan; nothing where they are on other voxels, which headers tell."""
+    kind, (data, _) = scan
+    if data.shape != labels.shape or not labels.any():
+        return
+    outside = float(find_background(data).covers(data)[labels > 0].mean())
+    if outside > 1 - LEAST_OVERLAP:
+        result.findings.append(
+            warning(
+                "outside",
+                f"{case.seg}: expected labels within the head of {case.images[kind]}, got {outside:.0%} outside; "
+                "check that both show one patient, and register the case with `prod9 data preprocess`.",
+                case.case_id,
+            )
+        )
 
 
 def image_stats(volume: VolumeFile) -> ImageStats:

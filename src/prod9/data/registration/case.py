@@ -1,6 +1,5 @@
 """One case: its scans registered to each other, brought to the atlas, stripped, and written."""
 
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,7 +65,6 @@ class _Scan:
     to_reference: Array
     found: Rigid | None = None
     overlap: float = 1.0
-    seconds: float = 0.0
 
 
 def preprocess_case(case: Case, folder: Path, settings: Settings) -> CaseRecord:
@@ -82,8 +80,8 @@ def preprocess_case(case: Case, folder: Path, settings: Settings) -> CaseRecord:
     for name, scan in scans.items():
         if name != reference:
             _register(scan, fixed, inside, case.images[name], case.images[reference])
-    found, seconds = _to_atlas(fixed, settings.atlas, case.images[reference])
-    scans[reference].found, scans[reference].seconds = found, seconds
+    found = _to_atlas(fixed, settings.atlas, case.images[reference])
+    scans[reference].found = found
     to_atlas = np.linalg.inv(found.matrix)
     brain = _brain(case, settings, fixed, to_atlas)
     shape, affine = settings.atlas.shape, settings.atlas.affine
@@ -141,7 +139,6 @@ def _reference(case: Case, settings: Settings) -> str:
 
 def _register(scan: _Scan, fixed: Placed, inside: Array, path: Path, reference: Path) -> None:
     """Register ``scan`` to ``fixed``; DataError if they do not lie on each other afterwards."""
-    began = time.perf_counter()
     try:
         found = register(fixed, scan.volume, working_mm=_working_mm(fixed))
     except DataError as problem:
@@ -153,7 +150,6 @@ def _register(scan: _Scan, fixed: Placed, inside: Array, path: Path, reference: 
     everywhere = Placed(np.ones(mask.data.shape, np.float32), mask.affine)
     seen = resample(everywhere, shape, affine, found.matrix, order=0) > 0.5
     scan.overlap = overlap(inside, moved, within=seen)
-    scan.seconds = time.perf_counter() - began
     if scan.overlap < LEAST_OVERLAP or found.information < found.before:
         raise DataError(
             f"{path}: expected to be registered to {reference}, got an overlap of {scan.overlap:.0%} after the search; "
@@ -161,9 +157,8 @@ def _register(scan: _Scan, fixed: Placed, inside: Array, path: Path, reference: 
         )
 
 
-def _to_atlas(fixed: Placed, atlas: Atlas, path: Path) -> tuple[Rigid, float]:
+def _to_atlas(fixed: Placed, atlas: Atlas, path: Path) -> Rigid:
     """Register the reference scan to the atlas; the result takes mm of the atlas to mm of the scan."""
-    began = time.perf_counter()
     try:
         found = register(atlas.scan, fixed, mask=atlas.compared, working_mm=_working_mm(fixed))
     except DataError as problem:
@@ -180,7 +175,7 @@ def _to_atlas(fixed: Placed, atlas: Atlas, path: Path) -> tuple[Rigid, float]:
             f"{path}: expected to be registered to the atlas {atlas.name}, got {covered:.0%} of its brain within the "
             "head after the search; check that it shows a head and that its header says how it lies."
         )
-    return found, time.perf_counter() - began
+    return found
 
 
 def _working_mm(fixed: Placed) -> float:
@@ -263,7 +258,6 @@ def _record(case: Case, name: str, scan: _Scan, to_atlas: Array) -> ScanRecord:
         to_reference=scan.to_reference.tolist(),
         overlap=round(scan.overlap, 4),
         information=(round(found.before, 4), round(found.information, 4)),
-        seconds=round(scan.seconds, 1),
     )
 
 

@@ -2,12 +2,13 @@
 
 import secrets
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from prod9.data.cases import Case
 from prod9.data.registration.case import Settings, preprocess_case
@@ -18,6 +19,7 @@ from prod9.errors import ConfigError, DataError, Prod9Error
 from prod9.files import sha256
 from prod9.json_files import read_object, write_json
 from prod9.system.folders import claimed, sweep
+from prod9.system.parts import part_folders
 from prod9.system.processes import clean_context
 from prod9.system.progress import Progress
 
@@ -43,6 +45,8 @@ def preprocess(
     *,
     num_workers: int = 1,
     progress: Progress | None = None,
+    merged: Path | None = None,
+    begun: Callable[[], None] | None = None,
 ) -> Preprocessed:
     """Preprocess ``cases`` into ``output_dir``, a folder a case, with a page of pictures.
 
@@ -55,6 +59,8 @@ def preprocess(
         settings: of all cases; a folder made with others is refused.
         num_workers: processes.
         progress: called with the cases (done, total).
+        merged: another folder of these results; cases that are complete there are kept too.
+        begun: called once it is known that the folder may be filled.
 
     Raises:
         ConfigError: for a folder with other settings, or one that is no such folder.
@@ -65,8 +71,15 @@ def preprocess(
         sweep(output_dir)
         for folder in output_dir.glob(f"{_PARTIAL}*"):
             shutil.rmtree(folder, ignore_errors=True)
-        _check_folder(output_dir, settings)
-        kept = [case.case_id for case in cases if _is_done(case, output_dir / case.case_id, settings)]
+        _check_folder(output_dir, settings.describe())
+        if begun is not None:
+            begun()
+        places = [output_dir] if merged is None else [output_dir, merged]
+        kept = [
+            case.case_id
+            for case in cases
+            if any(_is_done(case, place / case.case_id, settings) for place in places)
+        ]
         missing = [case for case in cases if case.case_id not in set(kept)]
         report = progress or (lambda done, total: None)
         report(len(kept), len(cases))
@@ -77,8 +90,35 @@ def preprocess(
             else:
                 failures[name] = problem
             report(len(kept) + len(made) + len(failures), len(cases))
-        page = _write_page(output_dir, failures, settings)
+        page = _write_page(output_dir, failures, settings.describe())
     return Preprocessed(output_dir, tuple(sorted(made)), tuple(kept), dict(sorted(failures.items())), page)
+
+
+def join(root: Path, folders: Mapping[Path, Sequence[str]], settings: Mapping[str, Any]) -> None:
+    """Move the cases of parts into ``root``, and write the page of all; a second call ends what was interrupted.
+
+    Raises ConfigError where ``root`` holds cases of other settings, or something else.
+
+    Args:
+        root: folder of the result.
+        folders: folder of each part and the names of its cases; those that are gone were moved before.
+        settings: of all cases.
+    """
+    with claimed(root, key="OUT"):
+        sweep(root)
+        _check_folder(root, settings)
+        for folder, names in folders.items():
+            for name in names:
+                if not (folder / name).is_dir():
+                    continue
+                shutil.rmtree(root / name, ignore_errors=True)  # of inputs that have changed since
+                (folder / name).rename(root / name)
+        _write_page(root, {}, settings)
+
+
+def is_complete(folder: Path) -> bool:
+    """Return whether ``folder`` holds a finished case."""
+    return (folder / RECORD).is_file() and (folder / PICTURE).is_file()
 
 
 def _run(
@@ -120,7 +160,7 @@ def _one(case: Case, *, root: Path, settings: Settings) -> tuple[str, str | None
 
 
 def _is_done(case: Case, folder: Path, settings: Settings) -> bool:
-    if not (folder / RECORD).is_file() or not (folder / PICTURE).is_file():
+    if not is_complete(folder):
         return False
     try:
         record = CaseRecord.read(folder)
@@ -139,9 +179,9 @@ def _is_done(case: Case, folder: Path, settings: Settings) -> bool:
     return mask is None or (mask.is_file() and sha256(mask) == record.mask_sha256)
 
 
-def _check_folder(root: Path, settings: Settings) -> None:
+def _check_folder(root: Path, settings: Mapping[str, Any]) -> None:
     """Refuse a folder made with other settings, or filled by something else; else write the settings."""
-    path, now = root / RECORD, {"made_by": _KIND, **settings.describe()}
+    path, now = root / RECORD, {"made_by": _KIND, **settings}
     if path.exists():
         before = read_object(path)
         differing = [key for key, value in now.items() if before.get(key) != value]
@@ -151,7 +191,10 @@ def _check_folder(root: Path, settings: Settings) -> None:
                 f"{', '.join(str(before.get(key)) for key in differing)}; choose another folder."
             )
         return
-    others = sorted(entry.name for entry in root.iterdir() if not entry.name.startswith("."))
+    parts = set(part_folders(root).values())
+    others = sorted(
+        entry.name for entry in root.iterdir() if not entry.name.startswith(".") and entry not in parts
+    )
     if others:
         raise ConfigError(
             f"{root}: expected an empty folder or one of preprocessed cases, got {others[0]} in it; choose another."
@@ -159,11 +202,12 @@ def _check_folder(root: Path, settings: Settings) -> None:
     write_json(path, now)
 
 
-def _write_page(root: Path, failures: dict[str, str], settings: Settings) -> Path:
+def _write_page(root: Path, failures: dict[str, str], settings: Mapping[str, Any]) -> Path:
     records = []
+    parts = set(part_folders(root).values())
     for folder in sorted(path.parent for path in root.glob(f"*/{RECORD}")):
         with suppress(DataError):
-            records.append(CaseRecord.read(folder))
+            records += [CaseRecord.read(folder)] if folder not in parts else []
     page = root / PAGE
-    write_page(page, root, records, failures, settings.describe())
+    write_page(page, root, records, failures, settings)
     return page

@@ -63,7 +63,7 @@ def write_page(
         "prod9.data.registration",
         "quality.html.jinja",
         brand="prod9 data preprocess",
-        title=str(root),
+        title=root.name,
         settings=[(name, "-" if value in (None, "") else value) for name, value in settings.items()],
         failures=list(failures.items()),
         cases=shown,
@@ -84,7 +84,6 @@ def _figures(name: str, case: CaseRecord) -> tuple[str, ...]:
         "reference" if first else f"{angle:.1f}°, {shift:.1f} mm",
         "-" if first else f"{scan.overlap:.0%}",
         f"{scan.information[0]:.2f} → {scan.information[1]:.2f}",
-        f"{scan.seconds:.0f} s",
     )
 
 

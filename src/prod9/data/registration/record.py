@@ -31,7 +31,6 @@ class ScanRecord:
         to_reference: 4×4, mm of the scan to mm of the reference scan.
         overlap: of its foreground with that of the reference scan, intersection over union, once registered.
         information: mutual information with what it was registered to, before and after.
-        seconds: that its registration took.
     """
 
     source: str
@@ -43,7 +42,6 @@ class ScanRecord:
     to_reference: list[list[float]]
     overlap: float
     information: tuple[float, float]
-    seconds: float
 
     @property
     def matrix(self) -> Array:
@@ -91,7 +89,7 @@ class CaseRecord:
                 f"{path}: expected a record of format {FORMAT}, got another; make the case again."
             )
         try:
-            scans = {name: ScanRecord(**scan) for name, scan in content.pop("scans").items()}
+            scans = {name: _scan(scan) for name, scan in content.pop("scans").items()}
             record = cls(scans=scans, **content)
             for scan in scans.values():
                 for matrix in (scan.affine, scan.to_atlas):
@@ -106,6 +104,11 @@ class CaseRecord:
                 f"{path}: expected the record of a case, got a damaged one ({problem}); {remedy}."
             ) from None
         return record
+
+
+def _scan(content: Mapping[str, Any]) -> ScanRecord:
+    """Return the record of a scan; the seconds that earlier versions noted are left out."""
+    return ScanRecord(**{name: value for name, value in content.items() if name != "seconds"})
 
 
 def write_transform(path: Path, to_atlas: Array) -> None:

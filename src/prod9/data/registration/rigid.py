@@ -96,6 +96,8 @@ def simple_itk() -> Any:
             "SimpleITK: expected the package, for registration, got none; install it with: pip install "
             "'prod9[preprocess]'"
         ) from error
+    # Several threads add up in the order in which they end, and the last digits would differ from run to run.
+    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
     return sitk
 
 

@@ -32,6 +32,8 @@ VERSION = 1
 """Increased when the same seed gives different scans, so that older folders are not continued."""
 MANIFEST = "manifest.json"
 CARD = "CARD.md"
+TABLE = "patients.csv"
+"""What is known of every patient, as a table of covariates."""
 RECORD = "simulated.json"
 SUFFIXES = {"T1": "t1n", "T1ce": "t1c", "T2": "t2w", "FLAIR": "t2f"}
 MNI_NOTICE = (
@@ -92,7 +94,7 @@ def simulate_cohort(
     progress: Progress | None = None,
     num_workers: int = 1,
 ) -> SimulatedCohort:
-    """Write ``num_subjects`` patients as a BraTS-2023 folder with a manifest and a card.
+    """Write ``num_subjects`` patients as a BraTS-2023 folder with a manifest, a card and a table of covariates.
 
     Each has ``…-t1n``, ``-t1c``, ``-t2w``, ``-t2f`` (int16, 0 outside the brain) and ``-seg`` (1 necrosis,
     2 oedema, 3 enhancing tumour) on an isotropic grid. Subject k depends on ``seed`` and k alone. Complete subjects
@@ -132,6 +134,7 @@ def simulate_cohort(
         manifest = {**settings, "figures": figures, "subjects": [asdict(subject) for subject in ordered]}
         _write_text(root / MANIFEST, json.dumps(manifest, indent=1))
         _write_text(root / CARD, _card(ordered, settings, figures))
+        _write_text(root / TABLE, _table(ordered))
         return SimulatedCohort(root, seed, spacing_mm, ordered, figures)
 
 
@@ -284,6 +287,11 @@ def _measure(subjects: Sequence[Subject], *, spacing_mm: float, seed: int) -> di
         "ventricle_variation": round(float(ventricles.std() / ventricles.mean()), 3),
         "grey_dice_median": round(float(np.median(overlaps)), 3) if overlaps else None,
     }
+
+
+def _table(subjects: Sequence[Subject]) -> str:
+    rows = [f"{one.case_id},{one.tumour_ml:g},{one.ventricle_ml:g}" for one in subjects]
+    return "\n".join(["case,tumour_ml,ventricle_ml", *rows])
 
 
 def _card(subjects: Sequence[Subject], settings: dict[str, Any], figures: dict[str, float | None]) -> str:

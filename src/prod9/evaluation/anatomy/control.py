@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -83,7 +82,7 @@ def evaluate_control(
     settings = _replace(settings, modalities=names)
     grid = settings.grid or grid_of(steered[0])
     header = volumes.read_header(steered[0].path)
-    spacing = settings.spacing or _ras_spacing(header)
+    spacing = settings.spacing or header.ras_spacing
     # Before any network is trained: a folder that lacks what steered it costs no time.
     given = list(_read_steered(steered, Preparation(grid), bad))
     if not given:
@@ -122,13 +121,6 @@ def evaluate_control(
 
 def _replace(settings: ControlSettings, **changed: Any) -> ControlSettings:
     return ControlSettings(**{**asdict(settings), **changed})
-
-
-def _ras_spacing(header: volumes.VolumeHeader) -> tuple[float, float, float]:
-    """Return the voxel size along the axes that run left-right, back-front and down-up."""
-    order = [next(i for i, to in enumerate(header.orientation) if to in ends) for ends in ("LR", "PA", "SI")]
-    x, y, z = np.asarray(header.spacing)[order].tolist()
-    return x, y, z
 
 
 # -- reading, finding -----------------------------------------------------------------------------

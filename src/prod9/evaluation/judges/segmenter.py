@@ -129,8 +129,9 @@ def train_segmenter(
     network.expect_few()
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(network.parameters(), lr=learning_rate, weight_decay=1e-3)
+    # Of 10 steps, a tenth would end where it begins, and OneCycleLR divides by its length.
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, max_lr=learning_rate, total_steps=steps, pct_start=0.1
+        optimizer, max_lr=learning_rate, total_steps=steps, pct_start=0.2 if steps == 10 else 0.1
     )
     for step in range(steps):
         index = torch.randint(len(volumes), (batch_size,), generator=generator)

@@ -193,7 +193,7 @@ class Preparation:
         unit = file.header.dtype.kind == "f" and file.data.min() >= 0.0 and file.data.max() <= 1.0
         scaling = IntensityScaling(mode="range", lower=0.0, upper=1.0) if unit else PERCENTILES
         if data.shape == self.grid and (
-            self.spacing is None or _close(_ras_spacing(file.header), self.spacing)
+            self.spacing is None or _close(file.header.ras_spacing, self.spacing)
         ):
             return torch.from_numpy(scaling.scale(data, file.header.path).to_unit(data))[None, None]
         placement = GridPlacement(spacing=self.spacing, grid=self.grid, intensity=scaling)
@@ -257,7 +257,7 @@ def _common_grid(headers: Mapping[Entry, VolumeHeader]) -> tuple[int, int, int]:
 def _require_one_spacing(headers: Mapping[Entry, VolumeHeader]) -> None:
     first = next(iter(headers.values()))
     for header in headers.values():
-        if not _close(_ras_spacing(header), _ras_spacing(first)):
+        if not _close(header.ras_spacing, first.ras_spacing):
             sizes = [" × ".join(f"{mm:g}" for mm in h.spacing) for h in (header, first)]
             raise DataError(
                 f"{header.path}: expected voxels of {sizes[1]} mm as in {first.path}, got {sizes[0]} mm; choose the "
@@ -267,10 +267,6 @@ def _require_one_spacing(headers: Mapping[Entry, VolumeHeader]) -> None:
 
 def _close(one: Sequence[float], other: Sequence[float]) -> bool:
     return bool(np.allclose(one, other, rtol=_SPACING_TOLERANCE, atol=0.0))
-
-
-def _ras_spacing(header: VolumeHeader) -> tuple[float, ...]:
-    return tuple(np.asarray(header.spacing)[_axis_order(header)])
 
 
 def _axis_order(header: VolumeHeader) -> list[int]:

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from prod9.conditions import with_covariates
 from prod9.config.sections import RunSection
 from prod9.data.stores.latents import ParallelEncode
 from prod9.errors import ConfigError
@@ -174,12 +175,12 @@ class AbstractRecipe(ABC, Generic[C, B, T]):
     def take_weights(self, opened: Opened) -> None:
         """Load the weights of another run, strictly; those of a discriminator where the file has them.
 
-        Raises CheckpointError.
+        What the other run lacks of covariates begins as an embedding that adds nothing. Raises CheckpointError.
         """
         for position, (name, network) in enumerate(self.networks().items()):
             state = weights_of(opened.state_dict, f"{name}.")
             if state or position == 0:
-                load_strictly(network, state, opened.path)
+                load_strictly(network, with_covariates(network, state), opened.path)
 
     def begin_anew(self) -> None:
         """Refuse (ConfigError) to start a run from no other weights, where it needs some."""

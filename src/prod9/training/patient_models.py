@@ -1,0 +1,135 @@
+"""The models that make patients, trained on one's own: four from the packaged weights on, and a control network.
+
+The folder of the models holds one run of each stage, named as in the demo::
+
+    FOLDER/stage1           the autoencoder
+    FOLDER/stage2_label     makes the first modality; its split.json divides the patients for all
+    FOLDER/stage2           makes each other modality from those made before
+    FOLDER/stage2_refiner   corrects what that makes
+    FOLDER/stage3           makes the first modality follow a segmentation; from random weights
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from prod9.config.load import load_config, with_steps
+from prod9.config.schema import RunConfig
+from prod9.errors import ConfigError
+from prod9.models.named.packaged import PACKAGED
+from prod9.training.finetuning import Say, train_further
+
+MINUTES = 24.0
+"""That all of it takes on two cores with 67 training patients."""
+TEST_SHARE, MOST_TEST = 0.15, 0.4
+"""Share of the patients that are held out for the test, and the most that may be."""
+
+
+@dataclass(frozen=True)
+class PatientModels:
+    """The runs in ``folder`` that ``generate patients`` needs."""
+
+    folder: Path
+
+    @property
+    def label(self) -> Path:
+        """The label-conditional model."""
+        return self.folder / "stage2_label"
+
+    @property
+    def in_context(self) -> Path:
+        """The model that translates."""
+        return self.folder / "stage2"
+
+    @property
+    def control(self) -> Path:
+        """The control network of the label-conditional model."""
+        return self.folder / "stage3"
+
+    @property
+    def split(self) -> Path:
+        """How the patients are divided."""
+        return self.label / "split.json"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PatientModelStep:
+    """One stage: what it is called, its config, and the packaged weights that it starts from, if any."""
+
+    title: str
+    config: RunConfig
+    weights: Path | None
+
+
+def plan_patient_models(
+    data: Path, folder: Path, *, num_patients: int, least_tested: int, factor: float, seed: int
+) -> list[PatientModelStep]:
+    """Return the stages in the order in which they are trained.
+
+    Raises ConfigError where too few patients would be left to train on.
+
+    Args:
+        data: folder of the patients, with segmentations.
+        folder: of the models.
+        num_patients: in ``data``.
+        least_tested: patients that the test needs.
+        factor: on the number of steps.
+        seed: of the division of the patients and of training.
+    """
+    share = max(TEST_SHARE, (least_tested + 0.5) / num_patients)  # half a patient more: shares are rounded
+    if share > MOST_TEST:
+        least = math.ceil((least_tested + 0.5) / MOST_TEST)
+        raise ConfigError(
+            f"{data}: expected at least {least} patients, so that {least_tested} can be held out for the audit, got "
+            f"{num_patients}; add patients, or audit less sharply with a larger --false-alarms"
+        )
+    models = PatientModels(folder)
+    common: list[tuple[str, Any]] = [
+        ("data.root", str(data)),
+        ("data.split", {"train": 0.85 - share, "val": 0.15, "test": share, "seed": seed, "file": None}),
+        ("data.cache", "disk"),  # every stage reads the same volumes
+        ("data.cache_dir", str(folder / "cache")),
+        ("seed", seed),
+    ]
+    encoded = ("inputs.autoencoder", str(folder / "stage1"))
+    stages: Sequence[tuple[str, str, str | None, list[tuple[str, Any]]]] = (
+        ("autoencoder", "stage1", "stage1", []),
+        ("label-conditional model", "stage2_label", "stage2_label", [encoded]),
+        ("model that translates", "stage2", "stage2", [encoded]),
+        ("refiner", "stage2_refiner", "stage2_refiner", [("inputs.transformer", str(models.in_context))]),
+        (
+            "control network",
+            "stage3",
+            None,
+            [("inputs.transformer", str(models.label)), ("data.store_dir", str(models.label / "store"))],
+        ),
+    )
+    steps = []
+    for title, name, weights, changes in stages:
+        config = load_config(
+            f"demo/{name}" if weights is None else f"demo/starter/{name}",
+            overrides=[*common, ("output_dir", str(folder / name)), *changes],
+        )
+        steps.append(
+            PatientModelStep(
+                title=title,
+                config=with_steps(config, config.training.max_steps * factor),
+                weights=None if weights is None else PACKAGED[weights].folder,
+            )
+        )
+    return steps
+
+
+def train_patient_models(steps: Sequence[PatientModelStep], *, say: Say, device: str) -> None:
+    """Train what is not trained yet; interrupted, the same call goes on.
+
+    Args:
+        steps: of :func:`plan_patient_models`.
+        say: prints a line.
+        device: as for :func:`prod9.training.run.train`.
+    """
+    for number, step in enumerate(steps, 1):
+        name = f"{number} of {len(steps)}, {step.title}"
+        train_further(step.config, step.weights, name=name, say=say, device=device)
