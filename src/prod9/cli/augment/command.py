@@ -26,6 +26,7 @@ from prod9.cli.augment.steps import (
 from prod9.cli.data.convert import FormatOption
 from prod9.cli.generate.options import DetailUse, SampleSeedOption, Sampling, Target
 from prod9.cli.generate.patients import case_id, make_patients
+from prod9.cli.masks.followed import AUTO
 from prod9.cli.parts.option import PartOption, chosen_part
 from prod9.cli.shared import DebugOption, DeviceOption, JsonOption, OutputsOption, new_app
 from prod9.data.formats.table import form_of
@@ -60,6 +61,14 @@ def augment(
         Path | None,
         typer.Option(
             "--masks", metavar="DIR", help="Segmentations to follow. [those of the training patients]"
+        ),
+    ] = None,
+    draw_masks: Annotated[
+        str | None,
+        typer.Option(
+            "--draw-masks",
+            metavar="NAME|PATH",
+            help="Follow masks that this model draws, one for each patient.",
         ),
     ] = None,
     split: Annotated[
@@ -97,15 +106,19 @@ def augment(
     chosen, output = form_of(form), expand(Path(output_dir))
     split_file = split or Path(model) / "split.json"
     real = expand(source)
-    masks_found, cases_of_masks = _prepare(real, split_file, masks)
+    if draw_masks is not None and masks is not None:
+        raise ConfigError("expected --masks or --draw-masks, got both; leave one out")
+    masks_found, cases_of_masks = _prepare(real, split_file, masks, draw_masks)
+    followed = num if draw_masks is not None else len(masks_found)
     target = Target(output_dir=str(output / MADE), part=part)
     work = chosen_part(part)
     shared.messages.print(
-        f"{plural(num, 'patient')} to make, following {plural(masks_found, 'segmentation')} of {cases_of_masks}."
+        f"{plural(num, 'patient')} to make, following {plural(followed, 'segmentation')} of {cases_of_masks}."
     )
     with redirect_stdout(sys.stderr):  # what it reports is no result of this command
         make_patients(
             num_samples=num, model=model, in_context=in_context, control=control, seg=masks_found, sampling=Sampling(),
+            masks=draw_masks, training=None if draw_masks is None else real,
             use=DetailUse(), seed=seed, device=device, target=target,
         )  # fmt: skip
     if not work.is_all:
@@ -116,16 +129,16 @@ def augment(
     asked = Asked(real, split_file, model, output, chosen, folds, seed, false_alarms)
     again = "What is done is kept, and the same command goes on from here."
     with shared.resumable(again):
-        result = _finish(
-            asked, num, len(masks_found), torch_device(device), (steps, seeds) if measured else None
-        )
+        result = _finish(asked, num, followed, torch_device(device), (steps, seeds) if measured else None)
     if as_json:
         shared.print_json(result)
         return
     _print(result)
 
 
-def _prepare(real: Path, split_file: Path, masks: Path | None) -> tuple[list[Path], str]:
+def _prepare(
+    real: Path, split_file: Path, masks: Path | None, drawn_by: str | None
+) -> tuple[list[Path], str]:
     """Check the real patients and the split, and return the segmentations to follow and whose they are."""
     from prod9.data.formats.convert import read_cases
     from prod9.data.splits import Split
@@ -136,6 +149,8 @@ def _prepare(real: Path, split_file: Path, masks: Path | None) -> tuple[list[Pat
             "says which patients were trained on"
         )
     cases, _ = read_cases(real)
+    if drawn_by is not None:
+        return [AUTO], drawn_by
     found = find_masks(cases, Split.load(split_file).train, masks)
     return found, "training patients" if masks is None else str(masks)
 
