@@ -21,7 +21,7 @@ from prod9.generator.condition import MaskGiTCondition
 from prod9.generator.maskgit import MaskGiTSampler
 from prod9.generator.modality_processor import InContextCondition
 from prod9.generator.token_decoder import AbstractTokenDecoder
-from prod9.models.checkpoint_manager import CheckpointManager, Loaded, Source, require_recorded
+from prod9.models.checkpoint_manager import CheckpointManager, Loaded, Source, require_recorded, require_scans
 from prod9.models.factory import ModelFactory
 from prod9.pipelines.detail import BESIDE, DetailBase, DetailChoice, find_detail
 from prod9.pipelines.labels import AbstractLabelPipeline, VolumeGrid
@@ -154,12 +154,9 @@ class MaskGiTPipeline(AbstractLabelPipeline):
 
     @classmethod
     def _require_kind(cls, loaded: Loaded[AbstractTokenDecoder], stage1: Loaded[AutoencoderFSQ]) -> None:
-        if stage1.network.label_maps and not cls.shows_labels:
-            raise ConfigError(
-                f"{loaded.path}: expected a model of scans, got one of label maps, which draws lesion masks; use "
-                "`prod9 generate masks --model`."
-            )
-        if cls.shows_labels and not stage1.network.label_maps:
+        if not cls.shows_labels:
+            require_scans(loaded)
+        elif not stage1.network.label_maps:
             raise ConfigError(
                 f"{loaded.path}: expected a model of label maps, got one of scans; train one with the configs "
                 "demo/masks_stage1 and demo/masks_stage2, or those of maskgit/brats/masks."

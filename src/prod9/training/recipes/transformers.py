@@ -165,6 +165,8 @@ class LabelConditionalRecipe(AbstractTransformerRecipe[MaskGiTCondition]):
 
     def prepare(self, data: AbstractDataModule) -> None:
         """Measure the lesions of the training patients, where volumes are label maps."""
+        if not self.config.data.shows_labels:
+            return
         found = data.lesions("train").values()
         self.lesions = [{name: round(value, 4) for name, value in one.items()} for one in found]
 
