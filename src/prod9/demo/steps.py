@@ -18,9 +18,11 @@ from prod9 import __version__
 from prod9.config.schema import RunConfig
 from prod9.data.layouts.find import find_cases
 from prod9.data.simulated.cohort import simulate_cohort
+from prod9.data.splits import Split
 from prod9.data.stores.translations import content_key
 from prod9.demo.control import MODALITIES, score_stage3
 from prod9.demo.families import VARIANTS
+from prod9.demo.masks import draw_masks, drawn_files, training_files
 from prod9.demo.pictures import DemoPictures
 from prod9.demo.plan import DemoPlan, starter_weights
 from prod9.demo.removal import remove_tumour
@@ -42,6 +44,7 @@ from prod9.pipelines.control import ControlPipeline
 from prod9.pipelines.maisi import MAISIPipeline
 from prod9.pipelines.maisi_control import MAISIControlPipeline
 from prod9.pipelines.maskgit import MaskGiTPipeline
+from prod9.pipelines.masks.draw import MaskPipeline
 from prod9.pipelines.recorded import Overrides
 from prod9.pipelines.translation import TranslationPipeline
 from prod9.system.folders import claimed, sweep
@@ -84,7 +87,7 @@ def _sweep(plan: DemoPlan) -> None:
     """Delete the unfinished files of a killed demo; each run sweeps its own folder."""
     sweep(plan.output_dir)
     sweep(plan.run_dir)
-    for name in ("volumes", "volumes_before", "scores", "translation", "control", "removal"):
+    for name in ("volumes", "volumes_before", "scores", "translation", "control", "masks", "removal"):
         sweep(plan.run_dir / name, deep=True)
 
 
@@ -149,6 +152,8 @@ class _Demo:
             stages["translation"] = self._translate(stage1, stage2, judges)
         if "control" in plan.stages:
             stages["control"] = self._control(stage2, judges)
+        if "masks" in plan.stages:
+            stages["masks"] = self._masks(pictures)
         removed = {} if plan.family != "maskgit" else self._remove(stage1, stage2, sets["test"])
         if removed:
             block["removal"] = removed
@@ -280,6 +285,28 @@ class _Demo:
             )
 
         return self._kept("control", [generator, run], score, folder)
+
+    def _masks(self, pictures: DemoPictures) -> Metrics:
+        """Draw masks by models of label maps, compare them with those of the training patients, and draw both."""
+        plan = self.plan
+        autoencoder = self._train(plan.masks_stage1(), "masks_stage1")
+        run = self._train(plan.masks_stage2(autoencoder), "masks_stage2")
+        folder, cases = plan.run_dir / "masks", find_cases(plan.data_dir)
+        training = Split.load(run / "split.json").select(cases, "train")
+
+        def score() -> Metrics:
+            pipeline = MaskPipeline.from_checkpoint(run, device=torch_device(self.device), detail=None)
+            num = 2 * plan.volumes_per_modality
+            with self.report.bar(f"Drawing {num} masks") as progress:
+                return draw_masks(pipeline, training, folder, num=num, seed=plan.seed, progress=progress)
+
+        try:
+            scores = self._kept("masks", [autoencoder, run], score, folder)
+        except DataError as error:  # a smoke run has learnt no lesion yet
+            self.report.say(f"No masks: {error}")
+            return {}
+        pictures.draw_masks(drawn_files(folder), training_files(training))
+        return scores
 
     def _remove(self, stage1: Path, stage2: Path, held_out: VolumeSet) -> Metrics:
         """Take the tumour out of a held-out scan; empty without a patient with one."""
