@@ -116,7 +116,7 @@ def make_patients(
     and only what is missing is made.
     """
     chosen = form_of(form)
-    automatic = is_automatic(seg, masks, training)
+    automatic = is_automatic(seg, masks, training, label_scheme)
     files = {} if automatic else find_segmentations(seg or [])
     use.check(*(detail or []))
     require_models(model, in_context, autoencoder, masks, *(control or []), *(detail or []))

@@ -17,8 +17,17 @@ AUTO = Path("auto")
 """Instead of a file: each segmentation is drawn."""
 
 
-def is_automatic(seg: Sequence[Path] | None, masks: str | None, training: Path | None) -> bool:
-    """Return whether segmentations are drawn; ConfigError where the options about that do not go together."""
+def is_automatic(
+    seg: Sequence[Path] | None, masks: str | None, training: Path | None, label_scheme: str
+) -> bool:
+    """Return whether segmentations are drawn; ConfigError where the options about that do not go together.
+
+    Args:
+        seg: ``--seg``.
+        masks: ``--masks``.
+        training: ``--training``.
+        label_scheme: ``--label-scheme``.
+    """
     automatic = AUTO in (seg or ())
     if automatic and len(seg or ()) > 1:
         raise ConfigError("--seg: expected auto alone or files, got both; leave one out")
@@ -26,6 +35,10 @@ def is_automatic(seg: Sequence[Path] | None, masks: str | None, training: Path |
         raise ConfigError(
             "--masks: expected the model that draws the segmentations of --seg auto, got none; name one, for example "
             "--masks runs/masks_stage2"
+        )
+    if automatic and label_scheme != "auto":
+        raise ConfigError(
+            f"--label-scheme: expected none with --seg auto, whose labels are known, got {label_scheme}; leave it out"
         )
     for option, given in (("--masks", masks), ("--training", training)):
         if given is not None and not automatic:
