@@ -1,12 +1,16 @@
 """The demo's masks: drawn by models of label maps that it trains, and compared with those of the training patients."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
 
-from prod9.data.cases import Case
+from prod9.data.layouts.find import find_cases
 from prod9.data.lesions import Lesion, LesionFile
+from prod9.data.splits import Split
 from prod9.demo.scores import Metrics
 from prod9.evaluation.masks import compare_masks
 from prod9.evaluation.report.pictures import MASKS
@@ -22,74 +26,72 @@ _GREY = np.float32(0.3)
 """Brightness of the brain in it."""
 
 
-def draw_masks(
-    pipeline: MaskPipeline,
-    training: Sequence[Case],
-    folder: Path,
-    *,
-    num: int,
-    seed: int,
-    progress: Progress,
-) -> Metrics:
-    """Draw ``num`` masks into ``folder``, and return how they compare with those of the training patients.
+@dataclass(frozen=True)
+class DemoMasks:
+    """The masks of a demo.
 
-    Args:
-        pipeline: draws them.
-        training: the patients that it was trained on; those without a lesion do not count.
-        folder: where the masks go.
+    Attributes:
+        run: of the model that draws them.
+        data: folder of the patients.
+        folder: where the masks go, each with the outline of its brain.
         num: of the masks.
         seed: of the first one.
-        progress: called with the masks done.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    for mask in pipeline.draw(range(num), seed=seed, report=lambda done: progress(int(done), num)):
-        for path, data in zip(
-            _paths(folder, mask.index), (mask.lesion.labels, mask.lesion.brain), strict=True
-        ):
-            write(path, data, mask.lesion.affine, dtype=np.uint8)
-    files = drawn_files(folder)
-    found = compare_masks(files, training_files(training), seed=seed)
-    scores = {
-        name: value
-        for score in found.scores
-        for name, value in ((score.measure, score.value), (f"{score.measure}_floor", score.floor))
-    }
-    return {
-        **scores,
-        "highest_dice": max(dice for _, dice in found.nearest.values()),
-        "copies": len(found.copies),
-    }
+
+    run: Path
+    data: Path
+    folder: Path
+    num: int
+    seed: int
+
+    def draw(self, device: str | torch.device, progress: Progress) -> Metrics:
+        """Draw the masks, and return how they compare with those of the training patients."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        pipeline = MaskPipeline.from_checkpoint(self.run, device=device, detail=None)
+        report = partial(_whole, progress, self.num)
+        for mask in pipeline.draw(range(self.num), seed=self.seed, report=report):
+            for path, data in zip(
+                self._paths(mask.index), (mask.lesion.labels, mask.lesion.brain), strict=True
+            ):
+                write(path, data, mask.lesion.affine, dtype=np.uint8)
+        found = compare_masks(self.drawn(), self.training(), seed=self.seed)
+        scores = {
+            name: value
+            for score in found.scores
+            for name, value in ((score.measure, score.value), (f"{score.measure}_floor", score.floor))
+        }
+        highest = max(dice for _, dice in found.nearest.values())
+        return {**scores, "highest_dice": highest, "copies": len(found.copies)}
+
+    def drawn(self) -> list[LesionFile]:
+        """Return the masks, each with the outline of its brain."""
+        pairs = [self._paths(index) for index in range(self.num)]
+        return [LesionFile(seg, brain, "canonical", seg.name) for seg, brain in pairs]
+
+    def training(self) -> list[LesionFile]:
+        """Return the segmentations of the training patients, each with one of its scans, which shows the brain."""
+        cases = Split.load(self.run / "split.json").select(find_cases(self.data), "train")
+        return [
+            LesionFile(case.seg, next(iter(case.images.values())), case.label_scheme, case.patient_id)
+            for case in cases
+            if case.seg is not None
+        ]
+
+    def _paths(self, index: int) -> tuple[Path, Path]:
+        """Return where a mask and the outline of its brain lie."""
+        return self.folder / f"mask_{index:04d}_seg.nii.gz", self.folder / f"mask_{index:04d}_brain.nii.gz"
 
 
-def drawn_files(folder: Path) -> list[LesionFile]:
-    """Return the masks that :func:`draw_masks` left, each with the outline of its brain."""
-    count = len(list(folder.glob("mask_*_seg.nii.gz")))
-    pairs = [_paths(folder, index) for index in range(count)]
-    return [LesionFile(seg, brain, "canonical", seg.name) for seg, brain in pairs]
-
-
-def training_files(training: Sequence[Case]) -> list[LesionFile]:
-    """Return the segmentations of patients, each with one of its scans, which shows the brain."""
-    return [
-        LesionFile(case.seg, next(iter(case.images.values())), case.label_scheme, case.patient_id)
-        for case in training
-        if case.seg is not None
-    ]
-
-
-def draw_picture(
-    drawn: Sequence[LesionFile], training: Sequence[LesionFile], path: Path, *, view: View, cohort: str
-) -> None:
+def draw_picture(masks: DemoMasks, path: Path, *, view: View, cohort: str) -> None:
     """Draw masks beside those of training patients, where each is widest.
 
     Args:
-        drawn: masks of a model.
-        training: of patients.
+        masks: of the demo.
         path: of the picture.
         view: voxel size and convention.
         cohort: says whose they are.
     """
-    shown = [_largest(files) for files in (drawn, training)]
+    shown = [_largest(files) for files in (masks.drawn(), masks.training())]
     sides = np.max([one.labels.shape[:2] for part in shown for one in part], axis=0)
     rows = [
         Row(panels=[_panel(words, one, sides) for one in part], index=0)
@@ -124,6 +126,5 @@ def _panel(title: str, lesion: Lesion, sides: np.ndarray) -> Panel:
     return Panel(title=title, volume=_GREY * brain, labels=labels, caption=f"{lesion.ml:.0f} ml")
 
 
-def _paths(folder: Path, index: int) -> tuple[Path, Path]:
-    """Return where a mask and the outline of its brain lie."""
-    return folder / f"mask_{index:04d}_seg.nii.gz", folder / f"mask_{index:04d}_brain.nii.gz"
+def _whole(progress: Progress, num: int, done: float) -> None:
+    progress(int(done), num)

@@ -3,7 +3,7 @@
 All patients are simulated, and every picture says so.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,10 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prod9.data.lesions import LesionFile
 from prod9.demo import removal
 from prod9.demo.control import MODALITIES, WITHOUT
-from prod9.demo.masks import draw_picture
+from prod9.demo.masks import DemoMasks, draw_picture
 from prod9.demo.scores import Metrics
 from prod9.demo.sets import Autoencoder, VolumeSet, reconstruct, show_best
 from prod9.evaluation.report.pictures import (
@@ -92,9 +91,9 @@ class DemoPictures:
         title = f"{GENERATED.title}. {self.cohort}"
         write_gallery(self.output_dir / GENERATED.file, gallery, view=self.view, title=title)
 
-    def draw_masks(self, drawn: Sequence[LesionFile], training: Sequence[LesionFile]) -> None:
+    def draw_masks(self, masks: DemoMasks) -> None:
         """Draw masks of a model beside those of training patients."""
-        draw_picture(drawn, training, self.output_dir / MASKS.file, view=self.view, cohort=self.cohort)
+        draw_picture(masks, self.output_dir / MASKS.file, view=self.view, cohort=self.cohort)
 
     def _draw_translation(self, scores: Metrics) -> None:
         target = next((name for name in _TARGETS if name in scores), None)

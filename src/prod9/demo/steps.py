@@ -8,6 +8,7 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,10 @@ from prod9 import __version__
 from prod9.config.schema import RunConfig
 from prod9.data.layouts.find import find_cases
 from prod9.data.simulated.cohort import simulate_cohort
-from prod9.data.splits import Split
 from prod9.data.stores.translations import content_key
 from prod9.demo.control import MODALITIES, score_stage3
 from prod9.demo.families import VARIANTS
-from prod9.demo.masks import draw_masks, drawn_files, training_files
+from prod9.demo.masks import DemoMasks
 from prod9.demo.pictures import DemoPictures
 from prod9.demo.plan import DemoPlan, starter_weights
 from prod9.demo.removal import remove_tumour
@@ -44,7 +44,6 @@ from prod9.pipelines.control import ControlPipeline
 from prod9.pipelines.maisi import MAISIPipeline
 from prod9.pipelines.maisi_control import MAISIControlPipeline
 from prod9.pipelines.maskgit import MaskGiTPipeline
-from prod9.pipelines.masks.draw import MaskPipeline
 from prod9.pipelines.recorded import Overrides
 from prod9.pipelines.translation import TranslationPipeline
 from prod9.system.folders import claimed, sweep
@@ -288,24 +287,18 @@ class _Demo:
 
     def _masks(self, pictures: DemoPictures) -> Metrics:
         """Draw masks by models of label maps, compare them with those of the training patients, and draw both."""
-        plan = self.plan
+        plan, folder = self.plan, self.plan.run_dir / "masks"
         autoencoder = self._train(plan.masks_stage1(), "masks_stage1")
         run = self._train(plan.masks_stage2(autoencoder), "masks_stage2")
-        folder, cases = plan.run_dir / "masks", find_cases(plan.data_dir)
-        training = Split.load(run / "split.json").select(cases, "train")
-
-        def score() -> Metrics:
-            pipeline = MaskPipeline.from_checkpoint(run, device=torch_device(self.device), detail=None)
-            num = 2 * plan.volumes_per_modality
-            with self.report.bar(f"Drawing {num} masks") as progress:
-                return draw_masks(pipeline, training, folder, num=num, seed=plan.seed, progress=progress)
-
+        masks = DemoMasks(run, plan.data_dir, folder, num=2 * plan.volumes_per_modality, seed=plan.seed)
         try:
-            scores = self._kept("masks", [autoencoder, run], score, folder)
+            with self.report.bar(f"Drawing {masks.num} masks") as progress:
+                draw = partial(masks.draw, torch_device(self.device), progress)
+                scores = self._kept("masks", [autoencoder, run], draw, folder)
         except DataError as error:  # a smoke run has learnt no lesion yet
             self.report.say(f"No masks: {error}")
             return {}
-        pictures.draw_masks(drawn_files(folder), training_files(training))
+        pictures.draw_masks(masks)
         return scores
 
     def _remove(self, stage1: Path, stage2: Path, held_out: VolumeSet) -> Metrics:
