@@ -7,38 +7,12 @@ import numpy as np
 import pytest
 
 from prod9.volumes import read
-from tests.harness import STAGE1, STAGE2, Workspace, later_models, run
-
-LABEL_MAPS = {
-    "  grid: [16, 16, 16]": "  modalities: [seg]\n  grid: [16, 16, 16]",
-    "levels:": "label_maps: true\n  levels:",
-    "loss:\n  adversarial: {{start_step: 2, discriminator: {{channels: 4, num_layers_d: 1}}}}":
-        "loss: {{reconstruction: labels, adversarial: {{weight: 0.0}}}}",
-    "num_heads: 2}}": "num_heads: 2, covariates: [4, 2]}}\n"
-    "covariates: {{numbers: {{diameter_mm: [0, 120], right: [0, 1], front: [0, 1], up: [0, 1]}}}}",
-}  # fmt: skip
-
-
-def label_maps(text: str, folder: Path, cohort: Path) -> str:
-    for old, new in LABEL_MAPS.items():
-        text = text.replace(old, new)
-    return text.format(folder=folder).replace(f"{folder}/cohort", str(cohort))
+from tests.harness import STAGE2, Workspace, label_maps, later_models, mask_model, run
 
 
 @pytest.fixture(scope="module")
-def model(workspace: Workspace, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("label_maps")
-    for command, text, name in (
-        ("prod9-train-autoencoder", STAGE1, "stage1"),
-        ("prod9-train-transformer", STAGE2, "stage2"),
-    ):
-        config = folder / f"{name}.yaml"
-        config.write_text(label_maps(text, folder, workspace.cohort))
-        assert run(command, "train", "--config", config, "--check", "--no-calibrate").code == 0
-        ran = run(command, "train", "--config", config)
-        assert ran.code == 0, ran.err
-    assert "Next: prod9 generate masks -m" in ran.err
-    return folder / "stage2"
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return mask_model(tmp_path_factory.getbasetemp())
 
 
 def draw(model: Path, out: Path, *more: object) -> dict[str, dict[str, object]]:
@@ -138,7 +112,7 @@ def test_models_of_label_maps_make_no_scans(model: Path, workspace: Workspace, t
     ran = run("prod9", "generate", "label", "-m", model, "-o", tmp_path / "x")
     assert ran.code != 0
     assert "generate masks" in ran.err
-    infer = ("infer", workspace.cohort, "-m", model.parent / "stage1", "-o", tmp_path / "x")
+    infer = ("infer", workspace.cohort, "-m", model.parent / "masks_stage1", "-o", tmp_path / "x")
     assert run("prod9-train-autoencoder", *infer).code != 0
     config = tmp_path / "mixed.yaml"
     config.write_text(label_maps(STAGE2, workspace.folder, workspace.cohort))

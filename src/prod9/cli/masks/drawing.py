@@ -1,5 +1,6 @@
 """Masks that a model draws: the model, what is asked of it, and the training masks that none may copy."""
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -85,7 +86,7 @@ class Drawing:
         """What decides the content of the masks, for a manifest."""
         from prod9.files import sha256
 
-        known = sorted(sha256(path) for path in self.originals)
+        known = "".join(sorted(sha256(path) for path in self.originals))
         config = self.pipeline.config
         sampler = {} if config is None else config.sampler.model_dump(mode="json")
         return {
@@ -94,7 +95,7 @@ class Drawing:
             "sampler": sampler,
             **({} if self.volume_ml is None else {"volume_ml": self.volume_ml}),
             **({} if self.side is None else {"side": self.side}),
-            **({"no_copy_of": known} if known else {}),
+            **({"no_copy_of": hashlib.sha256(known.encode()).hexdigest()} if known else {}),
         }
 
     def masks(
