@@ -1,6 +1,7 @@
 """Label maps as volumes: what goes in comes out, and what is measured of a lesion."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +13,9 @@ from prod9.autoencoder.autoencoder_fsq import AutoencoderFSQ
 from prod9.config.load import config_from_dict
 from prod9.config.schema import CovariatesConfig
 from prod9.data.label_covariates import diameter_of, measure, mirrored, ml_of
-from prod9.errors import ConfigError
+from prod9.data.layouts.find import find_cases
+from prod9.data.transforms import Augmentation, IntensityScaling, TransformBuilder
+from prod9.errors import ConfigError, DataError
 from prod9.label_maps import classes_of, coded, join, labels_in
 from prod9.modalities import LABEL_MAP_CLASSES
 from prod9.pipelines.masks.draw import placed
@@ -20,6 +23,7 @@ from prod9.pipelines.masks.wishes import Wish, draw_values
 from prod9.training.algorithms.label_map_trainer import LabelMapTrainer
 from prod9.training.data.covariates import measured_covariates
 from prod9.training.losses import VAEGANLoss, label_distance
+from tests.fixtures import write_brats_tree
 
 BOUNDS = {"diameter_mm": (0.0, 120.0), "right": (0.0, 1.0), "front": (0.0, 1.0), "up": (0.0, 1.0)}
 LESIONS = [{"diameter_mm": 20.0 + k, "right": 0.2 + 0.05 * k, "front": 0.5, "up": 0.6} for k in range(10)] + [
@@ -38,6 +42,26 @@ def test_coding_is_undone_also_after_quantising() -> None:
     assert np.array_equal(classes > 0, brain | (labels > 0))
     with pytest.raises(ValueError, match="at most 4"):
         join(labels + 1, brain)
+
+
+def test_the_label_map_of_a_case_is_its_segmentation_within_its_brain(tmp_path: Path) -> None:
+    write_brats_tree(tmp_path / "whole", 1)
+    builder = TransformBuilder(
+        spacing=None, grid=(16, 16, 16), crop_size=None,
+        intensity=IntensityScaling(mode="percentile", lower=0.0, upper=99.5),
+        augment=Augmentation(flip_prob=0, bias_field_prob=0, gamma_prob=0, scale_prob=0, affine_prob=0),
+    )  # fmt: skip
+    (case,) = find_cases(tmp_path / "whole", modalities=["seg"])
+    made = builder.build_preprocessing(["seg"])(case)
+    (scan,) = find_cases(tmp_path / "whole", modalities=["T1"])
+    known = builder.build_preprocessing(["T1"])(scan)
+    classes = classes_of(made.images[0] / np.float32(65535))
+    assert known.seg is not None
+    np.testing.assert_array_equal(labels_in(classes), known.seg)
+    np.testing.assert_array_equal(classes > 0, (known.images[0] > 0) | (known.seg > 0))
+    write_brats_tree(tmp_path / "bare", 1, with_seg=False)
+    with pytest.raises(DataError, match="lacks seg"):
+        find_cases(tmp_path / "bare", modalities=["seg"])
 
 
 def test_the_network_takes_coded_maps_and_decodes_them() -> None:
