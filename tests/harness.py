@@ -125,6 +125,18 @@ sampler: {{steps: 2}}
 """
 
 
+_LABEL_MAPS = {
+    "  grid: [16, 16, 16]": "  modalities: [seg]\n  grid: [16, 16, 16]",
+    "levels:": "label_maps: true\n  levels:",
+    "loss:\n  adversarial: {{start_step: 2, discriminator: {{channels: 4, num_layers_d: 1}}}}": (
+        "loss: {{reconstruction: labels, adversarial: {{weight: 0.0}}}}"
+    ),
+    "num_heads: 2}}": "num_heads: 2, covariates: [4, 2]}}\n"
+    "covariates: {{numbers: {{diameter_mm: [0, 120], right: [0, 1], front: [0, 1], up: [0, 1]}}}}",
+}
+"""What turns a config of scans into one of label maps."""
+
+
 @dataclass(frozen=True)
 class Ran:
     """How a command ended."""
@@ -230,3 +242,27 @@ def flow_models(base: Path) -> Path:
         assert ran.code == 0, ran.err
         assert ran.json["step"] == 2
     return folder
+
+
+def label_maps(text: str, folder: Path, cohort: Path) -> str:
+    """Return the config ``text`` of scans as one of label maps, for runs in ``folder`` on ``cohort``."""
+    for old, new in _LABEL_MAPS.items():
+        text = text.replace(old, new)
+    return text.format(folder=folder).replace(f"{folder}/cohort", str(cohort))
+
+
+@cache
+def mask_model(base: Path) -> Path:
+    """Train both stages on label maps, once a session; return the run that draws masks."""
+    folder, cohort = base / "label_maps", trained(base).cohort
+    folder.mkdir()
+    for command, text, name in (
+        ("prod9-train-autoencoder", STAGE1, "masks_stage1"),
+        ("prod9-train-transformer", STAGE2, "masks_stage2"),
+    ):
+        config = folder / f"{name}.yaml"
+        own = label_maps(text, folder, cohort)
+        config.write_text(own.replace(f"{folder}/stage", f"{folder}/masks_stage"), encoding="utf-8")
+        ran = run(command, "train", "--config", config)
+        assert ran.code == 0, ran.err
+    return folder / "masks_stage2"

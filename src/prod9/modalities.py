@@ -9,6 +9,10 @@ V = TypeVar("V")
 MODALITIES = ("T1", "T1ce", "T2", "FLAIR")
 DEFAULT_LABEL_MAP: Mapping[str, int] = {name: label for label, name in enumerate(MODALITIES)}
 SEG = "seg"
+MOST_LABELS = 4
+"""Labels that a segmentation may have in a label map; BraTS 2024 has as many."""
+LABEL_MAP_CLASSES = 2 + MOST_LABELS
+"""Classes of a label map: outside, brain, and the labels."""
 
 TOKENS: Mapping[str, str] = {
     **dict.fromkeys(("t1gd", "t1gad", "t1ce", "t1c", "ct1", "t1_gd", "t1-gd", "t1_ce", "t1-ce"), "T1ce"),

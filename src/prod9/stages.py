@@ -20,6 +20,9 @@ Family = Literal["maskgit", "maisi"]
 FAMILIES: tuple[Family, ...] = get_args(Family)
 _LABEL = "prod9 generate label -m {run} -l {label} -n 4 -o {run}/volumes"
 _TRANSLATE = "prod9 generate translate -m {run} -p {data} -t {label} -o {run}/translations"
+_MASKS = "prod9 generate masks -m {run} --training {data} -n 16 -o {run}/masks"
+LABEL_MAPS = "label_maps"
+"""Among the uses of a stage: of a run on label maps."""
 _CONTROL = "prod9 generate control -m {run} --seg {data} -l {label} -o {run}/steered"
 
 
@@ -38,8 +41,9 @@ class Stage:
         configs: names of its configs in the demo, and of those that ``prod9 plan`` writes.
         is_planned: whether ``prod9 plan`` writes them.
         corrects: whether its network makes no volumes of its own but corrects those of others.
-        uses: a command that uses a trained run, by ``model.kind`` or by ``""`` for any, with ``{run}``, ``{data}`` (the
-            folder of the patients), ``{label}`` (the last modality) and ``{base}`` (what it builds on) to fill in.
+        uses: a command that uses a trained run, by ``model.kind``, ``LABEL_MAPS`` or ``""`` for any, with ``{run}``,
+            ``{data}`` (the folder of the patients), ``{label}`` (the last modality) and ``{base}`` (what it builds on)
+            to fill in.
     """
 
     name: str
@@ -80,7 +84,7 @@ STAGES: Mapping[str, Stage] = {
             title="FSQ autoencoder",
             weights="autoencoder",
             configs=("stage1",),
-            uses={"": "prod9 infer {data} -m {run} -o {run}/reconstructed"},
+            uses={"": "prod9 infer {data} -m {run} -o {run}/reconstructed", LABEL_MAPS: ""},
         ),
         Stage(
             name="transformer",
@@ -91,7 +95,7 @@ STAGES: Mapping[str, Stage] = {
             weights="decoder",
             bases={"autoencoder": "autoencoder"},
             configs=("stage2_label", "stage2"),
-            uses={"label_conditional": _LABEL, "": _TRANSLATE},
+            uses={"label_conditional": _LABEL, LABEL_MAPS: _MASKS, "": _TRANSLATE},
         ),
         Stage(
             name="refiner",

@@ -11,11 +11,13 @@ from math import prod
 from typing import Any, Unpack
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Int64
 from torch import Tensor, nn
 
 from prod9.autoencoder.backbone import BackboneOptions, MaisiBackbone
 from prod9.autoencoder.native.fsq_function import FSQConstants, Radix, quantize
+from prod9.label_maps import TOP, classes_of, coded
 from prod9.types import AutoencoderOutput, Latent, TokenGrid, Volume, VolumeOut
 
 EPSILON = 1e-3
@@ -155,6 +157,10 @@ def _constants(levels: Sequence[int], symmetric: bool) -> FSQConstants:
 class AutoencoderFSQ(MaisiBackbone):
     """Encoder, finite scalar quantiser and decoder over whole volumes or crops.
 
+    With ``label_maps``, volumes are label maps, coded as numbers (:mod:`prod9.label_maps`): channels inside the network
+    are classes, the reconstruction of a forward pass holds their logits ``[B C H W D]``, and decoding gives the coded
+    map of the likeliest class ``[B 1 H W D]``.
+
     For the other keywords, and the sides that a volume may have, see
     :class:`~prod9.autoencoder.backbone.MaisiBackbone`.
 
@@ -170,7 +176,12 @@ class AutoencoderFSQ(MaisiBackbone):
     """
 
     def __init__(
-        self, *, levels: Sequence[int], symmetric: bool = False, **backbone: Unpack[BackboneOptions]
+        self,
+        *,
+        levels: Sequence[int],
+        symmetric: bool = False,
+        label_maps: bool = False,
+        **backbone: Unpack[BackboneOptions],
     ) -> None:
         super().__init__(latent_channels=len(levels), **backbone)
         # FSQ has no variance; parameters without a gradient would hang distributed training.
@@ -178,11 +189,19 @@ class AutoencoderFSQ(MaisiBackbone):
         self.quantizer = FiniteScalarQuantizer(levels, symmetric=symmetric)
         self.levels = tuple(levels)
         self.vocab_size = self.quantizer.vocab_size
+        self.label_maps = label_maps
 
     def encode(self, x: Volume) -> Latent:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Return z before quantisation, in float32, as are the last two convolutions."""
+        if self.label_maps:
+            x = F.one_hot(classes_of(x[:, 0]), TOP + 1).movedim(-1, 1).to(x.dtype)
         (z,) = self.encode_through(x, self.quant_conv_mu)
         return z.float()
+
+    def decode(self, z: Latent) -> VolumeOut:
+        """Return the volume of a latent, in the dtype of ``z``; of label maps, the coded map of the likeliest class."""
+        volume = super().decode(z)
+        return coded(volume.argmax(1, keepdim=True)).to(z.dtype) if self.label_maps else volume
 
     def quantize(self, z: Latent) -> Latent:
         """Return codes in [−1, 1] with straight-through gradient."""
@@ -208,11 +227,11 @@ class AutoencoderFSQ(MaisiBackbone):
             # In training a bad batch gives a bad loss, and the run skips the step; a device assert would end the run.
             _refuse_non_finite(z)
         codes, tokens = self.quantizer(z)
-        return AutoencoderOutput(self.decode(codes), codes, z, None, tokens)
+        return AutoencoderOutput(super().decode(codes), codes, z, None, tokens)
 
     def reconstruct(self, x: Volume) -> VolumeOut:
         """Return the volume after a pass through the tokens."""
-        return self.forward(x).reconstruction
+        return self.decode(self.quantize(self.encode(x)))
 
     def encode_stage_2_inputs(self, x: Volume) -> Latent:
         """Return the codes of ``x``."""

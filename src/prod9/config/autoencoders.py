@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 
 from prod9.config.sections import RunSection
 from prod9.config.types import Bools, Count, Ints, NonNegative, Positive, PositiveInt, Section
+from prod9.modalities import LABEL_MAP_CLASSES
 
 # -- networks -------------------------------------------------------------------------------------
 
@@ -84,6 +85,30 @@ class FSQModelConfig(AutoencoderSection):
     kind: Literal["fsq"] = Field(default="fsq", description="Autoencoder family.")
     levels: Ints = Field(default=(8, 8, 8, 6, 5), description="Quantisation levels, one per latent channel.")
     symmetric: bool = Field(default=False, description="Codes over all of [-1, 1] for even levels too.")
+    label_maps: bool = Field(
+        default=False,
+        description="With `data.modalities: [seg]`: channels are classes, and volumes label maps.",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _channels_are_classes(cls, values: Any) -> Any:
+        """Fill in the channels of label maps, which follow from the classes."""
+        if isinstance(values, dict) and values.get("label_maps") is True:
+            return {"in_channels": LABEL_MAP_CLASSES, "out_channels": LABEL_MAP_CLASSES} | values
+        return values
+
+    @model_validator(mode="after")
+    def _one_channel_a_class(self) -> Self:
+        if self.label_maps and (self.in_channels, self.out_channels) != (
+            LABEL_MAP_CLASSES,
+            LABEL_MAP_CLASSES,
+        ):
+            raise ValueError(
+                f"in_channels and out_channels: expected {LABEL_MAP_CLASSES}, one per class of a label map, got "
+                f"{self.in_channels} and {self.out_channels}; remove them"
+            )
+        return self
 
 
 class DiscriminatorConfig(Section):
@@ -130,7 +155,9 @@ class AdversarialConfig(Section):
 class Stage1LossSection(Section):
     """VAEGANLoss, without the regularizer of the latent."""
 
-    reconstruction: Literal["l1", "l2"] = Field(default="l1", description="Reconstruction distance.")
+    reconstruction: Literal["l1", "l2", "labels"] = Field(
+        default="l1", description="Reconstruction distance; `labels`: cross-entropy and Dice of label maps."
+    )
     reconstruction_weight: Positive = Field(default=1.0, description="Its weight.")
     perceptual: PerceptualConfig = Field(default=PerceptualConfig(), description="Perceptual term.")
     adversarial: AdversarialConfig = Field(default=AdversarialConfig(), description="Adversarial term.")
@@ -186,10 +213,46 @@ class Stage1Config(RunSection, Generic[M, L]):
             raise ValueError("; ".join(wrong))
         return self
 
+    @model_validator(mode="after")
+    def _label_maps_agree(self) -> Self:
+        label_maps = getattr(self.model, "label_maps", False)
+        told = {
+            "data.modalities": self.data.shows_labels,
+            "model.label_maps": label_maps,
+            "loss.reconstruction": self.loss.reconstruction == "labels",
+        }
+        if len(set(told.values())) > 1:
+            yes, no = (", ".join(key for key, value in told.items() if value is one) for one in (True, False))
+            raise ValueError(
+                "data.modalities, model.label_maps and loss.reconstruction: expected [seg], true and labels for label "
+                f"maps, or none of them for scans, got label maps in {yes} and scans in {no}; see the config "
+                "demo/masks_stage1"
+            )
+        others = [
+            key
+            for key, value in {
+                "loss.adversarial.weight": self.loss.adversarial.weight,
+                "loss.perceptual.weight": self.loss.perceptual.weight,
+            }.items()
+            if value
+        ]
+        if label_maps and others:
+            raise ValueError(
+                f"{' and '.join(others)}: expected 0 for label maps, which have no texture, got more; set it to 0"
+            )
+        return self
+
 
 class AutoencoderConfig(Stage1Config[FSQModelConfig, AutoencoderLossConfig]):
     """Stage 1, MaskGiT."""
 
+    takes_label_maps: ClassVar[bool] = True
+
     stage: Literal["autoencoder"] = Field(default="autoencoder", description="Stage.")
     model: FSQModelConfig = Field(default=FSQModelConfig(), description="Autoencoder.")
     loss: AutoencoderLossConfig = Field(default=AutoencoderLossConfig(), description="Loss.")
+
+    @property
+    def variant(self) -> str:
+        """Which recipe trains it: that of scans, or that of label maps."""
+        return "label_maps" if self.model.label_maps else "scans"

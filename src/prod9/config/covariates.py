@@ -11,13 +11,18 @@ from prod9.config.types import Names, Range, Section
 
 Shape = Annotated[tuple[int, int], Field(strict=False)]
 _MOST = 64
+MEASURED = ("diameter_mm", "right", "front", "up")
+"""What is known of a label map without a table."""
 
 
 class CovariatesConfig(Section):
-    """A table of patients, and which of its columns condition generation."""
+    """A table of patients, and which of its columns condition generation; or what is measured of label maps."""
 
-    file: str = Field(
-        description="CSV or TSV with a column `case` and one per covariate; an empty cell is unknown."
+    file: str | None = Field(
+        default=None,
+        description="CSV or TSV with a column `case` and one per covariate; an empty cell is unknown. null, for label "
+        "maps alone: `diameter_mm` (of a ball of the lesion's volume), and its centre in the box of the brain, "
+        "`right`, `front` and `up` from 0 to 1.",
     )
     numbers: dict[str, Range] = Field(
         default={}, description="Column → smallest and largest value, e.g. `age: [18, 95]`."
@@ -51,14 +56,16 @@ class CovariatesConfig(Section):
         return self
 
 
-def check_covariates(covariates: CovariatesConfig | None, model: Any, *, data_kind: str) -> None:
-    """Raise ValueError unless ``model.covariates`` is what ``covariates`` need, for data with names of cases."""
+def check_covariates(covariates: CovariatesConfig | None, model: Any, *, data: Any) -> None:
+    """Raise ValueError unless ``model.covariates`` and ``data`` (a data section) are what ``covariates`` need."""
     shape = None if covariates is None else covariates.shape
     given = getattr(model, "covariates", None)
-    if shape is not None and data_kind != "brats":
+    if shape is not None and data.kind != "brats":
         raise ValueError(
-            f"covariates: expected none for data.kind {data_kind}, which has no cases, got some; remove them"
+            f"covariates: expected none for data.kind {data.kind}, which has no cases, got some; remove them"
         )
+    if covariates is not None:
+        _check_source(covariates, data.shows_labels)
     if shape is not None and "covariates" not in type(model).model_fields:
         raise ValueError(
             f"covariates: expected none for model.kind {model.kind}, which learns them from its sources, got some; "
@@ -69,4 +76,23 @@ def check_covariates(covariates: CovariatesConfig | None, model: Any, *, data_ki
             f"model.covariates: expected {'null' if shape is None else list(shape)} for "
             f"{'no covariates' if shape is None else 'these covariates'}, got "
             f"{'null' if given is None else list(given)}; set it to that"
+        )
+
+
+def _check_source(covariates: CovariatesConfig, shows_labels: bool) -> None:
+    """Raise ValueError unless the covariates come from a table, or are those that can be measured of label maps."""
+    if covariates.file is not None:
+        if shows_labels:
+            raise ValueError(
+                "covariates.file: expected null for label maps, which are measured, since a table does not say what "
+                f"their mirror images have, got {covariates.file}; remove it"
+            )
+        return
+    if not shows_labels:
+        raise ValueError("covariates.file: expected a table for scans, got null; name one")
+    strange = [*covariates.categories, *(name for name in covariates.numbers if name not in MEASURED)]
+    if strange:
+        raise ValueError(
+            f"covariates: expected numbers among {', '.join(MEASURED)} for label maps without a table, got "
+            f"{', '.join(strange)}; leave them out"
         )

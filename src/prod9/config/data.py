@@ -10,7 +10,7 @@ from pydantic import Discriminator, Field, Tag, model_validator
 
 from prod9.config.types import Count, Fraction, Names, PositiveInt, Section, Spacing, Triple
 from prod9.files import is_plain_name
-from prod9.modalities import DEFAULT_LABEL_MAP, known_as
+from prod9.modalities import DEFAULT_LABEL_MAP, SEG, known_as
 
 _MAX_NAME = 64
 
@@ -122,7 +122,10 @@ class DataConfig(VolumesSection):
         "`brats2023`, `brats2024`, `msd_task01`, `canonical`, `whole_tumor`, `as_is`), a table such as "
         "`1=2, 2=1, 3=3`, or `auto`: by layout.",
     )
-    modalities: Names = Field(default=("T1", "T1ce", "T2", "FLAIR"), description="Modalities to use.")
+    modalities: Names = Field(
+        default=("T1", "T1ce", "T2", "FLAIR"),
+        description="Modalities to use; `[seg]`: segmentations within the outline of the brain, as label maps.",
+    )
     skip_incomplete: bool = Field(
         default=False,
         description="Leave out cases that lack a modality, and log which; false refuses them.",
@@ -151,11 +154,18 @@ class DataConfig(VolumesSection):
         """Number of co-registered images per case."""
         return len(self.modalities)
 
+    @property
+    def shows_labels(self) -> bool:
+        """Whether the volumes are label maps, not scans."""
+        return self.modalities == (SEG,)
+
     @model_validator(mode="before")
     @classmethod
     def _spell_modalities(cls, values: Any) -> Any:
         """Put the names that people use for modalities, such as t1c and T2w, into those of ``label_map``."""
         given = values.get("modalities") if isinstance(values, dict) else None
+        if given in ([SEG], (SEG,)) and "label_map" not in values:
+            values = values | {"label_map": {SEG: 0}}
         labels = values.get("label_map", DEFAULT_LABEL_MAP) if given else None
         if not isinstance(given, list | tuple) or not isinstance(labels, Mapping):
             return values
@@ -163,6 +173,21 @@ class DataConfig(VolumesSection):
         return values | {
             "modalities": [known_as(one, known) if isinstance(one, str) else one for one in given]
         }
+
+    @model_validator(mode="after")
+    def _label_maps_stand_alone(self) -> Self:
+        if SEG in self.modalities and not self.shows_labels:
+            raise ValueError(
+                f"modalities: expected scans, or [{SEG}] alone for label maps, got {', '.join(self.modalities)}; "
+                f"leave out {SEG}, or the scans"
+            )
+        changing = [name for name, value in self.augment if name != "flip_prob" and value > 0]
+        if self.shows_labels and changing:
+            raise ValueError(
+                f"augment: expected only flip_prob for label maps, whose values are classes, got "
+                f"{', '.join(changing)}; set them to 0"
+            )
+        return self
 
     @model_validator(mode="after")
     def _labels_cover_modalities(self) -> Self:
@@ -189,6 +214,7 @@ class MedMNIST3DDataConfig(VolumesSection):
     """
 
     images_per_case: ClassVar[int] = 1
+    shows_labels: ClassVar[bool] = False
     split: ClassVar[SplitConfig] = SplitConfig()
     spacing: ClassVar[None] = None
     intensity: ClassVar[IntensityConfig] = IntensityConfig(mode="range", lower=0.0, upper=255.0)

@@ -204,7 +204,7 @@ class MaisiDiffusionConfig(RunSection):
 
     @model_validator(mode="after")
     def _covariates_fit(self) -> Self:
-        check_covariates(self.covariates, self.model, data_kind=self.data.kind)
+        check_covariates(self.covariates, self.model, data=self.data)
         if self.covariates is not None and self.distillation is not None:
             raise ValueError(
                 "covariates: expected none with distillation, whose teacher is asked without them, got some; "

@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from prod9.config.covariates import CovariatesConfig, Shape, check_covariates
 from prod9.config.sections import AutoguidanceSection, InputsConfig, RegionWeights, RunSection
 from prod9.config.types import Count, Fraction, NonNegative, Positive, PositiveInt, Range, Section
+from prod9.errors import ConfigError
 
 SchedulerType = Literal["log", "log2", "linear", "sqrt", "cosine", "arccos"]
 
@@ -197,6 +198,7 @@ class TransformerConfig(RunSection):
     """Stage 2, MaskGiT."""
 
     data_kinds: ClassVar[tuple[str, ...]] = ("brats", "medmnist3d")
+    takes_label_maps: ClassVar[bool] = True
     can_shard: ClassVar[bool] = True
 
     stage: Literal["transformer"] = Field(default="transformer", description="Stage.")
@@ -224,7 +226,30 @@ class TransformerConfig(RunSection):
 
     @model_validator(mode="after")
     def _covariates_fit(self) -> Self:
-        check_covariates(self.covariates, self.model, data_kind=self.data.kind)
+        check_covariates(self.covariates, self.model, data=self.data)
+        return self
+
+    def require_autoencoder_of(self, *, label_maps: bool) -> None:
+        """Refuse (ConfigError) an autoencoder of label maps for scans, and one of scans for label maps."""
+        if label_maps != self.data.shows_labels:
+            kinds = {True: "label maps", False: "scans"}
+            raise ConfigError(
+                f"inputs.autoencoder: expected an autoencoder of {kinds[self.data.shows_labels]}, which "
+                f"data.modalities names, got one of {kinds[label_maps]}; name another, or correct data.modalities."
+            )
+
+    @model_validator(mode="after")
+    def _label_maps_fit(self) -> Self:
+        if not self.data.shows_labels:
+            return self
+        if self.model.kind != "label_conditional":
+            raise ValueError(
+                f"model.kind: expected label_conditional for label maps, which have no sources, got {self.model.kind}"
+            )
+        if key := self.loss.weighted_region:
+            raise ValueError(
+                f"{key}: expected its default for label maps, which the run learns anyway, got another value; remove it"
+            )
         return self
 
     @model_validator(mode="after")

@@ -223,10 +223,12 @@ class RunSection(Section):
 
     Attributes:
         data_kinds: the dataset families that a stage can be trained on.
+        takes_label_maps: whether it can be trained on label maps instead of scans.
         can_shard: whether ``trainer.strategy: fsdp`` can slice its network.
     """
 
     data_kinds: ClassVar[tuple[str, ...]] = ("brats",)
+    takes_label_maps: ClassVar[bool] = False
     can_shard: ClassVar[bool] = False
 
     output_dir: str = Field(description="Everything this run writes goes here.")
@@ -265,6 +267,20 @@ class RunSection(Section):
     def base_path(self, key: str) -> str | None:
         """Return the path of a base under ``inputs.key``; None if it is not set, or there is no such key."""
         return getattr(getattr(self, "inputs", None), key, None)
+
+    @property
+    def variant(self) -> str:
+        """Which recipe of a stage with several trains it."""
+        return getattr(self, "model").kind  # noqa: B009 - a root adds it
+
+    @model_validator(mode="after")
+    def _stage_takes_label_maps(self) -> Self:
+        if self.data.shows_labels and not self.takes_label_maps:
+            raise ValueError(
+                "data.modalities: expected scans in this stage, got [seg]; label maps are for the stages autoencoder "
+                "and transformer"
+            )
+        return self
 
     @model_validator(mode="after")
     def _stage_takes_the_data(self) -> Self:

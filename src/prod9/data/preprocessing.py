@@ -17,6 +17,8 @@ from prod9.data.labels import canonical_seg
 from prod9.data.placement import GridPlacement, Placed, require_same_grid
 from prod9.data.seg_loss import Kept
 from prod9.errors import DataError
+from prod9.label_maps import coded, join
+from prod9.modalities import SEG
 from prod9.volumes import VolumeFile, read_channels
 
 _FULL_SCALE = np.float32(65535)
@@ -52,7 +54,10 @@ def dequantise(stored: np.ndarray) -> Tensor:
 
 
 class Preprocessor:
-    """Reads one case and brings it to the grid. Deterministic and without state, so threads may share it."""
+    """Reads one case and brings it to the grid. Deterministic and without state, so threads may share it.
+
+    The modality ``seg`` is the label map of the case, coded: its segmentation within the brain that its scan shows.
+    """
 
     def __init__(self, placement: GridPlacement, modalities: Sequence[str]) -> None:
         self._placement = placement
@@ -61,8 +66,12 @@ class Preprocessor:
     def __call__(self, case: Case) -> CaseVolumes:
         """Return the volumes of ``case``; DataError naming a file that cannot be used."""
         placed = self.place(case)
+        if self._modalities == (SEG,):
+            images = quantise(self._label_map(placed, case))[None]
+        else:
+            images = np.stack([quantise(placed.images[m]) for m in self._modalities])
         return CaseVolumes(
-            images=np.stack([quantise(placed.images[m]) for m in self._modalities]),
+            images=images,
             seg=placed.seg,
             affine=placed.affine,
             extent=placed.extent,
@@ -71,18 +80,26 @@ class Preprocessor:
 
     def place(self, case: Case) -> Placed:
         """Return the same before quantisation, with the way back to the files."""
-        files = _read_files(case, self._modalities)
+        files = _read_files(case, [name for name in self._modalities if name != SEG] or list(case.images))
         require_same_grid(
             [file.header for file in files.values()],
             remedy="bring the case to one grid first (`prod9 data preprocess`)",
         )
         seg = files.pop("seg", None)
         if not any(file.data.any() for file in files.values()):
-            folder = case.images[self._modalities[0]].parent
+            folder = next(iter(case.images.values())).parent
             raise DataError(f"{folder}: expected a head, got background only; remove the case.")
         if seg is not None:
             seg = VolumeFile(canonical_seg(seg.data, case.label_scheme, seg.header.path), seg.header)
         return self._placement.place(files, seg=seg)
+
+    @staticmethod
+    def _label_map(placed: Placed, case: Case) -> np.ndarray:
+        assert placed.seg is not None  # find_cases asks for it
+        try:
+            return coded(join(placed.seg, placed.inside))
+        except ValueError as error:
+            raise DataError(f"{case.seg}: {error}") from error
 
 
 def _read_files(case: Case, modalities: Sequence[str]) -> dict[str, VolumeFile]:

@@ -148,7 +148,7 @@ def compare_masks(
         for name, value, floor in zip(MEASURES, values, floors.T, strict=True)
     ]
     empty = tuple(str(file.path) for file, one in zip(masks, described, strict=False) if one is None)
-    return MaskScores(len(made), len(known), empty, len(halves[0][0]), tuple(scores), _nearest(made, known))
+    return MaskScores(len(made), len(known), empty, len(halves[0][0]), tuple(scores), nearest(made, known))
 
 
 def _halves(
@@ -182,7 +182,8 @@ def _energy(first: Array, second: Array) -> float:
     return float(np.sqrt(max(0.0, 2 * mean(first, second) - mean(first, first) - mean(second, second))))
 
 
-def _nearest(made: Sequence[Described], known: Sequence[Described]) -> dict[str, tuple[str, float]]:
+def nearest(made: Sequence[Described], known: Sequence[Described]) -> dict[str, tuple[str, float]]:
+    """Return for each mask the name of the known mask, or mirror image of one, that overlaps most, and the Dice."""
     there = np.stack([one.shape.ravel() for one in known]).astype(np.float32)
     sizes, found = there.sum(1), {}
     for one in made:

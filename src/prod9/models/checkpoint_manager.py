@@ -53,6 +53,7 @@ from prod9.models.checkpoint_opening import (
     resolve,
 )
 from prod9.models.checkpoint_opening import require_recorded as require_recorded
+from prod9.models.checkpoint_opening import require_scans as require_scans
 from prod9.models.checkpoint_opening import require_schedule as require_schedule
 from prod9.models.checkpoint_weights import build_for
 from prod9.models.checkpoint_weights import load_strictly as load_strictly

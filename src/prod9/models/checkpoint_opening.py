@@ -216,3 +216,13 @@ def require_schedule(header: Header, schedule: str, source: str | Path) -> None:
             f"its output is no velocity of a {schedule}. Load it with CheckpointManager.load_diffusion(path, "
             f"schedule={found!r}) and sample with MONAI's DDPMScheduler, or choose a rectified flow."
         )
+
+
+def require_scans(model: Loaded[Any] | Opened) -> None:
+    """Refuse (CheckpointError) an autoencoder of label maps, or a model on one, where scans are to be made."""
+    section = model.header["architecture"].get("autoencoder") or {}
+    if section.get("label_maps", False):
+        raise CheckpointError(
+            f"{model.path}: expected a model of scans, got one of label maps, which draws lesion masks; use `prod9 "
+            "generate masks --model`."
+        )

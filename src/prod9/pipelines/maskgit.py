@@ -7,7 +7,7 @@ trains, and nothing imports Lightning.
 
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Any, Unpack
+from typing import Any, ClassVar, Self, Unpack
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from prod9.generator.condition import MaskGiTCondition
 from prod9.generator.maskgit import MaskGiTSampler
 from prod9.generator.modality_processor import InContextCondition
 from prod9.generator.token_decoder import AbstractTokenDecoder
-from prod9.models.checkpoint_manager import CheckpointManager, Loaded, Source, require_recorded
+from prod9.models.checkpoint_manager import CheckpointManager, Loaded, Source, require_recorded, require_scans
 from prod9.models.factory import ModelFactory
 from prod9.pipelines.detail import BESIDE, DetailBase, DetailChoice, find_detail
 from prod9.pipelines.labels import AbstractLabelPipeline, VolumeGrid
@@ -45,6 +45,8 @@ class MaskGiTPipeline(AbstractLabelPipeline):
     """
 
     sampler: MaskGiTSampler
+    shows_labels: ClassVar[bool] = False
+    """Whether it is for models of label maps, or for those of scans."""
 
     def __init__(
         self,
@@ -70,6 +72,7 @@ class MaskGiTPipeline(AbstractLabelPipeline):
         self.kind = "label_conditional" if config is None else config.model.kind
         self.context = ContextConfig() if config is None else config.in_context
         self.token_grid = self.latent_grid
+        self.lesions: list[dict[str, float]] = []
         self._loaded: tuple[Loaded[AbstractTokenDecoder], Loaded[AutoencoderFSQ]] | None = None
 
     @classmethod
@@ -82,7 +85,7 @@ class MaskGiTPipeline(AbstractLabelPipeline):
         overrides: Overrides = (),
         settings: RunConfig | None = None,
         detail: DetailChoice | None = BESIDE,
-    ) -> "MaskGiTPipeline":
+    ) -> Self:
         """Build from a stage-2 run folder, checkpoint file or export folder.
 
         Raises CheckpointError for a missing, damaged, foreign or replaced file, ConfigError for bad settings.
@@ -130,7 +133,8 @@ class MaskGiTPipeline(AbstractLabelPipeline):
         device: str | torch.device,
         overrides: Overrides,
         settings: RunConfig | None,
-    ) -> "MaskGiTPipeline":
+    ) -> Self:
+        cls._require_kind(loaded, stage1)
         config = config_of(loaded, TransformerConfig, overrides=overrides, settings=settings)
         weak = weak_of(loaded, config, device)
         pipeline = cls(
@@ -145,7 +149,18 @@ class MaskGiTPipeline(AbstractLabelPipeline):
         )
         pipeline._loaded = loaded, stage1
         pipeline.know_covariates(config.covariates)
+        pipeline.lesions = loaded.header["data"].get("lesions", [])
         return pipeline
+
+    @classmethod
+    def _require_kind(cls, loaded: Loaded[AbstractTokenDecoder], stage1: Loaded[AutoencoderFSQ]) -> None:
+        if not cls.shows_labels:
+            require_scans(loaded)
+        elif not stage1.network.label_maps:
+            raise ConfigError(
+                f"{loaded.path}: expected a model of label maps, got one of scans; train one with the configs "
+                "demo/masks_stage1 and demo/masks_stage2, or those of maskgit/brats/masks."
+            )
 
     def as_base_of(self, control: Loaded[Any], settings: RunConfig) -> "MaskGiTPipeline":
         """Return a pipeline of the same networks with the sampling sections of ``settings``.

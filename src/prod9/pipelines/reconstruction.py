@@ -19,7 +19,7 @@ from prod9.config.sections import RunSection
 from prod9.data.intensity import IntensityScaling
 from prod9.devices import torch_device
 from prod9.measures.metrics import psnr
-from prod9.models.checkpoint_manager import CheckpointManager, Source
+from prod9.models.checkpoint_manager import CheckpointManager, Source, require_scans
 from prod9.models.factory import ModelFactory
 from prod9.pipelines.placement import GridPlacement
 from prod9.pipelines.recorded import Overrides, config_of
@@ -98,6 +98,7 @@ class ReconstructionPipeline:
         """
         device = torch_device(device)
         loaded = CheckpointManager.load_autoencoder(path, stage=stage, device=device)
+        require_scans(loaded)
         config = config_of(loaded, RunSection, overrides=overrides, settings=settings)
         data = loaded.header["data"]
         return cls(

@@ -10,8 +10,10 @@ from typing import cast
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
+from monai.losses.dice import DiceCELoss
 from torch import Tensor, nn
 
+from prod9.label_maps import classes_of
 from prod9.measures.perceptual import FeatureMatching
 from prod9.types import AutoencoderOutput, Latent, Volume
 
@@ -123,7 +125,7 @@ class VAEGANLoss:
     A plain object, so that no perceptual network ends up in a state dict.
 
     Args:
-        reconstruction: ``l1`` or ``l2``.
+        reconstruction: ``l1``, ``l2``, or for label maps ``labels``.
         reconstruction_weight: of that distance.
         perceptual: compares volumes, or features of the discriminator; None for no such term.
         perceptual_weight: of it.
@@ -278,7 +280,21 @@ class VAEGANLoss:
         return {"total": total, **losses}
 
 
-RECONSTRUCTIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"l1": F.l1_loss, "l2": F.mse_loss}
+def label_distance(logits: Tensor, target: Volume) -> Scalar:
+    """Return cross-entropy plus Dice loss of class logits ``[B C H W D]`` and coded label maps ``[B 1 H W D]``.
+
+    Dice loss (Milletari et al. 2016) is the mean over classes: a lesion is a hundredth of a head, and cross-entropy
+    alone learns it last.
+    """
+    return _DICE_CE(logits, classes_of(target))
+
+
+_DICE_CE = DiceCELoss(to_onehot_y=True, softmax=True, batch=True)
+RECONSTRUCTIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "l1": F.l1_loss,
+    "l2": F.mse_loss,
+    "labels": label_distance,
+}
 
 REGULARIZERS: dict[str, Callable[[AutoencoderOutput], Tensor]] = {
     "commitment": lambda output: commitment_loss(output.z_mu, output.latent),

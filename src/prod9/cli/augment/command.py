@@ -27,6 +27,7 @@ from prod9.cli.augment.steps import (
 from prod9.cli.data.convert import FormatOption
 from prod9.cli.generate.options import DetailUse, SampleSeedOption, Sampling, Target
 from prod9.cli.generate.patients import case_id, make_patients
+from prod9.cli.masks.followed import AUTO
 from prod9.cli.parts.engine import Engine
 from prod9.cli.parts.option import PartOption, chosen_part
 from prod9.cli.shared import DebugOption, DeviceOption, JsonOption, OutputsOption, new_app
@@ -79,6 +80,14 @@ def augment(
             "--masks", metavar="DIR", help="Segmentations to follow. [those of the training patients]"
         ),
     ] = None,
+    draw_masks: Annotated[
+        str | None,
+        typer.Option(
+            "--draw-masks",
+            metavar="NAME|PATH",
+            help="Follow masks that this model draws, one for each patient.",
+        ),
+    ] = None,
     split: Annotated[
         Path | None,
         typer.Option(
@@ -116,6 +125,8 @@ def augment(
     """
     chosen, output = form_of(form), expand(Path(output_dir))
     real, work = expand(source), chosen_part(part)
+    if draw_masks is not None and masks is not None:
+        raise ConfigError("expected --masks or --draw-masks, got both; leave one out")
     if model is None and not work.is_all:
         raise ConfigError(
             "--part: expected it with --model, --in-context and --control, got it without; train the models once, by "
@@ -127,14 +138,16 @@ def augment(
             real, output, model=model, in_context=in_context, control=control, split=split, budget=budget,
             false_alarms=false_alarms, folds=folds if chosen.name == "nnunet" else 0, seed=seed, device=device,
         )  # fmt: skip
-    masks_found, cases_of_masks = _masks_of(real, models.split, masks)
+    masks_found, cases_of_masks = _masks_of(real, models.split, masks, draw_masks)
+    followed = num if draw_masks is not None else len(masks_found)
     target = Target(output_dir=str(output / MADE), part=part)
     shared.messages.print(
-        f"{plural(num, 'patient')} to make, following {plural(masks_found, 'segmentation')} of {cases_of_masks}."
+        f"{plural(num, 'patient')} to make, following {plural(followed, 'segmentation')} of {cases_of_masks}."
     )
     with redirect_stdout(sys.stderr):  # what it reports is no result of this command
         make_patients(
             num_samples=num, model=models.label, in_context=models.in_context, control=models.control, seg=masks_found,
+            masks=draw_masks, training=None if draw_masks is None else real,
             sampling=Sampling(), use=DetailUse(), seed=seed, device=device, target=target, engine=Engine(),
         )  # fmt: skip
     if not work.is_all:
@@ -144,17 +157,17 @@ def augment(
         return
     asked = Asked(real, models.split, models.label, output, chosen, folds, seed, false_alarms)
     with shared.resumable(again):
-        result = _finish(
-            asked, num, len(masks_found), torch_device(device), (steps, seeds) if measured else None
-        )
+        result = _finish(asked, num, followed, torch_device(device), (steps, seeds) if measured else None)
     if as_json:
         shared.print_json(result)
         return
     _print(result)
 
 
-def _masks_of(real: Path, split: Path, masks: Path | None) -> tuple[list[Path], str]:
+def _masks_of(real: Path, split: Path, masks: Path | None, drawn_by: str | None) -> tuple[list[Path], str]:
     """Return the segmentations to follow and whose they are."""
+    if drawn_by is not None:
+        return [AUTO], drawn_by
     from prod9.data.formats.convert import read_cases
     from prod9.data.splits import Split
 

@@ -120,6 +120,7 @@ class TransformerBases(EncodedBases[TransformerConfig, FSQModelConfig]):
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__(config, AutoencoderConfig, "model.patch_size", config.model.patch_size)
+        config.require_autoencoder_of(label_maps=getattr(self.autoencoder, "label_maps", False))
         if config.model.kind == "decoder" and len(config.data.modalities) < 2:
             raise ConfigError(
                 "data.modalities: expected at least two to translate between, got "

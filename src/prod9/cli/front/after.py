@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prod9.errors import Prod9Error
-from prod9.stages import STAGES, Stage, stages_on
+from prod9.modalities import SEG
+from prod9.stages import LABEL_MAPS, STAGES, Stage, stages_on
 from prod9.system.shell import shown_line
 from prod9.system.terminal import PlainConsole
 
@@ -31,6 +32,8 @@ def tell_after_training(config: "RunConfig", given: str) -> None:
     stage, used = STAGES[config.stage], use_of(config, config.output_dir)
     for follower in stages_on(stage)[:1]:
         for name, key in _configs_of(follower, stage, given):
+            if _shows_labels(name) != config.data.shows_labels:
+                continue
             tell_next("prod9", "train", "--config", name, *_inputs(name, key, config.output_dir))
             break
     if used:
@@ -40,7 +43,8 @@ def tell_after_training(config: "RunConfig", given: str) -> None:
 def use_of(config: "RunConfig", run: str | Path) -> list[str]:
     """Return the words of the command that uses the model at ``run``; none where it needs what is not known."""
     stage = STAGES[config.stage]
-    template = stage.use(str(getattr(config.model, "kind", "")))
+    kind = LABEL_MAPS if config.data.shows_labels else str(getattr(config.model, "kind", ""))
+    template = stage.use(kind)
     base = None if stage.base_key is None else config.base_path(stage.base_key)
     known = {
         "run": str(run),
@@ -92,6 +96,14 @@ def _configs_of(follower: Stage, stage: Stage, given: str) -> Iterator[tuple[str
                 yield name, key
         except Prod9Error:
             continue
+
+
+def _shows_labels(name: str) -> bool:
+    """Return whether the config ``name`` trains on label maps."""
+    from prod9.config.load import merge_config, shipped_configs
+
+    data = merge_config(shipped_configs().get(name, Path(name))).get("data") or {}
+    return data.get("modalities") == [SEG]
 
 
 def _inputs(name: str, key: str, output_dir: str) -> list[str]:

@@ -1,6 +1,6 @@
-"""``prod9 generate masks``: lesion masks that nobody had, from those you have."""
+"""``prod9 generate masks``: lesion masks that nobody had, drawn by a model or made from those you have."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,11 +9,15 @@ import typer
 
 from prod9.cli import shared
 from prod9.cli.generate.inputs import find_segmentations
-from prod9.cli.generate.options import LabelSchemeOption, SampleSeedOption, Target, grouped
+from prod9.cli.generate.options import LabelSchemeOption, SampleSeedOption, Target, TokenSampler, grouped
 from prod9.cli.generate.outputs import Inputs, OutputFolder, inputs_of, report_made
-from prod9.cli.generate.run import carry_out
+from prod9.cli.generate.run import carry_out, sampler_report
+from prod9.cli.masks.drawing import Drawing
 from prod9.cli.parts.engine import Engine
-from prod9.errors import DataError, Prod9Error
+from prod9.cli.shared import DeviceOption
+from prod9.cli.stage import AutoencoderOption
+from prod9.devices import torch_device
+from prod9.errors import ConfigError, DataError, Prod9Error
 
 if TYPE_CHECKING:
     from prod9.data.lesions import LesionFile
@@ -22,15 +26,42 @@ if TYPE_CHECKING:
 @grouped
 def generate_masks(
     *,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", "-m", metavar="NAME|PATH", help="Model of label maps that draws the masks."),
+    ] = None,
     vary: Annotated[
-        list[Path],
+        list[Path] | None,
         typer.Option(
             "--vary",
             metavar="FILE|DIR",
             help="Segmentation to vary, or a folder of cases with them; repeatable.",
         ),
-    ],
+    ] = None,
     num_samples: Annotated[int, typer.Option("--num-samples", "-n", min=1, help="Masks to make.")] = 1,
+    volume: Annotated[
+        float | None,
+        typer.Option(
+            "--volume", metavar="ML", min=0.001, help="With --model: volume of the lesions. [as in training]"
+        ),
+    ] = None,
+    side: Annotated[
+        str | None,
+        typer.Option(
+            "--side", metavar="left|right", help="With --model: side of the lesions. [as in training]"
+        ),
+    ] = None,
+    training: Annotated[
+        Path | None,
+        typer.Option(
+            "--training",
+            metavar="DIR",
+            help="With --model: training patients; a copy of a mask is drawn again.",
+        ),
+    ] = None,
+    autoencoder: AutoencoderOption = None,
+    sampler: TokenSampler,
+    device: DeviceOption = "auto",
     brain: Annotated[
         Path | None,
         typer.Option(
@@ -46,12 +77,37 @@ def generate_masks(
     target: Target,
     engine: Engine,
 ) -> None:
-    """Make lesion masks: given ones moved, turned, scaled, mirrored and warped within the brain.
+    """Make lesion masks: drawn by a model, or given ones moved, turned, scaled, mirrored and warped within the brain.
 
-    Mask k comes from segmentation k, and from the first again when there are fewer. Labels of the results: 1 necrotic
-    core, 2 oedema, 3 enhancing tumour. Use them with `prod9 generate patients --seg DIR`. Run it again with a larger
+    With --model, each mask is drawn together with the outline of a brain, whose box it is written in; size and place
+    are those of a training lesion, changed a little, unless --volume and --side say more. With --vary, mask k comes
+    from segmentation k, and from the first again when there are fewer. Labels of the results: 1 necrotic core, 2
+    oedema, 3 enhancing tumour. Use them with `prod9 generate patients --seg DIR`. Run it again with a larger
     --num-samples and only what is missing is made.
     """
+    given = {
+        "--volume": volume,
+        "--side": side,
+        "--training": training,
+        "--autoencoder": autoencoder,
+        "a sampler": sampler.changes() or None,
+    }
+    unused = {"--brain": brain, "--keep-grid": keep_grid or None}
+    _require_one(model, vary, given, unused)
+    if model is not None:
+        drawing = Drawing.of(
+            model,
+            device=torch_device(device),
+            autoencoder=autoencoder,
+            changes=sampler.changes(),
+            training=training,
+            seed=seed,
+            volume_ml=volume,
+            side=side,
+        )
+        _draw(drawing, target, num_samples)
+        return
+    assert vary is not None  # refused above
     files = list(find_segmentations(vary).values())
     if brain is not None:
         from prod9.volumes import read_header
@@ -73,6 +129,37 @@ def generate_masks(
             "seed": seed,
         },
         make=lambda folder: _make(folder, lesions, num_samples, seed, keep_grid),
+        report=partial(report_made, total=num_samples, noun="mask"),
+    )
+
+
+def _require_one(
+    model: str | None, vary: list[Path] | None, of_model: Mapping[str, Any], of_vary: Mapping[str, Any]
+) -> None:
+    """Refuse (ConfigError) neither or both of --model and --vary, and options of the other one."""
+    if (model is None) == (not vary):
+        raise ConfigError(
+            f"expected --model or --vary, got {'neither' if model is None else 'both'}; name a model that draws masks, "
+            "or segmentations to vary"
+        )
+    one, others = ("--vary", of_model) if model is None else ("--model", of_vary)
+    extra = [name for name, value in others.items() if value is not None]
+    if extra:
+        raise ConfigError(
+            f"expected no {extra[0]} with {one}, which has no use for it, got some; leave it out"
+        )
+
+
+def _draw(drawing: Drawing, target: Target, num_samples: int) -> None:
+    carry_out(
+        target,
+        describe=lambda: {
+            "masks": num_samples,
+            "training_lesions": len(drawing.pipeline.lesions),
+            **sampler_report(drawing.pipeline),
+        },
+        settings=lambda: {"command": "generate masks", "method": "model", **drawing.settings},
+        make=lambda folder: drawing.fill(folder, num_samples),
         report=partial(report_made, total=num_samples, noun="mask"),
     )
 

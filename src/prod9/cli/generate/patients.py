@@ -1,6 +1,6 @@
 """``prod9 generate patients``: a folder of patients that do not exist, ready to train on."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -21,8 +21,10 @@ from prod9.cli.generate.options import (
     Target,
     grouped,
 )
-from prod9.cli.generate.outputs import Inputs, OutputFolder, digest_of, report_made
+from prod9.cli.generate.outputs import Inputs, OutputFolder, report_made
 from prod9.cli.generate.run import announce, carry_out, detail_settings, disk_mb, require_models
+from prod9.cli.masks.drawing import Drawing
+from prod9.cli.masks.followed import DrawnSegmentations, Followed, GivenSegmentations, is_automatic
 from prod9.cli.naming import known_as
 from prod9.cli.parts.engine import Engine
 from prod9.cli.shared import DeviceOption
@@ -65,6 +67,20 @@ def make_patients(
         ),
     ] = None,
     seg: SegsOption = None,
+    masks: Annotated[
+        str | None,
+        typer.Option(
+            "--masks", metavar="NAME|PATH", help="With --seg auto: the model that draws the segmentations."
+        ),
+    ] = None,
+    training: Annotated[
+        Path | None,
+        typer.Option(
+            "--training",
+            metavar="DIR",
+            help="With --masks: training patients; a copy of a mask is drawn again.",
+        ),
+    ] = None,
     label_scheme: LabelSchemeOption = "auto",
     first: Annotated[
         str | None,
@@ -97,13 +113,15 @@ def make_patients(
 
     One modality is made from its label, each other one in context from those made before. With segmentations
     and control networks the lesions lie where the segmentations have them, and each segmentation is written as the
-    patient's `-seg`. --sampler and --autoguidance are about the first modality. Run it again with a larger
-    --num-samples, or after an interruption, and only what is missing is made.
+    patient's `-seg`. With --seg auto a model (--masks) draws a new one for each patient. --sampler
+    and --autoguidance are about the first modality. Run it again with a larger --num-samples, or after an interruption,
+    and only what is missing is made.
     """
     chosen = form_of(form)
-    files = find_segmentations(seg or [])
+    automatic = is_automatic(seg, masks, training, label_scheme)
+    files = {} if automatic else find_segmentations(seg or [])
     use.check(*(detail or []))
-    require_models(model, in_context, autoencoder, *(control or []), *(detail or []))
+    require_models(model, in_context, autoencoder, masks, *(control or []), *(detail or []))
     announce(model, in_context)
     changes = sampling.changes()
     from prod9.pipelines.patients import PatientPipeline
@@ -122,13 +140,21 @@ def make_patients(
         details=detail or [],
     )
     modalities = _modalities(pipeline)
-    chosen.require(modalities, has_seg=bool(files))
-    pipeline.check(bool(files))
+    chosen.require(modalities, has_seg=bool(files) or automatic)
+    pipeline.check(bool(files) or automatic)
     # Patient k follows segmentation k, and the first again when there are fewer.
-    segs = [_placed(pipeline, path, label_scheme) for path in list(files.values())[:num_samples]]
+    place = partial(_placed, pipeline, label_scheme=label_scheme)
+    if automatic:
+        assert masks is not None  # is_automatic has seen to it
+        drawing = Drawing.of(masks, device=torch_device(device), training=training, seed=seed)
+        followed = DrawnSegmentations(drawing, num_samples, place)
+    else:
+        followed = GivenSegmentations(
+            list(files), [place(path) for path in list(files.values())[:num_samples]]
+        )
     carry_out(
         target,
-        describe=lambda: _describe(pipeline, len(segs), num_samples),
+        describe=lambda: _describe(pipeline, len(followed), num_samples),
         settings=lambda: {
             "command": "generate patients",
             "sha256": pipeline.sha256,
@@ -138,15 +164,10 @@ def make_patients(
             **({"sampler": dict(changes)} if changes else {}),
             **detail_settings(pipeline.detail),
             **({} if chosen is BRATS else {"format": chosen.name}),
+            **followed.settings,
         },
         make=lambda folder: _generate(
-            pipeline,
-            folder,
-            Places(chosen, tuple(modalities), bool(segs)),
-            list(files),
-            segs,
-            num_samples,
-            seed,
+            pipeline, folder, Places(chosen, tuple(modalities), bool(followed)), followed, num_samples, seed
         ),
         report=partial(
             report_made,
@@ -252,19 +273,14 @@ def _generate(
     pipeline: "PatientPipeline",
     folder: OutputFolder,
     places: Places,
-    names: Sequence[str],
-    segs: "Sequence[PlacedSegmentation]",
+    followed: Followed,
     num: int,
     seed: int,
 ) -> Iterator[str]:
     from prod9.data.formats.convert import write_description
     from prod9.files import atomic_write
 
-    followed: list[Inputs] = [{"segmentation": {"sha256": digest_of(seg.seg, seg.affine)}} for seg in segs]
-
-    def inputs(index: int) -> Inputs:
-        return followed[index % len(followed)] if followed else {}
-
+    inputs = followed.inputs
     mine = [k for k in range(num) if folder.part.owns(k)]
     described = places.descriptions(num, folder.part)
     folder.expect(
@@ -281,11 +297,11 @@ def _generate(
     with shared.progress() as bar:
         task = bar.add_task("Patients", total=len(missing))
         patients = pipeline.generate(
-            missing, seed=seed, segs=segs, report=lambda done: bar.update(task, completed=done)
+            missing, seed=seed, segs=followed, report=lambda done: bar.update(task, completed=done)
         )
         for patient in patients:
-            source = names[patient.index % len(names)] if names else None
-            space = segs[patient.index % len(segs)].space if segs else 1
+            source = followed.source(patient.index) if followed else None
+            space = followed[patient.index % len(followed)].space if followed else 1
             _write(folder, places, patient, source, inputs(patient.index), space)
             yield case_id(patient.index)
         bar.update(task, completed=len(missing))

@@ -25,12 +25,22 @@ def token_sample(store: TokenStore, index: int) -> dict[str, Any]:
 class LabelledTokens(Dataset[dict[str, Any]]):
     """One volume's tokens per sample; mirrored copies are items of their own, so nothing is random here.
 
-    store: the volumes. covariates: features ``[K C]`` by case, for samples with ``covariates``; None for none.
+    Attributes:
+        store: the volumes.
+        covariates: features ``[K C]`` by case, for samples with ``covariates``; None for none.
+        mirrored: those of the cases' mirror images, where they differ.
     """
 
-    def __init__(self, *, store: TokenStore, covariates: Mapping[str, Tensor] | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        store: TokenStore,
+        covariates: Mapping[str, Tensor] | None = None,
+        mirrored: Mapping[str, Tensor] | None = None,
+    ) -> None:
         self._store = store
         self._covariates = covariates
+        self._mirrored = covariates if mirrored is None else mirrored
 
     def __len__(self) -> int:
         """Return the number of encoded volumes, mirrored ones included."""
@@ -39,8 +49,5 @@ class LabelledTokens(Dataset[dict[str, Any]]):
     def __getitem__(self, key: int | SampleKey) -> dict[str, Any]:
         """Return a sample; see :func:`token_sample`."""
         sample = token_sample(self._store, index_of(key))
-        return (
-            sample
-            if self._covariates is None
-            else {**sample, "covariates": self._covariates[sample["case_id"]]}
-        )
+        known = self._mirrored if bool(sample["flipped"]) else self._covariates
+        return sample if known is None else {**sample, "covariates": known[sample["case_id"]]}

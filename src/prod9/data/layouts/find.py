@@ -158,7 +158,7 @@ def find_cases(
         root: folder or list.
         layout: a key of ``LAYOUTS``, or ``auto``.
         label_scheme: meaning of the values of segmentations, or ``auto``.
-        modalities: those that every case has to have.
+        modalities: those that every case has to have; ``seg`` asks for a segmentation, and a scan that shows the brain.
         require_seg: whether every case has to have a segmentation too.
         skip_incomplete: leave out incomplete cases and log them; an error if none is left.
 
@@ -178,16 +178,19 @@ def find_cases(
         _LOG.warning("%s", text)
     if not dataset.cases:
         raise DataError(next(iter(dataset.absent), None) or no_cases(root))
-    require_known(dataset.cases, modalities)
-    cases = _complete(root, dataset, modalities, require_seg, skip_incomplete)
-    return [
-        replace(
-            case,
-            images={name: case.images[name] for name in modalities},
-            channels={name: case.channels[name] for name in modalities if name in case.channels},
-        )
-        for case in cases
-    ]
+    scans = [name for name in modalities if name != SEG]
+    require_known(dataset.cases, scans)
+    cases = _complete(root, dataset, scans, require_seg or SEG in modalities, skip_incomplete)
+    return [_with(case, scans or list(case.images)[:1]) for case in cases]
+
+
+def _with(case: Case, scans: Sequence[str]) -> Case:
+    """Return ``case`` with the images of ``scans`` alone."""
+    return replace(
+        case,
+        images={name: case.images[name] for name in scans},
+        channels={name: case.channels[name] for name in scans if name in case.channels},
+    )
 
 
 def _complete(
@@ -243,6 +246,8 @@ def require_known(cases: Sequence[Case], modalities: Sequence[str]) -> None:
 def gaps(case: Case, modalities: Sequence[str], require_seg: bool) -> str:
     """Return the names of what ``case`` lacks; empty if it is complete."""
     missing = [name for name in modalities if name not in case.images]
+    if not modalities and not case.images:
+        missing = ["a scan"]
     return ", ".join([*missing, *([SEG] if require_seg and case.seg is None else [])])
 
 

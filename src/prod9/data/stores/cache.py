@@ -23,6 +23,7 @@ from prod9.data.seg_loss import Kept
 from prod9.errors import DataError
 from prod9.files import atomic_write, reading, sha256
 from prod9.json_files import read_object
+from prod9.modalities import SEG
 from prod9.system.progress import Progress
 
 CacheMode = Literal["none", "memory", "disk"]
@@ -105,7 +106,9 @@ def case_key(case: Case, modalities: Sequence[str], fingerprint: str, hashes: Co
         hashes: of file contents.
     """
     parts = [fingerprint, case.label_scheme]
-    for m in modalities:
+    if SEG in modalities:
+        parts.append("label map")
+    for m in [name for name in modalities if name != SEG] or case.images:
         place = f":{case.channels[m].index}" if m in case.channels else ""
         parts.append(f"{m}:{hashes.digest(case.images[m])}{place}")
     if case.seg is not None:

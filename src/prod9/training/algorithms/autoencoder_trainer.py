@@ -137,7 +137,7 @@ class AutoencoderTrainer(AbstractAlgorithm):
         vocabularies up to ``LARGEST_HISTOGRAM`` tokens; for continuous latents kl, and latent_std over all values of
         z_mu (stage 2 wants it near 1). combined_metric.
         """
-        with torch.no_grad(), _evaluating(self.autoencoder):
+        with torch.no_grad(), evaluating(self.autoencoder):
             output = self.autoencoder(x)
             reconstruction = output.reconstruction.float().clamp(0.0, 1.0)
             brain = foreground(x)
@@ -155,11 +155,18 @@ class AutoencoderTrainer(AbstractAlgorithm):
                 means["lpips"] = mean_of(self.lpips.to(x.device)(reconstruction, x), volumes)
             if output.z_sigma is not None:
                 means["kl"] = mean_of(kl_divergence(output.z_mu, output.z_sigma), volumes)
-        return Tally(means, self._counts(output))
+        return Tally(means, self.count_latents(output))
 
     def summarise(self, tally: Tally) -> Losses:
         """Return the scores of the set that ``tally`` is of."""
-        metrics = tally.averages()
+        metrics = tally.averages() | self.count_scores(tally)
+        if self.combined is not None:
+            metrics["combined_metric"] = self.combined(metrics)
+        return metrics
+
+    def count_scores(self, tally: Tally) -> Losses:
+        """Return the scores of what was counted over the latents of a set."""
+        metrics: Losses = {}
         if "tokens" in tally.counts:
             histogram = tally.counts["tokens"]
             metrics |= {"codebook_usage": codebook_usage(histogram), "perplexity": perplexity(histogram)}
@@ -169,11 +176,10 @@ class AutoencoderTrainer(AbstractAlgorithm):
         if "latent" in tally.counts:
             count, total, squares = tally.counts["latent"]
             metrics["latent_std"] = ((squares - total**2 / count) / (count - 1)).clamp_min(0).sqrt().float()
-        if self.combined is not None:
-            metrics["combined_metric"] = self.combined(metrics)
         return metrics
 
-    def _counts(self, output: AutoencoderOutput) -> dict[str, Tensor]:
+    def count_latents(self, output: AutoencoderOutput) -> dict[str, Tensor]:
+        """Return what of an output adds up over a set: tokens by digit and as a whole, or moments of the latent."""
         if output.tokens is not None and isinstance(self.autoencoder, TokenAutoencoder):
             counts = {"digits": level_histogram(output.tokens, self.autoencoder.levels)}
             if self.autoencoder.vocab_size <= LARGEST_HISTOGRAM:
@@ -197,7 +203,7 @@ def _averages(x: Volume, grid: Sequence[int]) -> Volume:
 
 
 @contextmanager
-def _evaluating(network: Autoencoder) -> Iterator[None]:
+def evaluating(network: Autoencoder) -> Iterator[None]:
     """Put ``network`` in evaluation mode for a while; each submodule gets its own mode back."""
     training = [module for module in network.modules() if module.training]
     network.eval()

@@ -10,6 +10,7 @@ import torch
 
 from prod9.config.schema import RunConfig
 from prod9.data.datasets.brats import CachedAllModalitiesDataset, CachedRandomModalityDataset
+from prod9.data.label_covariates import measure
 from prod9.data.labels import doubt, label_table
 from prod9.data.layouts.find import Case, find_cases
 from prod9.data.preprocessing import dequantise
@@ -19,6 +20,7 @@ from prod9.data.stores.cache import CaseCache, case_digest
 from prod9.data.stores.latents import StoreItem
 from prod9.data.stores.segmentations import SegmentationStore, build_segmentation_store
 from prod9.errors import DataError
+from prod9.label_maps import classes_of
 from prod9.measures.noise import noise_level
 from prod9.system.progress import Progress
 from prod9.system.wording import plural
@@ -65,7 +67,7 @@ class AbstractBraTSDataModule(AbstractSegmentedDataModule):
         data = self._data
         self._cases = find_cases(Path(data.root), **data.reading)
         if data.spacing is None:
-            check_spacing(self._cases, data.modalities[0])
+            check_spacing(self._cases)
         path = Path(self.config.output_dir) / "split.json"
         return resolve_split(self._cases, path, settings=data.split.kwargs())
 
@@ -129,7 +131,12 @@ class AbstractBraTSDataModule(AbstractSegmentedDataModule):
         return items
 
     def noise_levels(self) -> dict[str, list[float]]:
-        """Return the levels of noise of at most 64 training patients by modality: quantiles 0, 0.1, … 1."""
+        """Return the levels of noise of at most 64 training patients by modality: quantiles 0, 0.1, … 1.
+
+        Label maps have none.
+        """
+        if self._data.shows_labels:
+            return {}
         cases = self._cache("train")
         chosen = np.linspace(0, len(cases) - 1, min(len(cases), _MEASURED_CASES)).round().astype(int)
         levels = []
@@ -141,6 +148,15 @@ class AbstractBraTSDataModule(AbstractSegmentedDataModule):
         return {
             name: [round(value, 6) for value in found[:, place].tolist()]
             for place, name in enumerate(self.config.data.modalities)
+        }
+
+    def lesions(self, part: Part) -> dict[str, dict[str, float]]:
+        """Return what is measured of the label map of each patient of ``part``, for a run on label maps."""
+        cases = self._cache(part)
+        spacing = np.linalg.norm(self.reference_affine[:3, :3], axis=0)
+        return {
+            case.case_id: measure(classes_of(dequantise(cases[i].images[0])).numpy(), spacing)
+            for i, case in enumerate(cases.cases)
         }
 
     def _cache(self, part: Part) -> CaseCache:
@@ -169,6 +185,8 @@ class BraTSDataModule(AbstractBraTSDataModule):
         self._builder.hashes.save()
         if self._data.cache != "none":
             warn_of_cut_heads(cases, self._data.grid)
+        if self._data.shows_labels and self._data.cache != "none":
+            warn_of_lost_lesions({case.case_id: cases[i].kept for i, case in enumerate(cases.cases)}, part)
         return self._builder.build_brats_stage1(cases, train=part == "train")
 
 
@@ -181,11 +199,12 @@ def axis_aligned(affine: np.ndarray, grid: Sequence[int]) -> np.ndarray:
     return aligned
 
 
-def check_spacing(cases: Sequence[Case], modality: str) -> None:
+def check_spacing(cases: Sequence[Case]) -> None:
     """Refuse cases of different spacing, for a run that does not resample (DataError); reads headers only."""
     spacings = {
-        case.case_id: sorted(read_header(case.images[modality], channel=case.channels.get(modality)).spacing)
+        case.case_id: sorted(read_header(path, channel=case.channels.get(name)).spacing)
         for case in cases
+        for name, path in list(case.images.items())[:1]
     }
     first_id, first = next(iter(spacings.items()))
     others = [c for c, spacing in spacings.items() if not np.allclose(spacing, first, atol=1e-2)]

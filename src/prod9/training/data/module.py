@@ -99,6 +99,11 @@ class AbstractDataModule(LightningDataModule, ABC):
         """Return quantiles of the noise levels of training scans by modality; nothing where that is not known."""
         return {}
 
+    def lesions(self, part: Part) -> dict[str, dict[str, float]]:
+        """Return what is measured of the lesion of each case of ``part``; nothing where volumes are no label maps."""
+        del part
+        return {}
+
     @cached_property
     def reference_affine(self) -> np.ndarray:
         """Affine of a volume on the grid, for generated volumes: 4×4, voxel → RAS mm, axis-aligned."""

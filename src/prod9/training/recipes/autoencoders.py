@@ -13,6 +13,7 @@ from prod9.models.checkpoint_manager import Header, Opened
 from prod9.models.factory import ModelFactory
 from prod9.training.algorithms.autoencoder_trainer import AutoencoderTrainer
 from prod9.training.algorithms.base import Losses
+from prod9.training.algorithms.label_map_trainer import LabelMapTrainer
 from prod9.training.algorithms.tally import Tally
 from prod9.training.batches import VolumeBatch
 from prod9.training.data.brats import BraTSDataModule
@@ -51,6 +52,7 @@ class AbstractGANRecipe(AbstractRecipe[AutoencoderConfig | MaisiVAEConfig, None,
     )
     convolutional = True
     draws_latent: ClassVar[bool]
+    trainer_type: ClassVar[type[AutoencoderTrainer]] = AutoencoderTrainer
     algorithm: AutoencoderTrainer
 
     def __init__(self, config: AutoencoderConfig | MaisiVAEConfig, bases: None = None) -> None:
@@ -66,7 +68,7 @@ class AbstractGANRecipe(AbstractRecipe[AutoencoderConfig | MaisiVAEConfig, None,
         self.discriminator = (
             ModelFactory.create_discriminator(adversarial.discriminator) if adversarial.weight else None
         )
-        self.algorithm = AutoencoderTrainer(
+        self.algorithm = self.trainer_type(
             autoencoder=self.autoencoder,
             discriminator=self.discriminator,
             loss=build_loss(config.loss),
@@ -150,7 +152,7 @@ class AbstractGANRecipe(AbstractRecipe[AutoencoderConfig | MaisiVAEConfig, None,
         for batch in self.examples:
             x = self.volumes(batch)
             for k, modality in enumerate(batch["modality"]):
-                rebuilt = as_array(self.autoencoder(x[k : k + 1]).reconstruction)
+                rebuilt = as_array(self.autoencoder.reconstruct(x[k : k + 1]))
                 rows.append(
                     [
                         Panel(modality, x[k, 0].cpu().numpy()),
@@ -170,6 +172,24 @@ class FSQRecipe(AbstractGANRecipe):
 
     metrics = (*_RECONSTRUCTION, "codebook_usage", "perplexity")
     draws_latent = False
+
+
+class LabelMapRecipe(AbstractGANRecipe):
+    """Stage ``autoencoder`` on label maps: tokens of a brain and the lesion in it."""
+
+    monitor = ("val/dice", "max")
+    metrics = ("dice", "dice_lesion", "dice_brain", "accuracy", "codebook_usage", "perplexity")
+    headline = Headline(
+        text="reconstructed labels agree with Dice {value}",
+        metric="dice",
+        mode="max",
+        also=(
+            Yardstick(text="whole lesion {value}", metric="dice_lesion"),
+            Yardstick(text="brain {value}", metric="dice_brain"),
+        ),
+    )
+    draws_latent = False
+    trainer_type = LabelMapTrainer
 
 
 class KLRecipe(AbstractGANRecipe):

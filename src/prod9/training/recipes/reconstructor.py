@@ -11,7 +11,7 @@ from prod9.autoencoder.inference import AutoencoderInferenceWrapper
 from prod9.config.schema import DetailConfig, MaisiDetailConfig
 from prod9.data.splits import Split
 from prod9.errors import ConfigError
-from prod9.models.checkpoint_manager import CheckpointManager, Opened
+from prod9.models.checkpoint_manager import CheckpointManager, Opened, require_scans
 from prod9.models.factory import ModelFactory
 from prod9.stages import STAGES
 from prod9.training.recipes.base import named_input
@@ -74,6 +74,7 @@ def load_reconstructor(
     stage = STAGES[type(config).model_fields["stage"].default].bases["autoencoder"]
     path = named_input(config, "autoencoder", what=STAGES[stage].title, example=STAGES[stage].configs[0])
     opened = CheckpointManager.open(opened or path, stage=stage)
+    require_scans(opened)
     for key in ("spacing", "intensity"):
         ours, theirs = config.data.model_dump(mode="json")[key], opened.header["data"][key]
         if ours and theirs and ours != theirs:  # an old header may not know them

@@ -6,7 +6,7 @@ from typing import Any
 
 from prod9.config.schema import RunConfig
 from prod9.errors import ConfigError
-from prod9.training.recipes.autoencoders import FSQRecipe, KLRecipe
+from prod9.training.recipes.autoencoders import FSQRecipe, KLRecipe, LabelMapRecipe
 from prod9.training.recipes.base import AbstractRecipe
 from prod9.training.recipes.control import FlowControlRecipe, TokenControlRecipe
 from prod9.training.recipes.detail import ReconstructionDetailRecipe, TranslationDetailRecipe
@@ -19,7 +19,7 @@ _SLIP = 0.9
 """How alike two names are, of 1, when one is a slip for the other."""
 
 RECIPES: dict[str, Recipe | Mapping[str, Recipe]] = {
-    "autoencoder": FSQRecipe,
+    "autoencoder": {"scans": FSQRecipe, "label_maps": LabelMapRecipe},
     "transformer": {
         "label_conditional": LabelConditionalRecipe,
         "decoder": TranslationRecipe,
@@ -34,13 +34,13 @@ RECIPES: dict[str, Recipe | Mapping[str, Recipe]] = {
     "maisi_detail": ReconstructionDetailRecipe,
     "maisi_controlnet": FlowControlRecipe,
 }
-"""By stage, and by ``model.kind`` where a stage has several kinds."""
+"""By stage, and by what its ``config.variant`` is where a stage has several."""
 
 
 def recipe_of(config: RunConfig) -> Recipe:
     """Return the recipe of ``config``."""
     found = RECIPES[config.stage]
-    return found[config.model.kind] if isinstance(found, Mapping) else found
+    return found[config.variant] if isinstance(found, Mapping) else found
 
 
 def metric_names(stage: str) -> tuple[str, ...]:

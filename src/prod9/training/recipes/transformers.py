@@ -153,7 +153,26 @@ class AbstractTransformerRecipe(
 
 
 class LabelConditionalRecipe(AbstractTransformerRecipe[MaskGiTCondition]):
-    """Kind ``label_conditional``: tokens of a modality from its label."""
+    """Kind ``label_conditional``: tokens of a modality from its label.
+
+    lesions: of label maps, what is measured of each training patient: what masks that are drawn later are asked for.
+    """
+
+    def __init__(self, config: TransformerConfig, bases: Loaded[AutoencoderFSQ] | None = None) -> None:
+        super().__init__(config, bases)
+        self.lesions: list[dict[str, float]] = []
+        config.require_autoencoder_of(label_maps=self.autoencoder.loaded.network.label_maps)
+
+    def prepare(self, data: AbstractDataModule) -> None:
+        """Measure the lesions of the training patients, where volumes are label maps."""
+        if not self.config.data.shows_labels:
+            return
+        found = data.lesions("train").values()
+        self.lesions = [{name: round(value, 4) for name, value in one.items()} for one in found]
+
+    def header_data(self) -> dict[str, Any]:
+        """Return the lesions."""
+        return {"lesions": self.lesions} if self.lesions else {}
 
     def sample_requests(self, count: int) -> tuple[MaskGiTCondition, list[Panel], list[str]]:
         """Ask for the configured modalities in turn; nothing real corresponds to a sample."""

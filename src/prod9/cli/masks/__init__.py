@@ -1,0 +1,1 @@
+"""Masks that a model draws, for the commands that make or follow them."""

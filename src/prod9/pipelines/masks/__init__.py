@@ -1,0 +1,1 @@
+"""Lesion masks drawn by a trained model."""
