@@ -77,8 +77,8 @@ PACKAGED: Mapping[str, Packaged] = {
             short="translate",
             does="makes a missing T1, T1ce, T2 or FLAIR from the others",
             minutes=10.0,
-            measured="on 6 simulated patients of another scanner fine-tuning took 10 minutes of CPU time and changed PSNR "
-            "on 8 others by -1.5 to 0.0 dB; compare the result with the packaged model before you use it",
+            measured="on 6 simulated patients of another scanner fine-tuning took 10 minutes of CPU time and changed "
+            "PSNR on 8 others by -1.5 to 0.0 dB; compare the result with the packaged model before you use it",
         ),
         Packaged(
             stage="stage2_label",
