@@ -1,12 +1,11 @@
 """Measure what `prod9 finetune` brings on scans of another scanner, and write the table of docs/how-to/fine-tune.md.
 
-    python docs/tools/finetune_table.py FOLDER --model demo/translate [--write]
+    python docs/tools/finetune_table.py FOLDER [--write]
 
 FOLDER gets a simulated cohort as the packaged weights have not seen it: other patients, another contrast, thicker
 slices, more noise and a stronger bias field. The model is fine-tuned on some patients and scored on the others beside
-the packaged one. Translations are scored by PSNR in the brain after the best affine map of intensities; autoencoders
-by the same after a pass through the tokens. Times are CPU time of one thread, so other programs on the machine hardly
-change them. Kept runs are used again.
+the packaged one: by PSNR in the brain after the best affine map of intensities. Times are CPU time of one thread. Kept
+runs are used again.
 """
 
 import argparse
@@ -32,6 +31,7 @@ from prod9.pipelines.placement import GridPlacement
 from prod9.volumes import read, write
 
 PAGE = Path(__file__).parents[1] / "how-to" / "fine-tune.md"
+MODEL = "demo/translate"
 TUNED, TESTED = 6, 8
 """Patients that are trained on (one of them for validation), and patients that are scored."""
 SEED = 900
@@ -79,12 +79,12 @@ def make_cohorts(folder: Path) -> tuple[Path, Path]:
     return parts
 
 
-def fine_tune(model: str, data: Path, folder: Path) -> float:
-    """Fine-tune ``model`` on ``data`` into ``folder`` and return the minutes of CPU time; kept runs are not redone."""
+def fine_tune(data: Path, folder: Path) -> float:
+    """Fine-tune the model on ``data`` into ``folder`` and return the minutes of CPU time; kept runs are not redone."""
     record = folder.with_suffix(".json")
     if not record.exists():
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        command = [sys.executable, "-m", "prod9", "finetune", "-m", model, "-d", str(data), "-o", str(folder)]
+        command = [sys.executable, "-m", "prod9", "finetune", "-m", MODEL, "-d", str(data), "-o", str(folder)]
         subprocess.run([*command, "--device", "cpu"], check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
@@ -117,20 +117,6 @@ def translation_scores(model: str, data: Path) -> dict[str, Tensor]:
     return scores
 
 
-def reconstruction_scores(model: str, data: Path) -> dict[str, Tensor]:
-    """Return the PSNR of each patient ``[N]`` by modality after a pass through the tokens of ``model``."""
-    generator = prod9.load(model, device="cpu").pipeline
-    names = generator.label_names()
-    held_out = patients(data, generator.placement, names)
-    return {
-        name: fitted(
-            [generator.decode_latent(generator.encode(one[name])[None]) for one in held_out],
-            [one[name] for one in held_out],
-        )
-        for name in names
-    }
-
-
 def fitted(made: Sequence[np.ndarray], true: Sequence[np.ndarray]) -> Tensor:
     """Return the PSNR in the brain of each volume after the best affine map of its intensities, in dB."""
     volumes, targets = (torch.from_numpy(np.stack(one))[:, None].float() for one in (made, true))
@@ -155,14 +141,11 @@ def rows(before: dict[str, Tensor], after: dict[str, Tensor]) -> Iterator[str]:
         )
 
 
-def table(model: str, minutes: float, lines: Sequence[str], *, tuned: int, tested: int) -> str:
+def table(minutes: float, lines: Sequence[str], *, tuned: int, tested: int) -> str:
     """Return the table with its heading, as the page shows it."""
-    what = (
-        "translated from the three others" if model == "demo/translate" else "after a pass through the tokens"
-    )
     head = (
-        f"`{model}`, {what}: fine-tuned on {tuned} patients in {minutes:.0f} minutes of CPU time (one thread), "
-        f"scored on {tested} others."
+        f"`{MODEL}`, fine-tuned on {tuned} patients (one of them for validation) in {minutes:.0f} minutes of CPU time, "
+        f"one thread, and scored on {tested} others:"
     )
     return "\n".join([head, "", "| PSNR in dB | packaged | fine-tuned | gain |", "|---|---|---|---|", *lines])
 
@@ -181,22 +164,20 @@ def main() -> None:
     """Print the table, or write it into the page."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--model", choices=("demo/translate", "demo/label"), default="demo/translate")
     parser.add_argument("--tune", type=Path, help="patients to train on instead of simulated ones")
     parser.add_argument("--test", type=Path, help="patients to score")
     parser.add_argument("--write", action="store_true", help="write the page")
     args = parser.parse_args()
     torch.set_num_threads(1)
     tune, test = (args.tune, args.test) if args.tune else make_cohorts(args.folder)
-    run = args.folder / args.model.replace("/", "_")
-    minutes = fine_tune(args.model, tune, run)
-    score = translation_scores if args.model == "demo/translate" else reconstruction_scores
-    before, after = score(args.model, test), score(str(run), test)
+    run = args.folder / MODEL.replace("/", "_")
+    minutes = fine_tune(tune, run)
+    before, after = translation_scores(MODEL, test), translation_scores(str(run), test)
     count = len(find_cases(tune, modalities=tuple(before)))
     lines = list(rows(before, after))
-    text = table(args.model, minutes, lines, tuned=count, tested=len(next(iter(before.values()))))
+    text = table(minutes, lines, tuned=count, tested=len(next(iter(before.values()))))
     if args.write:
-        replace_between(PAGE, f"fine-tuning of {args.model}", text)
+        replace_between(PAGE, f"fine-tuning of {MODEL}", text)
     print(text)
 
 
