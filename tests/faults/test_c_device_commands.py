@@ -43,8 +43,8 @@ def generating(workspace, models):
         # For each volume its copy to the host, for each batch its labels, and once the order of the tokens.
         "label": (["generate", "label", *of_label, "-n", 2], 5),
         "control": (["generate", "control", "-m", control, "--seg", seg, "-l", "T2", "-n", 2], 8),
-        "inpaint": (["generate", "inpaint", "-m", workspace.run2, "-s", f"T1={scan}", "-r", seg, "-n", 1], 40),
-        "translate": (["generate", "translate", "-m", translator, "-p", patient, "-t", "FLAIR", "-n", 2], 40),
+        "inpaint": (["generate", "inpaint", "-m", workspace.run2, "-s", f"T1={scan}", "-r", seg, "-n", 1], 5),
+        "translate": (["generate", "translate", "-m", translator, "-p", patient, "-t", "FLAIR", "-n", 2], 18),
         "patients": (["generate", "patients", "-m", workspace.run2, "--in-context", translator, "--control", control,
                       "--seg", workspace.cohort, "-n", 1], 34),
     }  # fmt: skip
