@@ -200,7 +200,11 @@ def unets(clock: Clock, *, compiled: bool) -> None:
         "num_head_channels": tuple((16 if tiny else 32) * on for on in attention),
         "resblock_updown": True, "include_fc": True, "num_class_embeds": 128,
     }  # fmt: skip
-    ours = DiffusionModelRF(latent_channels=4, **shared).to(device).eval()
+    torch.manual_seed(0)
+    ours = DiffusionModelRF(latent_channels=4, **shared)
+    for parameter in ours.parameters():  # fresh, its last layer would give 0
+        nn.init.normal_(parameter, std=0.05)
+    ours.to(device).eval()
     theirs = DiffusionModelUNetMaisi(
         spatial_dims=3, in_channels=4, out_channels=4, include_spacing_input=True,
         use_flash_attention=device == "cuda", **shared,

@@ -144,7 +144,7 @@ def _train_row(name: str, plan: Found, parts: dict[str, Found]) -> str:
         f"{plan['gib'] / gib:.2f}" if gib else "",
         f"{taken['peak_gib']:.2f}" if "peak_gib" in taken else "",
         f"{taken['cpu_seconds']:.0f}" if "cpu_seconds" in taken else "",
-        "" if flops is None else f"{hours_on_a100(flops, plan):.0f}",
+        "" if flops is None else f"{hours_on_a100(flops, plan):.1f}",
     ]
     return f"| {' | '.join(map(str, cells))} |"
 

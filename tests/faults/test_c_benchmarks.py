@@ -80,7 +80,7 @@ def test_full_size_keeps_a_file_for_each_configuration_and_one_table(tmp_path):
         full.save(results, name, folder)
     assert full.load(folder) == results
     page = (tmp_path / "full_size.md").read_text()
-    assert "| x/a | 1 | 18 × 24 × 18 | 3.0 |  | 1.00 | 2.20 | 2.00 | 1.10 | 2.00 | 2 | 0 |" in page
+    assert "| x/a | 1 | 18 × 24 × 18 | 3.0 |  | 1.00 | 2.20 | 2.00 | 1.10 | 2.00 | 2 | 0.0 |" in page
     assert "| x/b | 1 | 18 × 24 × 18 | 3.0 |  |  | 2.20 |  |  |  |  |  |" in page
     assert "| x/a | 8 × 8 × 8 | 2 of 24 | 1.00 | 2.00 | 2 |" in page
     assert page.endswith("## Failed\n\n- `x/b`, generate: no memory.\n")

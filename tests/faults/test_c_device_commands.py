@@ -1,21 +1,12 @@
-"""Commands on the pretend device: no device fault, and how often the host waits while they make and score volumes."""
+"""Commands on the pretend device: no device fault, and how often the host waits while they make volumes."""
 
 from collections import Counter
 
 import pytest
 import torch
 
-from tests.cli.test_evaluate import write_patients
 from tests.harness import run
 from tests.pretend import pretend_cuda
-
-
-@pytest.fixture(scope="module")
-def cohorts(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("cohorts")
-    names = ("t1n", "t1c", "t2w", "t2f")
-    firsts = {"real": 0, "heldout": 10, "made": 20}
-    return {part: write_patients(folder / part, 4, names=names, first=k) for part, k in firsts.items()}
 
 
 @pytest.fixture
@@ -43,8 +34,8 @@ def generating(workspace, models):
         # For each volume its copy to the host, for each batch its labels, and once the order of the tokens.
         "label": (["generate", "label", *of_label, "-n", 2], 5),
         "control": (["generate", "control", "-m", control, "--seg", seg, "-l", "T2", "-n", 2], 8),
-        "inpaint": (["generate", "inpaint", "-m", workspace.run2, "-s", f"T1={scan}", "-r", seg, "-n", 1], 40),
-        "translate": (["generate", "translate", "-m", translator, "-p", patient, "-t", "FLAIR", "-n", 2], 40),
+        "inpaint": (["generate", "inpaint", "-m", workspace.run2, "-s", f"T1={scan}", "-r", seg, "-n", 1], 5),
+        "translate": (["generate", "translate", "-m", translator, "-p", patient, "-t", "FLAIR", "-n", 2], 18),
         "patients": (["generate", "patients", "-m", workspace.run2, "--in-context", translator, "--control", control,
                       "--seg", workspace.cohort, "-n", 1], 34),
     }  # fmt: skip
@@ -55,7 +46,6 @@ def test_volumes_are_made_on_the_device(name, workspace, models, waits_of, tmp_p
     args, most = generating(workspace, models)[name]
     waits = waits_of(*args, "-o", tmp_path / "made")
     assert list((tmp_path / "made").rglob("*.nii.gz"))
-    print(name, sum(waits.values()), dict(waits))
     assert 0 < sum(waits.values()) <= most, waits
 
 
@@ -72,33 +62,3 @@ def test_volumes_are_encoded_and_reconstructed_on_the_device(workspace, waits_of
     waits_of("infer", scan, "-m", workspace.run1, "-o", tmp_path, command="prod9-train-autoencoder")
     waits_of("encode", "-c", workspace.stage2, "--set", f"data.store_dir={tmp_path / 'store'}")
     assert list(tmp_path.glob("*.nii.gz"))
-
-
-FEW = ["--replicates", 0]
-TRAINED = ["--training-steps", 2, *FEW]
-
-
-@pytest.mark.parametrize("name", ["images", "patients", "utility", "audit"])
-def test_volumes_are_scored_on_the_device(name, cohorts, waits_of, tmp_path):
-    real, heldout, made = cohorts["real"], cohorts["heldout"], cohorts["made"]
-    command = {
-        "images": ["evaluate", "images", real, made, "--no-denoised", *FEW],
-        "patients": ["evaluate", "patients", real, made, "--heldout", heldout, *TRAINED],
-        "utility": ["evaluate", "utility", real, made, "--heldout", heldout, "--seeds", 1, *TRAINED],
-        "audit": ["audit", "--train", real, "--heldout", heldout, "--generated", made, "--max-share", 1],
-    }
-    waits = waits_of(*command[name], "-o", tmp_path)
-    print(name, sum(waits.values()), dict(waits))
-    assert sum(waits.values()) <= 400, waits
-
-
-def test_control_is_scored_on_the_device(workspace, models, waits_of, tmp_path):
-    steered = ["-m", models.control, "--seg", workspace.cohort, "-l", "T2", "-n", 1, "-o", tmp_path / "made"]
-    ran = run("prod9", "generate", "control", *steered, "--device", "cpu")
-    assert ran.code == 0, ran.err
-    split = ["--split", workspace.run2 / "split.json", *TRAINED]
-    waits = waits_of(
-        "evaluate", "control", workspace.cohort, tmp_path / "made", *split, "-o", tmp_path / "scores"
-    )
-    print("control", sum(waits.values()), dict(waits))
-    assert sum(waits.values()) <= 400, waits
