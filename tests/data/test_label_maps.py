@@ -19,7 +19,7 @@ from prod9.errors import ConfigError, DataError
 from prod9.label_maps import classes_of, coded, join, labels_in
 from prod9.modalities import LABEL_MAP_CLASSES
 from prod9.pipelines.masks.draw import placed
-from prod9.pipelines.masks.wishes import Wish, draw_values
+from prod9.pipelines.masks.wishes import Wish, draw_values, gap_of
 from prod9.training.algorithms.label_map_trainer import LabelMapTrainer
 from prod9.training.data.covariates import measured_covariates
 from prod9.training.losses import VAEGANLoss, label_distance
@@ -136,6 +136,14 @@ def test_wishes_are_kept_and_stay_in_bounds(seed: int, side: str | None, ml: flo
         assert (values["right"] <= 0.5) if side == "left" else (values["right"] >= 0.5)
     if ml is not None:
         assert ml_of(values["diameter_mm"]) == pytest.approx(ml)
+
+
+def test_the_gap_is_that_of_the_worst_value() -> None:
+    asked = {"diameter_mm": 20.0, "up": 0.5}
+    assert gap_of(asked | {"right": 0.1}, asked) == 0
+    assert gap_of({"diameter_mm": 20 * math.exp(0.14), "up": 0.5}, asked) == pytest.approx(1)
+    assert gap_of({"diameter_mm": 20.0, "up": 0.8}, asked) == pytest.approx(3)
+    assert gap_of({"diameter_mm": 1.0}, {}) == 0
 
 
 def test_sides_without_mirror_images() -> None:
