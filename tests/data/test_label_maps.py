@@ -19,7 +19,7 @@ from prod9.errors import ConfigError, DataError
 from prod9.label_maps import classes_of, coded, join, labels_in
 from prod9.modalities import LABEL_MAP_CLASSES
 from prod9.pipelines.masks.draw import placed
-from prod9.pipelines.masks.wishes import Wish, draw_values
+from prod9.pipelines.masks.wishes import Wish, draw_values, gap_of
 from prod9.training.algorithms.label_map_trainer import LabelMapTrainer
 from prod9.training.data.covariates import measured_covariates
 from prod9.training.losses import VAEGANLoss, label_distance
@@ -54,11 +54,11 @@ def test_the_label_map_of_a_case_is_its_segmentation_within_its_brain(tmp_path: 
     (case,) = find_cases(tmp_path / "whole", modalities=["seg"])
     made = builder.build_preprocessing(["seg"])(case)
     (scan,) = find_cases(tmp_path / "whole", modalities=["T1"])
-    known = builder.build_preprocessing(["T1"])(scan)
+    known = builder.build_preprocessing(["T1"]).place(scan)
     classes = classes_of(made.images[0] / np.float32(65535))
     assert known.seg is not None
     np.testing.assert_array_equal(labels_in(classes), known.seg)
-    np.testing.assert_array_equal(classes > 0, (known.images[0] > 0) | (known.seg > 0))
+    np.testing.assert_array_equal(classes > 0, known.inside | (known.seg > 0))
     write_brats_tree(tmp_path / "bare", 1, with_seg=False)
     with pytest.raises(DataError, match="lacks seg"):
         find_cases(tmp_path / "bare", modalities=["seg"])
@@ -136,6 +136,14 @@ def test_wishes_are_kept_and_stay_in_bounds(seed: int, side: str | None, ml: flo
         assert (values["right"] <= 0.5) if side == "left" else (values["right"] >= 0.5)
     if ml is not None:
         assert ml_of(values["diameter_mm"]) == pytest.approx(ml)
+
+
+def test_the_gap_is_that_of_the_worst_value() -> None:
+    asked = {"diameter_mm": 20.0, "up": 0.5}
+    assert gap_of(asked | {"right": 0.1}, asked) == 0
+    assert gap_of({"diameter_mm": 20 * math.exp(0.14), "up": 0.5}, asked) == pytest.approx(1)
+    assert gap_of({"diameter_mm": 20.0, "up": 0.8}, asked) == pytest.approx(3)
+    assert gap_of({"diameter_mm": 1.0}, {}) == 0
 
 
 def test_sides_without_mirror_images() -> None:

@@ -8,7 +8,6 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,6 @@ from prod9.data.simulated.cohort import simulate_cohort
 from prod9.data.stores.translations import content_key
 from prod9.demo.control import MODALITIES, score_stage3
 from prod9.demo.families import VARIANTS
-from prod9.demo.masks import DemoMasks
 from prod9.demo.pictures import DemoPictures
 from prod9.demo.plan import DemoPlan, starter_weights
 from prod9.demo.removal import remove_tumour
@@ -86,7 +84,7 @@ def _sweep(plan: DemoPlan) -> None:
     """Delete the unfinished files of a killed demo; each run sweeps its own folder."""
     sweep(plan.output_dir)
     sweep(plan.run_dir)
-    for name in ("volumes", "volumes_before", "scores", "translation", "control", "masks", "removal"):
+    for name in ("volumes", "volumes_before", "scores", "translation", "control", "removal"):
         sweep(plan.run_dir / name, deep=True)
 
 
@@ -151,8 +149,6 @@ class _Demo:
             stages["translation"] = self._translate(stage1, stage2, judges)
         if "control" in plan.stages:
             stages["control"] = self._control(stage2, judges)
-        if "masks" in plan.stages:
-            stages["masks"] = self._masks(pictures)
         removed = {} if plan.family != "maskgit" else self._remove(stage1, stage2, sets["test"])
         if removed:
             block["removal"] = removed
@@ -284,22 +280,6 @@ class _Demo:
             )
 
         return self._kept("control", [generator, run], score, folder)
-
-    def _masks(self, pictures: DemoPictures) -> Metrics:
-        """Draw masks by models of label maps, compare them with those of the training patients, and draw both."""
-        plan, folder = self.plan, self.plan.run_dir / "masks"
-        autoencoder = self._train(plan.masks_stage1(), "masks_stage1")
-        run = self._train(plan.masks_stage2(autoencoder), "masks_stage2")
-        masks = DemoMasks(run, plan.data_dir, folder, num=2 * plan.volumes_per_modality, seed=plan.seed)
-        try:
-            with self.report.bar(f"Drawing {masks.num} masks") as progress:
-                draw = partial(masks.draw, torch_device(self.device), progress)
-                scores = self._kept("masks", [autoencoder, run], draw, folder)
-        except DataError as error:  # a smoke run has learnt no lesion yet
-            self.report.say(f"No masks: {error}")
-            return {}
-        pictures.draw_masks(masks)
-        return scores
 
     def _remove(self, stage1: Path, stage2: Path, held_out: VolumeSet) -> Metrics:
         """Take the tumour out of a held-out scan; empty without a patient with one."""

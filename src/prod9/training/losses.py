@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from prod9.label_maps import classes_of
 from prod9.measures.perceptual import FeatureMatching
-from prod9.types import AutoencoderOutput, Latent, Volume
+from prod9.types import AutoencoderOutput, Latent, Volume, VolumeOut
 
 Scalar = Float[Tensor, ""]
 PatchLogits = Float[Tensor, "B 1 h w d"]
@@ -249,7 +249,7 @@ class VAEGANLoss:
     def _perceptual(
         self,
         target: Volume,
-        reconstruction: Volume,
+        reconstruction: VolumeOut,
         fake_features: Sequence[Tensor] | None,
         real_features: Sequence[Tensor] | None,
     ) -> Scalar | None:

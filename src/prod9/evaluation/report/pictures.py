@@ -25,6 +25,5 @@ CONTROL = Picture("2_control.png", "A tumour made where a segmentation asks for 
 REMOVAL = Picture("3_removal.png", "A tumour removed by drawing its region again", leads=True)
 MONTAGE = Picture("4_montage.png", "Held-out scans, their reconstructions, and generated volumes")
 GENERATED = Picture("5_generated.png", "Every generated volume, one axial slice each")
-MASKS = Picture("6_masks.png", "Lesion masks that a model drew, beside those of patients")
-PICTURES = (TRANSLATION, CONTROL, REMOVAL, MONTAGE, GENERATED, MASKS)
+PICTURES = (TRANSLATION, CONTROL, REMOVAL, MONTAGE, GENERATED)
 """By name, so that a folder lists them in this order."""

@@ -8,19 +8,20 @@ import numpy as np
 import scipy.ndimage as ndi
 import torch
 
-from prod9.data.label_covariates import ml_of
+from prod9.data.label_covariates import measure, ml_of
 from prod9.data.lesions import Lesion
 from prod9.errors import ConfigError, DataError
 from prod9.generator.condition import MaskGiTCondition
-from prod9.label_maps import classes_of, labels_in
+from prod9.label_maps import classes_of, join, labels_in
 from prod9.pipelines.labels import derived_seed
 from prod9.pipelines.maskgit import MaskGiTPipeline
-from prod9.pipelines.masks.wishes import DIAMETER, Wish, draw_values
+from prod9.pipelines.masks.wishes import DIAMETER, Wish, draw_values, gap_of
 from prod9.system.progress import Share, within
 
 Refuse = Callable[[Lesion], str | None]
 """Returns why a mask is not to be kept; None for one that is."""
-MOST_TRIES = 20
+MOST_TRIES, FEW_TRIES = 20, 6
+"""Draws of a mask until one can be kept, and until the nearest to what was asked is kept."""
 _WISH_STREAM = 2
 """Sets what a mask is asked for apart from the tokens that are drawn with the same seed."""
 
@@ -74,7 +75,8 @@ class MaskPipeline(MaskGiTPipeline):
     ) -> Iterator[DrawnMask]:
         """Yield the masks numbered ``indices``, each from random numbers of its own: mask k depends on seed + k alone.
 
-        A mask without a lesion, and one that ``refuse`` does not want, is drawn again, up to 20 times.
+        A mask without a lesion, and one that ``refuse`` does not want, is drawn again, up to 20 times. So is one that
+        is far from the size and place that it was drawn for, up to 6 times, of which the nearest is kept.
 
         Args:
             indices: numbers of the masks, from 0.
@@ -106,21 +108,29 @@ class MaskPipeline(MaskGiTPipeline):
 
     def _draw(self, index: int, seed: int, wish: Wish, refuse: Refuse | None, report: Share) -> DrawnMask:
         reasons: list[str] = []
+        asked = self._asked(derived_seed(seed, _WISH_STREAM), wish)
+        best: tuple[float, Lesion, float] | None = None
         for attempt in range(MOST_TRIES):
-            asked = self._asked(derived_seed(seed, _WISH_STREAM, attempt), wish)
             tokens = self.sample_tokens(
                 self._condition(asked), seeds=[derived_seed(seed, 0, attempt)], report=report
             )
             lesion, cut = placed(self.decode_tokens(tokens), self.affine)
             reason = "no lesion" if not lesion.labels.any() else None if refuse is None else refuse(lesion)
-            if reason is None:
-                report(1.0)
-                return DrawnMask(lesion, index, seed, asked, cut, tuple(reasons))
-            reasons.append(reason)
-        raise DataError(
-            f"mask {index}: expected one that can be kept in {MOST_TRIES} tries, got none ({reasons[-1]}); train the "
-            "model longer, or ask for another volume."
-        )
+            if reason is not None:
+                reasons.append(reason)
+                continue
+            gap = gap_of(measure(join(lesion.labels, lesion.brain), lesion.spacing), asked)
+            if best is None or gap < best[0]:
+                best = gap, lesion, cut
+            if best[0] <= 1 or attempt + 1 >= FEW_TRIES:
+                break
+        if best is None:
+            raise DataError(
+                f"mask {index}: expected one that can be kept in {MOST_TRIES} tries, got none ({reasons[-1]}); train "
+                "the model longer, or ask for another volume."
+            )
+        report(1.0)
+        return DrawnMask(best[1], index, seed, asked, best[2], tuple(reasons))
 
     def _asked(self, seed: int, wish: Wish) -> dict[str, float]:
         if self.coder is None:

@@ -19,6 +19,8 @@ _SIZE_SD = 0.08
 _ALIKE = 0.1
 """Share of the training lesions, those nearest in size, whose places are drawn for a volume that a user asks for."""
 _FEWEST_ALIKE = 5
+_NEAR_SIZE, _NEAR_PLACE = 0.14, 0.1
+"""Of the logarithm of the diameter, and as a share of the brain's box: nearer lesions are as asked."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +99,22 @@ def draw_values(
     if wish.volume_ml is not None:
         values[DIAMETER] = diameter_of(wish.volume_ml)
     return {name: float(np.clip(value, *bounds[name])) for name, value in values.items() if name in bounds}
+
+
+def gap_of(found: Mapping[str, float], asked: Mapping[str, float]) -> float:
+    """Return how far a lesion is from what was asked: 1 at a diameter of 15% more, or a tenth of the brain's box away.
+
+    Args:
+        found: size and place of the lesion.
+        asked: those that it was drawn for; what is not named does not count.
+    """
+    gaps = [
+        abs(float(np.log(found[name] / max(value, 1e-6)))) / _NEAR_SIZE
+        if name == DIAMETER
+        else abs(found[name] - value) / _NEAR_PLACE
+        for name, value in asked.items()
+    ]
+    return max(gaps, default=0.0)
 
 
 def _side(lesion: Mapping[str, float]) -> Side:
