@@ -2,7 +2,7 @@
 
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -22,6 +22,9 @@ from prod9.cli.shared import (
 )
 from prod9.errors import ConfigError, DataError
 from prod9.system.wording import plural
+
+if TYPE_CHECKING:
+    from prod9.data.registration.cohort import Preprocessed
 
 SIDES = (0.5, 8.0)
 """Sides of the voxels of the results, in mm."""
@@ -151,6 +154,11 @@ def preprocess(
             merged=None if work.is_all else output_dir,
             begun=None if work.is_all else partial(record.write, folder),
         )
+    _report(done, as_json)
+
+
+def _report(done: "Preprocessed", as_json: bool) -> None:
+    """Print what was made, and end with the exit code of a failure if a case failed."""
     if as_json:
         print_json(
             {

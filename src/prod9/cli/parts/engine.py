@@ -117,11 +117,15 @@ def _connect(ray: Any, address: str | None) -> None:
                 configure_logging=False,
                 **({} if address else {"include_dashboard": False}),
             )
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        raise ConfigError(
-            f"--address: expected a running cluster of Ray, got {address or 'none on this machine'} "
-            f"({' '.join(str(error).split())[:120]}); start one with `ray start --head`, or leave --address out"
-        ) from error
+    except Exception as error:  # Ray raises plain ones, too
+        wanted = "Ray to start on this machine" if address is None else f"a running cluster at {address}"
+        remedy = (
+            "look whether the machine is overloaded, and run it again"
+            if address is None
+            else ("start one with `ray start --head`, or leave --address out")
+        )
+        text = " ".join(str(error).split())[:120]
+        raise ConfigError(f"--engine ray: expected {wanted}, got none ({text}); {remedy}") from error
 
 
 def _do(
