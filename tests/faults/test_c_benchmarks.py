@@ -161,7 +161,7 @@ def test_the_suite_checks_and_measures_on_the_cpu_at_tiny_sizes(tmp_path):
     assert report["parts"]["monai_unets"]["ratios"].keys() == {
         f"{what} {kind}" for what in ("predict", "train", "sample of 4 steps") for kind in ("bf16", "fp32")
     }
-    assert report["parts"]["monai_unets"]["max_rel_diff"] < 1e-4
+    assert report["parts"]["monai_unets"]["max_rel_diff"] < 1e-3
     page = (tmp_path / "gpu_suite.md").read_text()
     assert all(f"| {name} | yes |" in page for name in parts)
 
