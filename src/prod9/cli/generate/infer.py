@@ -36,7 +36,7 @@ LATENTS = {
 
 def add_infer(app: App, *stages: Stage1) -> None:
     """Add ``infer`` of the autoencoders of ``stages`` to the commands of ``app``; the model decides which it is."""
-    options, texts = zip(*(LATENTS[stage] for stage in stages), strict=True)
+    options, texts = [LATENTS[stage][0] for stage in stages], [LATENTS[stage][1] for stage in stages]
     program = "prod9" if len(stages) > 1 else STAGES[stages[0]].command
 
     @app.command(example=f"{program} infer brain.nii.gz -m outputs/demo/starter/stage1 -o made")
