@@ -36,8 +36,9 @@ LATENTS = {
 
 def add_infer(app: App, *stages: Stage1) -> None:
     """Add ``infer`` of the autoencoders of ``stages`` to the commands of ``app``; the model decides which it is."""
-    options, texts = [LATENTS[stage][0] for stage in stages], [LATENTS[stage][1] for stage in stages]
-    program = "prod9" if len(stages) > 1 else STAGES[stages[0]].command
+    names: list[str] = [LATENTS[stage][0] for stage in stages]
+    texts = [LATENTS[stage][1] for stage in stages]
+    program = "prod9" if len(stages) != 1 else STAGES[stages[0]].command
 
     @app.command(example=f"{program} infer brain.nii.gz -m outputs/demo/starter/stage1 -o made")
     @grouped
@@ -49,7 +50,7 @@ def add_infer(app: App, *stages: Stage1) -> None:
         *,
         model: Model,
         save_latents: Annotated[
-            bool, typer.Option(*options, help=f"Also write {', or '.join(texts)}.")
+            bool, typer.Option(*names, help=f"Also write {', or '.join(texts)}.")
         ] = False,
         target: Target,
     ) -> None:
