@@ -222,7 +222,7 @@ def unets(clock: Clock, *, compiled: bool) -> None:
         return ours.predict(latent, at, condition)
 
     def ask_theirs(latent: Tensor, at: Tensor) -> Tensor:
-        return theirs(latent, at, class_labels=condition.label, spacing_tensor=condition.spacing)
+        return theirs(latent, at, class_labels=condition.label, spacing_tensor=100 * condition.spacing)
 
     with torch.no_grad(), precision(device, "fp32"):
         clock.emit(max_rel_diff=_harness.max_rel_diff(ask_theirs(x, times), ask_ours(x, times)))

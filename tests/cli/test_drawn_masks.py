@@ -63,7 +63,7 @@ def test_patients_follow_drawn_masks(
 ) -> None:
     translator, control = later_models(tmp_path_factory.getbasetemp())
     models = ("--model", workspace.run2, "--in-context", translator, "--control", control)
-    asked = ("generate", "patients", *models, "--seg", "auto", "--masks", model, "--no-refine")
+    asked = ("generate", "patients", *models, "--seg", "auto", "--draw-masks", model, "--no-refine")
     ran = run("prod9", *asked, "-n", 1, "-o", tmp_path / "made", "--json")
     assert ran.code == 0, ran.err
     (seg,) = (tmp_path / "made").rglob("*-seg.nii.gz")
@@ -77,13 +77,13 @@ def test_patients_follow_drawn_masks(
     again = run("prod9", *asked, "-n", 1, "-o", tmp_path / "made", "--json")
     assert again.json["made"] == []
     for wrong in (
-        ("--masks", model),
+        ("--draw-masks", model),
         ("--seg", "auto"),
         ("--seg", workspace.cohort, "--training", workspace.cohort),
     ):
         ran = run("prod9", "generate", "patients", *models, *wrong, "-n", 1, "-o", tmp_path / "x")
         assert ran.code == 2, wrong
-        assert wrong[-2] in ran.err or "--masks" in ran.err
+        assert wrong[-2] in ran.err or "--draw-masks" in ran.err
     assert not (tmp_path / "x").exists()
 
 

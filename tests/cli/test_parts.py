@@ -373,6 +373,6 @@ def test_job_scripts_are_well_formed(path: Path) -> None:
     # The command of ours is understood by its parser.
     from tests.architecture.commands_of_pages import Line, parsed
 
-    start = text.index("\nprod9 ") + 1 if "\nprod9 " in text else text.index("prod9-train-")
+    start = text.index("\nprod9 ") + 1 if "\nprod9 " in text else text.index("prod9 train ")
     words = shlex.split(text[start:].replace("\\\n", " ").rstrip().removesuffix("'"))
     assert parsed(Line(path.name, tuple(words), None))

@@ -105,7 +105,7 @@ def test_other_voxels_are_refused_or_resampled(paths: dict[str, Path], tmp_path:
     assert align(files)["T2"] is files["T2"]
 
 
-@pytest.mark.parametrize("order", ["LPS", "SRA"])
+@pytest.mark.parametrize("order", ["RAS", "SRA"])
 def test_the_same_voxels_in_another_order_are_told_and_only_reordered(
     paths: dict[str, Path], tmp_path: Path, order: str
 ) -> None:
@@ -116,7 +116,7 @@ def test_the_same_voxels_in_another_order_are_told_and_only_reordered(
     other = tmp_path / "other.nii.gz"
     nib.save(image.as_reoriented(ornt), other)
     files = read({**paths, "T2": other})
-    with pytest.raises(DataError, match=rf"stored in another order, {order} instead of RAS; .*--resample"):
+    with pytest.raises(DataError, match=rf"stored in another order, {order} instead of LPS; .*--resample"):
         placement().place(files)
     np.testing.assert_allclose(
         placement().place(files, resample=True).images["T2"],

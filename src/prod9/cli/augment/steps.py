@@ -153,7 +153,7 @@ def measure(asked: Asked, notes: Notes, key: Any, *, steps: int, seeds: int, dev
 
     folder, key = asked.output / UTILITY, [key, steps, seeds]
     if not notes.is_done(UTILITY, key):
-        from prod9.evaluation.sets.kept_overlaps import FILE as KEPT
+        from prod9.evaluation.judges.kept_overlaps import FILE as KEPT
         from prod9.evaluation.utility import UtilitySettings, evaluate_utility
 
         modalities, spacing = _made_as(asked.output / ACCEPTED)

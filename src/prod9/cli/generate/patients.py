@@ -70,7 +70,9 @@ def make_patients(
     masks: Annotated[
         str | None,
         typer.Option(
-            "--masks", metavar="NAME|PATH", help="With --seg auto: the model that draws the segmentations."
+            "--draw-masks",
+            metavar="NAME|PATH",
+            help="With --seg auto: the model that draws the segmentations.",
         ),
     ] = None,
     training: Annotated[
@@ -78,7 +80,7 @@ def make_patients(
         typer.Option(
             "--training",
             metavar="DIR",
-            help="With --masks: training patients; a copy of a mask is drawn again.",
+            help="With --draw-masks: training patients; a copy of a mask is drawn again.",
         ),
     ] = None,
     label_scheme: LabelSchemeOption = "auto",
@@ -113,7 +115,7 @@ def make_patients(
 
     One modality is made from its label, each other one in context from those made before. With segmentations
     and control networks the lesions lie where the segmentations have them, and each segmentation is written as the
-    patient's `-seg`. With --seg auto a model (--masks) draws a new one for each patient. --sampler
+    patient's `-seg`. With --seg auto a model (--draw-masks) draws a new one for each patient. --sampler
     and --autoguidance are about the first modality. Run it again with a larger --num-samples, or after an interruption,
     and only what is missing is made.
     """

@@ -262,7 +262,7 @@ def utility(
     same command goes on with the networks that are left.
     """
     check_folder(output_dir, overwrite)
-    from prod9.evaluation.sets.kept_overlaps import FILE as KEPT
+    from prod9.evaluation.judges.kept_overlaps import FILE as KEPT
     from prod9.evaluation.utility import UtilitySettings, evaluate_utility
 
     settings = UtilitySettings(

@@ -26,7 +26,7 @@ def is_automatic(
 
     Args:
         seg: ``--seg``.
-        masks: ``--masks``.
+        masks: ``--draw-masks``.
         training: ``--training``.
         label_scheme: ``--label-scheme``.
     """
@@ -35,14 +35,14 @@ def is_automatic(
         raise ConfigError("--seg: expected auto alone or files, got both; leave one out")
     if automatic and masks is None:
         raise ConfigError(
-            "--masks: expected the model that draws the segmentations of --seg auto, got none; name one, for example "
-            "--masks runs/masks_stage2"
+            "--draw-masks: expected the model that draws the segmentations of --seg auto, got none; name one, for example "
+            "--draw-masks runs/masks_stage2"
         )
     if automatic and label_scheme != "auto":
         raise ConfigError(
             f"--label-scheme: expected none with --seg auto, whose labels are known, got {label_scheme}; leave it out"
         )
-    for option, given in (("--masks", masks), ("--training", training)):
+    for option, given in (("--draw-masks", masks), ("--training", training)):
         if given is not None and not automatic:
             raise ConfigError(
                 f"{option}: expected --seg auto with it, got no such option; add it, or leave {option} out"
