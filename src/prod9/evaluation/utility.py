@@ -18,10 +18,10 @@ from prod9.data.layouts.find import find_cases, scan_dataset
 from prod9.data.layouts.names import MODALITIES
 from prod9.data.splits import Split
 from prod9.errors import ConfigError, DataError
+from prod9.evaluation.judges.kept_overlaps import KeptOverlaps
 from prod9.evaluation.judges.segmenter import dice, train_segmenter
 from prod9.evaluation.score_table import Evaluation
 from prod9.evaluation.sets.intervals import crossed_interval
-from prod9.evaluation.judges.kept_overlaps import KeptOverlaps
 from prod9.evaluation.sets.members import number_members
 from prod9.evaluation.sets.patients import (
     REGIONS,

@@ -35,8 +35,8 @@ def is_automatic(
         raise ConfigError("--seg: expected auto alone or files, got both; leave one out")
     if automatic and masks is None:
         raise ConfigError(
-            "--draw-masks: expected the model that draws the segmentations of --seg auto, got none; name one, for example "
-            "--draw-masks runs/masks_stage2"
+            "--draw-masks: expected the model that draws the segmentations of --seg auto, got none; name one, for "
+            "example --draw-masks runs/masks_stage2"
         )
     if automatic and label_scheme != "auto":
         raise ConfigError(
