@@ -15,10 +15,6 @@ from prod9.demo.families import Family, family_named
 from prod9.errors import ConfigError
 from prod9.models.named.packaged import PACKAGED
 
-FINE_TUNING = 0.4
-"""Share of the steps that packaged weights are usually fine-tuned for: they have seen simulated patients already."""
-
-
 @dataclass(frozen=True)
 class DemoPlan:
     """Everything that decides what a demo run makes.
@@ -117,8 +113,7 @@ class DemoPlan:
         started = self.initial_weights(stage) is not None
         folder = f"{self.config_folder}/starter" if started else self.config_folder
         config = load_config(f"{folder}/{stage}", overrides=changes)
-        share = FINE_TUNING if started else 1.0
-        return with_steps(config, config.training.max_steps * share * self.budget)
+        return with_steps(config, config.training.max_steps * self.budget)
 
 
 def starter_weights(stage: str) -> Path:
