@@ -15,6 +15,7 @@ from prod9.demo.families import Family, family_named
 from prod9.errors import ConfigError
 from prod9.models.named.packaged import PACKAGED
 
+
 @dataclass(frozen=True)
 class DemoPlan:
     """Everything that decides what a demo run makes.
