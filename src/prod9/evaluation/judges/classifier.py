@@ -14,6 +14,7 @@ from prod9.evaluation.judges.networks import (
     coarsen,
     conv_block,
     standardise,
+    train_judge,
 )
 from prod9.types import Label, Volume
 
@@ -87,14 +88,10 @@ def train_classifier(
     """
     network = build_seeded(lambda: ModalityClassifier(num_classes=num_classes), seed=seed)
     generator = torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=learning_rate, weight_decay=1e-3)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=learning_rate, total_steps=steps)
-    for _ in range(steps):
+
+    def loss() -> Tensor:
         index = torch.randint(len(volumes), (batch_size,), generator=generator)
         x = augment_geometry(augment_intensity(volumes[index], generator), generator)
-        loss = F.cross_entropy(network(x), labels[index], label_smoothing=0.05)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-    return network.eval().requires_grad_(False)
+        return F.cross_entropy(network(x), labels[index], label_smoothing=0.05)
+
+    return train_judge(network, loss, steps=steps, learning_rate=learning_rate)

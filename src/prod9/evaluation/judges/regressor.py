@@ -15,6 +15,7 @@ from prod9.evaluation.judges.networks import (
     coarsen,
     conv_block,
     standardise,
+    train_judge,
 )
 from prod9.system.progress import Progress
 from prod9.types import Volume
@@ -89,17 +90,12 @@ def train_reader(
     targets = ((numbers - mean) / deviation).nan_to_num(0.0)
     network = build_seeded(lambda: NumberReader(num_outputs=numbers.shape[1]), seed=seed).to(volumes.device)
     generator = torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=learning_rate, weight_decay=1e-3)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=learning_rate, total_steps=steps)
-    for step in range(steps):
+
+    def loss() -> Tensor:
         index = torch.randint(len(volumes), (batch_size,), generator=generator)
         x = augment_sharpness(augment_intensity(volumes[index], generator), generator)
         missed = (network(augment_geometry(x, generator)) - targets[index]).square() * known[index]
-        loss = missed.sum() / known[index].sum().clamp_min(1)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-        if progress is not None:
-            progress(step + 1, steps)
-    return Reader(network.eval().requires_grad_(False), mean, deviation)
+        return missed.sum() / known[index].sum().clamp_min(1)
+
+    trained = train_judge(network, loss, steps=steps, learning_rate=learning_rate, progress=progress)
+    return Reader(trained, mean, deviation)

@@ -23,6 +23,7 @@ from prod9.evaluation.judges.networks import (
     augment_sharpness,
     build_seeded,
     standardise,
+    train_judge,
 )
 from prod9.system.progress import Progress
 from prod9.types import Volume
@@ -128,26 +129,20 @@ def train_segmenter(
     network = build_seeded(lambda: TumourUNet(**channels), seed=seed).to(volumes.device)
     network.expect_few()
     generator = torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=learning_rate, weight_decay=1e-3)
-    # Of 10 steps, a tenth would end where it begins, and OneCycleLR divides by its length.
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, max_lr=learning_rate, total_steps=steps, pct_start=0.2 if steps == 10 else 0.1
-    )
-    for step in range(steps):
+
+    def loss() -> Tensor:
         index = torch.randint(len(volumes), (batch_size,), generator=generator)
         x = _each(
             lambda part: augment_sharpness(augment_intensity(part, generator), generator), volumes[index]
         )
         # No shift: the mirror image fits the volume only if the midline is in the centre.
         both = augment_geometry(torch.cat([x, masks[index].to(x.dtype)], dim=1), generator, shift=0)
-        loss = _dice_loss(network(both[:, : x.shape[1]]), both[:, x.shape[1] :])
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-        if progress is not None:
-            progress(step + 1, steps)
-    return Segmenter(network.eval().requires_grad_(False))
+        return _dice_loss(network(both[:, : x.shape[1]]), both[:, x.shape[1] :])
+
+    trained = train_judge(
+        network, loss, steps=steps, learning_rate=learning_rate, warmup=0.1, progress=progress
+    )
+    return Segmenter(trained)
 
 
 def dice(prediction: Lesions, truth: Lesions) -> Float[Tensor, " B"]:
