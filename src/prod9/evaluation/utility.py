@@ -267,7 +267,11 @@ def _scores(
 ) -> Iterator[dict[str, Any]]:
     (members,) = number_members([(patient, "") for patient in held_out.patients])
     interval = partial(
-        crossed_interval, replicates=settings.replicates, seed=settings.seed, patients=members.patients
+        crossed_interval,
+        replicates=settings.replicates,
+        seed=settings.seed,
+        patients=members.patients,
+        least=0.0,
     )
     for r, region in enumerate(REGIONS):
         real = overlaps["real"][..., r].double()
@@ -298,7 +302,7 @@ def _row(
         "metric": metric,
         **common,
         "value": value,
-        "low": max(low, 0.0),  # the bootstrap of a score near 0 may end below it
+        "low": low,
         "high": high,
         "num_seeds": seeds,
         "num_heldout": cases,

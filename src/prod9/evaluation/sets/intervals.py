@@ -128,8 +128,7 @@ def score_interval(
     found = torch.tensor([value for value in values if math.isfinite(value)], dtype=torch.float64)
     if len(found) < max(2, _USABLE * replicates) or not math.isfinite(centre):
         return None
-    low, high = _expanded(found - found.mean() + centre, centre, fewest)
-    return max(low, min(least, centre)) if math.isfinite(least) else low, high
+    return _bounded(_expanded(found - found.mean() + centre, centre, fewest), centre, least)
 
 
 def real_floor(
@@ -215,6 +214,7 @@ def crossed_interval(
     seed: int,
     over: Float[Tensor, "S C"] | None = None,
     patients: Int64[Tensor, " C"] | None = None,
+    least: float = -math.inf,
 ) -> Interval | None:
     """Return the bootstrap interval of the mean over seeds and cases, which are both resampled; NaN left out.
 
@@ -226,6 +226,7 @@ def crossed_interval(
         seed: of the draws.
         over: divide by the mean of these values, for the same patients.
         patients: number of each case's patient; by default all differ.
+        least: lowest possible value.
     """
     kept = ~values.isnan().any(0)
     if over is not None:
@@ -251,12 +252,18 @@ def crossed_interval(
     finite = found[found.isfinite()]
     if len(finite) <= 0.9 * replicates or not centre.isfinite():
         return None
-    return _expanded(finite, centre.item(), len(columns))
+    return _bounded(_expanded(finite, centre.item(), len(columns)), centre.item(), least)
 
 
 def _drawn(rows: list[Tensor], generator: torch.Generator) -> Tensor:
     """Draw as many patients as there are, with replacement, and return their rows."""
     return torch.cat([rows[k] for k in torch.randint(len(rows), (len(rows),), generator=generator).tolist()])
+
+
+def _bounded(interval: Interval, centre: float, least: float) -> Interval:
+    """Return ``interval`` without what lies below the lowest possible value, where the expansion may end."""
+    low, high = interval
+    return max(low, min(least, centre)), high
 
 
 def _expanded(values: Tensor, centre: float, patients: int) -> Interval:
