@@ -8,6 +8,8 @@ import scipy.ndimage as ndi
 
 from prod9.label_maps import FIRST_LABEL
 
+DIAMETER = "diameter_mm"
+"""The number that tells the size of a lesion."""
 SIDE = "right"
 """The number that tells left (below one half) from right."""
 
@@ -30,12 +32,12 @@ def measure(classes: np.ndarray, spacing: np.ndarray) -> dict[str, float]:
     """
     lesion = classes >= FIRST_LABEL
     if not lesion.any():
-        return {"diameter_mm": 0.0}
+        return {DIAMETER: 0.0}
     box = ndi.find_objects((classes > 0).astype(np.uint8))[0]
     boxed = lesion[box]
     centre = (np.asarray(ndi.center_of_mass(boxed)) + 0.5) / boxed.shape
     found = dict(zip((SIDE, "front", "up"), (float(value) for value in centre), strict=True))
-    return {"diameter_mm": diameter_of(float(lesion.sum() * np.prod(spacing)) / 1000), **found}
+    return {DIAMETER: diameter_of(float(lesion.sum() * np.prod(spacing)) / 1000), **found}
 
 
 def mirrored(values: Mapping[str, float]) -> dict[str, float]:

@@ -8,14 +8,14 @@ import numpy as np
 import scipy.ndimage as ndi
 import torch
 
-from prod9.data.label_covariates import measure, ml_of
+from prod9.data.label_covariates import DIAMETER, measure, ml_of
 from prod9.data.lesions import Lesion
 from prod9.errors import ConfigError, DataError
 from prod9.generator.condition import MaskGiTCondition
 from prod9.label_maps import classes_of, join, labels_in
 from prod9.pipelines.labels import derived_seed
 from prod9.pipelines.maskgit import MaskGiTPipeline
-from prod9.pipelines.masks.wishes import DIAMETER, Wish, draw_values, gap_of
+from prod9.pipelines.masks.wishes import Wish, draw_values, gap_of
 from prod9.system.progress import Share, within
 
 Refuse = Callable[[Lesion], str | None]

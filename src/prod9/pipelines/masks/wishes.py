@@ -6,12 +6,11 @@ from typing import Literal
 
 import numpy as np
 
-from prod9.data.label_covariates import SIDE, diameter_of, mirrored
+from prod9.data.label_covariates import DIAMETER, SIDE, diameter_of, mirrored
 from prod9.errors import ConfigError
 
 Side = Literal["left", "right"]
 Bounds = Mapping[str, tuple[float, float]]
-DIAMETER = "diameter_mm"
 _PLACE_SD = 0.03
 """Of the shift of a lesion's centre, as a share of the brain's box: 4 mm, so that no place is asked for twice."""
 _SIZE_SD = 0.08
