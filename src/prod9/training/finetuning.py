@@ -11,7 +11,7 @@ The folder that comes out is a run of the model, so that ``--model FOLDER`` take
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from prod9.config.load import Overrides, config_from_dict, load_config, with_steps
 from prod9.config.schema import RunConfig
@@ -90,6 +90,39 @@ def train_further(
     return train(config, resume="auto", init_from=weights, device=device)
 
 
+class TrainingStage(Protocol):
+    """A stage to train: what it is called, its config, and the weights that it starts from; None for random ones."""
+
+    @property
+    def title(self) -> str:
+        """In words."""
+        ...
+
+    @property
+    def config(self) -> RunConfig:
+        """Of the run."""
+        ...
+
+    @property
+    def weights(self) -> Path | None:
+        """A run, checkpoint or export."""
+        ...
+
+
+def train_stages(stages: Sequence[TrainingStage], *, say: Say, device: str = "auto") -> dict[str, RunResult]:
+    """Train what is not trained yet of ``stages``, and return the result of each by the folder of its run.
+
+    say: prints a line. device: as for :func:`prod9.training.run.train`.
+    """
+    results = {}
+    for number, stage in enumerate(stages, 1):
+        name = f"{number} of {len(stages)}, {stage.title}"
+        results[stage.config.output_dir] = train_further(
+            stage.config, stage.weights, name=name, say=say, device=device
+        )
+    return results
+
+
 def plan_finetuning(asked: Asked) -> list[Step]:
     """Return the stages to train, in their order.
 
@@ -121,13 +154,7 @@ def finetune(asked: Asked, steps: Sequence[Step], *, say: Say, device: str = "au
         device: as for :func:`prod9.training.run.train`.
     """
     _claim(asked, steps)
-    results = {}
-    for number, step in enumerate(steps, 1):
-        name = f"{number} of {len(steps)}, {step.title}"
-        results[step.config.output_dir] = train_further(
-            step.config, step.weights, name=name, say=say, device=device
-        )
-    return results
+    return train_stages(steps, say=say, device=device)
 
 
 def _chain(opened: Opened, folder: Path, asked: Asked) -> Iterator[Step]:

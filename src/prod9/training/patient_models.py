@@ -19,7 +19,6 @@ from prod9.config.load import load_config, with_steps
 from prod9.config.schema import RunConfig
 from prod9.errors import ConfigError
 from prod9.models.named.packaged import PACKAGED
-from prod9.training.finetuning import Say, train_further
 
 MINUTES = 24.0
 """That all of it takes on two cores with 67 training patients."""
@@ -94,42 +93,29 @@ def plan_patient_models(
         ("seed", seed),
     ]
     encoded = ("inputs.autoencoder", str(folder / "stage1"))
-    stages: Sequence[tuple[str, str, str | None, list[tuple[str, Any]]]] = (
-        ("autoencoder", "stage1", "stage1", []),
-        ("label-conditional model", "stage2_label", "stage2_label", [encoded]),
-        ("model that translates", "stage2", "stage2", [encoded]),
-        ("refiner", "stage2_refiner", "stage2_refiner", [("inputs.transformer", str(models.in_context))]),
+    stages: Sequence[tuple[str, str, list[tuple[str, Any]]]] = (
+        ("autoencoder", "stage1", []),
+        ("label-conditional model", "stage2_label", [encoded]),
+        ("model that translates", "stage2", [encoded]),
+        ("refiner", "stage2_refiner", [("inputs.transformer", str(models.in_context))]),
         (
             "control network",
             "stage3",
-            None,
             [("inputs.transformer", str(models.label)), ("data.store_dir", str(models.label / "store"))],
         ),
     )
     steps = []
-    for title, name, weights, changes in stages:
+    for title, name, changes in stages:
+        packaged = PACKAGED.get(name)
         config = load_config(
-            f"demo/{name}" if weights is None else f"demo/starter/{name}",
+            f"demo/{name}" if packaged is None else f"demo/starter/{name}",
             overrides=[*common, ("output_dir", str(folder / name)), *changes],
         )
         steps.append(
             PatientModelStep(
                 title=title,
                 config=with_steps(config, config.training.max_steps * factor),
-                weights=None if weights is None else PACKAGED[weights].folder,
+                weights=None if packaged is None else packaged.folder,
             )
         )
     return steps
-
-
-def train_patient_models(steps: Sequence[PatientModelStep], *, say: Say, device: str) -> None:
-    """Train what is not trained yet; interrupted, the same call goes on.
-
-    Args:
-        steps: of :func:`plan_patient_models`.
-        say: prints a line.
-        device: as for :func:`prod9.training.run.train`.
-    """
-    for number, step in enumerate(steps, 1):
-        name = f"{number} of {len(steps)}, {step.title}"
-        train_further(step.config, step.weights, name=name, say=say, device=device)

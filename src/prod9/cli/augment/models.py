@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 TRAINED = "models"
 """Folder in the output folder, of models that were not named."""
 SPLIT = "split.json"
+_EMBEDDINGS = 2
+"""That the audit compares volumes by: voxels and latents."""
 
 
 @dataclass(frozen=True)
@@ -116,12 +118,8 @@ def _trained(
     """
     from prod9.demo.plan import parse_minutes
     from prod9.devices import torch_device
-    from prod9.training.patient_models import (
-        MINUTES,
-        PatientModels,
-        plan_patient_models,
-        train_patient_models,
-    )
+    from prod9.training.finetuning import train_stages
+    from prod9.training.patient_models import MINUTES, PatientModels, plan_patient_models
 
     if not any(case.seg is not None for case in cases):
         raise ConfigError(f"{real}: expected patients with segmentations to train on, got none; add them")
@@ -136,7 +134,7 @@ def _trained(
         seed=seed,
     )
     shared.messages.print(f"Models of {plural(patients, 'patient')}, into {models.folder}.")
-    train_patient_models(steps, say=shared.messages.print, device=str(torch_device(device)))
+    train_stages(steps, say=shared.messages.print, device=str(torch_device(device)))
     return Models(str(models.label), str(models.in_context), [str(models.control)], models.split)
 
 
@@ -174,10 +172,6 @@ def _least_tested(cases: "Sequence[Case]", false_alarms: float) -> int:
     volumes = min(len(case.images) for case in cases)
     needed = required_held_out(false_alarms, _EMBEDDINGS)
     return max(MIN_PATIENTS, -(-needed // volumes))
-
-
-_EMBEDDINGS = 2
-"""That the audit compares volumes by: voxels and latents."""
 
 
 def _require_tested(split: "Split", cases: "Sequence[Case]", false_alarms: float, file: Path) -> None:
