@@ -12,7 +12,7 @@ from prod9.cli.generate.inputs import find_segmentations
 from prod9.cli.generate.options import LabelSchemeOption, SampleSeedOption, Target, TokenSampler, grouped
 from prod9.cli.generate.outputs import Inputs, OutputFolder, inputs_of, report_made
 from prod9.cli.generate.run import carry_out, sampler_report
-from prod9.cli.masks.drawing import Drawing
+from prod9.cli.masks.drawing import Drawing, missing_masks
 from prod9.cli.parts.engine import Engine
 from prod9.cli.shared import DeviceOption
 from prod9.cli.stage import AutoencoderOption
@@ -194,13 +194,10 @@ def _make(
     from prod9.data.variation import vary
 
     followed: list[Inputs] = [_inputs(one) for one in lesions]
-    names = [f"mask_{k:04d}_seg.nii.gz" for k in range(num)]
-    mine = [k for k in range(num) if folder.part.owns(k)]
-    folder.expect([names[k] for k in mine], of=names)
-    missing = [k for k in mine if not folder.is_done(names[k], followed[k % len(lesions)])]
+    missing = missing_masks(folder, num, lambda index: followed[index % len(lesions)])
     with shared.progress() as bar:
         task = bar.add_task("Masks", total=len(missing))
-        for index in missing:
+        for index, name in missing.items():
             which = index % len(lesions)
             path, lesion = lesions[which].path, lesions[which].load()
             lesion = lesion if keep_grid else lesion.cropped()
@@ -214,10 +211,10 @@ def _make(
                 "vary": str(path),
                 **done.describe(),
             }
-            with folder.writing(names[index], inputs=followed[which], **noted) as place:
+            with folder.writing(name, inputs=followed[which], **noted) as place:
                 volumes.write(place, labels, lesion.affine, dtype=np.uint8)
             bar.advance(task)
-            yield names[index]
+            yield name
 
 
 def _inputs(lesion: "LesionFile") -> Inputs:

@@ -24,7 +24,13 @@ from prod9.cli.generate.options import (
 from prod9.cli.generate.outputs import Inputs, OutputFolder, report_made
 from prod9.cli.generate.run import announce, carry_out, detail_settings, disk_mb, require_models
 from prod9.cli.masks.drawing import Drawing
-from prod9.cli.masks.followed import DrawnSegmentations, Followed, GivenSegmentations, is_automatic
+from prod9.cli.masks.followed import (
+    MOST_LABEL,
+    DrawnSegmentations,
+    Followed,
+    GivenSegmentations,
+    is_automatic,
+)
 from prod9.cli.naming import known_as
 from prod9.cli.parts.engine import Engine
 from prod9.cli.shared import DeviceOption
@@ -248,9 +254,9 @@ def _placed(pipeline: "PatientPipeline", path: Path, label_scheme: str) -> "Plac
         raise ConfigError(
             f"{path}: expected labels below {fewest}, as both control networks have, got {most}; map it to another."
         )
-    if most > 3:
+    if most > MOST_LABEL:
         raise ConfigError(
-            f"{path}: expected labels up to 3, as BraTS-2023 has them, got {most}; map it to another."
+            f"{path}: expected labels up to {MOST_LABEL}, as BraTS-2023 has them, got {most}; map it to another."
         )
     return placed
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from prod9.cli import shared
 from prod9.cli.generate.inputs import find_segmentations
-from prod9.cli.generate.outputs import OutputFolder
+from prod9.cli.generate.outputs import Inputs, OutputFolder
 from prod9.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -17,6 +17,17 @@ if TYPE_CHECKING:
 
     from prod9.data.lesions import Lesion
     from prod9.pipelines.masks.draw import DrawnMask, MaskPipeline
+
+
+def missing_masks(folder: OutputFolder, num: int, inputs: Callable[[int], Inputs]) -> dict[int, str]:
+    """Return number and name of those of ``num`` masks that are of this part and that ``folder`` lacks.
+
+    inputs: what a mask is made from, by its number.
+    """
+    names = [f"mask_{k:04d}_seg.nii.gz" for k in range(num)]
+    mine = [k for k in range(num) if folder.part.owns(k)]
+    folder.expect([names[k] for k in mine], of=names)
+    return {k: names[k] for k in mine if not folder.is_done(names[k], inputs(k))}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,14 +127,11 @@ class Drawing:
 
         from prod9 import volumes
 
-        names = [f"mask_{k:04d}_seg.nii.gz" for k in range(num)]
-        mine = [k for k in range(num) if folder.part.owns(k)]
-        folder.expect([names[k] for k in mine], of=names)
-        missing = [k for k in mine if not folder.is_done(names[k])]
+        missing = missing_masks(folder, num, lambda index: {})
         with shared.progress() as bar:
             task = bar.add_task("Masks", total=len(missing))
-            for mask in self.masks(missing, lambda done: bar.update(task, completed=done)):
-                name = names[mask.index]
+            for mask in self.masks(list(missing), lambda done: bar.update(task, completed=done)):
+                name = missing[mask.index]
                 noted = {"index": mask.index, "seed": mask.seed, **mask.describe()}
                 with folder.writing(name, **noted) as place:
                     volumes.write(place, mask.lesion.labels, mask.lesion.affine, dtype=np.uint8)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 AUTO = Path("auto")
 """Instead of a file: each segmentation is drawn."""
-_MOST = 3
+MOST_LABEL = 3
 """The highest label of a patient of BraTS 2023; a resection cavity, label 4, is tissue there."""
 
 
@@ -156,6 +156,6 @@ class DrawnSegmentations(Followed):
         (mask,) = self._drawing.masks([index])
         with TemporaryDirectory() as folder:  # files are how a segmentation comes to a grid
             path = Path(folder) / f"mask_{index:04d}_seg.nii.gz"
-            labels = np.where(mask.lesion.labels > _MOST, 0, mask.lesion.labels)
+            labels = np.where(mask.lesion.labels > MOST_LABEL, 0, mask.lesion.labels)
             volumes.write(path, labels, mask.lesion.affine, dtype=np.uint8)
             return self._place(path)
