@@ -98,6 +98,26 @@ def test_other_settings_than_before_are_refused(tmp_path: Path) -> None:
         resolve_split(cases, path, settings={**SETTINGS, "seed": 1})
 
 
+@pytest.mark.parametrize("left", ["other settings", "other cases", "damaged"])
+def test_a_file_that_nothing_was_trained_with_binds_nothing(tmp_path: Path, left: str) -> None:
+    cases, path = make_cases(10), tmp_path / "split.json"
+    wanted = resolve_split(cases, path, settings=SETTINGS)
+    if left == "damaged":
+        path.write_text("{")
+    else:
+        path.unlink()
+        resolve_split(
+            make_cases(9 if left == "other cases" else 10),
+            path,
+            settings={**SETTINGS, "seed": left == "other settings"},
+        )
+    before = path.read_bytes()
+    assert resolve_split(cases, path, settings=SETTINGS, trained=False, keep=False) == wanted
+    assert path.read_bytes() == before
+    assert resolve_split(cases, path, settings=SETTINGS, trained=False) == wanted
+    assert Split.load(path) == wanted
+
+
 def test_a_split_file_of_ones_own(tmp_path: Path) -> None:
     cases, mine = make_cases(4), tmp_path / "mine.json"
     wanted = Split(("P000", "P003"), ("P001",), ("P002",))

@@ -153,26 +153,49 @@ def split_patients(cases: Sequence[Case], *, train: float, val: float, test: flo
     )
 
 
-def resolve_split(cases: Sequence[Case], path: Path, *, settings: Mapping[str, Any]) -> Split:
-    """Return the split of a run and keep it in the file ``path``.
+def resolve_split(
+    cases: Sequence[Case],
+    path: Path,
+    *,
+    settings: Mapping[str, Any],
+    trained: bool = True,
+    keep: bool = True,
+) -> Split:
+    """Return the split of a run, kept in the file ``path``.
 
     A file that exists is used, since a resumed run must continue with the same patients. It is refused if it divides
-    other cases (DataError) or was made with other settings (ConfigError). ``settings``: ``train``, ``val``, ``test``,
-    ``seed`` and ``file`` (a split file to use instead of shuffling).
+    other cases (DataError) or was made with other settings (ConfigError), unless nothing was trained with it: then it
+    is what a start that failed has left, and the patients are divided anew.
+
+    Args:
+        cases: of all patients.
+        path: of the file.
+        settings: ``train``, ``val``, ``test``, ``seed`` and ``file`` (a split file to use instead of shuffling).
+        trained: whether the folder of ``path`` holds a run, which the file then binds.
+        keep: write a new division to ``path``.
     """
     if path.exists():
-        made_with = _read(path).get("settings", {})
-        changed = [k for k, v in settings.items() if k in made_with and made_with[k] != v]
-        if changed:
-            raise ConfigError(
-                f"data.split.{changed[0]}: expected {made_with[changed[0]]!r}, with which {path} was made, got "
-                f"{settings[changed[0]]!r}; use another output_dir, or delete the file if nothing is trained."
-            )
-        split = Split.load(path)
-        split.check(cases, source=str(path))
-        return split
+        try:
+            return _kept_split(cases, path, settings)
+        except (ConfigError, DataError):
+            if trained:
+                raise
     split = divide(cases, settings)
-    split.save(path, settings=settings)
+    if keep:
+        split.save(path, settings=settings)
+    return split
+
+
+def _kept_split(cases: Sequence[Case], path: Path, settings: Mapping[str, Any]) -> Split:
+    made_with = _read(path).get("settings", {})
+    changed = [k for k, v in settings.items() if k in made_with and made_with[k] != v]
+    if changed:
+        raise ConfigError(
+            f"data.split.{changed[0]}: expected {made_with[changed[0]]!r}, with which {path} was made, got "
+            f"{settings[changed[0]]!r}; use another output_dir."
+        )
+    split = Split.load(path)
+    split.check(cases, source=str(path))
     return split
 
 

@@ -149,6 +149,12 @@ class TestSplitFile:
         split = make_stage1().split
         assert Split.load(tmp_path / "run" / "split.json") == split == make_stage1().split
 
+    @pytest.fixture
+    def has_run(self, tmp_path: Path) -> None:
+        (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+        (tmp_path / "run" / "checkpoints" / "last.ckpt").touch()
+
+    @pytest.mark.usefixtures("has_run")
     def test_other_cases_are_refused(
         self, make_stage1: Callable[..., BraTSDataModule], root: Path, tmp_path: Path
     ) -> None:
@@ -158,10 +164,20 @@ class TestSplitFile:
         with pytest.raises(DataError, match=r"split.json: .*not in the split \(BraTS-GLI-00008\)"):
             make_stage1().setup("fit")
 
+    @pytest.mark.usefixtures("has_run")
     def test_other_shares_are_refused(self, make_stage1: Callable[..., BraTSDataModule]) -> None:
         assert make_stage1().split
         with pytest.raises(ConfigError, match=r"data.split.train: .*use another output_dir"):
             make_stage1(data={"split": {"train": 0.75, "val": 0.25}}).setup("fit")
+
+    def test_a_start_that_was_refused_binds_no_later_one(
+        self, make_stage1: Callable[..., BraTSDataModule], tmp_path: Path
+    ) -> None:
+        with pytest.raises(ConfigError, match=r"data.split.val: .*at least one patient"):
+            make_stage1(data={"split": {"train": 1.0, "val": 0.0}}).setup("fit")
+        split = make_stage1().split
+        assert (len(split.train), len(split.val), len(split.test)) == (4, 2, 2)
+        assert Split.load(tmp_path / "run" / "split.json") == split
 
 
 class TestRefusals:

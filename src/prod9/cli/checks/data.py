@@ -10,7 +10,7 @@ import numpy as np
 
 from prod9.cli.inputs import Inputs
 from prod9.data.checking.headers import Headers, check_headers
-from prod9.data.splits import PARTS, Part, Split, divide, resolve_split
+from prod9.data.splits import PARTS, Part, Split, resolve_split
 from prod9.errors import ConfigError, DataError
 from prod9.stages import STAGES
 from prod9.system.wording import are, plural
@@ -138,8 +138,16 @@ def _mm(values: Sequence[float] | np.ndarray) -> str:
 
 def _split(config: "RunConfig", cases: "Sequence[Case]") -> Split:
     """Return the division that the run will use, without writing it."""
-    kept, settings = Path(config.output_dir) / "split.json", config.data.split.kwargs()
-    return resolve_split(cases, kept, settings=settings) if kept.exists() else divide(cases, settings)
+    from prod9.models.run_folder import holds_run
+
+    folder = Path(config.output_dir)
+    return resolve_split(
+        cases,
+        folder / "split.json",
+        settings=config.data.split.kwargs(),
+        trained=holds_run(folder),
+        keep=False,
+    )
 
 
 def _check_parts(counts: Mapping[str, int], what: "What") -> list[str]:

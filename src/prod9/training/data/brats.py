@@ -22,6 +22,7 @@ from prod9.data.stores.segmentations import SegmentationStore, build_segmentatio
 from prod9.errors import DataError
 from prod9.label_maps import classes_of
 from prod9.measures.noise import noise_level
+from prod9.models.run_folder import holds_run
 from prod9.system.progress import Progress
 from prod9.system.wording import plural
 from prod9.training.data.module import AbstractSegmentedDataModule
@@ -63,13 +64,18 @@ class AbstractBraTSDataModule(AbstractSegmentedDataModule):
         return axis_aligned(self._cache("train")[0].affine, self._data.grid)
 
     def find_split(self) -> Split:
-        """Find the cases and divide their patients as ``<output_dir>/split.json`` says, or write that file."""
+        """Find the cases and divide their patients as ``<output_dir>/split.json`` says, or write that file.
+
+        A file that does not fit is refused where a run was trained with it, and written anew elsewhere.
+        """
         data = self._data
         self._cases = find_cases(Path(data.root), **data.reading)
         if data.spacing is None:
             check_spacing(self._cases)
-        path = Path(self.config.output_dir) / "split.json"
-        return resolve_split(self._cases, path, settings=data.split.kwargs())
+        folder = Path(self.config.output_dir)
+        return resolve_split(
+            self._cases, folder / "split.json", settings=data.split.kwargs(), trained=holds_run(folder)
+        )
 
     def content_digests(self) -> dict[str, str]:
         """Return a digest of the files of each case of the training and validation parts, without reading all of it."""
