@@ -1,11 +1,13 @@
 """The app with the packaged models, drawing in two steps. Test modules are skipped where its extra is not installed."""
 
 import time
+from functools import partial
 
 import numpy as np
 import pytest
 
 from prod9.volumes import write
+from tests.harness import later_models, trained
 
 OWN = {"x-prod9": "1"}
 AFFINE = np.diag([3.75, 3.75, 3.75, 1.0])
@@ -16,6 +18,18 @@ def models():
     from prod9.app.models import PACKAGED, Models
 
     return Models(names=tuple(PACKAGED), device="cpu", overrides=[("sampler.steps", 2)])
+
+
+@pytest.fixture(scope="session")
+def steered(tmp_path_factory):
+    """A control network of the tests beside a packaged model, and a case of its cohort: name → file."""
+    from prod9.app.models import Models
+
+    base = tmp_path_factory.getbasetemp()
+    control, cohort = later_models(base)[1], trained(base).cohort
+    case = sorted(path for path in cohort.iterdir() if path.is_dir())[0]
+    files = {name: case / f"{case.name}-{name}.nii.gz" for name in ("t1n", "seg")}
+    return Models(names=("demo/label", str(control)), device="cpu", overrides=[("sampler.steps", 2)]), files
 
 
 @pytest.fixture
@@ -55,16 +69,17 @@ def send(client, tmp_path):
 @pytest.fixture
 def finish(client):
     """Start a job and return it when it has ended."""
+    return partial(finished, client)
 
-    def run(**request):
-        started = client.post("/api/jobs", json=request, headers=OWN)
-        assert started.status_code == 202, started.text
-        until = time.monotonic() + 120
-        while time.monotonic() < until:
-            job = client.get("/api/jobs").json()["jobs"][-1]
-            if job["state"] != "running":
-                return job
-            time.sleep(0.02)
-        raise AssertionError("the job did not end")
 
-    return run
+def finished(client, **request):
+    """Start a job and return it when it has ended."""
+    started = client.post("/api/jobs", json=request, headers=OWN)
+    assert started.status_code == 202, started.text
+    until = time.monotonic() + 120
+    while time.monotonic() < until:
+        job = client.get("/api/jobs").json()["jobs"][-1]
+        if job["state"] != "running":
+            return job
+        time.sleep(0.02)
+    raise AssertionError("the job did not end")

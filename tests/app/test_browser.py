@@ -6,9 +6,11 @@ import socket
 import subprocess
 import threading
 import time
+from contextlib import contextmanager
 
 import pytest
 
+from tests.app.chromium import browser
 from tests.app.conftest import OWN
 from tests.evaluation.report.test_browser import CHROMIUM, SOFTWARE_WEBGL
 
@@ -22,16 +24,47 @@ pytestmark = [
 ]
 
 
-@pytest.fixture
-def address(models, tmp_path):
+@contextmanager
+def served(models, folder):
+    """Yield the address of an app that runs."""
     listening = socket.create_server(("127.0.0.1", 0))
-    running = server(models, tmp_path / "app")
+    running = server(models, folder)
     thread = threading.Thread(target=running.run, kwargs={"sockets": [listening]}, daemon=True)
     thread.start()
     yield f"http://127.0.0.1:{listening.getsockname()[1]}"
     running.should_exit = True
     thread.join(10)
-    shutil.rmtree(tmp_path / "app", ignore_errors=True)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def address(models, tmp_path):
+    with served(models, tmp_path / "app") as found:
+        yield found
+
+
+def test_a_segmentation_is_given_and_followed_by_clicks_alone(steered, tmp_path):
+    models, files = steered
+    with served(models, tmp_path / "app") as address, browser(tmp_path) as page:
+        page.open(address)
+        page.choose("#model", models.names[1])
+        page.wait("!document.querySelector('#mask-row').hidden")
+        assert "Segmentation to follow" in page.text()
+        page.choose("#label", "T1ce")
+        page.click("#go")  # too early: one sentence says what is missing
+        page.wait("!document.querySelector('#error').hidden")
+        assert "Choose the segmentation first." in page.text()
+        page.give("#mask", files["seg"])
+        page.give("#scan", files["t1n"])
+        assert page.value("document.querySelector('#label').value") == "T1ce"
+        page.click("#go")
+        page.wait("document.body.dataset.shown === 'T1ce_0000.nii.gz'")
+        assert page.value("document.body.dataset.drawn") == "true"
+        assert not page.value("document.querySelector('#overlay-row').hidden")
+        assert page.value("document.querySelector('#error').hidden"), page.text()
+        assert "T1ce steered by" in page.text()
+        page.screenshot(tmp_path / "control.png")
+        assert page.said == []
 
 
 def test_a_page_that_is_loaded_shows_the_last_result(address, tmp_path):

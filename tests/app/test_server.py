@@ -9,9 +9,12 @@ import pytest
 pytest.importorskip("starlette", reason="needs pip install 'prod9[app]'")
 pytest.importorskip("httpx2", reason="needs pip install httpx2, which Starlette's test client uses")
 
+from starlette.testclient import TestClient
+
 from prod9.app.jobs import Runner
+from prod9.app.server import App
 from prod9.errors import ConfigError
-from tests.app.conftest import OWN
+from tests.app.conftest import OWN, finished
 
 
 def test_the_page_loads_nothing_from_elsewhere(client):
@@ -72,6 +75,35 @@ def test_a_region_is_drawn_again_and_nothing_else(client, send, finish, head):
     voxels = np.asarray(made.dataobj)
     np.testing.assert_array_equal(voxels[region == 0], head[region == 0])
     assert not np.array_equal(voxels[region == 1], head[region == 1])
+
+
+@pytest.mark.parametrize("scan", [True, False])
+def test_lesions_are_placed_by_a_segmentation(steered, tmp_path, scan):
+    models, files = steered
+    server = App(models=models, folder=tmp_path).server()
+    client = TestClient(server, base_url="http://127.0.0.1", raise_server_exceptions=False)
+    sent = {
+        name: client.put(f"/api/uploads/{path.name}", content=path.read_bytes(), headers=OWN).json()
+        for name, path in files.items()
+    }
+    assert client.get("/api/model", params={"name": models.names[1]}).json()["tasks"] == ["control"]
+    job = finished(
+        client, model=models.names[1], task="control", label="T1", mask=sent["seg"]["id"],
+        scan=sent["t1n"]["id"] if scan else None, num_samples=2,
+    )  # fmt: skip
+    assert job["state"] == "done", job["message"]
+    assert [result["name"] for result in job["results"]] == ["T1_0000.nii.gz", "T1_0001.nii.gz"]
+    # Without its scan, the middle of the file is taken for that of the head, and the user is told so.
+    centred = [note for note in job["notes"] if "field of view" in note]
+    assert bool(centred) != scan
+    assert client.get(job["record"]).json()["notes"] == job["notes"]
+    mask = nib.Nifti1Image.from_bytes(gzip.decompress(client.get(job["results"][0]["mask"]).content))
+    made = nib.Nifti1Image.from_bytes(gzip.decompress(client.get(job["results"][0]["url"]).content))
+    assert mask.shape == made.shape == (16, 16, 16)
+    np.testing.assert_array_equal(mask.affine, made.affine)
+    assert np.asarray(mask.dataobj).any()
+    missing = finished(client, model=models.names[1], task="control", label="T1")
+    assert missing["message"].startswith("seg: expected a segmentation")
 
 
 @pytest.mark.parametrize(

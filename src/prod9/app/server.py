@@ -42,6 +42,11 @@ _DONE: Mapping[Task, str] = {
     "control": "steered",
 }
 """What a task did to the modality, in the title of its job."""
+_WORDS = {
+    "pass --resample": "tick the box on different voxels",
+    "set data.label_scheme to the scheme of the data": "give `prod9 generate control --label-scheme` that one",
+}
+"""Options in messages, in words of the page."""
 _ASSETS = files("prod9.app") / "assets"
 
 
@@ -165,7 +170,9 @@ class App:
         """Return a message with names of files as their owner knows them, and the page's words for options."""
         for path in self.uploads.values():
             message = message.replace(str(path), path.name)
-        return message.replace("pass --resample", "tick the box on different voxels")
+        for words, here in _WORDS.items():
+            message = message.replace(words, here)
+        return message
 
     def _job(self, job: Job) -> dict[str, Any]:
         made = [
@@ -183,6 +190,7 @@ class App:
             "share": round(job.share, 3),
             "seconds": round(job.seconds, 1),
             "message": job.message,
+            "notes": list(job.results[0].notes) if made else [],
             "results": made,
             "record": f"/files/{job.id}/{RECORD}" if made else None,
         }

@@ -30,7 +30,7 @@ class Request:
         task: what to do with it.
         label: the modality to make.
         sources: modality → file, for a translation.
-        scan: the file whose region is drawn again.
+        scan: the file whose region is drawn again, or that of the segmentation, which says where the head is.
         mask: the region, or the segmentation to follow.
         num_samples: how many volumes.
         seed: of the first one.
@@ -50,10 +50,11 @@ class Request:
 
 @dataclass(frozen=True)
 class Result:
-    """A file that was made; ``mask`` is to be laid over it, if there is one."""
+    """A file that was made; ``mask`` is to be laid over it, if there is one, and ``notes`` are to be told with it."""
 
     path: Path
     mask: Path | None = None
+    notes: tuple[str, ...] = ()
 
 
 def carry_out(model: Model, request: Request, folder: Path, report: Share) -> list[Result]:
@@ -122,7 +123,8 @@ def _control(
     pipeline: AbstractControlPipeline, request: Request, folder: Path, report: Share
 ) -> Iterator[Result]:
     pipeline.check(request.label, request.mask is not None)
-    seg = pipeline.place(_needed(request.mask, "mask"))
+    seg = pipeline.place(_needed(request.mask, "mask"), reference=request.scan)
+    notes = tuple(seg.warnings(remedy="the scan that it belongs to, given with it,"))
     mask = folder / "segmentation.nii.gz"
     write(mask, seg.seg, seg.affine, dtype="uint8", space=seg.space)
     for volume in pipeline.generate(
@@ -130,7 +132,7 @@ def _control(
     ):
         path = folder / f"{request.label}_{volume.index:04d}.nii.gz"
         write(path, volume.data, volume.affine, space=seg.space)
-        yield Result(path, mask)
+        yield Result(path, mask, notes)
 
 
 _TASKS: dict[Task, Callable[[Any, Request, Path, Share], Iterator[Result]]] = {
@@ -164,4 +166,5 @@ def _record(model: Model, request: Request, results: list[Result]) -> dict[str, 
         "resample": request.resample,
         "inputs": {name: path.name for name, path in files.items() if path is not None},
         "results": [result.path.name for result in results],
+        "notes": list(results[0].notes),
     }

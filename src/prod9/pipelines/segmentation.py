@@ -1,6 +1,6 @@
 """Brings a segmentation from a file to the grid of a model, with the preprocessing of training."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,6 +16,8 @@ from prod9.pipelines.placement import GridPlacement, Placed, same_grid, share_be
 from prod9.volumes import VolumeFile
 
 DEFAULT_SCHEME = "canonical"
+CUT = 0.001
+"""Share of a head or a segmentation beyond the grid that is worth a warning."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +46,23 @@ class PlacedSegmentation:
     kept: Mapping[int, Kept] = field(default_factory=dict)
     space: int = 1
     doubt: str | None = None
+
+    def warnings(self, *, remedy: str) -> Iterator[str]:
+        """Yield what may make it another segmentation than the user means. remedy: how to name the scan of the head."""
+        if not self.seg.any():
+            yield "nothing is segmented: the volumes will show a brain without lesion"
+        elif self.found_by == "field":
+            yield (
+                "no scan lies beside it, so its field of view is centred on the grid, where training centres the "
+                f"head; {remedy} does better"
+            )
+        if self.cut > CUT:
+            yield f"{self.cut:.1%} of the segmented voxels lie beyond the model's grid and are lost"
+        if self.doubt is not None:
+            yield self.doubt
+        loss = describe_loss(self.kept)
+        if loss is not None:
+            yield f"some of it falls between the voxels of the model ({loss})"
 
 
 def place_segmentation(

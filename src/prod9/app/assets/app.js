@@ -49,8 +49,8 @@
       const sent = await call(`/api/uploads/${encodeURIComponent(file.name)}`, { method: "PUT", headers: OWN, body: file });
       uploads[slot] = sent;
       note.textContent = `${sent.shape.join(" × ")} voxels of ${sent.spacing.join(" × ")} mm`;
-      if (slot === "scan" && model && model.labels.includes(sent.modality)) $("label").value = sent.modality;
-      refresh(`${sent.name} (given)`);
+      if (slot === "scan" && $("task").value === "inpaint" && model && model.labels.includes(sent.modality)) $("label").value = sent.modality;
+      refresh(`${(slot === "mask" && uploads.scan ? uploads.scan : sent).name} (given)`);
     } catch (error) { note.textContent = ""; input.value = ""; fail(error); }
   });
 
@@ -60,7 +60,9 @@
     $("label-row").hidden = false;
     $("label-words").textContent = { translate: "Modality to make", inpaint: "Modality of the scan" }[task] || "Modality";
     $("sources").hidden = task !== "translate";
-    $("scan-row").hidden = task !== "inpaint";
+    $("scan-row").hidden = !["inpaint", "control"].includes(task);
+    $("scan-words").textContent = task === "inpaint" ? "Scan" : "Scan of the segmentation, which says where the head is (optional)";
+    $("labels-hint").hidden = task !== "control";
     $("mask-row").hidden = !["inpaint", "control"].includes(task);
     $("mask-words").textContent = task === "inpaint" ? "Region to draw again (mask on the scan's voxels)" : "Segmentation to follow";
     $("resample-row").hidden = !["translate", "inpaint"].includes(task);
@@ -87,8 +89,9 @@
       wanted.sources = Object.fromEntries([...$("source-rows").children].map((row) => row.dataset.name).filter((name) => uploads[name]).map((name) => [name, id(name)]));
       if (!Object.keys(wanted.sources).length) throw new Error("Choose at least one scan of the patient first.");
     }
-    if (task === "inpaint") { wanted.scan = id("scan"); if (!wanted.scan) throw new Error("Choose the scan first."); }
-    if (["inpaint", "control"].includes(task)) { wanted.mask = id("mask"); if (!wanted.mask) throw new Error("Choose the mask first."); }
+    if (["inpaint", "control"].includes(task)) wanted.scan = id("scan");
+    if (task === "inpaint" && !wanted.scan) throw new Error("Choose the scan first.");
+    if (["inpaint", "control"].includes(task)) { wanted.mask = id("mask"); if (!wanted.mask) throw new Error(task === "inpaint" ? "Choose the mask first." : "Choose the segmentation first."); }
     for (const [name, words] of [["num-samples", "Volumes"], ["seed", "Seed"]]) if (!$(name).checkValidity() || $(name).value === "") throw new Error(`${words}: expected a whole number from ${$(name).min} to ${$(name).max}.`);
     return { ...wanted, num_samples: Number($("num-samples").value), seed: Number($("seed").value), resample: $("resample").checked };
   };
@@ -139,6 +142,7 @@
       row.append(`${number.get(job.id)}: ${job.title} (${job.seconds} s): `);
       if (job.state === "done") job.results.forEach((result) => row.append(link(result.url, `download ${result.name}`), " · "));
       if (job.record) row.append(link(job.record, "what was used (JSON)"));
+      for (const text of job.notes) { const note = document.createElement("p"); note.className = "note"; note.textContent = `Note: ${text}.`; row.append(note); }
       if (job.state !== "done") { row.className = "bad"; row.append(job.state === "failed" ? `failed: ${job.message}` : "cancelled"); }
       return row;
     });
@@ -148,7 +152,8 @@
   /* ---- the viewer ---- */
 
   const refresh = async (wanted, job) => {
-    const given = Object.entries(uploads).filter(([slot]) => slot !== "mask").map(([, one]) => ({ name: `${one.name} (given)`, text: `${one.name} (given)`, url: one.url, mask: null }));
+    const { mask } = uploads, over = (slot, one) => (slot === "scan" && mask && mask.shape.join() === one.shape.join() ? mask.url : null);
+    const given = Object.entries(uploads).filter(([slot]) => slot !== "mask").map(([slot, one]) => ({ name: `${one.name} (given)`, text: `${one.name} (given)`, url: one.url, mask: over(slot, one) }));
     const all = [...items, ...given], scans = all.map((one, k) => [String(k), one.text]);
     fill($("shown"), scans);
     $("shown").disabled = !all.length;

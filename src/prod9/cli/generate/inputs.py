@@ -1,6 +1,6 @@
 """Finds the files that a command line names, and warns of segmentations that may not be what the user means."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,9 +10,6 @@ from prod9.system.machine import expand
 
 if TYPE_CHECKING:
     from prod9.pipelines.segmentation import PlacedSegmentation
-
-CUT = 0.001
-"""Share of a head or a segmentation beyond the grid that is worth a warning."""
 
 
 def find_segmentations(given: Sequence[Path]) -> dict[str, Path]:
@@ -79,24 +76,5 @@ def _stem(name: str) -> str:
 
 def warn_of(placed: "PlacedSegmentation", file: Path) -> None:
     """Warn of what may make the segmentation of ``file`` another than the user means."""
-    for text in _doubts(placed):
+    for text in placed.warnings(remedy="--reference SCAN"):
         shared.warn(f"{file}: {text}.")
-
-
-def _doubts(placed: "PlacedSegmentation") -> Iterator[str]:
-    from prod9.data.seg_loss import describe_loss
-
-    if not placed.seg.any():
-        yield "nothing is segmented: the volumes will show a brain without lesion"
-    elif placed.found_by == "field":
-        yield (
-            "no scan lies beside it, so its field of view is centred on the grid, where training centres the "
-            "head; --reference SCAN does better"
-        )
-    if placed.cut > CUT:
-        yield f"{placed.cut:.1%} of the segmented voxels lie beyond the model's grid and are lost"
-    if placed.doubt is not None:
-        yield placed.doubt
-    loss = describe_loss(placed.kept)
-    if loss is not None:
-        yield f"some of it falls between the voxels of the model ({loss})"

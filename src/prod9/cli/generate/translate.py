@@ -11,7 +11,6 @@ import typer
 
 from prod9.cli import shared
 from prod9.cli.front.after import tell_next
-from prod9.cli.generate.inputs import CUT
 from prod9.cli.generate.options import (
     Detail,
     Model,
@@ -322,6 +321,7 @@ def _translate(
 
 
 def _warn(job: Job, placed: "Placed") -> None:
+    from prod9.pipelines.segmentation import CUT
     from prod9.volumes import cautions
 
     for text in cautions(placed.reference).values():
