@@ -1,6 +1,9 @@
 """`prod9 doctor`: what it reports about packages, weights and the machine."""
 
 import json
+import re
+import tomllib
+from pathlib import Path
 
 from prod9.cli.app import app
 from prod9.cli.shared import run
@@ -22,6 +25,15 @@ def test_weights_are_found_in_their_folder(tmp_path, monkeypatch):
     file = tmp_path / WEIGHT_FILES["squeeze"][0]
     file.touch()
     assert doctor.examine()["weights"]["files"]["squeeze"] == str(file)
+
+
+def test_every_extra_of_a_user_is_reported_and_told_how_to_install():
+    root = Path(__file__).resolve().parents[2]
+    extras = set(tomllib.loads((root / "pyproject.toml").read_text())["project"]["optional-dependencies"])
+    told = set(re.findall(r"prod9\[(\w+)\]", (root / "docs" / "how-to" / "install.md").read_text()))
+    of_developers = {"bench", "docs", "release"}
+    assert extras - of_developers == set(doctor.EXTRAS)
+    assert extras - {"release"} == told
 
 
 def test_a_missing_extra_comes_with_its_command(monkeypatch, capsys):

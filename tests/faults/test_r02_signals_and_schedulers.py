@@ -82,6 +82,18 @@ def test_r3_every_signal_saves_once_and_says_how_to_go_on(signum, make_config, m
     assert {s: signal.getsignal(s) for s in SIGNALS} == handlers
 
 
+@pytest.mark.parametrize("step", [0, 2])
+def test_r3_commands_that_go_on_by_themselves_ask_for_no_option(step, make_config, memory_data, monkeypatch):
+    config = make_config("autoencoder", "run", callbacks={"num_samples": 0})
+    if step:
+        kill_at(monkeypatch, step, signal.SIGINT)
+    else:
+        monkeypatch.setattr(MemoryData, "setup", lambda *_: os.kill(os.getpid(), signal.SIGINT))
+    with pytest.raises(InterruptedTrainingError, match=r"the same command goes on from (t?here)") as e:
+        train(config, resume="auto")  # as the demo and fine-tuning do, which have no --resume
+    assert "--resume" not in str(e.value)
+
+
 def test_r3_nohup_is_respected(make_config, memory_data, monkeypatch):
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:

@@ -44,7 +44,9 @@ _DONE: Mapping[Task, str] = {
 """What a task did to the modality, in the title of its job."""
 _WORDS = {
     "pass --resample": "tick the box on different voxels",
-    "set data.label_scheme to the scheme of the data": "give `prod9 generate control --label-scheme` that one",
+    "set data.label_scheme (--label-scheme) to the scheme of the data": "for these, use `prod9 generate control` with "
+    "--label-scheme",
+    "set data.label_scheme to the scheme of the data": "use `prod9 generate control` with --label-scheme",
 }
 """Options in messages, in words of the page."""
 _ASSETS = files("prod9.app") / "assets"
@@ -190,7 +192,7 @@ class App:
             "share": round(job.share, 3),
             "seconds": round(job.seconds, 1),
             "message": job.message,
-            "notes": list(job.results[0].notes) if made else [],
+            "notes": [self._for_the_page(note) for note in job.results[0].notes] if made else [],
             "results": made,
             "record": f"/files/{job.id}/{RECORD}" if made else None,
         }

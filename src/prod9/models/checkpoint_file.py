@@ -95,7 +95,7 @@ def _install(write: Callable[[Path], str], path: Path, *, keep_previous: bool) -
         reason = str(error.__cause__ or error).split("\n")[0]
         raise DataError(
             f"{path}: cannot be written ({reason}); free some space, or choose another output_dir. The checkpoints "
-            "written before are whole, and the same command with --resume goes on from the last of them."
+            "written before are whole: the same command (`prod9 train` with --resume) goes on from the last of them."
         ) from error
     return digest
 

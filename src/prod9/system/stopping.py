@@ -37,6 +37,7 @@ class Watch:
         gentle: only note signals, and stop at once only at a second Ctrl-C.
         twice: whether there was a second Ctrl-C.
         timed_out: whether the time limit was reached.
+        again: what goes on from here, in messages.
     """
 
     def __init__(self, say: Callable[[str], None] = lambda _: None) -> None:
@@ -45,6 +46,7 @@ class Watch:
         self.gentle = False
         self.twice = False
         self.timed_out = False
+        self.again = "the same command with --resume"
         self._owner = os.getpid()
 
     @property

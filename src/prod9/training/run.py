@@ -102,6 +102,8 @@ def train(
         ended_with_a_hint(output_dir, watch),
         locked(output_dir) if is_first_rank() else nullcontext(),
     ):
+        if resume == "auto":
+            watch.again = "the same command"  # as the demo and fine-tuning have it, which know no --resume
         start = _find_start(config, resume)
         if start is None:
             return _train(config, None, init_from, device, watch, base=base)

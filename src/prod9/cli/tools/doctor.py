@@ -16,6 +16,7 @@ from prod9.system.wording import plural
 
 PACKAGES = ("prod9", "torch", "monai", "lightning", "numpy", "nibabel", "scipy", "pydantic", "safetensors")
 EXTRAS = {
+    "app": ("starlette", "uvicorn"),
     "hub": ("huggingface_hub",),
     "medmnist": ("medmnist",),
     "notebook": ("ipyniivue",),

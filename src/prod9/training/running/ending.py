@@ -60,7 +60,7 @@ def ended_with_a_hint(output_dir: Path, watch: Watch) -> Iterator[None]:
             raise SystemExit(1) from error
         raise TrainingError(
             f"Another process of this run ended early; its own message, if it printed one, gives the reason. "
-            f"{_hint(output_dir)}"
+            f"{_hint(output_dir, watch)}"
         ) from error
 
 
@@ -68,17 +68,16 @@ def _stopped_at_once(output_dir: Path, watch: Watch) -> InterruptedTrainingError
     how = f"Stopped by {watch.name if watch.asked is not None else 'SIGINT'}"
     if watch.twice:
         how = "Stopped at once by a second Ctrl-C, without saving"
-    return InterruptedTrainingError(f"{how}. {_hint(output_dir)}", watch.exit_code)
+    return InterruptedTrainingError(f"{how}. {_hint(output_dir, watch)}", watch.exit_code)
 
 
-def _hint(output_dir: Path) -> str:
+def _hint(output_dir: Path, watch: Watch) -> str:
     last = next(iter(find_checkpoints(output_dir)), None)
     if last is None:
         return (
-            "There is no checkpoint yet; what was cached or encoded is kept, and the same command with --resume goes "
-            "on from here."
+            f"There is no checkpoint yet; what was cached or encoded is kept, and {watch.again} goes on from here."
         )
-    return f"The last checkpoint is {last}; the same command with --resume goes on from there."
+    return f"The last checkpoint is {last}; {watch.again} goes on from there."
 
 
 def _requeued(error: InterruptedTrainingError, watch: Watch) -> InterruptedTrainingError:

@@ -136,6 +136,6 @@ class StopOnSignal(Callback):
         reason = self.watch.name if self.watch.asked is not None else "a signal to another process"
         raise InterruptedTrainingError(
             f"Stopped by {reason} after step {module.step} and saved "
-            f"{self.keeper.folder / LAST}; the same command with --resume goes on from there.",
+            f"{self.keeper.folder / LAST}; {self.watch.again} goes on from there.",
             self.watch.exit_code,
         )
