@@ -44,6 +44,15 @@ def test_a_clean_dataset_of_every_layout(tmp_path: Path, name: str) -> None:
         assert text in ran.out
 
 
+@pytest.mark.parametrize(("patients", "then"), [(2, "generate translate"), (4, "plan")])
+def test_the_next_command_is_one_that_these_patients_allow(tmp_path: Path, patients: int, then: str) -> None:
+    write_brats_tree(tmp_path, patients)
+    ran = run("prod9", "data", "check", tmp_path)
+    assert ran.code == 0, ran.err
+    assert f": prod9 {then} " in ran.err
+    assert ("--target FLAIR -o made" in ran.err) == (patients == 2)
+
+
 def test_errors_are_printed_with_the_file(tmp_path: Path) -> None:
     write_brats_tree(tmp_path / "data", 4)
     bad = next((tmp_path / "data").rglob("*t2w.nii.gz"))

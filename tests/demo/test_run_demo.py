@@ -11,9 +11,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from prod9.data.simulated.cohort import simulate_cohort
 from prod9.demo.plan import make_plan
-from prod9.demo.steps import Reporter, run_demo
-from prod9.evaluation.report.pictures import CONTROL, GENERATED, MONTAGE, PICTURES
+from prod9.demo.steps import Reporter, _Demo, run_demo
+from prod9.evaluation.report.pictures import CONTROL, GENERATED, MONTAGE, PICTURES, REMOVAL
 
 
 @contextmanager
@@ -108,3 +109,17 @@ def test_the_other_family_leaves_the_same_files_and_scores(tmp_path: Path) -> No
     for picture in (CONTROL, MONTAGE, GENERATED):
         assert (tmp_path / picture.file).read_bytes().startswith(b"\x89PNG")
     assert run_demo(plan, report=report, device="cpu")["stages"] == block["stages"]
+
+
+@pytest.mark.slow
+def test_a_first_picture_is_there_before_anything_is_trained(tmp_path: Path) -> None:
+    plan = make_plan(tmp_path, num_patients=14)
+    simulate_cohort(plan.data_dir, num_subjects=14, spacing_mm=plan.spacing_mm, seed=plan.seed)
+    said: list[str] = []
+    demo = _Demo(plan, Reporter(say=said.append, bar=silent_bar), "cpu")
+    demo._show_first(plan.stage1())
+    picture = tmp_path / REMOVAL.file
+    assert said == [f"First picture, by the packaged weights: {picture}"]
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    demo._show_first(plan.stage1())  # once is enough: a demo that goes on keeps its pictures
+    assert len(said) == 1

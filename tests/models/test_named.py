@@ -13,7 +13,7 @@ from prod9.models.checkpoint_manager import CheckpointManager
 from prod9.models.checkpoint_places import find_recorded
 from prod9.models.named import hub
 from prod9.models.named.find import located, provenance, require_model
-from prod9.models.named.packaged import PACKAGED, packaged_named, packaged_with
+from prod9.models.named.packaged import PACKAGED, named_in, packaged_named, packaged_with
 from tests.training.tiny import write_autoencoder
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -204,3 +204,12 @@ def test_the_manifests_of_packaged_models_are_whole() -> None:
     for model in PACKAGED.values():
         listed = json.loads((model.folder / "manifest.json").read_text(encoding="utf-8"))["files"]
         assert {"model.safetensors", "config.json"} <= set(listed)
+
+
+def test_messages_name_packaged_models_as_their_users_do():
+    folder = PACKAGED["stage2_label"].folder
+    assert named_in(f"{folder}: expected a decoder") == "demo/label: expected a decoder"
+    assert named_in(f"{folder}/config.json: damaged") == f"{folder}/config.json: damaged"
+    assert named_in(f"{PACKAGED['stage2'].folder}, {PACKAGED['stage2_refiner'].folder}") == (
+        "demo/translate, demo/stage2_refiner"
+    )

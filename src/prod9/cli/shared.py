@@ -298,9 +298,11 @@ def run_app(app: typer.Typer) -> NoReturn:
 
 def _message(error: Prod9Error) -> str:
     """Return the message of ``error``, without the traceback that loader processes wrap it in."""
+    from prod9.models.named.packaged import named_in
+
     text = str(error)
     if "Original Traceback" not in text:
-        return text
+        return named_in(text)
     return text.rpartition(f"{type(error).__module__}.{type(error).__qualname__}: ")[2].strip()
 
 

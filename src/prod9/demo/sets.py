@@ -1,5 +1,6 @@
 """The volumes that a demo run is scored on, by part of the cohort."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -81,10 +82,12 @@ def show_best(volumes: VolumeSet) -> int | None:
     return int(areas.argmax()) if len(areas) and areas.any() else None
 
 
-def load_sets(config: AutoencoderConfig | MaisiVAEConfig) -> dict[Part, VolumeSet]:
-    """Read the volumes of each part of the cohort, preprocessed as in training."""
+def load_sets(
+    config: AutoencoderConfig | MaisiVAEConfig, parts: Sequence[Part] = PARTS
+) -> dict[Part, VolumeSet]:
+    """Read the volumes of each of ``parts`` of the cohort, preprocessed as in training."""
     data = BraTSDataModule(config)
-    return {part: load_volumes(data.build_patients(part), config.data.label_map) for part in PARTS}
+    return {part: load_volumes(data.build_patients(part), config.data.label_map) for part in parts}
 
 
 def load_volumes(dataset: CachedAllModalitiesDataset, label_map: dict[str, int]) -> VolumeSet:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from prod9 import __version__
-from prod9.config.schema import RunConfig
+from prod9.config.schema import AutoencoderConfig, MaisiVAEConfig, RunConfig
 from prod9.data.layouts.find import find_cases
 from prod9.data.simulated.cohort import simulate_cohort
 from prod9.data.stores.translations import content_key
@@ -31,6 +31,7 @@ from prod9.demo.translation import score_translations
 from prod9.devices import torch_device
 from prod9.errors import DataError
 from prod9.evaluation.judges.segmenter import Segmenter, train_segmenter
+from prod9.evaluation.report.pictures import REMOVAL
 from prod9.evaluation.sets.patients import region_masks
 from prod9.files import atomic_write
 from prod9.json_files import read_json, read_object, without_nan, write_json
@@ -50,8 +51,6 @@ from prod9.volumes import read, write
 
 _PIPELINES = {"maskgit": (MaskGiTPipeline, ControlPipeline), "maisi": (MAISIPipeline, MAISIControlPipeline)}
 """The pipelines of stages 2 and 3 of each family."""
-
-
 _FORM = 2
 """Number of the form of the scores that are kept: those of another form are computed again."""
 AUTOGUIDANCE = 0.25
@@ -119,6 +118,8 @@ class _Demo:
         plan, names = self.plan, self.plan.names
         self._simulate()
         config = plan.stage1()
+        if plan.family == "maskgit" and not plan.from_scratch:
+            self._show_first(config)
         stage1 = self._train(config, names.autoencoder)
         stage2 = self._train(plan.stage2(stage1), names.generator)
         weak = plan.weak(stage1, stage2 / "store")
@@ -135,10 +136,7 @@ class _Demo:
                 names.generator, [stage1, stage2], lambda: judges.score(generated, labels)
             ),
         }
-        pictures = DemoPictures(
-            output_dir=plan.output_dir, run_dir=plan.run_dir, held_out=sets["test"], label_map=label_map,
-            view=View(spacing=config.data.spacing, radiological=plan.radiological),
-        )  # fmt: skip
+        pictures = self._pictures(config, sets["test"])
         pictures.draw_overview(autoencoder, generated, labels)
         block: Metrics = {"stages": stages}
         if not plan.from_scratch:
@@ -154,6 +152,26 @@ class _Demo:
             block["removal"] = removed
         pictures.draw(stages, removed)
         return block
+
+    def _show_first(self, config: AutoencoderConfig | MaisiVAEConfig) -> None:
+        """Draw what the packaged weights do, so that there is a picture while the stages train."""
+        plan = self.plan
+        path = plan.output_dir / REMOVAL.file
+        held_out = None if path.exists() else load_sets(config, ("test",))["test"]
+        if held_out is None or not held_out.lesions.any():
+            return
+        weights, device = starter_weights(plan.names.generator), torch_device(self.device)
+        generator = MaskGiTPipeline.from_checkpoint(weights, device=device)
+        removed = remove_tumour(generator, held_out, folder=plan.run_dir / "removal", seed=plan.seed)
+        self._pictures(config, held_out).draw({}, removed)
+        self.report.say(f"First picture, by the packaged weights: {path}")
+
+    def _pictures(self, config: AutoencoderConfig | MaisiVAEConfig, held_out: VolumeSet) -> DemoPictures:
+        plan = self.plan
+        return DemoPictures(
+            output_dir=plan.output_dir, run_dir=plan.run_dir, held_out=held_out, label_map=config.data.label_map,
+            view=View(spacing=config.data.spacing, radiological=plan.radiological),
+        )  # fmt: skip
 
     def _kept(
         self, name: str, runs: Sequence[Path], score: Callable[[], Metrics], folder: Path | None = None

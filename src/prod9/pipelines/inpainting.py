@@ -82,7 +82,7 @@ class InpaintingPipeline:
         if generator.kind != "label_conditional":
             raise ConfigError(
                 f"model: expected one of kind 'label_conditional', got {generator.kind!r}, which needs other "
-                "modalities as well; name a run of the stage2_label configs."
+                "modalities as well; name demo/label or a run of the stage2_label configs."
             )
         if blend < 0 or margin < 0:
             raise ValueError(f"blend, margin: expected at least 0, got {blend} and {margin}.")

@@ -202,8 +202,8 @@ class MaskGiTPipeline(AbstractLabelPipeline):
         if self.kind != "label_conditional" and not self.is_few_shot:
             raise ConfigError(
                 f"model: expected one of kind 'label_conditional' to generate from a label, got {self.kind!r}, which "
-                "makes a modality from others; use `prod9 generate translate`, or name a run of the stage2_label "
-                "configs."
+                "makes a modality from others; use `prod9 generate translate`, or name demo/label or a run of the "
+                "stage2_label configs."
             )
         return self.volumes(
             partial(self.sample_label, self.label_map[name], examples=examples),

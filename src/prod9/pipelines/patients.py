@@ -82,7 +82,7 @@ class PatientPipeline:
         if first.kind != "label_conditional":
             raise ConfigError(
                 f"model: expected one of kind 'label_conditional' to make the first modality, got {first.kind!r}; "
-                "name a run of the stage2_label configs."
+                "name demo/label or a run of the stage2_label configs."
             )
         if set(names) != set(known) or first.grid != translator.generator.grid:
             raise ConfigError(

@@ -127,7 +127,7 @@ class TranslationPipeline:
         if generator.kind == "label_conditional":
             raise ConfigError(
                 f"{path}: expected a model of kind 'single_stream' or 'decoder', got 'label_conditional', which takes "
-                "no source; name a run of the stage2 configs, or use `prod9 generate label`."
+                "no source; name demo/translate or a run of the stage2 configs, or use `prod9 generate label`."
             )
         chosen: Refine | None = None
         if refine:

@@ -11,6 +11,7 @@ from prod9.cli.front.after import tell_next
 from prod9.cli.front.places import one_file
 from prod9.cli.shared import FAILED, DebugOption, JsonOption, console, messages, print_json, progress
 from prod9.errors import ConfigError
+from prod9.modalities import MODALITIES
 from prod9.system.progress import Progress
 from prod9.system.wording import plural
 
@@ -87,6 +88,18 @@ def check(
     if not report.ok:
         raise typer.Exit(FAILED)
     if not as_json:
+        _tell_next(report, root)
+
+
+def _tell_next(report: "Report | MedMNIST3DReport", root: Path) -> None:
+    """Print the next command: a plan, or what a packaged model makes of patients who are too few to train on."""
+    facts = report.facts()
+    counts = [facts.get("modalities", {}).get(name, 0) for name in MODALITIES]
+    if any(counts) and any(finding.code == "few" for finding in report.findings):
+        target = ("--target", MODALITIES[-1]) if min(counts) == facts["cases"] else ()
+        words = ("generate", "translate", "--model", "demo/translate", "--patient", root, *target)
+        tell_next("prod9", *words, "-o", "made", note="with a packaged model")
+    else:
         tell_next("prod9", "plan", root, "-o", "plan")
 
 

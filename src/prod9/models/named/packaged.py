@@ -1,6 +1,7 @@
 """The models that come with prod9, by name. A plain table; nothing here imports torch."""
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
@@ -102,6 +103,13 @@ def packaged_named(name: str) -> Packaged | None:
 def packaged_at(folder: Path) -> Packaged | None:
     """Return the packaged model whose folder is ``folder``; None for any other place."""
     return next((model for model in PACKAGED.values() if model.folder == folder), None)
+
+
+def named_in(text: str) -> str:
+    """Return ``text`` with the names of packaged models in the place of their folders."""
+    for model in PACKAGED.values():
+        text = re.sub(f"{re.escape(str(model.folder))}(?![\\w/\\\\])", model.names[0], text)
+    return text
 
 
 def packaged_with(sha256: str) -> Packaged | None:

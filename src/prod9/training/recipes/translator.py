@@ -89,7 +89,7 @@ def load_translator(
     if recorded.model.kind == "label_conditional":
         raise ConfigError(
             f"inputs.transformer: expected a model of kind 'single_stream' or 'decoder', got {opened.path} of kind "
-            "'label_conditional', which takes no source; name a run of the stage2 configs."
+            "'label_conditional', which takes no source; name demo/translate or a run of the stage2 configs."
         )
     for key in ("grid", "spacing", "intensity", "label_map"):
         ours, theirs = config.data.model_dump(mode="json")[key], opened.header["data"][key]

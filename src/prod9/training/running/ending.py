@@ -74,9 +74,7 @@ def _stopped_at_once(output_dir: Path, watch: Watch) -> InterruptedTrainingError
 def _hint(output_dir: Path, watch: Watch) -> str:
     last = next(iter(find_checkpoints(output_dir)), None)
     if last is None:
-        return (
-            f"There is no checkpoint yet; what was cached or encoded is kept, and {watch.again} goes on from here."
-        )
+        return f"There is no checkpoint yet; what was cached or encoded is kept, and {watch.again} goes on from here."
     return f"The last checkpoint is {last}; {watch.again} goes on from there."
 
 
