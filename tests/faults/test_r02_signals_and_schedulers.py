@@ -88,7 +88,7 @@ def test_r3_commands_that_go_on_by_themselves_ask_for_no_option(step, make_confi
     if step:
         kill_at(monkeypatch, step, signal.SIGINT)
     else:
-        monkeypatch.setattr(MemoryData, "setup", lambda *_: os.kill(os.getpid(), signal.SIGINT))
+        monkeypatch.setattr(MemoryData, "setup", lambda *_, **__: os.kill(os.getpid(), signal.SIGINT))
     with pytest.raises(InterruptedTrainingError, match=r"the same command goes on from (t?here)") as e:
         train(config, resume="auto")  # as the demo and fine-tuning do, which have no --resume
     assert "--resume" not in str(e.value)

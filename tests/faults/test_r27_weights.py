@@ -37,6 +37,7 @@ def test_d_a_file_that_is_not_there_is_said_first(tmp_path, command, name):
         ran = run("prod9", "weights", command, tmp_path / name, *options)
         assert ran.code in (1, 2)
         assert f"{tmp_path / name}: expected a file of weights, got no such file" in ran.err
+        assert "NOT AS PUBLISHED" not in ran.out, "nothing was compared"
 
 
 def test_d_a_folder_is_no_file(tmp_path):

@@ -16,8 +16,10 @@ def chosen_labels(given: Sequence[str] | None, known: Sequence[str]) -> list[str
         return list(known)
     unknown = [name for name in names if name not in known]
     if unknown:
+        from prod9.config.errors import did_you_mean
+
+        hint = did_you_mean(unknown[0], known) or f"; the model knows no other. {ALL} means all of them."
         raise ConfigError(
-            f"--label: expected one of {', '.join(known)}, got {', '.join(map(repr, unknown))}; the model knows no "
-            f"other. {ALL} means all of them."
+            f"--label: expected one of {', '.join(known)}, got {', '.join(map(repr, unknown))}{hint}"
         )
     return list(dict.fromkeys(names))

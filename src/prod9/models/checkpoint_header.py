@@ -153,10 +153,12 @@ def check_header(file: Path, header: Any, stage: str | Sequence[str] | None) -> 
         )
     allowed = STAGES if stage is None else (stage,) if isinstance(stage, str) else stage
     if header["stage"] not in STAGES or header["stage"] not in allowed:
+        allowed = tuple(allowed)
         wanted = " or ".join(allowed)
         raise WrongStageError(
             f"{file}: expected a checkpoint of stage {wanted}, got stage {header['stage']}; "
-            f"name the {wanted} run instead."
+            f"name the {wanted} run instead; `prod9 train --config demo/{STAGES[allowed[0]].configs[0]}` trains one on "
+            "the demo's patients."
         )
     return header
 

@@ -15,6 +15,7 @@ from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasti
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 
 from prod9.config.schema import RunConfig
+from prod9.devices import no_such_gpu
 from prod9.errors import ConfigError, MissingDependencyError
 from prod9.training.callbacks import KeepCheckpoints
 from prod9.training.lightning.checkpoint_io import AtomicCheckpointIO
@@ -114,9 +115,7 @@ def _hardware(config: RunConfig, device: str) -> tuple[str, Any]:
         )
     count = torch.cuda.device_count() if accelerator == "gpu" else 1
     if accelerator == "gpu" and (count == 0 or int(index or 0) >= count):
-        raise ConfigError(
-            f"--device: expected one of {count} CUDA devices, got {device!r}; use --device cpu."
-        )
+        raise no_such_gpu(str(device))
     if accelerator == "mps" and not torch.backends.mps.is_available():
         raise ConfigError(f"--device: expected a Mac with MPS, got {device!r} without it; use --device cpu.")
     devices = [int(index)] if index else config.trainer.devices

@@ -105,7 +105,8 @@ def verify(
         print_json(results)
     else:
         for result in results:
-            console.print(f"{result['file']}: {result.get('sha256', 'NOT AS PUBLISHED')}")
+            wrong = "NOT AS PUBLISHED" if Path(result["file"]).is_file() else "not here"
+            console.print(f"{result['file']}: {result.get('sha256', wrong)}")
         if not results:
             messages.print("No known file was found; `prod9 weights list` says what is wanted.")
     if failed:
