@@ -1,5 +1,6 @@
 """MedMNIST3D from its file to generated volumes, through the commands."""
 
+import sys
 from pathlib import Path
 
 import nibabel as nib
@@ -259,4 +260,18 @@ def test_a_missing_file(tmp_path: Path) -> None:
     ran = run("prod9-train-autoencoder", "train", "--config", stage1)
     assert ran.code == 1
     assert "place it there (MD5 a0c5a1ff" in ran.err
+    assert not (tmp_path / "stage1").exists()
+
+
+@pytest.mark.parametrize("check", [True, False])
+def test_a_download_without_its_package_is_refused_at_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, check: bool
+) -> None:
+    monkeypatch.setitem(sys.modules, "medmnist.info", None)
+    stage1, _ = configs(tmp_path)
+    (tmp_path / "medmnist" / "organmnist3d.npz").unlink()
+    options = ("--set", "data.download=true", *(("--check",) if check else ()))
+    ran = run("prod9-train-autoencoder", "train", "--config", stage1, *options)
+    assert ran.code != 0
+    assert "pip install 'prod9[medmnist]'" in ran.err
     assert not (tmp_path / "stage1").exists()

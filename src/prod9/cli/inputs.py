@@ -40,10 +40,11 @@ def find_inputs(data: "DataConfig | MedMNIST3DDataConfig") -> Inputs:
 
 
 def _medmnist3d(data: "MedMNIST3DDataConfig") -> Inputs:
-    from prod9.data.layouts.medmnist import file_name, open_medmnist3d
+    from prod9.data.layouts.medmnist import address_of, file_name, open_medmnist3d
 
     path = Path(data.root) / file_name(data.name, data.size)
     if data.download and not path.is_file():
+        address_of(path.stem)  # a download that cannot begin is refused before it is due
         return Inputs(0, 0, parts={}, files={f"{path} (to be fetched)": 1})
     counts = open_medmnist3d(Path(data.root), data.name, data.size).counts
     total = sum(counts.values())

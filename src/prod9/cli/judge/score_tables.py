@@ -62,7 +62,7 @@ def _print_samples(rows: Sequence[Row]) -> None:
     brain = [row for row in rows if row["region"] == "brain"]
     modalities = list(dict.fromkeys(row["modality"] for row in brain))
     counted = f"{brain[0]['num_generated']} of {brain[0]['patients_real']} patients"
-    table = _table(f"samples in the brain: {counted}", "metric", *modalities, "calibrated", wrap=True)
+    table = _table(f"samples in the brain: {counted}", "metric", *modalities, "calibrated")
     for metric in dict.fromkeys(row["metric"] for row in brain):
         own = {row["modality"]: row for row in brain if row["metric"] == metric}
         first = own[modalities[0]]
@@ -109,7 +109,7 @@ def _print_by_region(
         floor: show that of each score in brackets.
     """
     regions = list(dict.fromkeys(row["region"] for row in rows))
-    table = _table(title, first, *regions, *totals, wrap=True)
+    table = _table(title, first, *regions, *totals)
     for name in dict.fromkeys(map(label, rows)):
         own = {row["region"]: row for row in rows if label(row) == name}
         cells = [
@@ -144,11 +144,11 @@ def _print_sets(rows: Sequence[Row]) -> None:
         shared.console.print(f"{names}: {note}")
 
 
-def _table(title: str, *columns: str, wrap: bool = False) -> Any:
-    """Return an empty table whose first column is never cut; with ``wrap`` the others break their lines instead."""
+def _table(title: str, *columns: str) -> Any:
+    """Return an empty table; where it is too wide, its first column stays whole and the others break their lines."""
     from rich.table import Column, Table
 
-    cells = (Column(name, no_wrap=not (wrap and k)) for k, name in enumerate(columns))
+    cells = (Column(name, no_wrap=k == 0, overflow="fold") for k, name in enumerate(columns))
     return Table(*cells, title=title, title_justify="left", box=None)
 
 

@@ -163,7 +163,7 @@ def fetch(path: Path, progress: Progress | None = None) -> None:
 
     Raises DataError, with the manual alternative, if it cannot be reached or differs.
     """
-    address = _address(path.stem)
+    address = address_of(path.stem)
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with atomic_write(path) as temporary:
@@ -192,7 +192,8 @@ def pad_evenly(image: np.ndarray, grid: Sequence[int]) -> np.ndarray:
     return np.pad(image, room)
 
 
-def _address(stem: str) -> str:
+def address_of(stem: str) -> str:
+    """Return where the set ``stem`` is published; MissingDependencyError without the package that knows it."""
     try:
         info = import_module("medmnist.info").INFO
     except ImportError as error:
