@@ -1,6 +1,7 @@
 """Models by name: paths first, then packaged ones, then repositories of the hub."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -213,3 +214,13 @@ def test_messages_name_packaged_models_as_their_users_do():
     assert named_in(f"{PACKAGED['stage2'].folder}, {PACKAGED['stage2_refiner'].folder}") == (
         "demo/translate, demo/stage2_refiner"
     )
+
+
+def test_a_relative_path_that_is_not_there_says_from_where(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        CheckpointError, match=rf"check the path, which is seen from {re.escape(str(tmp_path))}"
+    ):
+        require_model("outputs/run")
+    with pytest.raises(CheckpointError, match="check the path, or train"):
+        require_model(tmp_path / "run")

@@ -84,7 +84,8 @@ def _remedy(name: Name) -> str:
         return f"did you mean {close[0]}?"
     if text.startswith(PREFIX):
         return f"packaged models are {', '.join(known)}."
-    return "check the path, or train that stage first."
+    seen_from = "" if Path(name).is_absolute() else f", which is seen from {Path.cwd()}"
+    return f"check the path{seen_from}, or train that stage first."
 
 
 def _exists(path: Path) -> bool:
