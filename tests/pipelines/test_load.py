@@ -108,6 +108,8 @@ def test_what_is_wrong_is_said(labels, translator, scan: Path) -> None:
         prod9.load("demo/stage2_refiner")
     with pytest.raises(ConfigError, match="expected one of T1"):
         labels("CT")
+    with pytest.raises(ConfigError, match="got 'FLIAR'; did you mean 'FLAIR'"):
+        labels("FLIAR")
     with pytest.raises(ConfigError, match="at least 1"):
         labels("T1", num_samples=0)
     with pytest.raises(ConfigError, match="twice"):

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from prod9.autoencoder.inference import AutoencoderInferenceWrapper
+from prod9.config.errors import did_you_mean
 from prod9.config.schema import CovariatesConfig
 from prod9.data.covariates import CovariateCoder, CovariateValues
 from prod9.diffusion.sampler import RectifiedFlowSampler
@@ -256,9 +257,10 @@ class AbstractLabelPipeline(ABC):
                 return name
         names = self.label_names()
         numbers = ", ".join(str(self.label_map[name]) for name in names)
+        hint = did_you_mean(label, names) if isinstance(label, str) else ""
         raise ConfigError(
-            f"label: expected one of {', '.join(names)}, got {label!r}; the model has no other "
-            f"(class labels: {numbers})."
+            f"label: expected one of {', '.join(names)}, got {label!r}"
+            + (hint or f"; the model has no other (class labels: {numbers}).")
         )
 
     def generate(
