@@ -1,5 +1,7 @@
 """Loading configs: defaults, `extends`, variables, overrides, and all errors at once."""
 
+import re
+
 import pytest
 
 from prod9.config.load import (
@@ -251,3 +253,13 @@ def test_modalities_are_taken_by_every_name_that_people_use(given, spelt):
         "maskgit/brats/stage1/fsq_x8", overrides=[f"data.modalities={given}"], environ={"BRATS_DIR": "/d"}
     )
     assert config.data.modalities == spelt
+
+
+def test_errors_in_a_shipped_config_carry_its_name(write):
+    with pytest.raises(ConfigError, match=r"^demo/stage1: data.rot: unknown key"):
+        load_config("demo/stage1", overrides=["data.rot=x"])
+    with pytest.raises(ConfigError, match=r"^demo/stage1: stage: expected transformer"):
+        load_config("demo/stage1", stage="transformer")
+    own = write("extends: demo/stage1\ndata: {rot: x}\n")
+    with pytest.raises(ConfigError, match=re.escape(str(own))):
+        load_config(own)

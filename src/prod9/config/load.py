@@ -63,10 +63,11 @@ def load_config(
     literal: dict[Key, str] = {}
     for override in overrides:
         _apply_override(values, override, literal)
-    _check_stage(values, stage, path)
+    source = _named(path)
+    _check_stage(values, stage, source)
     variables = (os.environ if environ is None else environ) if fill_variables else None
-    values = _fill_variables(values, variables, literal, path)
-    return _validate(values, literal, str(path))
+    values = _fill_variables(values, variables, literal, source)
+    return _validate(values, literal, source)
 
 
 def config_from_dict(values: Mapping[str, Any], *, source: str, overrides: Overrides = ()) -> RunConfig:
@@ -133,6 +134,12 @@ def find_config(name_or_path: str | Path, *, folder: Path | None = None) -> Path
     raise ConfigError(f"{text}: expected a YAML file or the name of a shipped config, found neither{hint}")
 
 
+def _named(path: Path) -> str:
+    """Return what a user calls the config in a file: its shipped name, or its path."""
+    shipped = path.is_relative_to(CONFIG_ROOT)
+    return path.relative_to(CONFIG_ROOT).with_suffix("").as_posix() if shipped else str(path)
+
+
 def merge_config(path: Path, _seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     """Return the values of a file over those of what it extends; variables are not filled in yet."""
     path = path.resolve()
@@ -185,7 +192,7 @@ def _apply_override(values: dict[str, Any], override: str | tuple[str, Any], lit
     section[last] = value
 
 
-def _check_stage(values: Mapping[str, Any], wanted: str | Sequence[str] | None, source: str | Path) -> None:
+def _check_stage(values: Mapping[str, Any], wanted: str | Sequence[str] | None, source: str) -> None:
     stage = values.get("stage")
     if not isinstance(stage, str) or stage not in STAGES:
         hint = did_you_mean(str(stage), list(STAGES)) if stage is not None else ""
@@ -201,7 +208,7 @@ def _check_stage(values: Mapping[str, Any], wanted: str | Sequence[str] | None, 
 
 
 def _fill_variables(
-    values: dict[str, Any], environ: Mapping[str, str] | None, literal: dict[Key, str], source: Path
+    values: dict[str, Any], environ: Mapping[str, str] | None, literal: dict[Key, str], source: str
 ) -> dict[str, Any]:
     errors: list[str] = []
 
@@ -225,7 +232,7 @@ def _fill_variables(
 
     filled = fill(values, ())
     if errors:
-        raise ConfigError(_report(str(source), errors))
+        raise ConfigError(_report(source, errors))
     return filled
 
 
