@@ -1,7 +1,6 @@
 """Chromium driven as a user drives it: clicks, choices and files, over the pipe of its DevTools protocol."""
 
 import base64
-import fcntl
 import json
 import os
 import subprocess
@@ -138,6 +137,8 @@ def browser(folder: Path, *, size: str = "1360,1000") -> Iterator[Page]:
 
 def _pipe() -> tuple[int, int]:
     """Return the ends of a pipe, neither of them one of the files that Chromium takes for itself."""
+    import fcntl  # not on Windows, where the tests that come here are skipped
+
     ends = os.pipe()
     moved = tuple(fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 10) for end in ends)
     for end in ends:

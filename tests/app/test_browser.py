@@ -1,5 +1,6 @@
 """The app in a real browser: the form is filled, the last result is drawn, and nothing is asked of the network."""
 
+import os
 import re
 import shutil
 import socket
@@ -43,6 +44,7 @@ def address(models, tmp_path):
         yield found
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Chromium is driven over inherited files")
 def test_a_segmentation_is_given_and_followed_by_clicks_alone(steered, tmp_path):
     models, files = steered
     with served(models, tmp_path / "app") as address, browser(tmp_path) as page:
