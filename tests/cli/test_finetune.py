@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from prod9.config.schema import RefinerConfig
 from prod9.models.checkpoint_manager import CheckpointManager
 from tests.fixtures import write_brats_tree
 from tests.harness import Ran, Workspace, run
@@ -79,6 +80,22 @@ def test_without_segmentations_no_lesion_is_weighed(tmp_path: Path) -> None:
         asked = Asked(model="demo/translate", data=tmp_path / str(with_seg), folder=tmp_path / "mine")
         losses = [step.config.loss for step in plan_finetuning(asked)]
         assert [getattr(loss, "region_weight", None) for loss in losses] == weights
+
+
+@pytest.mark.parametrize(("patients", "expected"), [(3, 7), (15, 3)])
+def test_a_refiner_of_few_patients_sees_each_target_from_several_sets_of_sources(
+    patients: int, expected: int, tmp_path: Path
+) -> None:
+    """Three sources have seven sets; four modalities of twelve training patients make 144 translations in three."""
+    from prod9.training.finetuning import Asked, plan_finetuning
+
+    write_brats_tree(tmp_path / "cohort", patients)
+    asked = Asked(model="demo/translate", data=tmp_path / "cohort", folder=tmp_path / "mine")
+    configs = [step.config for step in plan_finetuning(asked)]
+    assert [config.stage for config in configs] == ["autoencoder", "transformer", "refiner"]
+    assert isinstance(configs[-1], RefinerConfig)
+    assert configs[-1].translations.per_target == expected
+    assert all(config.training.validate_start for config in configs)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import torch
 from prod9.data.splits import Split
 from prod9.errors import CheckpointError, ConfigError
 from prod9.models.checkpoint_manager import CheckpointManager
+from prod9.models.run_folder import read_index
 from prod9.training.lightning.continuing import refuse_others
 from prod9.training.run import train, validate
 from tests.training.tiny import AUTOENCODER, write_autoencoder
@@ -235,6 +236,26 @@ def test_the_noise_of_the_scans_is_measured_once_a_run(stage, make_config, memor
     other = make_config(stage, "other", training={"max_steps": 1}, **quick)
     train(other, init_from=longer.output_dir)
     assert measured == [first.output_dir, other.output_dir], "its scans may be others"
+
+
+def test_the_weights_of_the_start_take_part_in_the_ranking_and_change_no_training(
+    make_config, memory_data, last_state
+):
+    sections = {"callbacks": {"num_samples": 0, "checkpoint": {"save_top_k": 9}}}
+    first = make_config("autoencoder", "first", **sections)
+    train(first)
+    base, ends = CheckpointManager.open(first.output_dir), []
+    for name, validates in (("guarded", True), ("plain", False)):
+        config = make_config("autoencoder", name, training={"validate_start": validates}, **sections)
+        folder = Path(config.output_dir)
+        train(config, init_from=base.path)
+        ranked = {entry["step"]: entry for entry in read_index(folder / "checkpoints")}
+        assert (0 in ranked) == validates
+        if validates:
+            kept = CheckpointManager.open(folder / "checkpoints" / ranked[0]["file"]).state_dict
+            assert all(torch.equal(v, base.state_dict[k]) for k, v in kept.items() if k.startswith("auto"))
+        ends.append(last_state(folder)["state_dict"])
+    assert all(torch.equal(v, ends[1][k]) for k, v in ends[0].items())
 
 
 def test_init_from_refuses_another_architecture(make_config, memory_data, tmp_path):

@@ -70,6 +70,10 @@ class TrainingConfig(Section):
     gradient_clip_norm: NonNegative = Field(default=1.0, description="Clip the gradient norm; 0 never clips.")
     ema: EMAConfig | None = Field(default=None, description="Weight averaging; null for none.")
     validate_every_steps: PositiveInt = Field(default=1000, description="Steps between validations.")
+    validate_start: bool = Field(
+        default=False,
+        description="Validate the weights of --init-from before the first step, and keep them if no step is better.",
+    )
     log_every_steps: PositiveInt = Field(default=20, description="Steps between logged values.")
     max_skipped_steps: PositiveInt = Field(
         default=10, description="Stop after so many steps with non-finite loss in a row."

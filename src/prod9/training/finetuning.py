@@ -8,6 +8,7 @@ The folder that comes out is a run of the model, so that ``--model FOLDER`` take
     FOLDER/finetune.json  what was asked
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any, Protocol
 
 from prod9.config.load import Overrides, config_from_dict, load_config, with_steps
 from prod9.config.schema import RunConfig
+from prod9.data.cases import Case
 from prod9.data.layouts.find import find_cases
 from prod9.data.splits import divide
 from prod9.errors import ConfigError
@@ -33,6 +35,8 @@ _STEPS = 300
 """Steps of a stage whose weights are not packaged with prod9."""
 _SLOWER = 0.25
 """Its learning rate, as a share of that of its first training."""
+_TRANSLATIONS = 140
+"""That a refiner is trained on, at least where the sets of sources allow it: half of those of its first training."""
 Say = Callable[[str], None]
 
 
@@ -138,7 +142,7 @@ def plan_finetuning(asked: Asked) -> list[Step]:
     steps = list(_chain(opened, asked.folder, asked))
     refiner = open_refiner(opened) if opened.header["stage"] == "transformer" else None
     if refiner is not None:
-        steps.append(_step(refiner, asked.folder / REFINER, {"transformer": asked.folder}, asked))
+        steps.append(_enough(_step(refiner, asked.folder / REFINER, {"transformer": asked.folder}, asked)))
     return steps if _has_segmentations(steps[-1].config) else [_without_regions(step) for step in steps]
 
 
@@ -181,6 +185,7 @@ def _step(opened: Opened, folder: Path, inputs: Mapping[str, Path], asked: Asked
         ("data.store_dir", None),
         ("output_dir", str(folder)),
         ("seed", asked.seed),
+        ("training.validate_start", True),  # so that no stage ends worse than it began
         ("inputs", {key: str(path) for key, path in inputs.items()}) if inputs else ("seed", asked.seed),
     ]
     if packaged is not None:
@@ -206,11 +211,31 @@ def _gentler(training: Mapping[str, Any]) -> list[tuple[str, Any]]:
     ]
 
 
-def _has_segmentations(config: RunConfig) -> bool:
-    """Return whether a training patient has one; DataError where the patients cannot be used."""
+def _training_cases(config: RunConfig) -> list[Case]:
+    """Return the cases of the training patients; DataError where the patients cannot be used."""
     data: Any = config.data
     cases = find_cases(Path(data.root), **data.reading)
-    return any(case.seg is not None for case in divide(cases, data.split.kwargs()).select(cases, "train"))
+    return divide(cases, data.split.kwargs()).select(cases, "train")
+
+
+def _has_segmentations(config: RunConfig) -> bool:
+    """Return whether a training patient has one."""
+    return any(case.seg is not None for case in _training_cases(config))
+
+
+def _enough(step: Step) -> Step:
+    """Return ``step``, of a refiner, with more translations of each scan where the scans are few.
+
+    With one translation of each scan, it sees every target from a single set of sources.
+    """
+    config: Any = step.config
+    modalities = len(config.data.modalities)
+    sets_of_sources = 2 ** (modalities - 1) - 1
+    wanted = math.ceil(_TRANSLATIONS / (modalities * len(_training_cases(config))))
+    section = config.translations
+    more = max(section.per_target, min(wanted, sets_of_sources))
+    changed = section.model_copy(update={"per_target": more})
+    return replace(step, config=config.model_copy(update={"translations": changed}))
 
 
 def _without_regions(step: Step) -> Step:

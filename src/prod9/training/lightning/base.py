@@ -34,6 +34,8 @@ from prod9.training.schedules import learning_rate_factor
 from prod9.training.sharding import own_part
 
 Batch = Mapping[str, Any]
+NOT_VALIDATED = -1
+"""A step before the first, for weights that nothing has validated in this run."""
 _KEPT = 4096
 """Values of the largest tensor of a batch that the host keeps beside the device."""
 log = logging.getLogger("prod9")
@@ -59,7 +61,8 @@ class AbstractLightning(LightningModule, ABC, Generic[R]):
         self.step = 0
         self.skipped_steps = 0
         self.skipped_in_row = 0
-        # The step of the last whole validation; None where a checkpoint of an older version does not say.
+        # The step of the last whole validation; NOT_VALIDATED where even the weights of the start await theirs, None
+        # where a checkpoint of an older version does not say.
         self.validated: int | None = 0
         self.stopped_early = False
         # Whether the weights are those of the seed, and no step has changed them.
@@ -217,6 +220,8 @@ class AbstractLightning(LightningModule, ABC, Generic[R]):
         self.recipe.take_weights(opened)
         self.recipe.inherit(opened.header, same_run=False)
         self.fresh = False
+        if self.config.training.validate_start:
+            self.validated = NOT_VALIDATED
         log.info("Starting from the weights of %s (step %d there).", opened.path, opened.header["step"])
 
     def take_trained(self, opened: Opened) -> None:

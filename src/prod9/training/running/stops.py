@@ -56,7 +56,7 @@ class StopAtEnd(Callback):
 
 
 class MakeUpValidation(Callback):
-    """Validates before the first step where the run stopped between a step and the validation after it."""
+    """Validates before the first step where :func:`validation_is_due`."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Validate as Lightning would have done after the step of the checkpoint."""
@@ -72,9 +72,12 @@ class MakeUpValidation(Callback):
 
 
 def validation_is_due(module: AbstractLightning) -> bool:
-    """Return whether the step at which a resumed run begins should have been validated and was not."""
+    """Return whether the step at which a run begins should have been validated and was not.
+
+    That is a step of a resumed run, or step 0 of one that starts from trained weights (``training.validate_start``).
+    """
     training, step = module.config.training, module.step
-    if not step or module.validated is None or module.validated >= step:
+    if module.validated is None or module.validated >= step:
         return False
     return step % training.validate_every_steps == 0 or step >= training.max_steps
 
