@@ -14,6 +14,7 @@ from prod9.config.schema import (
     MaisiControlNetConfig,
     MaisiDiffusionConfig,
     MaskGiTControlNetLightningConfig,
+    RunConfig,
     TransformerConfig,
 )
 from prod9.planning.flow import flow_footprint, skips_of, work_of_way_down
@@ -84,11 +85,7 @@ def control_flow_footprint(
     return replace(needs, kept_bytes=passes * (needs.kept_bytes + config.data.batch_size * (encoder + sums)))
 
 
-def control_work(
-    config: MaskGiTControlNetLightningConfig | MaisiControlNetConfig,
-    base: TransformerConfig | MaisiDiffusionConfig,
-    work: float,
-) -> float:
+def control_work(config: RunConfig, base: TransformerConfig | MaisiDiffusionConfig, work: float) -> float:
     """Return the most multiply-adds of a sample, from ``work``, those of a sample in the training of ``base``.
 
     The base runs forward, and gradients pass through what comes after the control: all blocks of a transformer, the way

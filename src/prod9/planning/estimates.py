@@ -21,7 +21,8 @@ build the networks. The rules, with bytes per value b = 4 (float32 on CPU) or 2 
   one block's activations remain, and 4E per block; in an autoencoder the input of every block and the activations of
   the largest one, in a flow the outputs of all blocks and the activations of the largest level.
 - activations, control: those of training the base; for a transformer once more for the copied blocks by their
-  share, for a flow twice with region contrast. The condition's encoder keeps four values per channel and stage.
+  share, for a flow twice with region contrast, and with recomputation the skips once more, which it starts from. The
+  condition's encoder keeps four values per channel and stage.
 - gradients: beside all activations, those of the widest layer's input and output, in float32.
 - the sum of state, activations and gradients is multiplied by 1.25 for workspaces and fragmentation.
 - token store: 2 or 4 bytes per token, 1 for its foreground flag and 2 for each of its latent channels; twice with
