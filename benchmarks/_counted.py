@@ -64,17 +64,22 @@ class _Live(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.sizes: dict[int, int] = {}
+        self.ranges: dict[int, range] = {}
         self.now = self.most = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func is aten._local_scalar_dense.default:
-            dtype = args[0].dtype
+            dtype, known = args[0].dtype, self.ranges.get(args[0].untyped_storage()._cdata)
+            if known is not None:  # a loss takes its axes from such a tensor
+                return known[args[0].storage_offset()]
             return True if dtype == torch.bool else 1.0 if dtype.is_floating_point else 1
         out = _REPLACED[func](*args, **kwargs) if func in _REPLACED else func(*args, **kwargs)
         for leaf in tree_leaves(out):
             if isinstance(leaf, torch.Tensor):
                 self._keep(leaf.untyped_storage())
+        if func.overloadpacket is aten.arange and all(isinstance(value, int) for value in args):
+            self.ranges[out.untyped_storage()._cdata] = range(*args)
         return out
 
     def _keep(self, storage: torch.UntypedStorage) -> None:
@@ -87,6 +92,7 @@ class _Live(TorchDispatchMode):
 
     def _gone(self, key: int) -> None:
         self.now -= self.sizes.pop(key, 0)
+        self.ranges.pop(key, None)
 
 
 class Counter:

@@ -1,6 +1,6 @@
 """One part of `full_size.py`, in a process of its own: a training step, counted or taken, a volume, or a decoded scan.
 
-    python benchmarks/_full_size.py count|train|generate|exact NAME … [--batch-size N] [--limit-gib G]
+    python benchmarks/_full_size.py count|train|generate|exact|exact_bf16 NAME … [--batch-size N] [--limit-gib G]
 
 Prints a JSON object for each configuration. Memory is the peak of the process above what it held after the imports.
 """
@@ -36,9 +36,11 @@ def imported() -> float:
 
     import prod9.training.optimizers  # noqa: F401
 
-    # The first call of each kind loads code of its own.
+    # The first call of each kind loads code of its own, and so does the meter.
     layer = torch.nn.Conv3d(8, 8, 3)
-    layer(torch.rand(1, 8, 8, 8, 8)).sum().backward()
+    with Meter():
+        layer(torch.rand(1, 8, 8, 8, 8)).sum().backward()
+        torch.optim.AdamW(layer.parameters()).step()
     return peak_gib()
 
 
@@ -122,7 +124,7 @@ def planned_flops(name: str, batch_size: int, needs: Any) -> float | None:
     from _shipped import chain, config_of, needs_of, of_batch
 
     from prod9.planning.autoencoder import autoencoder_work
-    from prod9.planning.choose import _CONTROL_WORK
+    from prod9.planning.control import control_work
     from prod9.planning.flow import flow_work
     from prod9.planning.transformer import transformer_work
 
@@ -133,13 +135,13 @@ def planned_flops(name: str, batch_size: int, needs: Any) -> float | None:
             config = config.model_copy(update={"data": data})
         return 2 * autoencoder_work(config)
     if config.stage == "transformer":
-        return 2 * transformer_work(config, needs, needs.parameters)
+        return 2 * transformer_work(config, needs)
     if config.stage == "maisi_diffusion":
         return 2 * flow_work(config, needs.positions, 4)
     if config.stage in ("maskgit_controlnet", "maisi_controlnet"):
         base = chain(name)[1]
         below = planned_flops(base, batch_size, needs_of(base, of_batch(batch_size)))
-        return None if below is None else _CONTROL_WORK * below
+        return None if below is None else control_work(config, config_of(base), below)  # type: ignore[arg-type]
     return None
 
 
@@ -147,6 +149,7 @@ def train_step(name: str, args: argparse.Namespace) -> Found:
     """Take one training step of ``name``, the discriminator of stage 1 included."""
     before = imported()
     import torch
+    from _harness import product_rate
     from _shipped import batch_of, of_batch, recipe
 
     made = recipe(name, of_batch(args.batch_size))
@@ -156,7 +159,9 @@ def train_step(name: str, args: argparse.Namespace) -> Found:
         losses = step_of(made, optimizers, batch, made.config.training.max_steps - 1)
     del average
     finite = all(bool(torch.isfinite(value)) for value in losses.values())
-    return meter.found(before) | {"batch_size": args.batch_size, "finite": finite}
+    found = meter.found(before) | {"batch_size": args.batch_size, "finite": finite}
+    # After the peak was read: how fast this machine multiplies matrices of the size of a transformer's.
+    return found | {"products_per_second": product_rate(1024, 512, 2048, "cpu")}
 
 
 def ready(made: Any, laid_out: Callable[[Any], object]) -> list[Any]:
@@ -268,7 +273,7 @@ def volume_of(made: Any, batch: Found) -> Any:
 
     stage, draws = made.config.stage, Draws(0, batch["label"].device)
     if stage in ("autoencoder", "maisi_vae"):
-        return as_array(made.autoencoder(made.volumes(batch)).reconstruction)
+        return as_array(made.autoencoder.reconstruct(made.volumes(batch)))
     if stage == "refiner":
         from prod9.training.recipes.refiner import inputs_of
 
@@ -297,11 +302,12 @@ def decode_exact(name: str, args: argparse.Namespace) -> Found:
     from prod9.config.sections import SlidingWindowSection
     from prod9.models.factory import ModelFactory
 
-    del args
     made = recipe(name)
     network = made.autoencoder.eval()  # type: ignore[attr-defined]
     del made
-    wrapper = ModelFactory.create_inference_wrapper(network, SlidingWindowSection(strategy="exact"))
+    keep = "bfloat16" if args.part == "exact_bf16" else "float32"
+    section = SlidingWindowSection(strategy="exact", keep_dtype=keep)
+    wrapper = ModelFactory.create_inference_wrapper(network, section)
     sides = [side // network.downsampling_factor for side in EXACT_GRID]
     generator = torch.Generator().manual_seed(0)
     with torch.inference_mode(), Meter() as meter:
@@ -314,7 +320,8 @@ def decode_exact(name: str, args: argparse.Namespace) -> Found:
     return meter.found(before) | {"voxels": list(volume.shape[2:]), "finite": bool(volume.isfinite().all())}
 
 
-PARTS = {"count": count, "train": train_step, "generate": generate, "exact": decode_exact}
+PARTS = {"count": count, "train": train_step, "generate": generate}
+PARTS |= {"exact": decode_exact, "exact_bf16": decode_exact}
 
 
 def main() -> int:

@@ -7,6 +7,7 @@ slows down slows both. A ratio is the peer's median over ours, above 1 where our
 import argparse
 import gc
 import json
+import math
 import platform
 import statistics
 import time
@@ -95,6 +96,16 @@ def start(name: str, description: str | None, argv: Sequence[str] | None = None)
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     return Bench(name, args.quick, args.threads, args.clock)
+
+
+def product_rate(rows: int, width: int, outputs: int, clock: str = "wall") -> float:
+    """Return the best rate of matrix products ``[rows width] · [width outputs]``, in operations per second."""
+    x, weight, now, best = torch.randn(rows, width), torch.randn(outputs, width), CLOCKS[clock], math.inf
+    for _ in range(100):
+        began = now()
+        x @ weight.T
+        best = min(best, now() - began)
+    return 2 * rows * width * outputs / best
 
 
 def max_rel_diff(a: Tensor, b: Tensor) -> float:

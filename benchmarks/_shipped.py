@@ -96,7 +96,7 @@ def recipe(name: str, changes: Changes = unchanged) -> AbstractRecipe[Any, Any, 
     if name in STARTS:
         teacher = recipe(STARTS[name], changes)
         made.take_weights(_opened(STARTS[name], teacher))
-        made.inherit(_header(teacher))
+        made.inherit(_header(teacher), same_run=False)
     elif config.stage == "maisi_diffusion":
         made.scale_factor = 1.0  # type: ignore[attr-defined]
     return made
@@ -201,8 +201,9 @@ def _tokens(made: Any, volumes: Any, count: int, generator: torch.Generator) -> 
         "target_indices": torch.randint(prod(section), (count, *grid), generator=generator),
         "foreground": _head(grid).bool().expand(count, *grid),
     }
-    kind = getattr(made.config.model, "kind", None)
-    if kind == "single_stream":
+    if (covariates := getattr(made.config.model, "covariates", None)) is not None:
+        found["covariates"] = torch.rand(count, *covariates, generator=generator)
+    if getattr(made.config.model, "kind", None) == "single_stream":
         slots = made.config.in_context.slots(data.images_per_case)
         labels = torch.arange(1, slots + 1).expand(count, slots) % len(data.label_map)
         found["source_labels"] = labels.contiguous()

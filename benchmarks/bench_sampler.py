@@ -4,14 +4,13 @@ Overhead: the network's output is given, so only drawing, ranking and revealing 
 dense logits; ours takes the same (``overhead_dense``, with the same algorithm, confidence) or one group per level
 (``overhead_per_level``). End to end: networks of equal width and depth with random weights, x-transformers
 with its top-k filter off and on, ours as the shipped configs have it (two groups, order halton). Ratios are
-against the fastest peer. ``share_of_floor``: time of the matrix products alone, at the rate measured here,
-over our time end to end.
+against the fastest peer. ``share_of_floor`` and ``train_share_of_floor``: time of the matrix products alone, at the
+rate measured here, over our time end to end and over that of a training step without its optimizer.
 
     python benchmarks/bench_sampler.py [--quick] [--threads N]
 """
 
 import math
-import time
 import warnings
 from collections.abc import Callable
 
@@ -142,20 +141,20 @@ def end_to_end(
     peer = min(times["end to end: x-transformers, no filter"], times["end to end: x-transformers, filter"])
     bench.ratio("end_to_end", peer, times["end to end: ours"])
     bench.ratio("end_to_end_filter", times["end to end: x-transformers, filter"], times["end to end: ours"])
-    rate = product_rate(count, width)
-    per_step = depth * (24 * width**2 * count + 4 * width * count**2)
+    rate = _harness.product_rate(count, width, 4 * width, bench.clock)
+    forward = depth * (24 * width**2 * count + 4 * width * count**2)
     head = 2 * count * width * decoder.vocabulary.num_logits
-    bench.value("share_of_floor", (steps * per_step + head) / rate / times["end to end: ours"])
+    bench.value("share_of_floor", (steps * forward + head) / rate / times["end to end: ours"])
+    tokens = torch.randint(VOCAB, (1, *grid))
 
+    def train_step() -> None:
+        every = torch.ones_like(tokens, dtype=torch.bool)
+        (-decoder(tokens, every, decoder.prepare(condition())).log_prob(tokens).mean()).backward()
+        decoder.zero_grad(set_to_none=True)
 
-def product_rate(count: int, width: int) -> float:
-    """Return the best rate, in operations per second, of products shaped like an MLP's first layer."""
-    x, weight, best = torch.randn(count, width), torch.randn(4 * width, width), math.inf
-    for _ in range(100):
-        start = time.perf_counter()
-        x @ weight.T
-        best = min(best, time.perf_counter() - start)
-    return 2 * count * width * 4 * width / best
+    decoder.train()
+    took = bench.time({"training step": train_step}, rounds=rounds)["training step"]
+    bench.value("train_share_of_floor", 3 * (forward + head) / rate / took)
 
 
 def main() -> None:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from prod9.planning.estimates import OVERHEAD
+
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
@@ -62,8 +64,11 @@ def test_full_size_names_what_breaks_a_bound():
     assert full.verdicts({"a": {"plan": PLAN | {"gib": 2.4}, "count": COUNT}}) == [
         "a: planned 2.40 GiB, counted 2.00"
     ]
+    assert verdict("train", peak_gib=1.5) == ["a: planned 2.20 GiB, measured 1.50"]
     assert verdict("generate", peak_gib=25.0) == ["a, generate: expected at most 24 GiB, got 25.0 GiB"]
     assert verdict("exact", peak_gib=3.5) == ["a, exact: expected at most 3 GiB, got 3.5 GiB"]
+    released = {full.RELEASED: {"plan": PLAN, "exact": FOUND | {"peak_gib": 5.0}, "exact_bf16": FOUND}}
+    assert full.verdicts(released) == []
     assert verdict("generate", finite=False) == ["a, generate: expected finite numbers, got others"]
     assert verdict("train", error="no memory") == ["a, train: no memory"]
 
@@ -80,8 +85,8 @@ def test_full_size_keeps_a_file_for_each_configuration_and_one_table(tmp_path):
         full.save(results, name, folder)
     assert full.load(folder) == results
     page = (tmp_path / "full_size.md").read_text()
-    assert "| x/a | 1 | 18 × 24 × 18 | 3.0 |  | 1.00 | 2.20 | 2.00 | 1.10 | 2.00 | 2 | 0.0 |" in page
-    assert "| x/b | 1 | 18 × 24 × 18 | 3.0 |  |  | 2.20 |  |  |  |  |  |" in page
+    assert "| x/a | 1 | 18 × 24 × 18 | 3.0 | 1.00 | 2.20 | 2.00 | 2.00 | 1.10 | 2 | 0.0 |" in page
+    assert "| x/b | 1 | 18 × 24 × 18 | 3.0 |  | 2.20 |  |  |  |  |  |" in page
     assert "| x/a | 8 × 8 × 8 | 2 of 24 | 1.00 | 2.00 | 2 |" in page
     assert page.endswith("## Failed\n\n- `x/b`, generate: no memory.\n")
 
@@ -101,8 +106,26 @@ def test_full_size_goes_on_where_it_stopped():
     assert not full.again(two, asked(2))
 
 
+MEASURED = sorted((BENCHMARKS / "results" / "full_size").glob("*.json"))
+
+
+@pytest.mark.parametrize("path", MEASURED, ids=lambda path: path.stem)
+def test_the_plan_is_near_what_a_full_size_step_took(path):
+    """By today's formulas; the figures are those of `make full-size`, on tensors without memory and of a process."""
+    full, shipped, written = script("full_size"), script("_shipped"), json.loads(path.read_text())
+    parts = written["parts"]
+    needs = shipped.needs_of(written["name"], shipped.of_batch(parts["plan"]["batch_size"]))
+    plan = {"gib": needs.memory_bytes / OVERHEAD / 2**30}
+    assert full.verdicts({written["name"]: parts | {"plan": plan}}) == []
+
+
+def test_every_brats_configuration_was_counted_at_full_size():
+    assert {json.loads(path.read_text())["name"] for path in MEASURED} == set(script("_shipped").names())
+
+
 KINDS = (
-    "maskgit/brats/stage1/fsq_x8", "maskgit/brats/stage2_label/base", "maskgit/brats/stage3/base",
+    "maskgit/brats/stage1/fsq_x8", "maskgit/brats/masks/stage1", "maskgit/brats/masks/stage2",
+    "maskgit/brats/stage2_label/base", "maskgit/brats/stage3/base",
     "maskgit/brats/stage2_refiner/base", "maisi/diffusion/brats", "maisi/diffusion/brats_translation",
 )  # fmt: skip
 

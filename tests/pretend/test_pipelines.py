@@ -4,8 +4,11 @@ import numpy as np
 import pytest
 import torch
 
+from prod9.evaluation.judges import file_features
 from prod9.evaluation.judges.classifier import train_classifier
 from prod9.evaluation.judges.features import RandomFeatures, extract
+from prod9.evaluation.judges.lesions import LesionCases, train_lesion_detector
+from prod9.evaluation.judges.regressor import train_reader
 from prod9.evaluation.judges.segmenter import dice, train_segmenter
 from prod9.evaluation.sets.appearance import histogram
 from prod9.measures.denoise import denoised
@@ -21,6 +24,7 @@ from prod9.measures.metrics import (
 from prod9.measures.noise import noise_level
 from prod9.pipelines.maisi import MAISIPipeline
 from prod9.pipelines.maskgit import MaskGiTPipeline
+from tests.evaluation.test_file_features import Stub2D, Stub3D
 from tests.pipelines import test_maskgit, test_translation
 from tests.pretend import pretend_cuda
 from tests.training import tiny_maisi
@@ -73,6 +77,26 @@ def test_features_and_judges_work_on_the_device():
         assert classifier.predict(there).is_cuda
         segmenter = train_segmenter(there, there > 0.8, steps=1, seed=0)
         assert dice(segmenter.predict(there), there > 0.8).cpu().shape == (2,)
+        numbers = torch.tensor([[1.0, float("nan")], [2.0, 3.0]]).to("cuda")
+        assert train_reader(there, numbers, steps=1, seed=0).read(there).cpu().isfinite().all()
+        cases = LesionCases(there, torch.zeros(2, dtype=torch.int64).to("cuda"), there > 0.8)
+        detector = train_lesion_detector(cases, cases, modality=0, seed=0, steps=1)
+        assert 0.0 <= detector.accuracy(cases) <= 1.0
+
+
+@pytest.mark.parametrize("name", ["medicalnet_resnet10_23datasets", "radimagenet_resnet50"])
+def test_published_networks_follow_the_volumes(name, monkeypatch, tmp_path):
+    monkeypatch.setattr(file_features, "MedicalNetDistance", Stub3D)
+    monkeypatch.setattr(file_features, "RadImageNetDistance", Stub2D)
+    (tmp_path / "weights").write_bytes(b"weights")
+    torch.manual_seed(0)
+    extractor, x = file_features.load_file_features(f"{name}={tmp_path / 'weights'}"), volumes()
+    with torch.no_grad():
+        wanted = [extractor(x), *extractor.planes(x)]
+        with pretend_cuda():
+            there = x.to("cuda")
+            found = [values.cpu() for values in (extractor(there), *extractor.planes(there))]
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
 
 
 def test_a_label_becomes_a_volume_and_waits_once_for_it():

@@ -10,7 +10,7 @@ from prod9.config.schema import (
     KLModelConfig,
     MaisiVAEConfig,
 )
-from prod9.planning.footprint import Footprint, latent_grid
+from prod9.planning.footprint import Footprint, Widths, latent_grid, num_passes
 
 
 @dataclass(frozen=True)
@@ -26,9 +26,9 @@ class _Convolution:
     normalised: bool
     kernel: int = 3
 
-    def kept_bytes(self, half: int) -> float:
+    def kept_bytes(self, widths: Widths) -> float:
         """Return the bytes kept for the backward pass for each voxel of the first resolution."""
-        return (8 + half if self.normalised else half) * self.inputs * self.fraction
+        return (widths.half + self.normalised * widths.norm) * self.inputs * self.fraction
 
     @property
     def parameters(self) -> int:
@@ -41,19 +41,22 @@ class _Convolution:
         return self.kernel**3 * self.inputs * self.outputs * self.fraction
 
 
-def autoencoder_footprint(config: AutoencoderConfig | MaisiVAEConfig, half: int) -> Footprint:
-    """Return what a step of ``config`` keeps. half: bytes of a value in the precision of matrix products."""
+def autoencoder_footprint(config: AutoencoderConfig | MaisiVAEConfig, widths: Widths) -> Footprint:
+    """Return what a step of ``config`` keeps."""
     model, data = config.model, config.data
     crop = data.batch_size * prod(data.crop_size or data.grid)
     whole = prod(data.grid) if data.crop_size is None or data.whole_volume_fraction > 0 else 0
     voxels = max(crop, whole)
-    blocks = [sum(layer.kept_bytes(half) for layer in block) for block in _blocks(model)]
+    blocks = [sum(layer.kept_bytes(widths) for layer in block) for block in _blocks(model)]
     kept = sum(blocks)
     if model.use_checkpointing:  # the inputs of blocks stay, the largest block is recomputed
-        kept = sum(half * block[0].inputs * block[0].fraction for block in _blocks(model)) + max(blocks)
+        kept = sum(widths.half * block[0].inputs * block[0].fraction for block in _blocks(model)) + max(
+            blocks
+        )
     kept *= voxels / model.space_to_depth**3
     widest = max((layer.inputs + layer.outputs) * layer.fraction for layer in _layers(model))
-    kept += 4 * voxels * sum(layer.kept_bytes(half) for layer in _adversary(config))
+    adversary = Widths(widths.half, 8)  # whose norms are torch's
+    kept += 4 * voxels * sum(layer.kept_bytes(adversary) for layer in _adversary(config))
     return Footprint(
         latent_grid=latent_grid(data.grid, model.downsampling_factor),
         kept_bytes=kept,
@@ -64,8 +67,12 @@ def autoencoder_footprint(config: AutoencoderConfig | MaisiVAEConfig, half: int)
 def autoencoder_work(config: AutoencoderConfig | MaisiVAEConfig) -> float:
     """Return the multiply-adds of a training step on crops, forward and backward, adversary included."""
     model, data = config.model, config.data
-    # A backward pass costs two forward ones; real and reconstructed volumes pass the adversary about four times.
-    network = 3 * sum(layer.work for layer in _layers(model)) / model.space_to_depth**3
+    # Real and reconstructed volumes pass the adversary about four times.
+    network = (
+        num_passes(recomputes=model.use_checkpointing)
+        * sum(layer.work for layer in _layers(model))
+        / model.space_to_depth**3
+    )
     adversary = 4 * 2 * sum(layer.work for layer in _adversary(config))
     return data.batch_size * prod(data.crop_size or data.grid) * (network + adversary)
 

@@ -21,6 +21,7 @@ from prod9.config.schema import (
 from prod9.errors import ConfigError
 from prod9.planning.autoencoder import autoencoder_work
 from prod9.planning.candidates import FLOW_FACTOR, Candidates, Values
+from prod9.planning.control import control_work
 from prod9.planning.estimates import OVERHEAD, Autoencoder, Base, CountParameters, Resources, estimate
 from prod9.planning.flow import flow_work
 from prod9.planning.footprint import GIB, Device
@@ -35,8 +36,6 @@ _TOKENS = {4: 4096, 8: 12000}
 """Downsampling factor → most tokens per volume that a transformer attends to at ease; beyond the last it is 16."""
 _PARAMETERS_PER_TOKEN = 20
 """Transformers with more parameters per token of the training data than this learn the patients by heart."""
-_CONTROL_WORK = 2 / 3 + 0.5
-"""Relative to a step of the base, which runs forward and passes gradients on; half of its blocks are copied."""
 
 C = TypeVar("C", bound=RunConfig)
 C_co = TypeVar("C_co", bound=RunConfig, covariant=True)
@@ -158,7 +157,7 @@ class _Chooser:
         return self.first_fit(
             TransformerConfig,
             candidates,
-            lambda config, needs: transformer_work(config, needs, needs.parameters),
+            transformer_work,
             autoencoder=stage1.config.model,
             most_parameters=_PARAMETERS_PER_TOKEN * 2 * images * stage1.resources.tokens,
         )
@@ -171,11 +170,11 @@ class _Chooser:
         autoencoder: Autoencoder,
     ) -> StagePlan[C]:
         """Return a stage 3 on ``base``, from whose work its own follows."""
-        work = _CONTROL_WORK * base.multiplications / base.config.data.batch_size
+        work = base.multiplications / base.config.data.batch_size
         return self.first_fit(
             kind,
             candidates,
-            lambda config, _: work * config.data.batch_size,
+            lambda config, _: config.data.batch_size * control_work(config, base.config, work),
             autoencoder=autoencoder,
             base=base.config,
         )

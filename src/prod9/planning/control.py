@@ -14,10 +14,11 @@ from prod9.config.schema import (
     MaisiControlNetConfig,
     MaisiDiffusionConfig,
     MaskGiTControlNetLightningConfig,
+    RunConfig,
     TransformerConfig,
 )
-from prod9.planning.flow import flow_footprint
-from prod9.planning.footprint import Footprint
+from prod9.planning.flow import flow_footprint, skips_of, work_of_way_down
+from prod9.planning.footprint import Footprint, Widths, num_passes
 from prod9.planning.transformer import transformer_footprint
 
 _SHARED = ("data", "training", "trainer")
@@ -26,7 +27,7 @@ _SHARED = ("data", "training", "trainer")
 
 def control_maskgit_footprint(
     config: MaskGiTControlNetLightningConfig,
-    half: int,
+    widths: Widths,
     autoencoder: FSQModelConfig,
     base: TransformerConfig,
 ) -> Footprint:
@@ -34,19 +35,19 @@ def control_maskgit_footprint(
 
     Args:
         config: of the control network.
-        half: bytes of a value in the precision of matrix products.
+        widths: bytes of a value that is kept.
         autoencoder: the stage-1 model whose tokens the base reads.
         base: the transformer, every second block of which is copied.
     """
     steered = base.model_copy(update={name: getattr(config, name) for name in _SHARED})
-    needs, blocks = transformer_footprint(steered, half, autoencoder), base.model.num_blocks
+    needs, blocks = transformer_footprint(steered, widths, autoencoder), base.model.num_blocks
     encoder = 0.0
     if config.condition.takes_seg:
         strides = _encoder_strides(autoencoder.downsampling_factor)
         encoder = _encoder_bytes(
             config.model.channels,
             strides,
-            half=half,
+            half=widths.half,
             planes=config.condition.num_mask_classes,
             grid=config.data.grid,
         )
@@ -55,7 +56,7 @@ def control_maskgit_footprint(
 
 
 def control_flow_footprint(
-    config: MaisiControlNetConfig, half: int, autoencoder: KLModelConfig, base: MaisiDiffusionConfig
+    config: MaisiControlNetConfig, widths: Widths, autoencoder: KLModelConfig, base: MaisiDiffusionConfig
 ) -> Footprint:
     """Return what a step of ``config`` on ``base`` keeps; with region contrast it makes two passes.
 
@@ -63,21 +64,42 @@ def control_flow_footprint(
 
     Args:
         config: of the control network.
-        half: bytes of a value in the precision of matrix products.
+        widths: bytes of a value that is kept.
         autoencoder: the stage-1 model in whose latent the base works.
         base: the flow.
     """
     model = base.model.model_copy(update={"use_checkpointing": config.model.use_checkpointing})
     steered = base.model_copy(update={name: getattr(config, name) for name in _SHARED} | {"model": model})
-    needs, condition = flow_footprint(steered, half, autoencoder), config.condition
+    needs, condition = flow_footprint(steered, widths, autoencoder), config.condition
     planes_of_seg = 8 if condition.seg_planes == "bits" else condition.num_mask_classes
     planes = planes_of_seg * condition.takes_seg + len(condition.source_modalities)
     # MAISI's encoder works at full resolution too; ours begins with a stride.
     strides = [1] if config.model.encoder == "maisi" else []
     strides += _encoder_strides(autoencoder.downsampling_factor) if planes else []
-    encoder = _encoder_bytes(config.model.channels, strides, half=half, planes=planes, grid=config.data.grid)
+    encoder = _encoder_bytes(
+        config.model.channels, strides, half=widths.half, planes=planes, grid=config.data.grid
+    )
+    # Recomputation starts from the skips, which differ from the base's and the copy's: they are sums of both.
+    sums = widths.half * needs.positions * skips_of(model) if model.use_checkpointing else 0.0
     passes = 1 if config.loss.contrast is None else 2
-    return replace(needs, kept_bytes=passes * (needs.kept_bytes + config.data.batch_size * encoder))
+    return replace(needs, kept_bytes=passes * (needs.kept_bytes + config.data.batch_size * (encoder + sums)))
+
+
+def control_work(config: RunConfig, base: TransformerConfig | MaisiDiffusionConfig, work: float) -> float:
+    """Return the most multiply-adds of a sample, from ``work``, those of a sample in the training of ``base``.
+
+    The base runs forward, and gradients pass through what comes after the control: all blocks of a transformer, the way
+    up of a flow. Half of the blocks are copied, or the way down. Region contrast takes a second pass, and a sample
+    whose control is dropped a further one of the base alone.
+    """
+    forward = work / num_passes(recomputes=base.model.use_checkpointing)
+    steered, copied = 1.0, 0.5
+    if base.stage == "maisi_diffusion":
+        copied = work_of_way_down(base.model)
+        steered = 1 - copied
+    again = getattr(config.model, "use_checkpointing", base.model.use_checkpointing)
+    passes = 1 if getattr(config.loss, "contrast", None) is None else 2
+    return forward * (1 + passes * (1 + steered * (1 + again) + copied * (3 + again)))
 
 
 def _encoder_strides(factor: int) -> list[int]:

@@ -8,20 +8,14 @@ one byte per voxel of each soft volume, and one of each scan with less noise.
 from math import prod
 
 from prod9.config.schema import DetailSection
-from prod9.planning.footprint import Footprint
+from prod9.planning.footprint import Footprint, Widths
 from prod9.planning.refiner import Block
 
 
-def detail_footprint(config: DetailSection, half: int, *below: object) -> Footprint:
-    """Return what a step of ``config`` keeps.
-
-    Args:
-        config: of the run.
-        half: bytes of a value in the precision of matrix products.
-        below: the autoencoder, whose volumes alone count.
-    """
+def detail_footprint(config: DetailSection, widths: Widths, *below: object) -> Footprint:
+    """Return what a step of ``config`` keeps. below: the autoencoder, whose volumes alone count."""
     del below
-    model, data = config.model, config.data
+    model, data, half = config.model, config.data, widths.half
     folded, inputs, widths = model.space_to_depth**3, 2 + model.num_sources, model.num_channels
     shares = [0.125**level for level in range(len(widths))]
     down = [Block(width, width, share) for width, share in zip(widths, shares, strict=True)]

@@ -9,7 +9,8 @@ build the networks. The rules, with bytes per value b = 4 (float32 on CPU) or 2 
   device keeps its share of that, and the weights and gradients of one block. The frozen base of a control network, the
   teacher of a distilled flow, and the autoencoder below a stage 2 or 3 add 4 bytes per parameter.
 - activations, stage 1: a normalised convolution keeps its input before and after the norm and after the
-  activation, 4 + 4 + b bytes per value (norms run in float32 under autocast), a bare one its input, b bytes.
+  activation, 4 + 4 + b bytes per value (norms run in float32 under autocast; 4 + b on a CPU, whose own kernels
+  compute the value between norm and activation again), a bare one its input, b bytes.
   Training passes are one crop batch or one whole volume, whichever is larger. The discriminator sees real
   and reconstructed volumes, four passes in all, each keeping 4 + 4 + b bytes per value.
 - activations, transformer, per position and block of width E and MLP ratio m: two norms and modulations
@@ -20,7 +21,8 @@ build the networks. The rules, with bytes per value b = 4 (float32 on CPU) or 2 
   one block's activations remain, and 4E per block; in an autoencoder the input of every block and the activations of
   the largest one, in a flow the outputs of all blocks and the activations of the largest level.
 - activations, control: those of training the base; for a transformer once more for the copied blocks by their
-  share, for a flow twice with region contrast. The condition's encoder keeps four values per channel and stage.
+  share, for a flow twice with region contrast, and with recomputation the skips once more, which it starts from. The
+  condition's encoder keeps four values per channel and stage.
 - gradients: beside all activations, those of the widest layer's input and output, in float32.
 - the sum of state, activations and gradients is multiplied by 1.25 for workspaces and fragmentation.
 - token store: 2 or 4 bytes per token, 1 for its foreground flag and 2 for each of its latent channels; twice with
@@ -46,7 +48,7 @@ from prod9.planning.autoencoder import autoencoder_footprint, autoencoder_parame
 from prod9.planning.control import control_flow_footprint, control_maskgit_footprint
 from prod9.planning.detail import detail_footprint
 from prod9.planning.flow import flow_footprint
-from prod9.planning.footprint import GIB, Device, Footprint, half_bytes
+from prod9.planning.footprint import GIB, Device, Footprint, widths_of
 from prod9.planning.refiner import refiner_footprint
 from prod9.planning.transformer import transformer_footprint
 
@@ -77,7 +79,7 @@ _FOOTPRINTS: Mapping[str, Callable[..., Footprint]] = {
     "maskgit_controlnet": control_maskgit_footprint,
     "maisi_controlnet": control_flow_footprint,
 }
-"""By stage. Called with the configuration, the bytes of a product's value, and what the stage builds on."""
+"""By stage. Called with the configuration, the bytes of a value, and what the stage builds on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +127,7 @@ def estimate(
         device: where it trains.
     """
     below = [section for section in (autoencoder, base) if section is not None]
-    footprint = _FOOTPRINTS[config.stage](config, half_bytes(config, device), *below)
+    footprint = _FOOTPRINTS[config.stage](config, widths_of(config, device), *below)
     parameters = count(config, base, autoencoder)
     frozen = 0 if base is None else count(base, None, autoencoder)
     if getattr(config, "distillation", None) is not None:

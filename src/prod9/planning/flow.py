@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from math import prod
 
 from prod9.config.schema import KLModelConfig, MaisiDiffusionConfig, RectifiedFlowModelConfig
-from prod9.planning.footprint import Footprint, latent_grid
+from prod9.planning.footprint import Footprint, Widths, latent_grid, num_passes
 
 
 @dataclass(frozen=True)
@@ -18,15 +18,15 @@ class _Block:
     attention: bool
 
 
-def flow_footprint(config: MaisiDiffusionConfig, half: int, autoencoder: KLModelConfig) -> Footprint:
-    """Return what a step of ``config`` in the latent of ``autoencoder`` keeps; half: bytes of a product's value."""
+def flow_footprint(config: MaisiDiffusionConfig, widths: Widths, autoencoder: KLModelConfig) -> Footprint:
+    """Return what a step of ``config`` in the latent of ``autoencoder`` keeps."""
     data, channels = config.data, autoencoder.latent_channels
     grid = latent_grid(data.grid, autoencoder.downsampling_factor)
     copies = 2 if data.store_flips else 1
     return Footprint(
         latent_grid=grid,
         positions=prod(grid),
-        kept_bytes=data.batch_size * prod(grid) * _kept_bytes(config.model, channels, half),
+        kept_bytes=data.batch_size * prod(grid) * _kept_bytes(config.model, channels, widths),
         passing_bytes=4 * data.batch_size * prod(grid) * _widest(config.model),
         store_bytes_per_volume=copies * prod(grid) * (2 * channels + 1),
     )
@@ -34,18 +34,33 @@ def flow_footprint(config: MaisiDiffusionConfig, half: int, autoencoder: KLModel
 
 def flow_work(config: MaisiDiffusionConfig, positions: int, latent_channels: int) -> float:
     """Return the multiply-adds of a training step, forward and backward; attention's products aside."""
-    work = 27 * 2 * latent_channels * config.model.num_channels[0] + sum(
-        block.share
-        * (27 * (block.inputs + block.outputs) * block.outputs + 4 * block.attention * block.outputs**2)
-        for block in _blocks(config.model)
+    work = 27 * 2 * latent_channels * config.model.num_channels[0] + sum(map(_work, _blocks(config.model)))
+    return num_passes(recomputes=config.model.use_checkpointing) * config.data.batch_size * positions * work
+
+
+def work_of_way_down(model: RectifiedFlowModelConfig) -> float:
+    """Return the share of the way down and the middle in the work of a forward pass."""
+    levels = [sum(map(_work, level)) for level in _levels(model)]
+    return sum(levels[: len(model.num_channels) + 1]) / sum(levels)
+
+
+def skips_of(model: RectifiedFlowModelConfig) -> float:
+    """Return the channels of all skips together, for each position of the latent."""
+    down = list(_levels(model))[: len(model.num_channels)]
+    return model.num_channels[0] + sum(block.share * block.outputs for level in down for block in level)
+
+
+def _work(block: _Block) -> float:
+    return block.share * (
+        27 * (block.inputs + block.outputs) * block.outputs + 4 * block.attention * block.outputs**2
     )
-    return 3 * config.data.batch_size * positions * work
 
 
-def _kept_bytes(model: RectifiedFlowModelConfig, latent_channels: int, half: int) -> float:
+def _kept_bytes(model: RectifiedFlowModelConfig, latent_channels: int, widths: Widths) -> float:
     """Return the bytes kept for the backward pass for each position of the latent."""
+    half = widths.half
     kept = float((latent_channels + model.num_channels[0]) * half)
-    levels = [sum(_block_bytes(block, half) for block in level) for level in _levels(model)]
+    levels = [sum(_block_bytes(block, widths) for block in level) for level in _levels(model)]
     if model.use_checkpointing:
         # Levels are recomputed one by one; what they are given, and the skips, stay.
         stays = sum(half * block.share * block.outputs for level in _levels(model) for block in level)
@@ -61,9 +76,9 @@ def _widest(model: RectifiedFlowModelConfig) -> float:
     return max(block.share * (block.inputs + block.outputs) for block in _blocks(model))
 
 
-def _block_bytes(block: _Block, half: int) -> float:
-    kept = (8 + half) * (block.inputs + block.outputs)
-    return block.share * (kept + block.attention * (8 + 5 * half) * block.outputs)
+def _block_bytes(block: _Block, widths: Widths) -> float:
+    kept = (widths.norm + widths.half) * (block.inputs + block.outputs)
+    return block.share * (kept + block.attention * (8 + 5 * widths.half) * block.outputs)
 
 
 def _blocks(model: RectifiedFlowModelConfig) -> Iterator[_Block]:

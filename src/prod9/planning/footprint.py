@@ -35,7 +35,27 @@ def latent_grid(grid: Sequence[int], factor: int) -> tuple[int, int, int]:
     return h, w, d
 
 
-def half_bytes(config: RunConfig, device: Device) -> int:
-    """Return the bytes of a value in the precision that matrix products run in."""
+@dataclass(frozen=True)
+class Widths:
+    """Bytes of a value that is kept for the backward pass.
+
+    Attributes:
+        half: in the precision of matrix products.
+        norm: around a norm and its activation, in float32: before and between, on a CPU only before, whose kernels
+            compute the value between the two again.
+    """
+
+    half: int
+    norm: int
+
+
+def widths_of(config: RunConfig, device: Device) -> Widths:
+    """Return the bytes of a value in a run of ``config``."""
     precision = config.trainer.precision
-    return 2 if precision == "bf16-mixed" or (precision == "auto" and device == "cuda") else 4
+    half = 2 if precision == "bf16-mixed" or (precision == "auto" and device == "cuda") else 4
+    return Widths(half, 4 if device == "cpu" and config.training.channels_last else 8)
+
+
+def num_passes(*, recomputes: bool) -> int:
+    """Return the work of a training step in forward passes: the backward pass costs two, recomputation one more."""
+    return 4 if recomputes else 3

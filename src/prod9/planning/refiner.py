@@ -11,7 +11,7 @@ from itertools import pairwise
 from math import prod
 
 from prod9.config.schema import RefinerConfig, RefinerModelConfig
-from prod9.planning.footprint import Footprint
+from prod9.planning.footprint import Footprint, Widths
 
 
 @dataclass(frozen=True)
@@ -28,9 +28,9 @@ class Block:
         return self.share * (half * (self.inputs + self.outputs) + (8 + 4 + half) * self.outputs)
 
 
-def refiner_footprint(config: RefinerConfig, half: int) -> Footprint:
-    """Return what a step of ``config`` keeps. half: bytes of a value in the precision of matrix products."""
-    model, data = config.model, config.data
+def refiner_footprint(config: RefinerConfig, widths: Widths) -> Footprint:
+    """Return what a step of ``config`` keeps."""
+    model, data, half = config.model, config.data, widths.half
     folded, inputs, blocks = model.space_to_depth**3, 1 + model.num_classes, _blocks(model)
     kept = sum(block.kept_bytes(half) for block in blocks)
     if model.use_checkpointing:

@@ -4,17 +4,19 @@ from collections.abc import Sequence
 from math import prod
 
 from prod9.config.schema import FSQModelConfig, TransformerConfig
-from prod9.planning.footprint import Footprint, latent_grid
+from prod9.planning.footprint import Footprint, Widths, latent_grid, num_passes
 
 
-def transformer_footprint(config: TransformerConfig, half: int, autoencoder: FSQModelConfig) -> Footprint:
-    """Return what a step of ``config`` on tokens of ``autoencoder`` keeps; half: bytes of a product's value."""
+def transformer_footprint(
+    config: TransformerConfig, widths: Widths, autoencoder: FSQModelConfig
+) -> Footprint:
+    """Return what a step of ``config`` on tokens of ``autoencoder`` keeps."""
     model, data, levels = config.model, config.data, autoencoder.levels
     grid = latent_grid(data.grid, autoencoder.downsampling_factor)
     positions = prod(latent_grid(grid, model.patch_size))
     logits = model.patch_size**3 * _num_logits(levels, model.groups)
     width = model.embed_dim
-    block = width * (16 + half * (12 + 2 * model.mlp_ratio) + 2)
+    block = width * (16 + widths.half * (12 + 2 * model.mlp_ratio) + 2)
     per_position = (
         block + 4 * width * model.num_blocks if model.use_checkpointing else block * model.num_blocks
     )
@@ -34,12 +36,18 @@ def transformer_footprint(config: TransformerConfig, half: int, autoencoder: FSQ
     )
 
 
-def transformer_work(config: TransformerConfig, needs: Footprint, parameters: int) -> float:
-    """Return the multiply-adds of a training step with the longest context, forward and backward."""
+def transformer_work(config: TransformerConfig, needs: Footprint) -> float:
+    """Return the multiply-adds of a training step with the longest context, forward and backward.
+
+    Modulations, head and coupling aside. The backward pass of attention takes five products for two of the forward
+    pass, since it computes the scores again.
+    """
+    model, passes = config.model, num_passes(recomputes=config.model.use_checkpointing)
     targets, context = needs.positions, _context_positions(config, needs.latent_grid)
     attended = targets * (targets + context) + context**2
-    attention = 2 * attended * config.model.embed_dim * config.model.num_blocks
-    return 3 * config.data.batch_size * (parameters * (targets + context) + attention)
+    linear = model.embed_dim**2 * (4 + 2 * model.mlp_ratio) * (targets + context)
+    attention = model.embed_dim * attended * (2 * (passes - 2) + 5)
+    return config.data.batch_size * model.num_blocks * (passes * linear + attention)
 
 
 def _context_positions(config: TransformerConfig, grid: Sequence[int]) -> int:

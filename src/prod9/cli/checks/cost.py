@@ -126,7 +126,7 @@ def work_of(config: "RunConfig", needs: "Resources", autoencoder: "Autoencoder |
     if config.stage == "autoencoder" or config.stage == "maisi_vae":
         return autoencoder_work(config)
     if config.stage == "transformer":
-        return transformer_work(config, needs, needs.parameters)
+        return transformer_work(config, needs)
     if config.stage == "maisi_diffusion" and autoencoder is not None and autoencoder.kind == "kl":
         return flow_work(config, needs.positions, autoencoder.latent_channels)
     return None

@@ -45,7 +45,7 @@ class Judge:
     def save(self, path: Path) -> None:
         """Write weights, labels and accuracy as safetensors."""
         about = {"labels": self.labels, "accuracy": self.accuracy, "num_unseen": self.num_unseen}
-        weights = {name: value.contiguous() for name, value in self.classifier.state_dict().items()}
+        weights = {name: value.cpu().contiguous() for name, value in self.classifier.state_dict().items()}
         with atomic_write(path) as temporary:
             save_file(weights, temporary, metadata={"prod9_classifier": json.dumps(about)})
 
