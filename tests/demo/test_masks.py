@@ -1,26 +1,32 @@
 """The demo's last part: masks of a model, their scores, and patients under them, each with its picture."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 
 from prod9.data.layouts.find import find_cases
+from prod9.data.splits import Split
 from prod9.demo.masks import DemoMasks, draw_picture
 from prod9.demo.patients import draw_made, make_patients
 from prod9.evaluation.judges.networks import build_seeded
 from prod9.evaluation.judges.segmenter import Segmenter, TumourUNet
 from prod9.measures.slices import View
 from prod9.pipelines.patients import PatientPipeline
-from tests.harness import Workspace, later_models, mask_model
+from tests.harness import later_models, mask_model, trained
 
 VIEW = View(spacing=(4.0, 4.0, 4.0))
 
 
 def test_masks_are_drawn_scored_and_followed(
-    workspace: Workspace, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     base = tmp_path_factory.getbasetemp()
-    masks = DemoMasks(mask_model(base), workspace.cohort, tmp_path / "masks", num=4, seed=0)
+    workspace = trained(base)
+    run = shutil.copytree(mask_model(base), tmp_path / "run")
+    patients = [case.patient_id for case in find_cases(workspace.cohort)]
+    Split(tuple(patients), (), ()).save(run / "split.json")  # a floor takes four with a lesion
+    masks = DemoMasks(run, workspace.cohort, tmp_path / "masks", num=4, seed=0)
     told: list[tuple[int, int]] = []
     scores = masks.draw("cpu", lambda done, total: told.append((done, total)))
     assert told[-1] == (4, 4)
