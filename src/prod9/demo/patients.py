@@ -1,7 +1,6 @@
 """The demo's last part: whole patients under the masks that its model draws."""
 
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -81,8 +80,9 @@ def draw_made(folder: Path, path: Path, *, dice: Sequence[float | None], view: V
     for index, found in enumerate(dice):
         name = _name(index)
         seg = read(folder / BRATS.seg(name, True)).data
-        image = partial(BRATS.image, name, order=_ORDER, synthetic=True)
-        shown = [(modality, read(folder / image(modality)).data) for modality in _ORDER]
+        shown = [
+            (modality, read(folder / BRATS.image(name, modality, _ORDER, True)).data) for modality in _ORDER
+        ]
         panels = [Panel(title=modality, volume=volume) for modality, volume in shown]
         last = dict(shown)[LESIONS_SHOW_IN]
         words = "" if found is None else f"Dice {found:.2f}"
