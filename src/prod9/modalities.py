@@ -46,3 +46,7 @@ def spelt(what: str, given: Mapping[str, V], known: Sequence[str]) -> dict[str, 
             raise ConfigError(f"{what}: expected one of {right}, got it twice; leave one out.")
         found[right] = value
     return found
+
+
+MOST_OF_GLIOMA = 3
+"""The highest label of a patient of BraTS 2023; a resection cavity, label 4, is tissue there."""

@@ -173,6 +173,7 @@ def demo_paths() -> tuple[frozenset[str], frozenset[str]]:
             plan = make_plan(Path(family.folder), from_scratch=from_scratch, family=name, stages="all")
             stages = {family.autoencoder, family.generator, family.control}
             stages |= {"stage2", "stage2_refiner"} if "translation" in plan.stages else set()
+            stages |= {"masks_stage1", "masks_stage2", "masks"} if "masks" in plan.stages else set()
             parts = {*stages, "volumes", "scores"}
             holders |= {str(plan.output_dir), str(plan.run_dir)}
             leaves |= {str(plan.run_dir / part) for part in parts}

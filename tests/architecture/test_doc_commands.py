@@ -27,7 +27,7 @@ from tests.architecture.commands_of_pages import (
     spans_of,
     used_by,
 )
-from tests.harness import MODULES, Workspace, later_models, run, trained
+from tests.harness import MODULES, Workspace, later_models, mask_model, run, trained
 
 PAGES = [page for page in pages() if lines_of(page)]
 RUN = [page for page in PAGES if any(line.reason is None for line in lines_of(page))]
@@ -146,6 +146,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     starter.mkdir(parents=True)
     shutil.copytree(workspace.cohort, outputs / "demo" / "data")
     runs = {"stage1": workspace.run1, "stage2_label": workspace.run2, "stage2": translator, "stage3": control}
+    runs["masks_stage2"] = mask_model(base)
     for name, folder in runs.items():
         (starter / name).symlink_to(folder)
     made = run("prod9", "generate", "label", "-m", workspace.run2, "-n", 2, "-o", starter / "volumes")

@@ -70,7 +70,8 @@ def test_a_store_is_filled_by_actors(workspace: Workspace, tmp_path: Path) -> No
 
     whole = encode("whole")
     spread = encode("spread", "--engine", "ray", "--parts", 2)
-    assert {**spread, "store": ""} == {**whole, "store": ""}
+    # Which volumes share a file may differ, and each file has a header.
+    assert {**spread, "store": "", "bytes": 0} == {**whole, "store": "", "bytes": 0}
     assert not list((tmp_path / "spread" / "store").glob("part-*"))
 
 

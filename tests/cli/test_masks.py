@@ -68,3 +68,17 @@ def test_empty_masks_and_other_voxels_are_named(cohort: Path, tmp_path: Path) ->
     assert ran.code == 1
     assert "got others" in ran.err
     assert not (tmp_path / "out").exists() or not list((tmp_path / "out").glob("*.nii.gz"))
+
+
+def test_a_mask_outside_of_the_brain_is_named(cohort: Path, tmp_path: Path) -> None:
+    seg = next(cohort.rglob("*_seg.nii.gz"))
+    scan = read(next(cohort.rglob("*_t1.nii.gz")))
+    brain, outside = np.zeros(scan.data.shape), np.zeros(scan.data.shape)
+    brain[10:20, 10:20, 10:20], outside[:2, :2, :2] = 1, 1
+    write(tmp_path / "brain.nii.gz", brain, scan.header, dtype=np.uint8)
+    write(tmp_path / seg.name, outside, scan.header, dtype=np.uint8)
+    given = ("--vary", tmp_path / seg.name, "--brain", tmp_path / "brain.nii.gz")
+    ran = run("prod9", "generate", "masks", *given, "-o", tmp_path / "out")
+    assert ran.code == 1
+    assert "got all of it outside" in " ".join(ran.err.split())
+    assert not (tmp_path / "out").exists()

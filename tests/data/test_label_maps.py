@@ -129,7 +129,7 @@ def test_a_mirror_image_measures_as_mirrored() -> None:
 @given(st.integers(0, 2**32), st.sampled_from(["left", "right", None]), st.sampled_from([2.0, 20.0, None]))
 def test_wishes_are_kept_and_stay_in_bounds(seed: int, side: str | None, ml: float | None) -> None:
     wish = Wish(volume_ml=ml, side=side)  # type: ignore[arg-type]
-    values = draw_values(LESIONS, wish, BOUNDS, np.random.default_rng(seed), mirrors=True)
+    values = draw_values(LESIONS, wish, BOUNDS, np.random.default_rng(seed), turn=seed, mirrors=True)
     assert set(values) == set(BOUNDS)
     assert all(BOUNDS[name][0] <= value <= BOUNDS[name][1] for name, value in values.items())
     if side is not None:
@@ -146,13 +146,24 @@ def test_the_gap_is_that_of_the_worst_value() -> None:
     assert gap_of({"diameter_mm": 1.0}, {}) == 0
 
 
+@given(st.integers(0, 2**32))
+def test_every_training_lesion_has_its_turn(seed: int) -> None:
+    known = [{"diameter_mm": 10.0 * 3**k} for k in range(6)]
+    bounds = {"diameter_mm": (0.0, 1e4)}
+    rng = np.random.default_rng(seed)
+    asked = [
+        draw_values(known, Wish(), bounds, rng, turn=seed + k, mirrors=False)["diameter_mm"] for k in range(6)
+    ]
+    assert sorted(round(math.log(value / 10, 3)) for value in asked) == list(range(6))
+
+
 def test_sides_without_mirror_images() -> None:
     left = [one | {"right": 0.3} for one in LESIONS[:3]]
     rng = np.random.default_rng(0)
-    assert draw_values(left, Wish(), BOUNDS, rng, mirrors=False)["right"] < 0.5
+    assert draw_values(left, Wish(), BOUNDS, rng, turn=0, mirrors=False)["right"] < 0.5
     with pytest.raises(ConfigError, match="--side"):
-        draw_values(left, Wish(side="right"), BOUNDS, rng, mirrors=False)
-    assert draw_values([], Wish(), BOUNDS, rng, mirrors=True) == {}
+        draw_values(left, Wish(side="right"), BOUNDS, rng, turn=0, mirrors=False)
+    assert draw_values([], Wish(), BOUNDS, rng, turn=0, mirrors=True) == {}
 
 
 def test_a_drawn_lesion_is_kept_within_the_largest_brain() -> None:

@@ -63,7 +63,7 @@ def test_quick_has_no_budget(tmp_path: Path) -> None:
 
 
 def test_stages_are_chosen_by_name(tmp_path: Path) -> None:
-    assert make_plan(tmp_path, stages="all").stages == ("translation", "control")
+    assert make_plan(tmp_path, stages="all").stages == ("translation", "control", "masks")
     assert make_plan(tmp_path, stages="control, translation").stages == ("translation", "control")
     assert make_plan(tmp_path).stages == ()
     with pytest.raises(ConfigError, match="--stages: expected all or names among translation, control"):

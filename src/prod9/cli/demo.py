@@ -67,7 +67,7 @@ def demo(
         typer.Option(
             "--stages",
             metavar="all|NAME,…",
-            help="What to add to the first two stages: translation (MaskGiT alone), control, or all.",
+            help="What to add to the first two stages: translation, masks (both MaskGiT alone), control, or all.",
         ),
     ] = "",
     num_samples: Annotated[

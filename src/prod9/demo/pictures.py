@@ -3,7 +3,7 @@
 All patients are simulated, and every picture says so.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,9 +13,21 @@ from torch import Tensor
 
 from prod9.demo import removal
 from prod9.demo.control import MODALITIES, WITHOUT
+from prod9.demo.masks import DemoMasks, draw_picture
+from prod9.demo.patients import draw_made
 from prod9.demo.scores import Metrics
 from prod9.demo.sets import Autoencoder, VolumeSet, reconstruct, show_best
-from prod9.evaluation.report.pictures import CONTROL, GENERATED, MONTAGE, PICTURES, REMOVAL, TRANSLATION
+from prod9.evaluation.report.pictures import (
+    CONTROL,
+    GENERATED,
+    LATER,
+    MADE,
+    MASKS,
+    MONTAGE,
+    PICTURES,
+    REMOVAL,
+    TRANSLATION,
+)
 from prod9.evaluation.translation import TranslationSet, paired_row
 from prod9.measures.figures import Panel, Row, write_figure
 from prod9.measures.montage import Cell, write_gallery, write_montage
@@ -53,7 +65,8 @@ class DemoPictures:
 
     def draw(self, stages: Metrics, removed: Metrics) -> None:
         """Draw what there are volumes for, and delete pictures of stages that are no longer part of the demo."""
-        for picture in PICTURES[:3]:
+        gone = [picture for name, picture in LATER.items() if name not in stages]
+        for picture in (*PICTURES[:3], *gone):
             (self.output_dir / picture.file).unlink(missing_ok=True)
         if "translation" in stages:
             self._draw_translation(stages["translation"])
@@ -81,6 +94,14 @@ class DemoPictures:
         ]
         title = f"{GENERATED.title}. {self.cohort}"
         write_gallery(self.output_dir / GENERATED.file, gallery, view=self.view, title=title)
+
+    def draw_masks(self, masks: DemoMasks) -> None:
+        """Draw masks of a model beside those of training patients."""
+        draw_picture(masks, self.output_dir / MASKS.file, view=self.view, cohort=self.cohort)
+
+    def draw_patients(self, folder: Path, dice: Sequence[float]) -> None:
+        """Draw the patients in ``folder``, which follow drawn masks; dice: of what a segmenter finds in each."""
+        draw_made(folder, self.output_dir / MADE.file, dice=dice, view=self.view)
 
     def _draw_translation(self, scores: Metrics) -> None:
         target = next((name for name in _TARGETS if name in scores), None)

@@ -95,6 +95,14 @@ class DemoPlan:
         """Return the configuration of the refiner of what the stage-2b run ``transformer`` makes."""
         return self._load("stage2_refiner", ("inputs.transformer", str(transformer)))
 
+    def masks_stage1(self) -> RunConfig:
+        """Return the configuration of the autoencoder of label maps."""
+        return self._load("masks_stage1")
+
+    def masks_stage2(self, autoencoder: Path) -> RunConfig:
+        """Return the configuration of what draws masks, on the run ``autoencoder`` of label maps."""
+        return self._load("masks_stage2", ("inputs.autoencoder", str(autoencoder)))
+
     def stage3(self, generator: Path) -> RunConfig:
         """Return the configuration of the family's control network on the run ``generator`` of its stage 2."""
         base = (f"inputs.{self.names.generator_key}", str(generator))

@@ -8,6 +8,7 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,11 @@ from prod9.data.layouts.find import find_cases
 from prod9.data.simulated.cohort import simulate_cohort
 from prod9.data.stores.translations import content_key
 from prod9.demo.control import MODALITIES, score_stage3
-from prod9.demo.families import VARIANTS
+from prod9.demo.masks import DemoMasks
+from prod9.demo.patients import PATIENTS, make_patients
 from prod9.demo.pictures import DemoPictures
 from prod9.demo.plan import DemoPlan, starter_weights
+from prod9.demo.records import add_seconds, read_kept, write_metrics
 from prod9.demo.removal import remove_tumour
 from prod9.demo.report import finish_demo
 from prod9.demo.scores import Judges, Metrics, score_stage1
@@ -34,7 +37,7 @@ from prod9.evaluation.judges.segmenter import Segmenter, train_segmenter
 from prod9.evaluation.report.pictures import REMOVAL
 from prod9.evaluation.sets.patients import region_masks
 from prod9.files import atomic_write
-from prod9.json_files import read_json, read_object, without_nan, write_json
+from prod9.json_files import without_nan
 from prod9.measures.slices import View
 from prod9.models.checkpoint_manager import CheckpointManager
 from prod9.models.checkpoint_places import sha256_at
@@ -43,6 +46,7 @@ from prod9.pipelines.control import ControlPipeline
 from prod9.pipelines.maisi import MAISIPipeline
 from prod9.pipelines.maisi_control import MAISIControlPipeline
 from prod9.pipelines.maskgit import MaskGiTPipeline
+from prod9.pipelines.patients import PatientPipeline
 from prod9.pipelines.recorded import Overrides
 from prod9.pipelines.translation import TranslationPipeline
 from prod9.system.folders import claimed, sweep
@@ -83,19 +87,28 @@ def _sweep(plan: DemoPlan) -> None:
     """Delete the unfinished files of a killed demo; each run sweeps its own folder."""
     sweep(plan.output_dir)
     sweep(plan.run_dir)
-    for name in ("volumes", "volumes_before", "scores", "translation", "control", "removal"):
+    for name in (
+        "volumes",
+        "volumes_before",
+        "scores",
+        "translation",
+        "control",
+        "masks",
+        PATIENTS,
+        "removal",
+    ):
         sweep(plan.run_dir / name, deep=True)
 
 
 def _finish(plan: DemoPlan, report: Reporter, block: Metrics, seconds: float) -> Metrics:
     summary = {
-        "seconds": round(_seconds(plan, seconds), 1),
+        "seconds": round(add_seconds(plan, seconds), 1),
         "peak_rss_gib": round(peak_memory_gib(), 2),
         "patients": plan.num_patients,
         "seed": plan.seed,
     }
     block = {**summary, **block}
-    _write_metrics(plan, block)
+    write_metrics(plan, block)
     finish_demo(
         plan.output_dir,
         run=plan.run_dir / plan.names.generator,
@@ -147,6 +160,8 @@ class _Demo:
             stages["translation"] = self._translate(stage1, stage2, judges)
         if "control" in plan.stages:
             stages["control"] = self._control(stage2, judges)
+        if "masks" in plan.stages:
+            stages |= self._masks(stage2, judges, pictures)
         removed = {} if plan.family != "maskgit" else self._remove(stage1, stage2, sets["test"])
         if removed:
             block["removal"] = removed
@@ -183,7 +198,7 @@ class _Demo:
             *weights, plan.seed, plan.judge_steps, plan.volumes_per_modality, __version__, _FORM
         )
         if path.exists() and (folder is None or folder.is_dir()):
-            kept = _read(path)
+            kept = read_kept(path)
             if kept.get("key") == key:
                 return kept["scores"]
         self.report.say(f"Scoring {name}")
@@ -299,6 +314,42 @@ class _Demo:
 
         return self._kept("control", [generator, run], score, folder)
 
+    def _masks(self, generator: Path, judges: Judges, pictures: DemoPictures) -> Metrics:
+        """Draw masks by models of label maps, and make patients from some of them where their models are trained."""
+        plan, folder = self.plan, self.plan.run_dir / "masks"
+        autoencoder = self._train(plan.masks_stage1(), "masks_stage1")
+        run = self._train(plan.masks_stage2(autoencoder), "masks_stage2")
+        masks = DemoMasks(run, plan.data_dir, folder, num=2 * plan.volumes_per_modality, seed=plan.seed)
+        try:
+            with self.report.bar(f"Drawing {masks.num} masks") as progress:
+                draw = partial(masks.draw, torch_device(self.device), progress)
+                scores = self._kept("masks", [autoencoder, run], draw, folder)
+        except DataError as error:  # a smoke run has learnt no lesion yet
+            self.report.say(f"No masks: {error}")
+            return {}
+        pictures.draw_masks(masks)
+        if not {"translation", "control"} <= set(plan.stages):
+            return {"masks": scores}
+        made = self._make_patients(generator, masks, judges)
+        pictures.draw_patients(plan.run_dir / PATIENTS, made["dice"])
+        return {"masks": scores, PATIENTS: made}
+
+    def _make_patients(self, generator: Path, masks: DemoMasks, judges: Judges) -> Metrics:
+        runs = [generator, self.plan.run_dir / "stage2", self.plan.run_dir / self.plan.names.control]
+        files = masks.segmentations()[: max(1, self.plan.volumes_per_modality // 4)]
+        folder, segmenter_of = self.plan.run_dir / PATIENTS, partial(self._segmenter, judges)
+
+        def make() -> Metrics:
+            with self.report.bar(f"Making {len(files)} patients") as progress:
+                pipeline = PatientPipeline.from_checkpoints(
+                    *runs[:2], controls=runs[2:], device=torch_device(self.device)
+                )
+                return make_patients(
+                    pipeline, files, folder, segmenter_of=segmenter_of, seed=self.plan.seed, progress=progress
+                )
+
+        return self._kept(PATIENTS, [*runs, masks.run], make, folder)
+
     def _remove(self, stage1: Path, stage2: Path, held_out: VolumeSet) -> Metrics:
         """Take the tumour out of a held-out scan; empty without a patient with one."""
         folder = self.plan.run_dir / "removal"
@@ -317,34 +368,5 @@ def guidance(weak: Path) -> Overrides:
     return [("sampler.autoguidance_scale", AUTOGUIDANCE), ("sampler.weak_model", str(weak))]
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """Return what an earlier session wrote; empty if it is missing or damaged."""
-    try:
-        return read_object(path)
-    except DataError:
-        return {}
-
-
 def _autoencoder(path: Path) -> Autoencoder:
     return CheckpointManager.from_pretrained(path).network
-
-
-def _seconds(plan: DemoPlan, this_session: float) -> float:
-    """Return this session's time plus that of interrupted ones, and record the sum."""
-    path = plan.run_dir / "seconds.json"
-    try:
-        before = float(read_json(path))
-    except (DataError, TypeError, ValueError):  # a first session, or a damaged file
-        before = 0.0
-    with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps(before + this_session), encoding="utf-8")
-    return before + this_session
-
-
-def _write_metrics(plan: DemoPlan, block: Metrics) -> None:
-    """Write this run's block beside those of other variants in the same folder."""
-    path = plan.output_dir / "metrics.json"
-    content = _read(path)
-    blocks = {name: content[name] for name in VARIANTS if name in content}
-    content = {**block, **blocks, plan.variant: block}
-    write_json(path, content)

@@ -55,6 +55,20 @@ def head_of(volume: np.ndarray) -> np.ndarray:
     return ndimage.binary_fill_holes(parts == 1 + int(sizes.argmax()))  # pyright: ignore[reportReturnType]
 
 
+def whole_head(volume: np.ndarray) -> np.ndarray:
+    """Return :func:`head_of` without hollows: what is enclosed in any plane along an axis is in the head as well.
+
+    A generated T2 may be black in a lobe that is open to the outside somewhere; no other modality is to lose it.
+    """
+    head = head_of(volume)
+    filled = head.copy()
+    for axis in range(head.ndim):
+        planes, found = np.moveaxis(head, axis, 0), np.moveaxis(filled, axis, 0)
+        for plane, result in zip(planes, found, strict=True):
+            result |= ndimage.binary_fill_holes(plane)  # pyright: ignore[reportOperatorIssue]
+    return filled
+
+
 def stripped(volume: np.ndarray, head: np.ndarray | None = None) -> np.ndarray:
     """Return ``volume`` with exactly 0 outside of ``head`` and more than 0 inside, as a skull-stripped scan has it.
 

@@ -108,7 +108,7 @@ def augment(
     ] = False,
     steps: Annotated[
         int, typer.Option("--measure-steps", min=1, help="Training steps of each segmenter.")
-    ] = 250,
+    ] = 160,
     seeds: Annotated[int, typer.Option("--measure-seeds", min=1, help="Segmenters per set.")] = 3,
     seed: SampleSeedOption = 0,
     device: DeviceOption = "auto",

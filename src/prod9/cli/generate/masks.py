@@ -199,8 +199,12 @@ def _make(
         task = bar.add_task("Masks", total=len(missing))
         for index, name in missing.items():
             which = index % len(lesions)
-            path, lesion = lesions[which].path, lesions[which].load()
-            lesion = lesion if keep_grid else lesion.cropped()
+            path, given = lesions[which].path, lesions[which].load()
+            lesion = given if keep_grid else given.cropped()
+            if not lesion.labels.any():
+                raise DataError(
+                    f"{path}: expected a lesion in the brain, got all of it outside; check that they belong together."
+                )
             try:
                 labels, done = vary(lesion, np.random.default_rng(seed + index))
             except Prod9Error as problem:

@@ -25,7 +25,6 @@ from prod9.cli.generate.outputs import Inputs, OutputFolder, report_made
 from prod9.cli.generate.run import announce, carry_out, detail_settings, disk_mb, require_models
 from prod9.cli.masks.drawing import Drawing
 from prod9.cli.masks.followed import (
-    MOST_LABEL,
     DrawnSegmentations,
     Followed,
     GivenSegmentations,
@@ -40,6 +39,7 @@ from prod9.data.formats.form import GLIOMA, Content, Form, Name
 from prod9.data.formats.table import form_of
 from prod9.devices import torch_device
 from prod9.errors import ConfigError
+from prod9.modalities import MOST_OF_GLIOMA
 from prod9.system.parts import ALL, WorkPart
 
 if TYPE_CHECKING:
@@ -254,9 +254,9 @@ def _placed(pipeline: "PatientPipeline", path: Path, label_scheme: str) -> "Plac
         raise ConfigError(
             f"{path}: expected labels below {fewest}, as both control networks have, got {most}; map it to another."
         )
-    if most > MOST_LABEL:
+    if most > MOST_OF_GLIOMA:
         raise ConfigError(
-            f"{path}: expected labels up to {MOST_LABEL}, as BraTS-2023 has them, got {most}; map it to another."
+            f"{path}: expected labels up to {MOST_OF_GLIOMA}, as BraTS-2023 has them, got {most}; map it to another."
         )
     return placed
 

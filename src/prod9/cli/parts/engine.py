@@ -88,11 +88,12 @@ def run_parts(
 
     ray = _import_ray()
     with shared.resumable("What is done is kept; the same command goes on from here."):
-        _connect(ray, engine.address)
-        try:
-            answers = _do(ray, command, values, directory, engine)
-        finally:
-            ray.shutdown()
+        with redirect_stdout(sys.stderr):  # what Ray tells, of a lost worker too, is no result of the command
+            _connect(ray, engine.address)
+            try:
+                answers = _do(ray, command, values, directory, engine)
+            finally:
+                ray.shutdown()
         merge_parts(directory)
     return answers
 
@@ -110,13 +111,12 @@ def _import_ray() -> Any:
 def _connect(ray: Any, address: str | None) -> None:
     """Join the cluster at ``address``, or start one on this machine that ends with the command."""
     try:
-        with redirect_stdout(sys.stderr):  # what it tells is no result of the command
-            ray.init(
-                address=address or "local",
-                log_to_driver=False,
-                configure_logging=False,
-                **({} if address else {"include_dashboard": False}),
-            )
+        ray.init(
+            address=address or "local",
+            log_to_driver=False,
+            configure_logging=False,
+            **({} if address else {"include_dashboard": False}),
+        )
     except Exception as error:  # Ray raises plain ones, too
         wanted = "Ray to start on this machine" if address is None else f"a running cluster at {address}"
         remedy = (

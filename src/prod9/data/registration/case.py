@@ -150,7 +150,7 @@ def _register(scan: _Scan, fixed: Placed, inside: Array, path: Path, reference: 
     everywhere = Placed(np.ones(mask.data.shape, np.float32), mask.affine)
     seen = resample(everywhere, shape, affine, found.matrix, order=0) > 0.5
     scan.overlap = overlap(inside, moved, within=seen)
-    if scan.overlap < LEAST_OVERLAP or found.information < found.before:
+    if scan.overlap < LEAST_OVERLAP:
         raise DataError(
             f"{path}: expected to be registered to {reference}, got an overlap of {scan.overlap:.0%} after the search; "
             "check that both show the same patient and that their headers say how they lie, or leave this one out."

@@ -33,7 +33,7 @@ class Rigid:
     Attributes:
         matrix: 4×4, mm of the fixed volume to mm of the moving one.
         information: mutual information (nats) of the two volumes under it.
-        before: the same with both volumes where their headers put them.
+        before: the same with both volumes where their headers put them, which is where they stay unless it is less.
     """
 
     matrix: Array
@@ -120,10 +120,12 @@ class _Search:
             raise DataError("expected two scans of one head, got scans whose fields of view do not meet")
         found = [self._descend(starts[k], _LEVELS[:1]) for k in best]
         start = min(found, key=self._cost)
-        final = self._descend(start, _LEVELS[1:])
         # The last digits are noise.
-        final = np.round(final, 9)
-        return Rigid(final, -self._cost(final), max(0.0, -self._cost(np.eye(4))))
+        final = np.round(self._descend(start, _LEVELS[1:]), 9)
+        cost, before = self._cost(final), self._cost(np.eye(4))
+        if before <= cost:  # registered already: a search may end a part of a voxel beside it
+            final, cost = np.eye(4), before
+        return Rigid(final, -cost, max(0.0, -before))
 
     def _coarse_costs(self, starts: list[Array]) -> list[float]:
         sitk = self.sitk

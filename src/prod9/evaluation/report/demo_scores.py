@@ -47,6 +47,13 @@ _FIGURES = {
         "regression_psnr_tumour_fitted", "{} by linear regression",
     ),
     "uncertainty_correlation": _Figure("correlation of spread and error", "{:.2f}"),
+    "volume": _Figure(
+        "volume of drawn masks, mean difference of logarithms", "{:.2f}", "volume_floor", "{} of patients"
+    ),
+    "pieces": _Figure("pieces of drawn masks, mean difference", "{:.2f}", "pieces_floor", "{} of patients"),
+    "place": _Figure("place of drawn masks in the brain, energy distance", "{:.3f}", "place_floor", "{} of patients"),
+    "dice_followed": _Figure("Dice of what a segmenter finds in FLAIR with the mask drawn", "{:.2f}"),
+    "highest_dice": _Figure("highest Dice of a drawn mask with one of a patient", "{:.2f}"),
     "dice_translated": _Figure("Dice of a segmenter in translations", "{:.2f}", "dice_real", "{} in scans"),
 }  # fmt: skip
 _STAGES = {
@@ -56,6 +63,8 @@ _STAGES = {
     "maisi_diffusion": "Stage 2: generated volumes",
     "translation": "Stage 2b: translation",
     "control": "Stage 3: control by a segmentation",
+    "masks": "Lesion masks drawn by a model",
+    "patients": "Patients made under drawn masks",
 }
 _SETS = {"against_scans": "to held-out scans", "frechet": "to held-out reconstructions"}
 

@@ -25,5 +25,9 @@ CONTROL = Picture("2_control.png", "A tumour made where a segmentation asks for 
 REMOVAL = Picture("3_removal.png", "A tumour removed by drawing its region again", leads=True)
 MONTAGE = Picture("4_montage.png", "Held-out scans, their reconstructions, and generated volumes")
 GENERATED = Picture("5_generated.png", "Every generated volume, one axial slice each")
-PICTURES = (TRANSLATION, CONTROL, REMOVAL, MONTAGE, GENERATED)
+MASKS = Picture("6_masks.png", "Lesion masks that a model drew, beside those of patients")
+MADE = Picture("7_patients.png", "Patients who do not exist, made under masks that a model drew")
+PICTURES = (TRANSLATION, CONTROL, REMOVAL, MONTAGE, GENERATED, MASKS, MADE)
 """By name, so that a folder lists them in this order."""
+LATER = {"masks": MASKS, "patients": MADE}
+"""Those of a demo's last part, by the name of their scores."""

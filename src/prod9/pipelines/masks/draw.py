@@ -108,7 +108,7 @@ class MaskPipeline(MaskGiTPipeline):
 
     def _draw(self, index: int, seed: int, wish: Wish, refuse: Refuse | None, report: Share) -> DrawnMask:
         reasons: list[str] = []
-        asked = self._asked(derived_seed(seed, _WISH_STREAM), wish)
+        asked = self._asked(seed, wish)
         best: tuple[float, Lesion, float] | None = None
         for attempt in range(MOST_TRIES):
             tokens = self.sample_tokens(
@@ -140,7 +140,8 @@ class MaskPipeline(MaskGiTPipeline):
             self.lesions,
             wish,
             self._bounds,
-            np.random.default_rng(seed),
+            np.random.default_rng(derived_seed(seed, _WISH_STREAM)),
+            turn=seed,
             mirrors=data is not None and data.store_flips,
         )
 

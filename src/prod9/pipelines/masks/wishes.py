@@ -53,18 +53,22 @@ def draw_values(
     bounds: Bounds,
     rng: np.random.Generator,
     *,
+    turn: int,
     mirrors: bool,
 ) -> dict[str, float]:
-    """Return size and place of a lesion: of a random training lesion, shifted and scaled a little.
+    """Return size and place of a lesion: of a training lesion, shifted and scaled a little.
 
-    What ``wish`` names takes the place of the training lesion's; for a volume, the training lesion is one of the tenth
-    that are nearest in size. Values stay within ``bounds``. Empty where nothing is known of training lesions.
+    Each training lesion has its turn once before any has it again, in an order without pattern, so that sizes and
+    places of few masks are not a matter of luck. What ``wish`` names takes the place of the training lesion's; for a
+    volume, the training lesion is one of the tenth that are nearest in size. Values stay within ``bounds``. Empty
+    where nothing is known of training lesions.
 
     Args:
         lesions: what was measured of the training patients.
         wish: of the user.
         bounds: of each value, as in training.
         rng: where numbers come from.
+        turn: number of the training lesion in that order; the next number is another one.
         mirrors: whether the model learnt mirror images, too.
 
     Raises:
@@ -83,7 +87,7 @@ def draw_values(
         known = sorted(known, key=lambda one: abs(np.log(one[DIAMETER] / asked)))[:count]
     if not known:
         return {} if wish.volume_ml is None else {DIAMETER: diameter_of(wish.volume_ml)}
-    chosen = known[int(rng.integers(len(known)))]
+    chosen = known[int(_in_order(len(known))[turn % len(known)])]
     flip = bool(rng.random() < 0.5)
     if mirrors and (flip if wish.side is None else _side(chosen) != wish.side):
         chosen = mirrored(chosen)
@@ -114,6 +118,11 @@ def gap_of(found: Mapping[str, float], asked: Mapping[str, float]) -> float:
         for name, value in asked.items()
     ]
     return max(gaps, default=0.0)
+
+
+def _in_order(count: int) -> np.ndarray:
+    """Return the numbers below ``count``, shuffled always alike: a mask depends on nothing but its own number."""
+    return np.random.default_rng(count).permutation(count)
 
 
 def _side(lesion: Mapping[str, float]) -> Side:
