@@ -58,8 +58,8 @@ def demo(
         typer.Option(
             "--budget",
             metavar="TIME",
-            help="Scale steps and patients to about this time on two cores, e.g. 60m; default 6m, MAISI 20m; from "
-            "scratch 15m and 25m.",
+            help="Scale steps and patients to about this time on two cores, e.g. 60m; default 9m, MAISI 20m; from "
+            "scratch 12m and 25m.",
         ),
     ] = None,
     stages: Annotated[

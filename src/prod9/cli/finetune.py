@@ -76,7 +76,7 @@ def finetune(
     check_writable(expand(output_dir))
     if not check:
         say_finetuning_begins(model, data, output_dir)
-    from prod9.training.finetuning import Asked, plan_finetuning
+    from prod9.training.finetuning import Asked, plan_finetuning, require_free
 
     asked = Asked(
         model=model,
@@ -90,6 +90,7 @@ def finetune(
     steps = plan_finetuning(asked)
     patients = _patients(steps)
     if check:
+        require_free(asked, steps)
         _describe(asked, steps, patients, as_json)
         return
     with shared.resumable(f"What was trained is in {output_dir}; the same command goes on from there."):

@@ -157,7 +157,10 @@ def finetune(asked: Asked, steps: Sequence[Step], *, say: Say, device: str = "au
         say: prints a line.
         device: as for :func:`prod9.training.run.train`.
     """
-    _claim(asked, steps)
+    record = require_free(asked, steps)
+    if record is not None:
+        asked.folder.mkdir(parents=True, exist_ok=True)
+        write_json(asked.folder / RECORD, record)
     return train_stages(steps, say=say, device=device)
 
 
@@ -249,8 +252,11 @@ def _without_regions(step: Step) -> Step:
     return replace(step, config=step.config.model_copy(update={"loss": alike}))
 
 
-def _claim(asked: Asked, steps: Sequence[Step]) -> None:
-    """Record what was asked; ConfigError where the folder holds something else."""
+def require_free(asked: Asked, steps: Sequence[Step]) -> dict[str, Any] | None:
+    """Return the record to write into the folder, or None where it is there.
+
+    Raises ConfigError where the folder holds other runs or results of other settings.
+    """
     record = {
         "model": str(asked.model),
         "data": str(asked.data.absolute()),
@@ -269,11 +275,10 @@ def _claim(asked: Asked, steps: Sequence[Step]) -> None:
                 f"{path}: expected {key} {found.get(key)}, with which it was begun, got {record[key]}; choose another "
                 "--output-dir."
             )
-        return
+        return None
     if holds_run(asked.folder) or any(holds_run(Path(step.config.output_dir)) for step in steps):
         raise ConfigError(
             f"--output-dir: expected a new folder, or one that `prod9 finetune` made, got {asked.folder}, which holds "
             "another run; choose another name."
         )
-    asked.folder.mkdir(parents=True, exist_ok=True)
-    write_json(path, record)
+    return record

@@ -77,9 +77,9 @@ PACKAGED: Mapping[str, Packaged] = {
             stage="stage2",
             short="translate",
             does="makes a missing T1, T1ce, T2 or FLAIR from the others",
-            minutes=10.0,
-            measured="on 6 simulated patients of another scanner fine-tuning took 10 minutes of CPU time and changed "
-            "PSNR on 8 others by -1.5 to 0.0 dB; compare the result with the packaged model before you use it",
+            minutes=9.0,
+            measured="on 6 simulated patients of another scanner fine-tuning took 9 minutes of CPU time and changed "
+            "PSNR on 8 others by -0.3 to +0.1 dB; compare the result with the packaged model before you use it",
         ),
         Packaged(
             stage="stage2_label",
