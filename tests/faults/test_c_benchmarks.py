@@ -119,7 +119,7 @@ def test_the_plan_is_near_what_a_full_size_step_took(path):
     assert full.verdicts({written["name"]: parts | {"plan": plan}}) == []
 
 
-def test_every_brats_configuration_was_counted_at_full_size():
+def test_every_brats_configuration_has_a_file_of_results():
     assert {json.loads(path.read_text())["name"] for path in MEASURED} == set(script("_shipped").names())
 
 
