@@ -16,15 +16,15 @@ def detail_footprint(config: DetailSection, widths: Widths, *below: object) -> F
     """Return what a step of ``config`` keeps. below: the autoencoder, whose volumes alone count."""
     del below
     model, data, half = config.model, config.data, widths.half
-    folded, inputs, widths = model.space_to_depth**3, 2 + model.num_sources, model.num_channels
-    shares = [0.125**level for level in range(len(widths))]
-    down = [Block(width, width, share) for width, share in zip(widths, shares, strict=True)]
+    folded, inputs, channels = model.space_to_depth**3, 2 + model.num_sources, model.num_channels
+    shares = [0.125**level for level in range(len(channels))]
+    down = [Block(width, width, share) for width, share in zip(channels, shares, strict=True)]
     blocks = [block for block in (*down, *down[:-1]) for _ in range(model.num_res_blocks)]
     kept = sum(block.kept_bytes(half) for block in blocks)
     if model.use_checkpointing:
         largest = max(block.kept_bytes(half) for block in blocks)
         kept = sum(half * block.share * block.inputs for block in blocks) + largest
-    kept += half * (inputs * folded + widths[0])
+    kept += half * (inputs * folded + channels[0])
     detail = model.detail_channels
     kept += folded * (4 * 2 * inputs + detail * (4 * 4 + model.detail_convs * (half + 4 * 2)))
     voxels = data.batch_size * prod(data.crop_size or data.grid)
