@@ -53,7 +53,8 @@ def test_the_same_command_goes_on_and_another_is_refused(
     assert other.code == 2
     assert "expected seed 0" in other.err
     checked = finetune(workspace, folder, "--seed", 3, "--check")
-    assert (checked.code, checked.err) == (other.code, other.err)
+    assert checked.code == 2
+    assert checked.err in other.err
     run_of_another = finetune(workspace, workspace.run2)
     assert run_of_another.code == 2
     assert "another run" in run_of_another.err

@@ -21,7 +21,8 @@ def test_the_package_runs_as_a_module() -> None:
 def test_devices_are_named_or_refused() -> None:
     assert torch_device("cpu").type == "cpu"
     with pytest.raises(
-        ConfigError, match=r"--device: expected a GPU that PyTorch sees .*got cuda:99; use auto or cpu"
+        ConfigError,
+        match=r"--device: expected a CUDA device that PyTorch sees .*got cuda:99; use auto or cpu",
     ):
         torch_device("cuda:99")
 

@@ -115,7 +115,7 @@ def _hardware(config: RunConfig, device: str) -> tuple[str, Any]:
         )
     count = torch.cuda.device_count() if accelerator == "gpu" else 1
     if accelerator == "gpu" and (count == 0 or int(index or 0) >= count):
-        raise no_such_gpu(str(device))
+        raise no_such_gpu(*(("trainer.accelerator", "gpu") if device == "auto" else ("--device", device)))
     if accelerator == "mps" and not torch.backends.mps.is_available():
         raise ConfigError(f"--device: expected a Mac with MPS, got {device!r} without it; use --device cpu.")
     devices = [int(index)] if index else config.trainer.devices

@@ -12,6 +12,7 @@ import yaml
 
 from prod9.errors import DataError
 from prod9.evaluation.report.forms import Result, mapping, number, objects, parse
+from prod9.modalities import SEG
 from prod9.stages import CORRECTORS
 
 Curves = dict[str, list[tuple[float, float]]]
@@ -84,6 +85,8 @@ class RunRecord:
 def find_runs(folder: Path) -> list[RunRecord]:
     """Return the runs of ``folder``: itself, or those below it, in the order of the stages they build on.
 
+    Those on label maps come last: the page shows held-out scans, which are those of its first run.
+
     Raises DataError where there is none.
     """
     if not folder.is_dir():
@@ -97,7 +100,14 @@ def find_runs(folder: Path) -> list[RunRecord]:
             "training command or `prod9 demo` wrote."
         )
     order = ("autoencoder", "maisi_vae", "transformer", "maisi_diffusion", *CORRECTORS)
-    return sorted(runs, key=lambda r: (order.index(r.stage) if r.stage in order else len(order), r.name))
+    return sorted(
+        runs,
+        key=lambda r: (
+            list(r.data.get("modalities", ())) == [SEG],
+            order.index(r.stage) if r.stage in order else len(order),
+            r.name,
+        ),
+    )
 
 
 def read_run(folder: Path, root: Path) -> RunRecord:
