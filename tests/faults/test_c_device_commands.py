@@ -1,27 +1,6 @@
 """Commands on the pretend device: no device fault, and how often the host waits while they make volumes."""
 
-from collections import Counter
-
 import pytest
-import torch
-
-from tests.harness import run
-from tests.pretend import pretend_cuda
-
-
-@pytest.fixture
-def waits_of(monkeypatch):
-    """Run a command on the pretend device, which has to succeed, and return what it waited for."""
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-
-    def call(*args, command="prod9"):
-        with pretend_cuda() as device, device.counted() as waits:
-            ran = run(command, *args, "--device", "cuda:0")
-            found = Counter(waits)
-        assert ran.code == 0, ran.err
-        return found
-
-    return call
 
 
 def generating(workspace, models):
