@@ -16,7 +16,6 @@ from prod9.evaluation.masks import compare_masks
 from prod9.evaluation.report.pictures import MASKS
 from prod9.measures.figures import Panel, Row, write_figure
 from prod9.measures.slices import View, widest_slice
-from prod9.modalities import MOST_OF_GLIOMA
 from prod9.pipelines.masks.draw import MaskPipeline
 from prod9.system.progress import Progress
 from prod9.volumes import write
@@ -51,8 +50,7 @@ class DemoMasks:
         pipeline = MaskPipeline.from_checkpoint(self.run, device=device, detail=None)
         report = partial(_whole, progress, self.num)
         for mask in pipeline.draw(range(self.num), seed=self.seed, report=report):
-            labels = np.where(mask.lesion.labels > MOST_OF_GLIOMA, 0, mask.lesion.labels)
-            for path, data in zip(self._paths(mask.index), (labels, mask.lesion.brain), strict=True):
+            for path, data in zip(self._paths(mask.index), (mask.labels, mask.lesion.brain), strict=True):
                 write(path, data, mask.lesion.affine, dtype=np.uint8)
         found = compare_masks(self.drawn(), self.training(), seed=self.seed)
         scores = {

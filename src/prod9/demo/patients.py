@@ -15,13 +15,13 @@ from prod9.evaluation.report.pictures import MADE
 from prod9.json_files import without_nan
 from prod9.measures.figures import Panel, Row, write_figure
 from prod9.measures.slices import View, widest_slice
+from prod9.modalities import MODALITIES
 from prod9.pipelines.patients import PatientPipeline
 from prod9.system.progress import Progress
 from prod9.volumes import read, write
 
 PATIENTS = "patients"
 """Their folder, and their block of metrics."""
-_ORDER = ("T1", "T1ce", "T2", "FLAIR")
 
 
 def make_patients(
@@ -51,7 +51,7 @@ def make_patients(
     for patient in pipeline.generate(range(len(segs)), seed=seed, segs=segs):
         name = _name(patient.index)
         for modality, image in patient.images.items():
-            path = folder / BRATS.image(name, modality, _ORDER, True)
+            path = folder / BRATS.image(name, modality, MODALITIES, True)
             path.parent.mkdir(parents=True, exist_ok=True)
             write(path, image, patient.affine)
         seg = segs[patient.index].seg
@@ -81,7 +81,8 @@ def draw_made(folder: Path, path: Path, *, dice: Sequence[float | None], view: V
         name = _name(index)
         seg = read(folder / BRATS.seg(name, True)).data
         shown = [
-            (modality, read(folder / BRATS.image(name, modality, _ORDER, True)).data) for modality in _ORDER
+            (modality, read(folder / BRATS.image(name, modality, MODALITIES, True)).data)
+            for modality in MODALITIES
         ]
         panels = [Panel(title=modality, volume=volume) for modality, volume in shown]
         last = dict(shown)[LESIONS_SHOW_IN]

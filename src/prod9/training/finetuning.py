@@ -36,7 +36,7 @@ _STEPS = 300
 _SLOWER = 0.25
 """Its learning rate, as a share of that of its first training."""
 _TRANSLATIONS = 140
-"""That a refiner is trained on, at least where the sets of sources allow it: half of those of its first training."""
+"""Least number of translations to train a refiner on, half as many as in its first training, if the scans allow it."""
 Say = Callable[[str], None]
 
 
@@ -140,10 +140,13 @@ def plan_finetuning(asked: Asked) -> list[Step]:
             f"{stage.title.lower()}; name the model that it corrects, whose refiner is trained along."
         )
     steps = list(_chain(opened, asked.folder, asked))
+    training = _training_cases(steps[-1].config)
     refiner = open_refiner(opened) if opened.header["stage"] == "transformer" else None
     if refiner is not None:
-        steps.append(_enough(_step(refiner, asked.folder / REFINER, {"transformer": asked.folder}, asked)))
-    return steps if _has_segmentations(steps[-1].config) else [_without_regions(step) for step in steps]
+        step = _step(refiner, asked.folder / REFINER, {"transformer": asked.folder}, asked)
+        steps.append(_with_enough_translations(step, len(training)))
+    segmented = any(case.seg is not None for case in training)
+    return steps if segmented else [_without_regions(step) for step in steps]
 
 
 def finetune(asked: Asked, steps: Sequence[Step], *, say: Say, device: str = "auto") -> dict[str, RunResult]:
@@ -221,20 +224,15 @@ def _training_cases(config: RunConfig) -> list[Case]:
     return divide(cases, data.split.kwargs()).select(cases, "train")
 
 
-def _has_segmentations(config: RunConfig) -> bool:
-    """Return whether a training patient has one."""
-    return any(case.seg is not None for case in _training_cases(config))
-
-
-def _enough(step: Step) -> Step:
-    """Return ``step``, of a refiner, with more translations of each scan where the scans are few.
+def _with_enough_translations(step: Step, num_cases: int) -> Step:
+    """Return ``step``, of a refiner, with more translations of each scan where there are few training cases.
 
     With one translation of each scan, it sees every target from a single set of sources.
     """
     config: Any = step.config
     modalities = len(config.data.modalities)
     sets_of_sources = 2 ** (modalities - 1) - 1
-    wanted = math.ceil(_TRANSLATIONS / (modalities * len(_training_cases(config))))
+    wanted = math.ceil(_TRANSLATIONS / (modalities * num_cases))
     section = config.translations
     more = max(section.per_target, min(wanted, sets_of_sources))
     changed = section.model_copy(update={"per_target": more})

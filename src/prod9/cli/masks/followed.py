@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, overload
 from prod9.cli.generate.outputs import Inputs, digest_of
 from prod9.cli.masks.drawing import Drawing
 from prod9.errors import ConfigError
-from prod9.modalities import MOST_OF_GLIOMA
 
 if TYPE_CHECKING:
     from prod9.pipelines.segmentation import PlacedSegmentation
@@ -155,6 +154,5 @@ class DrawnSegmentations(Followed):
         (mask,) = self._drawing.masks([index])
         with TemporaryDirectory() as folder:  # files are how a segmentation comes to a grid
             path = Path(folder) / f"mask_{index:04d}_seg.nii.gz"
-            labels = np.where(mask.lesion.labels > MOST_OF_GLIOMA, 0, mask.lesion.labels)
-            volumes.write(path, labels, mask.lesion.affine, dtype=np.uint8)
+            volumes.write(path, mask.labels, mask.lesion.affine, dtype=np.uint8)
             return self._place(path)

@@ -13,6 +13,7 @@ from prod9.data.lesions import Lesion
 from prod9.errors import ConfigError, DataError
 from prod9.generator.condition import MaskGiTCondition
 from prod9.label_maps import classes_of, join, labels_in
+from prod9.modalities import MOST_OF_GLIOMA
 from prod9.pipelines.labels import derived_seed
 from prod9.pipelines.maskgit import MaskGiTPipeline
 from prod9.pipelines.masks.wishes import Wish, draw_values, gap_of
@@ -45,6 +46,11 @@ class DrawnMask:
     asked: dict[str, float]
     cut: float
     refused: tuple[str, ...]
+
+    @property
+    def labels(self) -> np.ndarray:
+        """The labels that a patient of BraTS 2023 may have; a resection cavity is tissue there."""
+        return np.where(self.lesion.labels > MOST_OF_GLIOMA, 0, self.lesion.labels)
 
     def describe(self) -> dict[str, Any]:
         """Return it as plain values, for a manifest."""
