@@ -42,7 +42,7 @@ coverage: $(INSTALLED)  ## Run all tests, and ask for the coverage that pyprojec
 check: $(INSTALLED)  ## Check style, types and the layers of the package.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pyright
+	$(BIN)/pyrefly check
 	$(BIN)/lint-imports
 
 bench: $(BENCH_INSTALLED)  ## Run every benchmark at its quick size.

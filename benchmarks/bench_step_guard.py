@@ -94,7 +94,7 @@ class Alternate(Callback):
         self._began = self.now()
 
     def _switch(self, trainer: Trainer, module: Any) -> None:
-        for callback in trainer.callbacks:  # pyright: ignore[reportAttributeAccessIssue]
+        for callback in trainer.callbacks:
             name = type(callback).__name__
             if name in GUARDS:
                 if self._guarded:

@@ -84,7 +84,7 @@ def score_damage(
 
     def described(entries: Sequence[Entry], damage: Damage) -> SetRows:
         source = Prepared(volumes, damage)
-        return describe_set(entries, source, extractors, BadFiles(skip=False))  # pyright: ignore[reportArgumentType]
+        return describe_set(entries, source, extractors, BadFiles(skip=False))
 
     real = described(judges, lambda volume: volume)
     names = [extractor.name for extractor in extractors]

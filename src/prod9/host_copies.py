@@ -16,7 +16,7 @@ _companions: WeakKeyDictionary[torch.Generator, torch.Generator] = WeakKeyDictio
 
 def with_host_copy(tensor: Tensor, copy: Tensor) -> Tensor:
     """Return ``tensor``, whose values ``copy`` has on the CPU; neither may be changed in place afterwards."""
-    tensor._on_host = copy  # pyright: ignore[reportAttributeAccessIssue]
+    tensor._on_host = copy  # pyrefly: ignore[missing-attribute]
     return tensor
 
 

@@ -19,13 +19,13 @@ A = TypeVar("A", Tensor, np.ndarray)
 
 def coded(classes: A) -> A:
     """Return classes of any shape as float32 in [0, 1]."""
-    return _float(classes) / TOP  # pyright: ignore[reportReturnType]
+    return _float(classes) / TOP  # pyrefly: ignore[bad-return]
 
 
 def classes_of(volume: A) -> A:
     """Return the classes (int64) nearest to a coded volume of any shape: the inverse of :func:`coded`."""
     rounded = (volume * TOP).round()
-    return rounded.long() if isinstance(rounded, Tensor) else rounded.astype(np.int64)  # pyright: ignore[reportReturnType]
+    return rounded.long() if isinstance(rounded, Tensor) else rounded.astype(np.int64)  # pyrefly: ignore[bad-return]
 
 
 def join(labels: np.ndarray, brain: np.ndarray) -> np.ndarray:
@@ -46,4 +46,4 @@ def labels_in(classes: np.ndarray) -> np.ndarray:
 
 
 def _float(classes: A) -> A:
-    return classes.float() if isinstance(classes, Tensor) else classes.astype(np.float32)  # pyright: ignore[reportReturnType]
+    return classes.float() if isinstance(classes, Tensor) else classes.astype(np.float32)  # pyrefly: ignore[bad-return]

@@ -88,7 +88,7 @@ class VolumeHeader:
     @property
     def orientation(self) -> str:
         """Anatomical direction of each axis, such as ``RAS``."""
-        return "".join(nib.orientations.aff2axcodes(self.affine))
+        return "".join(map(str, nib.orientations.aff2axcodes(self.affine)))
 
     @property
     def ras_spacing(self) -> tuple[float, float, float]:

@@ -112,7 +112,7 @@ def test_a7_quantiser_of_transposed_latents():
 )
 def test_a7_convolution(put, sides, batch, kernel, channels, grad):
     torch.manual_seed(0)
-    conv = nn.Conv3d(*channels, *kernel).to(memory_format=grad)  # pyright: ignore[reportCallIssue]
+    conv = nn.Conv3d(*channels, *kernel).to(memory_format=grad)
     assert_layout_changes_nothing(
         lambda x: native_conv.convolve(conv, x), put(drawn(batch, channels[0], *sides))
     )

@@ -34,7 +34,7 @@ def file(tmp_path: Path) -> Path:
 
 def fails(path: Path, problem: BaseException | None = None, **kwargs: object) -> str:
     def read() -> None:
-        with reading(path, "a list", **kwargs):  # pyright: ignore[reportArgumentType]
+        with reading(path, "a list", **kwargs):
             if problem is not None:
                 raise problem
             path.read_bytes()

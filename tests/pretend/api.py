@@ -40,7 +40,7 @@ class Generator(_Generator):
     """A generator of the pretend device: it draws on the CPU, and says that it is elsewhere."""
 
     @property
-    def device(self) -> torch.device:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def device(self) -> torch.device:
         return CUDA
 
 

@@ -49,7 +49,7 @@ class PretendTensor(Tensor):
     """Values on the CPU, in ``held``, that claim to be on ``cuda:0``."""
 
     held: Tensor
-    __torch_function__ = torch._C._disabled_torch_function_impl  # pyright: ignore[reportAssignmentType]
+    __torch_function__ = torch._C._disabled_torch_function_impl
 
     @staticmethod
     def __new__(cls, held: Tensor, requires_grad: bool = False) -> "PretendTensor":
@@ -68,15 +68,15 @@ class PretendTensor(Tensor):
         return made
 
     @property
-    def device(self) -> torch.device:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def device(self) -> torch.device:
         return CUDA
 
     @property
-    def is_cuda(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def is_cuda(self) -> bool:
         return True
 
     @property
-    def is_cpu(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def is_cpu(self) -> bool:
         return False
 
     def numpy(self, *_: Any, **__: Any) -> Any:
@@ -101,7 +101,7 @@ class PretendTensor(Tensor):
     def __reduce_ex__(self, protocol: Any) -> Any:
         return self.held.__reduce_ex__(protocol)  # files hold no devices here
 
-    def __repr__(self, **_: Any) -> str:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def __repr__(self, **_: Any) -> str:
         return f"PretendTensor({tuple(self.shape)}, {self.dtype})"
 
     @classmethod
@@ -116,22 +116,22 @@ def to_host(tensor: Tensor) -> Tensor:
 
 class _Down(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, tensor: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
         note("copy to the host")
         return tensor.held.clone() if isinstance(tensor, PretendTensor) else tensor.clone()
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
         return PretendTensor(gradient)
 
 
 class _Up(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, tensor: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
         return PretendTensor(tensor.clone())
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
         return gradient.held if isinstance(gradient, PretendTensor) else gradient
 
 

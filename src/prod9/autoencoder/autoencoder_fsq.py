@@ -106,7 +106,7 @@ class FiniteScalarQuantizer(nn.Module):
         """Pack digits into indices; the inverse of indices_to_digits."""
         return (digits * self.basis).sum(-1)
 
-    def _load_from_state_dict(  # pyright: ignore[reportIncompatibleMethodOverride]
+    def _load_from_state_dict(  # pyrefly: ignore[bad-override]
         self, state_dict: dict[str, Any], prefix: str, *args: Any
     ) -> None:
         """Refuse the state of other levels: the same number of them would load and mean something else."""
@@ -191,7 +191,7 @@ class AutoencoderFSQ(MaisiBackbone):
         self.vocab_size = self.quantizer.vocab_size
         self.label_maps = label_maps
 
-    def encode(self, x: Volume) -> Latent:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def encode(self, x: Volume) -> Latent:  # pyrefly: ignore[bad-override]
         """Return z before quantisation, in float32, as are the last two convolutions."""
         if self.label_maps:
             x = F.one_hot(classes_of(x[:, 0]), TOP + 1).movedim(-1, 1).to(x.dtype)
@@ -220,7 +220,7 @@ class AutoencoderFSQ(MaisiBackbone):
         """Return the volume of ``tokens``."""
         return self.decode(self.indices_to_codes(tokens))
 
-    def forward(self, x: Volume) -> AutoencoderOutput:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def forward(self, x: Volume) -> AutoencoderOutput:  # pyrefly: ignore[bad-override]
         """Encode, quantise, decode; deterministic in training and evaluation."""
         z = self.encode(x)
         if not self.training:

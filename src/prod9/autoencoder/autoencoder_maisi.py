@@ -63,7 +63,7 @@ class AutoencoderKlMaisi(MaisiBackbone):
         """Return a sample ``[B Z h w d]`` from the global generator; MONAI's name for ``reparameterize``."""
         return self.reparameterize(z_mu, z_sigma)
 
-    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+    def forward(  # pyrefly: ignore[bad-override]
         self, x: Volume, generator: torch.Generator | None = None
     ) -> AutoencoderOutput:
         """Encode and decode: a sample of the latent in training, its mean in evaluation."""

@@ -29,7 +29,7 @@ class Discriminator(PatchDiscriminator):
         }
         require_choice("norm", norm, norms)
         # MONAI passes norm=None on to its blocks, which then have none; only its annotation forbids it.
-        choice: str | tuple = norms[norm]  # pyright: ignore[reportAssignmentType]
+        choice: str | tuple = norms[norm]  # pyrefly: ignore[bad-assignment]
         super().__init__(
             spatial_dims=3, channels=channels, in_channels=in_channels, num_layers_d=num_layers_d, norm=choice
         )

@@ -21,13 +21,13 @@ class _PlainHelp:
 
     def __init__(self, *args: Any, **settings: Any) -> None:
         super().__init__(*args, **settings)
-        for one in self.params:  # pyright: ignore[reportAttributeAccessIssue]
+        for one in self.params:  # pyrefly: ignore[missing-attribute]
             if one.param_type_name == "argument":
                 one.display_type_rich = lambda ctx: None
 
     def get_params(self, ctx: Any) -> Any:
         """Return all parameters, those of Typer itself included, with flags that show no type."""
-        found = super().get_params(ctx)  # pyright: ignore[reportAttributeAccessIssue]
+        found = super().get_params(ctx)  # pyrefly: ignore[missing-attribute]
         for one in found:
             if getattr(one, "is_flag", False):
                 one.metavar = ""
@@ -91,7 +91,7 @@ class ResumeCommand(Command):
 class App(typer.Typer):
     """A command group of prod9: its commands are read strictly, and their help is there under ``python -OO`` too."""
 
-    def command(  # pyright: ignore[reportIncompatibleMethodOverride]
+    def command(  # pyrefly: ignore[bad-override]
         self,
         name: str | None = None,
         *,

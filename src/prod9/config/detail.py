@@ -35,7 +35,7 @@ class DetailModelConfig(Section):
 class TranslationDetailModelConfig(DetailModelConfig):
     """DetailNetwork with the sources of a translation."""
 
-    kind: Literal["translation_detail"] = Field(  # pyright: ignore[reportIncompatibleVariableOverride]
+    kind: Literal["translation_detail"] = Field(  # pyrefly: ignore[bad-override]
         default="translation_detail", description="A network with the sources of a translation."
     )
 
@@ -162,7 +162,7 @@ class TranslationDetailConfig(DetailSection):
     inputs: TranslationDetailInputsConfig = Field(
         default=TranslationDetailInputsConfig(), description="Earlier stages."
     )
-    model: TranslationDetailModelConfig = Field(  # pyright: ignore[reportIncompatibleVariableOverride]
+    model: TranslationDetailModelConfig = Field(
         default=TranslationDetailModelConfig(), description="Network."
     )
     translations: TranslationsConfig = Field(default=TranslationsConfig(), description="The soft volumes.")

@@ -255,7 +255,7 @@ class ControlNetRF(ControlNetMaisi):
         down, mid = self(x_t, timesteps, class_labels=labels, encoded=control)
         return ControlResiduals(tuple(down), mid)
 
-    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+    def forward(
         self,
         x: Latent,
         timesteps: Time,

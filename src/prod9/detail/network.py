@@ -87,7 +87,7 @@ class DetailNetwork(nn.Module):
         )
         self.readout = nn.Conv3d(detail, 1, 1)
         nn.init.zeros_(self.readout.weight)
-        nn.init.zeros_(self.readout.bias)  # pyright: ignore[reportArgumentType]
+        nn.init.zeros_(self.readout.bias)  # pyrefly: ignore[bad-argument-type]
 
     def forward(
         self, drawn: Float[Tensor, "B 1 H W D"], time: Time, condition: DetailCondition
@@ -104,7 +104,7 @@ class DetailNetwork(nn.Module):
         light = F.silu(self.light_modulation(convolve(self.light, x), facts))
         h = F.silu(light + unfold_voxels(self._guide(x, facts), self.space_to_depth))
         for conv, modulation in zip(self.mix, self.mix_modulation, strict=True):
-            h = F.silu(modulation(convolve(conv, h), facts))  # pyright: ignore[reportArgumentType]
+            h = F.silu(modulation(convolve(conv, h), facts))  # pyrefly: ignore[bad-argument-type]
         answer = crop(convolve(self.readout, h), drawn.shape[2:])
         return torch.where(condition.head, answer, 0.0)
 
@@ -142,7 +142,7 @@ class DetailNetwork(nn.Module):
         *skips, h = descend(self, x, facts)
         for narrow, blocks in zip(reversed(self.narrow), reversed(self.up), strict=True):
             # Added, not joined: the convolutions of the finest blocks are most of the cost.
-            coarse = convolve(narrow, h)  # pyright: ignore[reportArgumentType]
+            coarse = convolve(narrow, h)  # pyrefly: ignore[bad-argument-type]
             h = F.interpolate(coarse, scale_factor=2.0, mode="trilinear")
             h = run_blocks(blocks, h + skips.pop(), facts, self.use_checkpointing)
         return convolve(self.guide, h)

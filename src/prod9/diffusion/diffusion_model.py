@@ -218,7 +218,7 @@ class DiffusionModelRF(DiffusionModelUNetMaisi):
             h = self._call(block, h, list(own), emb, context)
         return h
 
-    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+    def forward(
         self,
         x: Latent,
         timesteps: Time,

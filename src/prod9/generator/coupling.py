@@ -32,10 +32,10 @@ class GroupCoupling(nn.Module):
     def initialise(self) -> None:
         """Start as no correction at all."""
         for table in self.drawn:
-            nn.init.normal_(table.weight, std=0.1)  # pyright: ignore[reportArgumentType]
+            nn.init.normal_(table.weight, std=0.1)  # pyrefly: ignore[bad-argument-type]
         for layer in self.read:
-            nn.init.zeros_(layer.weight)  # pyright: ignore[reportArgumentType]
-            nn.init.zeros_(layer.bias)  # pyright: ignore[reportArgumentType]
+            nn.init.zeros_(layer.weight)  # pyrefly: ignore[bad-argument-type]
+            nn.init.zeros_(layer.bias)  # pyrefly: ignore[bad-argument-type]
 
     def start(self, values: Float[Tensor, "... K"]) -> Float[Tensor, "... H"]:
         """Return the state before any group is drawn; the result of ``add`` is the next one."""

@@ -323,7 +323,7 @@ class _Run:
         )
         self.queue = None
         if sampler.order in FIXED_ORDERS:
-            orders = draw_orders(sampler.order, shape[1:], self.generators, device)  # pyright: ignore[reportArgumentType]
+            orders = draw_orders(sampler.order, shape[1:], self.generators, device)  # pyrefly: ignore[bad-argument-type]
             self.queue = RevealQueue(orders, self.drawable, self.totals)
             # Without remasking each cell is drawn once, and so are its numbers.
             self.uniform = self._uniform(self.num_groups).flatten(0, 1)

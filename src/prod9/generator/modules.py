@@ -70,7 +70,7 @@ class SinCosPosEmbed(nn.Module):
 
     def _apply(self, fn: object, recurse: bool = True) -> "SinCosPosEmbed":
         self._tables.clear()  # the buffer gets a new device or type
-        return super()._apply(fn, recurse)  # pyright: ignore[reportArgumentType]
+        return super()._apply(fn, recurse)
 
 
 class Attention(nn.Module):

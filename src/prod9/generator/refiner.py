@@ -179,7 +179,7 @@ class Refiner(nn.Module):
         guides = self._guide(pad_to_multiple(x, self.multiple), facts)
         if head is None:
             head = (given > 0).any(1) | ~present.any(1)[:, None, None, None]
-        volumes, errors = self._voxels(x, decoded, guides, head, facts, head_voxels)  # pyright: ignore[reportCallIssue]
+        volumes, errors = self._voxels(x, decoded, guides, head, facts, head_voxels)
         return Refined(volumes, errors)
 
     # Compilers break the graph at every count that depends on the data; little would remain between two breaks.
@@ -260,7 +260,7 @@ def descend(network: HasEncoder, x: Volume, facts: Tensor) -> list[Tensor]:
     h, levels = convolve(network.stem, folded), []
     for level, blocks in enumerate(network.down):
         if level > 0:
-            h = convolve(network.pool[level - 1], h)  # pyright: ignore[reportArgumentType]
+            h = convolve(network.pool[level - 1], h)  # pyrefly: ignore[bad-argument-type]
         h = run_blocks(blocks, h, facts, network.use_checkpointing)
         levels.append(h)
     return levels

@@ -195,7 +195,7 @@ class TransformerDecoderSingleStream(AbstractTokenDecoder):
         parts = zip(streams, buckets.split(x), strict=True)
         joint = [torch.cat([context.to(target.dtype), target], 1) for context, target in parts]
         for i, (block, modulation) in enumerate(zip(self.adaln_blocks, prepared.blocks, strict=True)):
-            joint = self._pass(block.each, joint, buckets.split(modulation))  # pyright: ignore[reportArgumentType]
+            joint = self._pass(block.each, joint, buckets.split(modulation))  # pyrefly: ignore[bad-argument-type]
             if residuals is not None and i % 2:
                 # Residuals of control are for the target, not for the context.
                 added = zip(joint, lengths, buckets.split(residuals[i // 2]), strict=True)

@@ -32,7 +32,7 @@ def render(package: str, template: str, **values: Any) -> str:
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.globals["asset"] = lambda name: Markup(loader.get_source(environment, name)[0])
+    environment.globals["asset"] = lambda name: Markup(loader.get_source(environment, name)[0])  # pyrefly: ignore[unsupported-operation]
     return environment.get_template(template).render(version=__version__, **values)
 
 

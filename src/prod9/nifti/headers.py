@@ -190,7 +190,7 @@ def affine_mm(header: Nifti1Header, path: Path) -> np.ndarray:
         raise DataError(f"{path}: expected voxel sizes above 0, got 0; write the true ones into pixdim.")
     try:
         affine: np.ndarray = np.array(fixed.get_best_affine(), dtype=np.float64)
-    except (HeaderDataError, ValueError, np.linalg.LinAlgError) as error:
+    except (HeaderDataError, ValueError) as error:
         raise DataError(
             f"{path}: expected an invertible affine ({error}); repair the q-form or s-form."
         ) from error

@@ -48,11 +48,11 @@ def head_of(volume: np.ndarray) -> np.ndarray:
 
     Decoding leaves the background near 0, not at 0, the value by which readers and training recognise it.
     """
-    parts, count = ndimage.label(volume > HEAD_THRESHOLD)  # pyright: ignore[reportGeneralTypeIssues]
+    parts, count = ndimage.label(volume > HEAD_THRESHOLD)
     if count == 0:
         return np.ones(volume.shape, dtype=bool)
     sizes = np.bincount(parts.ravel())[1:]
-    return ndimage.binary_fill_holes(parts == 1 + int(sizes.argmax()))  # pyright: ignore[reportReturnType]
+    return ndimage.binary_fill_holes(parts == 1 + int(sizes.argmax()))
 
 
 def whole_head(volume: np.ndarray) -> np.ndarray:
@@ -65,7 +65,7 @@ def whole_head(volume: np.ndarray) -> np.ndarray:
     for axis in range(head.ndim):
         planes, found = np.moveaxis(head, axis, 0), np.moveaxis(filled, axis, 0)
         for plane, result in zip(planes, found, strict=True):
-            result |= ndimage.binary_fill_holes(plane)  # pyright: ignore[reportOperatorIssue]
+            result |= ndimage.binary_fill_holes(plane)
     return filled
 
 

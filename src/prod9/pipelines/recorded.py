@@ -36,7 +36,7 @@ def config_of(
     config = recorded_config(loaded, kind, overrides=overrides)
     if settings is None:
         return config
-    shared = SAMPLING & type(config).model_fields.keys() & type(settings).model_fields.keys()
+    shared = SAMPLING & kind.model_fields.keys() & type(settings).model_fields.keys()
     return config.model_copy(update={name: getattr(settings, name) for name in shared})
 
 

@@ -271,7 +271,7 @@ def _runs(pid: int) -> bool:
 def _runs_on_windows(pid: int) -> bool:
     import ctypes
 
-    kernel: Any = ctypes.windll.kernel32  # pyright: ignore[reportAttributeAccessIssue]
+    kernel: Any = ctypes.windll.kernel32  # pyrefly: ignore[missing-attribute]
     handle = kernel.OpenProcess(_MAY_ASK, False, pid)
     if not handle:
         return kernel.GetLastError() == _DENIED

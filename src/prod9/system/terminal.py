@@ -42,10 +42,10 @@ class PlainConsole(Console):
         return self._silent or (self._may_be_silent and is_quiet())
 
     @quiet.setter
-    def quiet(self, wanted: bool) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def quiet(self, wanted: bool) -> None:
         self._silent = wanted
 
-    def render_str(self, text: str, **settings: Any) -> Text:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def render_str(self, text: str, **settings: Any) -> Text:
         """Return ``text`` as it is, whatever ``markup`` and ``emoji`` ask for."""
         as_it_is: dict[str, Any] = {**settings, "markup": False, "emoji": False}
         return super().render_str(plain(text), **as_it_is)

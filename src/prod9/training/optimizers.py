@@ -106,7 +106,7 @@ class Muon(Optimizer):
         self.fused = fused
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Step every weight that has a gradient; return what ``closure`` does, if there is one."""
         loss = None
         if closure is not None:

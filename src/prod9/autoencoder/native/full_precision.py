@@ -15,7 +15,7 @@ def full_float32(device_type: str) -> Iterator[None]:
     CUDA's convolutions use TF32 by default, which changes 0.3% of the tokens; matrix products use it where
     `torch.set_float32_matmul_precision` or its successor says so. These settings hold for the whole process.
     """
-    conv: Any = torch.backends.cudnn.conv  # pyright: ignore[reportAttributeAccessIssue]
+    conv: Any = torch.backends.cudnn.conv  # pyrefly: ignore[missing-attribute]
     matmul: Any = torch.backends.cuda.matmul
     convolved, multiplied = conv.fp32_precision, matmul.fp32_precision
     # torch has an old and a new setting, and refuses to multiply where they differ: change the one that was used.
@@ -48,7 +48,7 @@ def apply_in_full(last: nn.Module, heads: Sequence[nn.Module], h: Tensor) -> lis
     if torch.compiler.is_compiling() and h.device.type != "cuda":
         with torch.autocast(h.device.type, enabled=False):
             return _apply(last, heads, h)
-    return _apply_uncompiled(last, heads, h)  # pyright: ignore[reportCallIssue]  # its decorator loses the types
+    return _apply_uncompiled(last, heads, h)  # its decorator loses the types
 
 
 # Compiled code would run under the settings of a later time: these few layers stay uncompiled.

@@ -42,7 +42,7 @@ class DataReport:
     """
 
     files: dict[str, int]
-    patients: dict[str, int]
+    patients: Mapping[str, int]
     warnings: list[str] = field(default_factory=list)
 
 
@@ -63,7 +63,7 @@ def check_data(config: "RunConfig", inputs: Inputs, base: Split | None, what: "W
     counts, split = inputs.parts, None
     if counts is None:
         split = _split(config, inputs.cases)
-        counts = {part: len(getattr(split, part)) for part in PARTS}
+        counts = {str(part): len(getattr(split, part)) for part in PARTS}
         _check_leak(split, base)
         _check_segmentations(config, split, inputs.cases, what)
     warnings += _check_parts(counts, what)

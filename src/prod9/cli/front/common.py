@@ -54,7 +54,7 @@ def with_common_options(function: Callable[..., Any]) -> Callable[..., Any]:
         set_verbosity("verbose" if verbose else "quiet" if quiet else "normal")
         return function(*given, **values)
 
-    run.__signature__ = inspect.Signature([*parameters, *extra])  # pyright: ignore[reportAttributeAccessIssue]
+    run.__signature__ = inspect.Signature([*parameters, *extra])  # pyrefly: ignore[missing-attribute]
     run.__annotations__ = {one.name: one.annotation for one in (*parameters, *extra)}
     return run
 

@@ -314,6 +314,6 @@ def grouped(command: Callable[..., None]) -> Callable[..., None]:
             return
         command(**made, **values)
 
-    run.__signature__ = inspect.Signature(parameters)  # pyright: ignore[reportAttributeAccessIssue]
+    run.__signature__ = inspect.Signature(parameters)  # pyrefly: ignore[missing-attribute]
     run.__annotations__ = {one.name: one.annotation for one in parameters}
     return run

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -90,7 +90,7 @@ def images(
     from prod9.evaluation.sets.kept_pairs import FILE as KEPT
     from prod9.evaluation.sets.kept_rows import FOLDER
 
-    networks = asdict(extractors)
+    networks: dict[str, Any] = asdict(extractors)
     settings = ImageSettings(
         extractors=tuple(networks.pop("extractor") or ["random"]),
         denoised=denoised,

@@ -189,5 +189,5 @@ def grouped(command: Callable[..., None]) -> Callable[..., None]:
         command(**values)
 
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    run.__signature__ = inspect.Signature(parameters)  # pyright: ignore[reportAttributeAccessIssue]
+    run.__signature__ = inspect.Signature(parameters)  # pyrefly: ignore[missing-attribute]
     return run

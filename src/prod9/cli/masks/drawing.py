@@ -90,7 +90,7 @@ class Drawing:
         """What is asked of all masks."""
         from prod9.pipelines.masks.wishes import Wish
 
-        return Wish(volume_ml=self.volume_ml, side=self.side)  # pyright: ignore[reportArgumentType]
+        return Wish(volume_ml=self.volume_ml, side=self.side)  # pyrefly: ignore[bad-argument-type]
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -132,7 +132,7 @@ class Drawing:
             task = bar.add_task("Masks", total=len(missing))
             for mask in self.masks(list(missing), lambda done: bar.update(task, completed=done)):
                 name = missing[mask.index]
-                noted = {"index": mask.index, "seed": mask.seed, **mask.describe()}
+                noted: dict[str, Any] = {"index": mask.index, "seed": mask.seed, **mask.describe()}
                 with folder.writing(name, **noted) as place:
                     volumes.write(place, mask.lesion.labels, mask.lesion.affine, dtype=np.uint8)
                 yield name

@@ -100,7 +100,7 @@ def run_parts(
 
 def _import_ray() -> Any:
     try:
-        import ray  # pyright: ignore[reportMissingImports]
+        import ray  # pyrefly: ignore[missing-import]
     except ImportError as error:
         raise MissingDependencyError(
             "--engine ray: expected the package ray, got none; install it with: pip install 'prod9[ray]'"

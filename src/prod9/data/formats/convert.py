@@ -8,7 +8,7 @@ import gzip
 import json
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -64,12 +64,7 @@ def read_cases(
     if dataset.problems:
         raise DataError(dataset.problems[0])
     chosen = [
-        Case(
-            **{
-                **vars(case),
-                "images": {name: file for name, file in case.images.items() if name in modalities},
-            }
-        )
+        replace(case, images={name: file for name, file in case.images.items() if name in modalities})
         if modalities
         else case
         for case in dataset.cases

@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +79,7 @@ def evaluate_control(
     device, bad = device or torch.device("cpu"), BadFiles(skip=settings.skip_bad)
     steered = find_volumes(steered_root, modalities=settings.modalities, bad=bad)
     names = tuple(sorted({entry.modality for entry in steered}))
-    settings = _replace(settings, modalities=names)
+    settings = replace(settings, modalities=names)
     grid = settings.grid or grid_of(steered[0])
     header = volumes.read_header(steered[0].path)
     spacing = settings.spacing or header.ras_spacing
@@ -117,10 +117,6 @@ def evaluate_control(
         left_out=bad.left_out,
         warnings=[*filter(None, [trained_on.warning()])],
     )
-
-
-def _replace(settings: ControlSettings, **changed: Any) -> ControlSettings:
-    return ControlSettings(**{**asdict(settings), **changed})
 
 
 # -- reading, finding -----------------------------------------------------------------------------

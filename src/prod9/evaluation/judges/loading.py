@@ -69,7 +69,7 @@ class _PaddedEncoder:
 
     def encode(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """Encode ``x`` after padding it with background to a size that the network takes."""
-        return self.network.encode(pad_to_multiple(x, self._multiple))  # pyright: ignore[reportCallIssue]
+        return self.network.encode(pad_to_multiple(x, self._multiple))  # pyrefly: ignore[not-callable]
 
     def state_dict(self) -> dict[str, Any]:
         """Return the network's weights."""

@@ -254,7 +254,7 @@ def _run(run: RunRecord) -> dict[str, Any]:
 
 
 def _charts(curves: Curves) -> list[str]:
-    charts = []
+    charts: list[str] = []
     for title, names in _CURVES:
         series = {name: curves[name] for name in names if name in curves}
         if series:

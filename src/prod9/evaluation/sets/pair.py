@@ -65,13 +65,14 @@ class SetPair:
 
     def score(self, *notes: str | None, **about: Any) -> Score:
         """Return a score over both sets with those ``notes`` that are not None; ``about`` depends on the metric."""
+        about.setdefault("modality", self.modality)
         return Score(
             note=joined(notes),
             num_generated=len(self.generated),
             num_real=len(self.real),
             patients_generated=self.generated.num_patients,
             patients_real=self.real.num_patients,
-            **{"modality": self.modality, **about},
+            **about,
         )
 
     def mean_interval(

@@ -171,7 +171,7 @@ def placed(volume: np.ndarray, affine: np.ndarray) -> tuple[Lesion, float]:
         affine: 4×4 of its voxels.
     """
     classes = classes_of(volume)
-    parts, count = ndi.label(classes > 0)  # pyright: ignore[reportGeneralTypeIssues]
+    parts, count = ndi.label(classes > 0)
     labels = labels_in(classes)
     if count == 0:
         return Lesion(labels, np.ones(labels.shape, dtype=bool), affine), 0.0

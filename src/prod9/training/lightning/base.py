@@ -72,7 +72,7 @@ class AbstractLightning(LightningModule, ABC, Generic[R]):
         self._unmeasured = False
         for name, network in self.recipe.networks().items():
             if self.recipe.convolutional and config.training.channels_last:
-                network.to(memory_format=torch.channels_last_3d)  # pyright: ignore[reportCallIssue]
+                network.to(memory_format=torch.channels_last_3d)
             self.add_module(name, network)
         if config.training.compile:
             compile_network(next(self.children()))
@@ -311,7 +311,7 @@ class AbstractLightning(LightningModule, ABC, Generic[R]):
     def optimizer_list(self) -> list[LightningOptimizer]:
         """Return the optimizers, always as a list."""
         optimizers = self.optimizers()
-        return cast(list[LightningOptimizer], optimizers if isinstance(optimizers, list) else [optimizers])
+        return optimizers if isinstance(optimizers, list) else [optimizers]
 
     @property
     def draws(self) -> Draws:

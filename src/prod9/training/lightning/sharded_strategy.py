@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
-import torch
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
@@ -48,7 +47,7 @@ class ShardedStrategy(DDPStrategy):
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
         """Slice the optimizer state of a checkpoint like the weights."""
         states = [
-            slice_optimizer_state(state, cast(torch.optim.Optimizer, optimizer))
+            slice_optimizer_state(state, optimizer)
             for state, optimizer in zip(checkpoint["optimizer_states"], self.optimizers, strict=True)
         ]
         super().load_optimizer_state_dict({**checkpoint, "optimizer_states": states})

@@ -60,7 +60,7 @@ class Reconstructor:
     @cached_property
     def _wrapper(self) -> AutoencoderInferenceWrapper:
         stage = self.opened.header["stage"]
-        network = CheckpointManager.load_autoencoder(self.opened, stage=stage, device=self.device).network  # pyright: ignore[reportCallIssue, reportArgumentType]
+        network = CheckpointManager.load_autoencoder(self.opened, stage=stage, device=self.device).network  # pyrefly: ignore[no-matching-overload]
         return ModelFactory.create_inference_wrapper(network, self.config.sliding_window)
 
 

@@ -104,7 +104,7 @@ def _stage1(config: AutoencoderConfig | MaisiVAEConfig, below: Any, device: torc
     recipe = cast(AbstractGANRecipe, recipe_of(config)(config))
     networks = [network.to(device).train() for network in recipe.networks().values()]
     if config.training.channels_last:
-        networks = [network.to(memory_format=torch.channels_last_3d) for network in networks]  # pyright: ignore[reportCallIssue]
+        networks = [network.to(memory_format=torch.channels_last_3d) for network in networks]
     rates = recipe.peak_rates()
     optimizers = [
         build_optimizer(network, config.training, rate=rate, main=place == 0)

@@ -132,7 +132,7 @@ class StopOnSignal(Callback):
     def _stop_if_asked(self, trainer: Trainer, module: AbstractLightning) -> None:
         if not trainer.strategy.reduce_boolean_decision(self.watch.asked is not None, all=False):
             return
-        for callback in trainer.callbacks:  # pyright: ignore[reportAttributeAccessIssue]
+        for callback in trainer.callbacks:  # pyrefly: ignore[missing-attribute]
             if isinstance(callback, BatchEMA):
                 callback.put_back(module)
         self.keeper.save_last(trainer)
