@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from prod9.system.processes import clean_context
+from tests.pixels import write_pixel
 
 PRELOADED = ("prod9.cli.app", "prod9.training.run", "prod9.pipelines.load", "prod9.training.data.encoders")
 
@@ -83,4 +84,6 @@ def _enter(target: Callable[..., Any], args: tuple[Any, ...], log: Path | None, 
     torch.set_num_threads(1)
     # Lightning has noted the rank of the server.
     rank_zero_only.rank = int(env.get("RANK", "0"))
+    if (callbacks := sys.modules.get("prod9.training.callbacks")) is not None:
+        callbacks.write_montage = write_pixel  # type: ignore[attr-defined]
     target(*args)

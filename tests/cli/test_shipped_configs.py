@@ -42,7 +42,7 @@ def bases(name: str) -> list[str]:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A working folder with the demo's cohort, which is also the BraTS folder."""
     folder = tmp_path_factory.mktemp("shipped")
-    write_brats_tree(folder / DATA, 7)
+    write_brats_tree(folder / DATA, 5)
     write_medmnist3d(folder / "medmnist")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)

@@ -40,12 +40,11 @@ MODELS: dict[str, dict[str, Any]] = {
     # Its blocks are of a width that two ranks cannot halve.
     "source": DECODER | {"kind": "decoder", "embed_dim": 18, "use_checkpointing": True},
     "prefix": IN_CONTEXT | {"use_checkpointing": True},
-    "full": IN_CONTEXT | {"attention": "full"},
     "muon": DECODER,
 }
 OPTIMIZERS: dict[str, dict[str, Any]] = {"muon": {"muon": {}}}
 PRECISIONS = {"prefix": "bf16-mixed"}
-RESUMED = {"label": ("fsdp-fsdp", "ddp-fsdp", "fsdp-ddp"), "muon": ("ddp-fsdp",), "flow": ("fsdp-fsdp",)}
+RESUMED = {"label": ("fsdp-ddp",), "muon": ("ddp-fsdp",), "flow": ("fsdp-fsdp",)}
 
 
 class UnequalData(MemoryData):
