@@ -61,11 +61,6 @@ class Stripping:
         command = _words(strip_with) if strip_with else ()
         return cls(mask=brain_mask, command=command)
 
-    @property
-    def is_none(self) -> bool:
-        """Return whether nothing is stripped."""
-        return self.mask is None and not self.command
-
     def describe(self) -> str:
         """Return the choice as text, for records."""
         if self.command:
