@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from prod9.data.simulated.cohort import simulate_cohort
-from prod9.demo import scores
+from prod9.demo import scores as demo_scores
 from prod9.demo.plan import make_plan
 from prod9.demo.steps import Reporter, _Demo, run_demo
 from prod9.evaluation.report.pictures import CONTROL, GENERATED, LATER, MONTAGE, PICTURES, REMOVAL
@@ -26,7 +26,7 @@ def silent_bar(title: str) -> Iterator[Callable[[int, int], None]]:
 @pytest.fixture(autouse=True)
 def short_intervals(monkeypatch: pytest.MonkeyPatch) -> None:
     """Resample a few times only: 200 took a quarter of these tests."""
-    monkeypatch.setattr(scores, "REPLICATES", 10)
+    monkeypatch.setattr(demo_scores, "REPLICATES", 10)
 
 
 def is_share(value: float, of: int) -> bool:

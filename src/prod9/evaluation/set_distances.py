@@ -21,7 +21,8 @@ from prod9.evaluation.sets.intervals import IndexedScore
 from prod9.evaluation.sets.manifold import polynomial_kernel, squared_mmd, standardised
 from prod9.evaluation.sets.members import Members
 from prod9.evaluation.sets.rows import HISTOGRAM, SPECTRUM, SetRows
-from prod9.measures.metrics import frechet_distance, num_directions, principal_frechet
+from prod9.measures.metrics import frechet_distance, num_directions
+from prod9.measures.resampled import ResampledFrechet
 
 FEW = 20
 """With fewer patients than this, no score is reliable."""
@@ -61,10 +62,11 @@ _frechet = _plain(_flat_frechet)
 
 
 def _principal(a: Tensor, b: Tensor, members: Both) -> IndexedScore:
+    frechet = ResampledFrechet(torch.cat([a, b]))
+
     def distance(i: Tensor, j: Tensor) -> float:
         patients = min(members[0][i].num_patients, members[1][j].num_patients)
-        directions = num_directions(patients, a.shape[1])
-        return principal_frechet(a[i], b[j], directions=directions).item()
+        return frechet(i, j + len(a), directions=num_directions(patients, a.shape[1]))
 
     return distance
 

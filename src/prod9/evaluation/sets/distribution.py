@@ -5,7 +5,7 @@ each class: across classes, a distance would measure the modalities, and the vol
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -17,11 +17,12 @@ from prod9.evaluation.sets.diversity import diversity_ratio as diversity_ratio
 from prod9.evaluation.sets.intervals import Interval, score_interval
 from prod9.evaluation.sets.manifold import standardised_kid
 from prod9.evaluation.sets.members import Members, Owners, members_of
-from prod9.measures.metrics import num_directions, principal_frechet
+from prod9.measures.metrics import num_directions
+from prod9.measures.resampled import ResampledFrechet
 from prod9.types import Label
 
 Features = Float[Tensor, "N D"]
-Distance = Callable[[Features, Features], float]
+Distance = Callable[[Tensor, Tensor], float]
 
 
 @dataclass(frozen=True)
@@ -79,9 +80,9 @@ class KernelDistance:
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """Features of a set ``[N D]``, the class of each row and its patient."""
+    """Features of a set ``[N D]``, or their numbers in a table ``[N]``, the class of each row and its patient."""
 
-    rows: Features
+    rows: Tensor
     labels: Label
     members: Members
 
@@ -148,10 +149,12 @@ def _compare_frechet(
     made: Sample, subsets: Sequence[Sample], real: Sample, *, within: bool, replicates: int, seed: int
 ) -> FrechetRatio:
     patients = fewest_patients(made, real, within=within)
-    directions = num_directions(patients, made.rows.shape[1])
+    num_features = made.rows.shape[1]
+    directions = num_directions(patients, num_features)
+    frechet, (made, real, *subsets) = _numbered(made, real, *subsets)
 
-    def distance(a: Features, b: Features) -> float:
-        return principal_frechet(a, b, directions=directions).item()
+    def distance(a: Tensor, b: Tensor) -> float:
+        return frechet(a, b, directions=directions)
 
     def to_training(rows: Tensor) -> float:
         found = [class_mean(distance, subset, real[rows], within=within) for subset in subsets]
@@ -170,12 +173,20 @@ def _compare_frechet(
         num_samples=len(made.rows),
         num_reference=len(real.rows),
         dimensions=directions,
-        features=made.rows.shape[1],
+        features=num_features,
         num_patients=patients,
         interval=score_interval(
             ratio, made.members, real.members, replicates=replicates, seed=seed, least=0.0
         ),
     )
+
+
+def _numbered(*samples: Sample) -> tuple[ResampledFrechet, list[Sample]]:
+    """Return the distance of rows by their numbers, and the samples with numbers in place of features."""
+    numbers = torch.arange(sum(len(one.rows) for one in samples)).split([len(one.rows) for one in samples])
+    known = ResampledFrechet(torch.cat([one.rows for one in samples]))
+    pairs = zip(samples, numbers, strict=True)
+    return known, [replace(one, rows=own) for one, own in pairs]
 
 
 def compare_kernels(
