@@ -26,7 +26,7 @@ def measured(volume: np.ndarray) -> float:
 @given(own=st.floats(0.0, 0.03), level=st.floats(0.0, 0.06))
 def test_the_result_has_the_level_or_its_own_where_that_is_higher(own: float, level: float) -> None:
     made = ScanNoise(levels=LEVELS, noise=level).sharpen(head_with(own), "T1", seed=1)
-    assert measured(made) == pytest.approx(max(own, level), rel=0.1, abs=1e-6)
+    assert measured(made) == pytest.approx(max(own, level), rel=0.15, abs=1e-6)
     assert made.dtype == np.float32
     assert np.array_equal(made > 0, HEAD)
 
