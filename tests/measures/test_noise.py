@@ -44,7 +44,7 @@ def test_ramps_and_products_of_two_axes_are_no_noise(
     smooth = a * x + b * y + c * z + d * x * y + e * y * z.square() + f * x.square()
     grain = 0.05 * white(24, 24, 24)
     assert noise_level(smooth, EVERYWHERE).item() < 1e-6
-    both = noise_level(noise + smooth, EVERYWHERE).item()
+    both = noise_level(grain + smooth, EVERYWHERE).item()
     assert both == pytest.approx(0.05, rel=0.12)
     scaled = noise_level(factor * (grain + smooth) + offset, EVERYWHERE).item()
     assert scaled == pytest.approx(factor * both, rel=1e-3)
