@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 import prod9
+from prod9.cli.front.after import remember
 from prod9.cli.front.completion import config_names
 from prod9.cli.parsing import App, Group
 from prod9.errors import Prod9Error
@@ -263,6 +264,7 @@ def run(app: typer.Typer, args: Sequence[str] | None = None) -> int:
     replace_unknown_characters()
     logging.getLogger("prod9").addHandler(_TO_MESSAGES)
     set_verbosity("normal")
+    remember(arguments)
     try:
         typer.main.get_command(app)(args=arguments)
     except SystemExit as stop:

@@ -85,15 +85,25 @@ def check(
         _print(report)
         if html is not None:
             console.print(f"Page: {html}")
-    if not report.ok:
-        raise typer.Exit(FAILED)
     if not as_json:
         _tell_next(report, root)
+    if not report.ok:
+        raise typer.Exit(FAILED)
 
 
 def _tell_next(report: "Report | MedMNIST3DReport", root: Path) -> None:
-    """Print the next command: a plan, or what a packaged model makes of patients who are too few to train on."""
+    """Print the next command.
+
+    It is registration for scans that do not lie on each other, what a packaged model makes of patients who are too few
+    to train on, or a plan.
+    """
     facts = report.facts()
+    if {finding.code for finding in report.findings} & {"grid", "unregistered", "outside"}:
+        words = ("data", "preprocess", root, f"{root}_registered", "--no-strip")
+        tell_next("prod9", *words, note="for scans without skull")
+        return
+    if not report.ok:
+        return
     counts = [facts.get("modalities", {}).get(name, 0) for name in MODALITIES]
     if any(counts) and any(finding.code == "few" for finding in report.findings):
         target = ("--target", MODALITIES[-1]) if min(counts) == facts["cases"] else ()

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from prod9.cli.data.check import LayoutOption, counting
+from prod9.cli.front.after import tell_merge, tell_next
 from prod9.cli.front.spacing import SPACING, side_of
 from prod9.cli.parts.option import PartOption, chosen_part
 from prod9.cli.parts.record import CASES, PartRecord, plan_of, require_same_count
@@ -155,6 +156,8 @@ def preprocess(
             begun=None if work.is_all else partial(record.write, folder),
         )
     _report(done, as_json)
+    if not as_json:
+        tell_next("prod9", "data", "check", output_dir) if work.is_all else tell_merge(output_dir)
 
 
 def _report(done: "Preprocessed", as_json: bool) -> None:

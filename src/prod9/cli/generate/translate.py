@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from prod9.cli import shared
-from prod9.cli.front.after import tell_next
+from prod9.cli.front.after import tell_merge, tell_next
 from prod9.cli.generate.options import (
     Detail,
     Model,
@@ -204,9 +204,16 @@ def translate(
         if complete:
             lack = "lacks" if len(complete) == 1 else "lack"
             shared.console.print(f"{plural(complete, 'patient')} {lack} nothing; --target makes one again.")
-        if patient and target is not None:
+        if not share.is_all and isinstance(results, OutputFolder):
+            tell_merge(results.root)
+        elif patient and target is not None:
             scores = ("samples",) if samples.num_samples > 1 else ("images", "--paired")
             tell_next("prod9", "evaluate", *scores, patient[0], where, "-o", f"{where}_scores")
+        elif patient:
+            tell_next("prod9", "data", "check", where, "--html", f"{where}.html", note="to look at them")
+        else:
+            model_of = model.model or config.output_dir
+            tell_next("prod9", "app", "--model", model_of, note="to look and try others in the browser")
     if failed:
         raise DataError(
             f"{len(failed)} of {plural(jobs, 'translation')} failed:\n" + "\n".join(failed.values())
