@@ -318,6 +318,10 @@ def report_error(error: Exception, *, debug: bool = False) -> int:
     text = " ".join(str(error).split())
     if "weights_only" in text:  # torch's advice is to unpickle whatever the file holds
         text = "expected a file of tensors and plain values only, got other objects or damaged bytes"
+    if isinstance(error, OSError) and error.filename is not None:
+        why = f"cannot be used ({error.strerror or type(error).__name__})"
+        print_error(f"{error.filename}: {why}; check the path, its permissions, and the space on its disk.")
+        return FAILED
     hint = "" if debug else f"\nRun again with {DEBUG_FLAG} for the traceback."
     print_error(f"{type(error).__name__}: {text}{hint}" if text else f"{type(error).__name__}.{hint}")
     return FAILED

@@ -124,6 +124,7 @@ def preprocess(
     from prod9.data.registration.atlas import load_atlas
     from prod9.data.registration.case import Settings
     from prod9.data.registration.cohort import preprocess as run
+    from prod9.files import check_writable
 
     settings = Settings(
         atlas=load_atlas(atlas, spacing_mm=side_mm),
@@ -132,6 +133,7 @@ def preprocess(
         seg_on=seg_on,
         spacing_mm=side_mm,
     )
+    check_writable(output_dir)
     require_same_count(output_dir, work)
     mine = [case for number, case in enumerate(cases) if work.owns(number)]
     names = [case.case_id for case in cases]

@@ -42,6 +42,7 @@ from prod9.cli.parts.option import PartOption, chosen_part
 from prod9.cli.shared import CheckOption, DebugOption, JsonOption, OverwriteOption
 from prod9.cli.stage import AutoencoderOption, print_check
 from prod9.errors import ConfigError, DataError
+from prod9.system.machine import expand
 from prod9.system.parts import ALL, WorkPart
 from prod9.system.progress import within
 from prod9.system.wording import plural
@@ -204,20 +205,32 @@ def translate(
         if complete:
             lack = "lacks" if len(complete) == 1 else "lack"
             shared.console.print(f"{plural(complete, 'patient')} {lack} nothing; --target makes one again.")
-        if not share.is_all and isinstance(results, OutputFolder):
-            tell_merge(results.root)
-        elif patient and target is not None:
-            scores = ("samples",) if samples.num_samples > 1 else ("images", "--paired")
-            tell_next("prod9", "evaluate", *scores, patient[0], where, "-o", f"{where}_scores")
-        elif patient:
-            tell_next("prod9", "data", "check", where, "--html", f"{where}.html", note="to look at them")
+        if not share.is_all:
+            tell_merge(expand(output_dir or Path()))
         else:
-            model_of = model.model or config.output_dir
-            tell_next("prod9", "app", "--model", model_of, note="to look and try others in the browser")
+            scores = ("samples",) if samples.num_samples > 1 else ("images", "--paired")
+            _tell_next(patient, where, None if target is None else scores, model.model or config.output_dir)
     if failed:
         raise DataError(
             f"{len(failed)} of {plural(jobs, 'translation')} failed:\n" + "\n".join(failed.values())
         )
+
+
+def _tell_next(patient: Sequence[Path] | None, made: Path, scores: Sequence[str] | None, model: str) -> None:
+    """Print the next command.
+
+    Args:
+        patient: folders of the patients; none for loose files.
+        made: the results.
+        scores: how ``prod9 evaluate`` scores them; None for what patients lacked, to which there is no truth.
+        model: the model.
+    """
+    if patient and scores is not None:
+        tell_next("prod9", "evaluate", *scores, patient[0], made, "-o", f"{made}_scores")
+    elif patient:
+        tell_next("prod9", "data", "check", made, "--html", f"{made}.html", note="to look at them")
+    else:
+        tell_next("prod9", "app", "--model", model, note="to look and try others in the browser")
 
 
 def _check_places(
