@@ -11,8 +11,8 @@ from prod9.cli.front.after import tell_next
 from prod9.cli.front.places import one_file
 from prod9.cli.shared import FAILED, DebugOption, JsonOption, console, messages, print_json, progress
 from prod9.errors import ConfigError
-from prod9.modalities import MODALITIES
 from prod9.system.progress import Progress
+from prod9.system.shell import split_line
 from prod9.system.wording import plural
 
 if TYPE_CHECKING:
@@ -86,31 +86,10 @@ def check(
         if html is not None:
             console.print(f"Page: {html}")
     if not as_json:
-        _tell_next(report, root)
+        for _, line in report.next_steps():
+            tell_next(*split_line(line))
     if not report.ok:
         raise typer.Exit(FAILED)
-
-
-def _tell_next(report: "Report | MedMNIST3DReport", root: Path) -> None:
-    """Print the next command.
-
-    It is registration for scans that do not lie on each other, what a packaged model makes of patients who are too few
-    to train on, or a plan.
-    """
-    facts = report.facts()
-    if {finding.code for finding in report.findings} & {"grid", "unregistered", "outside"}:
-        words = ("data", "preprocess", root, f"{root}_registered", "--no-strip")
-        tell_next("prod9", *words, note="for scans without skull")
-        return
-    if not report.ok:
-        return
-    counts = [facts.get("modalities", {}).get(name, 0) for name in MODALITIES]
-    if any(counts) and any(finding.code == "few" for finding in report.findings):
-        target = ("--target", MODALITIES[-1]) if min(counts) == facts["cases"] else ()
-        words = ("generate", "translate", "--model", "demo/translate", "--patient", root, *target)
-        tell_next("prod9", *words, "-o", "made", note="with a packaged model")
-    else:
-        tell_next("prod9", "plan", root, "-o", "plan")
 
 
 def info(
