@@ -164,7 +164,6 @@ def test_a_folder_of_patients_and_an_example(
     plain = translate(translator, "--patient", folder, "-o", tmp_path / "plain", "--decode", "mean")
     words = next_of(plain)
     assert words[1:4] == ("data", "check", str(tmp_path / "plain"))
-    assert run(*words).code == 0
     name = ran.json["made"][0]
     assert not np.array_equal(
         nib.load(out / name).get_fdata(), nib.load(tmp_path / "plain" / name).get_fdata()

@@ -42,7 +42,6 @@ from prod9.cli.parts.option import PartOption, chosen_part
 from prod9.cli.shared import CheckOption, DebugOption, JsonOption, OverwriteOption
 from prod9.cli.stage import AutoencoderOption, print_check
 from prod9.errors import ConfigError, DataError
-from prod9.system.machine import expand
 from prod9.system.parts import ALL, WorkPart
 from prod9.system.progress import within
 from prod9.system.wording import plural
@@ -205,27 +204,29 @@ def translate(
         if complete:
             lack = "lacks" if len(complete) == 1 else "lack"
             shared.console.print(f"{plural(complete, 'patient')} {lack} nothing; --target makes one again.")
-        if not share.is_all:
-            tell_merge(expand(output_dir or Path()))
-        else:
-            scores = ("samples",) if samples.num_samples > 1 else ("images", "--paired")
-            _tell_next(patient, where, None if target is None else scores, model.model or config.output_dir)
+        scores = ("samples",) if samples.num_samples > 1 else ("images", "--paired")
+        _tell_next(results, patient, scores if target else (), model.model or config.output_dir)
     if failed:
         raise DataError(
             f"{len(failed)} of {plural(jobs, 'translation')} failed:\n" + "\n".join(failed.values())
         )
 
 
-def _tell_next(patient: Sequence[Path] | None, made: Path, scores: Sequence[str] | None, model: str) -> None:
+def _tell_next(
+    results: OutputFolder | _LooseFiles, patient: Sequence[Path] | None, scores: Sequence[str], model: str
+) -> None:
     """Print the next command.
 
     Args:
+        results: the results.
         patient: folders of the patients; none for loose files.
-        made: the results.
-        scores: how ``prod9 evaluate`` scores them; None for what patients lacked, to which there is no truth.
+        scores: how ``prod9 evaluate`` scores them; empty for what patients lacked, to which there is no truth.
         model: the model.
     """
-    if patient and scores is not None:
+    made = results.path
+    if isinstance(results, OutputFolder) and not results.part.is_all:
+        tell_merge(results.root)
+    elif patient and scores:
         tell_next("prod9", "evaluate", *scores, patient[0], made, "-o", f"{made}_scores")
     elif patient:
         tell_next("prod9", "data", "check", made, "--html", f"{made}.html", note="to look at them")
