@@ -129,7 +129,7 @@ def inpainted(scans: dict[str, VolumeFile]) -> None:
 
 
 def from_demo(demo: Path, chromium: str) -> None:
-    """Write the pictures that show what the demo left: its volumes, its report, and those of later stages."""
+    """Write the pictures that show what the demo left: its volumes, the nearest training scans, its report."""
     shrink(Image.open(demo / "4_montage.png"), PICTURES / "demo_montage.png", width=1200)
     shrink(
         Image.open(demo / "starter" / "audit" / "nearest.png"),
@@ -137,8 +137,6 @@ def from_demo(demo: Path, chromium: str) -> None:
         width=1000,
         colours=128,
     )
-    if (demo / "2_control.png").is_file():  # of --stages control
-        shrink(Image.open(demo / "2_control.png"), PICTURES / "steer.png", width=1100)
     command = [chromium, "--headless", "--no-sandbox", "--hide-scrollbars", "--window-size=1200,1310"]
     graphics = ["--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
     with tempfile.TemporaryDirectory() as folder:
