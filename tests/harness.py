@@ -2,6 +2,7 @@
 
 import io
 import json
+import shlex
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from functools import cache
@@ -266,3 +267,15 @@ def mask_model(base: Path) -> Path:
         ran = run(command, "train", "--config", config)
         assert ran.code == 0, ran.err
     return folder / "masks_stage2"
+
+
+def next_of(ran: Ran) -> tuple[str, ...]:
+    """Return the words of the one next command that a command printed, which has to be a command that exists."""
+    from tests.architecture.commands_of_pages import Line, parsed
+
+    assert ran.code == 0, ran.err
+    lines = [line for line in ran.err.splitlines() if line.startswith("Next")]
+    assert len(lines) == 1, ran.err
+    words = tuple(shlex.split(lines[0].split(": ", 1)[1]))
+    parsed(Line("next", words, None))
+    return words

@@ -129,8 +129,14 @@ def inpainted(scans: dict[str, VolumeFile]) -> None:
 
 
 def from_demo(demo: Path, chromium: str) -> None:
-    """Write the pictures that show what the demo left: its volumes and its report."""
+    """Write the pictures that show what the demo left: its volumes, the nearest training scans, its report."""
     shrink(Image.open(demo / "4_montage.png"), PICTURES / "demo_montage.png", width=1200)
+    shrink(
+        Image.open(demo / "starter" / "audit" / "nearest.png"),
+        PICTURES / "nearest.png",
+        width=1000,
+        colours=128,
+    )
     command = [chromium, "--headless", "--no-sandbox", "--hide-scrollbars", "--window-size=1200,1310"]
     graphics = ["--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
     with tempfile.TemporaryDirectory() as folder:

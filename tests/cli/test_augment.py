@@ -117,6 +117,9 @@ def test_the_split_of_an_export_stands_in_its_header(
         find_models(real, tmp_path / "out", **{**given, "model": "demo/label"})
     with pytest.raises(ConfigError, match="--folds"):
         find_models(real, tmp_path / "out", **{**given, "split": real.parent / "split.json", "folds": 8})
+    trained = {**given, "model": None, "in_context": None, "control": None, "false_alarms": 0.05}
+    with pytest.raises(ConfigError, match=r"expected at least \d+ patients, so that \d+ can be held out"):
+        find_models(real, tmp_path / "out", **trained)
 
 
 def test_without_models_they_are_planned_from_the_packaged_ones(real: Path, tmp_path: Path) -> None:

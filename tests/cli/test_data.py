@@ -9,6 +9,7 @@ from prod9.cli.app import app
 from prod9.cli.shared import run
 from prod9.data.layouts.find import find_cases
 from prod9.data.simulated import cohort as simulation
+from tests.fixtures import write_brats_tree
 
 
 def simulate(folder: Path, *more: str) -> int:
@@ -58,3 +59,14 @@ def test_an_interrupt_says_how_to_go_on(
     monkeypatch.setattr(simulation, "make_phantom", interrupted)
     assert simulate(tmp_path) == 130
     assert "goes on from here" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [("convert", "--format", "brats"), ("preprocess", "--no-strip")])
+def test_a_place_that_cannot_be_written_is_named(
+    words: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_brats_tree(tmp_path / "cohort", 1, (32, 36, 28))
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    places = [str(tmp_path / "cohort"), str(tmp_path / "file" / "out")]
+    assert run(app, ["data", words[0], *places, *words[1:]]) == 1
+    assert "cannot be written to" in capsys.readouterr().err

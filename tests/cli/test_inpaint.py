@@ -8,7 +8,7 @@ import pytest
 import SimpleITK as sitk  # noqa: N813
 
 from prod9 import volumes
-from tests.harness import Ran, Workspace, run
+from tests.harness import Ran, Workspace, next_of, run
 
 
 @pytest.fixture
@@ -54,6 +54,10 @@ def test_a_region_is_drawn_anew_and_nothing_else(
     again = inpaint(workspace, *given, "--num-samples", 3, "--top-p", 0.9, "--remasking", 0.3)
     assert again.json["made"] == [f"{stem}_0002.nii.gz"]
     assert again.json["kept"] == 2
+    assert next_of(inpaint(workspace, *given[:-1], "--top-p", 0.9, "--remasking", 0.3))[1:3] == (
+        "app",
+        "--model",
+    )
     other = inpaint(workspace, *given, "--seed", 1)
     assert other.code == 2
     assert "--overwrite" in other.err

@@ -18,7 +18,7 @@ from prod9.errors import ConfigError
 from prod9.system.parts import ALL, WorkPart, parse_part, part_of_slurm
 from tests.faults.test_r25_kill_at_every_call import dies
 from tests.fixtures import write_brats_tree
-from tests.harness import Ran, Workspace, later_models, run
+from tests.harness import Ran, Workspace, later_models, next_of, run
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -118,7 +118,8 @@ def test_killed_parts_of_masks_end_as_if_nothing_had_happened(workspace: Workspa
         number = 0
         while dies(parted, number, partial(masks, parted, "--part", part)):  # each time it gets further
             number, kills = number + 7, kills + 1
-    run("prod9", "merge", parted)
+    assert next_of(masks(parted, "--part", "1/2"))[1] == "merge"
+    assert next_of(run("prod9", "merge", parted))[1:3] == ("evaluate", "masks")
     assert kills >= 10
     assert contents(parted) == contents(whole)
 

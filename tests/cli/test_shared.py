@@ -21,6 +21,7 @@ def fail(kind: str, debug: DebugOption = False) -> None:
         "data": DataError("/data/x.nii.gz: truncated"),
         "bug": ZeroDivisionError("division\nby zero"),
         "silent": RuntimeError(),
+        "path": PermissionError(13, "Permission denied", "/data/out"),
         "interrupt": KeyboardInterrupt(),
     }
     if kind in errors:
@@ -37,6 +38,12 @@ def device(device: DeviceOption = "auto") -> None:
     [
         ("nothing", 0, ""),
         ("exit", 3, ""),
+        (
+            "path",
+            1,
+            "Error: /data/out: cannot be used (Permission denied); check the path, its permissions, and the space on "
+            "its disk.\n",
+        ),
         ("config", 2, "Error: [bold]a.yaml[/]: seed: expected a whole number\n"),
         ("data", 1, "Error: /data/x.nii.gz: truncated\n"),
         ("bug", 1, "Error: ZeroDivisionError: division by zero\nRun again with --debug for the traceback.\n"),

@@ -10,7 +10,7 @@ import pytest
 import SimpleITK as sitk  # noqa: N813
 
 from prod9 import volumes
-from tests.harness import Ran, Workspace, run
+from tests.harness import Ran, Workspace, next_of, run
 from tests.nifti_files import geometry_bytes, write_raw
 
 TRANSLATOR = """
@@ -95,7 +95,7 @@ def test_files_to_a_file_on_the_voxels_of_the_first(translator: Path, case: Path
     assert "--overwrite" in again.err
     swapped = sources(case, FLAIR="t2f", T1="t1n")
     other = tmp_path / "swapped.nii.gz"
-    assert translate(translator, *swapped, "--target", "T2", "--output", other).code == 0
+    assert next_of(translate(translator, *swapped, "--target", "T2", "--output", other))[1] == "app"
     assert nib.load(other).shape == reference.shape
 
 
@@ -162,7 +162,8 @@ def test_a_folder_of_patients_and_an_example(
     assert ran.json["made"] == [f"{name}.nii.gz" for name in expected]
     assert ran.json["complete"] == [third.name]
     plain = translate(translator, "--patient", folder, "-o", tmp_path / "plain", "--decode", "mean")
-    assert plain.code == 0, plain.err
+    words = next_of(plain)
+    assert words[1:4] == ("data", "check", str(tmp_path / "plain"))
     name = ran.json["made"][0]
     assert not np.array_equal(
         nib.load(out / name).get_fdata(), nib.load(tmp_path / "plain" / name).get_fdata()

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from prod9.cli import shared
-from prod9.cli.front.after import tell_next
+from prod9.cli.front.after import tell_merge, tell_next
 from prod9.cli.parts.engine import AddressOption, Engine, EngineOption, PartsOption, run_parts
 from prod9.cli.parts.option import PartOption, chosen_part
 from prod9.cli.parts.record import STORE, PartRecord, plan_of, require_same_count
@@ -113,7 +113,7 @@ def encode(
     }
     _print(result, as_json)
     if not as_json and not report.damaged:
-        tell_next("prod9", "train", "--config", config)
+        tell_next("prod9", "train", "--config", config) if work.is_all else tell_merge(store)
     if report.damaged:
         raise typer.Exit(FAILED)
 

@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 import prod9
+from prod9.cli.front.after import remember
 from prod9.cli.front.completion import config_names
 from prod9.cli.parsing import App, Group
 from prod9.errors import Prod9Error
@@ -263,6 +264,7 @@ def run(app: typer.Typer, args: Sequence[str] | None = None) -> int:
     replace_unknown_characters()
     logging.getLogger("prod9").addHandler(_TO_MESSAGES)
     set_verbosity("normal")
+    remember(arguments)
     try:
         typer.main.get_command(app)(args=arguments)
     except SystemExit as stop:
@@ -316,6 +318,10 @@ def report_error(error: Exception, *, debug: bool = False) -> int:
     text = " ".join(str(error).split())
     if "weights_only" in text:  # torch's advice is to unpickle whatever the file holds
         text = "expected a file of tensors and plain values only, got other objects or damaged bytes"
+    if isinstance(error, OSError) and error.filename is not None:
+        why = f"cannot be used ({error.strerror or type(error).__name__})"
+        print_error(f"{error.filename}: {why}; check the path, its permissions, and the space on its disk.")
+        return FAILED
     hint = "" if debug else f"\nRun again with {DEBUG_FLAG} for the traceback."
     print_error(f"{type(error).__name__}: {text}{hint}" if text else f"{type(error).__name__}.{hint}")
     return FAILED

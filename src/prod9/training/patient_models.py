@@ -62,6 +62,21 @@ class PatientModelStep:
     weights: Path | None
 
 
+def share_of_test(data: Path, num_patients: int, least_tested: int) -> float:
+    """Return the share of the patients that is held out for the test, of whom at least ``least_tested`` are needed.
+
+    Raises ConfigError where too few patients would be left to train on. data: folder of the patients, for the message.
+    """
+    share = max(TEST_SHARE, (least_tested + 0.5) / num_patients)  # half a patient more: shares are rounded
+    if share > MOST_TEST:
+        least = math.ceil((least_tested + 0.5) / MOST_TEST)
+        raise ConfigError(
+            f"{data}: expected at least {least} patients, so that {least_tested} can be held out for the audit, got "
+            f"{num_patients}; add patients, or audit less sharply with a larger --false-alarms"
+        )
+    return share
+
+
 def plan_patient_models(
     data: Path, folder: Path, *, num_patients: int, least_tested: int, factor: float, seed: int
 ) -> list[PatientModelStep]:
@@ -77,13 +92,7 @@ def plan_patient_models(
         factor: on the number of steps.
         seed: of the division of the patients and of training.
     """
-    share = max(TEST_SHARE, (least_tested + 0.5) / num_patients)  # half a patient more: shares are rounded
-    if share > MOST_TEST:
-        least = math.ceil((least_tested + 0.5) / MOST_TEST)
-        raise ConfigError(
-            f"{data}: expected at least {least} patients, so that {least_tested} can be held out for the audit, got "
-            f"{num_patients}; add patients, or audit less sharply with a larger --false-alarms"
-        )
+    share = share_of_test(data, num_patients, least_tested)
     models = PatientModels(folder)
     common: list[tuple[str, Any]] = [
         ("data.root", str(data)),

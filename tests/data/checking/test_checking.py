@@ -105,7 +105,7 @@ def test_the_page_needs_nothing_from_outside(tmp_path: Path) -> None:
     assert "&lt;cohort&gt; &amp; co" in text
     assert text.count("data:image/png;base64,") == 3
     assert text.count("<svg") == 4
-    for words in ("FLAIR with mask", "oedema", "enhancing tumour", "prod9 plan", "--output-dir plan"):
+    for words in ("FLAIR with mask", "oedema", "enhancing tumour", "prod9 plan", "-o plan"):
         assert words in text
     assert "default-src 'none'" in text
     assert "script" not in text

@@ -40,3 +40,12 @@ def test_a_lesion_beside_the_head(tmp_path: Path) -> None:
     assert [finding.case for finding in found] == ["BraTS-GLI-00001-000"]
     assert found[0].level == "warning"
     assert path.name in found[0].message
+
+
+def test_what_comes_next_is_registration_on_the_page_too(tmp_path: Path) -> None:
+    write_brats_tree(tmp_path / "cohort", 3, (32, 36, 28))
+    path = next(tmp_path.rglob("*00001-000-t2f.nii.gz"))
+    scan = read(path)
+    write(path, np.roll(scan.data, 9, axis=0), scan.header.affine)
+    ((_, command),) = check_dataset(tmp_path / "cohort", deep=True).next_steps()
+    assert command.startswith("prod9 data preprocess ")

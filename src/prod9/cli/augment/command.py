@@ -25,6 +25,7 @@ from prod9.cli.augment.steps import (
     write_sets,
 )
 from prod9.cli.data.convert import FormatOption
+from prod9.cli.front.after import as_step, tell_again, tell_next
 from prod9.cli.generate.options import DetailUse, SampleSeedOption, Sampling, Target
 from prod9.cli.generate.patients import case_id, make_patients
 from prod9.cli.masks.followed import AUTO
@@ -144,7 +145,7 @@ def augment(
     shared.messages.print(
         f"{plural(num, 'patient')} to make, following {plural(followed, 'segmentation')} of {cases_of_masks}."
     )
-    with redirect_stdout(sys.stderr):  # what it reports is no result of this command
+    with redirect_stdout(sys.stderr), as_step():  # what it reports is no result of this command
         make_patients(
             num_samples=num, model=models.label, in_context=models.in_context, control=models.control, seg=masks_found,
             masks=draw_masks, training=None if draw_masks is None else real,
@@ -162,6 +163,10 @@ def augment(
         shared.print_json(result)
         return
     _print(result)
+    if measured:
+        tell_next("prod9", "data", "check", output / DATASET, "--html", output / "dataset.html")
+    else:
+        tell_again("--measure", note="the Dice that they buy")
 
 
 def _masks_of(real: Path, split: Path, masks: Path | None, drawn_by: str | None) -> tuple[list[Path], str]:

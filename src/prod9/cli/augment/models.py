@@ -76,8 +76,11 @@ def find_models(
             raise ConfigError(
                 "--split: expected it with --model, whose patients it divides, got it without; leave it out"
             )
-        tested = _least_tested(cases, false_alarms)
-        _require_folds(len({case.patient_id for case in cases}) - tested, folds)
+        from prod9.training.patient_models import share_of_test
+
+        tested, patients = _least_tested(cases, false_alarms), len({case.patient_id for case in cases})
+        share_of_test(real, patients, tested)
+        _require_folds(patients - tested, folds)
         return _trained(real, output, cases, budget=budget, tested=tested, seed=seed, device=device)
     if budget is not None:
         raise ConfigError("--budget: expected it without --model, got both; leave one out")

@@ -11,8 +11,8 @@ from prod9.cli.front.after import tell_next
 from prod9.cli.front.places import one_file
 from prod9.cli.shared import FAILED, DebugOption, JsonOption, console, messages, print_json, progress
 from prod9.errors import ConfigError
-from prod9.modalities import MODALITIES
 from prod9.system.progress import Progress
+from prod9.system.shell import split_line
 from prod9.system.wording import plural
 
 if TYPE_CHECKING:
@@ -85,22 +85,11 @@ def check(
         _print(report)
         if html is not None:
             console.print(f"Page: {html}")
+    if not as_json:
+        for _, line in report.next_steps():
+            tell_next(*split_line(line))
     if not report.ok:
         raise typer.Exit(FAILED)
-    if not as_json:
-        _tell_next(report, root)
-
-
-def _tell_next(report: "Report | MedMNIST3DReport", root: Path) -> None:
-    """Print the next command: a plan, or what a packaged model makes of patients who are too few to train on."""
-    facts = report.facts()
-    counts = [facts.get("modalities", {}).get(name, 0) for name in MODALITIES]
-    if any(counts) and any(finding.code == "few" for finding in report.findings):
-        target = ("--target", MODALITIES[-1]) if min(counts) == facts["cases"] else ()
-        words = ("generate", "translate", "--model", "demo/translate", "--patient", root, *target)
-        tell_next("prod9", *words, "-o", "made", note="with a packaged model")
-    else:
-        tell_next("prod9", "plan", root, "-o", "plan")
 
 
 def info(

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from prod9.cli.data.check import counting
+from prod9.cli.front.after import tell_next
 from prod9.cli.shared import DebugOption, JsonOption, console, print_json, resumable
 from prod9.errors import ConfigError
 from prod9.system.machine import expand
@@ -104,6 +105,7 @@ def convert(
     console.print(
         f"{plural(work.cases, 'case')} ({', '.join(notes)}) in {output_dir}, in the form of {chosen.name}"
     )
+    tell_next("prod9", "data", "check", output_dir)
 
 
 def _test_patients(split: Path | None) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from prod9.cli.data.check import LayoutOption, counting
+from prod9.cli.front.after import tell_merge, tell_next
 from prod9.cli.front.spacing import SPACING, side_of
 from prod9.cli.parts.option import PartOption, chosen_part
 from prod9.cli.parts.record import CASES, PartRecord, plan_of, require_same_count
@@ -123,6 +124,7 @@ def preprocess(
     from prod9.data.registration.atlas import load_atlas
     from prod9.data.registration.case import Settings
     from prod9.data.registration.cohort import preprocess as run
+    from prod9.files import check_writable
 
     settings = Settings(
         atlas=load_atlas(atlas, spacing_mm=side_mm),
@@ -131,6 +133,7 @@ def preprocess(
         seg_on=seg_on,
         spacing_mm=side_mm,
     )
+    check_writable(output_dir)
     require_same_count(output_dir, work)
     mine = [case for number, case in enumerate(cases) if work.owns(number)]
     names = [case.case_id for case in cases]
@@ -155,6 +158,8 @@ def preprocess(
             begun=None if work.is_all else partial(record.write, folder),
         )
     _report(done, as_json)
+    if not as_json:
+        tell_next("prod9", "data", "check", output_dir) if work.is_all else tell_merge(output_dir)
 
 
 def _report(done: "Preprocessed", as_json: bool) -> None:

@@ -1,6 +1,7 @@
 """What comes next: the command that follows the one that has just ended, as a line to copy."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,11 @@ from prod9.system.terminal import PlainConsole
 if TYPE_CHECKING:
     from prod9.config.schema import RunConfig
 
+PATIENTS = "REAL_PATIENTS"
+"""Stands for the folder of the patients that a model was trained on, where it is not here."""
 _NEXT = PlainConsole(stderr=True)
+_inner = False
+_given: tuple[str, ...] = ()
 
 
 def tell_next(*words: object, note: str = "") -> None:
@@ -21,7 +26,48 @@ def tell_next(*words: object, note: str = "") -> None:
 
     words: of the command line, each quoted where a shell needs it. note: what it is for.
     """
-    _NEXT.print(f"Next{f', {note}' if note else ''}: {shown_line(words)}")
+    if not _inner:
+        _NEXT.print(f"Next{f', {note}' if note else ''}: {shown_line(words)}")
+
+
+@contextmanager
+def as_step() -> Iterator[None]:
+    """Let commands that are steps of another one print no next command: the other one goes on by itself."""
+    global _inner
+    before, _inner = _inner, True
+    try:
+        yield
+    finally:
+        _inner = before
+
+
+def remember(words: Sequence[str]) -> None:
+    """Keep the words of the command line after ``prod9``."""
+    global _given
+    _given = tuple(words)
+
+
+def tell_again(*more: str, note: str) -> None:
+    """Print the command that is running, with ``more``."""
+    tell_next("prod9", *_given, *more, note=note)
+
+
+def tell_merge(directory: Path) -> None:
+    """Print the command that joins the parts in ``directory``."""
+    tell_next("prod9", "merge", directory, note="when every part is done")
+
+
+def tell_after_results(directory: Path, made: str) -> None:
+    """Print what follows the results in ``directory``. made: by which command of ``generate``, as ``label``."""
+    scored = {"label": "images", "labels": "images", "control": "control", "patients": "patients"}
+    if made in scored:
+        tell_next("prod9", "evaluate", scored[made], PATIENTS, directory, "-o", f"{directory}_scores")
+    elif made == "masks":
+        tell_next("prod9", "evaluate", "masks", directory, "--training", PATIENTS)
+    elif made == "translate":
+        tell_next("prod9", "data", "check", directory, "--html", f"{directory}.html", note="to look at them")
+    else:
+        tell_next("prod9", "app", note="to look at more in the browser")
 
 
 def tell_after_training(config: "RunConfig", given: str) -> None:
@@ -60,7 +106,7 @@ def use_of(config: "RunConfig", run: str | Path) -> list[str]:
 def data_of(config: "RunConfig") -> str:
     """Return the folder of the patients that a model was trained on, or what to put in its place if it is not here."""
     root = Path(config.data.root)
-    return str(root) if root.exists() else "REAL_PATIENTS"
+    return str(root) if root.exists() else PATIENTS
 
 
 def tell_after_scores(generated: Path, scores: Path, real: Path | None = None) -> None:

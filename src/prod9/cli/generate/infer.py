@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from prod9.cli import shared
-from prod9.cli.front.after import tell_next
+from prod9.cli.front.after import tell_merge, tell_next
 from prod9.cli.generate.options import Model, Target, grouped
 from prod9.cli.generate.outputs import Inputs, OutputFolder, inputs_of
 from prod9.cli.generate.run import build_pipeline, carry_out, sampling_settings
@@ -265,7 +265,8 @@ def _report(
     if means:
         shown = ", ".join(texts[key].format(mean) for key, mean in means.items())
         shared.console.print(f"{shown}, on {measured_on}")
-    if given.is_dir():
-        tell_next(
-            "prod9", "evaluate", "images", given, folder.path, "--paired", "-o", f"{folder.path}_scores"
-        )
+    if not folder.part.is_all:
+        tell_merge(folder.root)
+        return
+    scores = ("--paired", "-o", f"{folder.path}_scores")
+    tell_next("prod9", "evaluate", "images", given if given.is_dir() else given.parent, folder.path, *scores)

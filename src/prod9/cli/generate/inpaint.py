@@ -191,7 +191,12 @@ def inpaint(
             **detail_settings(generator.detail),
         },
         make=lambda folder: make_series(folder, [_series(pipeline, asked, samples)]),
-        report=partial(report_made, total=samples.num_samples),
+        report=partial(
+            report_made,
+            total=samples.num_samples,
+            then=lambda made: ("app", "--model", model.model or config.output_dir, "-o", f"{made}_app"),
+            note="to draw and look in the browser",
+        ),
     )
 
 

@@ -1,6 +1,6 @@
 """``prod9 generate masks``: lesion masks that nobody had, drawn by a model or made from those you have."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from prod9.cli import shared
+from prod9.cli.front.after import PATIENTS
 from prod9.cli.generate.inputs import find_segmentations
 from prod9.cli.generate.options import LabelSchemeOption, SampleSeedOption, Target, TokenSampler, grouped
 from prod9.cli.generate.outputs import Inputs, OutputFolder, inputs_of, report_made
@@ -105,7 +106,7 @@ def generate_masks(
             volume_ml=volume,
             side=side,
         )
-        _draw(drawing, target, num_samples)
+        _draw(drawing, target, num_samples, training)
         return
     assert vary is not None  # refused above
     files = list(find_segmentations(vary).values())
@@ -129,7 +130,7 @@ def generate_masks(
             "seed": seed,
         },
         make=lambda folder: _make(folder, lesions, num_samples, seed, keep_grid),
-        report=partial(report_made, total=num_samples, noun="mask"),
+        report=_reporting(num_samples, next((path for path in vary if path.is_dir()), None)),
     )
 
 
@@ -150,7 +151,7 @@ def _require_one(
         )
 
 
-def _draw(drawing: Drawing, target: Target, num_samples: int) -> None:
+def _draw(drawing: Drawing, target: Target, num_samples: int, training: Path | None) -> None:
     carry_out(
         target,
         describe=lambda: {
@@ -160,7 +161,18 @@ def _draw(drawing: Drawing, target: Target, num_samples: int) -> None:
         },
         settings=lambda: {"command": "generate masks", "method": "model", **drawing.settings},
         make=lambda folder: drawing.fill(folder, num_samples),
-        report=partial(report_made, total=num_samples, noun="mask"),
+        report=_reporting(num_samples, training),
+    )
+
+
+def _reporting(num_samples: int, training: Path | None) -> Callable[[OutputFolder, list[str], bool], None]:
+    """Return what reports the masks, and the command that compares them with those of ``training``."""
+    return partial(
+        report_made,
+        total=num_samples,
+        noun="mask",
+        then=lambda made: ("evaluate", "masks", made, "--training", training or PATIENTS),
+        note="against real masks",
     )
 
 

@@ -7,14 +7,14 @@ and made from the same content, and makes the others again. Results of other set
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from prod9.cli.front.after import tell_next
+from prod9.cli.front.after import tell_merge, tell_next
 from prod9.cli.generate.manifest import MANIFEST as MANIFEST
 from prod9.cli.generate.manifest import Inputs as Inputs
 from prod9.cli.generate.manifest import Manifest
@@ -54,7 +54,7 @@ class OutputFolder:
     ) -> None:
         from prod9.files import check_writable, exclusive
 
-        root = expand(path)
+        root = self.root = expand(path)
         require_same_count(root, part)
         self.path = part.folder(root)
         self.part = part
@@ -337,18 +337,20 @@ def report_made(
     as_json: bool,
     *,
     total: int,
+    then: Callable[[Path], Sequence[object]],
     noun: str = "volume",
-    scored_by: Sequence[str] = (),
+    note: str = "against real scans",
 ) -> None:
-    """Print how many of the results were made and kept, where they are, and the command that scores them.
+    """Print how many of the results were made and kept, where they are, and the next command.
 
     Args:
         folder: of the results.
         made: names of those that this command made.
         as_json: as the option.
         total: number of all results.
+        then: returns the words of the next command after ``prod9`` for the folder of the results.
         noun: what they are.
-        scored_by: ``prod9 evaluate`` and its words up to the folder of the results; nothing for none.
+        note: what the next command is for.
     """
     kept = folder.num_expected(total) - len(made)
     result = {"output_dir": str(folder.path), "made": made, "kept": kept}
@@ -356,5 +358,12 @@ def report_made(
         print_json(result)
     else:
         console.print(f"{plural(made, noun)} made, {result['kept']} kept, in {folder.path}")
-        if scored_by:
-            tell_next(*scored_by, folder.path, "-o", f"{folder.path}_scores", note="against real scans")
+        if folder.part.is_all:
+            tell_next("prod9", *then(folder.path), note=note)
+        else:
+            tell_merge(folder.root)
+
+
+def scoring(kind: str, real: object) -> Callable[[Path], Sequence[object]]:
+    """Return what makes the words of ``prod9 evaluate KIND`` for a folder of results, against the patients ``real``."""
+    return lambda made: ("evaluate", kind, real, made, "-o", f"{made}_scores")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from prod9.cli import shared
-from prod9.cli.front.after import tell_next
+from prod9.cli.front.after import tell_merge, tell_next
 from prod9.cli.generate.options import (
     Detail,
     Model,
@@ -204,13 +204,34 @@ def translate(
         if complete:
             lack = "lacks" if len(complete) == 1 else "lack"
             shared.console.print(f"{plural(complete, 'patient')} {lack} nothing; --target makes one again.")
-        if patient and target is not None:
-            scores = ("samples",) if samples.num_samples > 1 else ("images", "--paired")
-            tell_next("prod9", "evaluate", *scores, patient[0], where, "-o", f"{where}_scores")
+        scores = ("samples",) if samples.num_samples > 1 else ("images", "--paired")
+        _tell_next(results, patient, scores if target else (), model.model or config.output_dir)
     if failed:
         raise DataError(
             f"{len(failed)} of {plural(jobs, 'translation')} failed:\n" + "\n".join(failed.values())
         )
+
+
+def _tell_next(
+    results: OutputFolder | _LooseFiles, patient: Sequence[Path] | None, scores: Sequence[str], model: str
+) -> None:
+    """Print the next command.
+
+    Args:
+        results: the results.
+        patient: folders of the patients; none for loose files.
+        scores: how ``prod9 evaluate`` scores them; empty for what patients lacked, to which there is no truth.
+        model: the model.
+    """
+    made = results.path
+    if isinstance(results, OutputFolder) and not results.part.is_all:
+        tell_merge(results.root)
+    elif patient and scores:
+        tell_next("prod9", "evaluate", *scores, patient[0], made, "-o", f"{made}_scores")
+    elif patient:
+        tell_next("prod9", "data", "check", made, "--html", f"{made}.html", note="to look at them")
+    else:
+        tell_next("prod9", "app", "--model", model, note="to look and try others in the browser")
 
 
 def _check_places(

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from prod9.cli.front.after import tell_next
 from prod9.cli.shared import DebugOption, JsonOption, console, new_app, print_json
 
 app = new_app("Write a model card and a data card from what a run recorded.")
@@ -31,3 +32,4 @@ def card(
         return
     for path in written:
         console.print(str(path))
+    tell_next("prod9", "export", folder, "-o", "export", note="to share the model")

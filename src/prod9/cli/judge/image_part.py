@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prod9.cli import shared
+from prod9.cli.front.after import tell_merge
 from prod9.cli.judge.options import RunOptions
 from prod9.cli.judge.reporting import reporting
 from prod9.cli.parts.record import FEATURES, PartRecord, plan_of, require_same_count
@@ -75,3 +76,4 @@ def describe_image_part(
         shared.print_json({"output_dir": str(folder), "volumes": num})
         return
     shared.console.print(f"{plural(num, 'volume')} described in {folder}")
+    tell_merge(output_dir)

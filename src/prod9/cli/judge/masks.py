@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from prod9.cli.data.check import counting
+from prod9.cli.front.after import tell_next
 from prod9.cli.generate.inputs import find_segmentations
 from prod9.cli.shared import FAILED, DebugOption, JsonOption, console, print_error, print_json
 from prod9.errors import DataError
@@ -80,3 +81,7 @@ def masks(
         )
     if found.copies:
         raise typer.Exit(FAILED)
+    if not as_json:
+        models = ("--model", "LABEL_RUN", "--in-context", "TRANSLATOR_RUN", "--control", "CONTROL_RUN")
+        words = ("generate", "patients", "-n", found.num_masks, *models, "--seg", made, "-o", "patients")
+        tell_next("prod9", *words, note="patients with these lesions")

@@ -21,6 +21,7 @@ import typer
 
 from prod9 import errors
 from prod9.cli import shared
+from prod9.cli.front.after import tell_after_results
 from prod9.errors import ConfigError, MissingDependencyError, Prod9Error
 from prod9.system.parts import WorkPart, part_folders
 from prod9.system.wording import plural
@@ -234,3 +235,4 @@ def generate_on(command: Callable[..., None], values: Mapping[str, Any], engine:
     shared.console.print(
         f"{plural(result['made'], 'result')} made, {result['kept']} kept, in {result['output_dir']}"
     )
+    tell_after_results(directory, _name_of(command).rpartition("_")[2])

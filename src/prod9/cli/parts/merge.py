@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from prod9.cli import shared
+from prod9.cli.front.after import PATIENTS, tell_after_results, tell_next
 from prod9.cli.parts.record import (
     CASES,
     FEATURES,
@@ -49,15 +50,28 @@ def merge(
     directory = expand(folder)
     again = f"Nothing is lost; run `prod9 merge {folder}` again."
     with shared.resumable(again):
-        num, parts = merge_parts(directory)
+        record, parts = merge_parts(directory)
     if as_json:
-        shared.print_json({"output_dir": str(directory), "parts": parts, "results": num})
+        shared.print_json({"output_dir": str(directory), "parts": parts, "results": record.total})
         return
-    shared.console.print(f"{plural(num, 'result')} of {plural(parts, 'part')} in {directory}")
+    shared.console.print(f"{plural(record.total, 'result')} of {plural(parts, 'part')} in {directory}")
+    _tell_next(directory, record)
 
 
-def merge_parts(directory: Path) -> tuple[int, int]:
-    """Join the parts in ``directory``; return how many results and parts there were.
+def _tell_next(directory: Path, record: PartRecord) -> None:
+    """Print the next command for what the parts of ``record`` were joined into."""
+    if record.kind == CASES:
+        tell_next("prod9", "data", "check", directory)
+    elif record.kind == STORE:
+        tell_next("prod9", "train", "--config", "NAME")
+    elif record.kind == FEATURES:
+        tell_next("prod9", "evaluate", "images", PATIENTS, "GENERATED", "-o", directory)
+    else:
+        tell_after_results(directory, str(record.settings.get("command")).rpartition(" ")[2])
+
+
+def merge_parts(directory: Path) -> tuple[PartRecord, int]:
+    """Join the parts in ``directory``; return the record of one of them, and how many there were.
 
     Raises DataError and ConfigError for parts that do not belong together, and for gaps.
     """
@@ -74,7 +88,7 @@ def merge_parts(directory: Path) -> tuple[int, int]:
         (directory / _MERGED).touch()
         _delete_parts(directory)
         (directory / ".merge.lock").unlink(missing_ok=True)
-    return first.total, len(parts)
+    return first, len(parts)
 
 
 def _delete_parts(directory: Path) -> None:

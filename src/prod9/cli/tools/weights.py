@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from prod9.cli.front.after import tell_next, use_of
 from prod9.cli.shared import DebugOption, JsonOption, console, messages, new_app, print_json, print_table
 from prod9.errors import CheckpointError, ConfigError, Prod9Error
 from prod9.system.machine import expand
@@ -154,6 +155,19 @@ def import_weights(
         print_json(result)
     else:
         console.print(f"{entry} is in {target} (SHA-256 of the file {digest})")
+        _tell_next(target, is_network=entry in RELEASED)
+
+
+def _tell_next(target: Path, *, is_network: bool) -> None:
+    """Print what an imported network is used by."""
+    if not is_network:
+        tell_next("prod9", "evaluate", "images", "REAL_PATIENTS", "GENERATED", "-o", "scores")
+        return
+    from prod9.config.load import config_from_dict
+    from prod9.models.export import read_header
+
+    words = use_of(config_from_dict(read_header(target)["config"], source=str(target)), str(target))
+    tell_next(*(f"{target.name}_made" if word.startswith(f"{target}/") else word for word in words))
 
 
 def _known() -> "dict[str, Released | FeatureNetwork]":

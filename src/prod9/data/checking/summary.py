@@ -1,6 +1,5 @@
 """What the checks of a folder and of a MedMNIST3D file have in common: findings, facts, and the table of both."""
 
-import shlex
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable
@@ -11,6 +10,8 @@ from typing import Any
 from prod9.data.checking.findings import Finding, counts
 from prod9.data.checking.voxels import CaseVoxels, label_summary, summarise
 from prod9.errors import DataError
+from prod9.modalities import MODALITIES
+from prod9.system.shell import shown_line
 from prod9.system.wording import plural
 
 
@@ -39,15 +40,37 @@ class AbstractReport(ABC):
 
     def next_steps(self) -> list[tuple[str, str]]:
         """Return what to do next, as (words, command)."""
-        root, number = shlex.quote(str(self.root)), counts(self.findings)["error"]
-        if number:
-            again = f"prod9 data check {root} --deep"
-            return [
-                (f"Repair {plural(number, 'error')} (their remedies are below), then check again:", again)
+        root, number = self.root, counts(self.findings)["error"]
+        codes, facts = {finding.code for finding in self.findings}, self.facts()
+        steps: list[tuple[str, list[object]]] = []
+        if codes & {"grid", "unregistered", "outside"}:
+            words = ["data", "preprocess", root, f"{root}_registered", "--no-strip"]
+            steps.append(
+                ("Register the scans of each patient (these words are for scans without skull):", words)
+            )
+        elif number:
+            again = f"Repair {plural(number, 'error')} (their remedies are below), then check again:"
+            steps.append((again, ["data", "check", root, "--deep"]))
+        elif "few" in codes and any(facts.get("modalities", {}).get(name, 0) for name in MODALITIES):
+            complete = all(facts["modalities"].get(name, 0) == facts["cases"] for name in MODALITIES)
+            target = ["--target", MODALITIES[-1]] if complete else []
+            words = [
+                "generate",
+                "translate",
+                "--model",
+                "demo/translate",
+                "--patient",
+                root,
+                *target,
+                "-o",
+                "made",
             ]
-        return [
-            ("Write configs that fit these data and this machine:", f"prod9 plan {root} --output-dir plan")
-        ]
+            steps.append(("Too few to train on; use a packaged model:", words))
+        else:
+            steps.append(
+                ("Write configs that fit these data and this machine:", ["plan", root, "-o", "plan"])
+            )
+        return [(text, shown_line(["prod9", *words])) for text, words in steps]
 
     def require_ok(self, what: str) -> None:
         """Raise DataError, with the first error, unless there is none. what: a dataset, or a file."""

@@ -22,6 +22,7 @@ from prod9.data.labels import AS_IS, WHOLE_TUMOR, canonical_seg, label_table
 from prod9.data.layouts.find import MODALITIES, gaps, no_cases, scan_dataset
 from prod9.data.layouts.names import identify
 from prod9.errors import ConfigError, DataError
+from prod9.files import check_writable
 from prod9.json_files import read_object, write_json
 from prod9.system.progress import Progress
 from prod9.system.wording import listing, plural
@@ -154,7 +155,7 @@ def carry_out(
     """
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise DataError(f"{target}: expected a new or empty folder, got one with files; choose another.")
-    target.parent.mkdir(parents=True, exist_ok=True)
+    check_writable(target.parent)
     making = target.with_name(f".tmp-{target.name}")
     shutil.rmtree(making, ignore_errors=True)  # of a process that was killed
     making.mkdir()
