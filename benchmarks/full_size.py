@@ -95,6 +95,14 @@ def save(results: Results, name: str, folder: Path = RESULTS) -> None:
     folder.with_suffix(".md").write_text(table(results), encoding="utf-8")
 
 
+def record(found: Results, folder: Path = RESULTS) -> None:
+    """Add parts to the results, beside what other calls wrote meanwhile."""
+    results = load(folder)
+    for name, parts in found.items():
+        results.setdefault(name, {}).update(parts)
+        save(results, name, folder)
+
+
 def hours_on_a100(flops: float, plan: Found) -> float:
     """Return the hours of a whole training on one A100, from the FLOPs of its steps alone."""
     per_sample = flops / plan["batch_size"]
@@ -235,28 +243,26 @@ def main() -> int:
 
     if unknown := set(args.only or ()) - set(names()):
         parser.error(f"--only: expected some of {', '.join(names())}, got {', '.join(sorted(unknown))}")
-    began, results = time.monotonic(), load()
-    said = plans(args.only, args.batch_size)
-    for name, plan in said.items():
-        results.setdefault(name, {})["plan"] = plan
+    began, said = time.monotonic(), plans(args.only, args.batch_size)
+    record({name: {"plan": plan} for name, plan in said.items()})
     todo = [
         (part, name, plan["gib"] if part == "train" else 0.0)
         for part in args.part
         for name, plan in said.items()
-        if name in _ONLY.get(part, said) and again(results[name].get(part), args)
+        if name in _ONLY.get(part, said)
     ]
     for part, names_of_part, gib in grouped(todo):
+        results = load()  # anew: another call may have measured some meanwhile
+        left = [name for name in names_of_part if again(results[name].get(part), args)]
         late = args.minutes is not None and time.monotonic() - began > 60 * args.minutes
-        if args.list or late or gib > args.most_gib:
+        if left and (args.list or late or gib > args.most_gib):
             why = f", planned {gib:.1f} GiB" if gib else ""
-            print("\n".join(f"{name}, {part}: not run{why}" for name in names_of_part))
-            continue
-        for name, found in spawn(part, names_of_part, args):
-            results[name][part] = found | {"threads": args.threads}
-            print(f"{name}, {part}: {json.dumps(found)}", flush=True)
-            save(results, name)
-    for name in said:
-        save(results, name)
+            print("\n".join(f"{name}, {part}: not run{why}" for name in left))
+        elif left:
+            for name, found in spawn(part, left, args):
+                print(f"{name}, {part}: {json.dumps(found)}", flush=True)
+                record({name: {part: found | {"threads": args.threads}}})
+    results = load()
     broken = verdicts(results)
     print("\n".join(broken) or "all within their bounds")
     return 1 if broken else 0

@@ -166,6 +166,34 @@ def test_the_base_of_a_control_network_is_recomputed_where_its_copy_is():
     assert made.controlnet.use_checkpointing
 
 
+def test_growth_is_counted_and_written_beside_what_formulas_say(tmp_path):
+    growth, page = script("growth"), tmp_path / "page.md"
+    sizes = growth.Sizes(
+        voxels=(16, 32), latent=(8, 16), tokens=(2, 4), sources=(1, 2), context=4, steps=(2, 4), sampled=3,
+        samples=(1, 2), batched=4, cases=(1, 2),
+    )  # fmt: skip
+    found = growth.growths(sizes, script("_shipped").shrunk)
+    powers = {(one.what, one.against): one.exponent for one in found}
+    assert len(powers) == len(found)
+    for (what, against), power in powers.items():
+        if against in ("samples", "steps") or "stage1" in what:
+            assert power == pytest.approx(3 if "side" in against else 1, abs=growth.ROOM)
+    page.write_text(f"before\n{growth.BEGIN}old\n{growth.END}\nafter\n")
+    growth.written(found, page, tmp_path / "growth.png")
+    lines = page.read_text().splitlines()
+    assert (lines[0], lines[-1], len(lines)) == ("before", "after", 6 + len(found))
+    assert (tmp_path / "growth.png").stat().st_size > 1000
+
+
+def test_epochs_with_and_without_a_cache_are_timed(tmp_path):
+    store, harness = script("bench_store"), script("_harness")
+    bench = harness.Bench("bench_store", True, 1, "cpu", runs=2)
+    store.write_cases(tmp_path / "data", 1, (64, 72, 56))
+    store.measure(bench, tmp_path, 1, script("_shipped").shrunk)
+    assert bench.ratios.keys() == {"stage1_epoch", "stage2_epoch"}
+    assert all(seconds > 0 for seconds in bench.seconds.values())
+
+
 # -- the suite for a GPU --------------------------------------------------------------------------------
 
 
