@@ -47,6 +47,8 @@ class Bench:
         """
         now = CLOCKS[self.clock]
         samples: dict[str, list[float]] = {name: [] for name in arms}
+        gc.collect()
+        gc.freeze()  # else each collection below looks through all that was imported, for up to a second
         for round_index in range(-warmup, rounds):
             for name, run in arms.items():
                 gc.collect()
