@@ -93,10 +93,11 @@ def main() -> int:
             )
     lines, held = compare(committed, measured)
     print("\n".join(lines))
+    if any(key not in measured.get(name, {}) for name, ratios in committed.items() for key in ratios):
+        return 1
     if args.update:
         kept = {
-            name: {key: round(measured[name][key], 3) for key in ratios if key in measured.get(name, {})}
-            for name, ratios in committed.items()
+            name: {key: round(measured[name][key], 3) for key in ratios} for name, ratios in committed.items()
         }
         COMMITTED.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
     return 0 if held or args.update else 1
