@@ -2,8 +2,9 @@
 
 A block's convolutions keep their inputs, its norms, its modulation and its SiLUs theirs, once for each of the
 U-Net's voxels. At full resolution the intensities are kept twice and the perceptron's hidden values five times, in
-float32, inside the head only. A crop may be full of brain; of a whole volume a head takes half at most. Volumes are read
-in every step, so they are cached as ``data.cache`` demands; the store holds one byte per voxel of each translation.
+float32, inside the head only. A crop may be full of brain; of a whole volume a head takes half at most. Volumes are
+read in every step, so they are cached as ``data.cache`` demands; the store holds one byte per voxel of each
+translation.
 """
 
 from dataclasses import dataclass
@@ -12,7 +13,6 @@ from math import prod
 
 from prod9.config.schema import RefinerConfig, RefinerModelConfig
 from prod9.planning.footprint import Footprint, Widths
-
 
 HEAD = 0.5
 """The most of a whole volume that a head takes: 2 litres of 144 × 192 × 144 mm."""
