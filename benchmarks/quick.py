@@ -5,8 +5,8 @@
 Runs the benchmarks of ``results/quick.json`` at their quick size, a process each, and compares the ratios that stand
 there. A ratio that fell by more than 25% fails; one that rose by as much is worth committing. ``--update`` writes what
 was measured. Ratios of two programs in one process hold on other machines roughly; times do not, and are not compared.
-CPU time of one thread is compared, since other programs disturb it least: the same ratio of two runs differs by up to
-a tenth on an idle machine and by up to a fifth on a busy one.
+CPU time of one thread is compared, since other programs disturb it least: two runs on a busy machine differed by a
+tenth at most.
 """
 
 import argparse
