@@ -14,7 +14,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import flop_registry
 
 from prod9.generator.single_stream import TransformerDecoderSingleStream
 
@@ -95,16 +95,33 @@ class _Live(TorchDispatchMode):
         self.ranges.pop(key, None)
 
 
+class _Operations(TorchDispatchMode):
+    """Adds up floating-point operations. torch's own counter also follows modules, and what it keeps for that holds
+    recomputed activations alive, a GiB of a control network.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        if func.overloadpacket in flop_registry:
+            self.total += flop_registry[func.overloadpacket](*args, **kwargs, out_val=out)
+        return out
+
+
 class Counter:
     """What was counted so far: ``flops``, ``gib`` at most since :meth:`restart`."""
 
-    def __init__(self, live: _Live, operations: FlopCounterMode) -> None:
+    def __init__(self, live: _Live, operations: _Operations) -> None:
         self._live, self._operations, self._before = live, operations, 0
 
     @property
     def flops(self) -> int:
         """Floating-point operations since :meth:`restart`."""
-        return self._operations.get_total_flops() - self._before
+        return self._operations.total - self._before
 
     @property
     def gib(self) -> float:
@@ -113,7 +130,7 @@ class Counter:
 
     def restart(self) -> float:
         """Count from here on, and return the GiB of what exists, which still exists."""
-        self._before = self._operations.get_total_flops()
+        self._before = self._operations.total
         self._live.most = self._live.now
         return self._live.now / GIB
 
@@ -121,7 +138,7 @@ class Counter:
 @contextmanager
 def counted() -> Iterator[Counter]:
     """Let all tensors be without memory inside of the context, networks included, and count."""
-    operations, live = FlopCounterMode(display=False), _Live()
+    operations, live = _Operations(), _Live()
     read = TransformerDecoderSingleStream._lengths
     # The labels of the sources tell how many there are; without values, all of them.
     TransformerDecoderSingleStream._lengths = lambda _, condition, longest: [longest + 1] * len(condition)

@@ -45,28 +45,35 @@ def imported() -> float:
 
 
 class Meter:
-    """Times a part by the CPU time of its process, and counts its FLOPs; products that no kernel of torch does, such as
-    Winograd's, count as torch's own would.
+    """Times a part by the CPU time of its process, and counts its FLOPs unless told not to.
+
+    Counting keeps tensors alive for longer, so a training step's memory is measured without; its FLOPs are those of
+    ``count``. Products that no kernel of torch does, such as Winograd's, count as torch's own would.
     """
+
+    def __init__(self, *, counts: bool = True) -> None:
+        self.counts = counts
 
     def __enter__(self) -> "Meter":
         from torch.utils.flop_counter import FlopCounterMode
 
         self.counter = FlopCounterMode(display=False)
-        self.counter.__enter__()
+        if self.counts:
+            self.counter.__enter__()
         self.cpu, self.wall = time.process_time(), time.perf_counter()
         return self
 
     def __exit__(self, *error: Any) -> None:
         self.cpu, self.wall = time.process_time() - self.cpu, time.perf_counter() - self.wall
-        self.counter.__exit__(*error)
+        if self.counts:
+            self.counter.__exit__(*error)
 
     def found(self, before: float) -> Found:
         """Return what was measured; before: memory after the imports."""
         return {
             "cpu_seconds": self.cpu,
             "wall_seconds": self.wall,
-            "flops": self.counter.get_total_flops(),
+            **({"flops": self.counter.get_total_flops()} if self.counts else {}),
             "import_gib": before,
             "peak_gib": peak_gib() - before,
         }
@@ -103,11 +110,13 @@ def planned(name: str, batch_size: int) -> Found:
     """Return what the plan says of a training step of ``name``."""
     from _shipped import config_of, needs_of, of_batch, whole_fraction
 
+    from prod9.planning.choose import peak_bytes
     from prod9.planning.estimates import OVERHEAD
 
     needs, shipped = needs_of(name, of_batch(batch_size)), config_of(name)
     return {
         "gib": needs.memory_bytes / OVERHEAD / GIB,
+        "process_gib": peak_bytes(needs, "cpu") / GIB,
         "cuda_gib": needs_of(name, device="cuda").memory_gib,
         "tokens": list(needs.latent_grid) if any(needs.latent_grid) else [],
         "parameters": needs.parameters,
@@ -155,7 +164,7 @@ def train_step(name: str, args: argparse.Namespace) -> Found:
     made = recipe(name, of_batch(args.batch_size))
     made.place(torch.device("cpu"))
     optimizers, average, batch = ready(made, _channels_last), weights_of(made), batch_of(made)
-    with Meter() as meter:
+    with Meter(counts=False) as meter:
         losses = step_of(made, optimizers, batch, made.config.training.max_steps - 1)
     del average
     finite = all(bool(torch.isfinite(value)) for value in losses.values())

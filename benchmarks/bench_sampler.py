@@ -159,8 +159,8 @@ def end_to_end(
 
 def main() -> None:
     bench = _harness.start("bench_sampler", __doc__)
-    grid, width, depth, steps = ((8, 8, 8), 256, 4, 6) if bench.quick else ((8, 8, 16), 384, 6, 12)
-    rounds = 2 if bench.quick else 3
+    grid, width, depth, steps = ((8, 8, 8), 256, 4, 4) if bench.quick else ((8, 8, 16), 384, 6, 12)
+    rounds = 3
     bench.sizes |= {
         "tokens": math.prod(grid),
         "vocabulary": VOCAB,
@@ -168,7 +168,7 @@ def main() -> None:
         "width": width,
         "blocks": depth,
     }
-    overhead(bench, grid, steps, rounds)
+    overhead(bench, grid, steps, 1 if bench.quick else rounds)
     end_to_end(bench, grid, width, depth, steps, rounds)
     bench.report(["prod9", "diffusers", "x-transformers"])
 

@@ -30,6 +30,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "src"), str(ROOT), str(ROOT / "benchmarks")]
 
 from _gpu_checks import PARTS as CHECKS  # noqa: E402
+from _gpu_report import markdown  # noqa: E402
 
 Found = dict[str, Any]
 
@@ -158,46 +159,6 @@ class Suite:
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / "gpu_suite.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
         (self.folder / "gpu_suite.md").write_text(markdown(report), encoding="utf-8")
-
-
-def markdown(report: Found) -> str:
-    """Return the page of a report."""
-    lines = [
-        "# What a GPU shows",
-        "",
-        f"Written by `benchmarks/gpu_suite.py` on {report['gpu'] or 'a CPU'}, torch {report['versions']['torch']}, in "
-        f"{report['seconds']:.0f} s.",
-        "",
-        f"Failed: {', '.join(report['failed']) or 'nothing'}.",
-        f"Not reached: {', '.join(report['not_reached']) or 'nothing'}.",
-        "",
-        "| part | ok | seconds | what |",
-        "|---|---|---|---|",
-    ]
-    for name, found in report["parts"].items():
-        word = {True: "yes", False: "no", None: "not reached"}[found["ok"]]
-        lines.append(f"| {name} | {word} | {found.get('total_seconds', '')} | {summary(found)} |")
-    return "\n".join(lines) + "\n"
-
-
-def summary(found: Found) -> str:
-    """Return what one part found, in a few words."""
-    said = []
-    if "error" in found:
-        said.append(str(found["error"]).strip().replace("\n", " ").replace("|", "/")[-160:])
-    if isinstance(found.get("seconds"), dict):
-        said += [f"{name}: {seconds:.3g} s" for name, seconds in found["seconds"].items()]
-    if "ratios" in found:
-        said.append(
-            "MONAI's time over ours: " + ", ".join(f"{n} {r:.2f}" for n, r in found["ratios"].items())
-        )
-    if "peak_gib" in found:
-        said.append(f"{found['peak_gib']:.2f} GiB of {found['planned_gib']:.2f} planned")
-    if "breaks" in found:
-        said.append(f"{sum(found['breaks'].values())} graph breaks")
-    if "excess" in found:
-        said.append(f"waits: {found['excess'] or 'none'}")
-    return "; ".join(said)
 
 
 def main() -> int:

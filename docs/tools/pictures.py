@@ -3,8 +3,8 @@
 ``python docs/tools/pictures.py`` makes those of translation and inpainting in a minute; the patients are those of
 ``prod9 data simulate DIR -n 12 --spacing 3.75 --seed 5``, which the packaged weights (seed 100) never saw.
 ``--demo outputs/demo`` adds those of what ``prod9 demo`` left (seed 0); the screenshot of its report needs Chromium.
-Nothing is smoothed or retouched: slices are enlarged by bicubic interpolation, because at 3.75 mm they are only 60
-voxels wide.
+``growth.png`` is drawn by ``benchmarks/growth.py``. Nothing is smoothed or retouched: slices are enlarged by bicubic
+interpolation, because at 3.75 mm they are only 60 voxels wide.
 """
 
 import argparse

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from prod9.planning.choose import peak_bytes
 from prod9.planning.estimates import OVERHEAD
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
@@ -48,9 +49,16 @@ def test_the_guard_knows_benchmarks_that_exist():
     assert all((BENCHMARKS / f"{name}.py").is_file() and ratios for name, ratios in committed.items())
 
 
-FOUND = {"cpu_seconds": 2.0, "peak_gib": 2.0, "flops": 1e12, "finite": True, "batch_size": 1}
+FOUND = {
+    "cpu_seconds": 2.0,
+    "peak_gib": 2.0,
+    "import_gib": 1.0,
+    "flops": 1e12,
+    "finite": True,
+    "batch_size": 1,
+}
 COUNT = {"flops": 1e12, "counted_gib": 2.0, "batch_size": 1, "voxels": []}
-PLAN = {"gib": 2.2, "tokens": [18, 24, 18], "parameters": 3e6, "steps": 1000, "samples_per_step": 4,
+PLAN = {"gib": 2.2, "process_gib": 3.2, "tokens": [18, 24, 18], "parameters": 3e6, "steps": 1000, "samples_per_step": 4,
         "batch_size": 1, "flops": None, "voxels": []}  # fmt: skip
 
 
@@ -64,7 +72,7 @@ def test_full_size_names_what_breaks_a_bound():
     assert full.verdicts({"a": {"plan": PLAN | {"gib": 2.4}, "count": COUNT}}) == [
         "a: planned 2.40 GiB, counted 2.00"
     ]
-    assert verdict("train", peak_gib=1.5) == ["a: planned 2.20 GiB, measured 1.50"]
+    assert verdict("train", peak_gib=1.5) == ["a: planned 3.20 GiB, measured 2.50"]
     assert verdict("generate", peak_gib=25.0) == ["a, generate: expected at most 24 GiB, got 25.0 GiB"]
     assert verdict("exact", peak_gib=3.5) == ["a, exact: expected at most 3 GiB, got 3.5 GiB"]
     released = {full.RELEASED: {"plan": PLAN, "exact": FOUND | {"peak_gib": 5.0}, "exact_bf16": FOUND}}
@@ -85,8 +93,8 @@ def test_full_size_keeps_a_file_for_each_configuration_and_one_table(tmp_path):
         full.save(results, name, folder)
     assert full.load(folder) == results
     page = (tmp_path / "full_size.md").read_text()
-    assert "| x/a | 1 | 18 × 24 × 18 | 3.0 | 1.00 | 2.20 | 2.00 | 2.00 | 1.10 | 2 | 0.0 |" in page
-    assert "| x/b | 1 | 18 × 24 × 18 | 3.0 |  | 2.20 |  |  |  |  |  |" in page
+    assert "| x/a | 1 | 18 × 24 × 18 | 3.0 | 1.00 | 2.20 | 2.00 | 3.20 | 3.00 | 1.07 | 2 | 0.0 |" in page
+    assert "| x/b | 1 | 18 × 24 × 18 | 3.0 |  | 2.20 |  | 3.20 |  |  |  |  |" in page
     assert "| x/a | 8 × 8 × 8 | 2 of 24 | 1.00 | 2.00 | 2 |" in page
     assert page.endswith("## Failed\n\n- `x/b`, generate: no memory.\n")
 
@@ -115,7 +123,7 @@ def test_the_plan_is_near_what_a_full_size_step_took(path):
     full, shipped, written = script("full_size"), script("_shipped"), json.loads(path.read_text())
     parts = written["parts"]
     needs = shipped.needs_of(written["name"], shipped.of_batch(parts["plan"]["batch_size"]))
-    plan = {"gib": needs.memory_bytes / OVERHEAD / 2**30}
+    plan = {"gib": needs.memory_bytes / OVERHEAD / 2**30, "process_gib": peak_bytes(needs, "cpu") / 2**30}
     assert full.verdicts({written["name"]: parts | {"plan": plan}}) == []
 
 
@@ -164,6 +172,34 @@ def test_the_base_of_a_control_network_is_recomputed_where_its_copy_is():
     made = shipped.recipe(name, changes)
     assert made.base.use_checkpointing
     assert made.controlnet.use_checkpointing
+
+
+def test_growth_is_counted_and_written_beside_what_formulas_say(tmp_path):
+    growth, page = script("growth"), tmp_path / "page.md"
+    sizes = growth.Sizes(
+        voxels=(16, 32), latent=(8, 16), tokens=(2, 4), sources=(1, 2), context=4, steps=(2, 4), sampled=3,
+        samples=(1, 2), batched=4, cases=(1, 2),
+    )  # fmt: skip
+    found = growth.growths(sizes, script("_shipped").shrunk)
+    powers = {(one.what, one.against): one.exponent for one in found}
+    assert len(powers) == len(found)
+    for (what, against), power in powers.items():
+        if against == "samples" or "stage1" in what:
+            assert power == pytest.approx(3 if "side" in against else 1, abs=growth.ROOM)
+    page.write_text(f"before\n{growth.BEGIN}old\n{growth.END}\nafter\n")
+    growth.written(found, page, tmp_path / "growth.png")
+    lines = page.read_text().splitlines()
+    assert (lines[0], lines[-1], len(lines)) == ("before", "after", 6 + len(found))
+    assert (tmp_path / "growth.png").stat().st_size > 1000
+
+
+def test_epochs_with_and_without_a_cache_are_timed(tmp_path):
+    store, harness = script("bench_store"), script("_harness")
+    bench = harness.Bench("bench_store", True, 1, "cpu", runs=2)
+    store.write_cases(tmp_path / "data", 1, (64, 72, 56))
+    store.measure(bench, tmp_path, 1, script("_shipped").shrunk)
+    assert bench.ratios.keys() == {"stage1_epoch", "stage2_epoch"}
+    assert all(seconds > 0 for seconds in bench.seconds.values())
 
 
 # -- the suite for a GPU --------------------------------------------------------------------------------

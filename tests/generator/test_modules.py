@@ -2,7 +2,9 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 
+from prod9.generator.context import LONG, attend
 from prod9.generator.modules import AdaLNZeroBlock, Attention, SinCosPosEmbed
 
 
@@ -92,3 +94,17 @@ def test_attention_equals_its_definition():
 def test_width_must_divide_into_heads():
     with pytest.raises(ValueError, match="embed_dim: expected a multiple of num_heads"):
         Attention(embed_dim=10, num_heads=3, dropout=0.0)
+
+
+@pytest.mark.parametrize("positions", [64, LONG + 8])
+def test_another_layout_of_long_sequences_changes_no_bit(positions):
+    projected = torch.randn(1, positions, 3, 2, 16, generator=torch.Generator().manual_seed(0))
+    results = []
+    for call in (attend, F.scaled_dot_product_attention):
+        x = projected.clone().requires_grad_()
+        mixed = call(*(part.transpose(1, 2) for part in x.unbind(2)))
+        mixed.square().sum().backward()
+        results.append((mixed.detach(), x.grad))
+    (ours, our_gradient), (theirs, their_gradient) = results
+    assert torch.equal(ours, theirs)
+    assert torch.equal(our_gradient, their_gradient)

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from prod9.generator.context import BlockContext
+from prod9.generator.context import BlockContext, attend
 
 _MAX_PERIOD = 100.0
 """Tokens per radian of the slowest frequency: unambiguous on axes up to 300 tokens, and not constant on short ones."""
@@ -100,7 +100,7 @@ class Attention(nn.Module):
         query, key, value = self.project(x)
         if context is not None:
             return self.merge(context.attend(query, key, value))
-        return self.merge(F.scaled_dot_product_attention(query, key, value))
+        return self.merge(attend(query, key, value))
 
     def project(self, x: Float[Tensor, "B n E"]) -> tuple[Tensor, Tensor, Tensor]:
         """Return normalised queries and keys, and values: ``[B heads n width]`` each."""
@@ -195,7 +195,7 @@ class AdaLNZeroBlock(nn.Module):
     def _read(self, x: Tensor, modulation: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         shift, scale, gate, *rest = modulation.to(x.dtype).chunk(6, dim=-1)
         query, key, value = self.attention.project(normalise(x, shift, scale))
-        attended = self.attention.merge(F.scaled_dot_product_attention(query, key, value))
+        attended = self.attention.merge(attend(query, key, value))
         return key, value, self._mix(torch.addcmul(x, gate, attended.to(x.dtype)), rest)
 
     def _keys(self, x: Tensor, modulation: Tensor) -> tuple[Tensor, Tensor]:

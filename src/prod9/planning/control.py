@@ -17,7 +17,7 @@ from prod9.config.schema import (
     RunConfig,
     TransformerConfig,
 )
-from prod9.planning.flow import flow_footprint, skips_of, work_of_way_down
+from prod9.planning.flow import flow_footprint, recomputed_bytes, skips_of, work_of_way_down
 from prod9.planning.footprint import Footprint, Widths, num_passes
 from prod9.planning.transformer import transformer_footprint
 
@@ -81,8 +81,11 @@ def control_flow_footprint(
     )
     # Recomputation starts from the skips, which differ from the base's and the copy's: they are sums of both.
     sums = widths.half * needs.positions * skips_of(model) if model.use_checkpointing else 0.0
-    passes = 1 if config.loss.contrast is None else 2
-    return replace(needs, kept_bytes=passes * (needs.kept_bytes + config.data.batch_size * (encoder + sums)))
+    passes, batch = 1 if config.loss.contrast is None else 2, config.data.batch_size
+    kept = passes * (needs.kept_bytes + batch * (encoder + sums))
+    if model.use_checkpointing:  # the levels of both passes are recomputed one after another
+        kept -= (passes - 1) * batch * needs.positions * recomputed_bytes(model, widths)
+    return replace(needs, kept_bytes=kept)
 
 
 def control_work(config: RunConfig, base: TransformerConfig | MaisiDiffusionConfig, work: float) -> float:

@@ -50,6 +50,11 @@ def skips_of(model: RectifiedFlowModelConfig) -> float:
     return model.num_channels[0] + sum(block.share * block.outputs for level in down for block in level)
 
 
+def recomputed_bytes(model: RectifiedFlowModelConfig, widths: Widths) -> float:
+    """Return the bytes of the widest level for each position of the latent: what exists at once of recomputed ones."""
+    return max(sum(_block_bytes(block, widths) for block in level) for level in _levels(model))
+
+
 def _work(block: _Block) -> float:
     return block.share * (
         27 * (block.inputs + block.outputs) * block.outputs + 4 * block.attention * block.outputs**2
@@ -60,12 +65,11 @@ def _kept_bytes(model: RectifiedFlowModelConfig, latent_channels: int, widths: W
     """Return the bytes kept for the backward pass for each position of the latent."""
     half = widths.half
     kept = float((latent_channels + model.num_channels[0]) * half)
-    levels = [sum(_block_bytes(block, widths) for block in level) for level in _levels(model)]
     if model.use_checkpointing:
         # Levels are recomputed one by one; what they are given, and the skips, stay.
         stays = sum(half * block.share * block.outputs for level in _levels(model) for block in level)
-        return kept + stays + max(levels)
-    kept += sum(levels)
+        return kept + stays + recomputed_bytes(model, widths)
+    kept += sum(_block_bytes(block, widths) for block in _blocks(model))
     if not model.resblock_updown:
         kept += sum(share * half * width for width, share in _resamplers(model))
     return kept

@@ -2,8 +2,9 @@
 
 A block's convolutions keep their inputs, its norms, its modulation and its SiLUs theirs, once for each of the
 U-Net's voxels. At full resolution the intensities are kept twice and the perceptron's hidden values five times, in
-float32, inside the head only: this is the most that a crop full of brain takes. Volumes are read in every step, so
-they are cached as ``data.cache`` demands; the store holds one byte per voxel of each translation.
+float32, inside the head only. A crop may be full of brain; of a whole volume a head takes half at most. Volumes are
+read in every step, so they are cached as ``data.cache`` demands; the store holds one byte per voxel of each
+translation.
 """
 
 from dataclasses import dataclass
@@ -12,6 +13,9 @@ from math import prod
 
 from prod9.config.schema import RefinerConfig, RefinerModelConfig
 from prod9.planning.footprint import Footprint, Widths
+
+HEAD = 0.5
+"""The most of a whole volume that a head takes: 2 litres of 144 × 192 × 144 mm."""
 
 
 @dataclass(frozen=True)
@@ -37,12 +41,13 @@ def refiner_footprint(config: RefinerConfig, widths: Widths) -> Footprint:
         largest = max(block.kept_bytes(half) for block in blocks)
         kept = sum(half * block.share * block.inputs for block in blocks) + largest
     kept += half * (inputs * folded + model.num_channels[0])
-    kept += folded * (half * 2 * inputs + 4 * 5 * model.detail_channels)
+    inside = 1.0 if data.crop_size else HEAD
+    kept += inside * folded * (half * 2 * inputs + 4 * 5 * model.detail_channels)
     voxels = data.batch_size * prod(data.crop_size or data.grid)
     return Footprint(
         latent_grid=(0, 0, 0),
         kept_bytes=kept * voxels / folded,
-        passing_bytes=4 * 2 * model.detail_channels * voxels,
+        passing_bytes=inside * 4 * 2 * model.detail_channels * voxels,
         store_bytes_per_volume=config.translations.per_target * prod(data.grid),
     )
 
