@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,7 @@ class AbstractReport(ABC):
         """Return what to do next, as (words, command)."""
         root, number = self.root, counts(self.findings)["error"]
         codes, facts = {finding.code for finding in self.findings}, self.facts()
-        steps: list[tuple[str, list[object]]] = []
+        steps: list[tuple[str, Sequence[object]]] = []
         if codes & {"grid", "unregistered", "outside"}:
             words = ["data", "preprocess", root, f"{root}_registered", "--no-strip"]
             steps.append(
