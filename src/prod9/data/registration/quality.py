@@ -19,10 +19,15 @@ _BRAIN_EDGE = (255, 140, 0)
 _INNER_EDGE = (0, 200, 255)
 _TISSUE_EDGE = 0.55
 """Value of the atlas (1 is white matter) that divides the fluid of ventricles and furrows from tissue."""
+_WORDS = {
+    "atlas": "atlas", "atlas_sha256": "SHA-256 of the atlas", "stripping": "stripping",
+    "reference": "--reference", "seg_on": "--seg-on", "spacing_mm": "voxel size, mm",
+}  # fmt: skip
+"""Settings as the page names them; an empty one was chosen for each case."""
 
 
 def write_picture(folder: Path, images: Mapping[str, Array], atlas: Atlas) -> None:
-    """Write ``quality.png``: a row a scan, three planes through the atlas's brain, with the atlas's edges."""
+    """Write ``quality.png``: a named row per scan, three planes through the atlas's brain, with the atlas's edges."""
     scan, brain = atlas.on_grid()
     centre = [round(float(place)) for place in np.argwhere(brain).mean(axis=0)]
     smooth = ndi.gaussian_filter(
@@ -30,7 +35,7 @@ def write_picture(folder: Path, images: Mapping[str, Array], atlas: Atlas) -> No
     )
     depth = max(1, round(4 / atlas.affine[0, 0]))
     inner = np.asarray(ndi.binary_erosion(brain, iterations=depth), dtype=bool) & (smooth < _TISSUE_EDGE)
-    rows = [_row(image, brain, inner, centre) for image in images.values()]
+    rows = [_named(_row(image, brain, inner, centre), name) for name, image in images.items()]
     with atomic_write(folder / PICTURE) as temporary:
         temporary.write_bytes(encode_png(np.concatenate(rows)))
 
@@ -64,7 +69,10 @@ def write_page(
         "quality.html.jinja",
         brand="prod9 data preprocess",
         title=root.name,
-        settings=[(name, "-" if value in (None, "") else value) for name, value in settings.items()],
+        settings=[
+            (_WORDS.get(name, name), "by case" if value in (None, "") else value)
+            for name, value in settings.items()
+        ],
         failures=list(failures.items()),
         cases=shown,
     )
@@ -102,6 +110,15 @@ def _row(image: Array, brain: Array, inner: Array, centre: Sequence[int]) -> Arr
             picture[region & ~np.asarray(ndi.binary_erosion(region), dtype=bool)] = colour
         planes.append(picture)
     return np.concatenate(planes, axis=1)
+
+
+def _named(picture: Array, name: str) -> Array:
+    """Return a row with the name of its modality in the upper left corner."""
+    from PIL import Image, ImageDraw
+
+    image = Image.fromarray(picture)
+    ImageDraw.Draw(image).text((6, 4), name, fill=(255, 255, 255))
+    return np.asarray(image)
 
 
 def _enlarged(plane: Array) -> Array:
