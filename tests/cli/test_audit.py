@@ -61,6 +61,10 @@ def test_report_and_card_of_a_trained_run(workspace, tmp_path):
     assert ran.json["megabytes"] < 12
     assert "Real, held out" in page.read_text()
     assert run("prod9", "report", str(workspace.run2), "--output", str(tmp_path / "page.txt")).code == 2
+    assert f"prod9 card {workspace.run2}" in run("prod9", "report", workspace.run2, "--output", page).err
+    both = run("prod9", "report", workspace.run2.parent, "--output", page)
+    assert both.code == 0, both.err
+    assert "prod9 card" not in both.err, "a card is of one run"
     cards = run("prod9", "card", str(workspace.run1), "-o", str(tmp_path / "cards"))
     assert cards.code == 0, cards.err
     assert "FSQ autoencoder" in (tmp_path / "cards" / "MODEL_CARD.md").read_text()

@@ -55,4 +55,5 @@ def report(
         print_json({"report": str(written), "megabytes": round(megabytes, 2)})
     else:
         console.print(f"{written} ({megabytes:.1f} MB); open it in any browser")
-        tell_next("prod9", "card", folder)
+        if (folder / "config.yaml").is_file():  # a card describes one run
+            tell_next("prod9", "card", folder)
