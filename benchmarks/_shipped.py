@@ -47,8 +47,13 @@ def unchanged(name: str) -> Sequence[str]:
 
 
 def of_batch(size: int) -> Changes:
-    """Return the change to batches of ``size``."""
-    return lambda name: [f"data.batch_size={size}"]
+    """Return the changes to batches of ``size``, and to steps in which a discriminator takes part if there is one."""
+
+    def changes(name: str) -> list[str]:
+        adversarial = _merged(name).get("loss", {}).get("adversarial")
+        return [f"data.batch_size={size}", *(["loss.adversarial.start_step=0"] if adversarial else [])]
+
+    return changes
 
 
 def shrunk(name: str) -> Sequence[str]:
