@@ -84,7 +84,7 @@ def _flattest(energy: Float[Tensor, "H W D"], where: Bool[Tensor, "H W D"]) -> B
 
 
 def _flattest_by_order(energy: Float[Tensor, "H W D"], where: Bool[Tensor, "H W D"]) -> Bool[Tensor, "H W D"]:
-    """Do it without an index, as in ``_median``: nothing waits for the device."""
+    """Return what ``_flattest`` returns, without an index, as in ``_median``: nothing waits for the device."""
     count = where.sum()
     wanted = torch.maximum((count * FLAT).long(), count.clamp_max(FEWEST))
     ordered = energy.masked_fill(~where, torch.inf).flatten().sort().values

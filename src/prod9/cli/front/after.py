@@ -1,6 +1,6 @@
 """What comes next: the command that follows the one that has just ended, as a line to copy."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -57,11 +57,16 @@ def tell_merge(directory: Path) -> None:
     tell_next("prod9", "merge", directory, note="when every part is done")
 
 
+def scoring(*kind: str, real: object) -> Callable[[Path], Sequence[object]]:
+    """Return what makes the words of ``prod9 evaluate KIND`` for a folder of results, against the patients ``real``."""
+    return lambda made: ("evaluate", *kind, real, made, "-o", f"{made}_scores")
+
+
 def tell_after_results(directory: Path, made: str) -> None:
     """Print what follows the results in ``directory``. made: by which command of ``generate``, as ``label``."""
     scored = {"label": "images", "labels": "images", "control": "control", "patients": "patients"}
     if made in scored:
-        tell_next("prod9", "evaluate", scored[made], PATIENTS, directory, "-o", f"{directory}_scores")
+        tell_next("prod9", *scoring(scored[made], real=PATIENTS)(directory))
     elif made == "masks":
         tell_next("prod9", "evaluate", "masks", directory, "--training", PATIENTS)
     elif made == "translate":

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from prod9.cli.front.after import data_of
+from prod9.cli.front.after import data_of, scoring
 from prod9.cli.generate.inputs import find_segmentations, named_files, warn_of
 from prod9.cli.generate.options import (
     ControlStrengthOption,
@@ -24,7 +24,7 @@ from prod9.cli.generate.options import (
     Target,
     grouped,
 )
-from prod9.cli.generate.outputs import Inputs, OutputFolder, digest_of, report_made, require_distinct, scoring
+from prod9.cli.generate.outputs import Inputs, OutputFolder, digest_of, report_made, require_distinct
 from prod9.cli.generate.run import (
     Series,
     build_pipeline,
@@ -157,7 +157,7 @@ def generate_control(
             **detail_settings(pipeline.generator.detail),
         },
         make=lambda folder: _make(folder, placed, inputs, series),
-        report=partial(report_made, total=count, then=scoring("control", data_of(config))),
+        report=partial(report_made, total=count, then=scoring("control", real=data_of(config))),
         described=lambda: {"segmentations": _hashes({**files, **images})},
     )
 

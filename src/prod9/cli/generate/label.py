@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from prod9.cli.front.after import data_of
+from prod9.cli.front.after import data_of, scoring
 from prod9.cli.front.spacing import SPACING, checked_spacing, spacing_of
 from prod9.cli.generate.options import Detail, LabelsOption, Model, Sampler, Samples, Target, grouped
-from prod9.cli.generate.outputs import report_made, scoring
+from prod9.cli.generate.outputs import report_made
 from prod9.cli.generate.run import (
     Series,
     build_pipeline,
@@ -121,7 +121,7 @@ def generate_labels(
                 for name in labels
             ],
         ),
-        report=partial(report_made, total=count, then=scoring("images", data_of(config))),
+        report=partial(report_made, total=count, then=scoring("images", real=data_of(config))),
     )
 
 

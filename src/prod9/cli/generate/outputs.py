@@ -362,8 +362,3 @@ def report_made(
             tell_next("prod9", *then(folder.path), note=note)
         else:
             tell_merge(folder.root)
-
-
-def scoring(kind: str, real: object) -> Callable[[Path], Sequence[object]]:
-    """Return what makes the words of ``prod9 evaluate KIND`` for a folder of results, against the patients ``real``."""
-    return lambda made: ("evaluate", kind, real, made, "-o", f"{made}_scores")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from prod9.cli import shared
-from prod9.cli.front.after import PATIENTS, data_of
+from prod9.cli.front.after import PATIENTS, data_of, scoring
 from prod9.cli.generate.inputs import find_segmentations
 from prod9.cli.generate.options import (
     ControlStrengthOption,
@@ -22,7 +22,7 @@ from prod9.cli.generate.options import (
     Target,
     grouped,
 )
-from prod9.cli.generate.outputs import Inputs, OutputFolder, report_made, scoring
+from prod9.cli.generate.outputs import Inputs, OutputFolder, report_made
 from prod9.cli.generate.run import announce, carry_out, detail_settings, disk_mb, require_models
 from prod9.cli.masks.drawing import Drawing
 from prod9.cli.masks.followed import (
@@ -182,7 +182,7 @@ def make_patients(
             report_made,
             total=num_samples,
             noun="patient",
-            then=scoring("patients", _training_data(pipeline)),
+            then=scoring("patients", real=_training_data(pipeline)),
         ),
     )
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from prod9.cli import shared
-from prod9.cli.front.after import tell_merge, tell_next
+from prod9.cli.front.after import scoring, tell_after_results, tell_merge, tell_next
 from prod9.cli.generate.options import (
     Detail,
     Model,
@@ -227,9 +227,9 @@ def _tell_next(
     if isinstance(results, OutputFolder) and not results.part.is_all:
         tell_merge(results.root)
     elif patient and scores:
-        tell_next("prod9", "evaluate", *scores, patient[0], made, "-o", f"{made}_scores")
+        tell_next("prod9", *scoring(*scores, real=patient[0])(made))
     elif patient:
-        tell_next("prod9", "data", "check", made, "--html", f"{made}.html", note="to look at them")
+        tell_after_results(made, "translate")
     else:
         tell_next("prod9", "app", "--model", model, note="to look and try others in the browser")
 
