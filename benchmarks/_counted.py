@@ -139,14 +139,17 @@ class Counter:
 def counted() -> Iterator[Counter]:
     """Let all tensors be without memory inside of the context, networks included, and count."""
     operations, live = _Operations(), _Live()
-    read = TransformerDecoderSingleStream._lengths
+    read, copy = TransformerDecoderSingleStream._lengths, torch.Tensor.__deepcopy__
     # The labels of the sources tell how many there are; without values, all of them.
     TransformerDecoderSingleStream._lengths = lambda _, condition, longest: [longest + 1] * len(condition)
+    # torch copies a buffer through its storage, which is nowhere.
+    torch.Tensor.__deepcopy__ = lambda tensor, memo: tensor.detach().clone()
     try:
         with FakeTensorMode(allow_non_fake_inputs=True), operations, live:
             yield Counter(live, operations)
     finally:
         TransformerDecoderSingleStream._lengths = read
+        torch.Tensor.__deepcopy__ = copy
 
 
 def channels_last(network: torch.nn.Module) -> None:

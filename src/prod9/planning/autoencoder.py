@@ -1,6 +1,7 @@
 """Activations and work of stage 1 of both families: see :mod:`prod9.planning.estimates` for the rules."""
 
 from dataclasses import dataclass
+from itertools import accumulate
 from math import prod
 
 from prod9.config.schema import (
@@ -18,6 +19,7 @@ class _Convolution:
     """A convolution with a cubic kernel.
 
     fraction: its input's share of the voxels of the network's first resolution.
+    shares_input: its input is kept anyhow, by the norm at the beginning of its block.
     """
 
     inputs: int
@@ -25,9 +27,12 @@ class _Convolution:
     fraction: float
     normalised: bool
     kernel: int = 3
+    shares_input: bool = False
 
     def kept_bytes(self, widths: Widths) -> float:
         """Return the bytes kept for the backward pass for each voxel of the first resolution."""
+        if self.shares_input:
+            return 0.0
         return (widths.half + self.normalised * widths.norm) * self.inputs * self.fraction
 
     @property
@@ -47,16 +52,17 @@ def autoencoder_footprint(config: AutoencoderConfig | MaisiVAEConfig, widths: Wi
     crop = data.batch_size * prod(data.crop_size or data.grid)
     whole = prod(data.grid) if data.crop_size is None or data.whole_volume_fraction > 0 else 0
     voxels = max(crop, whole)
-    blocks = [sum(layer.kept_bytes(widths) for layer in block) for block in _blocks(model)]
-    kept = sum(blocks)
-    if model.use_checkpointing:  # the inputs of blocks stay, the largest block is recomputed
-        kept = sum(widths.half * block[0].inputs * block[0].fraction for block in _blocks(model)) + max(
-            blocks
-        )
+    blocks = [(block[0], sum(layer.kept_bytes(widths) for layer in block)) for block in _blocks(model)]
+    adversary = Widths(widths.half, 8)  # whose norms are torch's
+    judged = sum(layer.kept_bytes(adversary) for layer in _adversary(config))
+    if model.use_checkpointing:  # inputs of blocks stay; those that follow are gone when one is recomputed
+        inputs = list(accumulate(widths.half * first.inputs * first.fraction for first, _ in blocks))
+        recomputed = max(before + own for before, (_, own) in zip([0.0, *inputs], blocks, strict=False))
+        kept = max(recomputed, inputs[-1] + judged * model.space_to_depth**3)
+    else:
+        kept = sum(own for _, own in blocks) + judged * model.space_to_depth**3
     kept *= voxels / model.space_to_depth**3
     widest = max((layer.inputs + layer.outputs) * layer.fraction for layer in _layers(model))
-    adversary = Widths(widths.half, 8)  # whose norms are torch's
-    kept += 4 * voxels * sum(layer.kept_bytes(adversary) for layer in _adversary(config))
     return Footprint(
         latent_grid=latent_grid(data.grid, model.downsampling_factor),
         kept_bytes=kept,
@@ -115,7 +121,7 @@ def _resolution(inputs: int, outputs: int, count: int, share: float) -> list[lis
     for _ in range(count):
         block = [_Convolution(inputs, outputs, share, True), _Convolution(outputs, outputs, share, True)]
         if inputs != outputs:
-            block.append(_Convolution(inputs, outputs, share, False, kernel=1))
+            block.append(_Convolution(inputs, outputs, share, False, kernel=1, shares_input=True))
         blocks.append(block)
         inputs = outputs
     return blocks

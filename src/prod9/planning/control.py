@@ -41,6 +41,7 @@ def control_maskgit_footprint(
     """
     steered = base.model_copy(update={name: getattr(config, name) for name in _SHARED})
     needs, blocks = transformer_footprint(steered, widths, autoencoder), base.model.num_blocks
+    frozen = transformer_footprint(steered, widths, autoencoder, frozen=True)
     encoder = 0.0
     if config.condition.takes_seg:
         strides = _encoder_strides(autoencoder.downsampling_factor)
@@ -51,7 +52,7 @@ def control_maskgit_footprint(
             planes=config.condition.num_mask_classes,
             grid=config.data.grid,
         )
-    kept = needs.kept_bytes * (1 + blocks // 2 / blocks) + config.data.batch_size * encoder
+    kept = frozen.kept_bytes + needs.kept_bytes * (blocks // 2 / blocks) + config.data.batch_size * encoder
     return replace(needs, kept_bytes=kept)
 
 

@@ -11,18 +11,20 @@ build the networks. The rules, with bytes per value b = 4 (float32 on CPU) or 2 
 - activations, stage 1: a normalised convolution keeps its input before and after the norm and after the
   activation, 4 + 4 + b bytes per value (norms run in float32 under autocast; 4 + b on a CPU, whose own kernels
   compute the value between norm and activation again), a bare one its input, b bytes.
-  Training passes are one crop batch or one whole volume, whichever is larger. The discriminator sees real
-  and reconstructed volumes, four passes in all, each keeping 4 + 4 + b bytes per value.
+  A pointwise convolution beside a block shares the block's input. Training passes are one crop batch or one whole
+  volume, whichever is larger. Beside the autoencoder's, the discriminator keeps one pass, that of the reconstruction,
+  4 + 4 + b bytes per value; its own two come when the autoencoder's are gone.
 - activations, transformer, per position and block of width E and MLP ratio m: two norms and modulations
   (4 · 4E), queries, keys and values before and after their norm (6bE), attention's output (2bE), two gated
   residuals (4bE) and the MLP's hidden values before and after its activation (2bmE), one byte per value for
   each of the two dropout masks; attention itself keeps no L × L matrix. The head's logits and their softmax
   are float32. The positions of the longest context count as well, without logits. With ``use_checkpointing``
-  one block's activations remain, and 4E per block; in an autoencoder the input of every block and the activations of
-  the largest one, in a flow the outputs of all blocks and the activations of the largest level.
-- activations, control: those of training the base; for a transformer once more for the copied blocks by their
-  share, for a flow twice with region contrast, and with recomputation the skips once more, which it starts from. The
-  condition's encoder keeps four values per channel and stage.
+  one block's activations remain, and 4E per block; in an autoencoder the inputs of all blocks up to the one that is
+  recomputed, and its activations, in a flow the outputs of all blocks and the activations of the largest level.
+- activations, control: for a transformer those of the copied blocks, and of the frozen base what gradients with respect
+  to its values need, E · (8 + b(6 + m)) per position and block; for a flow those of training the base, twice with
+  region contrast, and with recomputation the skips once more, which it starts from. The condition's encoder keeps four
+  values per channel and stage.
 - gradients: beside all activations, those of the widest layer's input and output, in float32.
 - the sum of state, activations and gradients is multiplied by 1.25 for workspaces and fragmentation.
 - token store: 2 or 4 bytes per token, 1 for its foreground flag and 2 for each of its latent channels; twice with

@@ -8,15 +8,24 @@ from prod9.planning.footprint import Footprint, Widths, latent_grid, num_passes
 
 
 def transformer_footprint(
-    config: TransformerConfig, widths: Widths, autoencoder: FSQModelConfig
+    config: TransformerConfig, widths: Widths, autoencoder: FSQModelConfig, *, frozen: bool = False
 ) -> Footprint:
-    """Return what a step of ``config`` on tokens of ``autoencoder`` keeps."""
+    """Return what a step of ``config`` on tokens of ``autoencoder`` keeps.
+
+    Args:
+        config: of the transformer.
+        widths: bytes of a value that is kept.
+        autoencoder: the stage-1 model whose tokens it reads.
+        frozen: gradients pass through its weights, which do not change.
+    """
     model, data, levels = config.model, config.data, autoencoder.levels
     grid = latent_grid(data.grid, autoencoder.downsampling_factor)
     positions = prod(latent_grid(grid, model.patch_size))
     logits = model.patch_size**3 * _num_logits(levels, model.groups)
     width = model.embed_dim
     block = width * (16 + widths.half * (12 + 2 * model.mlp_ratio) + 2)
+    if frozen:  # linear layers and gates need no input, and there is no dropout
+        block = width * (8 + widths.half * (6 + model.mlp_ratio))
     per_position = (
         block + 4 * width * model.num_blocks if model.use_checkpointing else block * model.num_blocks
     )
