@@ -17,7 +17,7 @@ from prod9.errors import ConfigError
 from prod9.models.factory import ModelFactory
 from prod9.pipelines.maskgit import MaskGiTPipeline
 from prod9.pipelines.patients import GeneratedPatient, PatientPipeline
-from prod9.pipelines.placement import head_of, whole_head
+from prod9.pipelines.placement import head_of
 from prod9.pipelines.segmentation import PlacedSegmentation
 from tests.pipelines.test_translation import GRID, LABELS
 from tests.pipelines.test_translation import build as build_translator
@@ -106,7 +106,7 @@ def test_the_first_modality_is_that_of_generate_label() -> None:
     assert pipeline.order == ["FLAIR", "T1", "T1ce", "T2"]
     (patient,) = make(pipeline, [1])
     volume = next(first.generate("FLAIR", num_samples=1, seed=4)).data
-    expected = np.where(whole_head(volume), np.maximum(volume, 1 / 65535), 0.0)
+    expected = np.where(head_of(volume), np.maximum(volume, 1 / 65535), 0.0)
     np.testing.assert_allclose(patient.images["FLAIR"], expected, atol=1e-7)
 
 

@@ -11,7 +11,7 @@ from prod9.data.layouts.find import find_cases
 from prod9.data.preprocessing import Preprocessor, dequantise
 from prod9.data.transforms import IntensityScaling
 from prod9.errors import DataError
-from prod9.pipelines.placement import GridPlacement, align, head_of, whole_head
+from prod9.pipelines.placement import GridPlacement, align, head_of
 from prod9.volumes import VolumeFile
 from tests.fixtures import write_brats_tree
 
@@ -130,5 +130,4 @@ def test_a_black_lobe_is_in_the_head_and_the_outside_is_not() -> None:
     head[2:10, 2:10, 2:10] = 0.5
     open_below = head.copy()
     open_below[4:7, 4:7, :6] = 0  # a hollow that the outside reaches
-    assert head_of(open_below).sum() < (head > 0).sum()
-    np.testing.assert_array_equal(whole_head(open_below), head > 0)
+    np.testing.assert_array_equal(head_of(open_below), head > 0)

@@ -22,7 +22,7 @@ from prod9.pipelines.detail import BESIDE, DetailChoice, Finisher
 from prod9.pipelines.labels import DETAIL_STREAM
 from prod9.pipelines.maskgit import MaskGiTPipeline, derived_seed
 from prod9.pipelines.noise import ScanNoise
-from prod9.pipelines.placement import stripped, whole_head
+from prod9.pipelines.placement import head_of, stripped
 from prod9.pipelines.recorded import Overrides
 from prod9.pipelines.segmentation import PlacedSegmentation
 from prod9.pipelines.steering import repeated
@@ -244,7 +244,7 @@ class PatientPipeline:
         condition = MaskGiTCondition(torch.tensor([label]))
         tokens = sample(condition, seeds=[derived_seed(seed, label)], report=within(report, 0, part))
         volume = self.first.decode_tokens(tokens)
-        head = whole_head(volume)
+        head = head_of(volume)
         noise = self.first.detail if isinstance(self.first.detail, ScanNoise) else None
         if noise is None:
             volume = self.first.sharpened(volume, self.start_with, seed)

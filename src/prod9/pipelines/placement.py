@@ -44,23 +44,17 @@ def align(files: Mapping[str, VolumeFile], *, resample: bool = False) -> dict[st
 
 
 def head_of(volume: np.ndarray) -> np.ndarray:
-    """Return bool, True in the head of a decoded, skull-stripped volume: its largest part, with holes closed.
+    """Return bool, True in the head of a decoded, skull-stripped volume: its largest part, without holes and hollows.
 
-    Decoding leaves the background near 0, not at 0, the value by which readers and training recognise it.
+    Decoding leaves the background near 0, not at 0, the value by which readers and training recognise it. What is
+    enclosed in any plane along an axis is in the head as well: the white matter of a generated T2 may be as dark as the
+    background, in a lobe that is open to the outside somewhere.
     """
     parts, count = ndimage.label(volume > HEAD_THRESHOLD)
     if count == 0:
         return np.ones(volume.shape, dtype=bool)
     sizes = np.bincount(parts.ravel())[1:]
-    return ndimage.binary_fill_holes(parts == 1 + int(sizes.argmax()))
-
-
-def whole_head(volume: np.ndarray) -> np.ndarray:
-    """Return :func:`head_of` without hollows: what is enclosed in any plane along an axis is in the head as well.
-
-    A generated T2 may be black in a lobe that is open to the outside somewhere; no other modality is to lose it.
-    """
-    head = head_of(volume)
+    head = ndimage.binary_fill_holes(parts == 1 + int(sizes.argmax()))
     filled = head.copy()
     for axis in range(head.ndim):
         planes, found = np.moveaxis(head, axis, 0), np.moveaxis(filled, axis, 0)
