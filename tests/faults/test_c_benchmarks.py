@@ -75,8 +75,10 @@ def test_full_size_names_what_breaks_a_bound():
     assert verdict("train", peak_gib=1.5) == ["a: planned 3.20 GiB, measured 2.50"]
     assert verdict("generate", peak_gib=25.0) == ["a, generate: expected at most 24 GiB, got 25.0 GiB"]
     assert verdict("exact", peak_gib=3.5) == ["a, exact: expected at most 3 GiB, got 3.5 GiB"]
-    released = {full.RELEASED: {"plan": PLAN, "exact": FOUND | {"peak_gib": 5.0}, "exact_bf16": FOUND}}
-    assert full.verdicts(released) == []
+    wide = {
+        name: {"plan": PLAN, "exact": FOUND | {"peak_gib": 5.0}, "exact_bf16": FOUND} for name in full.WIDE
+    }
+    assert full.verdicts(wide) == []
     assert verdict("generate", finite=False) == ["a, generate: expected finite numbers, got others"]
     assert verdict("train", error="no memory") == ["a, train: no memory"]
 
