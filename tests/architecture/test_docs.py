@@ -1,14 +1,18 @@
 """Generated tables are up to date and links lead somewhere."""
 
 import importlib.util
+import re
 import sys
+import tomllib
+from itertools import chain
 from pathlib import Path
 
 import pytest
 
 from prod9.stages import STAGES
 
-TOOLS = Path(__file__).parents[2] / "docs" / "tools"
+ROOT = Path(__file__).parents[2]
+TOOLS = ROOT / "docs" / "tools"
 
 
 def load(name):
@@ -46,3 +50,19 @@ def test_every_later_stage_has_its_autoencoder():
             continue  # divided by its makers
         shares = config.data.split
         assert (shares.train, shares.val, shares.test) == pytest.approx((0.7, 0.15, 0.15))
+
+
+def test_every_extra_that_is_named_exists():
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    folders = (ROOT / name for name in ("docs", "src", "examples"))
+    files = chain.from_iterable(folder.rglob("*") for folder in folders)
+    texts = (ROOT / name for name in ("README.md", "CONTRIBUTING.md", "Dockerfile"))
+    found = {
+        (str(path.relative_to(ROOT)), name.strip())
+        for path in chain(texts, files)
+        if path.suffix in (".md", ".py", ".ipynb", "") and path.is_file() and "_build" not in path.parts
+        for names in re.findall(r"prod9\[([a-z_, -]+)\]", path.read_text(encoding="utf-8"))
+        for name in names.split(",")
+    }
+    assert len(found) > 10
+    assert [where for where in sorted(found) if where[1] not in extras] == []
