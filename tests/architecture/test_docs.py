@@ -54,9 +54,9 @@ def test_every_later_stage_has_its_autoencoder():
 
 def test_every_extra_that_is_named_exists():
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    folders = (ROOT / name for name in ("docs", "src", "examples"))
+    folders = (ROOT / name for name in ("docs", "src", "examples", "container"))
     files = chain.from_iterable(folder.rglob("*") for folder in folders)
-    texts = (ROOT / name for name in ("README.md", "CONTRIBUTING.md", "Dockerfile"))
+    texts = (ROOT / name for name in ("README.md", "CONTRIBUTING.md"))
     found = {
         (str(path.relative_to(ROOT)), name.strip())
         for path in chain(texts, files)
