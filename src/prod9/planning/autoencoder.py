@@ -19,6 +19,7 @@ class _Convolution:
     """A convolution with a cubic kernel.
 
     fraction: its input's share of the voxels of the network's first resolution.
+    stride: of the kernel along each axis.
     shares_input: its input is kept anyhow, by the norm at the beginning of its block.
     """
 
@@ -27,6 +28,7 @@ class _Convolution:
     fraction: float
     normalised: bool
     kernel: int = 3
+    stride: int = 1
     shares_input: bool = False
 
     def kept_bytes(self, widths: Widths) -> float:
@@ -43,7 +45,7 @@ class _Convolution:
     @property
     def work(self) -> float:
         """Multiply-adds for each voxel of the first resolution."""
-        return self.kernel**3 * self.inputs * self.outputs * self.fraction
+        return self.kernel**3 * self.inputs * self.outputs * self.fraction / self.stride**3
 
 
 def autoencoder_footprint(config: AutoencoderConfig | MaisiVAEConfig, widths: Widths) -> Footprint:
@@ -102,7 +104,7 @@ def _blocks(model: FSQModelConfig | KLModelConfig) -> list[list[_Convolution]]:
     for i, share in enumerate(shares):
         blocks += _resolution(widths[max(i - 1, 0)], widths[i], counts[i], share)
         if i < last:
-            blocks.append([_Convolution(widths[i], widths[i], share, False)])
+            blocks.append([_Convolution(widths[i], widths[i], share, False, stride=2)])
     blocks += [
         [_Convolution(widths[last], latent, shares[last], True)],
         # Before the latent for the mean (and for KL the deviation), and one after it.
@@ -133,9 +135,16 @@ def _adversary(config: AutoencoderConfig | MaisiVAEConfig) -> list[_Convolution]
         return []
     model: DiscriminatorConfig = config.loss.adversarial.discriminator
     widths = [model.channels * 2**i for i in range(model.num_layers_d + 1)]
-    layers = [_Convolution(model.in_channels, widths[0], 1.0, False, kernel=4)]
+    layers = [_Convolution(model.in_channels, widths[0], 1.0, False, kernel=4, stride=2)]
     layers += [
-        _Convolution(widths[i], widths[i + 1], 0.125 ** (i + 1), True, kernel=4)
+        _Convolution(
+            widths[i],
+            widths[i + 1],
+            0.125 ** (i + 1),
+            True,
+            kernel=4,
+            stride=2 if i + 1 < model.num_layers_d else 1,
+        )
         for i in range(model.num_layers_d)
     ]
     layers.append(_Convolution(widths[-1], 1, 0.125**model.num_layers_d, True, kernel=4))
