@@ -72,6 +72,9 @@ def test_full_size_names_what_breaks_a_bound():
     assert full.verdicts({"a": {"plan": PLAN | {"gib": 2.4}, "count": COUNT}}) == [
         "a: planned 2.40 GiB, counted 2.00"
     ]
+    assert full.verdicts({"a": {"plan": PLAN | {"flops": 8e11}, "count": COUNT}}) == [
+        "a: planned 0.80 TFLOP, counted 1.00"
+    ]
     assert verdict("train", peak_gib=1.5) == ["a: planned 3.20 GiB, measured 2.50"]
     assert verdict("generate", peak_gib=25.0) == ["a, generate: expected at most 24 GiB, got 25.0 GiB"]
     assert verdict("exact", peak_gib=3.5) == ["a, exact: expected at most 3 GiB, got 3.5 GiB"]
@@ -125,7 +128,11 @@ def test_the_plan_is_near_what_a_full_size_step_took(path):
     full, shipped, written = script("full_size"), script("_shipped"), json.loads(path.read_text())
     parts = written["parts"]
     needs = shipped.needs_of(written["name"], shipped.of_batch(parts["plan"]["batch_size"]))
-    plan = {"gib": needs.memory_bytes / OVERHEAD / 2**30, "process_gib": peak_bytes(needs, "cpu") / 2**30}
+    plan = {
+        "gib": needs.memory_bytes / OVERHEAD / 2**30,
+        "process_gib": peak_bytes(needs, "cpu") / 2**30,
+        "flops": script("_full_size").planned_flops(written["name"], parts["plan"]["batch_size"], needs),
+    }
     assert full.verdicts({written["name"]: parts | {"plan": plan}}) == []
 
 

@@ -54,21 +54,23 @@ def autoencoder_footprint(config: AutoencoderConfig | MaisiVAEConfig, widths: Wi
     crop = data.batch_size * prod(data.crop_size or data.grid)
     whole = prod(data.grid) if data.crop_size is None or data.whole_volume_fraction > 0 else 0
     voxels = max(crop, whole)
-    blocks = [(block[0], sum(layer.kept_bytes(widths) for layer in block)) for block in _blocks(model)]
+    blocks, folded = _blocks(model), model.space_to_depth**3
+    own = [sum(layer.kept_bytes(widths) for layer in block) for block in blocks]
+    stays = [widths.half * block[0].inputs * block[0].fraction for block in blocks]  # when it is recomputed
+    stays = stays if model.use_checkpointing else own
+    # The backward pass of a block begins when those that follow it are gone.
+    alive = [before + now for before, now in zip(accumulate([0.0, *stays[:-1]]), own, strict=True)]
+    gradients = (
+        4 * max((layer.inputs + layer.outputs) * layer.fraction for layer in block) for block in blocks
+    )
     adversary = Widths(widths.half, 8)  # whose norms are torch's
-    judged = sum(layer.kept_bytes(adversary) for layer in _adversary(config))
-    if model.use_checkpointing:  # inputs of blocks stay; those that follow are gone when one is recomputed
-        inputs = list(accumulate(widths.half * first.inputs * first.fraction for first, _ in blocks))
-        recomputed = max(before + own for before, (_, own) in zip([0.0, *inputs], blocks, strict=False))
-        kept = max(recomputed, inputs[-1] + judged * model.space_to_depth**3)
-    else:
-        kept = sum(own for _, own in blocks) + judged * model.space_to_depth**3
-    kept *= voxels / model.space_to_depth**3
-    widest = max((layer.inputs + layer.outputs) * layer.fraction for layer in _layers(model))
+    judged = sum(stays) + folded * sum(layer.kept_bytes(adversary) for layer in _adversary(config))
+    kept = max(judged, *alive)
+    peak = max(kept, *(now + passing for now, passing in zip(alive, gradients, strict=True)))
     return Footprint(
         latent_grid=latent_grid(data.grid, model.downsampling_factor),
-        kept_bytes=kept,
-        passing_bytes=4 * widest * voxels / model.space_to_depth**3,
+        kept_bytes=kept * voxels / folded,
+        passing_bytes=(peak - kept) * voxels / folded,
     )
 
 

@@ -25,7 +25,8 @@ build the networks. The rules, with bytes per value b = 4 (float32 on CPU) or 2 
   to its values need, E · (8 + b(6 + m)) per position and block; for a flow those of training the base, twice with
   region contrast, and with recomputation the skips once more, which it starts from. The condition's encoder keeps four
   values per channel and stage.
-- gradients: beside all activations, those of the widest layer's input and output, in float32.
+- gradients: beside all activations, those of the widest layer's input and output, in float32; in an autoencoder, beside
+  the activations up to a block, those of its own widest layer.
 - the sum of state, activations and gradients is multiplied by 1.25 for workspaces and fragmentation.
 - token store: 2 or 4 bytes per token, 1 for its foreground flag and 2 for each of its latent channels; twice with
   mirrored copies.
