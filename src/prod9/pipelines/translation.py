@@ -6,7 +6,7 @@ Input and output volumes are on the model's grid; :mod:`prod9.pipelines.placemen
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal, Protocol
+from typing import Literal, Protocol, get_args
 
 import numpy as np
 import torch
@@ -243,6 +243,8 @@ class TranslationPipeline:
             sample: draws tokens instead of the generator's own ``sample_tokens``, e.g. under control.
             progress: called with the share done.
         """
+        if decode not in get_args(Decode):
+            raise ConfigError(f"decode: expected {' or '.join(get_args(Decode))}, got {decode!r}.")
         known = self.generator.label_names()
         sources, target = spelt("sources", sources, known), known_as(target, known)
         examples = [spelt("examples", one, known) for one in examples]
