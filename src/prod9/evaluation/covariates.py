@@ -4,6 +4,7 @@ A network learns from real scans to read the numbers of a table, and is tested o
 generated volumes is compared with what was asked for, by rank correlation: no scale and no offset counts.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from prod9.data.covariates import rows_by_case
 from prod9.data.layouts.datalist import read_table
 from prod9.data.splits import Split
 from prod9.errors import ConfigError, DataError
@@ -161,9 +163,16 @@ def _read_table(path: Path, asked: Sequence[str]) -> tuple[list[str], dict[str, 
             "that the model was trained with"
         )
     known: dict[str, dict[str, float]] = {}
-    for _, row in rows:
-        cells = dict(zip(header, row, strict=False))
-        known[cells[_CASE]] = {n: value for n in names if (value := _number(cells.get(n))) is not None}
+    for case, (line, cells) in rows_by_case(path, header, rows, names).items():
+        known[case] = {}
+        for name, text in cells.items():
+            value = _number(text) if text else None
+            if text and (value is None or not math.isfinite(value)):
+                raise DataError(
+                    f"{path}: line {line}: expected a number for {name}, or an empty cell, got {text}; correct it."
+                )
+            if value is not None:
+                known[case][name] = value
     return names, known
 
 
