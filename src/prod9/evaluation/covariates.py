@@ -74,7 +74,7 @@ def evaluate_covariates(
     made = find_volumes(made_root, modalities=settings.modalities, bad=bad)
     asked = _asked(made_root, made)
     names, known = _read_table(Path(settings.table), sorted({name for one in asked for name in one}))
-    training, held_out = _divided(real_root, settings, made, known, bad)
+    training, held_out = _divided(real_root, made_root, settings, made, known, bad)
     grid = settings.grid or grid_of(made[0])
     spacing = settings.spacing or made[0].read().header.ras_spacing
     read = partial(_read, preparation=Preparation(grid, spacing), bad=bad, report=report)
@@ -182,19 +182,29 @@ def _numbers(rows: Sequence[Mapping[str, float]], names: Sequence[str]) -> Tenso
 
 def _divided(
     root: Path,
+    made_root: Path,
     settings: CovariateSettings,
     made: Sequence[Entry],
     known: Mapping[str, Any],
     bad: BadFiles,
 ) -> tuple[list[Entry], list[Entry]]:
-    """Return the real volumes to train on and to test on, of the modalities that were made."""
+    """Return the real volumes to train on and to test on, of the modalities that were made.
+
+    Args:
+        root: folder of the real volumes.
+        made_root: folder of the generated ones, which may be inside of it.
+        settings: what is asked for.
+        made: generated volumes.
+        known: cases with a row in the table.
+        bad: notes what is left out.
+    """
     if settings.split is None or not Path(settings.split).is_file():
         raise ConfigError(
             f"--split: expected the split.json of the model's run, got {settings.split or 'none'}; name it: the "
             "network that reads covariates is tested on patients that it has not seen"
         )
     names = sorted({entry.modality for entry in made})
-    entries = find_volumes(root, layout=settings.layout, modalities=names, bad=bad)
+    entries = find_volumes(root, layout=settings.layout, modalities=names, without=made_root, bad=bad)
     split = Split.load(Path(settings.split))
     parts = []
     for what, patients in (("training", split.train), ("test", split.test)):
