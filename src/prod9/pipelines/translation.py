@@ -180,8 +180,19 @@ class TranslationPipeline:
         """The most examples from other patients that the model was trained on."""
         return 0 if self.generator.kind == "decoder" else self.context.max_examples
 
-    def check(self, sources: Sequence[str], target: str, *, num_examples: int = 0) -> None:
-        """Refuse with a ConfigError what the model cannot translate, before anything is computed."""
+    def check(
+        self, sources: Sequence[str], target: str, *, num_examples: int = 0, decode: str = "sample"
+    ) -> None:
+        """Refuse with a ConfigError what the model cannot translate, before anything is computed.
+
+        Args:
+            sources: modalities that are there.
+            target: the modality to make.
+            num_examples: other patients that are shown.
+            decode: how tokens become volumes.
+        """
+        if decode not in get_args(Decode):
+            raise ConfigError(f"decode: expected {' or '.join(get_args(Decode))}, got {decode!r}.")
         known = self.generator.label_names()
         unknown = [name for name in (*sources, target) if name not in known]
         if unknown:
@@ -243,12 +254,10 @@ class TranslationPipeline:
             sample: draws tokens instead of the generator's own ``sample_tokens``, e.g. under control.
             progress: called with the share done.
         """
-        if decode not in get_args(Decode):
-            raise ConfigError(f"decode: expected {' or '.join(get_args(Decode))}, got {decode!r}.")
         known = self.generator.label_names()
         sources, target = spelt("sources", sources, known), known_as(target, known)
         examples = [spelt("examples", one, known) for one in examples]
-        self.check(list(sources), target, num_examples=len(examples))
+        self.check(list(sources), target, num_examples=len(examples), decode=decode)
         condition = self._condition(sources, target, examples)
         detail = self.detail if refine else None
         inside = _head(sources) if head is None else head
