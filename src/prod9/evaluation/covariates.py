@@ -282,6 +282,7 @@ def _correlation(row: _Read, place: int, settings: CovariateSettings) -> tuple[f
         replicates=settings.replicates,
         seed=settings.seed,
         least=-1.0,
+        most=1.0,
     )
     return rank_correlation(truth, found), interval, len(truth)
 

@@ -294,7 +294,7 @@ def _scores(
             own = overlaps[name][..., r].double()
             common = {"trained_on": name, "region": region, "num_training": len(sets[name].names)}
             counted = len(members.patients[~own.isnan().any(0)].unique())
-            yield _row("dice", own.nanmean().item(), interval(own), own, counted, common)
+            yield _row("dice", own.nanmean().item(), interval(own, most=1.0), own, counted, common)
             if name != "real":
                 share = (own.nanmean() / real.nanmean()).item()
                 yield _row("dice_share", share, interval(own, over=real), own, counted, common)
