@@ -20,9 +20,9 @@ Image intensities inside the models are in [0, 1]. A ``mask`` is True where a to
 
 Head, brain and foreground are one region: the voxels of a scan that are not background. It is found once, on the raw
 voxels of the file (:func:`prod9.data.intensity.find_background`): the values that fill the outer faces are
-background, 0 where none does. Preprocessing sets the background to exactly 0 and the head above 0, so the head of a
-model's input is ``volume > 0``. Decoders leave the background near 0 instead, so the head of their output is looked
-for above a threshold (:func:`prod9.measures.metrics.foreground`).
+background, 0 where none does and hardly anything lies below it. Preprocessing sets the background to exactly 0 and
+the head above 0, so the head of a model's input is ``volume > 0``. Decoders leave the background near 0 instead, so the
+head of their output is looked for above a threshold (:func:`prod9.measures.metrics.foreground`).
 
 The aliases are checked at test time only (jaxtyping's import hook with beartype); equal letters bind within one
 signature.

@@ -20,7 +20,7 @@ def test_rows_say_type_bounds_and_default():
     table = markdown_table(TransformerConfig)
     assert "| `training.ema.decay` | float > 0.0, < 1.0 | `0.9999` | Decay per training batch. |" in table
     assert "| `model.kind` | `label_conditional` or `decoder` or `single_stream` | required |" in table
-    assert "| `data.grid` | 3 × int | `[144, 192, 144]` or `[32, 32, 32]` |" in table
+    assert "| `data.grid` | 3 × int ≥ 1 | `[144, 192, 144]` or `[32, 32, 32]` |" in table
 
 
 def test_a_section_that_may_be_null_has_a_row_of_its_own():

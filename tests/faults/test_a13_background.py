@@ -67,6 +67,22 @@ def test_a13_noise_and_tissue_are_no_background() -> None:
     assert ROBUST.head(patch).all()
 
 
+def test_a13_water_is_no_background() -> None:
+    """In a CT the air is around -1000 with noise, and every 40th voxel of soft tissue is exactly 0."""
+    air = NOISE.normal(-1000, 15, SHAPE)
+    scan = np.where(HEAD, NOISE.normal(5, 15, SHAPE), air).round().astype(np.float32)
+    assert ((scan == 0) & HEAD).sum() > 100
+    assert find_background(scan).values == ()
+    assert ROBUST.head(scan).all()
+    unit = ROBUST.scale(scan, "scan").to_unit(scan)
+    assert unit[HEAD].min() > 0.9
+    padded = np.where(HEAD, scan, -1024).astype(np.float32)
+    np.testing.assert_array_equal(ROBUST.head(padded), HEAD)
+    few = np.where(HEAD, RAW, NOISE.rayleigh(3.0, SHAPE).round()).astype(np.float32)
+    few[0, 0, 0] = -1  # an undershoot of resampling
+    assert find_background(few).values == (0.0,)
+
+
 @pytest.mark.parametrize("fill", [0.0, 5.0])
 def test_a13_volumes_without_a_head_are_refused(fill: float) -> None:
     where = GridPlacement(spacing=None, grid=(32, 40, 32), intensity=ROBUST)

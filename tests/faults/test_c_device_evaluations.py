@@ -1,6 +1,7 @@
 """Every evaluation, with every judge and network that it trains or loads, on the pretend device: no device fault."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import NamedTuple
 
@@ -46,11 +47,12 @@ def scores(folder: Path) -> dict[str, float]:
 
 def test_images_are_compared_by_networks_of_a_run_and_by_trained_ones(cohort, workspace, waits_of, tmp_path):
     networks = [word for name in ("autoencoder", "classifier") for word in ("-x", name)]
+    other, out = shutil.copytree(cohort.made, tmp_path / "other"), tmp_path / "out"
     waits_of(
-        "evaluate", "images", cohort.made, cohort.made, *networks, "--autoencoder", workspace.run1,
-        "--classifier-steps", 2, "--inception-score", "--replicates", 2, "-o", tmp_path,
+        "evaluate", "images", other, cohort.made, *networks, "--autoencoder", workspace.run1,
+        "--classifier-steps", 2, "--inception-score", "--replicates", 2, "-o", out,
     )  # fmt: skip
-    found = scores(tmp_path)
+    found = scores(out)
     assert sum("frechet_3d" in name for name in found) >= 2
     assert all(np.isfinite(list(found.values())))
 

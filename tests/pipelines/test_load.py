@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -10,7 +11,9 @@ import pytest
 
 import prod9
 from prod9 import volumes
-from prod9.errors import CheckpointError, ConfigError
+from prod9.data.intensity import IntensityScaling
+from prod9.errors import CheckpointError, ConfigError, DataError
+from prod9.pipelines.loaded.volumes import save_all
 
 
 @pytest.fixture(scope="module")
@@ -94,11 +97,102 @@ def test_a_region_is_drawn_again_and_nothing_else(labels, scan: Path) -> None:
     assert not np.array_equal(made.data, file.data)
 
 
+def test_a_region_alone_lies_on_the_voxels_of_its_source(labels, scan: Path) -> None:
+    (made,) = labels("T1")
+    region = np.zeros(made.data.shape, dtype=bool)
+    region[20:24, 20:24, 20:24] = True
+    (again,) = labels.inpaint(made, region, "T1")
+    np.testing.assert_array_equal(again.data[~region], made.data[~region])
+    file = volumes.read(scan)
+    region = np.zeros(file.data.shape)
+    region[22:28, 28:34, 22:28] = 1
+    (one,), (other,) = (labels.inpaint(scan, given, "T1") for given in (region, (region, file.header.affine)))
+    np.testing.assert_array_equal(one.data, other.data)
+    with pytest.raises(ConfigError, match="region: expected an array of the 50×60×50 voxels of the source"):
+        labels.inpaint(scan, region[1:], "T1")
+
+
+def test_what_is_set_on_the_pipeline_holds_for_any_number_of_steps(labels) -> None:
+    """A model that samples in other steps must not forget what was set, and holds its weights once."""
+    pipeline = labels.pipeline
+    there = pipeline.placement
+    (stripped,) = labels("T1", steps=3)
+    pipeline.placement = replace(there, intensity=IntensityScaling(mode="range", lower=0.0, upper=1.0))
+    try:
+        assert not pipeline.is_stripped
+        (whole,) = labels("T1", steps=np.int64(3))
+    finally:
+        pipeline.placement = there
+    assert (whole.data > 0).sum() > (stripped.data > 0).sum(), "what was set is forgotten"
+    assert labels._with_steps(3).decoder is pipeline.decoder
+    assert pipeline.steps == 2
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"seed": -1}, "seed: expected a whole number of at least 0, got -1"),
+        ({"seed": 1.5}, "seed: expected a whole number of at least 0, got 1.5"),
+        ({"seed": None}, "seed: expected a whole number"),
+        ({"num_samples": 1.0}, "num_samples: expected a whole number of at least 1, got 1.0"),
+        ({"num_samples": "2"}, "num_samples: expected a whole number"),
+        ({"batch_size": 0}, "batch_size: expected a whole number of at least 1, got 0"),
+        ({"label": np.array([0, 1])}, "label: expected one of T1"),
+    ],
+)
+def test_what_is_no_number_or_label_is_named(labels, given: dict, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        labels(**{"label": "T1", **given})
+
+
+def test_numbers_of_numpy_count_as_numbers(labels) -> None:
+    (expected,) = labels("T1", seed=3)
+    (made,) = labels(np.int64(0), num_samples=np.int32(1), seed=np.uint8(3))
+    np.testing.assert_array_equal(made.data, expected.data)
+
+
+def test_sources_that_are_none_are_named(labels, translator, scan: Path) -> None:
+    with pytest.raises(ConfigError, match="sources: expected a dictionary, name: volume, got NoneType"):
+        translator(sources=None, target="T2")
+    with pytest.raises(ConfigError, match="decode: expected sample or mean, got 'median'"):
+        translator(sources={"T1": scan}, target="T2", decode="median")
+    with pytest.raises(ConfigError, match=r"expected modalities among .* got None"):
+        translator(sources={"T1": scan}, target=None)
+    with pytest.raises(ConfigError, match="real numbers"):
+        translator(sources={"T1": np.ones((9, 9, 9)) * 1j}, target="T2")
+    with pytest.raises(ConfigError, match="blend: expected a number of voxels"):
+        labels.inpaint(scan, np.ones((50, 60, 50)), "T1", blend=-1)
+
+
+@pytest.mark.parametrize("side", [1e-5, 400.0])
+def test_arrays_are_as_large_as_a_patient(translator, side: float) -> None:
+    """As files are: in metres or micrometres, what is made is nonsense."""
+    array = np.random.default_rng(0).uniform(1, 2, (8, 8, 8))
+    with pytest.raises(DataError, match=r"sources\['T1'\]: expected a volume of 1 cm to 1 m"):
+        translator(sources={"T1": (array, np.diag([side, side, side, 1.0]))}, target="T2")
+
+
+def test_results_of_one_name_are_not_written_over_each_other(labels, tmp_path: Path) -> None:
+    one, other = labels("T1"), labels("T1", steps=3)
+    with pytest.raises(ConfigError, match=r"got two that would become T1_0000\.nii\.gz"):
+        save_all([*one, *other], tmp_path)
+    assert not list(tmp_path.iterdir())
+    assert [path.name for path in save_all([*one, *labels("T1", seed=1)], tmp_path)] == [
+        "T1_0000.nii.gz",
+        "T1_0001.nii.gz",
+    ]
+
+
 def test_an_autoencoder_reconstructs(scan: Path) -> None:
-    (made,) = prod9.load("demo/autoencoder", device="cpu")(scan)
+    model = prod9.load("demo/autoencoder", device="cpu")
+    (made,) = model(scan)
     file = volumes.read(scan)
     assert made.data.shape == file.data.shape
     assert np.corrcoef(made.data.ravel(), file.data.ravel())[0, 1] > 0.8
+    (again,) = model((file.data, file.header.affine))
+    np.testing.assert_array_equal(again.data, made.data)
+    with pytest.raises(ConfigError, match="volume: expected"):
+        model(None)
 
 
 def test_what_is_wrong_is_said(labels, translator, scan: Path) -> None:

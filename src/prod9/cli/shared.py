@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 
 DONE, FAILED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
 DEBUG_FLAG = "--debug"
+MOST_SEEDS = 2**63
 _DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
 
 console = PlainConsole()
@@ -88,6 +89,15 @@ DeviceOption = Annotated[
         "--device", metavar="auto|cpu|cuda:N|mps", callback=_checked_device, help="Where to compute."
     ),
 ]
+
+
+def checked_seed(value: int) -> int:
+    """Refuse (usage error) a seed beyond what torch takes."""
+    if value >= MOST_SEEDS:
+        raise typer.BadParameter(f"expected a whole number below {MOST_SEEDS}, got {value}")
+    return value
+
+
 SeedOption = Annotated[
     int | None, typer.Option("--seed", min=0, help="Seed of all randomness, instead of the config's.")
 ]

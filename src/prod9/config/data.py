@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from prod9.config.types import Count, Fraction, Names, PositiveInt, Section, Spacing, Triple
+from prod9.config.types import Count, Fraction, Names, Place, PositiveInt, Section, Spacing, Triple
 from prod9.files import is_plain_name
 from prod9.modalities import DEFAULT_LABEL_MAP, SEG, known_as
 
@@ -57,6 +57,17 @@ class IntensityConfig(Section):
     lower: float = Field(default=0.0, description="Lower percentile, or lower raw intensity.")
     upper: float = Field(default=99.5, description="Upper percentile, or upper raw intensity.")
 
+    @model_validator(mode="after")
+    def _bounds_have_an_order(self) -> Self:
+        is_share = self.mode == "percentile"
+        if not self.lower < self.upper or (is_share and not (self.lower >= 0 and self.upper <= 100)):
+            wanted = "percentiles from 0 to 100, " if is_share else ""
+            raise ValueError(
+                f"lower and upper: expected {wanted}the lower one below the upper one, got {self.lower:g} and "
+                f"{self.upper:g}; correct them, or the mode"
+            )
+        return self
+
 
 class AugmentConfig(Section):
     """Training-time augmentation; every probability is per sample."""
@@ -71,7 +82,7 @@ class AugmentConfig(Section):
 class VolumesSection(Section):
     """What all dataset families have in common: place, grid, crops, loaders and caches."""
 
-    root: str = Field(description="Folder with the cases, or a CSV or JSON list of them.")
+    root: Place = Field(description="Folder with the cases, or a CSV or JSON list of them.")
     grid: Triple = Field(
         default=(144, 192, 144), description="Voxels of a whole volume: pad or centre-crop to this."
     )
@@ -198,10 +209,20 @@ class DataConfig(VolumesSection):
                 f"{', '.join(map(repr, unusable))}; leave out slashes, control characters and dots at the beginning, "
                 "and keep them short"
             )
+        folded = [m.casefold() for m in self.modalities]
+        twice = next((m for m in self.modalities if folded.count(m.casefold()) > 1), None)
+        if twice is not None:
+            raise ValueError(f"modalities: expected each once, in any case, got {twice} twice; leave one out")
         missing = [m for m in self.modalities if m not in self.label_map]
         if missing:
             raise ValueError(
                 f"label_map: expected a label for each modality, got none for {', '.join(missing)}; add one each"
+            )
+        labels = {name: self.label_map[name] for name in self.modalities}
+        if len(set(labels.values())) < len(labels) or min(labels.values()) < 0:
+            raise ValueError(
+                f"label_map: expected a label of 0 or more of its own for each modality, got {labels}; two of one "
+                "label would be learnt as one"
             )
         return self
 

@@ -14,7 +14,9 @@ _EXPECTED = {
     "int_type": "a whole number",
     "int_from_float": "a whole number",
     "float_type": "a number",
+    "finite_number": "a finite number",
     "string_type": "text",
+    "string_too_short": "at least {min_length} character",
     "bool_type": "true or false",
     "none_required": "null",
     "list_type": "a list",
@@ -32,6 +34,9 @@ _EXPECTED = {
     "union_tag_invalid": "one of {expected_tags}",
     "union_tag_not_found": "a section with a `kind`",
 }
+
+_DEFAULT_KIND = "brats"
+"""The dataset family of a data section without a kind."""
 
 
 def describe(error: ValidationError, model: type[BaseModel], values: Mapping[str, Any]) -> list[str]:
@@ -62,7 +67,8 @@ def key_path(loc: Sequence[str | int], values: Any) -> list[str]:
     path: list[str] = []
     for position, part in enumerate(loc):
         if isinstance(values, Mapping) and isinstance(part, str):
-            is_branch = part not in values and (position < len(loc) - 1 or values.get("kind") == part)
+            kind = values.get("kind", _DEFAULT_KIND)
+            is_branch = part not in values and (position < len(loc) - 1 or kind == part)
             if not is_branch:
                 path.append(part)
                 values = values.get(part)

@@ -239,6 +239,16 @@ class TransformerConfig(RunSection):
             )
 
     @model_validator(mode="after")
+    def _classes_hold_the_labels(self) -> Self:
+        labels = {name: self.data.label_map[name] for name in self.data.modalities}
+        if max(labels.values()) >= self.model.num_classes:
+            raise ValueError(
+                f"model.num_classes: expected more than the largest label of data.label_map ({labels}), got "
+                f"{self.model.num_classes}; set it to {max(labels.values()) + 1}"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _label_maps_fit(self) -> Self:
         if not self.data.shows_labels:
             return self

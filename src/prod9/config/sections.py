@@ -13,11 +13,13 @@ from prod9.config.types import (
     Count,
     Fraction,
     NonNegative,
+    Place,
     Positive,
     PositiveInt,
     Positives,
     Range,
     Section,
+    Seed,
     Triple,
 )
 from prod9.errors import ConfigError
@@ -81,6 +83,12 @@ class TrainingConfig(Section):
     channels_last: bool = Field(default=True, description="channels_last_3d memory format for convolutions.")
     compile: bool = Field(default=False, description="torch.compile the network.")
 
+    @model_validator(mode="after")
+    def _betas_are_decays(self) -> Self:
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas: expected two numbers of at least 0 and below 1, got {list(self.betas)}")
+        return self
+
 
 class TrainerConfig(Section):
     """Where and how it runs."""
@@ -101,6 +109,15 @@ class TrainerConfig(Section):
         default=["csv", "tensorboard"], description="Where values are logged."
     )
     progress: bool = Field(default=True, description="Progress bar.")
+
+    @model_validator(mode="after")
+    def _devices_are_different(self) -> Self:
+        ids = self.devices if isinstance(self.devices, list) else [0]
+        if not ids or min(ids) < 0 or len(set(ids)) < len(ids):
+            raise ValueError(
+                f"devices: expected a number, or different ids of 0 and above, got {ids}; correct it"
+            )
+        return self
 
 
 class CheckpointConfig(Section):
@@ -136,6 +153,14 @@ class CombinedMetricConfig(Section):
     psnr: NonNegative = Field(default=1.0, description="Weight of PSNR / 40 dB.")
     ssim: NonNegative = Field(default=1.0, description="Weight of SSIM.")
     lpips: NonNegative = Field(default=0.0, description="Weight of 1 - LPIPS; needs local weights.")
+
+    @model_validator(mode="after")
+    def _something_counts(self) -> Self:
+        if not self.psnr + self.ssim + self.lpips > 0:
+            raise ValueError(
+                "psnr, ssim and lpips: expected a weight above 0 among them, got 0 for all; set one"
+            )
+        return self
 
 
 class CallbacksConfig(Section):
@@ -235,8 +260,8 @@ class RunSection(Section):
     takes_label_maps: ClassVar[bool] = False
     can_shard: ClassVar[bool] = False
 
-    output_dir: str = Field(description="Everything this run writes goes here.")
-    seed: Count = Field(default=0, description="Seed of all randomness in training.")
+    output_dir: Place = Field(description="Everything this run writes goes here.")
+    seed: Seed = Field(default=0, description="Seed of all randomness in training.")
     data: AnyDataConfig = Field(description="Data.")
     training: TrainingConfig = Field(default=TrainingConfig(), description="Optimisation.")
     trainer: TrainerConfig = Field(default=TrainerConfig(), description="Hardware and logging.")

@@ -17,6 +17,7 @@ from prod9.errors import ConfigError, DataError, Prod9Error
 from prod9.system.wording import listing
 
 _CASE = "case"
+_DIGITS = 4
 _STREAM = 2
 """Sets the draws of covariates apart from those of samplers with the same seed."""
 
@@ -86,17 +87,10 @@ class CovariateCoder:
                 f"{path}: expected columns {', '.join((_CASE, *self.names))}, got none called {', '.join(missing)}; "
                 "add them, or correct covariates.numbers and covariates.categories."
             )
-        found: dict[str, Tensor] = {}
-        for number, row in rows:
-            cells = dict(zip(header, row, strict=False))
-            case = cells[_CASE]
-            if not case or case in found:
-                raise DataError(
-                    f"{path}: line {number}: expected a case of its own, got {case or 'an empty cell'}; correct it."
-                )
-            own = {name: cells[name] for name in self.names}
-            found[case] = self.encode(own, source=f"{path}: line {number}")
-        return found
+        return {
+            case: self.encode(cells, source=f"{path}: line {number}")
+            for case, (number, cells) in rows_by_case(path, header, rows, self.names).items()
+        }
 
     def _scaled(self, name: str, text: str, source: str, error: Callable[[str], Prod9Error]) -> float:
         low, high = self._numbers[name]
@@ -106,8 +100,8 @@ class CovariateCoder:
             value = math.nan
         if not low <= value <= high:
             raise error(
-                f"{source}: expected {name} between {low:g} and {high:g}, got {text}; correct it, or train with wider "
-                f"bounds (covariates.numbers.{name})."
+                f"{source}: expected {name} between {low:g} and {high:g}, got {text}; correct it, leave it out if "
+                f"it is unknown, or train with wider bounds (covariates.numbers.{name})."
             )
         return 2 * (value - low) / (high - low) - 1
 
@@ -157,14 +151,52 @@ class CovariateValues:
         return cls(coder, fixed=fixed, ranges=ranges)
 
     def drawn(self, seed: int) -> dict[str, float]:
-        """Return the values that the sample of ``seed`` draws, rounded to four digits behind the point."""
+        """Return the values that the sample of ``seed`` draws, rounded to four digits behind the point.
+
+        In ranges narrower than 0.01 they have more digits: at least a hundred different values remain.
+        """
         rng = np.random.default_rng([_STREAM, seed])
-        return {name: round(float(rng.uniform(*ends)), 4) for name, ends in sorted(self._ranges.items())}
+        return {
+            name: _rounded(float(rng.uniform(*ends)), *ends) for name, ends in sorted(self._ranges.items())
+        }
 
     def encode(self, seed: int) -> Tensor:
         """Return the features float32 ``[K C]`` of the sample of ``seed``."""
         drawn = {name: repr(value) for name, value in self.drawn(seed).items()}
         return self._coder.encode({**self._fixed, **drawn})
+
+
+def _rounded(value: float, low: float, high: float) -> float:
+    digits = max(_DIGITS, 2 - math.floor(math.log10(high - low)))
+    return min(max(round(value, digits), low), high)
+
+
+def rows_by_case(
+    path: Path, header: Sequence[str], rows: Sequence[tuple[int, Sequence[str]]], names: Sequence[str]
+) -> dict[str, tuple[int, dict[str, str]]]:
+    """Return case → its line and the cells of the columns ``names`` of a table that was read.
+
+    Raises DataError for a column that is there twice, and for a case without a name or with two rows.
+
+    Args:
+        path: of the table.
+        header: its first row.
+        rows: the others, each with its line.
+        names: of columns, which are all there.
+    """
+    twice = next((name for name in (_CASE, *names) if header.count(name) > 1), None)
+    if twice is not None:
+        raise DataError(f"{path}: expected one column {twice}, got {header.count(twice)}; remove the others.")
+    found: dict[str, tuple[int, dict[str, str]]] = {}
+    for number, row in rows:
+        cells = dict(zip(header, row, strict=False))
+        case = cells[_CASE]
+        if not case or case in found:
+            raise DataError(
+                f"{path}: line {number}: expected a case of its own, got {case or 'an empty cell'}; correct it."
+            )
+        found[case] = number, {name: cells[name] for name in names}
+    return found
 
 
 def for_cases(table: Mapping[str, Tensor], cases: Sequence[str], path: Path) -> list[str]:

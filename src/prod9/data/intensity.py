@@ -17,9 +17,11 @@ _TOLERANCE = 1e-5
 """Share of the intensity range by which values of one background may differ: rounding of float32 and of scalings."""
 _BORDER_SHARE = 0.1
 _VOLUME_SHARE = 0.02
+_BELOW_ZERO_SHARE = 0.01
 _DOMINANCE = 5
-"""A background fills at least these shares of the outer faces and of the volume, and is this many times as frequent on
-the faces as any other value. This holds for neither tissue nor the noise of scans with a skull."""
+"""A background fills at least the first two shares of the outer faces and of the volume, and is this many times as
+frequent on the faces as any other value. This holds for neither tissue nor the noise of scans with a skull. With a
+larger share of the volume below 0 than the third, 0 is an intensity as any other."""
 _HEAD_SHARE = 0.05
 _MAX_BACKGROUNDS = 3
 _LEVELS = 256
@@ -30,7 +32,7 @@ class Background:
     """The values of the voxels around the head, in most scans a single one.
 
     Attributes:
-        values: 0 alone if no value dominates the outer faces.
+        values: if no value dominates the outer faces, 0 alone, or none where 0 is an intensity as any other.
         tolerance: largest difference from a value at which a voxel is background.
     """
 
@@ -48,7 +50,7 @@ class Background:
             (raw >= np.float32(value - self.tolerance)) & (raw <= np.float32(value + self.tolerance))
             for value in self.values
         ]
-        return reduce(np.logical_or, within)
+        return reduce(np.logical_or, within, np.zeros(raw.shape, dtype=bool))
 
     def __str__(self) -> str:
         """Return the values as text."""
@@ -60,7 +62,8 @@ def find_background(raw: np.ndarray) -> Background:
 
     Any value that dominates the faces and fills a part of the volume is background: scans that were z-scored with
     their background have one far below 0. The bounding box of the remaining voxels is searched in the same way, since
-    such a scan may have been padded with zeros afterwards. If no value dominates, voxels of exactly 0 are background.
+    such a scan may have been padded with zeros afterwards. If no value dominates, voxels of exactly 0 are background,
+    unless a part of the volume lies below 0: in a CT, 0 is water, and such voxels lie scattered in the head.
     """
     tolerance = _TOLERANCE * _spread(raw)
     values: list[float] = []
@@ -78,7 +81,9 @@ def find_background(raw: np.ndarray) -> Background:
         values.append(value)
         head = left
         box = raw[bounding_box(head)]
-    return Background(tuple(values), tolerance) if values else Background()
+    if values:
+        return Background(tuple(values), tolerance)
+    return Background(()) if (raw < 0).mean() > _BELOW_ZERO_SHARE else Background()
 
 
 @dataclass(frozen=True, eq=False)

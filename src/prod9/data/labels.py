@@ -93,6 +93,8 @@ def label_table(scheme: str) -> Mapping[int, int]:
             f'"0=0, 1=2, 2=1, 3=3", got {scheme}; correct it.'
         )
     table = {int(pair[1]): int(pair[2]) for pair in pairs if pair is not None}
+    if len(table) < len(pairs):
+        raise ConfigError(f"data.label_scheme: expected each value once, got {scheme}; correct it.")
     if max(*table, *table.values()) > _MAX_LABEL:
         raise ConfigError(f"data.label_scheme: expected labels up to 255, got {scheme}; correct it.")
     return {0: 0, **table}

@@ -73,7 +73,7 @@ class LesionFile:
     def load(self) -> Lesion:
         """Read it; without a scan, the whole field of view counts as brain.
 
-        Raises DataError for values outside of the scheme, a scan on other voxels, and one with its skull.
+        Raises DataError for values outside of the scheme, a scan on other voxels, an empty one, and one with its skull.
         """
         seg = read(self.path)
         labels, affine = to_ras(canonical_seg(seg.data, self.scheme, self.path), seg.header.affine)
@@ -88,6 +88,10 @@ class LesionFile:
                 "(`prod9 data preprocess`), or name another scan with --brain."
             )
         brain = ~find_background(image.data).covers(image.data)
+        if not brain.any():
+            raise DataError(
+                f"{self.scan}: expected a scan of a head, got background only; name another with --brain."
+            )
         if brain.all():
             raise DataError(
                 f"{self.scan}: expected a scan without skull, got one without background; strip it, or use --brain."

@@ -4,6 +4,7 @@ A network learns from real scans to read the numbers of a table, and is tested o
 generated volumes is compared with what was asked for, by rank correlation: no scale and no offset counts.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from prod9.data.covariates import rows_by_case
 from prod9.data.layouts.datalist import read_table
 from prod9.data.splits import Split
 from prod9.errors import ConfigError, DataError
@@ -72,7 +74,7 @@ def evaluate_covariates(
     made = find_volumes(made_root, modalities=settings.modalities, bad=bad)
     asked = _asked(made_root, made)
     names, known = _read_table(Path(settings.table), sorted({name for one in asked for name in one}))
-    training, held_out = _divided(real_root, settings, made, known, bad)
+    training, held_out = _divided(real_root, made_root, settings, made, known, bad)
     grid = settings.grid or grid_of(made[0])
     spacing = settings.spacing or made[0].read().header.ras_spacing
     read = partial(_read, preparation=Preparation(grid, spacing), bad=bad, report=report)
@@ -161,9 +163,16 @@ def _read_table(path: Path, asked: Sequence[str]) -> tuple[list[str], dict[str, 
             "that the model was trained with"
         )
     known: dict[str, dict[str, float]] = {}
-    for _, row in rows:
-        cells = dict(zip(header, row, strict=False))
-        known[cells[_CASE]] = {n: value for n in names if (value := _number(cells.get(n))) is not None}
+    for case, (line, cells) in rows_by_case(path, header, rows, names).items():
+        known[case] = {}
+        for name, text in cells.items():
+            value = _number(text) if text else None
+            if text and (value is None or not math.isfinite(value)):
+                raise DataError(
+                    f"{path}: line {line}: expected a number for {name}, or an empty cell, got {text}; correct it."
+                )
+            if value is not None:
+                known[case][name] = value
     return names, known
 
 
@@ -173,19 +182,29 @@ def _numbers(rows: Sequence[Mapping[str, float]], names: Sequence[str]) -> Tenso
 
 def _divided(
     root: Path,
+    made_root: Path,
     settings: CovariateSettings,
     made: Sequence[Entry],
     known: Mapping[str, Any],
     bad: BadFiles,
 ) -> tuple[list[Entry], list[Entry]]:
-    """Return the real volumes to train on and to test on, of the modalities that were made."""
+    """Return the real volumes to train on and to test on, of the modalities that were made.
+
+    Args:
+        root: folder of the real volumes.
+        made_root: folder of the generated ones, which may be inside of it.
+        settings: what is asked for.
+        made: generated volumes.
+        known: cases with a row in the table.
+        bad: notes what is left out.
+    """
     if settings.split is None or not Path(settings.split).is_file():
         raise ConfigError(
             f"--split: expected the split.json of the model's run, got {settings.split or 'none'}; name it: the "
             "network that reads covariates is tested on patients that it has not seen"
         )
     names = sorted({entry.modality for entry in made})
-    entries = find_volumes(root, layout=settings.layout, modalities=names, bad=bad)
+    entries = find_volumes(root, layout=settings.layout, modalities=names, without=made_root, bad=bad)
     split = Split.load(Path(settings.split))
     parts = []
     for what, patients in (("training", split.train), ("test", split.test)):
@@ -263,6 +282,7 @@ def _correlation(row: _Read, place: int, settings: CovariateSettings) -> tuple[f
         replicates=settings.replicates,
         seed=settings.seed,
         least=-1.0,
+        most=1.0,
     )
     return rank_correlation(truth, found), interval, len(truth)
 

@@ -22,6 +22,7 @@ from prod9.evaluation.sets.volume_sets import (
     Preparation,
     find_volumes,
     prepare_for,
+    require_other,
     shuffled,
 )
 from prod9.evaluation.settings import Report, SetSettings, silent
@@ -104,12 +105,14 @@ def find_sets(
         settings: of the comparison.
         bad: notes the files that cannot be used.
     """
+    require_other(real_root, generated_root)
     real = find_volumes(
         real_root,
         layout=settings.layout,
         label_scheme=settings.label_scheme,
         modalities=settings.modalities,
         split=None if settings.split is None else Path(settings.split),
+        without=generated_root,
         bad=bad,
     )
     return real, find_volumes(generated_root, modalities=settings.modalities, bad=bad)

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Integer
 from torch import Tensor
 
-from prod9.evaluation.regions import find_regions
+from prod9.evaluation.regions import brain_of, find_regions
 from prod9.measures.metrics import PSNR_CAP, SIGMA, foreground, mean_absolute_error, psnr, ssim3d
 from prod9.measures.ssim import Window, compare_regions, ssim_window
 from prod9.types import Volume
@@ -55,7 +55,7 @@ def regional_scores(
     Both volumes are scaled by the target alone, so that a wrong brightness counts; the data range is then 1. Our scores
     bring the target's brain, from its lowest value to its 99.5th percentile, to [0, 1]. The scores ``…_brasyn`` follow
     the BraTS synthesis challenges, which take the percentiles 0.5 and 99.5 of the whole target with its background.
-    Scores are NaN in an empty region; PSNR of equal volumes is 100 dB. The brain is where the target is not exactly 0.
+    Scores are NaN in an empty region; PSNR of equal volumes is 100 dB. The brain is all but the target's background.
 
     Args:
         pred: the volume ``[1 1 H W D]``.
@@ -63,8 +63,9 @@ def regional_scores(
         seg: labels of the target; None for no tumour.
         perceptual: also score ``lpips`` with this network; outside the region both volumes are set to 0.
     """
-    regions = find_regions((target != 0).float(), seg)
-    ours = scale_by_target(pred, target, target[target != 0], (0.0, 0.995))
+    brain = brain_of(target)
+    regions = find_regions(brain.float(), seg)
+    ours = scale_by_target(pred, target, target[brain], (0.0, 0.995))
     theirs = scale_by_target(pred, target, target.flatten(), (0.005, 0.995))
     # Without a mask, scores match other libraries.
     masks = [None if region == "whole" else mask for region, mask in regions.items()]

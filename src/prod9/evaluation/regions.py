@@ -4,15 +4,27 @@ Most of a skull-stripped volume is background, where every model is right, and m
 was removed hardly changes the score of the whole volume.
 """
 
-from jaxtyping import Bool, Integer
+import torch
+from jaxtyping import Bool, Float, Integer
 from torch import Tensor
 
+from prod9.data.intensity import find_background
 from prod9.measures.metrics import foreground
 from prod9.types import Volume
 
 REGIONS = ("whole", "brain", "tumour", "healthy")
 
 Region = Bool[Tensor, "B 1 H W D"]
+
+
+def brain_of(volume: Float[Tensor, "*axes H W D"]) -> Bool[Tensor, "*axes H W D"]:
+    """Return the brain of one volume as its file has it: all but its background, whatever value that has.
+
+    A scan that was z-scored with its background has one far below 0 (:func:`prod9.data.intensity.find_background`).
+    """
+    raw = volume.reshape(volume.shape[-3:]).cpu().numpy()
+    inside = torch.from_numpy(~find_background(raw).covers(raw))
+    return inside.reshape(volume.shape).to(volume.device)
 
 
 def find_regions(target: Volume, seg: Integer[Tensor, "B 1 H W D"] | Region | None) -> dict[str, Region]:

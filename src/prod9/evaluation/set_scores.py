@@ -178,7 +178,7 @@ def _compare_diversity(pair: SetPair) -> Score:
     numbers, real_numbers = (rows.all_pair_numbers() for rows in (pair.generated, pair.real))
     twosomes = len(numbers.unique()), len(real_numbers.unique())
     value = own.nanmean().item()  # NaN without any pair
-    interval = pair.mean_interval(own, numbers)
+    interval = pair.mean_interval(own, numbers, bounds=(0.0, 1.0))
     absent = interval is None and pair.resampling.replicates
     return pair.score(
         f"{len(own)} generated and {len(theirs)} real pairs of one modality, of {twosomes[0]} and {twosomes[1]} "

@@ -32,7 +32,7 @@ from prod9.evaluation.sets.patients import (
     require_sizes,
 )
 from prod9.evaluation.sets.training_patients import find_training_patients
-from prod9.evaluation.sets.volume_sets import BadFiles
+from prod9.evaluation.sets.volume_sets import BadFiles, lies_inside
 from prod9.evaluation.settings import Report, SetSettings, silent
 from prod9.json_files import without_nan
 from prod9.system.progress import Progress
@@ -90,7 +90,7 @@ def evaluate_utility(
         keep: file where the result of each network is kept; what it holds is not trained again.
     """
     device, bad = device or torch.device("cpu"), BadFiles(skip=settings.skip_bad)
-    training, held_out = real_cases(real_root, settings)
+    training, held_out = real_cases(real_root, settings, without=synthetic_root, bad=bad)
     synthetic = find_cases(synthetic_root, modalities=settings.modalities, require_seg=True)
     for root in (real_root, synthetic_root, *map(Path, filter(None, [settings.heldout]))):
         layout = "auto" if root == synthetic_root else settings.layout
@@ -140,9 +140,24 @@ def evaluate_utility(
 # -- patients -------------------------------------------------------------------------------------
 
 
-def real_cases(root: Path, settings: TrainedSettings) -> tuple[list[Case], list[Case]]:
-    """Return the cases to train on and those to test on; ConfigError where it is not said which, DataError for none."""
+def real_cases(
+    root: Path, settings: TrainedSettings, *, without: Path, bad: BadFiles
+) -> tuple[list[Case], list[Case]]:
+    """Return the cases to train on and those to test on.
+
+    Raises ConfigError where it is not said which, DataError for none.
+
+    Args:
+        root: folder of real patients.
+        settings: which patients.
+        without: folder of made patients, perhaps inside of ``root``, which are left out.
+        bad: notes those.
+    """
     cases = _find(root, settings)
+    if lies_inside(without, root):
+        made = [case for case in cases if any(lies_inside(file, without) for file in case.files)]
+        bad.leave_out(f"in {without}, with which the others are compared", [case.files[0] for case in made])
+        cases = [case for case in cases if case not in made]
     if settings.heldout is not None:
         held_out = _find(Path(settings.heldout), settings)
         shared = sorted({c.patient_id for c in cases} & {c.patient_id for c in held_out})
@@ -279,7 +294,7 @@ def _scores(
             own = overlaps[name][..., r].double()
             common = {"trained_on": name, "region": region, "num_training": len(sets[name].names)}
             counted = len(members.patients[~own.isnan().any(0)].unique())
-            yield _row("dice", own.nanmean().item(), interval(own), own, counted, common)
+            yield _row("dice", own.nanmean().item(), interval(own, most=1.0), own, counted, common)
             if name != "real":
                 share = (own.nanmean() / real.nanmean()).item()
                 yield _row("dice_share", share, interval(own, over=real), own, counted, common)

@@ -146,7 +146,7 @@ class ControlPipeline(AbstractControlPipeline):
         if images is not None:
             raise ValueError("images: expected None for a control network of tokens, got some.")
         labels = [label] * len(seeds)
-        condition = MaskGiTCondition(torch.tensor(labels))
+        condition = MaskGiTCondition(torch.tensor(labels), covariates=self.generator.covariates_of(seeds))
         return self.sample_tokens(condition, segs=segs, labels=labels, seeds=seeds, report=report)
 
     def check(self, label: str, has_seg: bool, has_images: bool = False) -> None:

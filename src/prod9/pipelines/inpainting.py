@@ -151,7 +151,9 @@ class InpaintingPipeline:
 
     def _tokens(self, job: _Job, label: int, seeds: Sequence[int], report: Share) -> torch.Tensor:
         count = len(seeds)
-        condition = MaskGiTCondition(torch.full((count,), label, dtype=torch.int64))
+        condition = MaskGiTCondition(
+            torch.full((count,), label, dtype=torch.int64), covariates=self.generator.covariates_of(seeds)
+        )
         given = {
             "initial_tokens": job.tokens.expand(count, -1, -1, -1),
             "initial_mask": job.mask.expand(count, -1, -1, -1),

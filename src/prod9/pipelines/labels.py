@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from numbers import Integral
 from typing import NotRequired, TypedDict, Unpack
 
 import numpy as np
@@ -252,9 +253,10 @@ class AbstractLabelPipeline(ABC):
     def known_label(self, label: str | int) -> str:
         """Return the name of ``label``: a name in any case, one of its aliases, or a class label; else ConfigError."""
         asked = known_as(label, self.label_names()) if isinstance(label, str) else label
-        for name, value in self.label_map.items():
-            if asked in (name, value) and not isinstance(label, bool):
-                return name
+        if isinstance(label, str | Integral) and not isinstance(label, bool):
+            for name, value in self.label_map.items():
+                if asked in (name, value):
+                    return name
         names = self.label_names()
         numbers = ", ".join(str(self.label_map[name]) for name in names)
         hint = did_you_mean(label, names) if isinstance(label, str) else ""

@@ -23,7 +23,7 @@ from prod9.models.checkpoint_manager import CheckpointManager, Source, require_s
 from prod9.models.factory import ModelFactory
 from prod9.pipelines.placement import GridPlacement
 from prod9.pipelines.recorded import Overrides, config_of
-from prod9.volumes import VolumeHeader
+from prod9.volumes import VolumeFile, VolumeHeader
 
 
 @dataclass(frozen=True)
@@ -117,9 +117,12 @@ class ReconstructionPipeline:
         return isinstance(self.autoencoder.autoencoder, AutoencoderFSQ)
 
     @torch.inference_mode()
-    def reconstruct(self, path: str | Path) -> Reconstruction:
-        """Read ``path``, pass it through the latent, and return it in its own geometry; raises DataError."""
-        file = volumes.read(Path(path))
+    def reconstruct(self, source: str | Path | VolumeFile) -> Reconstruction:
+        """Pass a file, or a volume that was read, through the latent and return it in its own geometry.
+
+        Raises DataError.
+        """
+        file = source if isinstance(source, VolumeFile) else volumes.read(Path(source))
         factor = self.autoencoder.autoencoder.downsampling_factor
         placed = self.placement.place({"volume": file}, multiple_of=factor)
         x = torch.from_numpy(placed.images["volume"])[None, None].to(self.device)

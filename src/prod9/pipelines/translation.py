@@ -6,7 +6,7 @@ Input and output volumes are on the model's grid; :mod:`prod9.pipelines.placemen
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal, Protocol
+from typing import Literal, Protocol, get_args
 
 import numpy as np
 import torch
@@ -180,8 +180,19 @@ class TranslationPipeline:
         """The most examples from other patients that the model was trained on."""
         return 0 if self.generator.kind == "decoder" else self.context.max_examples
 
-    def check(self, sources: Sequence[str], target: str, *, num_examples: int = 0) -> None:
-        """Refuse with a ConfigError what the model cannot translate, before anything is computed."""
+    def check(
+        self, sources: Sequence[str], target: str, *, num_examples: int = 0, decode: str = "sample"
+    ) -> None:
+        """Refuse with a ConfigError what the model cannot translate, before anything is computed.
+
+        Args:
+            sources: modalities that are there.
+            target: the modality to make.
+            num_examples: other patients that are shown.
+            decode: how tokens become volumes.
+        """
+        if decode not in get_args(Decode):
+            raise ConfigError(f"decode: expected {' or '.join(get_args(Decode))}, got {decode!r}.")
         known = self.generator.label_names()
         unknown = [name for name in (*sources, target) if name not in known]
         if unknown:
@@ -246,7 +257,7 @@ class TranslationPipeline:
         known = self.generator.label_names()
         sources, target = spelt("sources", sources, known), known_as(target, known)
         examples = [spelt("examples", one, known) for one in examples]
-        self.check(list(sources), target, num_examples=len(examples))
+        self.check(list(sources), target, num_examples=len(examples), decode=decode)
         condition = self._condition(sources, target, examples)
         detail = self.detail if refine else None
         inside = _head(sources) if head is None else head

@@ -190,12 +190,13 @@ def _finish(
     notes = Notes(asked.output)
     key = [sha256(asked.output / MADE / "manifest.json"), sha256(asked.split), asked.false_alarms]
     audit = audit_made(asked, notes, key, device)
-    suspects = suspects_of(audit, [case_id(k) for k in range(num)])
+    names = [case_id(k) for k in range(num)]  # there may be more, of an earlier run
+    suspects = suspects_of(audit, names)
     card = data_card(asked, num_masks, num, audit, suspects)
     with atomic_write(asked.output / CARD) as temporary:
         temporary.write_text(card, encoding="utf-8")
-    key = [*key, asked.form.name, asked.folds, asked.seed]
-    counts = write_sets(asked, notes, key, suspects, card)
+    key = [*key, num, asked.form.name, asked.folds, asked.seed]
+    counts = write_sets(asked, notes, key, names, suspects, card)
     result: dict[str, Any] = {"dataset": str(asked.output / DATASET), "suspects": suspects, **counts}
     if measured is not None:
         steps, seeds = measured

@@ -107,14 +107,26 @@ def suspects_of(audit: dict[str, Any], cases: Sequence[str]) -> list[str]:
     return found
 
 
-def write_sets(asked: Asked, notes: Notes, key: Any, suspects: Sequence[str], card: str) -> dict[str, int]:
-    """Write the accepted patients, and the data set with the real ones; return the counts of the latter."""
+def write_sets(
+    asked: Asked, notes: Notes, key: Any, names: Sequence[str], suspects: Sequence[str], card: str
+) -> dict[str, int]:
+    """Write the accepted patients, and the data set with the real ones; return the counts of the latter.
+
+    Args:
+        asked: what is worked on.
+        notes: of the steps that are done.
+        key: of this step.
+        names: of the patients that were asked for.
+        suspects: names of those that are thrown out.
+        card: page that goes beside the patients.
+    """
     from prod9.data.formats.brats import BRATS
     from prod9.data.formats.convert import carry_out, plan_work, read_cases
     from prod9.data.splits import Split
 
     made, _ = read_cases(asked.output / MADE)
-    kept = [case for case in made if case.case_id not in set(suspects)]
+    wanted = {*names} - {*suspects}
+    kept = [case for case in made if case.case_id in wanted]
     modalities = list(kept[0].images)
     real, _ = read_cases(asked.real, modalities=modalities)
     is_nnunet = asked.form.name == "nnunet"

@@ -7,10 +7,10 @@ import typer
 
 from prod9.cli.data.check import counting
 from prod9.cli.front.after import tell_next
-from prod9.cli.shared import DebugOption, JsonOption, console, print_json, resumable
+from prod9.cli.shared import DebugOption, JsonOption, console, print_json, resumable, warn
 from prod9.errors import ConfigError
 from prod9.system.machine import expand
-from prod9.system.wording import plural
+from prod9.system.wording import listing, plural
 
 FormatOption = Annotated[
     str, typer.Option("--format", metavar="brats|nnunet|bids", help="Form of the new folder.")
@@ -71,15 +71,20 @@ def convert(
     made = [case for case in cases if case.case_id in said]
     for folder in synthetic or []:
         made += read_cases(expand(folder), modalities=modality or ())[0]
+    tested = _test_patients(split)
     work = plan_work(
         chosen,
         real,
         made,
         folds=folds,
         seed=seed,
-        test_patients=_test_patients(split),
+        test_patients=tested,
         skip_incomplete=skip_incomplete,
     )
+    absent = sorted({*tested} - {case.patient_id for case in work.cases})
+    if absent:
+        named = listing(absent, 3)
+        warn(f"{split}: {len(absent)} of {plural(tested, 'test patient')} are not among the cases ({named}).")
     about = {
         "text": "Converted by prod9 data convert.",
         "source": str(source),

@@ -8,7 +8,7 @@ and made from the same content, and makes the others again. Results of other set
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -39,7 +39,7 @@ class OutputFolder:
         settings: plain values that decide the content of all files; not ``num_samples`` and the like, and not what
             single files are made from, which goes into their ``inputs``.
         described: more to write beside the settings (name → value by name); added to what is there, not compared.
-        overwrite: replace existing results.
+        overwrite: replace existing results; those of other settings are deleted first.
         part: of the work; one of several has a folder of its own in ``path``, and keeps what is in ``path`` already.
     """
 
@@ -235,12 +235,24 @@ class OutputFolder:
             for folder in {place.parent for place in places}:
                 sweep(folder, {place.name for place in places})
         if found is None or self._changed(found):
+            self._remove(() if found is None else found.files)
             found = Manifest(dict(self.settings))
         for key, values in self._described.items():
             there = found.settings.get(key)
             found.settings[key] = {**(there if isinstance(there, dict) else {}), **values}
         self._manifest = found
         found.write(self.path / MANIFEST)
+
+    def _remove(self, names: Iterable[str]) -> None:
+        """Delete results of other settings, which are to be replaced: nothing would tell them from ours later."""
+        there = [place for name in names if (place := self._inside(name)) is not None and place.is_file()]
+        for place in there:
+            place.unlink(missing_ok=True)
+            with suppress(OSError):  # its folder holds something else
+                if place.parent != self.path:
+                    place.parent.rmdir()
+        if there:
+            messages.print(f"{plural(there, 'result')} of other settings removed from {self.path}.")
 
     def _read_merged(self, root: Path) -> "_Merged | None":
         """Return what is in ``root`` of these settings, made before or merged there; ConfigError for others."""

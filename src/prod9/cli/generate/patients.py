@@ -296,7 +296,9 @@ def _generate(
 
     inputs = followed.inputs
     mine = [k for k in range(num) if folder.part.owns(k)]
-    described = places.descriptions(num, folder.part)
+    # Patients of an earlier run with a larger number are still there.
+    there = [entry["index"] + 1 for entry in folder.files.values() if isinstance(entry.get("index"), int)]
+    described = places.descriptions(max([num, *there] if folder.part.is_all else [num]), folder.part)
     folder.expect(
         [*described, *(name for k in mine for name in places.of(k))],
         of=[*places.descriptions(num), *(name for k in range(num) for name in places.of(k))],

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from prod9.cli.front.spacing import SPACING, checked_spacing, spacing_of
-from prod9.cli.shared import DebugOption, DeviceOption, JsonOption
+from prod9.cli.shared import DebugOption, DeviceOption, JsonOption, checked_seed
 from prod9.errors import ConfigError
 
 Grid = tuple[int, int, int]
@@ -58,7 +58,7 @@ class JudgedOptions:
         ),
     ] = "auto"
     skip_bad: SkipBadOption = False
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of all draws.")] = 0
+    seed: Annotated[int, typer.Option("--seed", min=0, callback=checked_seed, help="Seed of all draws.")] = 0
 
     def settings(self) -> dict[str, Any]:
         """Return the fields of :class:`~prod9.evaluation.settings.SetSettings` that were given."""

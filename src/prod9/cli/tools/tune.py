@@ -14,6 +14,7 @@ from prod9.cli.shared import (
     JsonOption,
     OverwriteOption,
     SetOption,
+    checked_seed,
     console,
     new_app,
 )
@@ -68,7 +69,10 @@ def tune_sampler(
     overrides: SetOption = None,
     autoencoder: AutoencoderOption = None,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Volumes sampled together.")] = 4,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the settings tried and the volumes.")] = 0,
+    seed: Annotated[
+        int,
+        typer.Option("--seed", min=0, callback=checked_seed, help="Of the settings tried and the volumes."),
+    ] = 0,
     device: DeviceOption = "auto",
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,

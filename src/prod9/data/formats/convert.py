@@ -1,7 +1,8 @@
 """Brings the cases of a dataset, of any known layout, into another folder form.
 
 Images are copied byte for byte where their files hold one volume each, and voxel for voxel from 4D files.
-Segmentations are copied too, unless their values mean something else in the new form; then they are mapped.
+Segmentations are copied too, unless their values mean something else in the new form, or are no whole numbers (as
+0.9999 after resampling, which others may read as 0); then they are written anew.
 """
 
 import gzip
@@ -96,7 +97,7 @@ def plan_work(
         synthetic: cases that do not exist.
         folds: of ``splits_final.json``, for nnU-Net; 0 writes none.
         seed: of the folds.
-        test_patients: patients that are put aside.
+        test_patients: patients that are put aside; some of them have to be among the cases.
         skip_incomplete: leave out cases that lack a modality or their segmentation, where the form needs all.
     """
     cases = _distinct([*real, *synthetic])
@@ -114,6 +115,11 @@ def plan_work(
     tested = frozenset(
         case.case_id for case in cases if case.patient_id in set(test_patients) and case.case_id not in made
     )
+    if test_patients and not tested:
+        raise DataError(
+            "--split: expected test patients that are among the cases, got none of them "
+            f"({listing(test_patients, 3)}); name the split.json of these patients, or leave it out."
+        )
     if tested and form is not NNUNET:
         raise ConfigError(
             f"--split: expected --format nnunet, got {form.name}, which has no folder for a test"
@@ -243,11 +249,12 @@ def _write_seg(form: Form, case: Case, source: Path, target: Path) -> None:
     year = identify(case.case_id).year if form.name == "brats" else None
     wanted = to_canonical if case.label_scheme == AS_IS else label_table(year or "brats2024")
     values = {label: value for value, label in wanted.items()}
-    if all(values.get(label) == value for value, label in to_canonical.items()):
-        _copy(source, target)
-        return
     file = volumes.read(source)
     labels = canonical_seg(file.data, case.label_scheme, source)
+    alike = all(values.get(label) == value for value, label in to_canonical.items())
+    if alike and np.array_equal(file.data, np.rint(file.data)):
+        _copy(source, target)
+        return
     strange = sorted(set(np.unique(labels).tolist()) - values.keys())
     if strange:
         raise DataError(
@@ -283,15 +290,17 @@ def _labels(form: Form, cases: Sequence[Case]) -> dict[str, int]:
             f"--label-scheme: expected labels of a glioma for {form.name}, got segmentations of something else; "
             "choose nnunet, or say what each value means"
         )
-    seen = sorted(
-        {int(v) for case in segmented if case.seg for v in np.unique(volumes.read(case.seg).data)} - {0}
-    )
+    seen = sorted({value for case in segmented if case.seg for value in _values_in(case.seg)} - {0})
     if seen != list(range(1, len(seen) + 1)):
         raise ConfigError(
             f"--label-scheme: expected labels without gaps, as nnU-Net needs them, got {listing(seen, 10)}; map them "
             "with a table such as 1=1,4=2"
         )
     return {f"label {value}": value for value in seen}
+
+
+def _values_in(seg: Path) -> list[int]:
+    return np.unique(canonical_seg(volumes.read(seg).data, AS_IS, seg)).tolist()
 
 
 def _synthetic_in(root: Path, cases: Sequence[Case]) -> frozenset[str]:

@@ -10,6 +10,7 @@ their file names do not.
 import codecs
 import csv
 import io
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -64,13 +65,16 @@ def scan_datalist(root: Path) -> Scan:
             f"{root}: expected a .csv, .tsv or .json list, got a folder; name the file as data.root."
         )
     rows = _json_rows(root) if root.suffix.lower() == ".json" else _table_rows(root)
-    scan, seen = Scan(), set[str]()
+    scan, seen, owners = Scan(), set[str](), dict[str, str]()
     for case in rows:
+        doubled = _given_twice(case, owners)
         absent = [path for path in case.files if not is_file(path)]
         if case.case_id in seen:
             scan.problems.append(
                 f"{root}: expected each case once, got {case.case_id} twice; remove one row."
             )
+        elif doubled is not None:
+            scan.problems.append(f"{root}: {doubled}")
         elif absent:
             scan.lacks(not_there(absent[0], root))
         elif case.seg is not None and says_other(case.seg.name):
@@ -82,6 +86,16 @@ def scan_datalist(root: Path) -> Scan:
             scan.cases.append(case)
         seen.add(case.case_id)
     return scan
+
+
+def _given_twice(case: Case, owners: dict[str, str]) -> str | None:
+    """Return the message for an image that ``owners``, file → what it is, has already; None for none. Adds the case."""
+    for kind, path in case.images.items():
+        place, what = os.path.normpath(path), f"{kind} of {case.case_id}"
+        other = owners.setdefault(place, what)
+        if other != what:
+            return f"expected an image of its own as {what}, got {path}, which is {other}; correct the row."
+    return None
 
 
 def _table_rows(source: Path) -> list[Case]:

@@ -209,10 +209,9 @@ def _write_seg(
     """Write the segmentation, moved with the scan that it was drawn on."""
     assert case.seg is not None
     file = read(case.seg)
-    labels = np.rint(file.data)
-    if identify(case.case_id).year is None:
-        # The result is a folder of files, whose names say no scheme: its values are read as canonical ones.
-        labels = canonical_seg(file.data, case.label_scheme, case.seg)
+    # The result is a folder of files; names without a year say no scheme: values are then read as canonical ones.
+    canonical = canonical_seg(file.data, case.label_scheme, case.seg)
+    labels = canonical if identify(case.case_id).year is None else np.rint(file.data)
     if settings.seg_on is not None and settings.seg_on not in scans:
         raise DataError(
             f"{case.seg}: expected a scan of --seg-on {settings.seg_on}, got {', '.join(scans)}; choose one of them."

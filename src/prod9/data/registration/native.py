@@ -9,7 +9,7 @@ from prod9.data.registration.geometry import Placed, resample
 from prod9.data.registration.record import CaseRecord
 from prod9.errors import ConfigError, DataError
 from prod9.files import sha256
-from prod9.volumes import VolumeHeader, read, read_header, write
+from prod9.volumes import UNSCALED, VolumeHeader, read, read_header, write
 
 Kind = Literal["auto", "image", "labels"]
 KINDS: tuple[Kind, ...] = ("auto", "image", "labels")
@@ -32,8 +32,8 @@ def to_native(
         output: file to write.
         case: folder of the preprocessed case.
         scan: modality whose voxels the result gets; by default the reference scan.
-        kind: ``labels`` are resampled by the nearest voxel, an ``image`` linearly; ``auto`` takes a file of integers
-            with at most 32 values for labels.
+        kind: ``labels`` are resampled by the nearest voxel and keep their values and type, an ``image`` linearly;
+            ``auto`` takes whole numbers, at most 32 different ones, for labels, whatever type they are stored in.
         overwrite: replace an existing file.
 
     Raises:
@@ -48,7 +48,7 @@ def to_native(
         raise DataError(f"{output}: expected no such file, got one; add --overwrite, or choose another name.")
     place = record.scans[scan]
     volume = read(result)
-    labels = _are_labels(volume.data, volume.header) if kind == "auto" else kind == "labels"
+    labels = _are_labels(volume.data) if kind == "auto" else kind == "labels"
     source = Placed(volume.data, volume.header.affine)
     affine = np.asarray(place.affine)
     data = resample(source, place.shape, affine, place.matrix, order=0 if labels else 1)
@@ -61,12 +61,15 @@ def to_native(
     if not labels:
         write(output, data, geometry)
     else:
-        write(output, np.rint(data), geometry, dtype=volume.header.dtype)
+        dtype = volume.header.dtype
+        scaling = volume.header.scaling if np.issubdtype(dtype, np.integer) else UNSCALED
+        write(output, data, geometry, dtype=dtype, scaling=scaling)
     return scan
 
 
-def _are_labels(data: np.ndarray, header: VolumeHeader) -> bool:
-    return bool(np.issubdtype(header.dtype, np.integer) and len(np.unique(data)) <= _MAX_LABELS)
+def _are_labels(data: np.ndarray) -> bool:
+    # An integer type alone says nothing: its numbers may be scaled to values between whole ones.
+    return bool(np.array_equal(data, np.rint(data)) and len(np.unique(data)) <= _MAX_LABELS)
 
 
 def _header(source: str, digest: str, channel: int | None) -> VolumeHeader | None:

@@ -64,7 +64,7 @@ def evaluate_patients(
     grid = settings.grid or grid_of(first_entry(cases[0], settings.modalities))
     how: dict[str, Any] = {"grid": grid, "spacing": settings.spacing, "bad": bad, "report": report}
     made = read_on_grid("made", cases, settings=settings, **how)
-    finders = train_finders(real_root, settings, num_regions=_TUMOUR, device=device, **how)
+    finders = train_finders(real_root, settings, num_regions=_TUMOUR, without=made_root, device=device, **how)
     held_out = finders.held_out
     values = {"made": _agreements(made, finders, settings), "real": _agreements(held_out, finders, settings)}
     entries = [first_entry(case, settings.modalities) for case in cases]

@@ -90,8 +90,8 @@ def evaluate_control(
             f"{steered_root}: expected at least one readable volume with its segmentation, got none."
         )
     finders = train_finders(
-        real_root, settings, grid=grid, spacing=spacing, num_regions=len(REGIONS), bad=bad, device=device,
-        report=report,
+        real_root, settings, grid=grid, spacing=spacing, num_regions=len(REGIONS), without=steered_root,
+        bad=bad, device=device, report=report,
     )  # fmt: skip
     overlaps = [*_steered_overlaps(given, finders), *_real_overlaps(finders, settings, device)]
     first = [

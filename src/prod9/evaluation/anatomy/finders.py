@@ -47,6 +47,7 @@ def train_finders(
     grid: Grid,
     spacing: Spacing | None,
     num_regions: int,
+    without: Path,
     bad: BadFiles,
     device: torch.device,
     report: Report,
@@ -59,11 +60,12 @@ def train_finders(
         grid: voxels along each axis.
         spacing: voxel size in mm that real volumes are resampled to; None to leave it.
         num_regions: how many of :data:`~prod9.evaluation.sets.patients.REGIONS` they find.
+        without: folder of made patients or volumes, perhaps inside of ``real_root``, which are left out.
         bad: notes files that cannot be used.
         device: where the networks are.
         report: called with the progress of each part.
     """
-    training, held_out = real_cases(real_root, settings)
+    training, held_out = real_cases(real_root, settings, without=without, bad=bad)
     require_sizes(grid, len(settings.modalities), len(training) + len(held_out))
     read = partial(read_on_grid, settings=settings, grid=grid, spacing=spacing, bad=bad, report=report)
     real = read("real", training)

@@ -27,8 +27,10 @@ def sets_of_folders(
         modalities: only these; all by default.
         bad: notes what is left out; by default files that cannot be used are refused.
     """
-    roots = (train, held_out, generated)
-    return AuditSets(*(find_volumes(root, modalities=modalities, bad=bad) for root in roots))
+    real = [
+        find_volumes(root, modalities=modalities, without=generated, bad=bad) for root in (train, held_out)
+    ]
+    return AuditSets(real[0], real[1], find_volumes(generated, modalities=modalities, bad=bad))
 
 
 def sets_of_run(
@@ -106,7 +108,7 @@ def sets_of_split(
             "model. Train with data.split.test above 0, or name unseen cases with --train and --heldout."
         )
     bad = BadFiles(skip=False) if bad is None else bad
-    entries = find_volumes(root, layout=layout, modalities=read, bad=bad)
+    entries = find_volumes(root, layout=layout, modalities=read, without=generated, bad=bad)
     parts = []
     for what, patients in (("training", split.train), ("test", split.test)):
         bad.require_patients(patients, entries, what, root)

@@ -19,7 +19,7 @@ from prod9.data.layouts.names import bare
 from prod9.data.splits import Split
 from prod9.errors import DataError
 from prod9.evaluation.paired import scale_by_target
-from prod9.evaluation.regions import find_regions
+from prod9.evaluation.regions import brain_of, find_regions
 from prod9.evaluation.samples.calibration import coverage_curve, one_for_truth, rank_curve, score_samples
 from prod9.evaluation.sets.appearance import power_spectrum
 from prod9.evaluation.sets.volume_sets import BadFiles, Entry
@@ -151,7 +151,7 @@ def score_case(case: Sampled, bad: BadFiles, *, fit: bool, resample: bool) -> Ca
     except DataError as error:
         bad.report(case.truth, error)
         return None
-    brain = truth != 0
+    brain = brain_of(truth)
     if not brain.any():
         bad.report(case.truth, DataError(f"{case.truth.path}: expected a head, got a volume of zeros."))
         return None

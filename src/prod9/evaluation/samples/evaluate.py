@@ -71,6 +71,7 @@ def evaluate_samples(
         label_scheme=settings.label_scheme,
         modalities=settings.modalities,
         split=split,
+        without=samples_root,
         bad=BadFiles(skip=True),  # real volumes that nothing was sampled for do not matter
     )
     made = find_volumes(samples_root, modalities=settings.modalities, bad=bad)

@@ -99,6 +99,7 @@ def score_interval(
     replicates: int,
     seed: int,
     least: float = -math.inf,
+    most: float = math.inf,
 ) -> Interval | None:
     """Return the bootstrap interval of a score of two sets, whose patients are both resampled.
 
@@ -113,6 +114,7 @@ def score_interval(
         replicates: bootstrap samples, 0 for no interval.
         seed: of the draws.
         least: lowest possible score.
+        most: highest possible score.
     """
     sides = as_members(generated), as_members(real)
     fewest = min(side.num_patients for side in sides)
@@ -128,7 +130,7 @@ def score_interval(
     found = torch.tensor([value for value in values if math.isfinite(value)], dtype=torch.float64)
     if len(found) < max(2, _USABLE * replicates) or not math.isfinite(centre):
         return None
-    return _bounded(_expanded(found - found.mean() + centre, centre, fewest), centre, least)
+    return _bounded(_expanded(found - found.mean() + centre, centre, fewest), centre, (least, most))
 
 
 def real_floor(
@@ -215,6 +217,7 @@ def crossed_interval(
     over: Float[Tensor, "S C"] | None = None,
     patients: Int64[Tensor, " C"] | None = None,
     least: float = -math.inf,
+    most: float = math.inf,
 ) -> Interval | None:
     """Return the bootstrap interval of the mean over seeds and cases, which are both resampled; NaN left out.
 
@@ -227,6 +230,7 @@ def crossed_interval(
         over: divide by the mean of these values, for the same patients.
         patients: number of each case's patient; by default all differ.
         least: lowest possible value.
+        most: highest possible value.
     """
     kept = ~values.isnan().any(0)
     if over is not None:
@@ -252,7 +256,7 @@ def crossed_interval(
     finite = found[found.isfinite()]
     if len(finite) <= 0.9 * replicates or not centre.isfinite():
         return None
-    return _bounded(_expanded(finite, centre.item(), len(columns)), centre.item(), least)
+    return _bounded(_expanded(finite, centre.item(), len(columns)), centre.item(), (least, most))
 
 
 def _drawn(rows: list[Tensor], generator: torch.Generator) -> Tensor:
@@ -260,10 +264,10 @@ def _drawn(rows: list[Tensor], generator: torch.Generator) -> Tensor:
     return torch.cat([rows[k] for k in torch.randint(len(rows), (len(rows),), generator=generator).tolist()])
 
 
-def _bounded(interval: Interval, centre: float, least: float) -> Interval:
-    """Return ``interval`` without what lies below the lowest possible value, where the expansion may end."""
+def _bounded(interval: Interval, centre: float, bounds: Interval) -> Interval:
+    """Return ``interval`` without what lies beyond the lowest and the highest possible value of ``bounds``."""
     low, high = interval
-    return max(low, min(least, centre)), high
+    return max(low, min(bounds[0], centre)), min(high, max(bounds[1], centre))
 
 
 def _expanded(values: Tensor, centre: float, patients: int) -> Interval:

@@ -40,6 +40,7 @@ def find_volumes(
     label_scheme: str = "auto",
     modalities: Sequence[str] = (),
     split: Path | None = None,
+    without: Path | None = None,
     bad: BadFiles | None = None,
 ) -> list[Entry]:
     """Return all volumes below ``root``, sorted by modality and case, whatever mixture of names they have.
@@ -52,6 +53,7 @@ def find_volumes(
         label_scheme: meaning of the labels in segmentations, or ``auto``.
         modalities: only these; all by default.
         split: a run's ``split.json``; only its test patients are kept.
+        without: a folder, perhaps inside of ``root``, whose volumes are left out.
         bad: notes what is left out; by default files that cannot be used are refused.
     """
     root, bad = Path(root), BadFiles(skip=False) if bad is None else bad
@@ -70,6 +72,10 @@ def find_volumes(
         for modality, path in case.images.items()
     ]
     entries += _beside_cases(root, dataset, bad)
+    if without is not None and lies_inside(without, root):
+        inside = [entry for entry in entries if lies_inside(entry.path, without)]
+        bad.leave_out(f"in {without}, with which the others are compared", [entry.path for entry in inside])
+        entries = [entry for entry in entries if entry not in inside]
     if not entries:
         raise DataError(f"{root}: expected volumes (.nii or .nii.gz), got none; check the path.")
     there = sorted({entry.modality for entry in entries})
@@ -85,6 +91,20 @@ def find_volumes(
         _note_others(chosen, held_out, f"not of the test patients of {split}", bad)
         chosen = held_out
     return sorted(chosen, key=lambda entry: (entry.modality, entry.case_id, str(entry.path)))
+
+
+def lies_inside(path: Path, folder: Path) -> bool:
+    """Return whether ``path`` is below ``folder``, links followed; no folder is inside of itself."""
+    place, around = path.resolve(), folder.resolve()
+    return place != around and place.is_relative_to(around)
+
+
+def require_other(real: Path, made: Path) -> None:
+    """Raise DataError where the folders of real and of generated volumes are the same: all scores would be perfect."""
+    if real.resolve() == made.resolve():
+        raise DataError(
+            f"{real}: expected two folders, real and generated, got the same twice; correct one of them."
+        )
 
 
 def match_pairs(

@@ -1,18 +1,20 @@
 """Models that are ready to be called, one class by what it makes."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from prod9.data.stores.segmentations import check_classes
 from prod9.errors import ConfigError
 from prod9.modalities import known_as
 from prod9.pipelines.control import ControlPipeline
 from prod9.pipelines.inpainting import InpaintingPipeline
 from prod9.pipelines.labels import AbstractLabelPipeline, GeneratedVolume
-from prod9.pipelines.loaded.base import GeneratorModel
+from prod9.pipelines.loaded.base import GeneratorModel, require_draw
 from prod9.pipelines.loaded.base import Model as Model
-from prod9.pipelines.loaded.volumes import Given, Result, volume_of, volumes_by_label
+from prod9.pipelines.loaded.volumes import Given, Result, volume_of, volume_on, volumes_by_label
 from prod9.pipelines.maisi_control import MAISIControlPipeline
 from prod9.pipelines.maskgit import MaskGiTPipeline
 from prod9.pipelines.reconstruction import ReconstructionPipeline
@@ -60,8 +62,8 @@ class LabelModel(Model[AbstractLabelPipeline]):
             steps: of the sampler; None as trained.
             batch_size: samples drawn together.
         """
+        require_draw(num_samples, seed, batch_size)
         pipeline = self._with_steps(steps)
-        _require_count(num_samples)
         made = pipeline.generate(label, num_samples=num_samples, seed=seed, batch_size=batch_size)
         return [_result(volume) for volume in made]
 
@@ -84,7 +86,7 @@ class LabelModel(Model[AbstractLabelPipeline]):
 
         Args:
             source: the volume.
-            region: not 0 where to draw, on the voxels of ``source``.
+            region: not 0 where to draw, on the voxels of ``source``, as an array alone always lies.
             label: modality of ``source``.
             num_samples: how many.
             seed: of the first.
@@ -92,17 +94,19 @@ class LabelModel(Model[AbstractLabelPipeline]):
             blend: voxels of the model's grid over which the border is blended.
             resample: bring a region on other voxels to those of ``source``.
         """
+        require_draw(num_samples, seed)
         generator = self._with_steps(steps)
         if not isinstance(generator, MaskGiTPipeline):
             raise ConfigError(
                 f"inpaint: expected a model of MaskGiT, got {self.name}, a {self.title.lower()}."
             )
-        _require_count(num_samples)
-        spacing, name = generator.placement.spacing, generator.known_label(label)
-        file = volume_of(source, "source", spacing)
+        if not 0 <= blend < np.inf:
+            raise ConfigError(f"blend: expected a number of voxels, at least 0, got {blend}.")
+        name = generator.known_label(label)
+        file = volume_of(source, "source", generator.placement.spacing)
         drawn = InpaintingPipeline(generator=generator, blend=blend).inpaint(
             file,
-            volume_of(region, "region", spacing),
+            volume_on(region, "region", file),
             name,
             num_samples=num_samples,
             seed=seed,
@@ -159,10 +163,10 @@ class TranslationModel(GeneratorModel[TranslationPipeline]):
             resample: bring registered volumes on other voxels to those of the first.
             batch_size: samples drawn together.
         """
+        require_draw(num_samples, seed, batch_size)
         pipeline, known = self._with_steps(steps), self.labels
-        _require_count(num_samples)
         placement = pipeline.placement
-        target = known_as(target, known)
+        target = known_as(str(target), known)
         files = volumes_by_label(sources, known, placement.spacing)
         pipeline.check(list(files), target, num_examples=len(examples))
         placed = placement.place(files, resample=resample)
@@ -227,8 +231,8 @@ class ControlModel(GeneratorModel[ControlPipeline | MAISIControlPipeline]):
             steps: of the sampler; None as trained.
             batch_size: samples drawn together.
         """
+        require_draw(num_samples, seed, batch_size)
         pipeline = self._with_steps(steps)
-        _require_count(num_samples)
         name = pipeline.generator.known_label(label)
         if seg is None or isinstance(seg, str) or hasattr(seg, "__fspath__"):
             nothing = seg is None and not sources
@@ -238,7 +242,7 @@ class ControlModel(GeneratorModel[ControlPipeline | MAISIControlPipeline]):
                 else pipeline.place(seg, reference=reference, label_scheme=label_scheme, sources=sources)
             )
         else:
-            placed = _on_grid(seg, pipeline.generator)
+            placed = _on_grid(seg, pipeline)
         made = pipeline.generate(name, seg=placed, num_samples=num_samples, seed=seed, batch_size=batch_size)
         return [_result(volume) for volume in made]
 
@@ -249,19 +253,22 @@ class AutoencoderModel(Model[ReconstructionPipeline]):
     Example:
         >>> import prod9
         >>> prod9.load("demo/autoencoder", device="cpu")
-        <FSQ autoencoder 'demo/autoencoder', on cpu; call it as model(PATH)>
+        <FSQ autoencoder 'demo/autoencoder', on cpu; call it as model(VOLUME)>
     """
 
-    usage = "call it as model(PATH)"
+    usage = "call it as model(VOLUME)"
 
     @property
     def labels(self) -> list[str]:
         """None: it takes volumes of any modality."""
         return []
 
-    def __call__(self, path: Any) -> list[Result]:
-        """Return the volume of a file after a pass through the latent, on its own voxels; raises DataError."""
-        made = self.pipeline.reconstruct(path)
+    def __call__(self, volume: Given) -> list[Result]:
+        """Return ``volume`` after a pass through the latent, on its own voxels.
+
+        Raises ConfigError for what is no volume, DataError for one that cannot be used.
+        """
+        made = self.pipeline.reconstruct(volume_of(volume, "volume", self.pipeline.placement.spacing))
         header = made.header
         return [Result(data=made.data, affine=header.affine, label="reconstruction", header=_of_file(header))]
 
@@ -275,16 +282,17 @@ def _of_file(header: Any) -> Any:
     return header if header.block else None
 
 
-def _on_grid(seg: Any, generator: AbstractLabelPipeline) -> PlacedSegmentation:
-    labels = np.asarray(seg)
-    if labels.shape != generator.grid or not np.isin(labels, range(256)).all():
+def _on_grid(seg: Any, pipeline: ControlPipeline | MAISIControlPipeline) -> PlacedSegmentation:
+    generator = pipeline.generator
+    try:
+        labels = np.asarray(seg)
+        whole = labels.shape == generator.grid and np.isin(labels, range(256)).all()
+    except (TypeError, ValueError):  # a list of unequal rows
+        labels, whole = np.zeros(0), False
+    if not whole:
         raise ConfigError(
-            f"seg: expected a path, or whole numbers on the model's grid of {generator.grid} voxels, got an array of "
-            f"shape {labels.shape}; save it as NIfTI and give its path."
+            f"seg: expected a path, or whole numbers on the model's grid of {generator.grid} voxels, got "
+            f"{type(seg).__name__} of shape {labels.shape}; save it as NIfTI and give its path."
         )
+    check_classes(labels, pipeline.num_mask_classes, Path("seg"))
     return PlacedSegmentation(labels.astype(np.uint8), generator.affine, "field", 0.0)
-
-
-def _require_count(num_samples: int) -> None:
-    if num_samples < 1:
-        raise ConfigError(f"num_samples: expected at least 1, got {num_samples}.")

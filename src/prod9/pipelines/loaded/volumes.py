@@ -1,7 +1,7 @@
 """Volumes in and out of loaded models: files, arrays and results."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import numpy as np
 from prod9 import volumes
 from prod9.errors import ConfigError
 from prod9.modalities import spelt
+from prod9.nifti import headers as nifti
 from prod9.system.machine import expand
 from prod9.volumes import VolumeFile, VolumeHeader
 
@@ -76,8 +77,18 @@ def load_volume(path: str | Path) -> Result:
 
 
 def save_all(results: Sequence[Result], folder: str | Path) -> list[Path]:
-    """Write each of ``results`` as ``LABEL_SEED.nii.gz`` into ``folder``, made if missing, and return the paths."""
-    return [one.save(Path(folder) / f"{one.label}_{one.seed or 0:04d}.nii.gz") for one in results]
+    """Write each of ``results`` as ``LABEL_SEED.nii.gz`` into ``folder``, made if missing, and return the paths.
+
+    Files of these names are replaced. Raises ConfigError, and writes nothing, for two results of one name.
+    """
+    names = [f"{one.label}_{one.seed or 0:04d}.nii.gz" for one in results]
+    twice = next((name for place, name in enumerate(names) if name in names[:place]), None)
+    if twice is not None:
+        raise ConfigError(
+            f"results: expected each with a label and seed of its own, got two that would become {twice}; save them "
+            "into different folders, or each by its save()."
+        )
+    return [one.save(Path(folder) / name) for name, one in zip(names, results, strict=True)]
 
 
 def volume_of(given: Given, what: str, spacing: Sequence[float] | None) -> VolumeFile:
@@ -104,10 +115,26 @@ def volume_of(given: Given, what: str, spacing: Sequence[float] | None) -> Volum
     return _of_array(given, np.diag([*(spacing or (1.0, 1.0, 1.0)), 1.0]), what)
 
 
+def volume_on(given: Given, what: str, file: VolumeFile) -> VolumeFile:
+    """Return ``given`` as :func:`volume_of` does; an array alone lies on the voxels of ``file``, in its axes."""
+    has_place = isinstance(given, VolumeFile | str | Path | Result) or hasattr(given, "dataobj")
+    if has_place or (isinstance(given, tuple) and len(given) == 2):
+        return volume_of(given, what, None)
+    found = _of_array(given, file.header.affine, what)
+    if found.data.shape != file.data.shape:
+        raise ConfigError(
+            f"{what}: expected an array of the {nifti.times(file.data.shape)} voxels of the source, got "
+            f"{nifti.times(found.data.shape)}; give its affine too, as (array, affine)."
+        )
+    return VolumeFile(found.data, replace(file.header, path=Path(what)))
+
+
 def volumes_by_label(
     given: Mapping[str, Given], known: Sequence[str], spacing: Sequence[float] | None
 ) -> dict[str, VolumeFile]:
     """Return ``given`` with its names as the model spells them; ConfigError where two mean the same."""
+    if not isinstance(given, Mapping):
+        raise ConfigError(f"sources: expected a dictionary, name: volume, got {type(given).__name__}.")
     return {
         name: volume_of(one, f"sources[{name!r}]", spacing)
         for name, one in spelt("sources", given, known).items()
@@ -116,10 +143,12 @@ def volumes_by_label(
 
 def _of_array(data: Any, affine: Any, what: str) -> VolumeFile:
     try:
+        if np.iscomplexobj(data):
+            raise TypeError("complex numbers")
         voxels, matrix = np.asarray(data, dtype=np.float32), np.asarray(affine, dtype=np.float64)
     except (TypeError, ValueError) as error:
         raise ConfigError(
-            f"{what}: expected a path or an array [H W D], got {type(data).__name__}."
+            f"{what}: expected a path or an array [H W D] of real numbers, got {type(data).__name__}."
         ) from error
     if voxels.ndim != 3 or matrix.shape != (4, 4):
         raise ConfigError(
@@ -128,6 +157,9 @@ def _of_array(data: Any, affine: Any, what: str) -> VolumeFile:
     if not np.isfinite(voxels).all() or not np.isfinite(matrix).all() or np.linalg.det(matrix[:3, :3]) == 0:
         raise ConfigError(f"{what}: expected finite voxels and an affine that can be inverted, got others.")
     sides = (voxels.shape[0], voxels.shape[1], voxels.shape[2])
+    # Geometry is checked as that of a file is.
+    raw = nifti.made(sides, matrix, np.dtype(np.float32), nifti.UNSCALED)
+    nifti.require_extent(raw, sides, nifti.affine_mm(raw, Path(what)), Path(what))
     header = VolumeHeader(
         path=Path(what), shape=sides, affine=matrix, dtype=np.dtype(np.float32), stored_shape=sides, offset=0
     )
