@@ -244,7 +244,7 @@ def test_what_cannot_be_unpacked(tmp_path: Path) -> None:
         ("data.store_flips=true", "left and right organs"),
         ("data.grid=[16, 16, 16]", "use [32, 32, 32]"),
         ("data.size=64", "use [64, 64, 64]"),
-        ("model={kind: decoder, embed_dim: 16, num_heads: 2}", "label_conditional"),
+        ("model={kind: decoder, num_classes: 11, embed_dim: 16, num_heads: 2}", "label_conditional"),
     ],
 )
 def test_what_does_not_go_together(tmp_path: Path, change: str, text: str) -> None:

@@ -353,8 +353,8 @@ def test_20_one_patient(tmp_path: Path) -> None:
     ("change", "texts"),
     [
         ("data.crop_size=[32, 32, 32]", ("crop_size", "at most data.grid")),
-        ("data.crop_size=[0, 8, 8]", ("data.crop_size", "multiple")),
-        ("sliding_window.roi_size=[0, 16, 16]", ("sliding_window.roi_size", "multiple")),
+        ("data.crop_size=[0, 8, 8]", ("data.crop_size", "at least 1")),
+        ("sliding_window.roi_size=[0, 16, 16]", ("sliding_window.roi_size", "at least 1")),
         ("data.grid=[16, 18, 16]", ("data.grid", "[16, 20, 16]")),
     ],
 )

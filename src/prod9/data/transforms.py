@@ -21,7 +21,7 @@ from prod9.data.preprocessing import CaseVolumes, Preprocessor, dequantise
 from prod9.errors import ConfigError
 
 # To be raised when the same files and options give other voxels than before, so that older caches are not used.
-_PREPROCESSING_VERSION = 3
+_PREPROCESSING_VERSION = 2
 # Room around a crop for a rotation by 0.1 rad about each axis and a zoom of 10%: 1.1 · (1 + 2 · 0.1).
 _AFFINE_ROOM = 1.32
 
