@@ -2,7 +2,8 @@
 
 ``python docs/tools/pictures.py`` makes those of translation and inpainting in a minute; the patients are those of
 ``prod9 data simulate DIR -n 12 --spacing 3.75 --seed 5``, which the packaged weights (seed 100) never saw.
-``--demo outputs/demo`` adds those of what ``prod9 demo`` left (seed 0); the screenshot of its report needs Chromium.
+``--demo outputs/demo`` adds those of what ``prod9 demo`` left (seed 0), with ``--stages control`` also that of control;
+the screenshot of its report needs Chromium.
 ``growth.png`` is drawn by ``benchmarks/growth.py``. Nothing is smoothed or retouched: slices are enlarged by bicubic
 interpolation, because at 3.75 mm they are only 60 voxels wide.
 """
@@ -137,6 +138,8 @@ def from_demo(demo: Path, chromium: str) -> None:
         width=1000,
         colours=128,
     )
+    if (control := demo / "2_control.png").exists():
+        shrink(Image.open(control), PICTURES / "control.png", width=1200, colours=128)
     command = [chromium, "--headless", "--no-sandbox", "--hide-scrollbars", "--window-size=1200,1310"]
     graphics = ["--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
     with tempfile.TemporaryDirectory() as folder:
