@@ -139,7 +139,7 @@ def from_demo(demo: Path, chromium: str) -> None:
         colours=128,
     )
     if (control := demo / "2_control.png").exists():
-        shrink(Image.open(control), PICTURES / "control.png", width=1200, colours=128)
+        shrink(Image.open(control), PICTURES / "control.png", width=1000)
     command = [chromium, "--headless", "--no-sandbox", "--hide-scrollbars", "--window-size=1200,1310"]
     graphics = ["--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
     with tempfile.TemporaryDirectory() as folder:
