@@ -304,9 +304,14 @@ MEDMNIST3D_CLASSES: dict[str, tuple[str, ...]] = {
 """Class names of each set, in order of their labels."""
 
 
+DEFAULT_KIND = "brats"
+"""The dataset family of a section without a ``kind``, as before there were two."""
+
+
 def _data_kind(value: Any) -> str:
-    """Return the family of a data section; without a ``kind`` it is ``brats``, as before there were two."""
-    return str(value.get("kind", "brats") if isinstance(value, dict) else getattr(value, "kind", "brats"))
+    """Return the dataset family of a data section."""
+    is_raw = isinstance(value, dict)
+    return str(value.get("kind", DEFAULT_KIND) if is_raw else getattr(value, "kind", DEFAULT_KIND))
 
 
 AnyDataConfig = Annotated[

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Union, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from prod9.config.data import DEFAULT_KIND
 from prod9.config.sections import RunSection
 
 _EXPECTED = {
@@ -34,9 +35,6 @@ _EXPECTED = {
     "union_tag_invalid": "one of {expected_tags}",
     "union_tag_not_found": "a section with a `kind`",
 }
-
-_DEFAULT_KIND = "brats"
-"""The dataset family of a data section without a kind."""
 
 
 def describe(error: ValidationError, model: type[BaseModel], values: Mapping[str, Any]) -> list[str]:
@@ -67,7 +65,7 @@ def key_path(loc: Sequence[str | int], values: Any) -> list[str]:
     path: list[str] = []
     for position, part in enumerate(loc):
         if isinstance(values, Mapping) and isinstance(part, str):
-            kind = values.get("kind", _DEFAULT_KIND)
+            kind = values.get("kind", DEFAULT_KIND)
             is_branch = part not in values and (position < len(loc) - 1 or kind == part)
             if not is_branch:
                 path.append(part)

@@ -32,7 +32,7 @@ from prod9.evaluation.sets.patients import (
     require_sizes,
 )
 from prod9.evaluation.sets.training_patients import find_training_patients
-from prod9.evaluation.sets.volume_sets import BadFiles, lies_inside
+from prod9.evaluation.sets.volume_sets import BadFiles, outside
 from prod9.evaluation.settings import Report, SetSettings, silent
 from prod9.json_files import without_nan
 from prod9.system.progress import Progress
@@ -153,11 +153,7 @@ def real_cases(
         without: folder of made patients, perhaps inside of ``root``, which are left out.
         bad: notes those.
     """
-    cases = _find(root, settings)
-    if lies_inside(without, root):
-        made = [case for case in cases if any(lies_inside(file, without) for file in case.files)]
-        bad.leave_out(f"in {without}, with which the others are compared", [case.files[0] for case in made])
-        cases = [case for case in cases if case not in made]
+    cases = outside(_find(root, settings), lambda case: case.files, root=root, without=without, bad=bad)
     if settings.heldout is not None:
         held_out = _find(Path(settings.heldout), settings)
         shared = sorted({c.patient_id for c in cases} & {c.patient_id for c in held_out})

@@ -56,8 +56,8 @@ def autoencoder_footprint(config: AutoencoderConfig | MaisiVAEConfig, widths: Wi
     voxels = max(crop, whole)
     blocks, folded = _blocks(model), model.space_to_depth**3
     own = [sum(layer.kept_bytes(widths) for layer in block) for block in blocks]
-    stays = [widths.half * block[0].inputs * block[0].fraction for block in blocks]  # when it is recomputed
-    stays = stays if model.use_checkpointing else own
+    inputs = [widths.half * block[0].inputs * block[0].fraction for block in blocks]
+    stays = inputs if model.use_checkpointing else own
     # The backward pass of a block begins when those that follow it are gone.
     alive = [before + now for before, now in zip(accumulate([0.0, *stays[:-1]]), own, strict=True)]
     gradients = (

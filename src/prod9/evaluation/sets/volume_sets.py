@@ -4,9 +4,10 @@ A folder is a dataset of a known layout, or simply holds volumes: named as `prod
 (``T1_0000.nii.gz``, ``CASE_T1_0000.nii.gz``) or in any other way, where the name is then the case.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -24,6 +25,8 @@ from prod9.evaluation.sets.entries import entry_by_name, read_manifest
 from prod9.modalities import known_as
 from prod9.pipelines.placement import GridPlacement
 from prod9.volumes import VolumeFile, VolumeHeader
+
+F = TypeVar("F")
 
 PERCENTILES = IntensityScaling(mode="percentile", lower=0.0, upper=99.5)
 """How raw intensities are brought to [0, 1], as in the shipped configs."""
@@ -72,10 +75,8 @@ def find_volumes(
         for modality, path in case.images.items()
     ]
     entries += _beside_cases(root, dataset, bad)
-    if without is not None and lies_inside(without, root):
-        inside = [entry for entry in entries if lies_inside(entry.path, without)]
-        bad.leave_out(f"in {without}, with which the others are compared", [entry.path for entry in inside])
-        entries = [entry for entry in entries if entry not in inside]
+    if without is not None:
+        entries = outside(entries, lambda entry: [entry.path], root=root, without=without, bad=bad)
     if not entries:
         raise DataError(f"{root}: expected volumes (.nii or .nii.gz), got none; check the path.")
     there = sorted({entry.modality for entry in entries})
@@ -93,7 +94,29 @@ def find_volumes(
     return sorted(chosen, key=lambda entry: (entry.modality, entry.case_id, str(entry.path)))
 
 
-def lies_inside(path: Path, folder: Path) -> bool:
+def outside(
+    found: Sequence[F], files: Callable[[F], Sequence[Path]], *, root: Path, without: Path, bad: BadFiles
+) -> list[F]:
+    """Return those of ``found`` that have no file below ``without``, a folder that may be inside of ``root``.
+
+    Args:
+        found: what was found in ``root``.
+        files: the files of one of them.
+        root: folder that was searched; where it is ``without`` itself, all stay.
+        without: folder of what the others are compared with.
+        bad: notes what is left out.
+    """
+    if not _lies_inside(without, root):
+        return list(found)
+    kept: list[F] = []
+    left_out: list[F] = []
+    for one in found:
+        (left_out if any(_lies_inside(file, without) for file in files(one)) else kept).append(one)
+    bad.leave_out(f"in {without}, with which the others are compared", [files(one)[0] for one in left_out])
+    return kept
+
+
+def _lies_inside(path: Path, folder: Path) -> bool:
     """Return whether ``path`` is below ``folder``, links followed; no folder is inside of itself."""
     place, around = path.resolve(), folder.resolve()
     return place != around and place.is_relative_to(around)
