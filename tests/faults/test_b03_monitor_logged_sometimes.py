@@ -8,7 +8,8 @@ import torch
 
 from prod9.errors import ConfigError
 from prod9.training.lightning.base import AbstractLightning
-from prod9.training.recipes.table import RECIPES, check_monitor, metric_names
+from prod9.training.recipes.monitor import _better, check_monitor, monitor_of
+from prod9.training.recipes.table import all_recipes
 from prod9.training.run import train
 
 
@@ -64,8 +65,49 @@ def test_b3_a_slip_is_refused_before_anything_starts(name, make_config, memory_d
 
 
 def test_b3_the_usual_names_and_those_of_levels_are_believed():
-    for stage in RECIPES:
-        for name in metric_names(stage):
-            check_monitor(f"val/{name}", stage)
-    check_monitor("val/accuracy_level_2", "transformer")
-    check_monitor("val/kid", "maisi_controlnet")
+    for recipe in all_recipes():
+        for name in (*recipe.metrics, "accuracy_level_2"):
+            check_monitor(f"val/{name}", recipe)
+
+
+def picked_by(make_config, **section):
+    return monitor_of(make_config("transformer", "run", callbacks={"checkpoint": section}))
+
+
+def test_b3_the_better_direction_follows_from_the_metric(make_config):
+    # Until now the direction was that of the stage's default metric: the worst accuracy was kept.
+    assert picked_by(make_config) == ("val/loss", "min")
+    assert picked_by(make_config, monitor="val/accuracy") == ("val/accuracy", "max")
+    assert picked_by(make_config, monitor="val/accuracy_level_2") == ("val/accuracy_level_2", "max")
+    assert picked_by(make_config, monitor="val/fid", mode="min") == ("val/fid", "min")
+
+
+def test_b3_what_every_recipe_picks_by_has_the_direction_of_its_name(make_config):
+    for recipe in all_recipes():
+        assert _better(recipe.monitor[0].removeprefix("val/")) == recipe.monitor[1]
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ({"mode": "max"}, "expected min for val/loss, got max"),
+        ({"monitor": "val/accuracy", "mode": "min"}, "expected max for val/accuracy, got min"),
+        ({"monitor": "val/codes_that_agree"}, "expected min or max for val/codes_that_agree"),
+    ],
+)
+def test_b3_a_direction_that_keeps_the_worst_is_refused(section, message, make_config):
+    with pytest.raises(ConfigError, match=rf"callbacks\.checkpoint\.mode: {message}"):
+        picked_by(make_config, **section)
+
+
+def test_b3_a_resumed_run_with_another_metric_ranks_anew(make_config, memory_data):
+    config = run(make_config, checkpoint={"save_top_k": 3})
+    train(config)
+    again = run(make_config, checkpoint={"monitor": "val/accuracy", "save_top_k": 3})
+    train(
+        again.model_copy(update={"training": again.training.model_copy(update={"max_steps": 5})}),
+        resume="auto",
+    )
+    ranking = json.loads((Path(config.output_dir) / "checkpoints" / "best.json").read_text())
+    # Losses are no accuracies: only the validation that measured one is ranked.
+    assert [entry["step"] for entry in ranking] == [5]

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from prod9.training.recipes.headline import Headline, Yardstick
-from prod9.training.recipes.table import RECIPES
+from prod9.training.recipes.table import all_recipes
 
 PSNR = Headline(
     text="reconstruction {value} dB",
@@ -38,10 +38,7 @@ def test_constants_are_yardsticks_too():
     )
 
 
-@pytest.mark.parametrize(
-    "recipe",
-    [one for value in RECIPES.values() for one in (value.values() if isinstance(value, dict) else [value])],
-)
+@pytest.mark.parametrize("recipe", all_recipes())
 def test_every_recipe_has_a_headline_about_what_it_measures(recipe):
     assert recipe.headline.metric in recipe.metrics
     # Lower is better exactly where the checkpoint of the same metric is picked so.

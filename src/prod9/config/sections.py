@@ -127,7 +127,7 @@ class CheckpointConfig(Section):
         default=None, description="Metric that picks the best; null: the stage's default."
     )
     mode: Literal["min", "max"] | None = Field(
-        default=None, description="Direction; null: the stage's default."
+        default=None, description="Which value of it is best; null: as its name says."
     )
     save_top_k: PositiveInt = Field(default=1, description="Best checkpoints kept.")
     every_steps: PositiveInt | None = Field(

@@ -16,7 +16,7 @@ from prod9.measures.montage import Cell, write_montage
 from prod9.measures.slices import View
 from prod9.system.stopping import Watch
 from prod9.training.lightning.base import AbstractLightning
-from prod9.training.recipes.table import check_monitor
+from prod9.training.recipes.monitor import monitor_of
 from prod9.training.running.averaging import BatchEMA
 from prod9.training.running.keeping import KeepCheckpoints as KeepCheckpoints
 from prod9.training.running.progress import RunProgress
@@ -93,9 +93,7 @@ def build_callbacks(
         tidies: see :class:`KeepCheckpoints`.
     """
     output_dir, section = Path(config.output_dir), config.callbacks
-    monitor = section.checkpoint.monitor or module.recipe.monitor[0]
-    mode = section.checkpoint.mode or module.recipe.monitor[1]
-    check_monitor(monitor, config.stage)
+    monitor, mode = monitor_of(config)
     keeper = KeepCheckpoints(
         folder=output_dir / "checkpoints",
         monitor=monitor,

@@ -79,7 +79,10 @@ def check_run(
     from prod9.cli.checks.data import check_data
     from prod9.cli.checks.model import check_start
     from prod9.models.run_folder import require_fresh
+    from prod9.training.recipes.monitor import monitor_of
 
+    if what == "train":
+        monitor_of(config)
     inputs = check_inputs(config, writes=what == "train")
     if what == "train":
         _check_place(config)

@@ -388,7 +388,8 @@ class AbstractLightning(LightningModule, ABC, Generic[R]):
         # All batches may have been left out.
         scores = self.algorithm.summarise(whole_set) if whole_set.means or whole_set.counts else {}
         if self._unmeasured:  # a network that fails on some cases is not judged by the others
-            scores[self.recipe.monitor[0].partition("/")[2]] = torch.tensor(float("nan"), device=self.device)
+            monitor = self.config.callbacks.checkpoint.monitor or self.recipe.monitor[0]
+            scores[monitor.removeprefix("val/")] = torch.tensor(float("nan"), device=self.device)
         self._log_scores(part, scores)
 
     def _log_scores(self, part: str, scores: Mapping[str, Tensor]) -> None:

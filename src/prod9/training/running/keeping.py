@@ -153,10 +153,12 @@ class KeepCheckpoints(Checkpoint):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the ranking, so that a resumed run goes on comparing."""
-        return {"best": self.best}
+        return {"best": self.best, "monitor": self.monitor}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over the ranking of files that still exist."""
+        """Take over the ranking of files that still exist, unless another metric ranked them."""
+        if state_dict.get("monitor", self.monitor) != self.monitor:
+            return
         there = [entry for entry in state_dict["best"] if (self.folder / entry["file"]).is_file()]
         self.best = rank(there, self.mode)
 
