@@ -136,6 +136,11 @@ class PatientPipeline:
             details: detail flows of either model, whose stage decides which it belongs to; others are looked for beside
                 the models.
         """
+        if control_strength is not None and not controls:
+            raise ConfigError(
+                f"control_strength: expected control networks with it, got {control_strength} alone; add --control "
+                "RUN, or leave --control-strength out."
+            )
         device = torch_device(device)
         chosen = _by_stage(detail, details)
         first = MaskGiTPipeline.from_checkpoint(
@@ -241,8 +246,9 @@ class PatientPipeline:
         part = 1 / len(self.order)
         label = self.first.label_map[self.start_with]
         sample = _steered(self.first_control, seg, label) or self.first.sample_tokens
-        condition = MaskGiTCondition(torch.tensor([label]))
-        tokens = sample(condition, seeds=[derived_seed(seed, label)], report=within(report, 0, part))
+        drawn = [derived_seed(seed, label)]
+        condition = MaskGiTCondition(torch.tensor([label]), covariates=self.first.covariates_of(drawn))
+        tokens = sample(condition, seeds=drawn, report=within(report, 0, part))
         volume = self.first.decode_tokens(tokens)
         head = head_of(volume)
         noise = self.first.detail if isinstance(self.first.detail, ScanNoise) else None
