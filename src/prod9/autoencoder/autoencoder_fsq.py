@@ -16,6 +16,7 @@ from jaxtyping import Int64
 from torch import Tensor, nn
 
 from prod9.autoencoder.backbone import BackboneOptions, MaisiBackbone
+from prod9.autoencoder.checks import require_below
 from prod9.autoencoder.native.fsq_function import FSQConstants, Radix, quantize
 from prod9.label_maps import TOP, classes_of, coded
 from prod9.types import AutoencoderOutput, Latent, TokenGrid, Volume, VolumeOut
@@ -92,7 +93,12 @@ class FiniteScalarQuantizer(nn.Module):
         return self._radix.pack(level).long().view(len(codes), *codes.shape[2:])
 
     def indices_to_codes(self, indices: TokenGrid) -> Latent:
-        """Return the float32 codes ``[B Z h w d]`` of ``indices``: the exact inverse of codes_to_indices."""
+        """Return the float32 codes ``[B Z h w d]`` of ``indices``: the exact inverse of codes_to_indices.
+
+        Raises ValueError for numbers that are no tokens, on CUDA an error of the device.
+        """
+        if not torch.compiler.is_compiling():
+            require_below(indices, self.vocab_size, "tokens")
         digits = self.indices_to_digits(indices.flatten(1)).movedim(-1, 1).to(self._width.dtype)
         zero = self._centre if self.symmetric else self._width
         codes = ((digits - zero) / self._width).contiguous()
