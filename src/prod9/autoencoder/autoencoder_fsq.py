@@ -206,8 +206,15 @@ class AutoencoderFSQ(MaisiBackbone):
 
     def decode(self, z: Latent) -> VolumeOut:
         """Return the volume of a latent, in the dtype of ``z``; of label maps, the coded map of the likeliest class."""
-        volume = super().decode(z)
-        return coded(volume.argmax(1, keepdim=True)).to(z.dtype) if self.label_maps else volume
+        return self.likeliest(self.decode_values(z))
+
+    def decode_values(self, z: Latent) -> VolumeOut:
+        """Return the output of the decoder: intensities, or of label maps logits ``[B C H W D]``."""
+        return super().decode(z)
+
+    def likeliest(self, values: Volume) -> VolumeOut:
+        """Return what :meth:`decode` makes of the output of the decoder: of label maps, one code per voxel."""
+        return coded(values.argmax(1, keepdim=True)).to(values.dtype) if self.label_maps else values
 
     def quantize(self, z: Latent) -> Latent:
         """Return codes in [−1, 1] with straight-through gradient."""
@@ -233,7 +240,7 @@ class AutoencoderFSQ(MaisiBackbone):
             # In training a bad batch gives a bad loss, and the run skips the step; a device assert would end the run.
             _refuse_non_finite(z)
         codes, tokens = self.quantizer(z)
-        return AutoencoderOutput(super().decode(codes), codes, z, None, tokens)
+        return AutoencoderOutput(self.decode_values(codes), codes, z, None, tokens)
 
     def reconstruct(self, x: Volume) -> VolumeOut:
         """Return the volume after a pass through the tokens."""
