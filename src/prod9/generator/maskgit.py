@@ -295,10 +295,7 @@ class _Run:
             )
         if (initial_tokens is None) != (initial_mask is None):
             raise ValueError("initial_tokens, initial_mask: expected together, got one; give both or neither")
-        if len(condition) != shape[0]:
-            raise ValueError(
-                f"condition: expected one per sample ({shape[0]}), got {len(condition)}; pass as many"
-            )
+        _require_one_each(condition, shape[0])
         self.sampler = sampler
         self.batch, self.length = shape[0], math.prod(shape[1:])
         self.num_groups = len(decoder.vocabulary.sizes)
@@ -426,6 +423,11 @@ class _Run:
 
     def _predict(self, step: int, rows: Tensor) -> TokenLogits:
         return self.branches.predict(step, self.tokens, self.mask, rows)
+
+
+def _require_one_each(condition: Condition, batch: int) -> None:
+    if len(condition) != batch:
+        raise ValueError(f"condition: expected one per sample ({batch}), got {len(condition)}; pass as many")
 
 
 def _one_each(

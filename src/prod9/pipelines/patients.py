@@ -136,11 +136,7 @@ class PatientPipeline:
             details: detail flows of either model, whose stage decides which it belongs to; others are looked for beside
                 the models.
         """
-        if control_strength is not None and not controls:
-            raise ConfigError(
-                f"control_strength: expected control networks with it, got {control_strength} alone; add --control "
-                "RUN, or leave --control-strength out."
-            )
+        changes = _strength(control_strength, controls)
         device = torch_device(device)
         chosen = _by_stage(detail, details)
         first = MaskGiTPipeline.from_checkpoint(
@@ -160,7 +156,6 @@ class PatientPipeline:
         if detail is not None:
             detail.require(first.detail, translator.detail)
         bases = {"first_control": first, "translator_control": translator.generator}
-        changes = [] if control_strength is None else [("control.control_strength", control_strength)]
         steering: dict[str, Any] = {}
         for path in controls:
             control = CheckpointManager.open(path, stage="maskgit_controlnet")
@@ -272,6 +267,18 @@ class PatientPipeline:
             seeds = {name: derived_seed(seed, labels[name], DETAIL_STREAM) for name in images}
             images = {name: noise.sharpen(v, name, seed=seeds[name], head=head) for name, v in images.items()}
         return images, head
+
+
+def _strength(value: float | None, controls: Sequence[str | Path]) -> list[tuple[str, Any]]:
+    """Return the change to the configs of ``controls`` that sets their strength; ConfigError where there is none."""
+    if value is None:
+        return []
+    if not controls:
+        raise ConfigError(
+            f"control_strength: expected control networks with it, got {value} alone; add --control RUN, or leave "
+            "--control-strength out."
+        )
+    return [("control.control_strength", value)]
 
 
 def _by_stage(choice: DetailChoice | None, paths: Sequence[str | Path]) -> dict[str, DetailChoice | None]:
