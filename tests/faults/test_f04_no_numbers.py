@@ -96,6 +96,15 @@ def test_f04_as_many_conditions_as_samples(count: int) -> None:
         )
 
 
+@pytest.mark.parametrize("count", [1, 3])
+def test_f04_as_many_conditions_as_latents(count: int) -> None:
+    """Three conditions for one latent gave three latents."""
+    sampler = RectifiedFlowSampler(**FLOW)
+    condition = FlowCondition(torch.zeros(count, dtype=torch.int64))
+    with pytest.raises(ValueError, match=rf"condition: expected one per sample \(2\), got {count}"):
+        sampler.sample(lambda x, time, condition: x, (2, 1, 2, 2, 2), condition, torch.Generator())
+
+
 def test_f04_a_source_of_no_class() -> None:
     """The number after the last class was taken for: not known."""
     network = TransformerDecoder(

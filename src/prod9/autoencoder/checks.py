@@ -1,7 +1,7 @@
 """Checks of arguments that all networks share; each raises ValueError with what was expected, and the remedy."""
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Sequence, Sized
 
 import torch
 from torch import Tensor
@@ -22,6 +22,12 @@ def require_finite(**values: float) -> None:
         raise ValueError(
             f"{', '.join(values)}: expected finite numbers, got {', '.join(wrong)}; correct these"
         )
+
+
+def require_one_each(condition: Sized, batch: int) -> None:
+    """Refuse more or fewer conditions than samples, which torch might broadcast."""
+    if len(condition) != batch:
+        raise ValueError(f"condition: expected one per sample ({batch}), got {len(condition)}; pass as many")
 
 
 def require_multiples(sides: Sequence[int], factor: int, what: str) -> None:

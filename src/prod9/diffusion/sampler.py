@@ -7,7 +7,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from prod9.autoencoder.checks import require_choice, require_finite
+from prod9.autoencoder.checks import require_choice, require_finite, require_one_each
 from prod9.diffusion.condition import FlowCondition
 from prod9.diffusion.diffusion_model import ControlResiduals
 from prod9.diffusion.scheduler import RectifiedFlowSchedulerRF
@@ -138,7 +138,7 @@ class RectifiedFlowSampler:
             callback: called after every step.
             weak: the weaker network of ``autoguidance_scale``; needed unless that is 0.
         """
-        self._require(weak)
+        self._require(weak, condition, shape)
         condition = condition.in_steps(self.steps)
 
         def evaluate(x: Tensor, time: Tensor, guided: bool) -> Tensor:
@@ -193,7 +193,7 @@ class RectifiedFlowSampler:
                 callback=callback,
                 weak=weak,
             )
-        self._require(weak)
+        self._require(weak, condition, shape)
 
         def evaluate(x: Tensor, time: Tensor, guided: bool) -> Tensor:
             residuals = controlnet(x, time, condition, control).scaled(control_strength)
@@ -272,7 +272,8 @@ class RectifiedFlowSampler:
             return result
         return result + self.autoguidance_scale * (strong - weak(x, time, condition).float())
 
-    def _require(self, weak: Velocity | None) -> None:
+    def _require(self, weak: Velocity | None, condition: FlowCondition, shape: Sequence[int]) -> None:
+        require_one_each(condition, shape[0])
         if weak is None and self.autoguidance_scale != 0.0:
             raise ValueError(
                 f"weak: expected a weaker network for autoguidance_scale {self.autoguidance_scale}, got None; pass "

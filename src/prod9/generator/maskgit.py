@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prod9.autoencoder.checks import require_below, require_choice, require_finite
+from prod9.autoencoder.checks import require_below, require_choice, require_finite, require_one_each
 from prod9.conditions import Condition
 from prod9.generator.branches import Branches, Control, ControlResult, Weak
 from prod9.generator.heads import TokenLogits
@@ -295,7 +295,7 @@ class _Run:
             )
         if (initial_tokens is None) != (initial_mask is None):
             raise ValueError("initial_tokens, initial_mask: expected together, got one; give both or neither")
-        _require_one_each(condition, shape[0])
+        require_one_each(condition, shape[0])
         self.sampler = sampler
         self.batch, self.length = shape[0], math.prod(shape[1:])
         self.num_groups = len(decoder.vocabulary.sizes)
@@ -423,11 +423,6 @@ class _Run:
 
     def _predict(self, step: int, rows: Tensor) -> TokenLogits:
         return self.branches.predict(step, self.tokens, self.mask, rows)
-
-
-def _require_one_each(condition: Condition, batch: int) -> None:
-    if len(condition) != batch:
-        raise ValueError(f"condition: expected one per sample ({batch}), got {len(condition)}; pass as many")
 
 
 def _one_each(
