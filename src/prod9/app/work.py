@@ -155,10 +155,12 @@ def _needed(path: Path | None, name: str) -> Path:
 
 def _record(model: Model, request: Request, results: list[Result]) -> dict[str, Any]:
     files = {**request.sources, "scan": request.scan, "mask": request.mask}
+    # A translator knows of its refiner and its detail flow, its generator does not.
+    used = model.pipeline if isinstance(model.pipeline, TranslationPipeline) else model.generator
     return {
         "prod9": __version__,
         "model": model.name,
-        "sha256": model.generator.sha256,
+        "sha256": used.sha256,
         "task": request.task,
         "label": request.label,
         "seed": request.seed,

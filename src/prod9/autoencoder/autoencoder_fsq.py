@@ -16,6 +16,7 @@ from jaxtyping import Int64
 from torch import Tensor, nn
 
 from prod9.autoencoder.backbone import BackboneOptions, MaisiBackbone
+from prod9.autoencoder.checks import require_below
 from prod9.autoencoder.native.fsq_function import FSQConstants, Radix, quantize
 from prod9.label_maps import TOP, classes_of, coded
 from prod9.types import AutoencoderOutput, Latent, TokenGrid, Volume, VolumeOut
@@ -92,7 +93,12 @@ class FiniteScalarQuantizer(nn.Module):
         return self._radix.pack(level).long().view(len(codes), *codes.shape[2:])
 
     def indices_to_codes(self, indices: TokenGrid) -> Latent:
-        """Return the float32 codes ``[B Z h w d]`` of ``indices``: the exact inverse of codes_to_indices."""
+        """Return the float32 codes ``[B Z h w d]`` of ``indices``: the exact inverse of codes_to_indices.
+
+        Raises ValueError for numbers that are no tokens, on CUDA an error of the device.
+        """
+        if not torch.compiler.is_compiling():
+            require_below(indices, self.vocab_size, "tokens")
         digits = self.indices_to_digits(indices.flatten(1)).movedim(-1, 1).to(self._width.dtype)
         zero = self._centre if self.symmetric else self._width
         codes = ((digits - zero) / self._width).contiguous()
@@ -200,8 +206,15 @@ class AutoencoderFSQ(MaisiBackbone):
 
     def decode(self, z: Latent) -> VolumeOut:
         """Return the volume of a latent, in the dtype of ``z``; of label maps, the coded map of the likeliest class."""
-        volume = super().decode(z)
-        return coded(volume.argmax(1, keepdim=True)).to(z.dtype) if self.label_maps else volume
+        return self.likeliest(self.decode_values(z))
+
+    def decode_values(self, z: Latent) -> VolumeOut:
+        """Return the output of the decoder: intensities, or of label maps logits ``[B C H W D]``."""
+        return super().decode(z)
+
+    def likeliest(self, values: Volume) -> VolumeOut:
+        """Return what :meth:`decode` makes of the output of the decoder: of label maps, one code per voxel."""
+        return coded(values.argmax(1, keepdim=True)).to(values.dtype) if self.label_maps else values
 
     def quantize(self, z: Latent) -> Latent:
         """Return codes in [−1, 1] with straight-through gradient."""
@@ -227,7 +240,7 @@ class AutoencoderFSQ(MaisiBackbone):
             # In training a bad batch gives a bad loss, and the run skips the step; a device assert would end the run.
             _refuse_non_finite(z)
         codes, tokens = self.quantizer(z)
-        return AutoencoderOutput(super().decode(codes), codes, z, None, tokens)
+        return AutoencoderOutput(self.decode_values(codes), codes, z, None, tokens)
 
     def reconstruct(self, x: Volume) -> VolumeOut:
         """Return the volume after a pass through the tokens."""

@@ -1,6 +1,7 @@
 """Checks of arguments that all networks share; each raises ValueError with what was expected, and the remedy."""
 
-from collections.abc import Collection, Sequence
+import math
+from collections.abc import Collection, Sequence, Sized
 
 import torch
 from torch import Tensor
@@ -12,6 +13,21 @@ def require_choice(name: str, value: str, known: Collection[str]) -> None:
     """Refuse a ``value`` of the option ``name`` that is none of ``known``."""
     if value not in known:
         raise ValueError(f"{name}: expected {' or '.join(known)}, got {value!r}; use one of these")
+
+
+def require_finite(**values: float) -> None:
+    """Refuse NaN and infinity: no comparison with a bound finds NaN, and all that is computed with it is NaN."""
+    wrong = [f"{name}={value}" for name, value in values.items() if not math.isfinite(value)]
+    if wrong:
+        raise ValueError(
+            f"{', '.join(values)}: expected finite numbers, got {', '.join(wrong)}; correct these"
+        )
+
+
+def require_one_each(condition: Sized, batch: int) -> None:
+    """Refuse more or fewer conditions than samples, which torch might broadcast."""
+    if len(condition) != batch:
+        raise ValueError(f"condition: expected one per sample ({batch}), got {len(condition)}; pass as many")
 
 
 def require_multiples(sides: Sequence[int], factor: int, what: str) -> None:

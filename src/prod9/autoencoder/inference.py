@@ -111,8 +111,14 @@ class AutoencoderInferenceWrapper(nn.Module):
 
     @torch.no_grad()
     def decode(self, latent: Latent) -> VolumeOut:
-        """Return the float32 volume of codes or z, ``downsampling_factor`` times as long on each side."""
-        return self._map(self.autoencoder.decode, latent.float(), self.autoencoder.downsampling_factor)
+        """Return the float32 volume of codes or z, ``downsampling_factor`` times as long on each side.
+
+        Of label maps, logits are blended: the mean of two class numbers is a third class.
+        """
+        network, latent = self.autoencoder, latent.float()
+        if isinstance(network, AutoencoderFSQ):
+            return network.likeliest(self._map(network.decode_values, latent, network.downsampling_factor))
+        return self._map(network.decode, latent, network.downsampling_factor)
 
     @torch.no_grad()
     def decode_tokens(self, tokens: TokenGrid) -> VolumeOut:

@@ -168,6 +168,15 @@ class DistillationConfig(Section):
         description="How the teacher is sampled; its guidance becomes part of the student. Null: as its file says.",
     )
 
+    @model_validator(mode="after")
+    def _teacher_is_alone(self) -> Self:
+        if self.teacher is not None and self.teacher.autoguidance_scale != 0.0:
+            raise ValueError(
+                "teacher.autoguidance_scale: expected 0, since a teacher is one network, without a weaker one, got "
+                f"{self.teacher.autoguidance_scale:g}; set it to 0"
+            )
+        return self
+
 
 class DiffusionLossConfig(Section):
     """DiffusionTrainer."""

@@ -8,7 +8,7 @@ import scipy.ndimage as ndi
 
 from prod9.data.intensity import find_background
 from prod9.data.labels import canonical_seg
-from prod9.data.layouts.find import scan_dataset
+from prod9.data.layouts.find import case_of
 from prod9.data.layouts.names import bare
 from prod9.errors import DataError
 from prod9.volumes import read, to_ras
@@ -53,17 +53,11 @@ class LesionFile:
 
     @classmethod
     def of(cls, path: Path, *, brain: Path | None = None, label_scheme: str = "auto") -> "LesionFile":
-        """Find the scan of the case of ``path`` beside it, unless ``brain`` is given.
+        """Find a scan of the case of ``path``, unless ``brain`` is given.
 
         Without one, the patient is the file's own name. Scheme ``auto`` takes that of the case, else canonical.
         """
-        try:
-            cases = scan_dataset(path.parent).cases
-        except DataError:  # a folder of no known layout holds no case
-            cases = ()
-        own = next(
-            (case for case in cases if case.seg is not None and case.seg.resolve() == path.resolve()), None
-        )
+        own = case_of(path)
         scheme = "canonical" if own is None else own.label_scheme
         if own is not None and brain is None:
             brain = next((image for name, image in own.images.items() if name not in own.channels), None)

@@ -152,9 +152,11 @@ class GridPlacement:
             resample: accept ``files`` on other voxels than the reference, and resample them by their affines.
 
         Raises:
-            DataError: for a volume without a head or of one intensity, one on other voxels unless ``resample``, and
-                one that would be too large at the model's spacing.
+            DataError: without files, for a volume without a head or of one intensity, one on other voxels unless
+                ``resample``, and one that would be too large at the model's spacing.
         """
+        if not files:
+            raise DataError("expected at least one volume to bring to the model's grid, got none; name one.")
         reference = next(iter(files.values()))
         if not resample:
             require_same_grid([file.header for file in files.values()])

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from prod9.autoencoder.checks import require_finite
 from prod9.detail.condition import DetailCondition
 from prod9.diffusion.sampler import draw_noise
 from prod9.types import Time, Volume
@@ -46,6 +47,7 @@ class DetailFlow:
     """
 
     def __init__(self, *, start_noise: float = 0.05, residual: float = 0.05) -> None:
+        require_finite(start_noise=start_noise, residual=residual)
         if start_noise <= 0 or residual <= 0:
             raise ValueError(
                 f"start_noise, residual: expected above 0, got {start_noise} and {residual}; use 0.05 for both"

@@ -7,7 +7,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from prod9.autoencoder.checks import require_choice
+from prod9.autoencoder.checks import require_choice, require_finite, require_one_each
 from prod9.diffusion.condition import FlowCondition
 from prod9.diffusion.diffusion_model import ControlResiduals
 from prod9.diffusion.scheduler import RectifiedFlowSchedulerRF
@@ -93,6 +93,7 @@ class RectifiedFlowSampler:
         if steps < 1:
             raise ValueError(f"steps: expected at least 1, got {steps}; use for example 30")
         require_choice("solver", solver, SOLVERS)
+        require_finite(guidance_scale=guidance_scale, autoguidance_scale=autoguidance_scale)
         start, end = float(guidance_interval[0]), float(guidance_interval[1])
         if not 0.0 <= start <= end <= 1.0:
             raise ValueError(
@@ -137,7 +138,7 @@ class RectifiedFlowSampler:
             callback: called after every step.
             weak: the weaker network of ``autoguidance_scale``; needed unless that is 0.
         """
-        self._require(weak)
+        self._require(weak, condition, shape)
         condition = condition.in_steps(self.steps)
 
         def evaluate(x: Tensor, time: Tensor, guided: bool) -> Tensor:
@@ -176,8 +177,9 @@ class RectifiedFlowSampler:
             others: see :meth:`sample`.
 
         Raises:
-            ValueError: for a negative ``control_strength``.
+            ValueError: for a negative ``control_strength``, NaN and infinity.
         """
+        require_finite(control_strength=control_strength, control_guidance_scale=control_guidance_scale)
         if control_strength < 0:
             raise ValueError(
                 f"control_strength: expected at least 0, got {control_strength}; 0 is the base alone"
@@ -191,7 +193,7 @@ class RectifiedFlowSampler:
                 callback=callback,
                 weak=weak,
             )
-        self._require(weak)
+        self._require(weak, condition, shape)
 
         def evaluate(x: Tensor, time: Tensor, guided: bool) -> Tensor:
             residuals = controlnet(x, time, condition, control).scaled(control_strength)
@@ -270,7 +272,8 @@ class RectifiedFlowSampler:
             return result
         return result + self.autoguidance_scale * (strong - weak(x, time, condition).float())
 
-    def _require(self, weak: Velocity | None) -> None:
+    def _require(self, weak: Velocity | None, condition: FlowCondition, shape: Sequence[int]) -> None:
+        require_one_each(condition, shape[0])
         if weak is None and self.autoguidance_scale != 0.0:
             raise ValueError(
                 f"weak: expected a weaker network for autoguidance_scale {self.autoguidance_scale}, got None; pass "

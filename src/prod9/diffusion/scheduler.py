@@ -11,7 +11,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from prod9.autoencoder.checks import require_choice
+from prod9.autoencoder.checks import require_choice, require_finite
 from prod9.diffusion.diffusion_model import (
     DiffusionModelRF as DiffusionModelRF,  # where the spec looks for it
 )
@@ -60,6 +60,7 @@ class RectifiedFlowSchedulerRF:
         base_size: int = 32**3,
     ) -> None:
         require_choice("sample_method", sample_method, SAMPLE_METHODS)
+        require_finite(logit_mean=logit_mean, logit_std=logit_std, transform_scale=transform_scale)
         if num_train_timesteps < 1 or transform_scale <= 0 or base_size < 1 or logit_std <= 0:
             raise ValueError(
                 "num_train_timesteps, base_size: expected at least 1; transform_scale, logit_std: above 0; "

@@ -8,6 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from prod9.autoencoder.checks import require_finite
 from prod9.conditions import Condition
 from prod9.generator.heads import TokenLogits
 from prod9.generator.token_decoder import MaskedDecoder
@@ -56,6 +57,7 @@ class Control:
     guidance_scale: float = 0.0
 
     def __post_init__(self) -> None:
+        require_finite(control_strength=self.strength, control_guidance_scale=self.guidance_scale)
         if self.strength < 0:
             raise ValueError(
                 f"control_strength: expected at least 0, got {self.strength}; 0 is the base alone"

@@ -94,6 +94,7 @@ class MaskGiTConditionGenerator(nn.Module):
             raise ValueError("source_latent: expected on the grid of the tokens, got None; pass it")
         source = condition.source_label
         source = torch.full_like(condition.label, -1) if source is None else source
+        require_below(source, self.num_classes, "labels of sources", least=-1)
         source = source.masked_fill(dropped | (source < 0), self.num_classes)
         sample = sample + self.source_label(source)[:, None]
         positions = self.source(fold(condition.source_latent.movedim(1, -1), self.patch_size))

@@ -26,6 +26,9 @@ Groups = Literal["balanced", "dense", "per_level"] | Sequence[Sequence[int]]
 _MOST_VALUES = 2**20
 """The most values of one group of levels."""
 
+_COLDEST = 1e-30
+"""The lowest temperature of a draw."""
+
 _BLOCK = 128
 """Width of a block of the two-level inverse CDF, near the square root of common vocabularies."""
 
@@ -313,6 +316,8 @@ class TokenLogits:
         temperature: divides the logits. top_p: nucleus of each group, the smallest set of its most likely values with
         this share of the probability; 1 keeps all.
         """
+        # Lower ones draw the mode just as surely, and the quotient would be infinite.
+        temperature = max(temperature, _COLDEST)
         values, log_prob = [], torch.zeros(uniform.shape[:-1], device=uniform.device)
         chain = self.chain()
         for g, u in enumerate(uniform.unbind(-1)):

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prod9.autoencoder.checks import require_choice
+from prod9.autoencoder.checks import require_below, require_choice, require_finite, require_one_each
 from prod9.conditions import Condition
 from prod9.generator.branches import Branches, Control, ControlResult, Weak
 from prod9.generator.heads import TokenLogits
@@ -155,6 +155,12 @@ class MaskGiTSampler:
     ) -> None:
         require_choice("order", order, ("confidence", *FIXED_ORDERS))
         require_choice("guidance_schedule", guidance_schedule, GUIDANCE_SCHEDULES)
+        require_finite(
+            temperature=temperature,
+            gumbel_temperature=gumbel_temperature,
+            guidance_scale=guidance_scale,
+            autoguidance_scale=autoguidance_scale,
+        )
         if steps < 1 or temperature <= 0 or not 0 < top_p <= 1:
             raise ValueError(
                 "steps, temperature, top_p: expected at least 1, above 0, and in (0, 1], got "
@@ -289,6 +295,7 @@ class _Run:
             )
         if (initial_tokens is None) != (initial_mask is None):
             raise ValueError("initial_tokens, initial_mask: expected together, got one; give both or neither")
+        require_one_each(condition, shape[0])
         self.sampler = sampler
         self.batch, self.length = shape[0], math.prod(shape[1:])
         self.num_groups = len(decoder.vocabulary.sizes)
@@ -307,6 +314,8 @@ class _Run:
             # Both are written to by flattened index and must be contiguous.
             self.mask = initial_mask.to(device, copy=True).contiguous()
             self.tokens = initial_tokens.to(device).contiguous().masked_fill(self.mask, 0)
+            # Digits of a larger number would be those of another token.
+            require_below(self.tokens, decoder.vocabulary.vocab_size, "initial_tokens")
             # Waits for the device once per run: the counts decide shapes.
             self.totals = self.mask.flatten(1).sum(1).tolist()
         # Given tokens are never drawn, and so never remasked.

@@ -13,7 +13,7 @@ from prod9.models import export as exports
 from prod9.models.checkpoint_header import Header, Opened
 from prod9.models.checkpoint_places import describe_input, find_recorded, recorded_places
 from prod9.models.checkpoint_weights import weights_of
-from prod9.models.weak import WEAK
+from prod9.models.weak import AUTO, WEAK
 from prod9.stages import STAGES
 
 REFINER = "refiner"
@@ -153,4 +153,8 @@ def _without_paths(header: Header) -> Header:
         config["data"] |= {"cache_dir": None, "split": config["data"]["split"] | {"file": None}}
     if "inputs" in config:
         config["inputs"] = dict.fromkeys(config["inputs"])
+    if (config.get("covariates") or {}).get("file"):
+        config["covariates"] |= {"file": Path(config["covariates"]["file"]).name}
+    if "weak_model" in (config.get("sampler") or {}):
+        config["sampler"] |= {"weak_model": AUTO}  # where an export keeps it
     return copy

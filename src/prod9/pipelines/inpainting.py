@@ -67,7 +67,7 @@ class InpaintingPipeline:
         margin: tokens around those that touch the region that are drawn again as well.
 
     Raises:
-        ConfigError: for a model that needs other modalities as well.
+        ConfigError: for a model that needs other modalities as well, and a ``blend`` wider than its grid.
         ValueError: for a ``blend`` or ``margin`` below 0.
     """
 
@@ -86,6 +86,11 @@ class InpaintingPipeline:
             )
         if blend < 0 or margin < 0:
             raise ValueError(f"blend, margin: expected at least 0, got {blend} and {margin}.")
+        if not blend <= max(generator.grid):
+            raise ConfigError(
+                f"blend: expected 0 to {max(generator.grid)}, the voxels along the model's grid, got {blend}; choose "
+                "less, for example 2."
+            )
         self.generator = generator
         self.control = control
         self.blend = blend
@@ -252,7 +257,8 @@ def touched_tokens(
 ) -> np.ndarray:
     """Return bool ``[h w d]``, True for tokens whose voxels a voxel of ``region`` overlaps.
 
-    The eight corners of each voxel are tested, which suffices while it is no larger than a token.
+    Points of each voxel are tested, from corner to corner, no further apart than a token is wide: a thick slice may
+    span several tokens.
 
     Args:
         region: bool on the voxels of ``affine``.
@@ -264,8 +270,9 @@ def touched_tokens(
     found = np.argwhere(region).astype(np.float64)
     to_grid = np.linalg.inv(grid_affine) @ affine
     touched = np.zeros(tuple(token_grid), dtype=bool)
-    for corner in product((-0.49, 0.49), repeat=3):
-        places = (found + corner) @ to_grid[:3, :3].T + to_grid[:3, 3]
+    pieces = np.ceil(np.abs(to_grid[:3, :3]).max(0) / factor).astype(int)
+    for point in product(*(np.linspace(-0.49, 0.49, count + 1) for count in pieces)):
+        places = (found + point) @ to_grid[:3, :3].T + to_grid[:3, 3]
         tokens = np.floor((places + 0.5) / factor).astype(np.int64)
         inside = ((tokens >= 0) & (tokens < np.asarray(token_grid))).all(1)
         touched[tuple(tokens[inside].T)] = True

@@ -100,9 +100,10 @@ class MAISIControlPipeline(AbstractControlPipeline):
             label: the class.
             segs: segmentations uint8 ``[H W D]``, canonical labels; None without any.
             seeds: one for each sample.
-            images: source volumes ``[C H W D]``.
+            images: source volumes ``[C H W D]``. That of the class itself is left out, as in training.
             report: called with the share done.
         """
+        images = self._without_target(label, images)
         condition = ControlCondition(
             seg=None if segs is None else torch.from_numpy(np.ascontiguousarray(segs)),
             label=torch.full((len(seeds),), label, dtype=torch.int64),
@@ -124,9 +125,21 @@ class MAISIControlPipeline(AbstractControlPipeline):
             **start,
         )
 
+    def _target(self, label: int) -> str:
+        return next(name for name, number in self.generator.label_map.items() if number == label)
+
+    def _without_target(self, label: int, images: np.ndarray | None) -> np.ndarray | None:
+        """Return ``images [B N H W D]`` with zeros for the modality that is made: the image would give it away."""
+        target = self._target(label)
+        if images is None or target not in self.source_modalities:
+            return images
+        shown = images.copy()
+        shown[:, self.source_modalities.index(target)] = 0.0
+        return shown
+
     def _origin(self, label: int, images: np.ndarray | None) -> torch.Tensor:
         """Return the mean latent ``[1 Z h w d]`` of ``images [B N H W D]``, alike for all B, in the flow's scale."""
-        target = next(name for name, number in self.generator.label_map.items() if number == label)
+        target = self._target(label)
         shown = [] if images is None else [
             torch.from_numpy(np.ascontiguousarray(images[0, slot]))
             for slot, name in enumerate(self.source_modalities)

@@ -136,6 +136,7 @@ class PatientPipeline:
             details: detail flows of either model, whose stage decides which it belongs to; others are looked for beside
                 the models.
         """
+        changes = _strength(control_strength, controls)
         device = torch_device(device)
         chosen = _by_stage(detail, details)
         first = MaskGiTPipeline.from_checkpoint(
@@ -155,7 +156,6 @@ class PatientPipeline:
         if detail is not None:
             detail.require(first.detail, translator.detail)
         bases = {"first_control": first, "translator_control": translator.generator}
-        changes = [] if control_strength is None else [("control.control_strength", control_strength)]
         steering: dict[str, Any] = {}
         for path in controls:
             control = CheckpointManager.open(path, stage="maskgit_controlnet")
@@ -241,8 +241,9 @@ class PatientPipeline:
         part = 1 / len(self.order)
         label = self.first.label_map[self.start_with]
         sample = _steered(self.first_control, seg, label) or self.first.sample_tokens
-        condition = MaskGiTCondition(torch.tensor([label]))
-        tokens = sample(condition, seeds=[derived_seed(seed, label)], report=within(report, 0, part))
+        drawn = [derived_seed(seed, label)]
+        condition = MaskGiTCondition(torch.tensor([label]), covariates=self.first.covariates_of(drawn))
+        tokens = sample(condition, seeds=drawn, report=within(report, 0, part))
         volume = self.first.decode_tokens(tokens)
         head = head_of(volume)
         noise = self.first.detail if isinstance(self.first.detail, ScanNoise) else None
@@ -266,6 +267,18 @@ class PatientPipeline:
             seeds = {name: derived_seed(seed, labels[name], DETAIL_STREAM) for name in images}
             images = {name: noise.sharpen(v, name, seed=seeds[name], head=head) for name, v in images.items()}
         return images, head
+
+
+def _strength(value: float | None, controls: Sequence[str | Path]) -> list[tuple[str, Any]]:
+    """Return the change to the configs of ``controls`` that sets their strength; ConfigError where there is none."""
+    if value is None:
+        return []
+    if not controls:
+        raise ConfigError(
+            f"control_strength: expected control networks with it, got {value} alone; add --control RUN, or leave "
+            "--control-strength out."
+        )
+    return [("control.control_strength", value)]
 
 
 def _by_stage(choice: DetailChoice | None, paths: Sequence[str | Path]) -> dict[str, DetailChoice | None]:

@@ -8,7 +8,7 @@ import numpy as np
 
 from prod9 import volumes
 from prod9.data.labels import canonical_seg, doubt
-from prod9.data.layouts.find import scan_dataset
+from prod9.data.layouts.find import case_of
 from prod9.data.seg_loss import Kept, describe_loss
 from prod9.data.stores.segmentations import check_classes
 from prod9.errors import ConfigError, DataError
@@ -178,15 +178,10 @@ def _in_slots(placed: Placed, sources: Mapping[str, Path], slots: Sequence[str])
 
 def _its_case(path: Path) -> tuple[dict[str, Path], str]:
     """Return the single-volume files of the case that ``path`` is the segmentation of, and its label scheme."""
-    try:
-        cases = scan_dataset(path.parent).cases
-    except DataError:  # a folder of no known layout holds no case
+    case = case_of(path)
+    if case is None:
         return {}, DEFAULT_SCHEME
-    for case in cases:
-        if case.seg is not None and case.seg.resolve() == path.resolve():
-            images: Mapping[str, Path] = {} if case.channels else case.images
-            return dict(images), case.label_scheme
-    return {}, DEFAULT_SCHEME
+    return {} if case.channels else dict(case.images), case.label_scheme
 
 
 def _require_same_voxels(seg: VolumeFile, head: VolumeFile) -> None:

@@ -21,6 +21,7 @@ from prod9.cli.augment.steps import (
     make_report,
     measure,
     scores_of,
+    state_of,
     suspects_of,
     write_sets,
 )
@@ -188,7 +189,8 @@ def _finish(
     from prod9.files import atomic_write, sha256
 
     notes = Notes(asked.output)
-    key = [sha256(asked.output / MADE / "manifest.json"), sha256(asked.split), asked.false_alarms]
+    made = sha256(asked.output / MADE / "manifest.json")
+    key = [made, sha256(asked.split), asked.false_alarms, state_of(asked.real)]
     audit = audit_made(asked, notes, key, device)
     names = [case_id(k) for k in range(num)]  # there may be more, of an earlier run
     suspects = suspects_of(audit, names)

@@ -1,6 +1,8 @@
 """The steps of ``prod9 augment`` after the patients are made; each is done once and noted."""
 
+import hashlib
 import json
+import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -63,6 +65,17 @@ class Notes:
 
         self._done[step] = key
         write_json(self._path, self._done)
+
+
+def state_of(real: Path) -> str:
+    """Return a digest of the files of the real patients: names, sizes and times of change, without reading them."""
+    from prod9.data.formats.convert import read_cases
+
+    cases, _ = read_cases(real)
+    files = {path for case in cases for path in (*case.images.values(), case.seg) if path is not None}
+    found = [(os.path.relpath(path, real), path.stat()) for path in sorted(files)]
+    told = [f"{name} {state.st_size} {state.st_mtime_ns}" for name, state in found]
+    return hashlib.sha256("\n".join(told).encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def audit_made(asked: Asked, notes: Notes, key: Any, device: Any) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from prod9.cli.generate.options import (
     SegsOption,
     Target,
     grouped,
+    require_seg,
 )
 from prod9.cli.generate.outputs import Inputs, OutputFolder, digest_of, report_made, require_distinct
 from prod9.cli.generate.run import (
@@ -103,6 +104,7 @@ def generate_control(
     """
     strength = {"control_strength": control_strength, "control_guidance_scale": control_guidance_scale}
     changes = [(f"control.{key}", value) for key, value in strength.items() if value is not None]
+    require_seg(label_scheme, "auto", seg)
     files, images = find_segmentations(seg or []), named_files(source or [])
     if reference is not None and len(files) != 1:
         raise ConfigError(f"--reference: expected a single segmentation to go with it, got {len(files)}")

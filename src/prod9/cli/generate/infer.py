@@ -89,8 +89,8 @@ def add_infer(app: App, *stages: Stage1) -> None:
 def find_volumes(inputs: Sequence[Path], output_dir: Path) -> dict[str, Path]:
     """Return output name → NIfTI file; files of a folder keep their place below it.
 
-    In folders, segmentations (by name) and files in ``output_dir`` are left out. Raises DataError when
-    there is nothing, ConfigError when two inputs would get one name or an output would replace its input.
+    In folders, segmentations (by name) and files in an ``output_dir`` inside of them are left out. Raises DataError
+    when there is nothing, ConfigError when two inputs would get one name or an output would replace its input.
     """
     from prod9.data.layouts.names import bare, is_volume
     from prod9.data.layouts.scan import find_volumes as walk_volumes
@@ -98,10 +98,15 @@ def find_volumes(inputs: Sequence[Path], output_dir: Path) -> dict[str, Path]:
 
     target = expand(output_dir).resolve()
     files: dict[str, Path] = {}
+
+    def is_result(path: Path, folder: Path) -> bool:
+        # A folder around all inputs, such as the current one, holds more than results.
+        return folder.resolve() in target.parents and target in path.resolve().parents
+
     for given in inputs:
         given = expand(given)
         if given.is_dir():
-            images = [p for p in walk_volumes(given, images_only=True) if target not in p.resolve().parents]
+            images = [p for p in walk_volumes(given, images_only=True) if not is_result(p, given)]
             found = [(p.relative_to(given), p) for p in images]
         elif given.is_file() and is_volume(given.name):
             found = [(Path(given.name), given)]
@@ -170,7 +175,7 @@ def _reconstruct(
             result, inputs = None, {}
             try:
                 inputs = inputs_of({"source": source})
-                if not all(folder.is_done(one, inputs) for one in names_of(name)):
+                if not folder.are_done(names_of(name), inputs):
                     result = pipeline.reconstruct(source)
             except DataError as error:
                 failed[name] = str(error)

@@ -18,6 +18,7 @@ from prod9.cli.generate.options import (
     Target,
     TokenSampler,
     grouped,
+    require_seg,
 )
 from prod9.cli.generate.outputs import inputs_of, report_made
 from prod9.cli.generate.run import (
@@ -149,6 +150,7 @@ def inpaint(
             f"{'--seg' if seg is not None else '--healthy'}: expected --control RUN with it, got none; without "
             "a control network the surroundings alone decide what is drawn"
         )
+    require_seg(label_scheme, "canonical", seg)
     from prod9 import volumes
 
     label, file = _named(source, label)

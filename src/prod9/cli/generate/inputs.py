@@ -15,8 +15,9 @@ if TYPE_CHECKING:
 def find_segmentations(given: Sequence[Path]) -> dict[str, Path]:
     """Return output name → segmentation file.
 
-    In a folder these are the files with ``seg`` in their names, or all where no name has it and none has a modality.
-    Raises DataError when there is nothing, ConfigError when two would get one name.
+    In a folder these are the files with ``seg`` in their names. Where no name has it, they are those of the cases in
+    the folder, as of an nnU-Net dataset, or all files without a modality in their names. Raises DataError when there is
+    nothing, ConfigError when two would get one name.
     """
     from prod9.data.layouts.names import SEG, parse_modality
     from prod9.data.layouts.scan import find_volumes as walk_volumes
@@ -29,7 +30,7 @@ def find_segmentations(given: Sequence[Path]) -> dict[str, Path]:
             inside = walk_volumes(path)
             kinds = {p: parse_modality(p.name) for p in inside}
             named = [p for p in inside if kinds[p] == SEG]
-            found = named or [p for p in inside if kinds[p] is None]
+            found = named or _of_cases(path) or [p for p in inside if kinds[p] is None]
         if not found or not found[0].exists():
             if path.is_symlink() and (message := unreachable(path)) is not None:
                 raise DataError(message)
@@ -41,6 +42,16 @@ def find_segmentations(given: Sequence[Path]) -> dict[str, Path]:
                 raise ConfigError(f"{files[name]} and {file} would both become {name}; give one at a time")
             files[name] = file
     return files
+
+
+def _of_cases(folder: Path) -> list[Path]:
+    """Return the segmentations of the cases of a dataset; none for a folder of no known layout."""
+    from prod9.data.layouts.find import scan_dataset
+
+    try:
+        return [case.seg for case in scan_dataset(folder).cases if case.seg is not None]
+    except DataError:
+        return []
 
 
 def named_files(given: Sequence[str]) -> dict[str, Path]:

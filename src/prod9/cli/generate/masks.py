@@ -93,7 +93,9 @@ def generate_masks(
         "--autoencoder": autoencoder,
         "a sampler": sampler.changes() or None,
     }
-    unused = {"--brain": brain, "--keep-grid": keep_grid or None}
+    unused: dict[str, Any] = {"--brain": brain, "--keep-grid": keep_grid or None}
+    if training is None:
+        unused["--label-scheme"] = None if label_scheme == "auto" else label_scheme
     _require_one(model, vary, given, unused)
     if model is not None:
         drawing = Drawing.of(
@@ -105,6 +107,7 @@ def generate_masks(
             seed=seed,
             volume_ml=volume,
             side=side,
+            label_scheme=label_scheme,
         )
         _draw(drawing, target, num_samples, training)
         return

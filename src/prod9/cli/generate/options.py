@@ -275,6 +275,12 @@ def _of_file(file: Path | None) -> list[tuple[str, Any]]:
     return [(f"sampler.{name}", value) for name, value in section.items()]
 
 
+def require_seg(label_scheme: str, default: str, seg: object) -> None:
+    """Refuse (ConfigError) a ``--label-scheme`` other than the ``default`` without the ``--seg`` that it is about."""
+    if label_scheme != default and not seg:
+        raise ConfigError(f"--label-scheme: expected --seg with it, got {label_scheme} alone; leave it out")
+
+
 def grouped(command: Callable[..., None]) -> Callable[..., None]:
     """Return ``command`` as Typer takes it: each field of a dataclass among its arguments is an option of its own.
 

@@ -103,21 +103,36 @@ class OutputFolder:
         Refuses (ConfigError) a file of unknown origin, and one that was made from another file with other content,
         since replacing it would lose it.
         """
+        return self.are_done([name], inputs)
+
+    def are_done(self, names: Iterable[str], inputs: Inputs | None = None) -> bool:
+        """Return whether :meth:`is_done` holds for all of ``names``, which are made together.
+
+        None is made before all of them were looked at, and the first that has changed is named alone.
+        """
+        changes = {name: self._changes(name, inputs or {}) for name in names}
+        changed = next(((name, keys) for name, keys in changes.items() if keys), None)
+        if changed is not None:
+            messages.print(f"{changed[0]} is made again, since this has changed: {', '.join(changed[1])}.")
+        return all(keys == [] for keys in changes.values())
+
+    def _changes(self, name: str, inputs: Inputs) -> list[str] | None:
+        """Return which inputs of a complete result have changed; None where there is none."""
         place = self.place(name)
         if self.overwrite:
-            return False
-        if self._merged is not None and self._merged.holds(name, inputs or {}):
-            return True
+            return None
+        if self._merged is not None and self._merged.holds(name, inputs):
+            return []
         if not place.exists():
-            return False
+            return None
         if name not in self.files:
             raise ConfigError(
                 f"{place}: exists, but {MANIFEST} does not say how it was made; move it away, choose "
                 "another --output-dir, or replace it with --overwrite."
             )
         if name in self._manifest.pending:
-            return False
-        now, then = dict(inputs or {}), self._manifest.inputs.get(name, {})
+            return None
+        now, then = dict(inputs), self._manifest.inputs.get(name, {})
         changed = self._manifest.changed_inputs(name, now)
         for key in changed:
             made_from, given = then.get(key, {}).get("path"), now.get(key, {}).get("path")
@@ -126,9 +141,7 @@ class OutputFolder:
                     f"{place}: was made from {made_from}, and would be replaced by the result of {given}; choose "
                     "another --output-dir, or replace it with --overwrite."
                 )
-        if changed:
-            messages.print(f"{name} is made again, since this has changed: {', '.join(changed)}.")
-        return not changed
+        return changed
 
     def expect(self, names: Sequence[str], *, of: Sequence[str], count: int | None = None) -> None:
         """Note which files this part of the work is to make, and which ``of`` all parts together.

@@ -21,6 +21,7 @@ from prod9.cli.generate.options import (
     SegsOption,
     Target,
     grouped,
+    require_seg,
 )
 from prod9.cli.generate.outputs import Inputs, OutputFolder, report_made
 from prod9.cli.generate.run import announce, carry_out, detail_settings, disk_mb, require_models
@@ -128,6 +129,7 @@ def make_patients(
     """
     chosen = form_of(form)
     automatic = is_automatic(seg, masks, training, label_scheme)
+    require_seg(label_scheme, "auto", seg)
     files = {} if automatic else find_segmentations(seg or [])
     use.check(*(detail or []))
     require_models(model, in_context, autoencoder, masks, *(control or []), *(detail or []))
@@ -304,7 +306,7 @@ def _generate(
         of=[*places.descriptions(num), *(name for k in range(num) for name in places.of(k))],
         count=len(mine),
     )
-    missing = [k for k in mine if not all(folder.is_done(name, inputs(k)) for name in places.of(k))]
+    missing = [k for k in mine if not folder.are_done(places.of(k), inputs(k))]
     if not missing:
         return
     for name, value in described.items():

@@ -1,6 +1,6 @@
 """``prod9 generate translate``: a modality that is missing, made from those that are there."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -79,7 +79,7 @@ class _LooseFiles:
 
     path: Path
 
-    def is_done(self, name: str, inputs: Inputs) -> bool:
+    def are_done(self, names: Iterable[str], inputs: Inputs) -> bool:
         """Return False: files that exist were refused, or are to be replaced."""
         return False
 
@@ -151,7 +151,7 @@ def translate(
     The result has the voxels, the orientation and the intensity range of the first source. With several
     samples it is their mean; each sample and the standard deviation per voxel are written beside it.
     """
-    _check_places(source, patient, output_dir, part)
+    _check_places(source, patient, output, output_dir, part)
     if refiner is not None and not refine:
         raise ConfigError("expected --refiner PATH or --no-refine, got both; leave one out")
     if sampling.autoguidance_scale and decode == "mean" and samples.num_samples == 1:
@@ -170,8 +170,7 @@ def translate(
         jobs, complete = [job.spelt(known)], []
     else:
         jobs, complete = jobs_of_cases(cases, None if target is None else known_as(target, known), known)
-    for each in jobs:
-        pipeline.check(list(each.sources), each.target, num_examples=len(shown))
+    _check_jobs(pipeline, jobs, shown, is_named=job is None)
     require_distinct(
         (path.as_posix(), each) for each in jobs for path in each.results(samples.num_samples).values()
     )
@@ -212,6 +211,31 @@ def translate(
         )
 
 
+def _check_jobs(
+    pipeline: "TranslationPipeline", jobs: Sequence[Job], shown: "Sequence[Case]", *, is_named: bool
+) -> None:
+    """Refuse (ConfigError) what the model cannot translate, before anything is made.
+
+    Args:
+        pipeline: the model.
+        jobs: what is to be made.
+        shown: patients of ``--example-patient``.
+        is_named: whether jobs are those of patients, whom the message has to name.
+    """
+    for job in jobs:
+        try:
+            pipeline.check(list(job.sources), job.target, num_examples=len(shown))
+        except ConfigError as error:
+            raise ConfigError(f"{job.name}: {error}") if is_named else error from None
+    for case in shown:
+        lacking = sorted({job.target for job in jobs} - case.images.keys())
+        if lacking:
+            raise ConfigError(
+                f"--example-patient: expected patients who have {', '.join(lacking)}, got {case.case_id} with "
+                f"{', '.join(case.images)}; name others"
+            )
+
+
 def _tell_next(
     results: OutputFolder | _LooseFiles, patient: Sequence[Path] | None, scores: Sequence[str], model: str
 ) -> None:
@@ -235,15 +259,33 @@ def _tell_next(
 
 
 def _check_places(
-    source: list[str] | None, patient: list[Path] | None, output_dir: Path | None, part: str | None
+    source: list[str] | None,
+    patient: list[Path] | None,
+    output: Path | None,
+    output_dir: Path | None,
+    part: str | None,
 ) -> None:
-    """Refuse (ConfigError) other than one kind of input with the options that belong to it."""
+    """Refuse (ConfigError) other than one kind of input with the options that belong to it.
+
+    Args:
+        source: ``--source``.
+        patient: ``--patient``.
+        output: ``--output``.
+        output_dir: ``--output-dir``.
+        part: ``--part``.
+    """
     if bool(source) == bool(patient):
         raise ConfigError(
             "expected --source NAME=FILE or --patient DIR, got " + ("both" if source else "neither")
         )
     if patient and output_dir is None:
         raise ConfigError("expected --output-dir DIR with --patient, got none; add it")
+    if source and output_dir is not None:
+        raise ConfigError("--output-dir: expected it with --patient, got --source; name the file by --output")
+    if patient and output is not None:
+        raise ConfigError(
+            "--output: expected it with --source, got --patient; name the folder by --output-dir"
+        )
     if source and part is not None:
         raise ConfigError("--part: expected it with --patient, got --source, which is one piece of work")
 
@@ -313,7 +355,7 @@ def _translate(
             paths = job.results(asked.num_samples)
             try:
                 inputs = inputs_of(job.files)
-                if all(folder.is_done(path.as_posix(), inputs) for path in paths.values()):
+                if folder.are_done((path.as_posix() for path in paths.values()), inputs):
                     continue
                 placed = pipeline.placement.place(read_job(job.sources), resample=asked.resample)
             except DataError as error:

@@ -40,6 +40,7 @@ class Drawing:
         volume_ml: of all lesions; None as in training.
         side: of all lesions; None as in training.
         originals: training masks of which no mask may be a copy.
+        label_scheme: what the values of ``originals`` mean.
     """
 
     pipeline: "MaskPipeline"
@@ -47,6 +48,7 @@ class Drawing:
     volume_ml: float | None = None
     side: str | None = None
     originals: tuple[Path, ...] = ()
+    label_scheme: str = "auto"
 
     @classmethod
     def of(
@@ -107,6 +109,7 @@ class Drawing:
             **({} if self.volume_ml is None else {"volume_ml": self.volume_ml}),
             **({} if self.side is None else {"side": self.side}),
             **({"no_copy_of": hashlib.sha256(known.encode()).hexdigest()} if known else {}),
+            **({} if self.label_scheme == "auto" else {"label_scheme": self.label_scheme}),
         }
 
     def masks(
@@ -151,7 +154,7 @@ class Drawing:
         from prod9.data.lesions import LesionFile
         from prod9.evaluation.masks import describe
 
-        files = [LesionFile.of(path) for path in self.originals]
+        files = [LesionFile.of(path, label_scheme=self.label_scheme) for path in self.originals]
         found = [describe(str(file.path), file.patient, file.load()) for file in files]
         known = [one for one in found if one is not None]
         if not known:

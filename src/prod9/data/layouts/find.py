@@ -38,6 +38,7 @@ _LOG = logging.getLogger(__name__)
 
 _YEARS = ("brats2015", "brats2018", "brats2019", "brats2020", "brats2021", "brats2023", "brats2024")
 _LISTED = ("datalist", "msd")
+_LABELS = ("labelsTr", "labelsTs")
 LAYOUTS: Mapping[str, Callable[[Path], Scan]] = {
     **dict.fromkeys(_YEARS, scan_brats),
     "msd": scan_msd,
@@ -67,6 +68,21 @@ class Dataset:
     problems: tuple[str, ...]
     absent: tuple[str, ...] = ()
     doubts: tuple[str, ...] = ()
+
+
+def case_of(seg: Path) -> Case | None:
+    """Return the case that ``seg`` is the segmentation of, None for none.
+
+    Its dataset is the folder of the file, or the one around ``labelsTr`` and ``labelsTs``, as of nnU-Net and the MSD.
+    """
+    folder = seg.parent.parent if seg.parent.name in _LABELS else seg.parent
+    try:
+        cases = scan_dataset(folder).cases
+    except DataError:  # a folder of no known layout holds no case
+        return None
+    return next(
+        (case for case in cases if case.seg is not None and case.seg.resolve() == seg.resolve()), None
+    )
 
 
 def scan_dataset(root: str | Path, *, layout: str = "auto", label_scheme: str = "auto") -> Dataset:

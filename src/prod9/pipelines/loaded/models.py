@@ -158,12 +158,17 @@ class TranslationModel(GeneratorModel[TranslationPipeline]):
             num_samples: how many.
             seed: of the first.
             steps: of the sampler; None as trained.
-            decode: ``sample``, or ``mean`` for the least error, smoother.
+            decode: ``sample``, or ``mean`` for the least error, smoother, and one volume.
             examples: other patients who have the target, as ``sources``; for models that were trained with some.
             resample: bring registered volumes on other voxels to those of the first.
             batch_size: samples drawn together.
         """
         require_draw(num_samples, seed, batch_size)
+        if decode == "mean" and num_samples > 1:
+            raise ConfigError(
+                f"decode: expected sample for {num_samples} samples, got mean, of which there is one; leave "
+                "num_samples out, or decode."
+            )
         pipeline, known = self._with_steps(steps), self.labels
         placement = pipeline.placement
         target = known_as(str(target), known)

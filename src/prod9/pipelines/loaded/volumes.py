@@ -146,7 +146,7 @@ def _of_array(data: Any, affine: Any, what: str) -> VolumeFile:
         if np.iscomplexobj(data):
             raise TypeError("complex numbers")
         voxels, matrix = np.asarray(data, dtype=np.float32), np.asarray(affine, dtype=np.float64)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RuntimeError) as error:  # the last of a tensor with a gradient
         raise ConfigError(
             f"{what}: expected a path or an array [H W D] of real numbers, got {type(data).__name__}."
         ) from error

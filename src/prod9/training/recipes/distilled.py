@@ -47,7 +47,10 @@ class DistilledFrom:
 
     @classmethod
     def opened(cls, opened: Opened, config: MaisiDiffusionConfig) -> "DistilledFrom":
-        """Load the teacher of the new run ``config``; CheckpointError for one of another flow."""
+        """Load the teacher of the new run ``config``.
+
+        Raises CheckpointError for one of another flow, ConfigError for one that is guided by a weaker network.
+        """
         loaded = CheckpointManager.load_diffusion(opened)
         assert config.distillation is not None
         own = recorded_config(loaded, MaisiDiffusionConfig)
@@ -56,7 +59,14 @@ class DistilledFrom:
                 f"{opened.path}: expected a teacher of the configured flow, got another; set flow to that of the "
                 f"teacher: {own.flow.model_dump(mode='json')}."
             )
-        return cls._of(loaded, config, config.distillation.teacher or own.sampler)
+        sampler = config.distillation.teacher or own.sampler
+        if sampler.autoguidance_scale:
+            raise ConfigError(
+                f"{opened.path}: expected a teacher without autoguidance, which a student cannot learn, got "
+                f"sampler.autoguidance_scale {sampler.autoguidance_scale:g}; say how it is sampled in "
+                "distillation.teacher."
+            )
+        return cls._of(loaded, config, sampler)
 
     @classmethod
     def recorded(cls, header: Header, config: MaisiDiffusionConfig) -> "DistilledFrom":
