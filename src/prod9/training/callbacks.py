@@ -96,6 +96,7 @@ def build_callbacks(
     monitor = section.checkpoint.monitor or module.recipe.monitor[0]
     mode = section.checkpoint.mode or module.recipe.monitor[1]
     check_monitor(monitor, config.stage)
+    weights = section.combined_metric.kwargs() if monitor == "val/combined_metric" else None
     keeper = KeepCheckpoints(
         folder=output_dir / "checkpoints",
         monitor=monitor,
@@ -104,6 +105,7 @@ def build_callbacks(
         every_steps=section.checkpoint.every_steps,
         early_step=_early_step(config),
         tidies=tidies,
+        weights=weights,
     )
     callbacks: list[Callback] = []
     if section.num_samples:
@@ -114,7 +116,9 @@ def build_callbacks(
         callbacks.append(LearningRateMonitor())
     if section.early_stopping is not None:
         callbacks.append(
-            StopWithoutImprovement(monitor=monitor, mode=mode, **section.early_stopping.kwargs())
+            StopWithoutImprovement(
+                monitor=monitor, mode=mode, weights=weights, **section.early_stopping.kwargs()
+            )
         )
     if config.trainer.progress:
         callbacks.append(RunProgress())
