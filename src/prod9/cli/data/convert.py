@@ -59,7 +59,7 @@ def convert(
     Voxels and geometry stay as they are. Synthetic cases train in every fold of nnU-Net and validate in none; IN is
     taken for synthetic where its own manifest says so. OUT appears when it is complete.
     """
-    from prod9.data.formats.convert import carry_out, plan_work, read_cases
+    from prod9.data.formats.convert import carry_out, lost_patients, plan_work, read_cases
     from prod9.data.formats.table import form_of
 
     chosen = form_of(form)
@@ -85,6 +85,16 @@ def convert(
     if absent:
         named = listing(absent, 3)
         warn(f"{split}: {len(absent)} of {plural(tested, 'test patient')} are not among the cases ({named}).")
+    lost = lost_patients(work)
+    if lost:
+        shown = listing(
+            (f"{patient} ({listing(names, 3)})" for patient, names in lost.items()), 3, joint="; "
+        )
+        warn(
+            f"{output_dir}: {plural(lost, 'patient')} with several cases will count as several patients, since the "
+            f"names of {form} do not say whose visits they are: {shown}. They may be in different parts of a split; "
+            "give them names such as P1_tp1 and P1_tp2, or list them in a CSV with a column patient."
+        )
     about = {
         "text": "Converted by prod9 data convert.",
         "source": str(source),

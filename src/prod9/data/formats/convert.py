@@ -140,6 +140,21 @@ def plan_work(
     )
 
 
+def lost_patients(work: Work) -> dict[str, list[str]]:
+    """Return patient → cases, for patients whose cases would count as several patients in the new form.
+
+    Its names alone say whose visit a case is, while a list has a column for it; names of BIDS hold the patient.
+    """
+    cases: dict[str, list[str]] = {}
+    for case in work.cases if work.form.name != "bids" else ():
+        cases.setdefault(case.patient_id, []).append(case.case_id)
+    return {
+        patient: names
+        for patient, names in cases.items()
+        if len({identify(name).patient_id for name in names}) > 1
+    }
+
+
 def carry_out(
     work: Work,
     target: Path,
