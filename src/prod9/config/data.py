@@ -76,7 +76,9 @@ class AugmentConfig(Section):
     bias_field_prob: Fraction = Field(default=0.0, description="Smooth multiplicative bias field.")
     gamma_prob: Fraction = Field(default=0.0, description="Random gamma between 0.7 and 1.5.")
     scale_prob: Fraction = Field(default=0.0, description="Random intensity gain between 0.9 and 1.1.")
-    affine_prob: Fraction = Field(default=0.0, description="Small random rotation (0.1 rad) and zoom (10%).")
+    affine_prob: Fraction = Field(
+        default=0.0, description="Small random rotation about (0.1 rad) and zoom along (10%) each axis."
+    )
 
 
 class VolumesSection(Section):

@@ -19,6 +19,8 @@ from prod9.system.wording import plural
 _UP_TO_2021 = {0: 0, 1: 1, 2: 2, 4: 3}
 AS_IS = "as_is"
 WHOLE_TUMOR = "whole_tumor"
+WRITTEN = "brats2024"
+"""Scheme of the segmentations that prod9 writes: canonical labels, the resection cavity too."""
 LABEL_SCHEMES: Mapping[str, Mapping[int, int]] = {
     # 2012 to 2015: 3 is the part of the tumour that does not enhance, which is part of the core in later years.
     "brats2015": {0: 0, 1: 1, 2: 2, 3: 1, 4: 3},

@@ -22,8 +22,10 @@ from prod9.errors import ConfigError
 
 # To be raised when the same files and options give other voxels than before, so that older caches are not used.
 _PREPROCESSING_VERSION = 2
-# Room around a crop for a rotation by 0.1 rad about each axis and a zoom of 10%: 1.1 · (1 + 2 · 0.1).
-_AFFINE_ROOM = 1.32
+_TURN = 0.1
+"""Largest rotation about each axis, in rad."""
+_ZOOM = 0.1
+"""Largest change of the lengths along each axis, as a share."""
 
 
 @dataclass(frozen=True)
@@ -37,9 +39,16 @@ class Augmentation:
     affine_prob: float
 
     def build_affine(self) -> list[mt.Transform]:
-        """Return the random rotation (0.1 rad) and zoom (10%), which need a margin around a crop."""
+        """Return the random rotation (0.1 rad) and zoom (10%), which need a margin around a crop.
+
+        MONAI takes a single number for the first axis alone, so each axis has its own.
+        """
         affine = mt.RandAffined(
-            "image", prob=self.affine_prob, rotate_range=0.1, scale_range=0.1, padding_mode="zeros"
+            "image",
+            prob=self.affine_prob,
+            rotate_range=[_TURN] * 3,
+            scale_range=[_ZOOM] * 3,
+            padding_mode="zeros",
         )
         return [affine] if self.affine_prob > 0 else []
 
@@ -112,7 +121,7 @@ class TransformBuilder:
         if not affine:
             return Stage1Transform(read_size=self.crop_size, crop=whole, whole=whole)
         return Stage1Transform(
-            read_size=tuple(math.ceil(n * _AFFINE_ROOM) for n in self.crop_size),
+            read_size=_affine_room(self.crop_size),
             crop=mt.Compose([*affine, mt.CenterSpatialCropd("image", roi_size=self.crop_size), *rest]),
             whole=whole,
         )
@@ -194,6 +203,11 @@ def _foreground_voxel(volume: np.ndarray, rng: np.random.Generator) -> np.ndarra
     found = np.flatnonzero(volume)
     place = rng.choice(found) if found.size else rng.integers(volume.size)
     return np.asarray(np.unravel_index(place, volume.shape))
+
+
+def _affine_room(size: Sequence[int]) -> tuple[int, ...]:
+    """Return the voxels around a crop of ``size`` that a rotation about each axis and a zoom may move into it."""
+    return tuple(math.ceil((1 + _ZOOM) * (side + _TURN * (sum(size) - side))) for side in size)
 
 
 def _clip(image: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ from prod9.evaluation.score_table import Evaluation, Score
 from prod9.evaluation.sets.entries import read_manifest
 from prod9.evaluation.sets.intervals import Floor, Interval, score_interval
 from prod9.evaluation.sets.members import number_members
-from prod9.evaluation.sets.patients import grid_of
+from prod9.evaluation.sets.patients import grid_and_spacing
 from prod9.evaluation.sets.volume_sets import BadFiles, Entry, Preparation, find_volumes
 from prod9.evaluation.settings import Report, SetSettings, silent
 from prod9.json_files import without_nan
@@ -75,8 +75,7 @@ def evaluate_covariates(
     asked = _asked(made_root, made)
     names, known = _read_table(Path(settings.table), sorted({name for one in asked for name in one}))
     training, held_out = _divided(real_root, made_root, settings, made, known, bad)
-    grid = settings.grid or grid_of(made[0])
-    spacing = settings.spacing or made[0].read().header.ras_spacing
+    grid, spacing = grid_and_spacing(made[0], settings)
     read = partial(_read, preparation=Preparation(grid, spacing), bad=bad, report=report)
     rows: list[_Read] = []
     for modality in sorted({entry.modality for entry in made}):

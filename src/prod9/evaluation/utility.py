@@ -27,7 +27,7 @@ from prod9.evaluation.sets.patients import (
     REGIONS,
     PatientSet,
     first_entry,
-    grid_of,
+    grid_and_spacing,
     read_patients,
     require_sizes,
 )
@@ -98,13 +98,13 @@ def evaluate_utility(
     trained_on = find_training_patients(
         [first_entry(case, settings.modalities) for case in held_out], synthetic_root, split=settings.split
     )
-    grid = settings.grid or grid_of(first_entry(synthetic[0], settings.modalities))
+    grid, spacing = grid_and_spacing(first_entry(synthetic[0], settings.modalities), settings)
     require_sizes(grid, len(settings.modalities), len(training) + len(synthetic) + len(held_out))
     read = partial(
         read_patients,
         modalities=settings.modalities,
         grid=grid,
-        spacing=settings.spacing,
+        spacing=spacing,
         bad=bad,
         report=report,
     )
@@ -118,7 +118,7 @@ def evaluate_utility(
     overlaps = _train_and_test(sets, tested, settings, device, report, kept)
     return Evaluation(
         command="evaluate utility",
-        settings={**asdict(settings), "grid": list(grid)},
+        settings={**asdict(settings), "grid": list(grid), "spacing": list(spacing)},
         sets={
             "real": _about(real_root, real, settings),
             "synthetic": _about(synthetic_root, made, settings),

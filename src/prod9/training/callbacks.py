@@ -94,6 +94,7 @@ def build_callbacks(
     """
     output_dir, section = Path(config.output_dir), config.callbacks
     monitor, mode = monitor_of(config)
+    weights = section.combined_metric.kwargs() if monitor == "val/combined_metric" else None
     keeper = KeepCheckpoints(
         folder=output_dir / "checkpoints",
         monitor=monitor,
@@ -102,6 +103,7 @@ def build_callbacks(
         every_steps=section.checkpoint.every_steps,
         early_step=_early_step(config),
         tidies=tidies,
+        weights=weights,
     )
     callbacks: list[Callback] = []
     if section.num_samples:
@@ -112,7 +114,9 @@ def build_callbacks(
         callbacks.append(LearningRateMonitor())
     if section.early_stopping is not None:
         callbacks.append(
-            StopWithoutImprovement(monitor=monitor, mode=mode, **section.early_stopping.kwargs())
+            StopWithoutImprovement(
+                monitor=monitor, mode=mode, weights=weights, **section.early_stopping.kwargs()
+            )
         )
     if config.trainer.progress:
         callbacks.append(RunProgress())

@@ -51,6 +51,10 @@ from prod9.training.trainer import build_loggers, build_trainer, quiet
 
 _ENDINGS = (("training", "max_steps"), ("training", "validate_every_steps"), ("callbacks", "early_stopping"))
 """Settings that decide when a run ends."""
+_WITHOUT_EFFECT = ("output_dir", "trainer", "callbacks")
+"""Sections that change nothing of what is trained."""
+_CHOOSING = ("callbacks.checkpoint.monitor", "callbacks.checkpoint.mode", "callbacks.combined_metric")
+"""Those of their settings that decide which checkpoint is the best."""
 
 log = logging.getLogger("prod9")
 
@@ -250,7 +254,7 @@ def _changed_keys(before: Any, now: Any, prefix: str = "") -> Iterator[str]:
     if isinstance(before, dict) and isinstance(now, dict):
         for key in before.keys() | now.keys():
             yield from _changed_keys(before.get(key), now.get(key), f"{prefix}.{key}" if prefix else str(key))
-    elif before != now and not prefix.startswith(("output_dir", "trainer", "callbacks")):
+    elif before != now and (prefix.startswith(_CHOOSING) or not prefix.startswith(_WITHOUT_EFFECT)):
         yield prefix
 
 

@@ -119,7 +119,25 @@ def _hardware(config: RunConfig, device: str) -> tuple[str, Any]:
     if accelerator == "mps" and not torch.backends.mps.is_available():
         raise ConfigError(f"--device: expected a Mac with MPS, got {device!r} without it; use --device cpu.")
     devices = [int(index)] if index else config.trainer.devices
+    _require_devices(devices, accelerator, count)
     return accelerator, 1 if devices == "auto" and accelerator == "cpu" else devices
+
+
+def _require_devices(devices: Any, accelerator: str, count: int) -> None:
+    """Refuse more devices, or other ids, than there are; a CPU has processes, which have no ids (ConfigError)."""
+    if devices == "auto" or (accelerator == "cpu" and isinstance(devices, int)):
+        return
+    if accelerator == "cpu":
+        raise ConfigError(
+            f"trainer.devices: expected a number of processes on the CPU, got the ids {devices}, which are for GPUs; "
+            f"use {len(devices)}, or --device cuda:{devices[0]}"
+        )
+    wanted = max(devices) + 1 if isinstance(devices, list) else devices
+    if wanted > count:
+        raise ConfigError(
+            f"trainer.devices: expected at most {count} of them, with ids from 0 to {count - 1}, got {devices}; use "
+            "fewer, or others"
+        )
 
 
 def _strategy(config: RunConfig, accelerator: str, devices: Any) -> str | Strategy:

@@ -99,13 +99,13 @@ def _doubts(headers: Headers) -> list[str]:
 def _resolution(config: "RunConfig", headers: Headers) -> list[str]:
     """Compare the voxels and extents of the scans with the grid that the run works on."""
     scans = [next(iter(kinds.values())) for kinds in headers.by_case.values() if kinds]
-    spacings = np.array([sorted(header.spacing) for header in scans])
+    spacings = np.array([header.ras_spacing for header in scans])
     wanted = config.data.spacing
     if wanted is None:
         _require_one_spacing(headers, spacings)
         return []
     found: list[str] = []
-    middle, target = np.median(spacings, axis=0), np.array(sorted(wanted))
+    middle, target = np.median(spacings, axis=0), np.array(wanted)
     if (middle / target).max() > _UPSAMPLED:
         found.append(
             f"data.spacing: the scans have voxels of {_mm(middle)} mm and would be resampled to {_mm(target)} mm: more "

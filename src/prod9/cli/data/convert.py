@@ -1,7 +1,7 @@
 """``prod9 data convert``: a dataset in another folder form."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,6 +11,9 @@ from prod9.cli.shared import DebugOption, JsonOption, console, print_json, resum
 from prod9.errors import ConfigError
 from prod9.system.machine import expand
 from prod9.system.wording import listing, plural
+
+if TYPE_CHECKING:
+    from prod9.data.formats.convert import Work
 
 FormatOption = Annotated[
     str, typer.Option("--format", metavar="brats|nnunet|bids", help="Form of the new folder.")
@@ -85,6 +88,7 @@ def convert(
     if absent:
         named = listing(absent, 3)
         warn(f"{split}: {len(absent)} of {plural(tested, 'test patient')} are not among the cases ({named}).")
+    _warn_of_lost_patients(work, output_dir)
     about = {
         "text": "Converted by prod9 data convert.",
         "source": str(source),
@@ -119,3 +123,17 @@ def _test_patients(split: Path | None) -> tuple[str, ...]:
     from prod9.data.splits import Split
 
     return Split.load(expand(split)).test
+
+
+def _warn_of_lost_patients(work: "Work", output_dir: Path) -> None:
+    from prod9.data.formats.convert import lost_patients
+
+    lost = lost_patients(work)
+    if not lost:
+        return
+    shown = listing((f"{patient} ({listing(names, 3)})" for patient, names in lost.items()), 3, joint="; ")
+    warn(
+        f"{output_dir}: {plural(lost, 'patient')} with several cases will count as several patients, as the names of "
+        f"{work.form.name} do not say whose visits they are: {shown}. They may be in different parts of a split; give "
+        "them names such as P1_tp1 and P1_tp2, or list them in a CSV with a column patient."
+    )

@@ -40,7 +40,9 @@ def fingerprint(report: Report) -> dict[str, Any]:
     )
     if not boxes.size:
         raise DataError(f"{report.root}: expected voxels to sum up, got none.")
-    spacings = np.asarray([_ras_spacing(kinds) for kinds in report.headers.by_case.values()])
+    spacings = np.asarray(
+        [next(iter(kinds.values())).ras_spacing for kinds in report.headers.by_case.values()]
+    )
     spacing = np.median(spacings, axis=0)
     keep = (
         "root",
@@ -56,7 +58,7 @@ def fingerprint(report: Report) -> dict[str, Any]:
     return {
         "format": FORMAT,
         **{key: facts[key] for key in keep},
-        "resample": len(report.headers.count(lambda h: str(sorted(round(mm, 2) for mm in h.spacing)))) > 1,
+        "resample": len(report.headers.count(lambda h: str([round(mm, 2) for mm in h.ras_spacing]))) > 1,
         "spacing_mm": [round(float(mm), 3) for mm in spacing],
         "head_mm": {"median": _rounded(np.median(boxes, axis=0)), "largest": _rounded(boxes.max(axis=0))},
         "grid": fit_grid(np.percentile(boxes, _COVERED, axis=0).tolist(), spacing.tolist()),
@@ -87,13 +89,6 @@ def read_fingerprint(path: Path) -> dict[str, Any]:
         if content["format"] != FORMAT:
             raise ValueError(f"format {str(content['format'])[:20]} instead of {FORMAT}")
     return content
-
-
-def _ras_spacing(kinds: dict[str, Any]) -> list[float]:
-    header = next(iter(kinds.values()))
-    matrix = np.abs(header.affine[:3, :3])
-    axes = [int(np.argmax(matrix[axis] / np.linalg.norm(matrix, axis=0))) for axis in range(3)]
-    return [header.spacing[axis] for axis in axes]
 
 
 def _rounded(values: np.ndarray) -> list[float]:

@@ -162,7 +162,7 @@ def _spacings(headers: Headers) -> Iterator[Finding]:
     found: dict[tuple[float, ...], list[str]] = defaultdict(list)
     for case, kinds in headers.by_case.items():
         for header in list(kinds.values())[:1]:
-            found[tuple(round(mm, 2) for mm in sorted(header.spacing))].append(case)
+            found[tuple(round(mm, 2) for mm in header.ras_spacing)].append(case)
             longest, shortest = max(header.spacing), min(header.spacing)
             if longest / shortest > _ANISOTROPY:
                 yield warning(
@@ -176,7 +176,9 @@ def _spacings(headers: Headers) -> Iterator[Finding]:
         listed = ", ".join(
             f"{millimetres(mm)} mm in {len(cases)} ({cases[0]})" for mm, cases in found.items()
         )
-        yield warning("spacings", f"voxel sizes differ: {listed}; set data.spacing to resample them to one.")
+        yield warning(
+            "spacings", f"voxel sizes (along RAS) differ: {listed}; set data.spacing to resample them."
+        )
 
 
 def _doubles(cases: Sequence[Case], headers: Headers) -> Iterator[Finding]:

@@ -54,7 +54,9 @@ def guessed_visits(cases: Sequence[Case]) -> dict[str, list[str]]:
 
 
 def _guessed(cases: Sequence[Case]) -> list[Case]:
-    return [case for case in cases if case.layout in _GUESSED and identify(case.case_id).year is None]
+    """Return the cases whose patient was guessed from a name; a list may say it instead."""
+    names = [(case, identify(case.case_id)) for case in cases if case.layout in _GUESSED]
+    return [case for case, name in names if name.year is None and name.patient_id == case.patient_id]
 
 
 def find_doubtful_labels(cases: Sequence[Case], voxels: Sequence[CaseVoxels]) -> Iterator[Finding]:

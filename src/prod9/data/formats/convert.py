@@ -140,6 +140,21 @@ def plan_work(
     )
 
 
+def lost_patients(work: Work) -> dict[str, list[str]]:
+    """Return patient → cases, for patients whose cases would count as several patients in the new form.
+
+    Its names alone say whose visit a case is, while a list has a column for it; names of BIDS hold the patient.
+    """
+    cases: dict[str, list[str]] = {}
+    for case in work.cases if work.form.name != "bids" else ():
+        cases.setdefault(case.patient_id, []).append(case.case_id)
+    return {
+        patient: names
+        for patient, names in cases.items()
+        if len({identify(name).patient_id for name in names}) > 1
+    }
+
+
 def carry_out(
     work: Work,
     target: Path,
@@ -248,10 +263,11 @@ def _write_seg(form: Form, case: Case, source: Path, target: Path) -> None:
     # A folder of BraTS is read by the year in each name, the others with canonical labels.
     year = identify(case.case_id).year if form.name == "brats" else None
     wanted = to_canonical if case.label_scheme == AS_IS else label_table(year or "brats2024")
-    values = {label: value for value, label in wanted.items()}
+    # Where two values mean one label, as in brats2015, the first stands for it.
+    values = {label: value for value, label in reversed(list(wanted.items()))}
     file = volumes.read(source)
     labels = canonical_seg(file.data, case.label_scheme, source)
-    alike = all(values.get(label) == value for value, label in to_canonical.items())
+    alike = wanted == to_canonical or all(values.get(label) == value for value, label in to_canonical.items())
     if alike and np.array_equal(file.data, np.rint(file.data)):
         _copy(source, target)
         return

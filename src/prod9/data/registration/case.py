@@ -13,7 +13,16 @@ from prod9.data.labels import canonical_seg
 from prod9.data.layouts.names import SEG, identify
 from prod9.data.registration import stripping
 from prod9.data.registration.atlas import Atlas
-from prod9.data.registration.geometry import Array, Placed, apply, foreground, overlap, resample
+from prod9.data.registration.geometry import (
+    Array,
+    Placed,
+    apply,
+    filled_around,
+    foreground,
+    masked_head,
+    overlap,
+    resample,
+)
 from prod9.data.registration.quality import write_picture
 from prod9.data.registration.record import CaseRecord, ScanRecord
 from prod9.data.registration.rigid import WORKING_MM, Rigid, register
@@ -88,7 +97,7 @@ def preprocess_case(case: Case, folder: Path, settings: Settings) -> CaseRecord:
     images = {}
     for name, scan in scans.items():
         back = np.linalg.inv(to_atlas @ scan.to_reference)
-        images[name] = _final(resample(scan.volume, shape, affine, back, order=3), brain)
+        images[name] = moved_scan(scan.volume, shape, affine, back, brain=brain)
         write(folder / _file_name(case, name), images[name], affine)
     if brain is not None:
         write(folder / f"{case.case_id}-{_MASK}.nii.gz", brain, affine, dtype=np.uint8)
@@ -195,9 +204,27 @@ def _brain(case: Case, settings: Settings, fixed: Placed, to_atlas: Array) -> Ar
     return None
 
 
-def _final(image: Array, brain: Array | None) -> Array:
-    """Return ``image`` with 0 outside the brain, and only there: 0 is how later steps know the background."""
-    if brain is None:
+def moved_scan(
+    scan: Placed, shape: tuple[int, ...], affine: Array, transform: Array, *, brain: Array | None
+) -> Array:
+    """Return a scan on another grid, with 0 outside its brain, or its head, and only there.
+
+    0 is how later steps know the background. The border of a scan that was masked before is not mixed with that
+    background, and what cubic interpolation swings beyond the border does not count as head.
+
+    Args:
+        scan: with intensities of 0 and above.
+        shape: of the grid.
+        affine: 4×4, its voxels to mm.
+        transform: mm of the grid to mm of the scan.
+        brain: bool of ``shape``; None takes nothing off.
+    """
+    head = None if brain is not None else masked_head(scan.data)
+    if head is not None:
+        scan = Placed(filled_around(scan.data, head), scan.affine)
+        brain = stripping.to_grid(head, scan.affine, shape, affine, transform)
+    image = resample(scan, shape, affine, transform, order=3)
+    if brain is None or not brain.any():
         return image
     least = 1e-3 * float(np.percentile(image[brain], 99.5))
     return np.where(brain, np.maximum(image, max(least, 1e-6)), 0).astype(np.float32)

@@ -10,11 +10,15 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.ndimage as ndi
 
-from prod9.data.intensity import find_background, otsu_threshold
+from prod9.data.intensity import bounding_box, find_background, otsu_threshold
 
 Array = np.ndarray
 _ALIASING = 1.2
 """Ratio of voxel sizes from which a volume is smoothed before it is resampled to larger voxels."""
+_REACH = 12
+"""Voxels beyond which a step has no effect on cubic interpolation."""
+_MOST_HEAD = 0.97
+"""Largest share of a scan that its head fills, if the rest has one value."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,12 +90,27 @@ def foreground(data: Array) -> Array:
     A scan with a background of one value is stripped or was masked: all else is head. In the noise of other scans
     the head is what is brighter than Otsu's threshold, without holes.
     """
-    inside = ~find_background(data).covers(data)
-    if inside.mean() > 0.97:
+    inside = masked_head(data)
+    if inside is None:
         top = float(np.percentile(data, 99.5))
         levels = (np.clip(data / max(top, 1e-6), 0, 1) * 255).astype(np.uint8)
         inside = levels > otsu_threshold(levels)
     return np.asarray(ndi.binary_fill_holes(ndi.binary_closing(inside, iterations=2)))
+
+
+def masked_head(data: Array) -> Array | None:
+    """Return bool of ``data [H W D]``: all but a background of one value; None where noise lies around the head."""
+    inside = ~find_background(data).covers(data)
+    return inside if inside.any() and inside.mean() <= _MOST_HEAD else None
+
+
+def filled_around(data: Array, inside: Array) -> Array:
+    """Return ``data`` with the value of the nearest voxel ``inside`` in each voxel around the box of these."""
+    box = tuple(slice(max(0, part.start - _REACH), part.stop + _REACH) for part in bounding_box(inside))
+    nearest: Array = ndi.distance_transform_edt(~inside[box], return_distances=False, return_indices=True)  # pyrefly: ignore[bad-assignment]
+    filled = data.copy()
+    filled[box] = data[box][tuple(nearest)]
+    return filled
 
 
 def overlap(first: Array, second: Array, *, within: Array | None = None) -> float:

@@ -17,7 +17,7 @@ from prod9.evaluation.anatomy.finders import Finders, read_on_grid, train_finder
 from prod9.evaluation.score_table import Evaluation, Score
 from prod9.evaluation.sets.intervals import Floor, mean_interval
 from prod9.evaluation.sets.members import Members, number_members
-from prod9.evaluation.sets.patients import PatientSet, first_entry, grid_of
+from prod9.evaluation.sets.patients import PatientSet, first_entry, grid_and_spacing
 from prod9.evaluation.sets.training_patients import find_training_patients
 from prod9.evaluation.sets.volume_sets import BadFiles
 from prod9.evaluation.settings import Report, silent
@@ -61,8 +61,8 @@ def evaluate_patients(
         )
     device, bad = device or torch.device("cpu"), BadFiles(skip=settings.skip_bad)
     cases = find_cases(made_root, modalities=settings.modalities)
-    grid = settings.grid or grid_of(first_entry(cases[0], settings.modalities))
-    how: dict[str, Any] = {"grid": grid, "spacing": settings.spacing, "bad": bad, "report": report}
+    grid, spacing = grid_and_spacing(first_entry(cases[0], settings.modalities), settings)
+    how: dict[str, Any] = {"grid": grid, "spacing": spacing, "bad": bad, "report": report}
     made = read_on_grid("made", cases, settings=settings, **how)
     finders = train_finders(real_root, settings, num_regions=_TUMOUR, without=made_root, device=device, **how)
     held_out = finders.held_out
@@ -71,7 +71,7 @@ def evaluate_patients(
     trained_on = find_training_patients(entries, made_root, split=settings.split)
     return Evaluation(
         command="evaluate patients",
-        settings={**asdict(settings), "grid": list(grid)},
+        settings={**asdict(settings), "grid": list(grid), "spacing": list(spacing)},
         sets={
             "real": {"path": str(real_root), "patients_trained_on": finders.num_training},
             "generated": {"path": str(made_root), "patients": made.num_patients},

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from prod9 import volumes
-from prod9.data.labels import canonical_seg
+from prod9.data.labels import WRITTEN, canonical_seg
 from prod9.data.layouts.names import bare
 from prod9.errors import DataError
 from prod9.evaluation.anatomy.finders import Finders, train_finders
@@ -20,13 +20,14 @@ from prod9.evaluation.judges.segmenter import dice
 from prod9.evaluation.score_table import Evaluation, Score
 from prod9.evaluation.sets.intervals import Floor, mean_interval
 from prod9.evaluation.sets.members import number_members
-from prod9.evaluation.sets.patients import REGIONS, grid_of, region_masks
+from prod9.evaluation.sets.patients import REGIONS, grid_and_spacing, region_masks
 from prod9.evaluation.sets.training_patients import find_training_patients
-from prod9.evaluation.sets.volume_sets import BadFiles, Entry, Preparation, find_volumes
+from prod9.evaluation.sets.volume_sets import BadFiles, Entry, Preparation, find_volumes, grid_at
 from prod9.evaluation.settings import Report, silent
 from prod9.evaluation.utility import TrainedSettings
 from prod9.json_files import without_nan
 from prod9.pipelines.placement import align
+from prod9.volumes import VolumeFile
 
 GROUP = "control"
 _NAME = re.compile(r"(?P<source>.+)_(?P<label>[^_]+)_\d{4,}$")
@@ -80,11 +81,9 @@ def evaluate_control(
     steered = find_volumes(steered_root, modalities=settings.modalities, bad=bad)
     names = tuple(sorted({entry.modality for entry in steered}))
     settings = replace(settings, modalities=names)
-    grid = settings.grid or grid_of(steered[0])
-    header = volumes.read_header(steered[0].path)
-    spacing = settings.spacing or header.ras_spacing
+    grid, spacing = grid_and_spacing(steered[0], settings)
     # Before any network is trained: a folder that lacks what steered it costs no time.
-    given = list(_read_steered(steered, Preparation(grid), bad))
+    given = list(_read_steered(steered, Preparation(grid, spacing), bad, any_grid=settings.grid is not None))
     if not given:
         raise DataError(
             f"{steered_root}: expected at least one readable volume with its segmentation, got none."
@@ -123,26 +122,34 @@ def evaluate_control(
 
 
 def _read_steered(
-    entries: Sequence[Entry], preparation: Preparation, bad: BadFiles
+    entries: Sequence[Entry], preparation: Preparation, bad: BadFiles, *, any_grid: bool
 ) -> Iterator[tuple[Entry, Tensor, Tensor]]:
-    """Yield each volume ``[1 H W D]`` with the masks of its regions ``[R H W D]``."""
+    """Yield each volume ``[1 H W D]`` with the masks of its regions ``[R H W D]``.
+
+    Args:
+        entries: the steered volumes.
+        preparation: how they are read.
+        bad: notes files that cannot be used.
+        any_grid: take volumes of another field of view than that of the grid.
+    """
     for entry in entries:
         try:
             file = entry.read()
             seg_path = _seg_of(entry)
             seg = volumes.read(seg_path)
             align({"volume": file, "seg": seg})
-            labels, _ = volumes.to_ras(canonical_seg(seg.data, "canonical", seg_path), file.header.affine)
-            volume = preparation.place(file)[0]
-            if volume.shape[1:] != labels.shape:
+            own = grid_at(file.header, preparation.spacing)
+            if own != preparation.grid and not any_grid:
                 raise DataError(
-                    f"{entry.path}: expected a volume of {preparation.grid} voxels as the others, got {labels.shape}; "
-                    "evaluate volumes of one model at a time."
+                    f"{entry.path}: expected a volume of {preparation.grid} voxels as the others, got {own}; "
+                    "evaluate volumes of one model at a time, or choose the voxels with --grid."
                 )
+            canonical = VolumeFile(canonical_seg(seg.data, WRITTEN, seg_path), seg.header)
+            volume, labels = preparation.place_with(file, canonical)
         except DataError as error:
             bad.report(entry, error)
             continue
-        yield entry, volume, region_masks(torch.from_numpy(labels.copy())[None])
+        yield entry, volume[0], region_masks(torch.from_numpy(labels)[None])
 
 
 def _seg_of(entry: Entry) -> Path:

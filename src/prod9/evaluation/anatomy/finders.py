@@ -45,7 +45,7 @@ def train_finders(
     settings: TrainedSettings,
     *,
     grid: Grid,
-    spacing: Spacing | None,
+    spacing: Spacing,
     num_regions: int,
     without: Path,
     bad: BadFiles,
@@ -58,7 +58,7 @@ def train_finders(
         real_root: folder of real patients with segmentations.
         settings: which patients, and for how long.
         grid: voxels along each axis.
-        spacing: voxel size in mm that real volumes are resampled to; None to leave it.
+        spacing: voxel size in mm that real volumes are resampled to.
         num_regions: how many of :data:`~prod9.evaluation.sets.patients.REGIONS` they find.
         without: folder of made patients or volumes, perhaps inside of ``real_root``, which are left out.
         bad: notes files that cannot be used.

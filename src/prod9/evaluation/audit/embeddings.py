@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from prod9.data.intensity import find_background
 from prod9.errors import DataError
 from prod9.evaluation.judges.features import AutoencoderFeatures
 from prod9.evaluation.judges.loading import load_autoencoder
@@ -140,8 +141,15 @@ def load_latents(model: str, *, device: torch.device) -> LatentEmbedding:
 
 
 def _unit(file: VolumeFile, data: np.ndarray) -> tuple[Tensor, Tensor]:
-    """Return intensities from 0 (background) to about 1 and the bool mask of the head, both ``[H W D]``."""
+    """Return intensities from 0 (background) to about 1 and the bool mask of the head, both ``[H W D]``.
+
+    A z-scored scan has tissue below its background, which is then no intensity like others.
+    """
     low, high = np.percentile(data, (1.0, 99.5))
+    around, background = None, find_background(data)
+    if background.values and low < min(background.values) - background.tolerance:
+        around = background.covers(data)
+        low, high = np.percentile(data[~around], (1.0, 99.5)) if not around.all() else (low, low)
     if not high > low:
         raise DataError(
             f"{file.header.path}: expected a volume with different intensities, got {low:g} nearly everywhere; leave "
@@ -150,6 +158,8 @@ def _unit(file: VolumeFile, data: np.ndarray) -> tuple[Tensor, Tensor]:
     # In place and in float32: the percentiles are float64 and would double the memory.
     unit = np.subtract(data, np.float32(low), order="C")
     unit *= np.float32(1.0 / (high - low))
+    if around is not None:
+        unit[around] = 0.0
     volume = torch.from_numpy(unit)
     return volume, volume > _HEAD
 

@@ -10,9 +10,9 @@ from prod9.data.cases import Case
 from prod9.data.preprocessing import dequantise
 from prod9.data.transforms import Augmentation, TransformBuilder
 from prod9.errors import ConfigError, DataError
-from prod9.evaluation.sets.volume_sets import PERCENTILES, BadFiles, Entry
-from prod9.evaluation.settings import Report
-from prod9.volumes import to_ras
+from prod9.evaluation.sets.volume_sets import PERCENTILES, BadFiles, Entry, Spacing, grid_at
+from prod9.evaluation.settings import Report, SetSettings
+from prod9.volumes import read_header
 
 Grid = tuple[int, int, int]
 REGIONS: Mapping[str, tuple[int, ...]] = {
@@ -70,11 +70,10 @@ def first_entry(case: Case, modalities: Sequence[str]) -> Entry:
     return Entry(case.case_id, case.patient_id, name, case.images[name], case.channels.get(name))
 
 
-def grid_of(entry: Entry) -> Grid:
-    """Return the voxels along each axis of RAS."""
-    file = entry.read()
-    h, w, d = to_ras(file.data, file.header.affine)[0].shape
-    return h, w, d
+def grid_and_spacing(entry: Entry, settings: SetSettings) -> tuple[Grid, Spacing]:
+    """Return the voxels that all volumes are brought to, and their size in mm: by default those of ``entry``."""
+    header = read_header(entry.path, channel=entry.channel)
+    return settings.grid or grid_at(header, settings.spacing), settings.spacing or header.ras_spacing
 
 
 def require_sizes(grid: Grid, num_modalities: int, num_cases: int) -> None:
@@ -98,7 +97,7 @@ def read_patients(
     *,
     modalities: Sequence[str],
     grid: Grid,
-    spacing: tuple[float, float, float] | None,
+    spacing: Spacing,
     bad: BadFiles,
     report: Report,
 ) -> PatientSet:
@@ -109,7 +108,7 @@ def read_patients(
         cases: to read.
         modalities: channels of a volume.
         grid: voxels along each axis.
-        spacing: voxel size in mm to resample to; None to leave it as it is.
+        spacing: voxel size in mm to resample to; the same for all sets that are compared.
         bad: notes files that cannot be used.
         report: called after each case.
     """

@@ -34,6 +34,7 @@ PERCENTILES = IntensityScaling(mode="percentile", lower=0.0, upper=99.5)
 _DESCRIBED = ("msd", "nnunet", "bids", "datalist")
 """Layouts that list their images; in all others names decide."""
 _SPACING_TOLERANCE = 0.01
+Spacing = tuple[float, float, float]
 
 
 def find_volumes(
@@ -232,15 +233,22 @@ class Preparation:
 
     def place(self, file: VolumeFile) -> Tensor:
         """Return the volume of a file on the grid."""
+        return self.place_with(file, None)[0]
+
+    def place_with(self, file: VolumeFile, seg: VolumeFile | None) -> tuple[Tensor, np.ndarray | None]:
+        """Return the volume of a file on the grid, and the labels ``seg``, on the same voxels, in its place."""
         data, _ = volumes.to_ras(file.data, file.header.affine)
         unit = file.header.dtype.kind == "f" and file.data.min() >= 0.0 and file.data.max() <= 1.0
         scaling = IntensityScaling(mode="range", lower=0.0, upper=1.0) if unit else PERCENTILES
         if data.shape == self.grid and (
             self.spacing is None or _close(file.header.ras_spacing, self.spacing)
         ):
-            return torch.from_numpy(scaling.scale(data, file.header.path).to_unit(data))[None, None]
+            labels = None if seg is None else volumes.to_ras(seg.data, seg.header.affine)[0].copy()
+            unit_data = scaling.scale(data, file.header.path).to_unit(data)
+            return torch.from_numpy(unit_data)[None, None], labels
         placement = GridPlacement(spacing=self.spacing, grid=self.grid, intensity=scaling)
-        return torch.from_numpy(placement.place({"volume": file}).images["volume"])[None, None]
+        placed = placement.place({"volume": file}, seg=seg)
+        return torch.from_numpy(placed.images["volume"])[None, None], placed.seg
 
 
 def prepare_for(
@@ -260,7 +268,7 @@ def prepare_for(
         real: the real set.
         generated: the generated set.
         bad: notes files whose headers cannot be read.
-        grid: by default that of the generated volumes.
+        grid: by default that of the generated volumes, at ``spacing`` if there is one.
         spacing: voxel size in mm to resample to.
     """
     headers = [_headers(entries, bad) for entries in (real, generated)]
@@ -269,7 +277,7 @@ def prepare_for(
             raise DataError(f"expected at least one readable {name} volume, got none.")
     if spacing is None:
         _require_one_spacing({**headers[0], **headers[1]})
-    preparation = Preparation(grid or _common_grid(headers[1]), spacing)
+    preparation = Preparation(grid or _common_grid(headers[1], spacing), spacing)
     return preparation, list(headers[0]), list(headers[1])
 
 
@@ -283,11 +291,17 @@ def _headers(entries: Sequence[Entry], bad: BadFiles) -> dict[Entry, VolumeHeade
     return found
 
 
-def _common_grid(headers: Mapping[Entry, VolumeHeader]) -> tuple[int, int, int]:
-    grids = {}
-    for header in headers.values():
-        h, w, d = np.asarray(header.shape)[_axis_order(header)].tolist()
-        grids[h, w, d] = header.path
+def grid_at(header: VolumeHeader, spacing: Spacing | None) -> tuple[int, int, int]:
+    """Return the voxels along each axis of RAS that hold the whole field of view of a file at ``spacing``."""
+    sides = np.asarray(header.shape)[_axis_order(header)]
+    if spacing is not None and not _close(header.ras_spacing, spacing):
+        sides = np.ceil(sides * np.asarray(header.ras_spacing) / spacing - _SPACING_TOLERANCE).astype(int)
+    h, w, d = np.maximum(sides, 1).tolist()
+    return h, w, d
+
+
+def _common_grid(headers: Mapping[Entry, VolumeHeader], spacing: Spacing | None) -> tuple[int, int, int]:
+    grids = {grid_at(header, spacing): header.path for header in headers.values()}
     if len(grids) > 1:
         (one, path), (other, second) = list(grids.items())[:2]
         raise DataError(
@@ -304,7 +318,7 @@ def _require_one_spacing(headers: Mapping[Entry, VolumeHeader]) -> None:
             sizes = [" × ".join(f"{mm:g}" for mm in h.spacing) for h in (header, first)]
             raise DataError(
                 f"{header.path}: expected voxels of {sizes[1]} mm as in {first.path}, got {sizes[0]} mm; choose the "
-                "voxel size to resample both to with --spacing X Y Z."
+                "voxel size to resample both to with --spacing X,Y,Z."
             )
 
 

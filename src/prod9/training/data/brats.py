@@ -23,6 +23,7 @@ from prod9.errors import DataError
 from prod9.label_maps import classes_of
 from prod9.measures.noise import noise_level
 from prod9.models.run_folder import holds_run
+from prod9.nifti.headers import times
 from prod9.system.progress import Progress
 from prod9.system.wording import plural
 from prod9.training.data.module import AbstractSegmentedDataModule
@@ -208,7 +209,7 @@ def axis_aligned(affine: np.ndarray, grid: Sequence[int]) -> np.ndarray:
 def check_spacing(cases: Sequence[Case]) -> None:
     """Refuse cases of different spacing, for a run that does not resample (DataError); reads headers only."""
     spacings = {
-        case.case_id: sorted(read_header(path, channel=case.channels.get(name)).spacing)
+        case.case_id: read_header(path, channel=case.channels.get(name)).ras_spacing
         for case in cases
         for name, path in list(case.images.items())[:1]
     }
@@ -216,8 +217,9 @@ def check_spacing(cases: Sequence[Case]) -> None:
     others = [c for c, spacing in spacings.items() if not np.allclose(spacing, first, atol=1e-2)]
     if others:
         raise DataError(
-            f"data.spacing: expected one spacing in all cases where it is null, got {first} mm in {first_id}, while "
-            f"{plural(others, 'other differs', 'others differ')} ({others[0]}: {spacings[others[0]]}); set "
+            f"data.spacing: expected one spacing in all cases where it is null, got {times(first)} mm (along RAS) in "
+            f"{first_id}, while {plural(others, 'other differs', 'others differ')} ({others[0]}: "
+            f"{times(spacings[others[0]])}); set "
             "data.spacing to resample."
         )
 

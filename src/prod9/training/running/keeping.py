@@ -2,6 +2,7 @@
 
 import logging
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -48,6 +49,7 @@ class KeepCheckpoints(Checkpoint):
         every_steps: save also after this number of steps.
         early_step: keep the weights of this step in a file of their own, for autoguidance; None for no such file.
         tidies: delete best checkpoints that are in no ranking when the training starts.
+        weights: of the parts of the metric, where it has some; with other ones its values mean something else.
     """
 
     def __init__(
@@ -60,6 +62,7 @@ class KeepCheckpoints(Checkpoint):
         every_steps: int | None = None,
         early_step: int | None = None,
         tidies: bool = False,
+        weights: Mapping[str, float] | None = None,
     ) -> None:
         self.folder = folder
         self.monitor = monitor
@@ -69,7 +72,9 @@ class KeepCheckpoints(Checkpoint):
         self.early_step = early_step
         self.best: list[Entry] = []
         self.tidies = tidies
+        self.ranked_by = {"monitor": monitor, "mode": mode, "weights": dict(weights or {})}
         self._new_best: Entry | None = None
+        self._outdated: list[Entry] = []
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Delete best checkpoints that are in no ranking because the run was killed before it wrote the ranking.
@@ -113,6 +118,9 @@ class KeepCheckpoints(Checkpoint):
         }
         ranked = rank([*(e for e in self.best if e["step"] != module.step), entry], self.mode)
         dropped, self.best = ranked[self.save_top_k :], ranked[: self.save_top_k]
+        if self.best:
+            dropped += [old for old in self._outdated if old["step"] != module.step]
+            self._outdated = []
         self._new_best = entry if entry in self.best else None
         module.note_validation(stopping=trainer.should_stop)
         if trainer.is_global_zero:
@@ -153,11 +161,19 @@ class KeepCheckpoints(Checkpoint):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the ranking, so that a resumed run goes on comparing."""
-        return {"best": self.best, "monitor": self.monitor}
+        return {"best": self.best, "ranked_by": self.ranked_by}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over the ranking of files that still exist, unless another metric ranked them."""
-        if state_dict.get("monitor", self.monitor) != self.monitor:
+        """Take over the ranking of files that still exist, unless it is one by another metric."""
+        before = state_dict.get("ranked_by", self.ranked_by)
+        if before != self.ranked_by:
+            log.warning(
+                "callbacks.checkpoint: the best checkpoints were ranked by %s; the ranking by %s begins anew, and "
+                "its first one replaces those before.",
+                _in_words(before),
+                _in_words(self.ranked_by),
+            )
+            self._outdated = state_dict["best"]
             return
         there = [entry for entry in state_dict["best"] if (self.folder / entry["file"]).is_file()]
         self.best = rank(there, self.mode)
@@ -180,6 +196,11 @@ class KeepCheckpoints(Checkpoint):
                 got,
             )
         return value
+
+
+def _in_words(ranked_by: Mapping[str, Any]) -> str:
+    parts = ", ".join(f"{name} {weight:g}" for name, weight in ranked_by["weights"].items())
+    return f"{ranked_by['monitor']} ({ranked_by['mode']}{', ' * bool(parts)}{parts})"
 
 
 def settle(folder: Path, best: list[Entry]) -> None:

@@ -1,5 +1,6 @@
 """How a run ends and goes on: the last step, signals, and a validation that is still due."""
 
+from collections.abc import Mapping
 from typing import Any, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -24,22 +25,41 @@ class InterruptedTrainingError(TrainingError):
 class StopWithoutImprovement(EarlyStopping):
     """Lightning's early stopping, for metrics that are missing in some validations, or NaN.
 
-    Both count as no improvement, and neither ends the run by itself.
+    Neither is an improvement, NaN counts as a validation without one, and neither ends the run by itself.
 
     Args:
         monitor: the key of the metric.
         mode: ``min`` or ``max``.
         patience: validations without improvement that are borne.
         min_delta: the least change that is an improvement.
+        weights: of the parts of the metric, where it has some.
     """
 
-    def __init__(self, *, monitor: str, mode: str, patience: int, min_delta: float) -> None:
+    def __init__(
+        self,
+        *,
+        monitor: str,
+        mode: str,
+        patience: int,
+        min_delta: float,
+        weights: Mapping[str, float] | None = None,
+    ) -> None:
         super().__init__(
             monitor, min_delta, patience, mode=mode, strict=False, check_finite=False,
         )  # fmt: skip
+        self.weights = dict(weights or {})
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state, with what the best score so far is a score of."""
+        return super().state_dict() | {"weights": self.weights}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the state, but with the patience of the config, which may have changed."""
+        """Restore the state, but with the patience of the config, which may have changed.
+
+        With other weights, scores cannot be compared with the best one before, and counting begins anew.
+        """
+        if state_dict.get("weights", self.weights) != self.weights:
+            return
         super().load_state_dict(state_dict | {"patience": self.patience})
 
 
