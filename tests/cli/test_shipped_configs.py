@@ -21,6 +21,7 @@ SHRINKS = yaml.safe_load((Path(__file__).parents[1] / "architecture" / "shrinks.
 DATA = Path("outputs/demo/data")
 STARTS = {
     "demo/stage1_sharp": "demo/stage1",
+    "demo/starter/stage1": "demo/stage1",
     "demo/maisi_few_steps": "demo/maisi_diffusion",
     "maisi/diffusion/brats_few_steps": "maisi/diffusion/brats",
 }
