@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import nibabel as nib
 import numpy as np
@@ -11,7 +11,13 @@ import torch
 
 from prod9.data.layouts.find import Case, find_cases
 from prod9.data.preprocessing import CaseVolumes, dequantise, quantise
-from prod9.data.transforms import IntensityScaling, TransformBuilder, crop_around_foreground
+from prod9.data.transforms import (
+    Augmentation,
+    IntensityScaling,
+    Pair,
+    TransformBuilder,
+    crop_around_foreground,
+)
 from prod9.errors import ConfigError, DataError
 
 MODALITIES = ("T1", "T1ce", "T2", "FLAIR")
@@ -225,3 +231,74 @@ def test_the_fingerprint_tells_preprocessing_apart_but_not_augmentation(make_tra
     ]
     assert len({t.fingerprint for t in same}) == 1
     assert len({t.fingerprint for t in [*same, *others]}) == 4
+
+
+class TestPairs:
+    """What belongs together is moved together, and only sources change their intensities."""
+
+    OFF: ClassVar = dict.fromkeys(
+        ("flip_prob", "bias_field_prob", "gamma_prob", "scale_prob", "affine_prob"), 0.0
+    )
+
+    def pair(self, side: int = 16) -> Pair:
+        """All volumes show the same box of tissue, brighter in one half."""
+        volume = torch.zeros(1, side, side, side)
+        volume[:, 3:-3, 4:-4, 5:-5] = 0.4
+        volume[:, side // 2 : -3, 4:-4, 5:-5] = 0.8
+        absent = torch.zeros_like(volume)
+        return Pair(
+            images=torch.cat([volume, volume]),
+            sources=torch.cat([volume, absent, volume]),
+            region=volume > 0.5,
+        )
+
+    def drawn(
+        self, pair: Pair, seed: int = 0, crop: tuple[int, int, int] | None = None, **chances: float
+    ) -> Pair:
+        builder = TransformBuilder(
+            spacing=None, grid=(16, 16, 16), crop_size=None, augment=Augmentation(**self.OFF | chances),
+            intensity=IntensityScaling(mode="range", lower=0.0, upper=1.0),
+        )  # fmt: skip
+        window, change = builder.build_pair_transforms(crop).draw(
+            pair.region.shape[1:], np.random.default_rng(seed)
+        )
+        cut = (..., *window)
+        return change(Pair(images=pair.images[cut], sources=pair.sources[cut], region=pair.region[cut]))
+
+    @pytest.mark.parametrize("crop", [None, (8, 12, 10)])
+    def test_turning_moves_everything_alike(self, crop: tuple[int, int, int] | None) -> None:
+        pair = self.pair()
+        made = self.drawn(pair, crop=crop, affine_prob=1.0, flip_prob=0.5)
+        assert made.region.shape == (1, *(crop or (16, 16, 16)))
+        assert made.region.dtype == torch.bool
+        assert made.images.shape[1:] == made.sources.shape[1:] == made.region.shape[1:]
+        for volume in (made.images[1], made.sources[0], made.sources[2]):
+            assert torch.equal(volume, made.images[0])
+        assert not made.sources[1].any()
+        if crop is None:
+            assert not torch.equal(made.images, pair.images)
+        # Nearest and linear interpolation differ by half a voxel, at edges.
+        inside = made.images[0] > 0.6
+        assert (inside != made.region[0]).float().mean() < 0.1
+
+    def test_intensities_change_in_each_source_by_itself_and_never_in_what_is_learnt(self) -> None:
+        pair = self.pair()
+        made = self.drawn(pair, gamma_prob=1.0, bias_field_prob=1.0)
+        assert torch.equal(made.images, pair.images)
+        assert torch.equal(made.region, pair.region)
+        assert not torch.equal(made.sources[0], made.sources[2])
+        assert torch.equal(made.sources > 0, pair.sources > 0), "the background stays exactly 0"
+        assert 0 <= made.sources.min() <= made.sources.max() <= 1
+
+    def test_a_flip_mirrors_all(self) -> None:
+        pair = self.pair()
+        made = self.drawn(pair, flip_prob=1.0)
+        for name in ("images", "sources", "region"):
+            assert torch.equal(getattr(made, name), getattr(pair, name).flip(1)), name
+
+    @pytest.mark.parametrize("chances", [{}, {"affine_prob": 1.0, "gamma_prob": 0.5, "scale_prob": 0.5}])
+    def test_the_stream_decides_everything(self, chances: dict[str, float]) -> None:
+        one, same, other = (self.drawn(self.pair(), seed, (8, 8, 8), **chances) for seed in (1, 1, 2))
+        assert torch.equal(one.sources, same.sources)
+        assert torch.equal(one.images, same.images)
+        assert not torch.equal(one.images, other.images)

@@ -70,7 +70,11 @@ class IntensityConfig(Section):
 
 
 class AugmentConfig(Section):
-    """Training-time augmentation; every probability is per sample."""
+    """Training-time augmentation of the stages that read volumes; every probability is per sample.
+
+    A refiner and a detail flow mirror, rotate and zoom all volumes of a patient alike, and change the intensities of
+    each source by itself. Stages that read tokens or latents change nothing but ``store_flips``.
+    """
 
     flip_prob: Fraction = Field(default=0.5, description="Left-right flip.")
     bias_field_prob: Fraction = Field(default=0.0, description="Smooth multiplicative bias field.")
@@ -94,7 +98,9 @@ class VolumesSection(Section):
     whole_volume_fraction: Fraction = Field(
         default=0.4, description="Stage 1: last share of the steps that trains on whole volumes at batch 1."
     )
-    augment: AugmentConfig = Field(default=AugmentConfig(), description="Augmentation.")
+    augment: AugmentConfig = Field(
+        default=AugmentConfig(), description="Augmentation: stage 1, refiners and detail flows."
+    )
     max_val_volumes: PositiveInt | None = Field(
         default=None,
         description="Volumes per validation, drawn once with the split's seed; null for all.",

@@ -6,8 +6,8 @@ its result is cached. The random transforms (crop, flip, …) are those of MONAI
 
 import json
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any, cast
 
 import numpy as np
@@ -26,6 +26,9 @@ _TURN = 0.1
 """Largest rotation about each axis, in rad."""
 _ZOOM = 0.1
 """Largest change of the lengths along each axis, as a share."""
+_IMAGE = {"image": "bilinear"}
+Window = tuple[slice, ...]
+"""A part of a volume, by axis."""
 
 
 @dataclass(frozen=True)
@@ -38,24 +41,30 @@ class Augmentation:
     scale_prob: float
     affine_prob: float
 
-    def build_affine(self) -> list[mt.Transform]:
+    def build_affine(self, keys: Mapping[str, str] = _IMAGE) -> list[mt.Transform]:
         """Return the random rotation (0.1 rad) and zoom (10%), which need a margin around a crop.
 
         MONAI takes a single number for the first axis alone, so each axis has its own.
+
+        keys: what is moved, all alike → how it is interpolated.
         """
         affine = mt.RandAffined(
-            "image",
+            tuple(keys),
             prob=self.affine_prob,
             rotate_range=[_TURN] * 3,
             scale_range=[_ZOOM] * 3,
+            mode=tuple(keys.values()),
             padding_mode="zeros",
         )
         return [affine] if self.affine_prob > 0 else []
 
-    def build_rest(self) -> list[mt.Transform]:
-        """Return the left-right flip and the intensity transforms, all of which keep a value of exactly 0."""
+    def build_flip(self) -> list[mt.Transform]:
+        """Return the left-right flip."""
+        return [mt.RandFlipd("image", prob=self.flip_prob, spatial_axis=0)] if self.flip_prob > 0 else []
+
+    def build_intensity(self) -> list[mt.Transform]:
+        """Return the intensity transforms, all of which keep a value of exactly 0."""
         candidates: list[tuple[float, Callable[[float], mt.Transform]]] = [
-            (self.flip_prob, lambda p: mt.RandFlipd("image", prob=p, spatial_axis=0)),
             (self.bias_field_prob, lambda p: mt.RandBiasFieldd("image", prob=p, coeff_range=(-0.2, 0.2))),
             (self.gamma_prob, lambda p: mt.RandAdjustContrastd("image", prob=p, gamma=(0.7, 1.5))),
             (self.scale_prob, lambda p: mt.RandScaleIntensityd("image", prob=p, factors=0.1)),
@@ -114,7 +123,8 @@ class TransformBuilder:
         """Return the transform to single-modality samples: augmented crops to train on, or whole volumes."""
         if not train:
             return Stage1Transform(read_size=None, crop=mt.Compose([]), whole=mt.Compose([]))
-        affine, rest = self.augment.build_affine(), [*self.augment.build_rest(), mt.Lambdad("image", _clip)]
+        affine = self.augment.build_affine()
+        rest = [*self.augment.build_flip(), *self.augment.build_intensity(), mt.Lambdad("image", _clip)]
         whole = mt.Compose([*affine, *rest])
         if self.crop_size is None:
             return Stage1Transform(read_size=None, crop=whole, whole=whole)
@@ -124,6 +134,17 @@ class TransformBuilder:
             read_size=_affine_room(self.crop_size),
             crop=mt.Compose([*affine, mt.CenterSpatialCropd("image", roi_size=self.crop_size), *rest]),
             whole=whole,
+        )
+
+    def build_pair_transforms(self, crop_size: tuple[int, int, int] | None) -> "PairTransform":
+        """Return the random change of a soft volume, the scan and its sources, to train on crops or whole volumes."""
+        affine = self.augment.build_affine({"image": "bilinear", "region": "nearest"})
+        intensity = self.augment.build_intensity()
+        return PairTransform(
+            crop_size=crop_size,
+            flip_prob=self.augment.flip_prob,
+            affine=mt.Compose(affine) if affine else None,
+            intensity=mt.Compose([*intensity, mt.Lambdad("image", _clip)]) if intensity else None,
         )
 
     def build_stage2_transforms(self, modalities: Sequence[str]) -> "Stage2Transform":
@@ -162,6 +183,97 @@ class Stage1Transform:
         sample = cast(dict[str, Tensor], pipeline({"image": dequantise(volume)[None]}))
         # Without MONAI's metadata, which would slow down every step.
         return sample["image"].as_subclass(Tensor)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """Volumes of one patient that belong together.
+
+    Attributes:
+        images: float32 ``[C H W D]`` in [0, 1]: what is learnt, and what it is learnt from.
+        sources: float32 ``[K H W D]`` in [0, 1]: other scans.
+        region: bool ``[1 H W D]``, where something is segmented.
+    """
+
+    images: Tensor
+    sources: Tensor
+    region: Tensor
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PairTransform:
+    """Crops, mirrors, turns and zooms the volumes of a :class:`Pair` alike, and changes the intensities of its sources.
+
+    Each source is changed by itself, as scanners differ, and what is learnt keeps its intensities.
+
+    Attributes:
+        crop_size: voxels of a crop; None takes whole volumes.
+        flip_prob: share of samples that are mirrored.
+        affine: turns and zooms ``image`` and ``region``; None for neither.
+        intensity: changes ``image``, one source; None for no change.
+    """
+
+    crop_size: tuple[int, int, int] | None
+    flip_prob: float
+    affine: mt.Compose | None
+    intensity: mt.Compose | None
+
+    def draw(self, sides: Sequence[int], rng: np.random.Generator) -> tuple[Window, Callable[[Pair], Pair]]:
+        """Return which part of volumes of ``sides`` voxels to read, and the random change of what is there."""
+        flip = bool(rng.random() < self.flip_prob)
+        window = self._window(sides, rng)
+
+        def change(pair: Pair) -> Pair:
+            if self.affine is not None:
+                pair = self._turned(pair, self.affine, rng)
+            if self.intensity is not None:
+                pair = replace(pair, sources=_changed_each(pair.sources, self.intensity, rng))
+            if not flip:
+                return pair
+            return Pair(
+                images=pair.images.flip(-3), sources=pair.sources.flip(-3), region=pair.region.flip(-3)
+            )
+
+        return window, change
+
+    def _window(self, sides: Sequence[int], rng: np.random.Generator) -> Window:
+        """Return a random crop, with the margin that turning needs."""
+        size = self.crop_size or sides
+        if self.crop_size is not None and self.affine is not None:
+            size = _affine_room(size)
+        lengths = [min(c, side) for c, side in zip(size, sides, strict=True)]
+        starts = [int(rng.integers(side - c + 1)) for side, c in zip(sides, lengths, strict=True)]
+        return tuple(slice(start, start + c) for start, c in zip(starts, lengths, strict=True))
+
+    def _turned(self, pair: Pair, affine: mt.Compose, rng: np.random.Generator) -> Pair:
+        count = len(pair.images)
+        affine.set_random_state(seed=int(rng.integers(2**32)))
+        volumes = {"image": torch.cat([pair.images, pair.sources]), "region": pair.region.float()}
+        made = cast(dict[str, Tensor], affine(volumes))
+        # Without MONAI's metadata, which would slow down every step.
+        image, region = (_middle(made[key].as_subclass(Tensor), self.crop_size) for key in volumes)
+        return Pair(images=image[:count], sources=image[count:], region=region > 0.5)
+
+
+def _changed_each(volumes: Tensor, change: mt.Compose, rng: np.random.Generator) -> Tensor:
+    """Return ``volumes [K H W D]``, each changed by itself; those that are 0 all over stay so."""
+    made = torch.zeros_like(volumes)
+    for number, volume in enumerate(volumes):
+        change.set_random_state(seed=int(rng.integers(2**32)))
+        if volume.any():
+            made[number] = cast(dict[str, Tensor], change({"image": volume[None]}))["image"].as_subclass(
+                Tensor
+            )[0]
+    return made
+
+
+def _middle(volume: Tensor, size: Sequence[int] | None) -> Tensor:
+    """Return the middle of ``volume [C H W D]``, at most ``size`` voxels; all of it for None."""
+    if size is None:
+        return volume
+    lengths = [min(c, side) for c, side in zip(size, volume.shape[1:], strict=True)]
+    starts = [(side - c) // 2 for side, c in zip(volume.shape[1:], lengths, strict=True)]
+    return volume[(..., *(slice(start, start + c) for start, c in zip(starts, lengths, strict=True)))]
 
 
 @dataclass(frozen=True)

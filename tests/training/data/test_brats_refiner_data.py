@@ -71,6 +71,20 @@ def test_a_training_draw_mirrors_all_of_a_sample_or_nothing(cohort: Path) -> Non
     assert all(torch.equal(kept[SampleKey(0, step)]["target"], kept[0]["target"]) for step in range(8))
 
 
+@pytest.mark.parametrize(
+    ("name", "target_too"), [("affine_prob", True), ("gamma_prob", False), ("bias_field_prob", False)]
+)
+def test_training_draws_are_augmented_as_the_config_says(cohort: Path, name: str, target_too: bool) -> None:
+    data, _ = make(cohort, data={"augment": {"flip_prob": 0.0, name: 1.0}})
+    samples = data._dataset("train")
+    drawn, plain = samples[SampleKey(0, 3)], samples[0]
+    assert not torch.equal(drawn["sources"], plain["sources"])
+    for volume in ("target", "decoded"):
+        assert torch.equal(drawn[volume], plain[volume]) != target_too
+    assert torch.equal(drawn["present"], plain["present"])
+    assert drawn["head_voxels"] == (drawn["sources"] > 0).any(0).sum()
+
+
 def test_a_training_crop_is_one_of_the_same_place_everywhere(cohort: Path) -> None:
     data, _ = make(cohort, data={"augment": {"flip_prob": 0.0}, "crop_size": [8, 12, 16]})
     samples = data._dataset("train")

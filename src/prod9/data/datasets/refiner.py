@@ -4,15 +4,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
 from torch.utils.data import Dataset
 
 from prod9.data.preprocessing import dequantise
 from prod9.data.sampling import SampleKey, index_of
 from prod9.data.stores.cache import CaseCache
 from prod9.data.stores.translations import VolumeStore
+from prod9.data.transforms import Pair, PairTransform
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,7 @@ class TranslationItem:
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class RefinerDataset(Dataset[dict[str, Any]]):
-    """One translation per sample with its sources and the scan; a SampleKey mirrors and crops all of them alike.
+    """One translation per sample with its sources and the scan; a SampleKey changes all of them at random, alike.
 
     Attributes:
         cases: the scans.
@@ -45,8 +44,7 @@ class RefinerDataset(Dataset[dict[str, Any]]):
         modalities: names in the order of a case's images.
         label_map: class of each modality, its slot among the sources.
         num_classes: number of slots.
-        crop_size: voxels of a training crop; None takes whole volumes.
-        flip_prob: share of training samples that are mirrored.
+        transform: crops and changes training samples.
         seed: of the run.
         clean: key by case and modality of the scans without noise in the store; None without them.
     """
@@ -57,8 +55,7 @@ class RefinerDataset(Dataset[dict[str, Any]]):
     modalities: Sequence[str]
     label_map: Mapping[str, int]
     num_classes: int
-    crop_size: tuple[int, int, int] | None
-    flip_prob: float
+    transform: PairTransform
     seed: int
     clean: Sequence[Sequence[str]] | None = None
 
@@ -73,43 +70,40 @@ class RefinerDataset(Dataset[dict[str, Any]]):
         """
         item = self.items[index_of(key)]
         target = self.modalities[item.target]
-        case = self.cases[item.case]
-        images = case.images
-        window, flip = self._draw(key, images.shape[1:])
-
-        def prepared(volume: Tensor) -> Tensor:
-            cut = volume[(..., *window)]
-            return cut.flip(-3) if flip else cut
-
-        sources = torch.zeros(self.num_classes, *(axis.stop - axis.start for axis in window))
-        present = torch.zeros(len(sources), dtype=torch.bool)
+        pair = self._pair(item, key)
+        present = torch.zeros(self.num_classes, dtype=torch.bool)
         for m in item.sources:
-            slot = self.label_map[self.modalities[m]]
-            sources[slot], present[slot] = prepared(dequantise(images[m])), True
-        labels = np.zeros(images.shape[1:], np.uint8) if case.seg is None else case.seg
-        more = (
-            {} if self.clean is None else {"clean": prepared(self.store[self.clean[item.case][item.target]])}
-        )
+            present[self.label_map[self.modalities[m]]] = True
+        decoded, true, *clean = pair.images.split(1)
         return {
-            **more,
-            "decoded": prepared(self.store[item.key]),
-            "sources": sources,
+            **({} if self.clean is None else {"clean": clean[0]}),
+            "decoded": decoded,
+            "sources": pair.sources,
             "present": present,
             # The refiner works on these voxels alone, and a GPU would have to be asked for their number.
-            "head_voxels": (sources > 0).any(0).sum() if present.any() else torch.tensor(sources[0].numel()),
-            "target": prepared(dequantise(images[item.target]))[None],
-            "region": prepared(torch.from_numpy(labels > 0))[None],
+            "head_voxels": (pair.sources > 0).any(0).sum() if item.sources else torch.tensor(decoded.numel()),
+            "target": true,
+            "region": pair.region,
             "label": torch.tensor(self.label_map[target]),
             "case_id": self.cases.cases[item.case].case_id,
             "modality": target,
         }
 
-    def _draw(self, key: int | SampleKey, sides: Sequence[int]) -> tuple[list[slice], bool]:
-        """Return the crop and whether to mirror it; an int takes the whole volume as it is."""
-        if not isinstance(key, SampleKey):
-            return [slice(0, side) for side in sides], False
-        rng = key.rng(self.seed)
-        flip = bool(rng.random() < self.flip_prob)
-        wanted = [min(c, side) for c, side in zip(self.crop_size or sides, sides, strict=True)]
-        starts = [int(rng.integers(side - c + 1)) for side, c in zip(sides, wanted, strict=True)]
-        return [slice(start, start + c) for start, c in zip(starts, wanted, strict=True)], flip
+    def _pair(self, item: TranslationItem, key: int | SampleKey) -> Pair:
+        """Return the volumes of ``item``; images are the soft one, the scan and, where it is kept, without noise."""
+        case = self.cases[item.case]
+        window, change = (slice(None),) * 3, None
+        if isinstance(key, SampleKey):
+            window, change = self.transform.draw(case.images.shape[1:], key.rng(self.seed))
+        cut = (..., *window)
+        images = [self.store[item.key][cut], dequantise(case.images[item.target][cut])[None]]
+        if self.clean is not None:
+            images.append(self.store[self.clean[item.case][item.target]][cut])
+        sources = torch.zeros(self.num_classes, *images[0].shape[1:])
+        for m in item.sources:
+            sources[self.label_map[self.modalities[m]]] = dequantise(case.images[m][cut])
+        region = torch.zeros(images[0].shape, dtype=torch.bool)
+        if case.seg is not None:
+            region = torch.from_numpy(case.seg[cut] > 0)[None]
+        pair = Pair(images=torch.cat(images), sources=sources, region=region)
+        return pair if change is None else change(pair)

@@ -107,8 +107,7 @@ class AbstractSoftDataModule(AbstractBraTSDataModule):
             modalities=data.modalities,
             label_map=data.label_map,
             num_classes=self._num_classes,
-            crop_size=data.crop_size,
-            flip_prob=data.augment.flip_prob,
+            transform=self._builder.transforms.build_pair_transforms(data.crop_size),
             seed=self.config.seed,
             clean=clean,
         )
