@@ -10,7 +10,6 @@ from prod9.training.recipes.table import all_recipes
 PSNR = Headline(
     text="reconstruction {value} dB",
     metric="psnr",
-    mode="max",
     digits=1,
     yardsticks=(Yardstick(text="the sources have {value}", metric="psnr_sources"),),
     also=(Yardstick(text="{percent} right", metric="accuracy"),),
@@ -20,10 +19,9 @@ PSNR = Headline(
 def test_a_line_has_the_score_the_best_and_the_yardstick():
     metrics = {"val/psnr": 24.06, "val/psnr_sources": 19.2, "val/accuracy": 0.159}
     assert PSNR.sentence(metrics) == "reconstruction 24.1 dB, 16% right; the sources have 19.2"
-    assert PSNR.sentence(metrics, best=(24.0, 400)) == (
-        "reconstruction 24.1 dB, 16% right, the best so far, before 24.0; the sources have 19.2"
+    assert PSNR.sentence(metrics, standing="the best so far") == (
+        "reconstruction 24.1 dB, 16% right, the best so far; the sources have 19.2"
     )
-    assert "best so far 25.0 at step 400" in PSNR.sentence(metrics, best=(25.0, 400))
 
 
 def test_what_was_not_measured_is_left_out():
@@ -41,6 +39,3 @@ def test_constants_are_yardsticks_too():
 @pytest.mark.parametrize("recipe", all_recipes())
 def test_every_recipe_has_a_headline_about_what_it_measures(recipe):
     assert recipe.headline.metric in recipe.metrics
-    # Lower is better exactly where the checkpoint of the same metric is picked so.
-    monitor, mode = recipe.monitor
-    assert monitor != f"val/{recipe.headline.metric}" or mode == recipe.headline.mode

@@ -11,6 +11,7 @@ import yaml
 
 from prod9.errors import ConfigError, MissingDependencyError, TrainingError
 from prod9.models.checkpoint_file import read_checkpoint
+from prod9.models.run_folder import write_index
 from prod9.training import run
 from prod9.training.run import train, validate
 from tests.processes import run as run_process
@@ -261,3 +262,16 @@ def test_translation_trains_and_samples_beside_the_target(make_config, memory_da
     result = train(config)
     assert "val/sample_distance" in result.metrics
     assert (Path(config.output_dir) / "samples" / "step-000006.png").exists()
+
+
+def test_the_result_says_where_other_weights_than_the_last_are_kept(make_config):
+    config = make_config("autoencoder", "run")
+    folder = Path(config.output_dir) / "checkpoints"
+    folder.mkdir(parents=True)
+    assert run._kept(config, 6) == ""
+    write_index(folder, [{"file": "best-step=000006.ckpt", "step": 6, "value": 0.7}])
+    assert run._kept(config, 6) == ""
+    write_index(folder, [{"file": "best-step=000000.ckpt", "step": 0, "value": 0.8}])
+    assert (
+        run._kept(config, 6) == ". The weights that are kept are those of step 0, the best by combined_metric"
+    )

@@ -119,5 +119,5 @@ def build_callbacks(
             )
         )
     if config.trainer.progress:
-        callbacks.append(RunProgress())
+        callbacks.append(RunProgress(keeper))
     return [*callbacks, StopAtEnd(), StopOnSignal(keeper, watch or Watch()), keeper, MakeUpValidation()]

@@ -43,6 +43,7 @@ from prod9.training.lightning.base import AbstractLightning, AnyRecipe
 from prod9.training.lightning.building import build_data_module as build_data_module
 from prod9.training.lightning.building import build_module as build_module
 from prod9.training.lightning.building import load_bases as load_bases
+from prod9.training.recipes.monitor import monitor_of
 from prod9.training.recipes.table import recipe_of
 from prod9.training.running.ending import ended_with_a_hint, is_first_rank, say
 from prod9.training.running.keeping import settle
@@ -174,7 +175,18 @@ def _train(
         trainer.fit(module, datamodule=data, ckpt_path=str(start.path) if start else None)
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if "/" in name}
     told = module.recipe.headline.sentence(metrics, constants=module.recipe.yardsticks())
-    return RunResult(CheckpointManager.resolve(output_dir), metrics, module.step, told)
+    return RunResult(
+        CheckpointManager.resolve(output_dir), metrics, module.step, told + _kept(config, module.step)
+    )
+
+
+def _kept(config: RunConfig, step: int) -> str:
+    """Return, in words, which weights are kept where they are not those of the last validation, at ``step``."""
+    best = read_index(Path(config.output_dir) / CHECKPOINTS)
+    if not best or best[0]["step"] == step:
+        return ""
+    metric = monitor_of(config)[0].removeprefix("val/")
+    return f". The weights that are kept are those of step {best[0]['step']}, the best by {metric}"
 
 
 def _require_inputs(opened: Opened, module: AbstractLightning[AnyRecipe]) -> None:
@@ -246,7 +258,7 @@ def _finished(config: RunConfig, start: Opened) -> RunResult:
         recorded = {name: math.nan if value is None else float(value) for name, value in values.items()}
     except (DataError, KeyError, TypeError, ValueError):
         recorded = {}
-    told = recipe_of(config).headline.sentence(recorded)
+    told = recipe_of(config).headline.sentence(recorded) + _kept(config, step)
     return RunResult(CheckpointManager.resolve(output_dir), recorded, step, told)
 
 

@@ -41,7 +41,6 @@ class AbstractGANRecipe(AbstractRecipe[AutoencoderConfig | MaisiVAEConfig, None,
     headline = Headline(
         text="reconstruction {value} dB inside the brain (PSNR)",
         metric="psnr_brain",
-        mode="max",
         digits=1,
         yardsticks=(
             Yardstick(
@@ -182,7 +181,6 @@ class LabelMapRecipe(AbstractGANRecipe):
     headline = Headline(
         text="reconstructed labels agree with Dice {value}",
         metric="dice",
-        mode="max",
         also=(
             Yardstick(text="whole lesion {value}", metric="dice_lesion"),
             Yardstick(text="brain {value}", metric="dice_brain"),

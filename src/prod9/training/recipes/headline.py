@@ -3,7 +3,6 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +25,6 @@ class Headline:
     Attributes:
         text: with ``{value}`` where the score stands.
         metric: its name, without the part.
-        mode: ``max`` where more is better.
         digits: behind the decimal point.
         yardsticks: what it is compared with.
         also: further scores in words, likewise.
@@ -34,7 +32,6 @@ class Headline:
 
     text: str
     metric: str
-    mode: Literal["min", "max"] = "min"
     digits: int = 2
     yardsticks: tuple[Yardstick, ...] = ()
     also: tuple[Yardstick, ...] = ()
@@ -44,17 +41,13 @@ class Headline:
         value = metrics.get(f"{part}/{self.metric}")
         return value if value is not None and math.isfinite(value) else None
 
-    def is_better(self, one: float, other: float) -> bool:
-        """Return whether ``one`` is better than ``other``."""
-        return one > other if self.mode == "max" else one < other
-
     def sentence(
         self,
         metrics: Mapping[str, float],
         *,
         part: str = "val",
         constants: Mapping[str, float] | None = None,
-        best: tuple[float, int] | None = None,
+        standing: str = "",
     ) -> str:
         """Return the line; empty where the score was not measured.
 
@@ -62,7 +55,7 @@ class Headline:
             metrics: of a validation or a test, by ``PART/NAME``.
             part: ``val`` or ``test``.
             constants: scores of yardsticks that the metrics do not hold, by name.
-            best: the best score of earlier validations of this session, and its step.
+            standing: how it compares with earlier validations, in words.
         """
         value = self.value(metrics, part)
         if value is None:
@@ -70,11 +63,7 @@ class Headline:
         known = {**(constants or {}), **{name.partition("/")[2]: one for name, one in metrics.items()}}
         said = [self._filled(self.text, value)]
         said += [self._filled(one.text, known[one.metric]) for one in self.also if one.metric in known]
-        if best is not None:
-            if self.is_better(value, best[0]):
-                said.append(f"the best so far, before {best[0]:.{self.digits}f}")
-            else:
-                said.append(f"best so far {best[0]:.{self.digits}f} at step {best[1]}")
+        said += [standing] if standing else []
         line = ", ".join(said)
         compared = [
             self._filled(one.text, known[one.metric]) for one in self.yardsticks if one.metric in known

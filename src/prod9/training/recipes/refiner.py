@@ -32,7 +32,6 @@ class RefinerRecipe(AbstractRecipe[RefinerConfig, Translator, RefinerBatch]):
     headline = Headline(
         text="translation {value} dB inside the brain (PSNR after fitting brightness and contrast)",
         metric="psnr_fitted",
-        mode="max",
         digits=1,
         yardsticks=(
             Yardstick(text="it had {value} dB before the refiner", metric="psnr_fitted_decoded"),

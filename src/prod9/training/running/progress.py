@@ -1,6 +1,8 @@
 """Progress of a run: steps, rate, time left, latest values; without a terminal, a line every 30 seconds."""
 
+import math
 import time
+from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
@@ -20,6 +22,8 @@ from prod9.system.terminal import PlainConsole as Console
 from prod9.system.verbosity import is_verbose
 from prod9.system.wording import duration
 from prod9.training.lightning.base import AbstractLightning
+from prod9.training.recipes.headline import Headline
+from prod9.training.running.keeping import KeepCheckpoints
 
 PLAIN_INTERVAL_S = 30.0
 """Seconds between lines in a log file."""
@@ -28,16 +32,21 @@ FIRST_PLAIN_S = 5.0
 
 
 class RunProgress(Callback):
-    """A Rich bar on a terminal, plain lines elsewhere, and one line per validation; only the first rank prints."""
+    """A Rich bar on a terminal, plain lines elsewhere, and one line per validation; only the first rank prints.
 
-    def __init__(self, console: Console | None = None) -> None:
+    Args:
+        keeper: knows the best checkpoints so far; called after this one.
+        console: where it prints; None for the stream of errors.
+    """
+
+    def __init__(self, keeper: KeepCheckpoints, console: Console | None = None) -> None:
         self.console = console or Console(stderr=True)
+        self._keeper = keeper
         self.values: dict[str, float] = {}
         self._bar: Progress | None = None
         self._task: Any = None
         self._started = self._printed = time.monotonic()
         self._first_step = 0
-        self._best: tuple[float, int] | None = None
         self._told_memory = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -97,14 +106,31 @@ class RunProgress(Callback):
                 self.console.print(f"  {name:<28} {value:.4f}")
 
     def _tell(self, module: AbstractLightning, measured: dict[str, float]) -> None:
-        """Print the headline of a validation, and remember the best."""
+        """Print the headline of a validation."""
         headline, total = module.recipe.headline, module.config.training.max_steps
-        line = headline.sentence(measured, constants=module.recipe.yardsticks(), best=self._best)
+        line = headline.sentence(
+            measured, constants=module.recipe.yardsticks(), standing=self._standing(measured, headline)
+        )
         if line:
             self.console.print(f"Validation at step {module.step} of {total}: {line}.")
-        value = headline.value(measured)
-        if value is not None and (self._best is None or headline.is_better(value, self._best[0])):
-            self._best = value, module.step
+
+    def _standing(self, measured: Mapping[str, float], headline: Headline) -> str:
+        """Return how a validation compares with those before, by the metric that picks the checkpoints."""
+        keeper = self._keeper
+        value = measured.get(keeper.monitor, math.nan)
+        if not keeper.best or not math.isfinite(value):
+            return ""
+        best = keeper.best[0]
+        better = value > best["value"] if keeper.mode == "max" else value < best["value"]
+        name = keeper.monitor.removeprefix("val/")
+        if name != headline.metric:
+            return (
+                f"the best so far by {name}"
+                if better
+                else f"the best so far by {name} was step {best['step']}"
+            )
+        old = f"{best['value']:.{headline.digits}f}"
+        return f"the best so far, before {old}" if better else f"best so far {old} at step {best['step']}"
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Close the bar."""
