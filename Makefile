@@ -6,6 +6,9 @@ DOCS_INSTALLED := .venv/.installed-docs
 RELEASE_INSTALLED := .venv/.installed-release
 BENCH_INSTALLED := .venv/.installed-bench
 
+# Processes that tests start would compile every module again.
+export PYTHONDONTWRITEBYTECODE :=
+
 .PHONY: help demo test coverage check bench bench-quick full-size gpu-suite soak docs pictures release clean
 
 help:  ## List the targets.

@@ -19,28 +19,11 @@ os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 import pytest
 from hypothesis import settings
-from jaxtyping import install_import_hook
 
 from prod9.system.waiting import limit_spinning
 from tests.pixels import write_pixel
 
-CHECKED_PACKAGES = [
-    *(f"prod9.autoencoder.autoencoder_{kind}" for kind in ("fsq", "maisi")),
-    *(f"prod9.autoencoder.{module}" for module in ("discriminator", "inference", "padding")),
-    "prod9.controlnet",
-    "prod9.diffusion",
-    "prod9.generator",
-    "prod9.training.algorithms",
-    "prod9.training.losses",
-    "prod9.measures.metrics",
-]
-"""Every annotated call in these is checked against its shapes and types; they must not be imported yet.
-
-Not the operators of autoencoders, which are called a hundred times per volume and compared with torch's in their own
-tests: checking their calls took a twentieth of the suite.
-"""
-
-pytest_plugins = ["tests.cpu_seconds"]
+pytest_plugins = ["tests.cpu_seconds", "tests.shape_checks"]
 
 if sys.platform == "win32":
     # Forks, named pipes, users and signals that Windows lacks.
@@ -62,16 +45,18 @@ if sys.platform == "win32":
 
 limit_spinning()  # none of the above imports torch
 
-install_import_hook(CHECKED_PACKAGES, "beartype.beartype")
-
 settings.register_profile("prod9", deadline=None, max_examples=25, derandomize=True, database=None)
 settings.load_profile("prod9")
 
 
 def pytest_collection_finish() -> None:
-    """Let the garbage collector pass over modules and tests, which stay: a full collection takes a second otherwise."""
+    """Let the garbage collector pass over modules and tests, which stay: a full collection takes a second otherwise.
+
+    And look at young objects less often: it took a twentieth of the suite.
+    """
     gc.collect()
     gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
 
 
 _connect = socket.socket.connect

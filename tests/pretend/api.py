@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves
 
 from tests.pretend.tensors import (
     CPU,
@@ -20,6 +19,7 @@ from tests.pretend.tensors import (
     held,
     inside,
     is_cuda,
+    leaves,
     note,
     to_device,
     to_host,
@@ -65,9 +65,11 @@ class _Function(TorchFunctionMode):
             with inside(on_device=True), self:  # what it calls in Python is to find the device too
                 kwargs["grad_tensors"] = kwargs.pop("gradient", None)
                 return torch.autograd.backward(*args, **kwargs)
-        asked, given = kwargs.get("device"), tree_leaves((args, kwargs))
+        asked = kwargs.get("device")
         free = asked is None or is_cuda(asked)
-        with inside(on_device=free and any(isinstance(leaf, PretendTensor) for leaf in given)):
+        with inside(
+            on_device=free and any(isinstance(leaf, PretendTensor) for leaf in leaves((args, kwargs)))
+        ):
             return self._call(func, args, kwargs)
 
     def _call(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:

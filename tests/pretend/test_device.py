@@ -21,7 +21,7 @@ def prod9_calls(function):
     """Call ``function`` as if prod9 did: what tests themselves wait for is not counted."""
     space = {"function": function}
     source = "def called():\n    return function()\n"
-    exec(compile(source, str(PACKAGE / "module.py"), "exec"), space)
+    exec(compile(source, f"{PACKAGE}module.py", "exec"), space)
     return space["called"]()
 
 
