@@ -16,7 +16,7 @@ from typing import Any
 from prod9.system.processes import clean_context
 from tests.pixels import write_pixel
 
-PRELOADED = ("prod9.cli.app", "prod9.training.run", "prod9.pipelines.load", "prod9.training.data.encoders")
+PRELOADED = ("prod9.cli.app", "prod9.training.run", "prod9.pipelines.loaded", "prod9.training.data.encoders")
 
 
 def start(
