@@ -67,6 +67,10 @@ def test_early_weights_guide_and_are_recorded(folder, tmp_path):
     ran, off = generated(folder / "stage2", tmp_path / "off", "--autoguidance", 0, "--weak-model", "nowhere")
     assert ran.code == 0, ran.err
     assert off == plain, "scale 0 loads nothing and changes nothing"
+    ran, _ = generated(folder / "stage2", tmp_path / "unused", "--weak-model", "nowhere")
+    assert ran.code == 2
+    assert "--weak-model: expected --autoguidance SCALE with it, got nowhere" in ran.err
+    assert not (tmp_path / "unused").exists()
     manifests = [json.loads((tmp_path / name / "manifest.json").read_text()) for name in ("plain", "off")]
     assert manifests[0]["settings"] == manifests[1]["settings"]
     assert "weak" not in manifests[0]["settings"]["sha256"]

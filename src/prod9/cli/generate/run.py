@@ -18,6 +18,7 @@ from prod9.cli.generate.outputs import Inputs, OutputFolder
 from prod9.cli.parts.option import chosen_part
 from prod9.cli.stage import load_for_model, print_check
 from prod9.devices import torch_device
+from prod9.errors import ConfigError
 from prod9.system.parts import WorkPart
 from prod9.system.progress import within
 
@@ -66,12 +67,26 @@ def build_pipeline(
     require_models(model.model)
     overrides: list[Any] = [*(model.overrides or []), *changes]
     config, source = load_for_model(stages, model.config, model.model, overrides=overrides)
+    _refuse_unused_weak_model(config, [change for change in overrides if not isinstance(change, str)])
     if model.print_config:
         shared.print_config(config)
         raise typer.Exit
     require_models(Path(source))
     announce(model.model)
     return build(source, settings=config, device=torch_device(model.device)), config
+
+
+def _refuse_unused_weak_model(config: "RunConfig", changes: Sequence[tuple[str, Any]]) -> None:
+    """Refuse (ConfigError) a weaker model that nothing is guided by, unless a scale of 0 was asked for."""
+    given = dict(changes)
+    weak, sampler = given.get("sampler.weak_model", "auto"), getattr(config, "sampler", None)
+    if weak == "auto" or "sampler.autoguidance_scale" in given:
+        return
+    if not getattr(sampler, "autoguidance_scale", 0.0):
+        raise ConfigError(
+            f"--weak-model: expected --autoguidance SCALE with it, got {weak} and a model that was set to no such "
+            "guidance; give a scale, such as 0.25, or leave it out"
+        )
 
 
 def sampling_settings(config: "RunConfig") -> dict[str, Any]:
