@@ -191,12 +191,13 @@ def is_there(path: str, more: set[str]) -> bool:
     return any(str(one) in known for one in (Path(path), *Path(path).parents))
 
 
-def shipped_outputs() -> set[str]:
+@cache
+def shipped_outputs() -> frozenset[str]:
     """Return where the shipped configs write, but for those that the demo uses in a folder of its own."""
     outputs = {load_config(name, fill_variables=False).output_dir for name in shipped_configs()}
-    return {
+    return frozenset(
         path.replace("${PROD9_RUNS:runs}", "runs") for path in outputs if not path.startswith("outputs/demo")
-    }
+    )
 
 
 if __name__ == "__main__":

@@ -53,7 +53,7 @@ def test_the_other_lines_name_what_is_there():
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_paths_are_those_that_the_demo_or_an_earlier_command_makes(page):
-    made = shipped_outputs()
+    made = set(shipped_outputs())
     for line in (line for line in lines_of(page) if line.program in MODULES):
         values = parsed(line)
         missing = [path for path in used_by(line, values) if not is_there(path, made)]

@@ -9,6 +9,7 @@ import logging
 import os
 import re
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -114,7 +115,8 @@ def dump_config(config: RunConfig) -> str:
     return dump_yaml(config_to_dict(config))
 
 
-def shipped_configs() -> dict[str, Path]:
+@cache
+def shipped_configs() -> Mapping[str, Path]:
     """Return the names of the configs inside the package, and their files."""
     files = sorted(CONFIG_ROOT.rglob("*.yaml"))
     return {file.relative_to(CONFIG_ROOT).with_suffix("").as_posix(): file for file in files}
