@@ -20,7 +20,6 @@ class Family:
             of the block of metrics; ``--budget`` scales them in proportion.
         starters: configs whose weights are packaged.
         extra_stages: what ``--stages`` can add.
-        weak: config of the network that stage 2 of a run from packaged weights is guided away from; None without.
         folder: where a run goes by default.
         quick_folder: where a smoke run goes, so that it does not take the place of a real one.
     """
@@ -29,7 +28,6 @@ class Family:
     minutes: dict[str, float]
     starters: tuple[str, ...]
     extra_stages: tuple[str, ...]
-    weak: str | None = None
     folder: str
     quick_folder: str
 
@@ -65,7 +63,6 @@ FAMILIES = {
             minutes={"from_scratch": 12.0, "starter": 9.0},
             starters=("stage1", "stage2_label", "stage2", "stage2_refiner"),
             extra_stages=("translation", "control", "masks"),
-            weak="stage2_weak",
             folder="outputs/demo",
             quick_folder="outputs/demo-quick",
         ),

@@ -77,16 +77,6 @@ class DemoPlan:
         """Return the configuration of the label-conditional generator on the run or checkpoint ``autoencoder``."""
         return self._load(self.names.generator, ("inputs.autoencoder", str(autoencoder)))
 
-    def weak(self, autoencoder: Path, store: Path) -> RunConfig | None:
-        """Return the configuration of the network that stage 2 is guided away from; None without autoguidance.
-
-        autoencoder: the run or checkpoint of stage 1. store: what stage 2 has encoded with it.
-        """
-        name = self.names.weak
-        if name is None or self.from_scratch:
-            return None
-        return self._load(name, ("inputs.autoencoder", str(autoencoder)), ("data.store_dir", str(store)))
-
     def in_context(self, autoencoder: Path) -> RunConfig:
         """Return the configuration of stage 2b on the same stage 1."""
         return self._load("stage2", ("inputs.autoencoder", str(autoencoder)))

@@ -6,7 +6,7 @@ stages, and pipelines make the volumes.
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,6 +19,7 @@ from prod9 import __version__
 from prod9.config.schema import AutoencoderConfig, MaisiVAEConfig, RunConfig
 from prod9.data.layouts.find import find_cases
 from prod9.data.simulated.cohort import simulate_cohort
+from prod9.data.splits import Part
 from prod9.data.stores.translations import content_key
 from prod9.demo.control import MODALITIES, score_stage3
 from prod9.demo.masks import DemoMasks
@@ -47,7 +48,6 @@ from prod9.pipelines.maisi import MAISIPipeline
 from prod9.pipelines.maisi_control import MAISIControlPipeline
 from prod9.pipelines.maskgit import MaskGiTPipeline
 from prod9.pipelines.patients import PatientPipeline
-from prod9.pipelines.recorded import Overrides
 from prod9.pipelines.translation import TranslationPipeline
 from prod9.system.folders import claimed, sweep
 from prod9.training.finetuning import train_further
@@ -57,8 +57,6 @@ _PIPELINES = {"maskgit": (MaskGiTPipeline, ControlPipeline), "maisi": (MAISIPipe
 """The pipelines of stages 2 and 3 of each family."""
 _FORM = 2
 """Number of the form of the scores that are kept: those of another form are computed again."""
-AUTOGUIDANCE = 0.25
-"""Away from so small a network: 0.5 costs precision, 1 gives more contrast than scans have."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +87,6 @@ def _sweep(plan: DemoPlan) -> None:
     sweep(plan.run_dir)
     for name in (
         "volumes",
-        "volumes_before",
         "scores",
         "translation",
         "control",
@@ -127,7 +124,7 @@ class _Demo:
         self._segmenters: dict[int, Segmenter] = {}
 
     def run(self) -> Metrics:
-        """Return the scores of the stages, and those of the packaged weights before they were fine-tuned."""
+        """Return the scores of the stages, and those of the packaged autoencoder before it was fine-tuned."""
         plan, names = self.plan, self.plan.names
         self._simulate()
         config = plan.stage1()
@@ -135,9 +132,7 @@ class _Demo:
             self._show_first(config)
         stage1 = self._train(config, names.autoencoder)
         stage2 = self._train(plan.stage2(stage1), names.generator)
-        weak = plan.weak(stage1, stage2 / "store")
-        guided = () if weak is None else guidance(self._train(weak, str(names.weak)))
-        generated, labels = self._generate(stage2, plan.run_dir / "volumes", guided)
+        generated, labels = self._generate(stage2, plan.run_dir / "volumes")
         sets, autoencoder = load_sets(config), _autoencoder(stage1)
         label_map = config.data.label_map
         judges = Judges(autoencoder, sets, label_map, plan.seed, plan.judge_steps, self.report.say)
@@ -154,7 +149,7 @@ class _Demo:
         block: Metrics = {"stages": stages}
         if not plan.from_scratch:
             block["before_fine_tuning"] = self._kept(
-                "before_fine_tuning", [stage1], lambda: self._score_before(judges)
+                "before_fine_tuning", [stage1], lambda: self._score_before(sets)
             )
         if "translation" in plan.stages:
             stages["translation"] = self._translate(stage1, stage2, judges)
@@ -226,14 +221,9 @@ class _Demo:
         train_further(config, weights, name=stage, say=self.report.say, device=self.device)
         return Path(config.output_dir)
 
-    def _generate(self, model: Path, folder: Path, changes: Overrides = ()) -> tuple[Tensor, Tensor]:
-        """Generate with ``model`` what ``folder`` lacks; return volumes ``[N 1 H W D]`` and labels.
-
-        changes: to the recorded sampler.
-        """
-        pipeline = _PIPELINES[self.plan.family][0].from_checkpoint(
-            model, device=torch_device(self.device), overrides=changes
-        )
+    def _generate(self, model: Path, folder: Path) -> tuple[Tensor, Tensor]:
+        """Generate with ``model`` what ``folder`` lacks; return volumes ``[N 1 H W D]`` and labels."""
+        pipeline = _PIPELINES[self.plan.family][0].from_checkpoint(model, device=torch_device(self.device))
         names, count = pipeline.label_names(), self.plan.volumes_per_modality
         folder.mkdir(parents=True, exist_ok=True)
         volumes: list[Tensor] = []
@@ -252,15 +242,10 @@ class _Demo:
         labels = torch.tensor([pipeline.label_map[name] for name in names]).repeat_interleave(count)
         return torch.stack(volumes), labels
 
-    def _score_before(self, judges: Judges) -> Metrics:
-        """Score the packaged weights of the first two stages before fine-tuning, by the same judges."""
-        names = self.plan.names
-        autoencoder = _autoencoder(starter_weights(names.autoencoder))
-        scores = {names.autoencoder: score_stage1(autoencoder, judges.sets["train"], judges.sets["test"])}
-        if names.generator in names.starters:
-            weights, folder = starter_weights(names.generator), self.plan.run_dir / "volumes_before"
-            scores[names.generator] = judges.score(*self._generate(weights, folder))
-        return scores
+    def _score_before(self, sets: Mapping[Part, VolumeSet]) -> Metrics:
+        """Score the packaged autoencoder before fine-tuning; its generator's validations tell what that brought."""
+        name = self.plan.names.autoencoder
+        return {name: score_stage1(_autoencoder(starter_weights(name)), sets["train"], sets["test"])}
 
     def _translate(self, stage1: Path, stage2: Path, judges: Judges) -> Metrics:
         # The label-conditional transformer has learnt the target's tokens: only the sources are left to learn.
@@ -361,11 +346,6 @@ class _Demo:
             return remove_tumour(generator, held_out, folder=folder, seed=self.plan.seed)
 
         return self._kept("removal", [stage1, stage2], remove, folder)
-
-
-def guidance(weak: Path) -> Overrides:
-    """Return the changes to a sampler that guide it away from the run ``weak``."""
-    return [("sampler.autoguidance_scale", AUTOGUIDANCE), ("sampler.weak_model", str(weak))]
 
 
 def _autoencoder(path: Path) -> Autoencoder:
