@@ -135,7 +135,7 @@ def test_without_models_they_are_planned_from_the_packaged_ones(real: Path, tmp_
     assert {step.config.data.split.test for step in steps} == {10.5 / 40}
     assert steps[-1].weights is None
     assert steps[-1].config.inputs.transformer == str(models.label) == steps[1].config.output_dir
-    assert steps[1].config.training.max_steps == 150
+    assert steps[1].config.training.max_steps == 75
     assert [step.config.data.split.test for step in plan(400, 1.0)] == [0.15] * 5
     with pytest.raises(ConfigError, match="at least 27 patients"):
         plan(24, 1.0)
