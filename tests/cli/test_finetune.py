@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from prod9.config.load import load_config
 from prod9.config.schema import RefinerConfig
 from prod9.models.checkpoint_manager import CheckpointManager
+from prod9.training.finetuning import Asked, plan_finetuning
 from tests.fixtures import write_brats_tree
 from tests.harness import Ran, Workspace, run
 
@@ -75,9 +77,18 @@ def test_a_packaged_translator_brings_its_autoencoder_and_refiner(
     assert not list((tmp_path / "mine").glob("*"))
 
 
-def test_without_segmentations_no_lesion_is_weighed(tmp_path: Path) -> None:
-    from prod9.training.finetuning import Asked, plan_finetuning
+@pytest.mark.parametrize("model", ["demo/translate", "demo/label"])
+def test_every_stage_of_a_packaged_model_is_trained_by_its_own_settings(
+    workspace: Workspace, tmp_path: Path, model: str
+) -> None:
+    """Also those below it, which it names by a path relative to itself."""
+    for step in plan_finetuning(Asked(model=model, data=workspace.cohort, folder=tmp_path)):
+        shipped = load_config(f"demo/starter/{step.weights.resolve().name}").training
+        own = step.config.training
+        assert (own.max_steps, own.learning_rate) == (shipped.max_steps, shipped.learning_rate), step.title
 
+
+def test_without_segmentations_no_lesion_is_weighed(tmp_path: Path) -> None:
     for with_seg, weights in ((True, [None, 5.0, 3.0]), (False, [None, 1.0, 1.0])):
         write_brats_tree(tmp_path / str(with_seg), 3, with_seg=with_seg)
         asked = Asked(model="demo/translate", data=tmp_path / str(with_seg), folder=tmp_path / "mine")
@@ -90,8 +101,6 @@ def test_a_refiner_of_few_patients_sees_each_target_from_several_sets_of_sources
     patients: int, expected: int, tmp_path: Path
 ) -> None:
     """Three sources have seven sets; four modalities of twelve training patients make 144 translations in three."""
-    from prod9.training.finetuning import Asked, plan_finetuning
-
     write_brats_tree(tmp_path / "cohort", patients)
     asked = Asked(model="demo/translate", data=tmp_path / "cohort", folder=tmp_path / "mine")
     configs = [step.config for step in plan_finetuning(asked)]

@@ -60,7 +60,7 @@ FAMILIES = {
     for family in (
         Family(
             name="maskgit",
-            minutes={"from_scratch": 12.0, "starter": 9.0},
+            minutes={"from_scratch": 12.0, "starter": 5.0},
             starters=("stage1", "stage2_label", "stage2", "stage2_refiner"),
             extra_stages=("translation", "control", "masks"),
             folder="outputs/demo",

@@ -147,7 +147,7 @@ def _split_of(model: str, output: Path) -> Path:
     from prod9.models.named.packaged import packaged_at
 
     place = require_model(model)
-    if packaged_at(place.absolute()) is not None:
+    if packaged_at(place) is not None:
         raise ConfigError(
             f"--model: expected a model that was trained on these patients, got {model}, which is packaged with prod9 "
             "and saw simulated ones; leave out --model, --in-context and --control to train on them first"

@@ -56,7 +56,7 @@ def require_model(name: Name) -> Path:
 def provenance(name: Name) -> str | None:
     """Return one line that a user of the model ``name`` should know: what it saw, or how to pin it; None for none."""
     path = located(name)
-    packaged = packaged_at(path.absolute())
+    packaged = packaged_at(path)
     if packaged is not None:
         return _saw(packaged)
     text = Path(name).as_posix()

@@ -85,7 +85,7 @@ PACKAGED: Mapping[str, Packaged] = {
             stage="stage2_label",
             short="label",
             does="generates a T1, T1ce, T2 or FLAIR, and draws a region again",
-            minutes=9.0,
+            minutes=2.3,
         ),
         Packaged(stage="stage1", short="autoencoder", does="turns volumes into tokens and back"),
         Packaged(stage="stage2_refiner", does="corrects what demo/translate makes, which takes it by itself"),
@@ -101,8 +101,9 @@ def packaged_named(name: str) -> Packaged | None:
 
 
 def packaged_at(folder: Path) -> Packaged | None:
-    """Return the packaged model whose folder is ``folder``; None for any other place."""
-    return next((model for model in PACKAGED.values() if model.folder == folder), None)
+    """Return the packaged model whose folder is ``folder``, however that is written; None for any other place."""
+    place = folder.resolve()  # models name what they build on as `../stage1`
+    return next((model for model in PACKAGED.values() if model.folder.resolve() == place), None)
 
 
 def named_in(text: str) -> str:
