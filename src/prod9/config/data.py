@@ -73,7 +73,7 @@ class AugmentConfig(Section):
     """Training-time augmentation of the stages that read volumes; every probability is per sample.
 
     A refiner and a detail flow mirror, rotate and zoom all volumes of a patient alike, and change the intensities of
-    each source by itself. Stages that read tokens or latents change nothing but ``store_flips``.
+    each source by itself. Stages that read tokens or latents do not use it; they have ``store_flips``.
     """
 
     flip_prob: Fraction = Field(default=0.5, description="Left-right flip.")

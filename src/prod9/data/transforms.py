@@ -138,7 +138,10 @@ class TransformBuilder:
 
     def build_pair_transforms(self, crop_size: tuple[int, int, int] | None) -> "PairTransform":
         """Return the random change of a soft volume, the scan and its sources, to train on crops or whole volumes."""
-        affine = self.augment.build_affine({"image": "bilinear", "region": "nearest"})
+        moved = {"image": "bilinear", "region": "nearest"}
+        affine = self.augment.build_affine(moved)
+        if affine and crop_size is not None:
+            affine.append(mt.CenterSpatialCropd(tuple(moved), roi_size=crop_size))
         intensity = self.augment.build_intensity()
         return PairTransform(
             crop_size=crop_size,
@@ -209,7 +212,7 @@ class PairTransform:
     Attributes:
         crop_size: voxels of a crop; None takes whole volumes.
         flip_prob: share of samples that are mirrored.
-        affine: turns and zooms ``image`` and ``region``; None for neither.
+        affine: turns and zooms ``image`` and ``region``, and cuts off the margin; None for neither.
         intensity: changes ``image``, one source; None for no change.
     """
 
@@ -224,6 +227,7 @@ class PairTransform:
         window = self._window(sides, rng)
 
         def change(pair: Pair) -> Pair:
+            """Turn, change the sources of, and mirror what was read."""
             if self.affine is not None:
                 pair = self._turned(pair, self.affine, rng)
             if self.intensity is not None:
@@ -251,7 +255,7 @@ class PairTransform:
         volumes = {"image": torch.cat([pair.images, pair.sources]), "region": pair.region.float()}
         made = cast(dict[str, Tensor], affine(volumes))
         # Without MONAI's metadata, which would slow down every step.
-        image, region = (_middle(made[key].as_subclass(Tensor), self.crop_size) for key in volumes)
+        image, region = (made[key].as_subclass(Tensor) for key in volumes)
         return Pair(images=image[:count], sources=image[count:], region=region > 0.5)
 
 
@@ -265,15 +269,6 @@ def _changed_each(volumes: Tensor, change: mt.Compose, rng: np.random.Generator)
                 Tensor
             )[0]
     return made
-
-
-def _middle(volume: Tensor, size: Sequence[int] | None) -> Tensor:
-    """Return the middle of ``volume [C H W D]``, at most ``size`` voxels; all of it for None."""
-    if size is None:
-        return volume
-    lengths = [min(c, side) for c, side in zip(size, volume.shape[1:], strict=True)]
-    starts = [(side - c) // 2 for side, c in zip(volume.shape[1:], lengths, strict=True)]
-    return volume[(..., *(slice(start, start + c) for start, c in zip(starts, lengths, strict=True)))]
 
 
 @dataclass(frozen=True)

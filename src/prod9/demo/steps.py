@@ -6,7 +6,7 @@ stages, and pipelines make the volumes.
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,6 @@ from prod9 import __version__
 from prod9.config.schema import AutoencoderConfig, MaisiVAEConfig, RunConfig
 from prod9.data.layouts.find import find_cases
 from prod9.data.simulated.cohort import simulate_cohort
-from prod9.data.splits import Part
 from prod9.data.stores.translations import content_key
 from prod9.demo.control import MODALITIES, score_stage3
 from prod9.demo.masks import DemoMasks
@@ -148,9 +147,12 @@ class _Demo:
         pictures.draw_overview(autoencoder, generated, labels)
         block: Metrics = {"stages": stages}
         if not plan.from_scratch:
+            # The validations of the generator tell what fine-tuning brought.
+            packaged = starter_weights(names.autoencoder)
             block["before_fine_tuning"] = self._kept(
-                "before_fine_tuning", [stage1], lambda: self._score_before(sets)
-            )
+                "before_fine_tuning", [stage1],
+                lambda: {names.autoencoder: score_stage1(_autoencoder(packaged), sets["train"], sets["test"])},
+            )  # fmt: skip
         if "translation" in plan.stages:
             stages["translation"] = self._translate(stage1, stage2, judges)
         if "control" in plan.stages:
@@ -241,11 +243,6 @@ class _Demo:
                 progress(len(volumes), len(names) * count)
         labels = torch.tensor([pipeline.label_map[name] for name in names]).repeat_interleave(count)
         return torch.stack(volumes), labels
-
-    def _score_before(self, sets: Mapping[Part, VolumeSet]) -> Metrics:
-        """Score the packaged autoencoder before fine-tuning; its generator's validations tell what that brought."""
-        name = self.plan.names.autoencoder
-        return {name: score_stage1(_autoencoder(starter_weights(name)), sets["train"], sets["test"])}
 
     def _translate(self, stage1: Path, stage2: Path, judges: Judges) -> Metrics:
         # The label-conditional transformer has learnt the target's tokens: only the sources are left to learn.

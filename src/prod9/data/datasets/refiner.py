@@ -35,7 +35,7 @@ class TranslationItem:
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class RefinerDataset(Dataset[dict[str, Any]]):
-    """One translation per sample with its sources and the scan; a SampleKey changes all of them at random, alike.
+    """One translation per sample with its sources and the scan; a SampleKey asks for a random change of them.
 
     Attributes:
         cases: the scans.
